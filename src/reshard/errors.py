@@ -1,0 +1,227 @@
+"""What can go wrong, as one tree that a caller can catch at any height.
+
+::
+
+    ReshardError
+    ├── UsageError             a request that contradicts itself              exit 2
+    ├── SourceError            what the store holds is not what it says       exit 3
+    │   ├── FormatError        bytes that break a file format
+    │   ├── CatalogError       files that do not make one checkpoint
+    │   └── SourceChanged      an object is no longer the one that was planned
+    ├── PlanError              a conversion that must not start               exit 4
+    │   ├── StrategyError      layouts that do not fit the tensors
+    │   ├── OverBudget         more memory needed than allowed
+    │   └── TargetExists       outputs that are there already
+    ├── StorageError           the store refused or failed                    exit 5
+    │   ├── NotFound           no such object or bucket
+    │   ├── Denied             credentials missing, wrong or not enough
+    │   ├── Unsupported        this store cannot do that
+    │   └── Transient          worth another try
+    ├── VerifyError            outputs differ from their sources              exit 6
+    └── Interrupted            stopped by the user                            exit 130
+
+Every message says what, where, expected, found and what to do next. Errors of one kind are
+collected and raised together: ``problems`` lists them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "CatalogError",
+    "Denied",
+    "FormatError",
+    "Interrupted",
+    "NotFound",
+    "OverBudget",
+    "PlanError",
+    "ReshardError",
+    "SourceChanged",
+    "SourceError",
+    "StorageError",
+    "StrategyError",
+    "TargetExists",
+    "Transient",
+    "Unsupported",
+    "UsageError",
+    "VerifyError",
+    "raise_all",
+]
+
+_SHOWN_PROBLEMS = 50
+
+
+class ReshardError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What went wrong and where.
+    hint
+        What the reader can do about it; empty when there is nothing to say.
+    problems
+        Every single finding, when there is more than one of a kind.
+
+    Examples
+    --------
+    >>> print(ReshardError("2 tensors are missing", hint="Check the index.", problems=["a", "b"]))
+    2 tensors are missing
+      - a
+      - b
+    Check the index.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        shown = [f"  - {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
+        if len(self.problems) > _SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(self.problems) - _SHOWN_PROBLEMS} more")
+        return "\n".join([self.message, *shown, *([self.hint] if self.hint else [])])
+
+
+class UsageError(ReshardError):
+    """A request that contradicts itself or names something impossible."""
+
+    exit_code = 2
+
+
+class SourceError(ReshardError):
+    """What the store holds is not a checkpoint that can be read."""
+
+    exit_code = 3
+
+
+class FormatError(SourceError):
+    """Bytes that break a file format.
+
+    Parameters
+    ----------
+    what
+        The rule that is broken.
+    where
+        Object, and tensor or byte offset if known.
+    expected, found
+        Both sides of the disagreement, in words.
+
+    Examples
+    --------
+    >>> print(FormatError("header too long", where="model.safetensors", expected="<= 100000000 bytes", found="2**40"))
+    model.safetensors: header too long: expected <= 100000000 bytes, found 2**40
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        found: str = "",
+        hint: str = "",
+        problems: Sequence[str] = (),
+    ) -> None:
+        self.what, self.where, self.expected, self.found = what, where, expected, found
+        sides = [f"expected {expected}"] * bool(expected) + [f"found {found}"] * bool(found)
+        message = ": ".join(part for part in (where, what, ", ".join(sides)) if part)
+        super().__init__(message, hint=hint, problems=problems)
+
+    def at(self, where: str) -> FormatError:
+        """Return the same error with ``where`` put before its place (an object's URL, say)."""
+        place = ": ".join(part for part in (where, self.where) if part)
+        return type(self)(
+            self.what,
+            where=place,
+            expected=self.expected,
+            found=self.found,
+            hint=self.hint,
+            problems=self.problems,
+        )
+
+
+class CatalogError(SourceError):
+    """Files that are each readable but do not make one checkpoint."""
+
+
+class SourceChanged(SourceError):
+    """An object is no longer the one that the plan was made from."""
+
+
+class PlanError(ReshardError):
+    """A conversion that must not start; nothing has been written."""
+
+    exit_code = 4
+
+
+class StrategyError(PlanError):
+    """Layouts that do not fit the tensors, the ranks or each other."""
+
+
+class OverBudget(PlanError):
+    """The plan needs more memory than it may use.
+
+    Parameters
+    ----------
+    needed_bytes
+        The smallest limit that would be accepted.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
+
+
+class TargetExists(PlanError):
+    """Outputs that are in the store already."""
+
+
+class StorageError(ReshardError):
+    """The store refused or failed."""
+
+    exit_code = 5
+
+
+class NotFound(StorageError, FileNotFoundError):
+    """No such object or bucket."""
+
+
+class Denied(StorageError, PermissionError):
+    """Credentials are missing, wrong or not enough."""
+
+
+class Unsupported(StorageError):
+    """This store cannot do what was asked."""
+
+
+class Transient(StorageError):
+    """A failure that is worth another try; raised to the user when tries ran out."""
+
+
+class VerifyError(ReshardError):
+    """Outputs differ from what their sources say they must be."""
+
+    exit_code = 6
+
+
+class Interrupted(ReshardError):
+    """Stopped by the user; nothing half-written was left."""
+
+    exit_code = 130
+
+
+def raise_all(error: type[ReshardError], message: str, problems: Sequence[str], hint: str = "") -> None:
+    """Raise one ``error`` that lists ``problems``, or return when there are none.
+
+    Examples
+    --------
+    >>> raise_all(CatalogError, "nothing to say", [])
+    """
+    if problems:
+        raise error(message, problems=problems, hint=hint)

@@ -1,0 +1,23 @@
+"""A tensor without its bytes: element type, region, where its bytes lie, and how ranks share it."""
+
+from .box import Box, ByteRange, Shape, TensorSpec, row_major_boxes
+from .dtype import DType
+from .layout import Layout, RowSplit
+from .runs import Runs, Transfer, byte_runs, transfer
+from .strategy import Strategy
+
+__all__ = [
+    "Box",
+    "ByteRange",
+    "DType",
+    "Layout",
+    "RowSplit",
+    "Runs",
+    "Shape",
+    "Strategy",
+    "TensorSpec",
+    "Transfer",
+    "byte_runs",
+    "row_major_boxes",
+    "transfer",
+]

@@ -1,0 +1,158 @@
+"""Regions of tensors and of objects: which elements, which bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .dtype import DType
+
+__all__ = ["Box", "ByteRange", "Shape", "TensorSpec", "row_major_boxes"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ByteRange:
+    """Bytes ``[start, stop)`` of one object.
+
+    Examples
+    --------
+    >>> ByteRange(8, 24).nbytes
+    16
+    """
+
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor without its bytes.
+
+    Examples
+    --------
+    >>> TensorSpec("w", DType.BF16, (2, 3)).nbytes
+    12
+    """
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.dtype.nbytes(math.prod(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An n-d half-open region ``[start, stop)``, in elements.
+
+    Examples
+    --------
+    >>> a = Box((0, 0), (4, 4)); b = Box((2, 1), (6, 3))
+    >>> a.intersect(b)
+    Box(start=(2, 1), stop=(4, 3))
+    >>> a.intersect(b).relative_to((2, 0))
+    Box(start=(0, 1), stop=(2, 3))
+    """
+
+    start: Shape
+    stop: Shape
+
+    @classmethod
+    def whole(cls, shape: Shape) -> Box:
+        """The box that covers a tensor of ``shape``."""
+        return cls((0,) * len(shape), shape)
+
+    @property
+    def shape(self) -> Shape:
+        """Extent on each axis, in elements."""
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def element_count(self) -> int:
+        """Number of elements inside."""
+        return math.prod(self.shape)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no element is inside."""
+        return any(b <= a for a, b in zip(self.start, self.stop, strict=True))
+
+    def intersect(self, other: Box) -> Box | None:
+        """The common region, or None when there is none."""
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(map(min, self.stop, other.stop))
+        for a, b in zip(start, stop, strict=True):
+            if a >= b:
+                return None
+        return Box(start, stop)
+
+    def contains(self, other: Box) -> bool:
+        """Whether every element of ``other`` is inside."""
+        return all(a <= c for a, c in zip(self.start, other.start, strict=True)) and all(
+            d <= b for b, d in zip(self.stop, other.stop, strict=True)
+        )
+
+    def relative_to(self, origin: Shape) -> Box:
+        """The same region, counted from ``origin``."""
+        return Box(
+            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
+            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
+        )
+
+    def shifted(self, offset: Shape) -> Box:
+        """The same region, moved by ``offset``."""
+        return Box(
+            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
+            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
+        )
+
+
+def row_major_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
+    """Cut the elements ``[start, stop)`` of a row-major tensor into boxes, in order.
+
+    At most ``2 * len(shape) - 1`` boxes come out, whatever the range.
+
+    Parameters
+    ----------
+    shape
+        Of the tensor, in elements.
+    start, stop
+        Flat element positions, ``0 <= start <= stop <= prod(shape)``.
+
+    Examples
+    --------
+    >>> list(row_major_boxes((3, 4), 2, 8))
+    [Box(start=(0, 2), stop=(1, 4)), Box(start=(1, 0), stop=(2, 4))]
+    """
+    if start >= stop:
+        return
+    if not shape:
+        yield Box((), ())
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row
+    if first > last:  # inside one row
+        yield from _in_row(shape, first - 1, start, stop, row)
+        return
+    if first * row > start:
+        yield from _in_row(shape, first - 1, start, first * row, row)
+    if first < last:
+        yield Box((first, *(0,) * (len(shape) - 1)), (last, *shape[1:]))
+    if last * row < stop:
+        yield from _in_row(shape, last, last * row, stop, row)
+
+
+def _in_row(shape: Shape, index: int, start: int, stop: int, row: int) -> Iterator[Box]:
+    for box in row_major_boxes(shape[1:], start - index * row, stop - index * row):
+        yield Box((index, *box.start), (index + 1, *box.stop))

@@ -1,0 +1,223 @@
+"""How one tensor is cut over the devices of a pipeline stage, and which box each rank owns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..errors import StrategyError
+from .box import Box, Shape
+
+__all__ = ["Layout", "RowSplit"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSplit:
+    """Uneven pieces of axis 0 (MindSpore's ``manual_split``): ``counts[i]`` rows from row ``offsets[i]``."""
+
+    counts: Shape
+    offsets: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Device matrix and tensor map of one tensor.
+
+    Parameters
+    ----------
+    device_matrix
+        The stage's devices as a row-major grid, last dimension fastest; at least one dimension.
+    tensor_map
+        One tuple a tensor axis: the grid dimensions that cut it, counted from the right (0 is the
+        last), most significant first; empty for an axis that is not cut.
+    optimizer_shard_size
+        Pieces that the parallel optimizer cuts axis 0 of the slice into; -1 for as many as there
+        are replicas, 0 for none.
+    optimizer_shard_step
+        Rank distance between neighbouring pieces as MindSpore records it. Kept for writing; the
+        piece a rank holds follows from the grid alone.
+    row_split
+        Uneven pieces of axis 0, if the axis is cut by hand.
+
+    Examples
+    --------
+    >>> layout = Layout((2, 2, 2), ((0,), (1,)))
+    >>> layout.box_of((16, 24), rank=5)
+    Box(start=(8, 0), stop=(16, 12))
+    >>> Layout((2, 2, 2), ((2, 0), ())).box_of((16, 24), rank=5)
+    Box(start=(12, 0), stop=(16, 24))
+    """
+
+    device_matrix: Shape
+    tensor_map: tuple[tuple[int, ...], ...]
+    optimizer_shard_size: int = 0
+    optimizer_shard_step: int = 0
+    row_split: RowSplit | None = None
+    field_size: int = 0
+    _used: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        dimension_count = len(self.device_matrix)
+        if not dimension_count or any(size < 1 for size in self.device_matrix):
+            raise StrategyError(f"device matrix {list(self.device_matrix)}: every dimension must be at least 1")
+        entries = [entry for axis in self.tensor_map for entry in axis]
+        if any(not 0 <= entry < dimension_count for entry in entries) or len(set(entries)) != len(entries):
+            raise StrategyError(
+                f"tensor map {[list(axis) for axis in self.tensor_map]} does not fit device matrix "
+                f"{list(self.device_matrix)}: expected each of 0..{dimension_count - 1} at most once"
+            )
+        object.__setattr__(self, "_used", frozenset(dimension_count - 1 - entry for entry in entries))
+        self._check_optimizer_shard()
+
+    def _check_optimizer_shard(self) -> None:
+        if self.optimizer_shard_size < -1:
+            raise StrategyError(f"optimizer shard size {self.optimizer_shard_size}: expected -1, 0 or more")
+        if self.optimizer_shard_size > 0 and self._taken_dimensions() is None:
+            raise StrategyError(
+                f"optimizer shard size {self.optimizer_shard_size} does not fit the {self.replica_count} replicas of "
+                f"device matrix {list(self.device_matrix)}, tensor map {[list(axis) for axis in self.tensor_map]}"
+            )
+
+    @property
+    def device_count(self) -> int:
+        """Devices in the stage."""
+        return math.prod(self.device_matrix)
+
+    @property
+    def cuts(self) -> Shape:
+        """Pieces on each axis, before the optimizer's."""
+        return tuple(math.prod(self.device_matrix[-1 - e] for e in axis) for axis in self.tensor_map)
+
+    @property
+    def replica_count(self) -> int:
+        """Ranks that share one slice, before the optimizer cuts it."""
+        return math.prod(size for d, size in enumerate(self.device_matrix) if d not in self._used)
+
+    @property
+    def optimizer_pieces(self) -> int:
+        """Pieces that the optimizer cuts a slice into (1 for none)."""
+        if self.optimizer_shard_size == -1:
+            return self.replica_count
+        return max(1, self.optimizer_shard_size)
+
+    def box_of(self, shape: Shape, rank: int) -> Box:
+        """The region of a tensor that one rank owns.
+
+        Parameters
+        ----------
+        shape
+            Of the full tensor, in elements.
+        rank
+            Within the stage, ``0 <= rank < device_count``.
+
+        Raises
+        ------
+        StrategyError
+            The tensor has another number of axes, or an axis does not divide.
+
+        Source: mindspore 2.10.0, ``parallel/_tensor.py`` (slices), ``parallel/_parallel_serialization.py``
+        and compiled strategies (optimizer pieces in the order that training uses).
+        """
+        self.check(shape)
+        coordinates = self._coordinates(rank)
+        start, stop = [], []
+        for axis, (extent, entries) in enumerate(zip(shape, self.tensor_map, strict=True)):
+            pieces, index = 1, 0
+            for entry in entries:
+                size = self.device_matrix[-1 - entry]
+                pieces, index = pieces * size, index * size + coordinates[-1 - entry]
+            if axis == 0 and self.row_split:
+                start.append(self.row_split.offsets[index])
+                stop.append(self.row_split.offsets[index] + self.row_split.counts[index])
+            else:
+                start.append(extent // pieces * index)
+                stop.append(extent // pieces * (index + 1))
+        if self.optimizer_pieces > 1:
+            rows = (stop[0] - start[0]) // self.optimizer_pieces
+            start[0] += rows * self._optimizer_index(coordinates)
+            stop[0] = start[0] + rows
+        return Box(tuple(start), tuple(stop))
+
+    def full_shape(self, local_shape: Shape) -> Shape:
+        """The shape of the full tensor, from what one rank holds of it.
+
+        Examples
+        --------
+        >>> Layout((4, 2), ((0,), ()), optimizer_shard_size=-1).full_shape((4, 6))
+        (32, 6)
+        """
+        self._check_axes(local_shape)
+        full = [extent * pieces for extent, pieces in zip(local_shape, self.cuts, strict=True)]
+        if self.row_split:
+            full[0] = sum(self.row_split.counts)
+        elif self.optimizer_pieces > 1:
+            full[0] *= self.optimizer_pieces
+        return tuple(full)
+
+    def check(self, shape: Shape) -> None:
+        """Raise StrategyError unless a tensor of ``shape`` can be cut this way."""
+        self._check_axes(shape)
+        for axis, (extent, pieces) in enumerate(zip(shape, self.cuts, strict=True)):
+            if axis == 0 and self.row_split:
+                self._check_row_split(extent, pieces)
+                continue
+            pieces *= self.optimizer_pieces if axis == 0 else 1
+            if extent % pieces:
+                raise StrategyError(f"axis {axis} of {list(shape)} cannot be cut into {pieces} equal pieces")
+
+    def _check_axes(self, shape: Shape) -> None:
+        if len(shape) != len(self.tensor_map):
+            raise StrategyError(
+                f"tensor map {[list(axis) for axis in self.tensor_map]} is for {len(self.tensor_map)} axes, "
+                f"the tensor has {len(shape)}: {list(shape)}"
+            )
+        if not shape and self.optimizer_pieces > 1:
+            raise StrategyError("a scalar cannot be cut by the optimizer")
+
+    def _check_row_split(self, rows: int, pieces: int) -> None:
+        split = self.row_split
+        assert split is not None
+        ends = [offset + count for offset, count in zip(split.offsets, split.counts, strict=False)]
+        if (
+            len(split.counts) != pieces
+            or len(split.offsets) != pieces
+            or [*split.offsets] != [0, *ends[:-1]]
+            or ends[-1] != rows
+        ):
+            raise StrategyError(
+                f"manual split of axis 0 into {list(split.counts)} rows from {list(split.offsets)} does not tile "
+                f"{rows} rows in {pieces} pieces"
+            )
+        if self.optimizer_pieces > 1:
+            raise StrategyError("manual split together with an optimizer shard is not supported")
+
+    def _coordinates(self, rank: int) -> list[int]:
+        if not 0 <= rank < self.device_count:
+            raise StrategyError(f"rank {rank} is outside device matrix {list(self.device_matrix)}")
+        coordinates = []
+        for size in reversed(self.device_matrix):
+            rank, coordinate = divmod(rank, size)
+            coordinates.append(coordinate)
+        return coordinates[::-1]
+
+    def _taken_dimensions(self) -> list[tuple[int, int]] | None:
+        """Free grid dimensions the optimizer cuts along, rightmost first, each with the pieces it gives."""
+        remaining = self.optimizer_pieces
+        taken: list[tuple[int, int]] = []
+        for dimension in reversed(range(len(self.device_matrix))):
+            size = self.device_matrix[dimension]
+            if dimension in self._used or size == 1 or remaining == 1:
+                continue
+            pieces = min(remaining, size)
+            if remaining % pieces or size % pieces:
+                return None
+            taken.append((dimension, pieces))
+            remaining //= pieces
+        return taken if remaining == 1 else None
+
+    def _optimizer_index(self, coordinates: list[int]) -> int:
+        index, weight = 0, 1
+        for dimension, pieces in self._taken_dimensions() or []:
+            index += coordinates[dimension] % pieces * weight
+            weight *= pieces
+        return index

@@ -1,0 +1,232 @@
+"""Where the bytes of a box lie inside a row-major tensor: equal runs at equal steps, never a list of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .box import Box, Shape
+
+__all__ = ["Runs", "Transfer", "byte_runs", "transfer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Equal runs of bytes: ``prod(counts)`` of them, ``nbytes`` each.
+
+    Run ``(i, j, ...)`` starts at ``first + i * strides[0] + j * strides[1] + ...``; strides are
+    positive and descending, so runs come in ascending order and never overlap.
+
+    Examples
+    --------
+    >>> list(Runs(2, 4, (2,), (8,)).starts())
+    [2, 10]
+    """
+
+    first: int
+    nbytes: int
+    counts: Shape = ()
+    strides: Shape = ()
+
+    @property
+    def run_count(self) -> int:
+        """Number of runs."""
+        return math.prod(self.counts)
+
+    @property
+    def total_nbytes(self) -> int:
+        """Bytes in all runs together."""
+        return self.run_count * self.nbytes
+
+    @property
+    def stop(self) -> int:
+        """One past the last byte."""
+        return (
+            self.first
+            + sum((count - 1) * stride for count, stride in zip(self.counts, self.strides, strict=True))
+            + self.nbytes
+        )
+
+    def starts(self) -> Iterator[int]:
+        """Yield the first byte of each run, ascending."""
+        if not self.counts:
+            yield self.first
+            return
+        inner = Runs(0, self.nbytes, self.counts[1:], self.strides[1:])
+        for index in range(self.counts[0]):
+            offset = self.first + index * self.strides[0]
+            for start in inner.starts():
+                yield offset + start
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One strided copy between two byte addresses: the same runs seen from both sides.
+
+    Run ``(i, j, ...)`` moves ``nbytes`` bytes from ``source + i * source_strides[0] + ...`` to
+    ``target + i * target_strides[0] + ...``. Which object or buffer the addresses count in is the
+    holder's business.
+    """
+
+    source: int
+    target: int
+    nbytes: int
+    counts: Shape = ()
+    source_strides: Shape = ()
+    target_strides: Shape = ()
+
+    @property
+    def total_nbytes(self) -> int:
+        """Bytes moved."""
+        return math.prod(self.counts) * self.nbytes
+
+    @property
+    def source_stop(self) -> int:
+        """One past the last source byte."""
+        return self.source_runs.stop
+
+    @property
+    def source_runs(self) -> Runs:
+        """The runs as the source sees them."""
+        return Runs(self.source, self.nbytes, self.counts, self.source_strides)
+
+    @property
+    def target_runs(self) -> Runs:
+        """The runs as the target sees them."""
+        return Runs(self.target, self.nbytes, self.counts, self.target_strides)
+
+    def moved(self, source: int = 0, target: int = 0) -> Transfer:
+        """The same copy with both addresses counted from elsewhere."""
+        return Transfer(
+            self.source + source,
+            self.target + target,
+            self.nbytes,
+            self.counts,
+            self.source_strides,
+            self.target_strides,
+        )
+
+    def clip_source(self, start: int, stop: int) -> Iterator[Transfer]:
+        """Yield the parts of this copy whose source bytes lie in ``[start, stop)``.
+
+        At most ``2 * len(counts) + 1`` transfers come out.
+
+        Examples
+        --------
+        >>> whole = Transfer(0, 0, 4, (3,), (8,), (4,))
+        >>> [(t.source, t.target, t.total_nbytes) for t in whole.clip_source(2, 18)]
+        [(2, 2, 2), (8, 4, 4), (16, 8, 2)]
+        """
+        if start <= self.source and self.source_stop <= stop:
+            yield self
+        elif self.source < stop and start < self.source_stop:
+            if not self.counts:
+                first = max(start, self.source)
+                length = min(stop, self.source + self.nbytes) - first
+                yield Transfer(first, self.target + first - self.source, length)
+            else:
+                yield from self._clip_outer(start, stop)
+
+    def _clip_outer(self, start: int, stop: int) -> Iterator[Transfer]:
+        stride, count = self.source_strides[0], self.counts[0]
+        span = self._slice(0, 1).source_stop - self.source
+        # Rows [low, high) touch the range; rows [inner_low, inner_high) lie wholly inside it.
+        low = max(0, (start - self.source - span) // stride + 1)
+        high = min(count, -(-(stop - self.source) // stride))
+        inner_low = min(max(low, -(-(start - self.source) // stride)), high)
+        inner_high = min(max(inner_low, (stop - self.source - span) // stride + 1), high)
+        for index in range(low, inner_low):
+            yield from self._slice(index, index + 1).clip_source(start, stop)
+        if inner_low < inner_high:
+            yield self._slice(inner_low, inner_high)
+        for index in range(inner_high, high):
+            yield from self._slice(index, index + 1).clip_source(start, stop)
+
+    def _slice(self, low: int, high: int) -> Transfer:
+        source = self.source + low * self.source_strides[0]
+        target = self.target + low * self.target_strides[0]
+        if high - low == 1:
+            return Transfer(
+                source, target, self.nbytes, self.counts[1:], self.source_strides[1:], self.target_strides[1:]
+            )
+        counts = (high - low, *self.counts[1:])
+        return Transfer(source, target, self.nbytes, counts, self.source_strides, self.target_strides)
+
+
+def _strides(shape: Shape, itemsize: int) -> list[int]:
+    strides, step = [], itemsize
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return strides[::-1]
+
+
+def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Transfer:
+    """Describe copying one box from a row-major tensor into another.
+
+    Parameters
+    ----------
+    box_shape
+        Extent of the box, in elements; no axis may be empty.
+    source, target
+        ``(shape of the tensor, first element of the box in it)``, each in elements.
+    itemsize
+        Bytes per element.
+
+    Returns
+    -------
+    Transfer
+        Addresses count bytes from each tensor's first byte.
+
+    Examples
+    --------
+    >>> transfer((2, 2), ((2, 4), (0, 1)), ((2, 2), (0, 0)), itemsize=2)
+    Transfer(source=2, target=0, nbytes=4, counts=(2,), source_strides=(8,), target_strides=(4,))
+    """
+    source_steps, target_steps = _strides(source[0], itemsize), _strides(target[0], itemsize)
+    first_source = sum(a * s for a, s in zip(source[1], source_steps, strict=True))
+    first_target = sum(a * s for a, s in zip(target[1], target_steps, strict=True))
+    nbytes = itemsize
+    counts: list[int] = []
+    from_steps: list[int] = []
+    to_steps: list[int] = []
+    for extent, a, b in zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True):
+        if extent == 1:
+            continue
+        if not counts and a == b == nbytes:
+            nbytes *= extent
+        elif counts and a == from_steps[-1] * counts[-1] and b == to_steps[-1] * counts[-1]:
+            counts[-1] *= extent
+        else:
+            counts.append(extent)
+            from_steps.append(a)
+            to_steps.append(b)
+    return Transfer(
+        first_source, first_target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1])
+    )
+
+
+def byte_runs(box: Box, shape: Shape, itemsize: int) -> Runs:
+    """Locate the bytes of a box inside one row-major tensor.
+
+    Parameters
+    ----------
+    box
+        Region in elements, not empty, inside ``shape``.
+    shape
+        Of the tensor, in elements.
+    itemsize
+        Bytes per element.
+
+    Returns
+    -------
+    Runs
+        ``first`` and ``strides`` in bytes from the tensor's first byte.
+
+    Examples
+    --------
+    >>> byte_runs(Box((0, 1), (2, 3)), shape=(2, 4), itemsize=2)
+    Runs(first=2, nbytes=4, counts=(2,), strides=(8,))
+    """
+    return transfer(box.shape, (shape, box.start), (box.shape, (0,) * len(shape)), itemsize).source_runs
