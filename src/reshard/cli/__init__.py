@@ -1,0 +1,1 @@
+"""Typer: one file a command; parse, call, show."""

@@ -1,0 +1,1 @@
+"""Moves the bytes: reads headers, runs steps under a memory limit, commits, verifies."""

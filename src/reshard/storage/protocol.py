@@ -1,4 +1,8 @@
-"""What the rest of the package may ask of an object store: one small protocol, synchronous and thread-safe."""
+"""What the rest of the package may ask of an object store: one small protocol, synchronous and thread-safe.
+
+Stopping: a store that is also :class:`Stoppable` asks ``should_stop`` between blocks of a read or
+of a part, and while it waits to try again, and raises Interrupted as soon as the answer is yes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ..tensor import ByteRange
+from .stopping import ShouldStop
 
-__all__ = ["Body", "ObjectInfo", "ReadStore", "Store", "StoreLimits", "Upload"]
+__all__ = ["Body", "ObjectInfo", "ReadStore", "Stoppable", "Store", "StoreLimits", "Upload"]
 
 Body = bytes | bytearray | memoryview
 """Bytes to send; a memoryview is contiguous and of format ``B``."""
@@ -55,6 +60,25 @@ class Upload:
 
 
 @runtime_checkable
+class Stoppable(Protocol):
+    """A store whose transfers can be broken off from another thread.
+
+    ``should_stop`` may be set at any time, is called often and from many threads, and must keep
+    answering yes once it has.
+
+    Examples
+    --------
+    >>> import threading
+    >>> from reshard.storage.memory import MemoryStore
+    >>> stop, store = threading.Event(), MemoryStore()
+    >>> if isinstance(store, Stoppable):
+    ...     store.should_stop = stop.is_set
+    """
+
+    should_stop: ShouldStop
+
+
+@runtime_checkable
 class ReadStore(Protocol):
     """What reading needs. Every method may be called from any thread.
 
@@ -85,11 +109,18 @@ class ReadStore(Protocol):
         Parameters
         ----------
         span
-            Wholly inside the object.
+            Wholly inside the object; an empty span asks the store nothing.
         target
             Writable, contiguous, format ``B``, exactly ``span.nbytes`` long.
         etag
             If given, raise SourceChanged unless the object still has it.
+
+        Raises
+        ------
+        SourceChanged
+            Also when the object changes between two requests of this one read.
+        StorageError
+            The object ends before ``span.stop``.
         """
         ...
 
@@ -129,7 +160,10 @@ class Store(ReadStore, Protocol):
         ...
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Join the parts ``(number, etag)``, ascending; the object becomes visible."""
+        """Join the parts ``(number, etag)``, ascending and at least one; the object becomes visible.
+
+        The returned length is the one the store tells, so that a caller can compare it.
+        """
         ...
 
     def abort_upload(self, upload: Upload) -> None:

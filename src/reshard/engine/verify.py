@@ -1,0 +1,184 @@
+"""Reads sources and outputs again and compares them bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..errors import UsageError
+from ..planning.plan import Plan
+from ..planning.steps import FilledPart, Step
+from ..storage import Location
+from ..tensor import ByteRange
+from .events import Listener, PhaseStarted, ignore
+from .execute import check_source, head_or_none
+from .manifest import Manifest, Receipt
+from .scatter import first_difference, is_equal
+from .transfer import Transfer
+from .workers import Task, Workers, working
+
+__all__ = ["Report", "Subset", "verify_manifest"]
+
+_MAX_PROBLEMS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Every ``of``-th step, beginning with the ``number``-th (from 1).
+
+    Examples
+    --------
+    >>> Subset.parse("2/10")
+    Subset(number=2, of=10)
+    """
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Subset:
+        """Read ``n/t``.
+
+        Raises
+        ------
+        UsageError
+            Not of that form, or n is not one of 1..t.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UsageError(f"subset {text!r}: expected n/t with 1 <= n <= t, like 1/10")
+        return cls(int(number), int(of))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found.
+
+    Parameters
+    ----------
+    plan_id
+        Of the conversion.
+    checked_bytes, total_bytes
+        Of the outputs.
+    object_count
+        Outputs that were looked at.
+    problems
+        Every difference, in words; empty when all is right.
+    """
+
+    plan_id: str
+    checked_bytes: int
+    total_bytes: int
+    object_count: int
+    problems: tuple[str, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether outputs and sources agree."""
+        return not self.problems
+
+
+def verify_manifest(
+    manifest: Manifest,
+    plan_id: str,
+    source: Location,
+    target: Location,
+    *,
+    subset: Subset = Subset(),
+    listener: Listener = ignore,
+) -> Report:
+    """Compare every output with its sources, in the memory that the plan was made for.
+
+    Raises
+    ------
+    SourceChanged
+        The source is no longer what was converted, so nothing can be compared.
+    """
+    plan = manifest.plan
+    with working(plan.limits.concurrency, source.store, target.store) as workers:
+        check_source(plan, source, workers)
+        problems = _check_objects(manifest, target, workers)
+        comparison = _Comparison(plan, target, frozenset(problems))
+        listener(PhaseStarted("verify"))
+        Transfer(plan, source, workers, listener).run(_chosen(plan, subset), comparison)
+        _check_documents(plan, comparison, workers)
+    found = sorted(problems.values()) + sorted(comparison.problems)
+    total = sum(output.nbytes * len(output.keys) for output in plan.outputs)
+    return Report(plan_id, comparison.checked_bytes, total, len(manifest.receipts), tuple(found[:_MAX_PROBLEMS]))
+
+
+def _chosen(plan: Plan, subset: Subset) -> Iterator[Step]:
+    position = 0
+    for index in range(len(plan.groups)):
+        for step in plan.steps(index):
+            if position % subset.of == subset.number - 1:
+                yield step
+            position += 1
+
+
+def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> dict[str, str]:
+    """Objects that are gone or have another length than was written, by key."""
+    problems: dict[str, str] = {}
+
+    def check(receipt: Receipt) -> None:
+        place = target.child(receipt.key)
+        info = head_or_none(place)
+        if info is None:
+            problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, the object is gone"
+        elif info.nbytes != receipt.nbytes:
+            problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, found {info.nbytes}"
+
+    workers.map(check, manifest.receipts)
+    return problems
+
+
+def _check_documents(plan: Plan, comparison: _Comparison, workers: Workers) -> None:
+    def check(number: int) -> None:
+        document = plan.documents[number]
+        if document.key not in comparison.skipped:
+            comparison.compare(document.key, 0, memoryview(document.data))
+
+    workers.map(check, range(len(plan.documents)))
+
+
+@dataclass
+class _Comparison:
+    """A sink that compares parts with what the target holds."""
+
+    plan: Plan
+    target: Location
+    skipped: frozenset[str]
+    checked_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tasks(self, _step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
+        """Compare a part in every replica."""
+        for key in self.plan.outputs[part.output].keys:
+            if key not in self.skipped:
+                yield lambda key=key: self.compare(key, part.range.start, data, part.output)  # type: ignore[misc]
+
+    def compare(self, key: str, start: int, expected: memoryview, output: int | None = None) -> None:
+        """Read what the target has at ``start`` block by block and compare."""
+        location, block_bytes = self.target.child(key), self.plan.limits.read_bytes
+        for first in range(0, len(expected), block_bytes):
+            wanted = expected[first : first + block_bytes]
+            span = ByteRange(start + first, start + first + len(wanted))
+            found = memoryview(location.store.read(location.key, span))
+            if not is_equal(wanted, found):
+                at = span.start + first_difference(wanted, found)
+                with self._lock:
+                    self.problems.append(f"{location.url}: byte {at} differs{self._tensor_at(output, at)}")
+                return
+        with self._lock:
+            self.checked_bytes += len(expected)
+
+    def _tensor_at(self, number: int | None, byte: int) -> str:
+        if number is None:
+            return ""
+        output = self.plan.outputs[number]
+        if byte < len(output.header):
+            return " (in the header)"
+        slot = next(i for i, stop in enumerate(output.starts[1:]) if byte < stop)
+        return f" (in tensor {output.specs[slot].name}, its byte {byte - output.starts[slot]})"

@@ -1,0 +1,190 @@
+"""Rules over tensor names that cut a model over a grid of devices: what a layout file says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from itertools import pairwise
+
+from ..errors import StrategyError, raise_all
+from ..tensor import Layout, Shape, Strategy
+
+__all__ = ["PIPELINE_AXIS", "LayoutRule", "LayoutRules", "StageRule", "layer_number"]
+
+PIPELINE_AXIS = "pp"
+
+_LAYER_WORDS = frozenset({"layers", "layer", "h", "blocks"})
+_LAYER_NUMBER = re.compile(r"[0-9]{1,9}")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRule:
+    """How the tensors are cut whose names match.
+
+    Parameters
+    ----------
+    match
+        Globs; one is enough.
+    split
+        For each tensor axis, the axes of the device grid that cut it, most significant first.
+    optimizer_shard
+        Pieces of the first axis of a slice over its repeats; -1 for all of them, 0 for none.
+    """
+
+    match: tuple[str, ...]
+    split: tuple[tuple[str, ...], ...] = ()
+    optimizer_shard: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageRule:
+    """What one pipeline stage holds: names that match, and layers ``first..last``, both included."""
+
+    match: tuple[str, ...] = ()
+    layers: tuple[tuple[int, int], ...] = ()
+
+    def has_layer(self, number: int | None) -> bool:
+        """Whether a tensor of this layer belongs to the stage."""
+        return number is not None and any(first <= number <= last for first, last in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRules:
+    """A layout file: a grid of devices, and rules that cut tensors over it.
+
+    Parameters
+    ----------
+    axes
+        Name and size of each axis of the grid, slowest first; ``pp``, if any, is the first.
+    rules
+        The first whose globs match a tensor decides.
+    stages
+        One a pipeline stage; empty for a single stage that holds everything.
+
+    Examples
+    --------
+    >>> axes = (("dp", 2), ("mp", 3))
+    >>> rules = LayoutRules(axes, (LayoutRule(("*.o_proj.weight",), ((), ("mp",))), LayoutRule(("*",))))
+    >>> strategy = rules.strategy({"a.o_proj.weight": (4, 6), "norm": (4,)})
+    >>> strategy.stages[0]["a.o_proj.weight"].box_of((4, 6), rank=4)
+    Box(start=(0, 2), stop=(4, 4))
+    """
+
+    axes: tuple[tuple[str, int], ...]
+    rules: tuple[LayoutRule, ...]
+    stages: tuple[StageRule, ...] = ()
+
+    @property
+    def grid(self) -> tuple[tuple[str, int], ...]:
+        """The axes of one stage."""
+        return tuple(axis for axis in self.axes if axis[0] != PIPELINE_AXIS)
+
+    def layout(self, rule: LayoutRule, axis_count: int) -> Layout:
+        """The layout that a rule gives a tensor of ``axis_count`` axes.
+
+        Optimizer shards are left out where there is nothing to cut or no repeat to cut over, as
+        training does.
+
+        Raises
+        ------
+        StrategyError
+            The rule cuts more axes than the tensor has, or its optimizer shard does not fit.
+        """
+        if len(rule.split) > axis_count:
+            raise StrategyError(f"split has {len(rule.split)} entries, the tensor has {axis_count} axes")
+        sizes = tuple(size for _, size in self.grid) or (1,)
+        entry = {name: len(self.grid) - 1 - position for position, (name, _) in enumerate(self.grid)}
+        split = (*rule.split, *((),) * (axis_count - len(rule.split)))
+        tensor_map = tuple(tuple(entry[name] for name in axis) for axis in split)
+        plain = Layout(sizes, tensor_map)
+        if axis_count == 0 or plain.replica_count == 1:
+            return plain
+        return Layout(sizes, tensor_map, optimizer_shard_size=rule.optimizer_shard)
+
+    def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
+        """Apply the rules to a model.
+
+        Parameters
+        ----------
+        shapes
+            Of every tensor, full or one rank's: only the number of axes counts.
+
+        Raises
+        ------
+        StrategyError
+            A tensor is matched by no rule, has fewer axes than its rule cuts, or is on no stage.
+        """
+        rule_of = _Globs([rule.match for rule in self.rules])
+        stage_globs = _Globs([stage.match for stage in self.stages])
+        stages: list[dict[str, Layout]] = [{} for _ in self.stages or [None]]
+        made: dict[tuple[int, int], Layout] = {}
+        problems: list[str] = []
+        for name, shape in shapes.items():
+            holders = self._stages_of(name, stage_globs)
+            if not holders:
+                problems.append(f"{name}: no stage holds it")
+            try:
+                layout = self._layout_of(next(rule_of.matches(name), None), len(shape), made)
+            except StrategyError as error:
+                problems.append(f"{name}: {error.message}")
+                continue
+            for stage in holders:
+                stages[stage][name] = layout
+        hint = 'A last rule {match: "*", split: []} keeps whatever no other rule matches whole on every rank.'
+        raise_all(StrategyError, "the layout file does not fit the tensors", problems, hint)
+        return Strategy(self._device_count, tuple(stages))
+
+    @property
+    def _device_count(self) -> int:
+        return Layout(tuple(size for _, size in self.grid) or (1,), ()).device_count
+
+    def _layout_of(self, rule: int | None, axis_count: int, made: dict[tuple[int, int], Layout]) -> Layout:
+        if rule is None:
+            raise StrategyError("no rule matches it")
+        if (rule, axis_count) not in made:
+            try:
+                made[rule, axis_count] = self.layout(self.rules[rule], axis_count)
+            except StrategyError as error:
+                raise StrategyError(f"rule {rule + 1}: {error.message}") from error
+        return made[rule, axis_count]
+
+    def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
+        if not self.stages:
+            return (0,)
+        number, matching = layer_number(name), set(globs.matches(name))
+        return [s for s, stage in enumerate(self.stages) if s in matching or stage.has_layer(number)]
+
+
+def layer_number(name: str) -> int | None:
+    """The layer of a tensor, or None when it belongs to none.
+
+    Examples
+    --------
+    >>> layer_number("model.layers.12.mlp.experts.3.weight"), layer_number("model.norm.weight")
+    (12, None)
+    """
+    for word, number in pairwise(name.split(".")):
+        if word in _LAYER_WORDS and _LAYER_NUMBER.fullmatch(number):
+            return int(number)
+    return None
+
+
+class _Globs:
+    """Lists of globs, asked which of them match a name; names without wildcards cost one look-up."""
+
+    def __init__(self, lists: Sequence[Sequence[str]]) -> None:
+        self._lists = [_compiled(globs) for globs in lists]
+
+    def matches(self, name: str) -> Iterator[int]:
+        """Yield the positions of the lists that match, ascending."""
+        for position, (exact, pattern) in enumerate(self._lists):
+            if name in exact or (pattern and pattern.match(name)):
+                yield position
+
+
+def _compiled(globs: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
+    wild = [glob for glob in globs if _WILDCARD.search(glob)]
+    return frozenset(globs).difference(wild), re.compile("|".join(map(translate, wild))) if wild else None

@@ -1,0 +1,318 @@
+"""The protocol buffer wire format, read strictly and written plainly; what fields mean is the caller's business.
+
+Source: protobuf.dev, "Encoding"; fields with numbers that the caller does not ask for are stepped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ..errors import FormatError
+
+__all__ = [
+    "Field",
+    "Message",
+    "Wire",
+    "bytes_field",
+    "encode_varint",
+    "int_field",
+    "read_varint",
+    "text_field",
+]
+
+_VARINT_BYTES = 10
+_LARGEST_FIELD_NUMBER = 2**29 - 1
+
+
+class Wire(IntEnum):
+    """How a field's payload is laid out; groups (3 and 4) are refused."""
+
+    VARINT = 0
+    FIXED64 = 1
+    BYTES = 2
+    FIXED32 = 5
+
+
+def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
+    """Read one varint that must end before ``stop``.
+
+    Returns
+    -------
+    tuple of int
+        The value, ``0 <= value < 2**64``, and the offset of the byte after it.
+
+    Raises
+    ------
+    FormatError
+        The varint is cut off, or is longer than its value needs.
+
+    Examples
+    --------
+    >>> read_varint(b"\\xac\\x02", 0, 2)
+    (300, 2)
+    """
+    value = shift = 0
+    for position in range(offset, min(stop, offset + _VARINT_BYTES)):
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value >= 2**64 or (byte == 0 and position > offset):
+                break
+            return value, position + 1
+        shift += 7
+    else:
+        if stop < offset + _VARINT_BYTES:
+            raise _error("truncated varint", where, offset, "a last byte below 0x80", f"the end at byte {stop}")
+    raise _error("overlong varint", where, offset, "the shortest form of a 64-bit number", data[offset:][:10].hex(" "))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message, or any other length-delimited payload, as a region of a buffer that is never copied.
+
+    Parameters
+    ----------
+    data
+        The whole buffer; offsets in errors count from its start.
+    start, stop
+        The bytes ``[start, stop)`` of the buffer that are the message's.
+    where
+        What the buffer is, for errors.
+
+    Examples
+    --------
+    >>> [(field.number, field.value) for field in Message.whole(b"\\x08\\x02").fields()]
+    [(1, 2)]
+    """
+
+    data: bytes
+    start: int
+    stop: int
+    where: str = ""
+
+    @classmethod
+    def whole(cls, data: bytes, where: str = "") -> Message:
+        """The message that fills a buffer."""
+        return cls(data, 0, len(data), where)
+
+    def fields(self) -> Iterator[Field]:
+        """Yield every field in the order of the bytes.
+
+        Raises
+        ------
+        FormatError
+            A tag, a length or a number breaks the wire format.
+        """
+        offset = self.start
+        while offset < self.stop:
+            field, offset = self._field(offset)
+            yield field
+
+    def grouped(self) -> dict[int, list[Field]]:
+        """Return the fields by number, in the order of the bytes."""
+        fields: dict[int, list[Field]] = {}
+        for field in self.fields():
+            fields.setdefault(field.number, []).append(field)
+        return fields
+
+    def text(self) -> str:
+        """Return the payload as UTF-8 text.
+
+        Raises
+        ------
+        FormatError
+            It is not UTF-8.
+        """
+        payload = self.data[self.start : self.stop]
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as error:
+            found = payload[error.start : error.start + 4].hex(" ")
+            raise _error("not text", self.where, self.start + error.start, "UTF-8", found) from error
+
+    def varints(self) -> Iterator[int]:
+        """Yield the numbers of a packed payload."""
+        offset = self.start
+        while offset < self.stop:
+            value, offset = read_varint(self.data, offset, self.stop, self.where)
+            yield value
+
+    def _field(self, offset: int) -> tuple[Field, int]:
+        tag, payload = read_varint(self.data, offset, self.stop, self.where)
+        number, wire = tag >> 3, tag & 7
+        if not 1 <= number <= _LARGEST_FIELD_NUMBER:
+            raise _error("wrong field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
+        if wire == Wire.VARINT:
+            value, stop = read_varint(self.data, payload, self.stop, self.where)
+            return Field(number, Wire.VARINT, offset, value, Message(self.data, payload, stop, self.where)), stop
+        if wire not in (Wire.FIXED64, Wire.BYTES, Wire.FIXED32):
+            raise _error(f"field {number}: wire type", self.where, offset, "0, 1, 2 or 5", str(wire))
+        length, start = self._length(wire, payload)
+        if length > self.stop - start:
+            found = f"{length} bytes, {self.stop - start} left"
+            raise _error(f"field {number} is truncated", self.where, offset, "a payload inside its message", found)
+        return Field(
+            number, Wire(wire), offset, 0, Message(self.data, start, start + length, self.where)
+        ), start + length
+
+    def _length(self, wire: int, offset: int) -> tuple[int, int]:
+        if wire == Wire.BYTES:
+            return read_varint(self.data, offset, self.stop, self.where)
+        return (8 if wire == Wire.FIXED64 else 4), offset
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a message.
+
+    Parameters
+    ----------
+    number
+        Of the field in its message.
+    wire
+        How the payload is laid out.
+    offset
+        Of the tag in the buffer.
+    value
+        The number of a varint field, unsigned; 0 for the other wire types.
+    payload
+        Where the payload lies.
+    """
+
+    number: int
+    wire: Wire
+    offset: int
+    value: int
+    payload: Message
+
+    def message(self) -> Message:
+        """Return the payload of a length-delimited field: a message, a text or packed numbers.
+
+        Raises
+        ------
+        FormatError
+            The field has another wire type.
+        """
+        if self.wire is not Wire.BYTES:
+            raise self._wrong_wire(Wire.BYTES)
+        return self.payload
+
+    def unsigned(self, bits: int) -> int:
+        """Return a varint as an unsigned number.
+
+        Raises
+        ------
+        FormatError
+            The field has another wire type, or the number needs more bits.
+        """
+        if self.wire is not Wire.VARINT:
+            raise self._wrong_wire(Wire.VARINT)
+        return self._in_bits(self.value, 0, bits)
+
+    def signed(self, bits: int) -> int:
+        """Return a varint as a signed number; negative ones are always written as 64 bits.
+
+        Raises
+        ------
+        FormatError
+            The field has another wire type, or the number needs more bits.
+
+        Examples
+        --------
+        >>> field, = Message.whole(int_field(1, -1)).fields()
+        >>> field.signed(32)
+        -1
+        """
+        if self.wire is not Wire.VARINT:
+            raise self._wrong_wire(Wire.VARINT)
+        return self._in_bits(_two_complement(self.value), -(1 << (bits - 1)), bits - 1)
+
+    def unsigned_numbers(self, bits: int) -> list[int]:
+        """Return what this field adds to a repeated unsigned number, packed or not."""
+        return [self._in_bits(value, 0, bits) for value in self._varints()]
+
+    def signed_numbers(self, bits: int) -> list[int]:
+        """Return what this field adds to a repeated signed number, packed or not."""
+        low = -(1 << (bits - 1))
+        return [self._in_bits(_two_complement(value), low, bits - 1) for value in self._varints()]
+
+    def _varints(self) -> Iterable[int]:
+        if self.wire is Wire.VARINT:
+            return (self.value,)
+        return self.message().varints()
+
+    def _in_bits(self, value: int, low: int, bits: int) -> int:
+        if not low <= value < 1 << bits:
+            expected = f"{low}..{(1 << bits) - 1}"
+            raise _error(f"field {self.number}: number", self.payload.where, self.offset, expected, str(value))
+        return value
+
+    def _wrong_wire(self, expected: Wire) -> FormatError:
+        what = f"field {self.number}: wire type"
+        return _error(
+            what,
+            self.payload.where,
+            self.offset,
+            f"{expected.value} ({expected.name})",
+            f"{self.wire.value} ({self.wire.name})",
+        )
+
+
+def encode_varint(value: int) -> bytes:
+    """Write a number, ``0 <= value < 2**64``, in its shortest form.
+
+    Examples
+    --------
+    >>> encode_varint(300).hex()
+    'ac02'
+    """
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def int_field(number: int, value: int) -> bytes:
+    """Write a varint field; negative numbers take ten bytes, whatever the declared size.
+
+    Examples
+    --------
+    >>> int_field(1, 2).hex(), len(int_field(1, -1))
+    ('0802', 11)
+    """
+    return encode_varint(number << 3 | Wire.VARINT) + encode_varint(value % 2**64)
+
+
+def bytes_field(number: int, payload: bytes) -> bytes:
+    """Write a length-delimited field: bytes, or a message that is encoded already.
+
+    Examples
+    --------
+    >>> bytes_field(2, b"\\x08\\x01").hex()
+    '12020801'
+    """
+    return encode_varint(number << 3 | Wire.BYTES) + encode_varint(len(payload)) + payload
+
+
+def text_field(number: int, text: str) -> bytes:
+    """Write a string field.
+
+    Examples
+    --------
+    >>> text_field(1, "ab")
+    b'\\n\\x02ab'
+    """
+    return bytes_field(number, text.encode())
+
+
+def _two_complement(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _error(what: str, where: str, offset: int, expected: str, found: str) -> FormatError:
+    place = ", ".join(part for part in (where, f"byte {offset}") if part)
+    return FormatError(what, where=place, expected=expected, found=found)

@@ -1,0 +1,161 @@
+"""JSON that others wrote, read without forgiving anything that two readers could understand differently."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections import Counter
+from functools import partial
+
+from ..errors import FormatError
+
+__all__ = ["json_kind", "parse_json_object", "shown"]
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+# Values from hostile objects go into messages: what comes out must be short, and so must the work.
+_SHOWN_CHARACTERS = 120
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _SHOWN_CHARACTERS
+_REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 8
+_REPR.maxlevel = 2
+
+
+def shown(value: object) -> str:
+    """Write a value of unknown size on one short line, for a message.
+
+    Examples
+    --------
+    >>> shown("a\\nb"), shown([1, 2]), len(shown("x" * 10**6))
+    ("'a\\\\nb'", '[1, 2]', 120)
+    """
+    text = _REPR.repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def json_kind(value: object) -> str:
+    """Name the JSON type of a parsed value, with its article.
+
+    Examples
+    --------
+    >>> json_kind({}), json_kind(True), json_kind(1.5)
+    ('an object', 'a boolean', 'a number')
+    """
+    return _KINDS.get(type(value), "a number")
+
+
+def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[str, object]:
+    """Parse bytes that must be one JSON object and nothing else.
+
+    Refused, though many parsers take them: repeated keys at any level, NaN and infinities (spelled
+    out or by overflow), lone surrogates, a byte order mark, integers of thousands of digits.
+
+    Parameters
+    ----------
+    data
+        UTF-8 text.
+    where
+        What the text is, for messages.
+    first_byte
+        Where ``data`` begins in its object; byte offsets in messages count from the object's start.
+
+    Returns
+    -------
+    dict
+        Made of dict, list, str, int, finite float, bool and None; every string can be encoded.
+
+    Raises
+    ------
+    FormatError
+        The text breaks one of these rules.
+
+    Examples
+    --------
+    >>> parse_json_object(b'{"a": [1, null]}', "index")
+    {'a': [1, None]}
+    >>> parse_json_object(b'{"a": 1, "a": 2}', "index")
+    Traceback (most recent call last):
+    ...
+    reshard.errors.FormatError: index: repeated keys: expected every key once in an object, found 1 repeated
+      - 'a'
+    """
+    text = _decode(data, where, first_byte)
+    repeated: list[str] = []
+    try:
+        value = _load(text, repeated)
+    except json.JSONDecodeError as error:
+        raise _broken(error, where, first_byte) from error
+    except RecursionError as error:
+        raise FormatError("nested too deeply", where=where, expected="a few levels", found="hundreds") from error
+    except UnicodeEncodeError as error:
+        found = shown(error.object[max(0, error.start - 20) : error.end + 20])
+        raise FormatError(
+            "half of a surrogate pair", where=where, expected="text that UTF-8 can hold", found=found
+        ) from error
+    except ValueError as error:
+        raise FormatError(
+            "a number out of bounds", where=where, expected="finite, at most 4300 digits", found=str(error)
+        ) from error
+    if repeated:
+        found = f"{len(repeated)} repeated"
+        raise FormatError(
+            "repeated keys", where=where, expected="every key once in an object", found=found, problems=repeated
+        )
+    if not isinstance(value, dict):
+        raise FormatError("wrong top level", where=where, expected="an object", found=json_kind(value))
+    return value
+
+
+def _decode(data: bytes, where: str, first_byte: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"{where}, byte {first_byte + error.start}"
+        found = shown(data[error.start : error.start + 4])
+        raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
+
+
+def _load(text: str, repeated: list[str]) -> object:
+    value: object = json.loads(
+        text,
+        object_pairs_hook=partial(_unique, repeated),
+        parse_constant=_refuse_constant,
+        parse_float=_finite,
+    )
+    if _SURROGATE_ESCAPE.search(text):
+        # Proper pairs have become one character by now; whatever does not encode is a half.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _unique(repeated: list[str], pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(shown(key) for key, count in counts.items() if count > 1)
+    return unique
+
+
+def _refuse_constant(literal: str) -> object:
+    raise ValueError(literal)
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError(shown(literal))
+    return number
+
+
+def _broken(error: json.JSONDecodeError, where: str, first_byte: int) -> FormatError:
+    offset = first_byte + len(error.doc[: error.pos].encode("utf-8"))
+    rest = error.doc[error.pos : error.pos + 20]
+    return FormatError(
+        f"broken JSON ({error.msg})",
+        where=f"{where}, byte {offset}",
+        expected="one JSON object and nothing after it",
+        found=shown(rest) if rest else "the end",
+    )

@@ -1,0 +1,118 @@
+"""YAML that people write for this package: plain values only, every key once, no tags, no aliases."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from ..errors import FormatError
+from .strict_json import shown
+
+__all__ = ["PlainValue", "parse_yaml"]
+
+PlainValue = dict[str, "PlainValue"] | list["PlainValue"] | str | int | bool | None
+
+_LARGEST_NBYTES = 16 * 2**20
+_LARGEST_DEPTH = 32
+_TAG = "tag:yaml.org,2002:"
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NULLS = frozenset({"", "~", "null"})
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only, so that no constructor ever sees hostile text."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose one node; refuse aliases (a short text can stand for a huge value) and deep nesting."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
+        if self._depth >= _LARGEST_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, "nested too deeply", event.start_mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def parse_yaml(data: bytes, where: str) -> PlainValue:
+    """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls.
+
+    Parameters
+    ----------
+    data
+        UTF-8 text, at most 16 MiB.
+    where
+        What the text is, for errors.
+
+    Raises
+    ------
+    FormatError
+        The text is no YAML, repeats a key, or holds anything else: tags, aliases, other numbers.
+
+    Examples
+    --------
+    >>> parse_yaml(b"a: [1, x, null]", "layout.yaml")
+    {'a': [1, 'x', None]}
+    >>> parse_yaml(b"a: 1\\na: 2", "layout.yaml")
+    Traceback (most recent call last):
+    ...
+    reshard.errors.FormatError: layout.yaml, line 2: repeated key: found 'a'
+    """
+    if len(data) > _LARGEST_NBYTES:
+        raise FormatError("too long", where=where, expected=f"at most {_LARGEST_NBYTES} bytes", found=str(len(data)))
+    try:
+        node = yaml.compose(data.decode(), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise FormatError("not text", where=f"{where}, byte {error.start}", expected="UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}, line {mark.line + 1}" if mark else where
+        raise FormatError(f"broken YAML ({error.problem})", where=place) from error
+    except yaml.YAMLError as error:
+        raise FormatError(f"broken YAML ({shown(str(error))})", where=where) from error
+    return None if node is None else _plain(node, where)
+
+
+def _plain(node: yaml.Node, where: str) -> PlainValue:
+    if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+        return _mapping(node, where)
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+        return [_plain(item, where) for item in node.value]
+    return _scalar(node, where)
+
+
+def _mapping(node: yaml.MappingNode, where: str) -> dict[str, PlainValue]:
+    mapping: dict[str, PlainValue] = {}
+    for key_node, value_node in node.value:
+        key = _plain(key_node, where)
+        if not isinstance(key, str):
+            raise _error("key", key_node, where, expected="a string", found=shown(key))
+        if key in mapping:
+            raise _error("repeated key", key_node, where, found=shown(key))
+        mapping[key] = _plain(value_node, where)
+    return mapping
+
+
+def _scalar(node: yaml.Node, where: str) -> PlainValue:
+    tag, text = node.tag.removeprefix(_TAG), node.value
+    if isinstance(node, yaml.ScalarNode):
+        if tag == "str":
+            return str(text)
+        if tag == "null" and text.lower() in _NULLS:
+            return None
+        if tag == "bool" and text.lower() in _BOOLEANS:
+            return _BOOLEANS[text.lower()]
+        if tag == "int" and _INTEGER.fullmatch(text):
+            return int(text)
+    expected = "a string, a decimal integer, true, false or null (quote what is meant as text)"
+    raise _error("value", node, where, expected=expected, found=shown(text if isinstance(text, str) else node.tag))
+
+
+def _error(what: str, node: yaml.Node, where: str, expected: str = "", found: str = "") -> FormatError:
+    line = node.start_mark.line + 1
+    return FormatError(what, where=f"{where}, line {line}", expected=expected, found=found)

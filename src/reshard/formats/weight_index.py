@@ -1,0 +1,229 @@
+"""Which object holds which tensor: Hugging Face's index and MindSpore's ``param_name_map.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..errors import FormatError
+from .strict_json import json_kind, parse_json_object, shown
+
+__all__ = [
+    "WeightIndex",
+    "encode_param_name_map",
+    "encode_weight_index",
+    "parse_param_name_map",
+    "parse_weight_index",
+    "relative_key_problem",
+]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# A drive letter or a URL scheme: on some stores such a "name" points elsewhere, whatever prefix stands before it.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightIndex:
+    """The object of every tensor of one checkpoint.
+
+    Parameters
+    ----------
+    weight_map
+        Tensor name to object name, relative to the prefix that holds the index; never leads out of it.
+    metadata
+        Whatever else the writer said, as parsed; writers put ``total_size`` (bytes) here.
+
+    Examples
+    --------
+    >>> WeightIndex({"a": "1.safetensors", "b": "0.safetensors", "c": "1.safetensors"}).objects
+    ('0.safetensors', '1.safetensors')
+    """
+
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Every object that the index names, once, in order."""
+        return tuple(sorted(set(self.weight_map.values())))
+
+
+def parse_weight_index(data: bytes, where: str) -> WeightIndex:
+    """Parse a Hugging Face index such as ``model.safetensors.index.json``.
+
+    Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does.
+
+    Parameters
+    ----------
+    data
+        The whole object.
+    where
+        Its name, for messages.
+
+    Raises
+    ------
+    FormatError
+        Not strict JSON, no ``weight_map``, or object names that lead out of the prefix (all are listed).
+
+    Examples
+    --------
+    >>> parse_weight_index(b'{"metadata": {"total_size": 4}, "weight_map": {"w": "a.safetensors"}}', "index")
+    WeightIndex(weight_map={'w': 'a.safetensors'}, metadata={'total_size': 4})
+    """
+    document = parse_json_object(data, where)
+    if "weight_map" not in document:
+        found = f"keys {shown(list(document))}"
+        raise FormatError("no weight_map", where=where, expected='an object under "weight_map"', found=found)
+    return _from_document(document, where)
+
+
+def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
+    """Parse MindSpore's ``param_name_map.json``, in either of its forms.
+
+    Source: MindSpore 2.7 ``unified_safetensors`` writes ``{"metadata": ..., "weight_map": {name: file}}``;
+    MindFormers' converters write ``{name: file}``; MindSpore reads both.
+
+    Parameters
+    ----------
+    data
+        The whole object.
+    where
+        Its name, for messages.
+
+    Raises
+    ------
+    FormatError
+        Not strict JSON, values that are no names, or names that lead out of the prefix (all are listed).
+
+    Examples
+    --------
+    >>> flat = parse_param_name_map(b'{"w": "part0.safetensors"}', "param_name_map.json")
+    >>> flat == parse_param_name_map(b'{"weight_map": {"w": "part0.safetensors"}}', "param_name_map.json")
+    True
+    """
+    document = parse_json_object(data, where)
+    # A flat map may hold a parameter of that very name; its value is then a string.
+    if "weight_map" in document and not isinstance(document["weight_map"], str):
+        return _from_document(document, where)
+    return WeightIndex(_checked_map(document, where))
+
+
+def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
+    """Write a Hugging Face index: two spaces, sorted keys, a newline at the end.
+
+    Source: transformers ``save_pretrained``.
+
+    Parameters
+    ----------
+    weight_map
+        Tensor name to object name, relative to the index.
+    total_size_bytes
+        Bytes of all tensors together, without headers.
+
+    Raises
+    ------
+    FormatError
+        Object names that lead out of the prefix (all are listed).
+
+    Examples
+    --------
+    >>> print(encode_weight_index({"w": "model-00001-of-00001.safetensors"}, 4).decode(), end="")
+    {
+      "metadata": {
+        "total_size": 4
+      },
+      "weight_map": {
+        "w": "model-00001-of-00001.safetensors"
+      }
+    }
+    """
+    return _encode(weight_map, total_size_bytes, indent=2) + b"\n"
+
+
+def encode_param_name_map(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
+    """Write MindSpore's ``param_name_map.json`` in its nested form: four spaces, no newline at the end.
+
+    Names are sorted; MindSpore leaves them in the order of its parts.
+
+    Source: MindSpore 2.7 ``unified_safetensors``.
+
+    Parameters
+    ----------
+    weight_map
+        Parameter name to object name, relative to the map.
+    total_size_bytes
+        Bytes of all parameters together, without headers.
+
+    Raises
+    ------
+    FormatError
+        Object names that lead out of the prefix (all are listed).
+
+    Examples
+    --------
+    >>> parse_param_name_map(encode_param_name_map({"w": "part0.safetensors"}, 4), "param_name_map.json")
+    WeightIndex(weight_map={'w': 'part0.safetensors'}, metadata={'total_size': 4})
+    """
+    return _encode(weight_map, total_size_bytes, indent=4)
+
+
+def relative_key_problem(name: str) -> str:
+    """Say why a name from an index must not be joined to a prefix; empty when it may be.
+
+    Examples
+    --------
+    >>> relative_key_problem("rank_0/part0.safetensors"), relative_key_problem("a/../b")
+    ('', "a '..' step")
+    """
+    if not name:
+        return "an empty name"
+    if _CONTROL.search(name):
+        return "a control character"
+    if "\\" in name:
+        return "a backslash"
+    if name.startswith("/"):
+        return "an absolute path"
+    if _SCHEME.match(name):
+        return "a drive letter or URL scheme"
+    steps = name.split("/")
+    return next((f"a {step!r} step" for step in steps if step in {"", ".", ".."}), "")
+
+
+def _from_document(document: dict[str, object], where: str) -> WeightIndex:
+    weight_map, metadata = document["weight_map"], document.get("metadata")
+    if not isinstance(weight_map, dict):
+        found = json_kind(weight_map)
+        raise FormatError("wrong weight_map", where=where, expected="an object of object names", found=found)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise FormatError("wrong metadata", where=where, expected="an object", found=json_kind(metadata))
+    return WeightIndex(_checked_map(weight_map, where), metadata or {})
+
+
+def _checked_map(weight_map: Mapping[str, object], where: str) -> dict[str, str]:
+    names = {tensor: name for tensor, name in weight_map.items() if isinstance(name, str)}
+    problems = [
+        f"tensor {shown(tensor)}: expected an object name, found {json_kind(name)}"
+        for tensor, name in weight_map.items()
+        if tensor not in names
+    ]
+    for name, tensor_count in Counter(names.values()).items():  # few objects, many tensors
+        if trouble := relative_key_problem(name):
+            problems.append(f"object {shown(name)} of {tensor_count} tensors: {trouble}")
+    if problems:
+        raise FormatError(
+            "unusable object names",
+            where=where,
+            expected="plain keys relative to the index, such as rank_0/part0.safetensors",
+            found=f"{len(problems)} that are not",
+            problems=problems,
+        )
+    return names
+
+
+def _encode(weight_map: Mapping[str, str], total_size_bytes: int, *, indent: int) -> bytes:
+    checked = _checked_map(weight_map, "weight_map")
+    document = {"metadata": {"total_size": total_size_bytes}, "weight_map": checked}
+    return json.dumps(document, indent=indent, sort_keys=True).encode("utf-8")

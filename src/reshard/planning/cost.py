@@ -1,0 +1,84 @@
+"""What a plan will move and ask for, counted from its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .memory import Buffers
+from .steps import Group, Recipe, Step, group_steps
+from .target import Document
+
+__all__ = ["Cost", "count_cost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes, requests and memory of one conversion, apart from headers, listings and the manifest.
+
+    Parameters
+    ----------
+    needed_bytes
+        Bytes of the source that reach some output, each counted once a step.
+    read_bytes
+        Bytes asked for, gaps included.
+    written_bytes
+        Bytes sent, replicas included.
+    get_count, put_count, part_count, upload_count
+        Ranged GETs, single PUTs, upload parts, multipart uploads (each is opened and completed).
+    step_count
+        Independent units of work.
+    peak_bytes
+        Most bytes in buffers at once.
+    """
+
+    needed_bytes: int
+    read_bytes: int
+    written_bytes: int
+    get_count: int
+    put_count: int
+    part_count: int
+    upload_count: int
+    step_count: int
+    peak_bytes: int
+
+    @property
+    def request_count(self) -> int:
+        """All requests together."""
+        return self.get_count + self.put_count + self.part_count + 2 * self.upload_count
+
+
+def count_cost(recipe: Recipe, groups: Iterable[Group], documents: Iterable[Document], buffers: Buffers) -> Cost:
+    """Walk every step once and add up."""
+    total = dict.fromkeys(("needed", "read", "written", "gets", "puts", "parts", "steps", "filled"), 0)
+    uploads = 0
+    for index, group in enumerate(groups):
+        if not group.is_small:
+            uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
+        for step in group_steps(recipe, index, group):
+            _add(total, recipe, step, is_small=group.is_small)
+    documents = tuple(documents)
+    return Cost(
+        needed_bytes=total["needed"],
+        read_bytes=total["read"],
+        written_bytes=total["written"] + sum(len(document.data) for document in documents),
+        get_count=total["gets"],
+        put_count=total["puts"] + len(documents),
+        part_count=total["parts"],
+        upload_count=uploads,
+        step_count=total["steps"],
+        peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total["filled"]),
+    )
+
+
+def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -> None:
+    total["steps"] += 1
+    total["filled"] += step.nbytes
+    total["gets"] += len(step.reads)
+    for read in step.reads:
+        total["read"] += read.range.nbytes
+        total["needed"] += min(read.range.nbytes, sum(copy.transfer.total_nbytes for copy in read.copies))
+    for part in step.parts:
+        copies = len(recipe.outputs[part.output].keys)
+        total["written"] += copies * part.range.nbytes
+        total["puts" if is_small else "parts"] += copies

@@ -1,0 +1,69 @@
+"""Every default of the package, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ..errors import UsageError
+
+__all__ = ["KIB", "MIB", "Limits"]
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a conversion may use; sizes in bytes.
+
+    Parameters
+    ----------
+    memory_bytes
+        For all buffers together; the interpreter itself is not counted.
+    concurrency
+        Requests in flight at once.
+    read_bytes
+        Largest ranged GET. Lowered when the memory is small.
+    part_bytes
+        Wished size of an upload part. Lowered when the memory is small, raised when an object
+        would need more parts than its store allows.
+    max_gap_bytes
+        Unneeded bytes that are read rather than starting another request; about what a
+        connection carries in the time of a round trip.
+    max_over_read
+        Bytes read for each byte needed, at most, when gaps are read.
+    client_bytes
+        What the store's client holds for each request in flight, besides our buffers (measured).
+    row_bytes
+        Finest step in which tensors are cut between upload parts.
+    object_bytes
+        Largest object of a full checkpoint.
+    min_part_bytes, max_part_bytes, max_part_count
+        What the target store accepts.
+
+    Examples
+    --------
+    >>> Limits(concurrency=0)
+    Traceback (most recent call last):
+    ...
+    reshard.errors.UsageError: concurrency must be at least 1, found 0
+    """
+
+    memory_bytes: int = 512 * MIB
+    concurrency: int = 8
+    read_bytes: int = 8 * MIB
+    part_bytes: int = 16 * MIB
+    max_gap_bytes: int = 512 * KIB
+    max_over_read: int = 64
+    client_bytes: int = 1 * MIB
+    row_bytes: int = 256 * KIB
+    object_bytes: int = 5_000_000_000
+    min_part_bytes: int = 5 * MIB
+    max_part_bytes: int = 5 << 30
+    max_part_count: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 0 if name == "max_gap_bytes" else 1
+            if value < least:
+                raise UsageError(f"{name} must be at least {least}, found {value}")

@@ -1,0 +1,228 @@
+"""Steps: what to read and which parts it fills, derived from a recipe whenever they are wanted."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..tensor import Box, ByteRange, Shape, Transfer, row_major_boxes, transfer
+from .catalog import Catalog, Placement
+from .cuts import Cut, Rows, Share, walk
+from .limits import Limits
+from .reads import coalesce, needed_ranges, split
+from .target import Output, TargetTensor
+
+__all__ = ["Copy", "FilledPart", "Group", "Read", "Recipe", "Step", "group_steps", "sources_of", "whole_reads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that steps are derived from, besides the cuts."""
+
+    catalog: Catalog
+    tensors: tuple[TargetTensor, ...]
+    outputs: tuple[Output, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Outputs that are written together, by index, and where they are cut."""
+
+    outputs: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one step writes the outputs whole, so that none needs a multipart upload."""
+        return not self.cuts
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of a read that go to a part: source addresses count in the read, targets in the part."""
+
+    part: int
+    transfer: Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One ranged GET and what becomes of its bytes."""
+
+    object: int
+    range: ByteRange
+    copies: tuple[Copy, ...]
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the bytes stand in one part as they come, and can be received there."""
+        if len(self.copies) != 1:
+            return False
+        only = self.copies[0].transfer
+        return not only.counts and only.nbytes == self.range.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class FilledPart:
+    """One piece of an output, filled from reads; ``range`` counts in the output."""
+
+    output: int
+    number: int
+    range: ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The reads and parts between two cuts; needs nothing of any other step."""
+
+    group: int
+    number: int
+    reads: tuple[Read, ...]
+    parts: tuple[FilledPart, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its parts."""
+        return sum(part.range.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where one box of a target tensor comes from.
+
+    ``box`` counts in the placement, whose ``index`` is that among its entry's; its first element
+    is the target tensor's element ``target_start``.
+    """
+
+    placement: Placement
+    index: int
+    box: Box
+    target_start: Shape
+
+
+def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[Found]:
+    """Find every stored box that fills some of a target tensor's ``box``."""
+    for piece in recipe.tensors[tensor].pieces:
+        wanted = box.intersect(piece.target_box)
+        if wanted is None:
+            continue
+        shift = tuple(a - b for a, b in zip(piece.source_start, piece.target_box.start, strict=True))
+        at_source = wanted.shifted(shift)
+        for index, placement in enumerate(recipe.catalog.entries[piece.source].placements):
+            common = at_source.intersect(placement.box)
+            if common is not None:
+                target_start = tuple(a - b for a, b in zip(common.start, shift, strict=True))
+                yield Found(placement, index, common.relative_to(placement.box.start), target_start)
+
+
+def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
+    """Derive the steps of one group, in order."""
+    outputs = [recipe.outputs[i] for i in group.outputs]
+    items = walk(outputs, recipe.tensors, recipe.limits)
+    edges = (*group.cuts, Cut(len(items), 0))
+    begin, offsets = Cut(0, 0), [0] * len(outputs)
+    for number, end in enumerate(edges, start=1):
+        builder = _Builder(recipe, number)
+        ends = [max(offset, len(output.header)) for offset, output in zip(offsets, outputs, strict=True)]
+        for item, first_row, last_row in _rows_between(items, begin, end):
+            for share in item.shares:
+                first, last = item.element_of(share, first_row), item.element_of(share, last_row)
+                start = outputs[share.member].starts[share.slot]
+                if first < last:
+                    builder.add(item, share, (first, last), start - offsets[share.member])
+                    ends[share.member] = start + last * item.itemsize
+        parts: list[FilledPart] = []
+        renumbered: dict[int, int] = {}
+        for member, (start, stop) in enumerate(zip(offsets, ends, strict=True)):
+            if start < stop:
+                renumbered[member] = len(parts)
+                parts.append(FilledPart(group.outputs[member], number, ByteRange(start, stop)))
+        yield Step(index, number, builder.reads(renumbered), tuple(parts))
+        begin, offsets = end, ends
+
+
+def _rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
+    for index in range(begin.item, min(end.item + 1, len(items))):
+        first = begin.row if index == begin.item else 0
+        last = end.row if index == end.item else items[index].row_count
+        if first < last:
+            yield items[index], first, last
+
+
+class _Builder:
+    """Collects the copies of one step and makes reads of them."""
+
+    def __init__(self, recipe: Recipe, number: int) -> None:
+        self._recipe = recipe
+        self._number = number
+        # Copies by object, as (member, transfer with the source address in the object).
+        self._copies: dict[int, list[tuple[int, Transfer]]] = {}
+        # Needed boxes by (object, first byte of the placement): the placement's shape, and boxes in it.
+        self._needed: dict[tuple[int, int], tuple[tuple[int, ...], int, set[Box]]] = {}
+
+    def add(self, item: Rows, share: Share, elements: tuple[int, int], part_start: int) -> None:
+        """Add what one output holds of one tensor; ``elements`` counts in its local slice."""
+        for local in row_major_boxes(share.box.shape, *elements):
+            for found in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
+                placement = found.placement
+                # Replicas take turns, but all outputs of a step read the same one: bytes are shared.
+                holder, first_byte = placement.holders[(self._number + found.index) % len(placement.holders)]
+                at_target = tuple(a - b for a, b in zip(found.target_start, share.box.start, strict=True))
+                move = transfer(
+                    found.box.shape,
+                    (placement.box.shape, found.box.start),
+                    (share.box.shape, at_target),
+                    item.itemsize,
+                )
+                self._copies.setdefault(holder, []).append((share.member, move.moved(first_byte, part_start)))
+                wanted = self._needed.setdefault((holder, first_byte), (placement.box.shape, item.itemsize, set()))
+                wanted[2].add(found.box)
+
+    def reads(self, parts: dict[int, int]) -> tuple[Read, ...]:
+        """Make the reads; ``parts`` tells the part that each member fills."""
+        limits, ranges = self._recipe.limits, dict[int, list[ByteRange]]()
+        for (holder, first_byte), (shape, itemsize, boxes) in self._needed.items():
+            ranges.setdefault(holder, []).extend(
+                ByteRange(first_byte + r.start, first_byte + r.stop)
+                for r in needed_ranges(boxes, shape, itemsize, limits)
+            )
+        made: list[Read] = []
+        for holder in sorted(ranges):
+            joined = coalesce(ranges[holder], max_gap_bytes=limits.max_gap_bytes, read_bytes=limits.read_bytes)
+            blocks = split(joined, limits.read_bytes)
+            made += _with_copies(holder, blocks, self._copies[holder], parts)
+        return tuple(made)
+
+
+def _with_copies(
+    holder: int, blocks: Sequence[ByteRange], copies: Sequence[tuple[int, Transfer]], parts: dict[int, int]
+) -> Iterator[Read]:
+    starts = [block.start for block in blocks]
+    held: list[list[Copy]] = [[] for _ in blocks]
+    for member, move in copies:
+        first = bisect_right(starts, move.source) - 1
+        for index in range(first, len(blocks)):
+            block = blocks[index]
+            if block.start >= move.source_stop:
+                break
+            for piece in move.clip_source(block.start, block.stop):
+                held[index].append(Copy(parts[member], piece.moved(source=-block.start)))
+    for block, found in zip(blocks, held, strict=True):
+        if found:
+            yield Read(holder, block, tuple(found))
+
+
+def whole_reads(recipe: Recipe, outputs: Sequence[Output]) -> int:
+    """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
+    total = 0
+    for item in walk(outputs, recipe.tensors, recipe.limits):
+        wanted: dict[int, tuple[Placement, set[Box]]] = {}
+        for share in item.shares:
+            for found in sources_of(recipe, item.tensor, share.box):
+                wanted.setdefault(id(found.placement), (found.placement, set()))[1].add(found.box)
+        for placement, boxes in wanted.values():
+            ranges = needed_ranges(boxes, placement.box.shape, item.itemsize, recipe.limits)
+            total += sum(r.nbytes for r in ranges)
+    return total

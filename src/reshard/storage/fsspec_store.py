@@ -1,0 +1,218 @@
+"""Any other fsspec URL (http, gs, az, hf, sftp ...), for reading only.
+
+fsspec has neither conditional reads nor uploads by parts, so the object is looked at after each
+read instead: what was read belongs to the object that is there afterwards, or the read fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec.core
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
+from ..tensor import ByteRange
+from .protocol import ObjectInfo
+from .reading import beyond_end, checked_target, expect_etag
+from .retry import RetryPolicy, retrying
+from .s3_errors import Asked, explain
+from .stopping import ShouldStop, check, never
+
+__all__ = ["FsspecStore"]
+
+T = TypeVar("T")
+
+_BLOCK_BYTES = 8 << 20
+
+_ETAG_NAMES = (
+    "ETag",
+    "etag",
+    "checksum",
+    "Content-MD5",
+    "Digest",
+    "md5Hash",
+    "blob_id",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "mtime",
+    "updated",
+    "created",
+)
+"""Under what names fsspec's file systems tell that content changed, the surest first."""
+
+
+class FsspecStore:
+    """Objects below one fsspec URL; see :class:`reshard.storage.protocol.ReadStore`.
+
+    Parameters
+    ----------
+    root
+        URL that keys count from.
+    options
+        Passed to the file system.
+    policy
+        How often to try what fails in passing.
+
+    Examples
+    --------
+    >>> FsspecStore("https://models.example").url
+    'https://models.example'
+    """
+
+    def __init__(
+        self, root: str, options: Mapping[str, Any] | None = None, *, policy: RetryPolicy | None = None
+    ) -> None:
+        self.should_stop: ShouldStop = never
+        self._shown = _without_password(root)
+        self._policy = policy or RetryPolicy()
+        self._fs, path = _file_system(root, self._shown, dict(options or {}))
+        self._root = path.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """The URL that keys count from, without any password in it."""
+        return self._shown
+
+    def head(self, key: str) -> ObjectInfo:
+        """Describe one object."""
+        return self._try("find", key, lambda: self._info(key))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with ``prefix``, in key order."""
+        folder = prefix.rpartition("/")[0]
+        found = self._try("list", prefix, lambda: self._found(folder))
+        for key in sorted(key for key in found if key.startswith(prefix)):
+            yield _object(key, found[key])
+
+    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
+        """Return the bytes of a small range."""
+        buffer = bytearray(span.nbytes)
+        self.read_into(key, span, memoryview(buffer), etag)
+        return bytes(buffer)
+
+    def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
+        """Fill ``target`` with the bytes ``span`` of an object."""
+        checked_target(span, target)
+        pinned = etag
+        for start in range(span.start, span.stop, _BLOCK_BYTES):
+            block = ByteRange(start, min(start + _BLOCK_BYTES, span.stop))
+            body = self._try("read", key, partial(self._block, key, block))
+            found = self.head(key)
+            expect_etag(self._name(key), pinned, found.etag)
+            if len(body) != block.nbytes:
+                raise beyond_end(self._name(key), span, found.nbytes)
+            target[start - span.start : block.stop - span.start] = body
+            pinned = found.etag
+
+    def _name(self, key: str) -> str:
+        return f"{self._shown}/{key}"
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _info(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        self._fs.invalidate_cache(path)  # a listing in memory would hide a change
+        info = self._fs.info(path)
+        if info.get("type") == "directory":
+            raise NotFound(f"{self._name(key)} is a directory, not an object.")
+        return _object(key, info)
+
+    def _block(self, key: str, block: ByteRange) -> bytes:
+        body: bytes = self._fs.cat_file(self._path(key), start=block.start, end=block.stop)
+        return body
+
+    def _found(self, folder: str) -> dict[str, Mapping[str, Any]]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.find(self._path(folder).rstrip("/") or "/", detail=True)
+        except FileNotFoundError:  # an object store has no empty folders either
+            return {}
+        skipped = len(self._root.rstrip("/")) + 1
+        return {path[skipped:]: info for path, info in found.items()}
+
+    def _try(self, doing: str, key: str, action: Callable[[], T]) -> T:
+        asked = Asked(doing, self._name(key), "fsspec")
+
+        def attempt() -> T:
+            check(self.should_stop)
+            try:
+                return action()
+            except ReshardError:
+                raise
+            except Exception as error:
+                raise _explained(error, asked) from error
+
+        return retrying(attempt, self._policy, self.should_stop)
+
+
+def _object(key: str, info: Mapping[str, Any]) -> ObjectInfo:
+    size = info.get("size")
+    if size is None:
+        raise Unsupported(f"{key}: the server does not tell its length.", hint="Ranges of it cannot be read.")
+    told = next((str(info[name]) for name in _ETAG_NAMES if info.get(name)), "")
+    return ObjectInfo(key, int(size), told.strip('"') or f"length-{size}")
+
+
+def _explained(error: Exception, asked: Asked) -> ReshardError:
+    """Translate what a file system raised, by its kind or by the HTTP status it carries."""
+    if isinstance(error, (ClientError, BotoCoreError)):
+        return explain(error, asked)
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    kind = _by_status(status) if isinstance(status, int) else _by_kind(error)
+    return kind(f"{asked}: {type(error).__name__}{f' {status}' if status else ''}.")
+
+
+def _by_status(status: int) -> type[StorageError]:
+    if status in (429, 500, 502, 503, 504):
+        return Transient
+    return {401: Denied, 403: Denied, 404: NotFound, 410: NotFound, 501: Unsupported}.get(status, StorageError)
+
+
+def _by_kind(error: Exception) -> type[StorageError]:
+    kinds: tuple[tuple[tuple[type[Exception], ...], type[StorageError]], ...] = (
+        ((FileNotFoundError,), NotFound),
+        ((PermissionError,), Denied),
+        ((NotImplementedError,), Unsupported),
+        ((ConnectionError, TimeoutError, asyncio.TimeoutError, asyncio.IncompleteReadError), Transient),
+    )
+    for types, kind in kinds:
+        if isinstance(error, types):
+            return kind
+    # aiohttp is no dependency of ours, so its errors go by name.
+    return Transient if type(error).__name__.startswith(("Client", "Server")) else StorageError
+
+
+def _file_system(root: str, shown: str, options: dict[str, Any]) -> tuple[Any, str]:
+    if "::" in root:
+        raise Unsupported(
+            f"{shown} is a chain of file systems, which may keep copies on local disk.", hint="Name the inner URL."
+        )
+    scheme = root.partition("://")[0]
+    try:
+        file_system, path = fsspec.core.url_to_fs(root, **options)
+    except ImportError as error:
+        raise UsageError(f"Reading {scheme}:// needs another package: {error}") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{shown}: the scheme {scheme}:// is not known.",
+            hint="Write s3://bucket/key, obs://bucket/key, a path, or a URL that fsspec reads.",
+        ) from error
+    return file_system, path
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    try:
+        password = urlsplit(url).password
+    except ValueError as error:
+        raise UsageError(f"This is not a URL that can be read ({scheme}://).") from error
+    shown = rest.replace(f":{password}@", "@", 1) if password else rest
+    return f"{scheme}://{shown}".rstrip("/")

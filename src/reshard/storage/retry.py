@@ -1,0 +1,110 @@
+"""Trying again: which failures are worth it is decided by raising Transient, how often is decided here."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..errors import Transient
+from .stopping import ShouldStop, never, pause
+
+__all__ = ["Retries", "RetryPolicy", "retrying"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often to try, and how long to wait in between.
+
+    The wait before try ``n + 1`` is drawn evenly from nothing to ``first_delay_s * 2**(n - 1)``,
+    never above ``longest_delay_s``: spreading the tries of many workers over the whole interval is
+    what lets a store that is overloaded recover.
+
+    Source: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter).
+
+    Examples
+    --------
+    >>> [RetryPolicy(first_delay_s=1, longest_delay_s=5).longest_wait_s(failures) for failures in (1, 2, 3, 4)]
+    [1.0, 2.0, 4.0, 5]
+    """
+
+    tries: int = 7
+    first_delay_s: float = 0.25
+    longest_delay_s: float = 20.0
+
+    def longest_wait_s(self, failures: int) -> float:
+        """Upper end of the wait after so many failures in a row."""
+        return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures - 1, 32))
+
+
+class Retries:
+    """The failures in a row of one request, and the waits between them.
+
+    Parameters
+    ----------
+    policy
+        How often and how long.
+    should_stop
+        Asked while waiting.
+    """
+
+    def __init__(self, policy: RetryPolicy, should_stop: ShouldStop = never) -> None:
+        self._policy = policy
+        self._should_stop = should_stop
+        self._failures = 0
+        self._began = time.monotonic()
+
+    def progressed(self) -> None:
+        """Forget the failures so far: bytes have arrived since."""
+        self._failures = 0
+
+    def failed(self, error: Transient) -> None:
+        """Wait before the next try.
+
+        Raises
+        ------
+        Transient
+            There is no next try; the message says how many there were.
+        Interrupted
+            Stopped while waiting.
+        """
+        self._failures += 1
+        if self._failures >= self._policy.tries:
+            raise self._last(error) from error
+        pause(random.uniform(0, self._policy.longest_wait_s(self._failures)), self._should_stop)  # noqa: S311
+
+    def _last(self, error: Transient) -> Transient:
+        seconds = time.monotonic() - self._began
+        message = f"{error.message} (gave up after {self._failures} tries in {seconds:.0f} s)"
+        return Transient(message, hint=error.hint, problems=error.problems)
+
+
+def retrying(action: Callable[[], T], policy: RetryPolicy, should_stop: ShouldStop = never) -> T:
+    """Return what ``action`` returns, calling it again after each Transient.
+
+    Raises
+    ------
+    Transient
+        The tries ran out. Any other error passes at once.
+
+    Examples
+    --------
+    >>> answers = iter([Transient("slow down"), "done"])
+    >>> def action():
+    ...     answer = next(answers)
+    ...     if isinstance(answer, Transient):
+    ...         raise answer
+    ...     return answer
+    >>> retrying(action, RetryPolicy(first_delay_s=0))
+    'done'
+    """
+    retries = Retries(policy, should_stop)
+    while True:
+        try:
+            return action()
+        except Transient as error:
+            retries.failed(error)

@@ -1,0 +1,231 @@
+"""S3, Huawei OBS and whatever else speaks their language, through boto3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
+from ..tensor import ByteRange
+from .protocol import Body, ObjectInfo, StoreLimits, Upload
+from .reading import checked_target
+from .retry import RetryPolicy, retrying
+from .s3_body import PartBody
+from .s3_client import find_settings, make_client
+from .s3_errors import Asked, explain
+from .s3_read import RangedRead, bare_etag
+from .s3_settings import S3Settings
+from .stopping import ShouldStop, check, never
+
+__all__ = ["S3Store"]
+
+_SMALL_BYTES = 64 << 10
+"""Below this a body is sent as bytes: a file makes boto3 ask first and wait for leave to send."""
+
+_DOING = {
+    "head_object": "find",
+    "get_object": "read",
+    "list_objects_v2": "list",
+    "put_object": "write",
+    "delete_object": "delete",
+    "create_multipart_upload": "start writing",
+    "upload_part": "write a part of",
+    "complete_multipart_upload": "complete",
+    "abort_multipart_upload": "abort the upload of",
+    "list_multipart_uploads": "list unfinished uploads of",
+}
+
+
+class S3Store:
+    """One bucket; see :class:`reshard.storage.protocol.Store`.
+
+    Parameters
+    ----------
+    settings
+        How to reach it.
+    policy
+        How often to try what fails in passing.
+    should_stop
+        Whether to break transfers off; may be set later.
+    """
+
+    def __init__(
+        self, settings: S3Settings, *, policy: RetryPolicy | None = None, should_stop: ShouldStop = never
+    ) -> None:
+        self.should_stop = should_stop
+        self._settings = settings
+        self._bucket = settings.bucket
+        self._policy = policy or RetryPolicy()
+        self._client = make_client(settings)
+
+    @classmethod
+    def find(cls, scheme: str, bucket: str) -> S3Store:
+        """Open a bucket with what environment, profiles and AWS's configuration files say."""
+        return cls(find_settings(scheme, bucket))
+
+    def __repr__(self) -> str:
+        return f"S3Store({self._settings!r})"
+
+    @property
+    def settings(self) -> S3Settings:
+        """How this bucket is reached."""
+        return self._settings
+
+    @property
+    def url(self) -> str:
+        """``s3://bucket`` or ``obs://bucket``."""
+        return self._settings.url
+
+    @property
+    def limits(self) -> StoreLimits:
+        """The service's, as its row says."""
+        return self._settings.provider.limits
+
+    def head(self, key: str) -> ObjectInfo:
+        """Describe one object."""
+        try:
+            answer = self._call("head_object", key)
+        except ReshardError as error:
+            raise self._better_reason(key, error) from error
+        return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with ``prefix``, in key order."""
+        token: dict[str, Any] = {}
+        while True:
+            answer = self._call("list_objects_v2", None, Prefix=prefix, **token)
+            for found in answer.get("Contents", ()):
+                yield ObjectInfo(found["Key"], int(found["Size"]), bare_etag(found))
+            if not answer.get("IsTruncated"):
+                return
+            token = self._next(token, {"ContinuationToken": answer.get("NextContinuationToken")})
+
+    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
+        """Return the bytes of a small range."""
+        buffer = bytearray(span.nbytes)
+        self.read_into(key, span, memoryview(buffer), etag)
+        return bytes(buffer)
+
+    def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
+        """Fill ``target`` with the bytes ``span`` of an object, however often the connection breaks."""
+        checked_target(span, target)
+        asked = self._asked("get_object", key)
+        RangedRead(self._client, self._bucket, key, span, target, etag, asked, self._policy, self.should_stop).run()
+
+    def put(self, key: str, body: Body) -> ObjectInfo:
+        """Store one object in one request, replacing any other."""
+        answer = self._call("put_object", key, Body=self._body(body))
+        etag = bare_etag(answer)
+        return ObjectInfo(key, memoryview(body).nbytes, etag) if etag else self.head(key)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, in a request of its own: deletes of many need a Content-MD5 on some stores."""
+        self._ignoring_absence("delete_object", key)
+
+    def create_upload(self, key: str) -> Upload:
+        """Open a multipart upload."""
+        if not self._settings.provider.unequal_parts:
+            raise Unsupported(
+                f"{self._asked('create_multipart_upload', key)}: it wants all parts of an upload equal in length.",
+                hint="Write to another store and copy the finished objects from there.",
+            )
+        return Upload(key, str(self._call("create_multipart_upload", key)["UploadId"]))
+
+    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
+        """Send one part from the caller's memory and return its etag."""
+        answer = self._call(
+            "upload_part", upload.key, UploadId=upload.upload_id, PartNumber=number, Body=self._body(body)
+        )
+        etag = bare_etag(answer)
+        if not etag:
+            raise StorageError(f"{self._asked('upload_part', upload.key)}: the store returned no etag for it.")
+        return etag
+
+    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+        """Join the parts; the object becomes visible."""
+        if not parts:
+            raise UsageError(f"{self._asked('complete_multipart_upload', upload.key)}: it has no parts.")
+        joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
+        tries: list[None] = []
+
+        def complete() -> None:
+            tries.append(None)
+            try:
+                self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, MultipartUpload=joined)
+            except NotFound:
+                # The answer to an earlier try was lost, not the try itself.
+                if len(tries) == 1 or not self.head(upload.key).etag.endswith(f"-{len(parts)}"):
+                    raise
+
+        retrying(complete, self._policy, self.should_stop)
+        # Complete does not tell the length, and on some stores (Ceph) not the etag either.
+        return self.head(upload.key)
+
+    def abort_upload(self, upload: Upload) -> None:
+        """Drop an upload and its parts."""
+        self._ignoring_absence("abort_multipart_upload", upload.key, UploadId=upload.upload_id)
+
+    def open_uploads(self, prefix: str) -> Iterable[Upload]:
+        """Yield unfinished uploads by key prefix."""
+        marker: dict[str, Any] = {}
+        while True:
+            answer = self._call("list_multipart_uploads", None, Prefix=prefix, **marker)
+            for found in answer.get("Uploads", ()):
+                if found["Key"].startswith(prefix):
+                    yield Upload(found["Key"], found["UploadId"])
+            if not answer.get("IsTruncated"):
+                return
+            marker = self._next(
+                marker,
+                {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")},
+            )
+
+    def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
+        return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)
+
+    def _once(self, operation: str, key: str | None, **arguments: Any) -> Any:
+        check(self.should_stop)
+        if key is not None:
+            arguments["Key"] = key
+        if isinstance(body := arguments.get("Body"), PartBody):
+            body.seek(0)
+        try:
+            return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
+        except (ClientError, BotoCoreError) as error:
+            check(self.should_stop)  # what stopped a body comes back as an error of the HTTP library
+            raise explain(error, self._asked(operation, key)) from error
+
+    def _ignoring_absence(self, operation: str, key: str, **arguments: Any) -> None:
+        try:
+            self._call(operation, key, **arguments)
+        except NotFound as error:
+            if "NoSuchBucket" in error.message:
+                raise
+
+    def _better_reason(self, key: str, error: ReshardError) -> ReshardError:
+        """Ask again with a GET: the answer to a failed HEAD has no body, so no reason either."""
+        if isinstance(error, Transient):
+            return error
+        try:
+            self._once("get_object", key, Range="bytes=0-0")["Body"].close()
+        except NotFound as reason:
+            return reason
+        except ReshardError as reason:
+            return reason if type(reason) is not StorageError else error
+        return error
+
+    def _body(self, body: Body) -> Any:
+        return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self.should_stop)
+
+    def _asked(self, operation: str, key: str | None) -> Asked:
+        url = f"{self.url}/{key}" if key is not None else self.url
+        return Asked(_DOING[operation], url, self._settings.place)
+
+    def _next(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """Where the next page begins; a store that says nothing new would keep us here for ever."""
+        after = {name: value for name, value in after.items() if value}
+        if not after or after == before:
+            raise StorageError(f"{self.url}: the store says that there is more to list, but not from where on.")
+        return after

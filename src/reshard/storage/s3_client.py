@@ -1,0 +1,101 @@
+"""A boto3 client set up for moving large objects, on AWS and on stores that know less than AWS."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from typing import Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from ..errors import UsageError
+from .s3_settings import S3Settings, obs_settings, s3_settings
+
+__all__ = ["find_settings", "make_client"]
+
+
+def find_settings(scheme: str, bucket: str) -> S3Settings:
+    """Gather how to reach a bucket from the environment, profiles and AWS's configuration files.
+
+    Raises
+    ------
+    UsageError
+        Something is missing or contradicts itself.
+    """
+    session = _session()
+    if scheme == "obs":
+        return obs_settings(bucket, os.environ, session.region_name)
+    return s3_settings(bucket, os.environ, _configured_endpoint(session), session.region_name or "")
+
+
+def make_client(settings: S3Settings) -> Any:
+    """Make the client for one bucket; it may be used by many threads at once.
+
+    Raises
+    ------
+    UsageError
+        boto3 does not accept the settings.
+    """
+    keys = settings.keys
+    secrets = (
+        {
+            "aws_access_key_id": keys.access_key,
+            "aws_secret_access_key": keys.secret_key,
+            "aws_session_token": keys.session_token,
+        }
+        if keys
+        else {}
+    )
+    return _client(_session(), endpoint_url=settings.endpoint, config=_config(settings), **secrets)
+
+
+def _config(settings: S3Settings) -> Config:
+    return Config(
+        region_name=settings.region,
+        user_agent_extra=f"reshard/{_version()}",
+        max_pool_connections=settings.connection_count,
+        connect_timeout=settings.connect_timeout_s,
+        read_timeout=settings.read_timeout_s,
+        # One try here: trying again is ours (retry.py), with one policy for requests and bodies and an ear for
+        # should_stop. Standard mode still follows AWS's region redirects.
+        retries={"mode": "standard", "total_max_attempts": 1},
+        signature_version="s3v4",
+        # Checksum trailers, the default since boto3 1.36, are refused by OBS and by most stores older than that.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # Hashing every part for the signature would cost three times what sending it costs.
+        s3={"addressing_style": settings.provider.addressing, "payload_signing_enabled": False},
+    )
+
+
+def _session() -> boto3.session.Session:
+    try:
+        return boto3.session.Session(botocore_session=botocore.session.Session())
+    except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
+        raise UsageError(f"The AWS configuration cannot be used: {error}") from error
+
+
+def _client(session: boto3.session.Session, **arguments: Any) -> Any:
+    try:
+        return session.client("s3", **arguments)
+    except BotoCoreError as error:
+        raise UsageError(f"The AWS configuration cannot be used: {error}") from error
+    except ValueError as error:
+        raise UsageError(
+            "The configured endpoint is not a URL.", hint="AWS_ENDPOINT_URL must begin with https:// or http://."
+        ) from error
+
+
+def _configured_endpoint(session: boto3.session.Session) -> str:
+    """Ask boto3 where it would go: environment, profile and service sections, in its own order."""
+    return str(_client(session, region_name=session.region_name or "us-east-1").meta.endpoint_url)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("reshard")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

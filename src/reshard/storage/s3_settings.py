@@ -1,0 +1,185 @@
+"""From environment variables to one value that says how to reach a bucket; no connection is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+from ..errors import UsageError
+from .providers import AWS, Provider, provider_of
+
+__all__ = ["Keys", "S3Settings", "obs_settings", "s3_settings"]
+
+_DEFAULT_REGION = "us-east-1"  # what servers that have no regions expect in a signature
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Credentials given to us; the default chain finds others by itself. Never shown.
+
+    Examples
+    --------
+    >>> Keys("AK", "SK")
+    Keys(...)
+    """
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+
+    def __repr__(self) -> str:
+        return "Keys(...)"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """How to reach one bucket.
+
+    Parameters
+    ----------
+    url
+        ``s3://bucket`` or ``obs://bucket``.
+    bucket
+        Its name.
+    provider
+        The service's row.
+    endpoint
+        URL without the bucket; None for AWS's own.
+    region
+        For the signature; None for boto3's choice.
+    keys
+        None for the AWS chain: environment, profile, web identity, instance role.
+    connect_timeout_s, read_timeout_s
+        For a connection, and for silence on it.
+    connection_count
+        Connections kept open; more threads than this wait for no one but reconnect each time.
+
+    Examples
+    --------
+    >>> obs_settings("models", {"OBS_ENDPOINT": "obs.cn-north-4.myhuaweicloud.com"}).endpoint
+    'https://obs.cn-north-4.myhuaweicloud.com'
+    """
+
+    url: str
+    bucket: str
+    provider: Provider
+    endpoint: str | None = None
+    region: str | None = None
+    keys: Keys | None = field(default=None, repr=False)
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    connection_count: int = 64
+
+    @property
+    def place(self) -> str:
+        """The service and its address, for messages."""
+        return f"{self.provider.name} at {self.endpoint}" if self.endpoint else self.provider.name
+
+
+def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
+    """Settings for ``s3://bucket``: everything as boto3 finds it.
+
+    Parameters
+    ----------
+    environ
+        Environment variables.
+    endpoint, region
+        As boto3 found them in environment and profile.
+
+    Raises
+    ------
+    UsageError
+        The endpoint is not a URL.
+
+    Examples
+    --------
+    >>> s3_settings("b", {}).provider.name
+    'AWS S3'
+    >>> s3_settings("b", {}, "http://127.0.0.1:9000").region
+    'us-east-1'
+    """
+    url = _endpoint(endpoint, "AWS_ENDPOINT_URL") if endpoint else None
+    # boto3 knows more about AWS's own endpoints (partitions, redirects) than we could tell it.
+    own = url is None or provider_of(url, environ).name == AWS
+    return _settings("s3", bucket, environ, None if own else url, region or environ.get("AWS_REGION"), None)
+
+
+def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = None) -> S3Settings:
+    """Settings for ``obs://bucket``: OBS variables first, then those of AWS.
+
+    Parameters
+    ----------
+    environ
+        ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or
+        made from ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY``,
+        ``OBS_SECURITY_TOKEN``.
+    region
+        As boto3 found it; used if neither ``OBS_REGION`` nor the endpoint tells.
+
+    Raises
+    ------
+    UsageError
+        No endpoint, or one of a pair of keys is missing.
+
+    Examples
+    --------
+    >>> settings = obs_settings("models", {"OBS_REGION": "cn-east-3", "OBS_ACCESS_KEY_ID": "A",
+    ...                                    "OBS_SECRET_ACCESS_KEY": "S"})
+    >>> settings.region, settings.endpoint
+    ('cn-east-3', 'https://obs.cn-east-3.myhuaweicloud.com')
+    """
+    name = next((name for name in _OBS_ENDPOINTS if environ.get(name)), None)
+    if name:
+        endpoint = _endpoint(environ[name], name)
+    elif environ.get("OBS_REGION"):
+        endpoint = f"https://obs.{environ['OBS_REGION']}.myhuaweicloud.com"
+    else:
+        raise UsageError(
+            f"No endpoint is known for obs://{bucket}.",
+            hint="Set OBS_ENDPOINT, for example to https://obs.cn-north-4.myhuaweicloud.com.",
+        )
+    return _settings("obs", bucket, environ, endpoint, environ.get("OBS_REGION"), _obs_keys(environ), region)
+
+
+_OBS_ENDPOINTS = ("OBS_ENDPOINT", "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def _settings(
+    scheme: str,
+    bucket: str,
+    environ: Mapping[str, str],
+    endpoint: str | None,
+    region: str | None,
+    keys: Keys | None,
+    fallback_region: str | None = None,
+) -> S3Settings:
+    if not bucket:
+        raise UsageError(f"{scheme}:// needs the name of a bucket.", hint=f"Write {scheme}://bucket/key.")
+    provider = provider_of(endpoint, environ)
+    host = (urlsplit(endpoint).hostname or "") if endpoint else ""
+    region = region or provider.region_of(host) or fallback_region or (_DEFAULT_REGION if endpoint else None)
+    if endpoint and provider.addressing == "virtual":
+        endpoint = endpoint.replace(f"//{bucket}.", "//", 1)  # people paste the bucket's own domain name
+    return S3Settings(f"{scheme}://{bucket}", bucket, provider, endpoint, region, keys)
+
+
+def _endpoint(text: str, source: str) -> str:
+    """Bring an endpoint into the form ``https://host[:port][/path]``."""
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"{source} is not the address of a store.", hint="It must look like https://host or http://host:port."
+        )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
+def _obs_keys(environ: Mapping[str, str]) -> Keys | None:
+    access, secret = environ.get("OBS_ACCESS_KEY_ID"), environ.get("OBS_SECRET_ACCESS_KEY")
+    if bool(access) != bool(secret):
+        raise UsageError("Only one of OBS_ACCESS_KEY_ID and OBS_SECRET_ACCESS_KEY is set.", hint="Set both or none.")
+    return Keys(access, secret, environ.get("OBS_SECURITY_TOKEN") or None) if access and secret else None

@@ -1,0 +1,57 @@
+"""Breaking off a transfer half way: one question, asked between blocks of bytes and while waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..errors import Interrupted
+
+__all__ = ["ShouldStop", "check", "never", "pause"]
+
+ShouldStop = Callable[[], bool]
+"""Whether to break off; once it answers yes it keeps doing so."""
+
+_SLICE_S = 0.1
+
+
+def never() -> bool:
+    """Answer no: nobody can stop the transfer.
+
+    Examples
+    --------
+    >>> never()
+    False
+    """
+    return False
+
+
+def check(should_stop: ShouldStop) -> None:
+    """Return if the transfer may go on.
+
+    Raises
+    ------
+    Interrupted
+        It may not.
+
+    Examples
+    --------
+    >>> check(never)
+    """
+    if should_stop():
+        raise Interrupted("Stopped in the middle of a transfer.")
+
+
+def pause(duration_s: float, should_stop: ShouldStop) -> None:
+    """Sleep, but wake up soon after ``should_stop`` says yes.
+
+    Raises
+    ------
+    Interrupted
+        The sleep was cut short.
+    """
+    deadline = time.monotonic() + duration_s
+    check(should_stop)
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE_S))
+        check(should_stop)

@@ -1,0 +1,54 @@
+"""Fixtures that several rooms of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support import s3_servers
+from support.s3_servers import S3Server
+
+pytest.register_assert_rewrite("storage.contract")
+
+_SET_BY_USERS = ("AWS_", "OBS_", "S3_ENDPOINT", "RESHARD_")
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[S3Server]:
+    """moto in this process."""
+    with s3_servers.moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def weed_server() -> Iterator[S3Server]:
+    """SeaweedFS over plain HTTP."""
+    yield from _started(s3_servers.weed_server)
+
+
+@pytest.fixture(scope="session")
+def juicefs_tls_server() -> Iterator[S3Server]:
+    """The JuiceFS gateway behind TLS: the stand-in for OBS."""
+    yield from _started(s3_servers.juicefs_tls_server)
+
+
+@pytest.fixture
+def clean_environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No setting of the machine's user reaches the test."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(_SET_BY_USERS):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    return monkeypatch
+
+
+def _started(start) -> Iterator[S3Server]:
+    try:
+        with start() as server:
+            yield server
+    except s3_servers.NotInstalled as error:
+        pytest.skip(str(error))
