@@ -96,6 +96,7 @@ def moto_server() -> Iterator[S3Server]:
         yield S3Server("moto", f"http://{host}:{port}")
     finally:
         server.stop()
+        server._server.server_close()  # stop() leaves the socket open
 
 
 @contextlib.contextmanager

@@ -48,7 +48,10 @@ class _Front:
             inner_reader, inner_writer = await asyncio.open_connection(
                 "127.0.0.1", self._backend_port, limit=_BLOCK_BYTES
             )
-            ways = {asyncio.ensure_future(_pump(reader, inner_writer)), asyncio.ensure_future(_pump(inner_reader, writer))}
+            ways = {
+                asyncio.ensure_future(_pump(reader, inner_writer)),
+                asyncio.ensure_future(_pump(inner_reader, writer)),
+            }
             # Either end closing ends both: HTTP keeps no half-open connections.
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in ways:

@@ -11,7 +11,7 @@ from ..errors import CatalogError, FormatError, UsageError, raise_all
 from ..formats.safetensors import LENGTH_BYTES, Header, header_range, parse_header
 from ..formats.weight_index import parse_param_name_map, parse_weight_index
 from ..planning.catalog import Catalog, Entry, Placement, SourceObject, extent_of
-from ..planning.sources import full_catalog, rank_catalog
+from ..planning.sources import common_metadata, full_catalog, rank_catalog
 from ..storage import Location, ObjectInfo
 from ..tensor import Box, ByteRange, Shape
 from .strategies import StrategySource, read_object
@@ -63,7 +63,7 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
         Shards that do not fit the strategy.
     """
     found = _look(location)
-    if found.ranks and strategy is None and len(found.ranks) > 1:
+    if strategy is None and found.ranks and found.ranks != (0,):
         raise UsageError(
             f"{location.url}: these are shards of {len(found.ranks)} ranks, and how they are cut is not known",
             hint="Give the source's strategy: --src-strategy STRATEGY, or --src-layout LAYOUT.yaml.",
@@ -75,8 +75,10 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
         )
     opened = _read_headers(found, workers)
     if strategy is None:
-        return full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
-    return _joined(found, opened, strategy, workers)
+        catalog = full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
+    else:
+        catalog = _joined(found, opened, strategy, workers)
+    return replace(catalog, header_bytes=_header_bytes(opened))
 
 
 def read_contents(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
@@ -85,7 +87,7 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
     """
     found = _look(location)
-    if not found.ranks or len(found.ranks) == 1 or strategy is not None:
+    if found.ranks in ((), (0,)) or strategy is not None:
         return read_catalog(location, strategy, workers)
     opened = _read_headers(found, workers)
     entries = [
@@ -97,7 +99,9 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
         for stored in header.tensors
     ]
     kind = f"rank shards ({len(found.ranks)} ranks), not joined: their strategy is not given"
-    return Catalog(found.base.url, kind, tuple(item for item, _ in opened), tuple(entries), {}, found.notes)
+    objects = tuple(item for item, _ in opened)
+    metadata = common_metadata(opened)
+    return Catalog(found.base.url, kind, objects, tuple(entries), metadata, found.notes, _header_bytes(opened))
 
 
 def _look(location: Location) -> _Found:
@@ -108,6 +112,8 @@ def _look(location: Location) -> _Found:
     infos = dict(location.named_objects())
     tensors = [name for name in infos if name.endswith(_SUFFIX)]
     ranks = _rank_names(location, tensors)
+    if len(ranks) == 1 and 0 in ranks:
+        return _Found(location, "one rank's object", tuple(ranks.values()), infos, {}, (0,))
     if ranks:
         return _Found(location, "rank shards", tuple(ranks.values()), infos, {}, tuple(ranks))
     if _HF_INDEX in infos:
@@ -190,6 +196,10 @@ def _read_header(location: Location, info: ObjectInfo) -> Header:
     first = location.store.read(info.key, length, info.etag) if length.nbytes else b""
     span = header_range(first, info.nbytes)
     return parse_header(first + location.store.read(info.key, span, info.etag), info.nbytes)
+
+
+def _header_bytes(opened: Sequence[Opened]) -> int:
+    return sum(header.data_start for _, header in opened)
 
 
 def _joined(found: _Found, opened: Sequence[Opened], source: StrategySource, workers: Workers) -> Catalog:

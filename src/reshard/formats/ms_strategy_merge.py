@@ -67,7 +67,8 @@ def to_strategy(
         Equal files of one stage count once.
     shapes
         Of the tensors, in elements: needed for JSON files with layouts that MindSpore may have
-        written in expanded form. Tensors that are not among them keep the layout of the file.
+        written in expanded form. Tensors that are not among them keep the layout of the file;
+        without any shape such layouts are refused.
     local
         Whether ``shapes`` are what one rank holds.
 
@@ -159,7 +160,7 @@ def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool)
     layouts, problems = dict(file.layouts), []
     for name, expanded in file.expanded_shapes.items():
         layout = layouts[name]
-        if shapes is None:
+        if not shapes:
             if may_be_expanded(layout, expanded):
                 problems.append(f"{_called(file)}: {name} is {list(expanded)} with or without expanded axes")
         elif name in shapes:

@@ -55,6 +55,8 @@ class Catalog:
         Header metadata that no two objects disagree on.
     notes
         What a person should know about the source: objects left aside, say.
+    header_bytes
+        Bytes that were read to learn all this.
     """
 
     url: str
@@ -63,10 +65,11 @@ class Catalog:
     entries: tuple[Entry, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    header_bytes: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, replicas counted once."""
+        """Bytes of all tensors; what several ranks hold is counted once."""
         return sum(entry.spec.nbytes for entry in self.entries)
 
 

@@ -19,7 +19,15 @@ from .plan import Plan
 from .steps import Group
 from .target import FullTarget, RankTarget, Target
 
-__all__ = ["decode_plan", "encode_plan", "plan_from_json", "plan_id_of", "plan_to_json"]
+__all__ = [
+    "catalog_to_json",
+    "decode_plan",
+    "encode_plan",
+    "plan_from_json",
+    "plan_id_of",
+    "plan_to_json",
+    "strategy_to_json",
+]
 
 _FORMAT = "reshard-plan/1"
 Json = dict[str, Any]
@@ -29,7 +37,7 @@ def plan_to_json(plan: Plan) -> Json:
     """Express a plan in JSON's types; ``plan_id`` is the hash of all the rest."""
     body: Json = {
         "format": _FORMAT,
-        "catalog": _catalog_to_json(plan.catalog),
+        "catalog": catalog_to_json(plan.catalog),
         "target_url": plan.target_url,
         "target": _target_to_json(plan.target),
         "limits": asdict(plan.limits),
@@ -93,12 +101,15 @@ def _hash(body: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _catalog_to_json(catalog: Catalog) -> Json:
+def catalog_to_json(catalog: Catalog) -> Json:
+    """Express a catalog in JSON's types."""
     return {
         "url": catalog.url,
         "kind": catalog.kind,
         "objects": [[item.key, item.nbytes, item.etag] for item in catalog.objects],
         "metadata": dict(catalog.metadata),
+        "notes": list(catalog.notes),
+        "header_bytes": catalog.header_bytes,
         "entries": [
             [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry)]
             for entry in catalog.entries
@@ -124,6 +135,8 @@ def _catalog_from_json(body: Json) -> Catalog:
         objects=tuple(SourceObject(*item) for item in body["objects"]),
         entries=tuple(_entry_from_json(*entry) for entry in body["entries"]),
         metadata=body["metadata"],
+        notes=tuple(body["notes"]),
+        header_bytes=body["header_bytes"],
     )
 
 
@@ -149,7 +162,7 @@ def _target_to_json(target: Target) -> Json:
         "kind": "ranks",
         "ranks": list(target.ranks),
         "name": target.name,
-        "strategy": _strategy_to_json(target.strategy),
+        "strategy": strategy_to_json(target.strategy),
     }
 
 
@@ -160,8 +173,8 @@ def _target_from_json(body: Json) -> Target:
     return RankTarget(_strategy_from_json(rest["strategy"]), tuple(rest["ranks"]), rest["name"])
 
 
-def _strategy_to_json(strategy: Strategy) -> Json:
-    """Each distinct layout once; stages name them by number."""
+def strategy_to_json(strategy: Strategy) -> Json:
+    """Express a strategy in JSON's types: each distinct layout once, stages name them by number."""
     numbers: dict[Layout, int] = {}
     stages = [
         {name: numbers.setdefault(layout, len(numbers)) for name, layout in layouts.items()}

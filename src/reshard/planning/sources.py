@@ -9,7 +9,7 @@ from ..formats.safetensors import Header, StoredTensor
 from ..tensor import Box, Layout, Strategy, TensorSpec
 from .catalog import Catalog, Entry, Placement, SourceObject, extent_of
 
-__all__ = ["full_catalog", "rank_catalog"]
+__all__ = ["common_metadata", "full_catalog", "rank_catalog"]
 
 Shards = Mapping[int, tuple[SourceObject, Header]]
 
@@ -48,7 +48,7 @@ def full_catalog(
     problems += [f"{name}: expected in {key}, not there" for name, key in weight_map.items() if name not in entries]
     raise_all(CatalogError, f"{url}: the objects do not make one checkpoint", problems)
     return Catalog(
-        url, kind, tuple(item for item, _ in objects), tuple(entries.values()), _metadata(objects), tuple(notes)
+        url, kind, tuple(item for item, _ in objects), tuple(entries.values()), common_metadata(objects), tuple(notes)
     )
 
 
@@ -88,7 +88,12 @@ def rank_catalog(
     kind = f"rank shards ({len(shards)} of {strategy.rank_count} ranks, {strategy.stage_count} stages)"
     objects = list(shards.values())
     catalog = Catalog(
-        url, kind, tuple(item for item, _ in objects), builder.entries(), _metadata(objects), (*notes, *builder.notes)
+        url,
+        kind,
+        tuple(item for item, _ in objects),
+        builder.entries(),
+        common_metadata(objects),
+        (*notes, *builder.notes),
     )
     return catalog, builder.to_compare
 
@@ -247,7 +252,7 @@ def _key_of(objects: Sequence[tuple[SourceObject, Header]], entry: Entry) -> str
     return objects[entry.placements[0].holders[0][0]][0].key
 
 
-def _metadata(objects: Sequence[tuple[SourceObject, Header]]) -> dict[str, str]:
+def common_metadata(objects: Sequence[tuple[SourceObject, Header]]) -> dict[str, str]:
     """Metadata that no two headers disagree on."""
     values: dict[str, set[str]] = {}
     for _, header in objects:

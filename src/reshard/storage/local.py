@@ -175,7 +175,7 @@ class LocalStore:
 
     def _temporary(self, upload: Upload) -> Temporary:
         temporary = Temporary(writable_path(self._root, upload.key), upload.upload_id)
-        if not is_temporary(temporary.path.name):
+        if not is_temporary(temporary.name):
             raise StorageError(f"{upload.upload_id!r} is not an upload of {self.url}.")
         return temporary
 

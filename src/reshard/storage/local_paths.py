@@ -51,9 +51,14 @@ class Temporary:
         return cls(path.with_name(match["name"]), match["token"]) if match else None
 
     @property
+    def name(self) -> str:
+        """Its name in the folder of its target."""
+        return f".reshard-{self.token}-{self.target.name}"
+
+    @property
     def path(self) -> Path:
         """Where its bytes are."""
-        return self.target.with_name(f".reshard-{self.token}-{self.target.name}")
+        return self.target.with_name(self.name)
 
     @property
     def made_count(self) -> int:

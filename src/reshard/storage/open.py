@@ -82,8 +82,7 @@ def open_location(url: str) -> Location:
     ----------
     url
         ``s3://bucket/key``, ``obs://bucket/key``, ``memory://name/key``, ``file:///path``, a plain
-        path, or any URL that fsspec reads. A path to an existing file is that object; any other
-        path is a folder that keys count from.
+        path, or any URL that fsspec reads.
 
     Raises
     ------
@@ -140,10 +139,9 @@ def open_target(url: str) -> Location:
 def _local(path: str) -> Location:
     if not path or "\0" in path:
         raise UsageError("An empty path names nothing.", hint="Write '.' for the current folder.")
-    full = Path(path).expanduser().absolute()
-    if full.is_file():
-        return Location(LocalStore(full.parent), full.name)
-    return Location(LocalStore(full), "")
+    # Counted from its parent, a path may be an object, a prefix, or not there yet.
+    full = Path(path).expanduser().resolve()
+    return Location(LocalStore(full.parent), full.name)
 
 
 def _file_path(rest: str) -> str:

@@ -1,33 +1,34 @@
-"""The five statements of the library: inspect, plan, convert, verify, and how a strategy is read."""
+"""The four statements of the library: inspect, plan, convert, verify."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import replace
 
-from .engine.events import Listener, PhaseStarted, ignore
-from .engine.execute import execute, writable
-from .engine.manifest import Manifest, decode_manifest
-from .engine.source import read_catalog, read_contents
-from .engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
-from .engine.verify import Report, Subset, verify_manifest
-from .engine.workers import working
-from .errors import PlanError, UsageError
-from .planning.catalog import Catalog
-from .planning.limits import Limits
-from .planning.plan import MANIFEST_KEY, Plan, make_plan
-from .planning.plan_json import decode_plan, plan_id_of
-from .planning.target import FullTarget, RankTarget, Target
-from .storage import Location, open_location, open_source, open_target
-from .tensor import Strategy
+from ..engine.events import Listener, PhaseStarted, ignore
+from ..engine.execute import execute, writable
+from ..engine.manifest import Manifest, decode_manifest
+from ..engine.source import read_catalog, read_contents
+from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.verify import Report, Subset, verify_manifest
+from ..engine.workers import working
+from ..errors import UsageError
+from ..planning.catalog import Catalog
+from ..planning.limits import Limits
+from ..planning.plan import MANIFEST_KEY, Plan, make_plan
+from ..planning.plan_json import decode_plan, plan_id_of
+from ..storage import open_location, open_source, open_target
+from .arguments import (
+    Size,
+    check_apart,
+    check_sources_kept,
+    full_target,
+    limits_for,
+    manifest_url,
+    rank_target,
+    target_base,
+)
 
-__all__ = ["convert", "inspect", "load_plan", "load_strategy_source", "parse_ranks", "parse_size", "plan", "verify"]
-
-_SUFFIX = ".safetensors"
-_DEFAULT_PREFIX = "checkpoint_"
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-Size = int | str
+__all__ = ["convert", "inspect", "load_plan", "load_strategy_source", "plan", "save", "verify"]
 
 
 def inspect(
@@ -99,7 +100,8 @@ def plan(
     src_layout, dst_layout
         URLs of layout files, instead.
     prefix
-        Start of the objects' names; may contain ``{rank}``. ``checkpoint_`` by default.
+        Start of the objects' names, before the rank's number; ``checkpoint_`` by default. May
+        contain ``{rank}`` elsewhere, or be the whole name if it ends in ``.safetensors``.
     ranks
         Ranks to write, like ``0-7,16``; all by default.
     memory
@@ -115,20 +117,22 @@ def plan(
         As the tree in :mod:`reshard.errors` says; an OverBudget tells the memory that would do.
     """
     source, target = _strategy_source(src_strategy, src_layout), _strategy_source(dst_strategy, dst_layout)
-    base, name = _target_base(dst, is_full=target is None, prefix=prefix)
-    limits = _limits(base, memory, concurrency)
+    base, name = target_base(dst, is_full=target is None, prefix=prefix)
+    limits = limits_for(base, memory, concurrency)
     location = open_source(src)
-    _check_apart(location.url, base.url if name is None else base.child(name).url)
+    check_apart(location.url, base.url if name is None else base.child(name).url)
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
         catalog = read_catalog(location, source, workers)
     if target is None:
         if ranks is not None:
             raise UsageError("--ranks needs a target strategy or layout", hint="A full checkpoint has no ranks.")
-        full = _full_target(name, prefix, limits)
-        return _checked(make_plan(catalog, full, base.url, limits, f"{name}.manifest.json" if name else MANIFEST_KEY))
+        full = full_target(name, prefix, limits)
+        return check_sources_kept(
+            make_plan(catalog, full, base.url, limits, f"{name}.manifest.json" if name else MANIFEST_KEY)
+        )
     strategy = target.strategy({entry.spec.name: entry.spec.shape for entry in catalog.entries}, local=False)
-    return _checked(make_plan(catalog, _rank_target(strategy, prefix, ranks), base.url, limits))
+    return check_sources_kept(make_plan(catalog, rank_target(strategy, prefix, ranks), base.url, limits))
 
 
 def convert(
@@ -214,7 +218,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     SourceChanged
         The source is no longer what was converted.
     """
-    place = open_location(_manifest_url(url))
+    place = open_location(manifest_url(url))
     manifest = decode_manifest(read_object(place), place.url)
     target = place
     for _ in manifest.plan.manifest_key.split("/"):
@@ -227,6 +231,13 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         subset=Subset.parse(subset) if subset else Subset(),
         listener=on_event,
     )
+
+
+def save(url: str, data: bytes) -> None:
+    """Write one small object, or a local file: a plan or a strategy."""
+    base, _, name = url.rpartition("/")
+    target = open_target(base or ("/" if url.startswith("/") else "."))
+    writable(target).put(target.child(name).key, data)
 
 
 def load_plan(url: str) -> Plan:
@@ -242,134 +253,9 @@ def load_strategy_source(url: str) -> StrategySource:
     return read_strategy_files(open_location(url))
 
 
-def parse_size(size: Size) -> int:
-    """Read a number of bytes.
-
-    Raises
-    ------
-    UsageError
-        Not a number with, at most, a known unit.
-
-    Examples
-    --------
-    >>> parse_size("256MiB"), parse_size("2GB"), parse_size(17)
-    (268435456, 2000000000, 17)
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?)B?\s*", str(size).upper())
-    if not match or match[2] not in _UNITS:
-        raise UsageError(f"size {size!r}: expected bytes or a number with KB, MB, GB, KiB, MiB or GiB, like 256MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
-    """Read ranks like ``0-7,16``; ascending, each once.
-
-    Raises
-    ------
-    UsageError
-        Not of that form, or a rank that does not exist.
-
-    Examples
-    --------
-    >>> parse_ranks("6,0-2", 8)
-    (0, 1, 2, 6)
-    """
-    if isinstance(ranks, str):
-        found: set[int] = set()
-        for item in ranks.split(","):
-            match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", item)
-            if not match:
-                raise UsageError(f"ranks {ranks!r}: expected numbers and spans, like 0-7,16")
-            found.update(range(int(match[1]), min(int(match[2] or match[1]), rank_count) + 1))
-    else:
-        found = set(ranks)
-    beyond = sorted(rank for rank in found if not 0 <= rank < rank_count)
-    if beyond or not found:
-        raise UsageError(f"ranks {beyond or ranks} do not exist: the target strategy has ranks 0..{rank_count - 1}")
-    return tuple(sorted(found))
-
-
 def _strategy_source(strategy: str | None, layout: str | None) -> StrategySource | None:
     if strategy and layout:
         raise UsageError("a strategy and a layout are given for one side", hint="Give one of them.")
     if layout:
         return read_layout_file(open_location(layout))
     return load_strategy_source(strategy) if strategy else None
-
-
-def _target_base(dst: str, *, is_full: bool, prefix: str | None) -> tuple[Location, str | None]:
-    """Where outputs' keys count from, and the name of the single object if ``dst`` is one."""
-    if not dst.rstrip("/").endswith(_SUFFIX):
-        return open_target(dst), None
-    if not is_full or prefix is not None:
-        raise UsageError(
-            f"{dst}: rank shards need a prefix to lie below, not the name of one object",
-            hint="Leave .safetensors away; --prefix names the objects.",
-        )
-    base, _, name = dst.rstrip("/").rpartition("/")
-    return open_target(base or ("/" if dst.startswith("/") else ".")), name
-
-
-def _limits(target: Location, memory: Size | None, concurrency: int | None) -> Limits:
-    accepted = writable(target).limits
-    limits = Limits(
-        min_part_bytes=accepted.min_part_bytes,
-        max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
-        max_part_count=accepted.max_part_count,
-    )
-    if memory is not None:
-        limits = replace(limits, memory_bytes=parse_size(memory))
-    return limits if concurrency is None else replace(limits, concurrency=concurrency)
-
-
-def _full_target(name: str | None, prefix: str | None, limits: Limits) -> FullTarget:
-    if name is not None:
-        return FullTarget(name, name, "", "pt", limits.object_bytes)
-    if prefix is not None:
-        key = f"rank_0/{_named(prefix).format(rank=0)}"
-        return FullTarget(key, key, "", "ms", limits.object_bytes)
-    return FullTarget(
-        "model-{part:05d}-of-{parts:05d}.safetensors",
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pt",
-        limits.object_bytes,
-    )
-
-
-def _rank_target(strategy: Strategy, prefix: str | None, ranks: str | Iterable[int] | None) -> Target:
-    chosen = range(strategy.rank_count) if ranks is None else parse_ranks(ranks, strategy.rank_count)
-    return RankTarget(strategy, tuple(chosen), f"rank_{{rank}}/{_named(prefix)}")
-
-
-def _named(prefix: str | None) -> str:
-    """The name of a rank's object, ``{rank}`` standing for its number."""
-    name = _DEFAULT_PREFIX if prefix is None else prefix
-    rest = name.replace("{rank}", "")
-    if "/" in rest or "{" in rest or "}" in rest:
-        raise UsageError(f"prefix {prefix!r}: expected the start of a name, with no / and no braces but {{rank}}")
-    return f"{name if '{rank}' in name else name + '{rank}'}{_SUFFIX}"
-
-
-def _check_apart(source_url: str, target_url: str) -> None:
-    """Refuse a target inside its source: what is written would become part of what is read."""
-    if f"{target_url}/".startswith(f"{source_url}/"):
-        raise UsageError(
-            f"DST {target_url} is inside SRC {source_url}",
-            hint="Choose a destination outside the source.",
-        )
-
-
-def _checked(made: Plan) -> Plan:
-    """Refuse a plan whose outputs would replace its own source."""
-    sources = {f"{made.catalog.url}/{item.key}" for item in made.catalog.objects}
-    hit = sorted(sources.intersection(f"{made.target_url}/{key}" for key in (*made.keys, made.manifest_key)))
-    if hit:
-        raise PlanError("outputs would replace objects of the source", problems=hit, hint="Choose another destination.")
-    return made
-
-
-def _manifest_url(url: str) -> str:
-    if url.endswith(".json"):
-        return url
-    return f"{url}.manifest.json" if url.endswith(_SUFFIX) else f"{url.rstrip('/')}/{MANIFEST_KEY}"

@@ -1,0 +1,164 @@
+"""What people write, read: sizes, ranks, names of outputs, and what of it contradicts itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..engine.execute import writable
+from ..errors import PlanError, UsageError
+from ..planning.limits import Limits
+from ..planning.plan import MANIFEST_KEY, Plan
+from ..planning.target import FullTarget, RankTarget
+from ..storage import Location, open_target
+from ..tensor import Strategy
+
+__all__ = [
+    "Size",
+    "check_apart",
+    "check_sources_kept",
+    "full_target",
+    "limits_for",
+    "manifest_url",
+    "parse_ranks",
+    "parse_size",
+    "rank_target",
+    "target_base",
+]
+
+_SUFFIX = ".safetensors"
+_DEFAULT_PREFIX = "checkpoint_"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+Size = int | str
+
+
+def parse_size(size: Size) -> int:
+    """Read a number of bytes.
+
+    Raises
+    ------
+    UsageError
+        Not a number with, at most, a known unit.
+
+    Examples
+    --------
+    >>> parse_size("256MiB"), parse_size("2GB"), parse_size(17)
+    (268435456, 2000000000, 17)
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?)B?\s*", str(size).upper())
+    if not match or match[2] not in _UNITS:
+        raise UsageError(f"size {size!r}: expected bytes or a number with KB, MB, GB, KiB, MiB or GiB, like 256MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
+    """Read ranks like ``0-7,16``; ascending, each once.
+
+    Raises
+    ------
+    UsageError
+        Not of that form, or a rank that does not exist.
+
+    Examples
+    --------
+    >>> parse_ranks("6,0-2", 8)
+    (0, 1, 2, 6)
+    """
+    if isinstance(ranks, str):
+        found: set[int] = set()
+        for item in ranks.split(","):
+            match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", item)
+            if not match:
+                raise UsageError(f"ranks {ranks!r}: expected numbers and spans, like 0-7,16")
+            found.update(range(int(match[1]), min(int(match[2] or match[1]), rank_count) + 1))
+    else:
+        found = set(ranks)
+    beyond = sorted(rank for rank in found if not 0 <= rank < rank_count)
+    if beyond or not found:
+        raise UsageError(f"ranks {beyond or ranks} do not exist: the target strategy has ranks 0..{rank_count - 1}")
+    return tuple(sorted(found))
+
+
+def target_base(dst: str, *, is_full: bool, prefix: str | None) -> tuple[Location, str | None]:
+    """Where outputs' keys count from, and the name of the single object if ``dst`` is one."""
+    if not dst.rstrip("/").endswith(_SUFFIX):
+        return open_target(dst), None
+    if not is_full or prefix is not None:
+        raise UsageError(
+            f"{dst}: rank shards need a prefix to lie below, not the name of one object",
+            hint="Leave .safetensors away; --prefix names the objects.",
+        )
+    base, _, name = dst.rstrip("/").rpartition("/")
+    return open_target(base or ("/" if dst.startswith("/") else ".")), name
+
+
+def limits_for(target: Location, memory: Size | None, concurrency: int | None) -> Limits:
+    """The default limits, with what the target's store accepts and what was asked for."""
+    accepted = writable(target).limits
+    limits = Limits(
+        min_part_bytes=accepted.min_part_bytes,
+        max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
+        max_part_count=accepted.max_part_count,
+    )
+    if memory is not None:
+        limits = replace(limits, memory_bytes=parse_size(memory))
+    return limits if concurrency is None else replace(limits, concurrency=concurrency)
+
+
+def full_target(name: str | None, prefix: str | None, limits: Limits) -> FullTarget:
+    """What a full checkpoint is written as; see :func:`reshard.plan`."""
+    if name is not None:
+        return FullTarget(name, name, "", "pt", limits.object_bytes)
+    if prefix is not None:
+        key = f"rank_0/{_named(prefix).format(rank=0)}"
+        return FullTarget(key, key, "", "ms", limits.object_bytes)
+    return FullTarget(
+        "model-{part:05d}-of-{parts:05d}.safetensors",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pt",
+        limits.object_bytes,
+    )
+
+
+def rank_target(strategy: Strategy, prefix: str | None, ranks: str | Iterable[int] | None) -> RankTarget:
+    """What rank shards are written as; see :func:`reshard.plan`."""
+    chosen = range(strategy.rank_count) if ranks is None else parse_ranks(ranks, strategy.rank_count)
+    return RankTarget(strategy, tuple(chosen), f"rank_{{rank}}/{_named(prefix)}")
+
+
+def _named(prefix: str | None) -> str:
+    """The name of a rank's object, ``{rank}`` standing for its number."""
+    name = _DEFAULT_PREFIX if prefix is None else prefix
+    rest = name.replace("{rank}", "")
+    if "/" in rest or "{" in rest or "}" in rest:
+        raise UsageError(f"prefix {prefix!r}: expected the start of a name, with no / and no braces but {{rank}}")
+    if name.endswith(_SUFFIX):
+        return name
+    return f"{name if '{rank}' in name else name + '{rank}'}{_SUFFIX}"
+
+
+def check_apart(source_url: str, target_url: str) -> None:
+    """Refuse a target inside its source: what is written would become part of what is read."""
+    if f"{target_url}/".startswith(f"{source_url}/"):
+        raise UsageError(
+            f"DST {target_url} is inside SRC {source_url}",
+            hint="Choose a destination outside the source.",
+        )
+
+
+def check_sources_kept(made: Plan) -> Plan:
+    """Refuse a plan whose outputs would replace its own source."""
+    sources = {f"{made.catalog.url}/{item.key}" for item in made.catalog.objects}
+    hit = sorted(sources.intersection(f"{made.target_url}/{key}" for key in (*made.keys, made.manifest_key)))
+    if hit:
+        raise PlanError("outputs would replace objects of the source", problems=hit, hint="Choose another destination.")
+    return made
+
+
+def manifest_url(url: str) -> str:
+    """Where the manifest of a target is, or the URL itself if it names one."""
+    if url.endswith(".json"):
+        return url
+    return f"{url}.manifest.json" if url.endswith(_SUFFIX) else f"{url.rstrip('/')}/{MANIFEST_KEY}"

@@ -1,0 +1,103 @@
+"""Strategy files shown, merged and brought into another form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..engine.strategies import StrategySource
+from ..errors import UsageError
+from ..formats.layout_file import encode_layout_file
+from ..formats.ms_strategy import (
+    StrategyFile,
+    encode_json,
+    encode_protobuf,
+    from_strategy,
+    merge_strategy_files,
+    split_stage,
+)
+from ..tensor import Shape, Strategy
+from .statements import inspect, load_strategy_source, save
+
+__all__ = ["convert_strategy", "merge_strategies", "read_strategy"]
+
+_YAML = (".yaml", ".yml")
+
+
+def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
+    """Read a strategy of any form.
+
+    Parameters
+    ----------
+    url
+        A MindSpore strategy file, a prefix that holds those of all stages, or a layout file.
+    checkpoint
+        URL of a full checkpoint whose tensors a layout file is applied to.
+
+    Raises
+    ------
+    UsageError
+        A layout file without a checkpoint: its rules have no tensors to speak of.
+    """
+    return _strategy(load_strategy_source(url), url, _shapes(checkpoint))
+
+
+def merge_strategies(src: str, dst: str) -> Strategy:
+    """Merge the strategy files of all ranks or stages into one, as MindSpore's merge does.
+
+    Parameters
+    ----------
+    src
+        A prefix that holds the files.
+    dst
+        The merged file: JSON if its name ends in .json, protobuf otherwise.
+
+    Raises
+    ------
+    StrategyError
+        Stages are missing, or files of one stage differ.
+    """
+    source = load_strategy_source(src)
+    if source.rules is not None:
+        raise UsageError(f"{src}: a layout file has nothing to merge", hint="reshard strategy convert writes it anew.")
+    merged = merge_strategy_files(source.files)
+    save(dst, _encode(merged, dst, {}))
+    return source.strategy({}, local=False)
+
+
+def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None) -> Strategy:
+    """Write a strategy in another form, by the name of ``dst``: .yaml, .json, or protobuf for any other.
+
+    Parameters
+    ----------
+    checkpoint
+        URL of a full checkpoint: a layout file needs its tensors, and the JSON form records their shapes.
+    """
+    shapes = _shapes(checkpoint)
+    strategy = _strategy(load_strategy_source(src), src, shapes)
+    if dst.endswith(_YAML):
+        save(dst, encode_layout_file(strategy))
+    else:
+        save(dst, _encode(from_strategy(strategy), dst, shapes))
+    return strategy
+
+
+def _strategy(source: StrategySource, url: str, shapes: Mapping[str, Shape]) -> Strategy:
+    if source.rules is not None and not shapes:
+        raise UsageError(
+            f"{url}: a layout file holds rules, not tensors",
+            hint="Name a full checkpoint whose tensors they are for: --for URL.",
+        )
+    return source.strategy(shapes, local=False)
+
+
+def _shapes(checkpoint: str | None) -> dict[str, Shape]:
+    if checkpoint is None:
+        return {}
+    return {entry.spec.name: entry.spec.shape for entry in inspect(checkpoint).entries}
+
+
+def _encode(file: StrategyFile, url: str, shapes: Mapping[str, Shape]) -> bytes:
+    if not url.endswith(".json"):
+        return encode_protobuf(file)
+    named = {name: shapes[plain] for name in file.layouts for plain in [split_stage(name)[1]] if plain in shapes}
+    return encode_json(file, named)

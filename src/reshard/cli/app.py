@@ -1,0 +1,48 @@
+"""The command ``reshard``: its commands, and what happens when one fails."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from ..errors import ReshardError
+from . import convert, inspect, plan, strategy, verify
+from .output import print_error
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="reshard",
+    help="Model checkpoints in object stores, turned into other parallel layouts without touching local disk.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(inspect.inspect)
+app.command()(plan.plan)
+app.command()(convert.convert)
+app.command()(verify.verify)
+app.add_typer(strategy.app, name="strategy")
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; errors become a message on stderr and an exit code by class."""
+    # A stopped job is sent SIGTERM: clean up then as after Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except ReshardError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing of this run was left behind\n")
+        sys.exit(_INTERRUPTED)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,85 @@
+"""Live progress on stderr, drawn from the engine's events."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from ..engine.events import Event, Listener, PhaseStarted, ignore
+from ..engine.events import Progress as Moved
+from .output import in_bytes
+
+__all__ = ["progress"]
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Listener]:
+    """Listen to a run: a live line on a terminal, a line now and then in a log, or nothing."""
+    if quiet:
+        yield ignore
+    elif sys.stderr.isatty():
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        with bar:
+            yield _Bar(bar)
+    else:
+        yield _Log()
+
+
+class _Bar:
+    """A live line."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID = bar.add_task("headers", total=None, figures="")
+        self._begun_s = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._bar.update(self._task, description=event.name)
+            return
+        self._bar.update(
+            self._task,
+            total=max(1, event.total_read_bytes + event.total_written_bytes),
+            completed=event.read_bytes + event.written_bytes,
+            figures=_figures(event, time.monotonic() - self._begun_s),
+        )
+
+
+class _Log:
+    """Plain lines, rarely."""
+
+    def __init__(self) -> None:
+        self._begun_s = self._last_s = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        now_s = time.monotonic()
+        if isinstance(event, PhaseStarted):
+            sys.stderr.write(f"{event.name}\n")
+        elif now_s - self._last_s > _LINE_EVERY_S:
+            self._last_s = now_s
+            sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")
+
+
+def _figures(event: Moved, elapsed_s: float) -> str:
+    moved = event.read_bytes + event.written_bytes
+    left = event.total_read_bytes + event.total_written_bytes - moved
+    rate = moved / elapsed_s if elapsed_s > 0 else 0.0
+    eta = f"{left / rate:.0f} s left" if rate else "-"
+    return (
+        f"read {in_bytes(event.read_bytes)} of {in_bytes(event.total_read_bytes)}, "
+        f"written {in_bytes(event.written_bytes)} of {in_bytes(event.total_written_bytes)}, "
+        f"{in_bytes(rate)}/s, limited by {event.limited_by}, {eta}"
+    )

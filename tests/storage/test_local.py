@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from storage.contract import StoreContract
+
+from reshard.errors import Denied, NotFound, SourceChanged, StorageError, UsageError
+from reshard.storage import LocalStore, StoreLimits
+from reshard.tensor import ByteRange
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        return LocalStore(tmp_path / "root", limits=StoreLimits(min_part_bytes=1000))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "root")
+
+
+@pytest.mark.parametrize("key", ["../out", "a/../../out", "/etc/passwd", "a//b", "", ".", "a/.", "a/", "a\0b"])
+def test_keys_cannot_leave_the_root(store: LocalStore, key: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a key"):
+        store.put(key, b"x")
+    with pytest.raises(UsageError, match="cannot be a key"):
+        store.head(key)
+
+
+def test_writes_do_not_follow_links_out(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    store.put("a", b"x")
+    (tmp_path / "root/link").symlink_to(tmp_path / "outside")
+    with pytest.raises(Denied, match="symbolic link"):
+        store.put("link/b", b"x")
+    with pytest.raises(Denied, match="symbolic link"):
+        store.create_upload("link/deeper/b")
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_linked_object_is_replaced_not_followed(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    store.put("b", b"x")
+    (tmp_path / "root/a").symlink_to(tmp_path / "precious")
+    store.put("a", b"new")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (tmp_path / "root/a").read_bytes() == b"new"
+
+
+def test_reads_follow_links_as_model_caches_use_them(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/123").write_bytes(b"weights")
+    (tmp_path / "root/snapshot").mkdir(parents=True)
+    (tmp_path / "root/snapshot/model.safetensors").symlink_to("../../blobs/123")
+    (tmp_path / "root/loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root/dangling").symlink_to("nowhere")
+    assert [info.key for info in store.list("")] == ["snapshot/model.safetensors"]
+    assert store.read("snapshot/model.safetensors", ByteRange(0, 7)) == b"weights"
+
+
+def test_abort_removes_the_folders_it_made(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "root/mine").mkdir(parents=True)
+    first, second = store.create_upload("mine/x/y/a"), store.create_upload("mine/x/y/b")
+    other = LocalStore(tmp_path / "root")  # as after a crash
+    other.abort_upload(second)
+    other.abort_upload(first)
+    assert list((tmp_path / "root").rglob("*")) == [tmp_path / "root/mine"]
+
+
+def test_failed_put_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
+    answers = iter([False, False, True])
+    store.should_stop = lambda: next(answers, True)
+    with pytest.raises(BaseException, match="Stopped"):
+        store.put("new/a", bytes(40 << 20))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_objects_of_a_dead_process_are_found(store: LocalStore, tmp_path: Path) -> None:
+    upload = store.create_upload("rank_0/a.ckpt")
+    etag = store.upload_part(upload, 1, 0, b"hello")
+    again = LocalStore(tmp_path / "root")
+    assert list(again.open_uploads("rank_0/a")) == [upload]
+    assert list(again.list("")) == []
+    assert again.complete_upload(upload, [(1, etag)]) == again.head("rank_0/a.ckpt")
+
+
+def test_parts_must_lie_end_to_end(store: LocalStore) -> None:
+    upload = store.create_upload("a")
+    sent = [(1, store.upload_part(upload, 1, 0, b"hello")), (2, store.upload_part(upload, 2, 6, b"world"))]
+    with pytest.raises(StorageError, match="begins at 6, the one before it ends at 5"):
+        store.complete_upload(upload, sent)
+
+
+def test_upload_ids_are_checked(store: LocalStore) -> None:
+    upload = store.create_upload("a")
+    with pytest.raises(StorageError, match="is not an upload"):
+        store.abort_upload(type(upload)("a", "../../etc"))
+
+
+def test_change_during_a_read_is_seen(store: LocalStore, tmp_path: Path) -> None:
+    store.put("a", bytes(20 << 20))
+
+    def grow() -> bool:
+        with (tmp_path / "root/a").open("ab") as file:
+            file.write(b"x")
+        return False
+
+    store.should_stop = grow
+    with pytest.raises(SourceChanged):
+        store.read_into("a", ByteRange(0, 20 << 20), memoryview(bytearray(20 << 20)))
+
+
+def test_folders_and_pipes_are_no_objects(store: LocalStore, tmp_path: Path) -> None:
+    store.put("folder/a", b"x")
+    os.mkfifo(tmp_path / "root/pipe")
+    for key in ("folder", "pipe"):
+        with pytest.raises(NotFound, match="not a file"):
+            store.head(key)
+    with pytest.raises(NotFound, match="not a file"):
+        store.read("pipe", ByteRange(0, 1))
+    assert [info.key for info in store.list("")] == ["folder/a"]
+    with pytest.raises(StorageError, match="is a folder"):
+        store.put("folder", b"x")
+
+
+def test_permission_is_explained(store: LocalStore, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may do everything")
+    store.put("a", b"x")
+    (tmp_path / "root/a").chmod(0)
+    with pytest.raises(Denied, match="permission denied"):
+        store.read("a", ByteRange(0, 1))
+
+
+def test_a_file_in_the_way_is_explained(store: LocalStore) -> None:
+    store.put("a", b"x")
+    with pytest.raises(StorageError, match="Cannot write"):
+        store.put("a/b", b"x")
+    with pytest.raises(StorageError):
+        store.head("a/b")

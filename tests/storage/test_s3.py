@@ -1,0 +1,167 @@
+"""S3Store against real servers: moto, SeaweedFS, and JuiceFS behind TLS as the stand-in for OBS."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from storage.contract import StoreContract, Write
+from support.s3_servers import ACCESS_KEY, S3Server
+
+from reshard.errors import Denied, NotFound, StorageError
+from reshard.storage import open_target
+from reshard.storage.s3 import S3Store
+from reshard.tensor import ByteRange
+
+
+def opened(server: S3Server, environ: dict[str, str], scheme: str, bucket: str = "") -> S3Store:
+    """Open a new bucket of a server as a user would, by environment variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        store = open_target(f"{scheme}://{bucket or server.make_bucket(f'b-{uuid.uuid4().hex[:12]}')}").store
+    assert isinstance(store, S3Store)
+    return store
+
+
+class S3Contract(StoreContract):
+    """What else holds for a bucket."""
+
+    def test_missing_bucket_is_named(self, server: S3Server, clean_environ: pytest.MonkeyPatch) -> None:
+        store = self.open(server, "no-such-bucket")
+        for action in (
+            lambda: store.head("a"),
+            lambda: store.read("a", ByteRange(0, 1)),
+            lambda: store.put("a", b"x"),
+            lambda: list(store.list("")),
+            lambda: store.create_upload("a"),
+        ):
+            with pytest.raises(NotFound, match="no-such-bucket.*no such bucket"):
+                action()
+
+    def test_listing_is_paged(self, store: S3Store, write: Write, base: str) -> None:
+        names = [f"{base}/{number:02d} +%" for number in range(7)]
+        for name in names:
+            write(name, b"x")
+        call = store._client.list_objects_v2
+        pages = []
+        store._client.list_objects_v2 = lambda **arguments: pages.append(1) or call(MaxKeys=3, **arguments)
+        try:
+            assert [info.key for info in store.list(base)] == names
+        finally:
+            store._client.list_objects_v2 = call
+        assert len(pages) == 3
+
+    def test_upload_listing_is_paged(self, store: S3Store, base: str) -> None:
+        uploads = {store.create_upload(f"{base}/{number}") for number in range(5)}
+        call = store._client.list_multipart_uploads
+        store._client.list_multipart_uploads = lambda **arguments: call(MaxUploads=2, **arguments)
+        try:
+            assert set(store.open_uploads(base)) == uploads
+        finally:
+            store._client.list_multipart_uploads = call
+
+
+class TestMoto(S3Contract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, moto_url: S3Server) -> S3Server:
+        return moto_url
+
+    @staticmethod
+    def open(server: S3Server, bucket: str = "") -> S3Store:
+        return opened(server, server.environ, "s3", bucket)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, server: S3Server) -> S3Store:
+        return cls.open(server)
+
+
+@pytest.mark.server
+class TestSeaweed(S3Contract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, weed_server: S3Server) -> S3Server:
+        return weed_server
+
+    @staticmethod
+    def open(server: S3Server, bucket: str = "") -> S3Store:
+        return opened(server, server.environ, "s3", bucket)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, server: S3Server) -> S3Store:
+        return cls.open(server)
+
+    def test_small_part_in_the_middle_is_explained(self, store: S3Store, base: str) -> None:
+        upload = store.create_upload(f"{base}/a")
+        sent = [(number, store.upload_part(upload, number, 0, b"x")) for number in (1, 2)]
+        with pytest.raises(StorageError, match="smallest part"):
+            store.complete_upload(upload, sent)
+
+    @pytest.mark.parametrize(
+        ("changes", "text"),
+        [
+            ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+            ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId"),
+        ],
+    )
+    def test_wrong_keys_are_told_apart(
+        self, store: S3Store, server: S3Server, changes: dict[str, str], text: str
+    ) -> None:
+        stranger = opened(server, server.environ | changes, "s3", store.settings.bucket)
+        for action in (lambda: stranger.head("a"), lambda: list(stranger.list("")), lambda: stranger.put("a", b"x")):
+            with pytest.raises(Denied, match=text) as caught:
+                action()
+            assert "Check AWS_ACCESS_KEY_ID" in str(caught.value)
+            assert "wrong" not in str(caught.value)
+
+    def test_virtual_host(self, store: S3Store, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        resolve = socket.getaddrinfo
+        asked = []
+
+        def loopback(host, *rest, **named):
+            asked.append(host)
+            return resolve("127.0.0.1" if str(host).endswith("s3.localhost") else host, *rest, **named)
+
+        monkeypatch.setattr(socket, "getaddrinfo", loopback)
+        endpoint = server.endpoint.replace("127.0.0.1", "s3.localhost")
+        environ = server.environ | {"AWS_ENDPOINT_URL": endpoint, "RESHARD_S3_ADDRESSING": "virtual"}
+        virtual = opened(server, environ, "s3", store.settings.bucket)
+        assert virtual.head(virtual.put("v/a b", b"hello").key).nbytes == 5
+        assert f"{store.settings.bucket}.s3.localhost" in asked
+
+
+@pytest.mark.server
+class TestObsStandIn(S3Contract):
+    """An obs:// URL, TLS, no checksum trailers, no DeleteObjects without Content-MD5, no conditional writes."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls, juicefs_tls_server: S3Server) -> Iterator[S3Server]:
+        with pytest.MonkeyPatch.context() as patch:  # read when a connection is opened, not when the client is made
+            patch.setenv("AWS_CA_BUNDLE", juicefs_tls_server.ca_file)
+            yield juicefs_tls_server
+
+    @staticmethod
+    def open(server: S3Server, bucket: str = "") -> S3Store:
+        return opened(server, server.obs_environ, "obs", bucket)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def store(cls, server: S3Server) -> S3Store:
+        return cls.open(server)
+
+    def test_url_and_settings(self, store: S3Store, server: S3Server) -> None:
+        assert store.url.startswith("obs://b-")
+        assert store.settings.endpoint == server.endpoint
+        assert ACCESS_KEY not in repr(store)
+
+    def test_unknown_authority_is_explained(self, store: S3Store, server: S3Server) -> None:
+        stranger = opened(server, server.obs_environ | {"AWS_CA_BUNDLE": ""}, "obs", store.settings.bucket)
+        with pytest.raises(StorageError, match="certificate") as caught:
+            stranger.head("a")
+        assert "AWS_CA_BUNDLE" in str(caught.value)
