@@ -6,7 +6,7 @@ ReadStoreContract also gives ``write``, which puts an object there by other mean
 
 from __future__ import annotations
 
-import itertools
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,8 +33,7 @@ ODD_NAMES = [
 
 def body(nbytes: int, seed: int = 0) -> bytes:
     """Bytes that differ everywhere, so that a shift shows."""
-    words = itertools.accumulate(itertools.repeat(2654435761, nbytes // 4 + 1), lambda a, b: (a + b) & 0xFFFFFFFF)
-    return b"".join((word ^ seed).to_bytes(4, "little") for word in words)[:nbytes]
+    return random.Random(seed).randbytes(nbytes)
 
 
 class ReadStoreContract:

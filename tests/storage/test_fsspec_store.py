@@ -96,7 +96,7 @@ def web(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     handler = functools.partial(_Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.statuses = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -160,7 +160,7 @@ def test_unknown_scheme_is_explained() -> None:
 
 
 def test_missing_package_is_named() -> None:
-    with pytest.raises(UsageError, match="needs another package.*gcsfs"):
+    with pytest.raises(UsageError, match=r"needs another package.*gcsfs"):
         open_source("gs://bucket/key")
 
 

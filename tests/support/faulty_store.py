@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reshard.errors import Transient
 from reshard.storage import Body, ObjectInfo, Store, StoreLimits, Upload
@@ -22,7 +22,7 @@ class Fault:
 
     verb: str
     call: int = 1
-    error: BaseException | Callable[[], object] = Transient("made up")
+    error: BaseException | Callable[[], object] = field(default_factory=lambda: Transient("made up"))
     after: bool = False
 
 

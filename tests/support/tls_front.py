@@ -45,20 +45,21 @@ class _Front:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            inner_reader, inner_writer = await asyncio.open_connection(
-                "127.0.0.1", self._backend_port, limit=_BLOCK_BYTES
-            )
-            ways = {
-                asyncio.ensure_future(_pump(reader, inner_writer)),
-                asyncio.ensure_future(_pump(inner_reader, writer)),
-            }
+            try:
+                await self._join(reader, writer)
+            finally:
+                await _closed(writer)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._backend_port, limit=_BLOCK_BYTES)
+        ways = [asyncio.ensure_future(_pump(reader, inner_writer)), asyncio.ensure_future(_pump(inner_reader, writer))]
+        try:
             # Either end closing ends both: HTTP keeps no half-open connections.
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            inner_writer.close()
-        writer.close()
+            await _closed(inner_writer)
 
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
@@ -72,6 +73,15 @@ class _Front:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.05)  # aborted transports close their sockets in the loop's next turns
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Send what is left, then close; a peer that does not answer is left alone after a second."""
+    writer.close()
+    with contextlib.suppress(OSError, asyncio.CancelledError):
+        await asyncio.wait_for(writer.wait_closed(), 1)
+    writer.transport.abort()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -21,7 +21,7 @@ def test_stages_are_blocks_of_ranks():
 
 @pytest.mark.parametrize("rank", [-1, 8])
 def test_no_such_rank(rank):
-    with pytest.raises(StrategyError, match="rank .* does not exist: the strategy has ranks 0..7"):
+    with pytest.raises(StrategyError, match=r"rank .* does not exist: the strategy has ranks 0\.\.7"):
         Strategy(4, ({"a": WHOLE}, {})).stage_of(rank)
 
 

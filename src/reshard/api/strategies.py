@@ -60,8 +60,9 @@ def merge_strategies(src: str, dst: str) -> Strategy:
     if source.rules is not None:
         raise UsageError(f"{src}: a layout file has nothing to merge", hint="reshard strategy convert writes it anew.")
     merged = merge_strategy_files(source.files)
+    strategy = source.strategy({}, local=False)
     save(dst, _encode(merged, dst, {}))
-    return source.strategy({}, local=False)
+    return strategy
 
 
 def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None) -> Strategy:

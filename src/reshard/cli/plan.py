@@ -34,6 +34,9 @@ def plan(
     dst_layout: DstLayout = None,
     prefix: Prefix = None,
     ranks: Ranks = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="As for convert; it decides when the plan is carried out.")
+    ] = False,
     memory: Memory = None,
     concurrency: Concurrency = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Save the plan, for convert --plan.")] = None,
@@ -41,6 +44,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Show what a conversion would read, write and need; nothing is written and no tensor byte is read."""
+    del overwrite  # taken so that a convert command becomes a plan command by its first word alone
     with progress(quiet=quiet) as listener:
         made = api.plan(
             src,

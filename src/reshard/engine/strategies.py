@@ -93,8 +93,14 @@ def _read_directory(location: Location) -> StrategySource:
         )
     if len({name.rsplit(".", 1)[-1] for name in names}) > 1:
         raise CatalogError(f"{location.url}: strategy files of both forms, expected only .ckpt or only .json")
-    children = [location.child(name) for name in names]
-    return StrategySource(tuple(_parsed(read_object(child), child) for child in children))
+    # All ranks of a stage write the same bytes: each content is parsed once.
+    parsed: dict[bytes, StrategyFile] = {}
+    for name in names:
+        child = location.child(name)
+        data = read_object(child)
+        if data not in parsed:
+            parsed[data] = _parsed(data, child)
+    return StrategySource(tuple(parsed.values()))
 
 
 def _parsed(data: bytes, location: Location) -> StrategyFile:

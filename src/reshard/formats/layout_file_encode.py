@@ -101,8 +101,9 @@ def _rule(layout: Layout, grid: list[tuple[int, int]]) -> LayoutRule:
             split[dimension.axis] += [f"d{position}" for position in inside]
     while split and not split[-1]:
         split.pop()
-    size = layout.optimizer_shard_size if layout.optimizer_pieces > 1 else 0
-    return LayoutRule((), tuple(map(tuple, split)), size)
+    pieces = layout.optimizer_pieces
+    shard = 0 if pieces == 1 else -1 if pieces == layout.replica_count else pieces
+    return LayoutRule((), tuple(map(tuple, split)), shard)
 
 
 def _grouped(rules: Mapping[str, LayoutRule]) -> Iterable[LayoutRule]:
@@ -197,4 +198,5 @@ def _written_rule(rule: LayoutRule) -> dict[str, object]:
 
 def _written_stage(stage: StageRule) -> dict[str, object]:
     layers = [first if first == last else f"{first}-{last}" for first, last in stage.layers]
-    return {"match": list(stage.match), **({"layers": layers} if layers else {})}
+    match = {"match": list(stage.match)} if stage.match or not layers else {}
+    return {**match, **({"layers": layers} if layers else {})}

@@ -64,8 +64,8 @@ def _operator(operators: _JsonObject, node: str, name: str) -> OperatorItem:
     inputs = item.get("parallel_strategy")
     if not isinstance(inputs, list):
         raise _wrong(item, "parallel_strategy", place, "an array")
-    cuts = (tuple(_numbers({"cut": cut}, "cut", 32, place, low=0)) for cut in inputs)
-    return OperatorItem(node, _number(item, "stage", 32, place, low=0), tuple(cuts))
+    cuts = tuple(tuple(_numbers({"parallel_strategy": cut}, "parallel_strategy", 32, place, low=0)) for cut in inputs)
+    return OperatorItem(node, _number(item, "stage", 32, place, low=0), cuts)
 
 
 def _layout(item: _JsonObject, place: str) -> Layout:

@@ -13,7 +13,9 @@ __all__ = ["PlainValue", "parse_yaml"]
 
 PlainValue = dict[str, "PlainValue"] | list["PlainValue"] | str | int | bool | None
 
-_LARGEST_NBYTES = 16 * 2**20
+# PyYAML needs some 30 microseconds a value: these keep the worst text within seconds.
+_LARGEST_NBYTES = 4 * 2**20
+_LARGEST_NODE_COUNT = 200_000
 _LARGEST_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
@@ -25,6 +27,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes only, so that no constructor ever sees hostile text."""
 
     _depth = 0
+    _count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose one node; refuse aliases (a short text can stand for a huge value) and deep nesting."""
@@ -33,7 +36,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
         if self._depth >= _LARGEST_DEPTH:
             raise yaml.MarkedYAMLError(None, None, "nested too deeply", event.start_mark)
-        self._depth += 1
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._count > _LARGEST_NODE_COUNT:
+            raise yaml.MarkedYAMLError(None, None, f"more than {_LARGEST_NODE_COUNT} values", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -45,7 +50,7 @@ def parse_yaml(data: bytes, where: str) -> PlainValue:
     Parameters
     ----------
     data
-        UTF-8 text, at most 16 MiB.
+        UTF-8 text, at most 4 MiB.
     where
         What the text is, for errors.
 

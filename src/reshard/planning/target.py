@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 from ..errors import PlanError, StrategyError, raise_all
 from ..formats.safetensors import plan_header
@@ -171,13 +172,8 @@ class RankTarget:
         return () if tensor.spec.name in self.strategy.names else (Box.whole(extent),)
 
     def _check(self, tensors: Sequence[TargetTensor]) -> None:
-        problems, known = [], self.strategy.names
-        if tensors and not any(tensor.spec.name in known for tensor in tensors):
-            raise StrategyError(
-                f"no tensor of the source is named in the target strategy: expected names like "
-                f"{_sample(sorted(known))}, found {_sample([t.spec.name for t in tensors])}",
-                hint="Is this the strategy of another model, or of another naming of this one?",
-            )
+        self._check_names(tensors)
+        problems = []
         for tensor in tensors:
             for stage, layouts in enumerate(self.strategy.stages):
                 layout = layouts.get(tensor.spec.name)
@@ -190,6 +186,29 @@ class RankTarget:
                 except StrategyError as error:
                     problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
         raise_all(StrategyError, "the target strategy does not fit the tensors", problems)
+
+    def _check_names(self, tensors: Sequence[TargetTensor]) -> None:
+        """Refuse a strategy of another model or another naming: its weights would be left whole on every rank."""
+        known, names = self.strategy.names, {tensor.spec.name for tensor in tensors}
+        if tensors and not known & names:
+            raise StrategyError(
+                f"no tensor of the source is named in the target strategy: expected names like "
+                f"{_sample(sorted(known))}, found {_sample([t.spec.name for t in tensors])}",
+                hint="Is this the strategy of another model, or of another naming of this one?",
+            )
+        unmet = sorted(name for name in known - names if not _is_state(name, names))
+        if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in known for t in tensors):
+            strange = sorted(names - known)
+            sides = zip_longest(
+                (f"only in the strategy: {name}" for name in unmet), (f"only in the source: {name}" for name in strange)
+            )
+            raise StrategyError(
+                f"the target strategy and the source name tensors differently: {len(unmet)} names of the strategy are "
+                f"not in the source, {len(strange)} tensors of the source are not in the strategy",
+                problems=[problem for pair in sides for problem in pair if problem],
+                hint="Bring both to one naming. To leave tensors whole on every rank, say so: a layout file's rule "
+                '{match: "*", split: []} does.',
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +305,11 @@ def _carried(
 
 def _local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
     return spec if spec.dtype.is_sub_byte else TensorSpec(spec.name, spec.dtype, box.shape)
+
+
+def _is_state(name: str, names: Collection[str]) -> bool:
+    """Whether a name is of an optimizer state: one of ``names`` behind a prefix and a dot."""
+    return any(name[at + 1 :] in names for at, character in enumerate(name) if character == ".")
 
 
 def _sample(names: Sequence[str], shown: int = 3) -> str:

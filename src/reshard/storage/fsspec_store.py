@@ -115,7 +115,8 @@ class FsspecStore:
     def _block(self, key: str, block: ByteRange) -> bytes:
         path = self._path(key)
         try:
-            return self._try("read", key, lambda: self._fs.cat_file(path, start=block.start, end=block.stop))
+            body: bytes = self._try("read", key, lambda: self._fs.cat_file(path, start=block.start, end=block.stop))
+            return body
         except (NotFound, Denied, Transient):
             raise
         except StorageError:

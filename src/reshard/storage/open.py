@@ -139,8 +139,11 @@ def open_target(url: str) -> Location:
 def _local(path: str) -> Location:
     if not path or "\0" in path:
         raise UsageError("An empty path names nothing.", hint="Write '.' for the current folder.")
+    full = Path(path).expanduser().absolute()
+    if full.is_dir():
+        full = full.resolve()  # what is written below a linked folder belongs where the link points; a linked
+        # object keeps its own name, for in a model cache it points to one that has no meaning
     # Counted from its parent, a path may be an object, a prefix, or not there yet.
-    full = Path(path).expanduser().resolve()
     return Location(LocalStore(full.parent), full.name)
 
 

@@ -92,15 +92,11 @@ class S3Store:
         return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order."""
-        token: dict[str, Any] = {}
-        while True:
-            answer = self._call("list_objects_v2", None, Prefix=prefix, **token)
-            for found in answer.get("Contents", ()):
-                yield ObjectInfo(found["Key"], int(found["Size"]), bare_etag(found))
-            if not answer.get("IsTruncated"):
-                return
-            token = self._next(token, {"ContinuationToken": answer.get("NextContinuationToken")})
+        """Yield every object whose key starts with ``prefix``, in key order.
+
+        Stores that keep keys as trees list ``a/b`` before ``a.txt``; hence the sort, and all pages first.
+        """
+        return iter(sorted(self._listed(prefix), key=lambda info: info.key))
 
     def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
         """Return the bytes of a small range."""
@@ -181,6 +177,16 @@ class S3Store:
                 marker,
                 {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")},
             )
+
+    def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
+        token: dict[str, Any] = {}
+        while True:
+            answer = self._call("list_objects_v2", None, Prefix=prefix, **token)
+            for found in answer.get("Contents", ()):
+                yield ObjectInfo(found["Key"], int(found["Size"]), bare_etag(found))
+            if not answer.get("IsTruncated"):
+                return
+            token = self._next(token, {"ContinuationToken": answer.get("NextContinuationToken")})
 
     def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
         return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)

@@ -12,6 +12,7 @@ from typing import Any
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionClosedError,
     ConnectTimeoutError,
     CredentialRetrievalError,
     EndpointConnectionError,
@@ -127,6 +128,7 @@ _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
     ProxyConnectionError: "no connection to the proxy",
     IncompleteReadError: "the answer was cut off",
     ResponseStreamingError: "the connection broke during the answer",
+    ConnectionClosedError: "the connection was closed before an answer came",
     ConnectionFailed: "the connection broke",
 }
 

@@ -120,7 +120,7 @@ class Transfer:
         """
         if start <= self.source and self.source_stop <= stop:
             yield self
-        elif self.source < stop and start < self.source_stop:
+        elif max(start, self.source) < min(stop, self.source_stop):
             if not self.counts:
                 first = max(start, self.source)
                 length = min(stop, self.source + self.nbytes) - first

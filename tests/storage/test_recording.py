@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from storage.contract import StoreContract
+from support.faulty_store import Fault, FaultyStore
+
+from reshard.errors import Transient
+from reshard.storage import MemoryStore, RecordingReadStore, RecordingStore, Store, StoreLimits, recording
+from reshard.storage.fsspec_store import FsspecStore
+from reshard.tensor import ByteRange
+
+
+class TestRecordingStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> RecordingStore:
+        return RecordingStore(MemoryStore(limits=StoreLimits(min_part_bytes=1000)))
+
+
+def test_counts_by_kind() -> None:
+    store = RecordingStore(MemoryStore())
+    store.put("a", b"12345")
+    upload = store.create_upload("b")
+    store.complete_upload(upload, [(1, store.upload_part(upload, 1, 0, b"123"))])
+    store.abort_upload(upload)
+    store.head("a")
+    list(store.list(""))
+    store.read("a", ByteRange(0, 2))
+    store.read_into("a", ByteRange(0, 4), memoryview(bytearray(4)))
+    store.delete("a")
+    list(store.open_uploads(""))
+    expected = {"put", "create", "part", "complete", "abort", "head", "list", "get", "delete", "uploads"}
+    assert store.figures.requests == dict.fromkeys(expected, 1) | {"get": 2}
+    assert (store.figures.read_bytes, store.figures.written_bytes, store.figures.request_count) == (6, 8, 11)
+
+
+def test_figures_are_a_snapshot() -> None:
+    store = RecordingStore(MemoryStore())
+    before = store.figures
+    store.put("a", b"x")
+    assert (before.request_count, store.figures.request_count) == (0, 1)
+
+
+def test_counts_from_many_threads() -> None:
+    store = RecordingStore(MemoryStore())
+    store.put("a", b"x" * 10)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: store.read("a", ByteRange(0, 10)), range(500)))
+    assert (store.figures.requests["get"], store.figures.read_bytes) == (500, 5000)
+
+
+def test_failed_calls_count_without_bytes() -> None:
+    store = RecordingStore(FaultyStore(MemoryStore(), Fault("put")))
+    with pytest.raises(Transient):
+        store.put("a", b"x")
+    assert (store.figures.requests["put"], store.figures.written_bytes) == (1, 0)
+
+
+def test_wraps_by_what_the_store_can_do() -> None:
+    assert isinstance(recording(MemoryStore()), RecordingStore)
+    read_only = recording(FsspecStore("memory://x"))
+    assert type(read_only) is RecordingReadStore
+    assert not isinstance(read_only, Store)
+
+
+class TestFaultyStore:
+    def test_passes_on(self) -> None:
+        store = FaultyStore(MemoryStore())
+        store.put("a", b"hello")
+        assert store.read("a", ByteRange(0, 5)) == b"hello"
+        assert [info.key for info in store.list("")] == ["a"]
+        assert store.log == [("put", "a"), ("read", "a"), ("list", "")]
+        assert isinstance(store, Store)
+
+    def test_fails_at_the_call_wanted(self) -> None:
+        store = FaultyStore(MemoryStore(), Fault("put", 2, OSError("made up")))
+        store.put("a", b"1")
+        with pytest.raises(OSError, match="made up"):
+            store.put("b", b"2")
+        store.put("c", b"3")
+        assert [info.key for info in store.inner.list("")] == ["a", "c"]
+
+    def test_cuts_a_read(self) -> None:
+        store = FaultyStore(MemoryStore(), Fault("read_into"))
+        store.put("a", b"hello!")
+        buffer = bytearray(6)
+        with pytest.raises(Transient):
+            store.read_into("a", ByteRange(0, 6), memoryview(buffer))
+        assert buffer == b"hel\0\0\0"
+
+    def test_loses_an_answer(self) -> None:
+        store = FaultyStore(MemoryStore(), Fault("put", after=True))
+        with pytest.raises(Transient):
+            store.put("a", b"x")
+        assert store.head("a").nbytes == 1
+
+    def test_calls_a_hook(self) -> None:
+        seen = []
+        store = FaultyStore(MemoryStore(), Fault("put", error=lambda: seen.append("now")))
+        store.put("a", b"x")
+        assert seen == ["now"]
+        assert store.head("a").nbytes == 1

@@ -1,0 +1,94 @@
+"""Complete, the request whose lost answer hurts most: against a client that answers by a script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from reshard.errors import NotFound, StorageError, Unsupported, UsageError
+from reshard.storage import RetryPolicy, Upload
+from reshard.storage.s3 import S3Store
+from reshard.storage.s3_settings import S3Settings, s3_settings
+
+UPLOAD = Upload("k", "u")
+PARTS = [(1, "p1"), (2, "p2")]
+LOST = ReadTimeoutError(endpoint_url="http://x")
+
+
+def failed(code: str, status: int) -> ClientError:
+    answer = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "CompleteMultipartUpload")
+
+
+class Scripted:
+    """Stands in for the boto3 client."""
+
+    def __init__(self, *answers: object, etag: str = '"abc-2"') -> None:
+        self.answers, self.etag, self.completes = list(answers), etag, 0
+
+    def complete_multipart_upload(self, **_: Any) -> object:
+        self.completes += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def head_object(self, **_: Any) -> dict[str, object]:
+        return {"ContentLength": 7, "ETag": self.etag}
+
+
+def store(client: Scripted) -> S3Store:
+    made = S3Store(settings(), policy=RetryPolicy(tries=3, first_delay_s=0))
+    made._client = client
+    return made
+
+
+def settings(endpoint: str = "http://127.0.0.1:1") -> S3Settings:
+    return s3_settings("b", {}, endpoint)
+
+
+def test_length_and_etag_come_from_head() -> None:
+    info = store(Scripted({"ETag": ""})).complete_upload(UPLOAD, PARTS)
+    assert (info.key, info.nbytes, info.etag) == ("k", 7, "abc-2")
+
+
+def test_error_inside_an_answer_of_200_is_tried_again() -> None:
+    client = Scripted(failed("InternalError", 500), {})
+    store(client).complete_upload(UPLOAD, PARTS)
+    assert client.completes == 2
+
+
+def test_refusal_inside_an_answer_of_200_is_final() -> None:
+    client = Scripted(failed("InvalidPart", 500))
+    with pytest.raises(StorageError, match="a part is missing"):
+        store(client).complete_upload(UPLOAD, PARTS)
+    assert client.completes == 1
+
+
+def test_lost_answer_of_a_done_complete_is_no_failure() -> None:
+    client = Scripted(LOST, failed("NoSuchUpload", 404))
+    assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+
+
+def test_upload_that_never_was_is_a_failure() -> None:
+    with pytest.raises(NotFound, match="not open any more"):
+        store(Scripted(failed("NoSuchUpload", 404))).complete_upload(UPLOAD, PARTS)
+
+
+def test_lost_answer_and_another_object_is_a_failure() -> None:
+    client = Scripted(LOST, failed("NoSuchUpload", 404), etag='"of-one-put"')
+    with pytest.raises(NotFound, match="not open any more"):
+        store(client).complete_upload(UPLOAD, PARTS)
+
+
+def test_parts_are_needed() -> None:
+    with pytest.raises(UsageError, match="no parts"):
+        store(Scripted()).complete_upload(UPLOAD, [])
+
+
+def test_stores_that_want_equal_parts_are_refused() -> None:
+    r2 = S3Store(settings("https://account.r2.cloudflarestorage.com"))
+    with pytest.raises(Unsupported, match="equal in length"):
+        r2.create_upload("k")

@@ -1,0 +1,284 @@
+"""Which store a URL means, and how it is reached: providers, environment, profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reshard.errors import Unsupported, UsageError
+from reshard.storage import LocalStore, MemoryStore, Store, open_location, open_source, open_target
+from reshard.storage.providers import PROVIDERS, provider_of
+from reshard.storage.s3 import S3Store
+from reshard.storage.s3_settings import Keys, obs_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("AWS_ACCESS_KEY_ID", "AKAWS")
+    clean_environ.setenv("AWS_SECRET_ACCESS_KEY", "SKAWS")
+
+
+def bucket(url: str) -> S3Store:
+    store = open_target(url).store
+    assert isinstance(store, S3Store)
+    return store
+
+
+class _SentError(Exception):
+    pass
+
+
+def host_of(store: S3Store) -> str:
+    """Where a request for the key ``k`` goes; it is not sent."""
+
+    def caught(request, **_: object) -> None:
+        raise _SentError(request.url)
+
+    store._client.meta.events.register("before-send.s3", caught)
+    with pytest.raises(_SentError) as sent:
+        store._client.head_object(Bucket=store.settings.bucket, Key="k")
+    return str(sent.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "addressing", "region"),
+    [
+        (None, "AWS S3", "auto", ""),
+        ("https://s3.eu-west-1.amazonaws.com", "AWS S3", "auto", ""),
+        ("https://obs.cn-north-4.myhuaweicloud.com", "Huawei OBS", "virtual", "cn-north-4"),
+        ("https://b.obs.cn-north-4.myhuaweicloud.com:443", "Huawei OBS", "virtual", "cn-north-4"),
+        ("https://obs.eu-west-101.myhuaweicloud.eu", "Huawei OBS", "virtual", "eu-west-101"),
+        ("https://obs.myhuaweicloud.com", "Huawei OBS", "virtual", ""),
+        ("https://s3.oss-cn-hangzhou.aliyuncs.com", "Alibaba OSS", "virtual", "cn-hangzhou"),
+        ("https://oss-cn-hangzhou-internal.aliyuncs.com", "Alibaba OSS", "virtual", "cn-hangzhou"),
+        ("https://cos.ap-guangzhou.myqcloud.com", "Tencent COS", "virtual", "ap-guangzhou"),
+        ("https://0123.r2.cloudflarestorage.com", "Cloudflare R2", "path", "auto"),
+        ("http://127.0.0.1:9000", "S3-compatible store", "path", ""),
+        ("http://[::1]:9000", "S3-compatible store", "path", ""),
+        ("https://minio.lab.example", "S3-compatible store", "path", ""),
+        ("https://obs.cn-north-4.myhuaweicloud.com.evil.example", "S3-compatible store", "path", ""),
+    ],
+)
+def test_provider_is_told_by_the_host(endpoint: str | None, name: str, addressing: str, region: str) -> None:
+    row = provider_of(endpoint, {})
+    host = (endpoint or "").partition("://")[2].split(":")[0]
+    assert (row.name, row.addressing, row.region_of(host)) == (name, addressing, region)
+
+
+def test_addressing_can_be_insisted_on() -> None:
+    assert provider_of("http://lab.example", {"RESHARD_S3_ADDRESSING": "virtual"}).addressing == "virtual"
+    with pytest.raises(UsageError, match="must be 'path' or 'virtual', not 'both'"):
+        provider_of(None, {"RESHARD_S3_ADDRESSING": "both"})
+
+
+def test_every_service_takes_the_same_parts() -> None:
+    assert {row.limits.min_part_bytes for row in PROVIDERS} == {5 << 20}
+
+
+def test_s3_without_endpoint_is_aws(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert host_of(bucket("s3://models/a")) == "https://models.s3.eu-west-1.amazonaws.com/k"
+    assert host_of(bucket("s3://models.v1/a")) == "https://s3.eu-west-1.amazonaws.com/models.v1/k"
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_s3_endpoint_from_environment(clean_environ: pytest.MonkeyPatch, variable: str) -> None:
+    clean_environ.setenv(variable, "http://127.0.0.1:9000")
+    store = bucket("s3://models/a")
+    assert host_of(store) == "http://127.0.0.1:9000/models/k"
+    assert store.settings.region == "us-east-1"
+    assert store.url == "s3://models"
+
+
+def test_s3_endpoint_from_profile(clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        "[profile lab]\nregion = lab-1\nservices = lab\n[services lab]\ns3 =\n  endpoint_url = http://127.0.0.1:9001\n"
+    )
+    clean_environ.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    clean_environ.setenv("AWS_PROFILE", "lab")
+    store = bucket("s3://models/a")
+    assert (store.settings.endpoint, store.settings.region) == ("http://127.0.0.1:9001", "lab-1")
+
+
+def test_s3_url_to_obs_is_virtual_too(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("AWS_ENDPOINT_URL", "https://obs.cn-north-4.myhuaweicloud.com")
+    store = bucket("s3://models/a")
+    assert host_of(store) == "https://models.obs.cn-north-4.myhuaweicloud.com/k"
+    assert store.settings.region == "cn-north-4"
+
+
+def test_unknown_profile_is_explained(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UsageError, match="nobody"):
+        open_location("s3://models/a")
+
+
+def test_endpoint_without_scheme_is_explained(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(UsageError, match="not a URL"):
+        open_location("s3://models/a")
+
+
+@pytest.mark.parametrize(
+    ("environ", "host"),
+    [
+        ({"OBS_ENDPOINT": "obs.cn-north-4.myhuaweicloud.com"}, "https://models.obs.cn-north-4.myhuaweicloud.com/k"),
+        (
+            {"S3_ENDPOINT": "https://obs.cn-east-3.myhuaweicloud.com"},
+            "https://models.obs.cn-east-3.myhuaweicloud.com/k",
+        ),
+        ({"OBS_REGION": "cn-south-1"}, "https://models.obs.cn-south-1.myhuaweicloud.com/k"),
+        ({"AWS_ENDPOINT_URL": "http://10.0.0.1:80/"}, "http://10.0.0.1:80/models/k"),
+        ({"OBS_ENDPOINT": "http://10.0.0.1:8080", "S3_ENDPOINT": "x"}, "http://10.0.0.1:8080/models/k"),
+        (
+            {"OBS_ENDPOINT": "https://models.obs.cn-north-4.myhuaweicloud.com"},
+            "https://models.obs.cn-north-4.myhuaweicloud.com/k",
+        ),
+    ],
+)
+def test_obs_endpoint(clean_environ: pytest.MonkeyPatch, environ: dict[str, str], host: str) -> None:
+    for name, value in environ.items():
+        clean_environ.setenv(name, value)
+    assert host_of(bucket("obs://models/a")) == host
+
+
+def test_obs_keys_come_first(clean_environ: pytest.MonkeyPatch) -> None:
+    clean_environ.setenv("OBS_ENDPOINT", "https://obs.cn-north-4.myhuaweicloud.com")
+
+    def key_used() -> str:
+        return bucket("obs://models/a")._client._request_signer._credentials.access_key
+
+    assert key_used() == "AKAWS"
+    clean_environ.setenv("OBS_ACCESS_KEY_ID", "AKOBS")
+    clean_environ.setenv("OBS_SECRET_ACCESS_KEY", "SKOBS")
+    assert key_used() == "AKOBS"
+
+
+def test_obs_needs_an_endpoint() -> None:
+    with pytest.raises(UsageError, match="No endpoint is known for obs://models") as caught:
+        open_location("obs://models/a")
+    assert "OBS_ENDPOINT" in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://x", "https://", "https://a:b@x", "https://x?y=1", "https://x:99999"])
+def test_bad_endpoint_is_refused_without_being_shown(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="OBS_ENDPOINT is not the address of a store") as caught:
+        obs_settings("b", {"OBS_ENDPOINT": endpoint})
+    assert "a:b" not in str(caught.value)
+
+
+def test_half_a_pair_of_keys_is_refused() -> None:
+    with pytest.raises(UsageError, match="Only one of"):
+        obs_settings("b", {"OBS_REGION": "r", "OBS_ACCESS_KEY_ID": "A"})
+
+
+def test_keys_are_never_shown() -> None:
+    settings = obs_settings(
+        "b",
+        {"OBS_REGION": "r", "OBS_ACCESS_KEY_ID": "AKX", "OBS_SECRET_ACCESS_KEY": "SKX", "OBS_SECURITY_TOKEN": "TKX"},
+    )
+    assert settings.keys == Keys("AKX", "SKX", "TKX")
+    assert not {"AKX", "SKX", "TKX"} & set(repr(settings).split("'"))
+    assert repr(settings.keys) == "Keys(...)"
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///key", "obs://", "memory://", "memory:///a"])
+def test_url_without_a_name_is_refused(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_location(url)
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    for url in ("a.bin", str(tmp_path / "a.bin"), f"file://{tmp_path}/a.bin", f"file://localhost{tmp_path}/a.bin"):
+        place = open_source(url)
+        assert (place.key, place.url) == ("a.bin", f"file://{tmp_path}/a.bin")
+    place = open_target("new/folder/")
+    assert (place.key, place.prefix, place.url) == ("folder", "folder/", f"file://{tmp_path}/new/folder")
+    assert isinstance(place.store, LocalStore)
+    assert place.child("rank_0/a").url == f"file://{tmp_path}/new/folder/rank_0/a"
+    assert not (tmp_path / "new").exists()
+
+
+def test_linked_paths(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0123").write_bytes(b"x")
+    (tmp_path / "model.safetensors").symlink_to("blobs/0123")
+    (tmp_path / "link").symlink_to("blobs")
+    assert open_source(str(tmp_path / "model.safetensors")).key == "model.safetensors"
+    place = open_target(str(tmp_path / "link"))
+    store = place.store
+    assert isinstance(store, LocalStore)
+    store.put(place.child("new").key, b"x")
+    assert (tmp_path / "blobs/new").exists()
+    assert open_location(str(tmp_path / "blobs/..")).url == f"file://{tmp_path}"
+
+
+def test_root_of_the_file_system() -> None:
+    assert open_location("/").url == "file://"
+    assert open_location("/").child("etc/hostname").url == "file:///etc/hostname"
+
+
+@pytest.mark.parametrize("url", ["", "file://relative/path", "a\0b"])
+def test_bad_paths(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_location(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("s3://models/a/b/", "a/b"),
+        ("S3://models//a/./b", "a/b"),
+        ("s3://models/a b+c%20?d#e", "a b+c%20?d#e"),
+        ("s3://models", ""),
+        ("memory://lab/权重/x", "权重/x"),
+    ],
+)
+def test_keys_are_normal(url: str, key: str) -> None:
+    assert open_location(url).key == key
+
+
+@pytest.mark.parametrize("url", ["s3://models/../other/a", "memory://lab/a/../../b", "memory://lab/.."])
+def test_keys_cannot_climb(url: str) -> None:
+    with pytest.raises(UsageError, match=r"\.\."):
+        open_location(url)
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/../x"])
+def test_children_cannot_climb(name: str) -> None:
+    with pytest.raises(UsageError, match=r"\.\."):
+        open_location("memory://lab/models").child(name)
+
+
+def test_children_and_parents() -> None:
+    place = open_location("memory://family/models")
+    store = place.store
+    assert isinstance(store, MemoryStore)
+    for key in ("models/a", "models/b/c", "models2"):
+        store.put(key, b"x")
+    assert [info.key for info in place.objects()] == ["models/a", "models/b/c"]
+    assert [name for name, _ in place.child("b").named_objects()] == ["c"]
+    assert place.parent.key == place.parent.parent.key == ""
+    store.clear()
+
+
+@pytest.mark.parametrize("url", ["https://host.example/a", "gs://bucket/a", "hf://org/repo", "simplecache::s3://b/k"])
+def test_other_schemes_are_for_reading(url: str) -> None:
+    with pytest.raises(Unsupported, match="not written") as caught:
+        open_target(url)
+    assert "s3://" in str(caught.value)
+
+
+def test_http_is_read() -> None:
+    place = open_source("https://host.example/models/a.safetensors")
+    assert (place.store.url, place.key) == ("https://host.example", "models/a.safetensors")
+    assert not isinstance(place.store, Store)
+
+
+def test_signed_urls_are_refused_without_being_shown() -> None:
+    with pytest.raises(UsageError, match="signed URL") as caught:
+        open_source("https://host.example/a?X-Amz-Signature=SECRET")
+    assert "SECRET" not in str(caught.value)
