@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 from support import s3_servers
 from support.s3_servers import S3Server
+from support.settings import clear_settings
 
 pytest.register_assert_rewrite("storage.contract")
-
-_SET_BY_USERS = ("AWS_", "OBS_", "S3_ENDPOINT", "RESHARD_")
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +34,7 @@ def juicefs_tls_server() -> Iterator[S3Server]:
 @pytest.fixture
 def clean_environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No setting of the machine's user reaches the test."""
-    import os
-
-    for name in list(os.environ):
-        if name.startswith(_SET_BY_USERS):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    clear_settings(monkeypatch)
     return monkeypatch
 
 

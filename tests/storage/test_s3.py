@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trustme
 from storage.contract import StoreContract, Write
 from support.s3_servers import ACCESS_KEY, S3Server
+from support.settings import clear_settings
 
 from reshard.errors import Denied, NotFound, StorageError
 from reshard.storage import RetryPolicy, open_target
@@ -20,6 +22,7 @@ from reshard.tensor import ByteRange
 def opened(server: S3Server, environ: dict[str, str], scheme: str, bucket: str = "") -> S3Store:
     """Open a new bucket of a server as a user would, by environment variables."""
     with pytest.MonkeyPatch.context() as patch:
+        clear_settings(patch)
         for name, value in environ.items():
             patch.setenv(name, value)
         store = open_target(f"{scheme}://{bucket or server.make_bucket(f'b-{uuid.uuid4().hex[:12]}')}").store
@@ -42,27 +45,26 @@ class S3Contract(StoreContract):
             with pytest.raises(NotFound, match=r"no-such-bucket.*no such bucket"):
                 action()
 
-    def test_listing_is_paged(self, store: S3Store, write: Write, base: str) -> None:
-        names = [f"{base}/{number:02d} +%" for number in range(7)]
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_listing_is_paged(
+        self, store: S3Store, write: Write, base: str, version: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = sorted(f"{base}/{name}" for name in ("0 +%", "1/a", "1.txt", "1/b/c", "权重", "2", "3"))
         for name in names:
             write(name, b"x")
-        call = store._client.list_objects_v2
-        pages = []
-        store._client.list_objects_v2 = lambda **arguments: pages.append(1) or call(MaxKeys=3, **arguments)
-        try:
-            assert [info.key for info in store.list(base)] == names
-        finally:
-            store._client.list_objects_v2 = call
+        provider = replace(store.settings.provider, list_version=version)
+        monkeypatch.setattr(store, "_settings", replace(store.settings, provider=provider))
+        verb, pages = {1: "list_objects", 2: "list_objects_v2"}[version], []
+        call = getattr(store._client, verb)
+        monkeypatch.setattr(store._client, verb, lambda **rest: pages.append(1) or call(MaxKeys=3, **rest))
+        assert [info.key for info in store.list(base)] == names
         assert len(pages) == 3
 
-    def test_upload_listing_is_paged(self, store: S3Store, base: str) -> None:
+    def test_upload_listing_is_paged(self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
         uploads = {store.create_upload(f"{base}/{number}") for number in range(5)}
         call = store._client.list_multipart_uploads
-        store._client.list_multipart_uploads = lambda **arguments: call(MaxUploads=2, **arguments)
-        try:
-            assert set(store.open_uploads(base)) == uploads
-        finally:
-            store._client.list_multipart_uploads = call
+        monkeypatch.setattr(store._client, "list_multipart_uploads", lambda **rest: call(MaxUploads=2, **rest))
+        assert set(store.open_uploads(base)) == uploads
 
 
 class TestMoto(S3Contract):

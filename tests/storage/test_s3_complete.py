@@ -83,6 +83,15 @@ def test_lost_answer_and_another_object_is_a_failure() -> None:
         store(client).complete_upload(UPLOAD, PARTS)
 
 
+def test_listing_that_does_not_move_on_is_broken_off() -> None:
+    class Stuck(Scripted):
+        def list_objects(self, **_: Any) -> dict[str, object]:
+            return {"IsTruncated": True, "Contents": [{"Key": "a", "Size": 1, "ETag": '"e"'}]}
+
+    with pytest.raises(StorageError, match="more to list, but not from where on"):
+        store(Stuck()).list("")
+
+
 def test_parts_are_needed() -> None:
     with pytest.raises(UsageError, match="no parts"):
         store(Scripted()).complete_upload(UPLOAD, [])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Transient
-from reshard.storage import Body, ObjectInfo, Store, StoreLimits, Upload
+from reshard.storage import Body, ObjectInfo, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -46,6 +46,14 @@ class FaultyStore:
     @property
     def limits(self) -> StoreLimits:
         return self.inner.limits
+
+    @property
+    def should_stop(self) -> ShouldStop:
+        return self.inner.should_stop
+
+    @should_stop.setter
+    def should_stop(self, should_stop: ShouldStop) -> None:
+        self.inner.should_stop = should_stop
 
     def head(self, key: str) -> ObjectInfo:
         return self._do("head", key, lambda: self.inner.head(key))

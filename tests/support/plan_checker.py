@@ -171,7 +171,7 @@ def _check_parts(limits, parts, *, is_small):
         assert part.number < following.number
         assert part.range.nbytes >= limits.min_part_bytes, "a part is too short"
     assert all(0 < part.range.nbytes <= limits.max_part_bytes for part in parts), "a part is too long"
-    assert 1 <= parts[0].number
+    assert parts[0].number >= 1
     assert parts[-1].number <= limits.max_part_count
     assert not is_small or len(parts) == 1
 

@@ -17,7 +17,7 @@ from ..engine.verify import Report
 from ..errors import ReshardError
 from ..planning.catalog import Catalog
 from ..planning.plan import Plan
-from ..planning.plan_json import catalog_to_json, plan_id_of, plan_to_json, strategy_to_json
+from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import Strategy
 from .options import OutputForm
 
@@ -58,7 +58,7 @@ def print_error(error: ReshardError) -> None:
 def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
     """Print what a source holds."""
     if form is OutputForm.JSON:
-        _print_json(catalog_to_json(catalog))
+        _print_json(_catalog_json(catalog))
         return
     stored = sum(item.nbytes for item in catalog.objects)
     dtypes = Counter(entry.spec.dtype.value for entry in catalog.entries)
@@ -70,7 +70,7 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
             ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
             ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
-            ("read", f"{catalog.header_bytes} bytes of headers, no tensor bytes"),
+            ("read", f"{catalog.header_bytes} bytes of headers and indices, no tensor bytes"),
             *(("note", note) for note in catalog.notes),
         ]
     )
@@ -144,7 +144,7 @@ def show_report(report: Report, form: OutputForm) -> None:
 def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = None) -> None:
     """Print every layout of a strategy, or only what was written."""
     if form is OutputForm.JSON:
-        _print_json(strategy_to_json(strategy))
+        _print_json(_strategy_json(strategy))
         return
     facts = [
         ("ranks", f"{strategy.rank_count} = {strategy.stage_count} stages x {strategy.device_count} devices"),
@@ -159,6 +159,46 @@ def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = No
         for name, layout in sorted(layouts.items())
     ]
     _print_rows(("stage", "tensor", "device matrix", "tensor map", "besides"), rows, 0)
+
+
+def _catalog_json(catalog: Catalog) -> dict[str, Any]:
+    return {
+        "url": catalog.url,
+        "kind": catalog.kind,
+        "objects": [asdict(item) for item in catalog.objects],
+        "tensors": [
+            {
+                "name": entry.spec.name,
+                "dtype": entry.spec.dtype.value,
+                "shape": list(entry.spec.shape),
+                "nbytes": entry.spec.nbytes,
+            }
+            for entry in catalog.entries
+        ],
+        "metadata": dict(catalog.metadata),
+        "notes": list(catalog.notes),
+        "header_bytes": catalog.header_bytes,
+    }
+
+
+def _strategy_json(strategy: Strategy) -> dict[str, Any]:
+    return {
+        "rank_count": strategy.rank_count,
+        "device_count": strategy.device_count,
+        "stages": [
+            {
+                name: {
+                    "device_matrix": list(layout.device_matrix),
+                    "tensor_map": [list(axis) for axis in layout.tensor_map],
+                    "optimizer_shard_size": layout.optimizer_shard_size,
+                    "optimizer_shard_step": layout.optimizer_shard_step,
+                    "row_counts": list(layout.row_split.counts) if layout.row_split else None,
+                }
+                for name, layout in sorted(layouts.items())
+            }
+            for layouts in strategy.stages
+        ],
+    }
 
 
 def _map(tensor_map: Iterable[Sequence[int]]) -> str:

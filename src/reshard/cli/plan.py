@@ -43,7 +43,7 @@ def plan(
     output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a conversion would read, write and need; nothing is written and no tensor byte is read."""
+    """Show what a conversion would read, write and need; nothing is written."""
     del overwrite  # taken so that a convert command becomes a plan command by its first word alone
     with progress(quiet=quiet) as listener:
         made = api.plan(

@@ -22,6 +22,10 @@ __all__ = ["read_catalog", "read_contents"]
 _SUFFIX = ".safetensors"
 _HF_INDEX = "model.safetensors.index.json"
 _NAME_MAP = "param_name_map.json"
+_INDEXES = (
+    (_HF_INDEX, "Hugging Face checkpoint", parse_weight_index),
+    (_NAME_MAP, "MindSpore full checkpoint", parse_param_name_map),
+)
 _HYPER = "hyper_param.safetensors"
 _RANK_OBJECT = re.compile(r"rank_(\d+)/[^/]+\.safetensors")
 _COMPARE_BYTES = 1 << 20
@@ -40,9 +44,12 @@ class _Found:
     weight_map: Mapping[str, str]
     ranks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    index_bytes: int = 0
 
 
-def read_catalog(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
+def read_catalog(
+    location: Location, strategy: StrategySource | None, workers: Workers, *, compare: bool = True
+) -> Catalog:
     """Describe a source from its headers.
 
     Parameters
@@ -52,6 +59,8 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
         with a single object, or with ``rank_<R>/`` below it.
     strategy
         How rank shards are cut; none for a full checkpoint.
+    compare
+        Whether to read the tensors that have no layout from every rank: they must be the same.
 
     Raises
     ------
@@ -77,18 +86,18 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
     if strategy is None:
         catalog = full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
     else:
-        catalog = _joined(found, opened, strategy, workers)
-    return replace(catalog, header_bytes=_header_bytes(opened))
+        catalog = _joined(found, opened, strategy, workers if compare else None)
+    return replace(catalog, header_bytes=_header_bytes(found, opened))
 
 
 def read_contents(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
-    """Describe what lies at a URL, as :func:`read_catalog` but also rank shards whose strategy is not known.
+    """Describe what lies at a URL from headers alone, also rank shards whose strategy is not known.
 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
     """
     found = _look(location)
     if found.ranks in ((), (0,)) or strategy is not None:
-        return read_catalog(location, strategy, workers)
+        return read_catalog(location, strategy, workers, compare=False)
     opened = _read_headers(found, workers)
     entries = [
         Entry(
@@ -101,7 +110,7 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
     kind = f"rank shards ({len(found.ranks)} ranks), not joined: their strategy is not given"
     objects = tuple(item for item, _ in opened)
     metadata = common_metadata(opened)
-    return Catalog(found.base.url, kind, objects, tuple(entries), metadata, found.notes, _header_bytes(opened))
+    return Catalog(found.base.url, kind, objects, tuple(entries), metadata, found.notes, _header_bytes(found, opened))
 
 
 def _look(location: Location) -> _Found:
@@ -116,12 +125,11 @@ def _look(location: Location) -> _Found:
         return _Found(location, "one rank's object", tuple(ranks.values()), infos, {}, (0,))
     if ranks:
         return _Found(location, "rank shards", tuple(ranks.values()), infos, {}, tuple(ranks))
-    if _HF_INDEX in infos:
-        index = parse_weight_index(read_object(location.child(_HF_INDEX)), location.child(_HF_INDEX).url)
-        return _indexed(location, "Hugging Face checkpoint", infos, index.weight_map, tensors)
-    if _NAME_MAP in infos:
-        name_map = parse_param_name_map(read_object(location.child(_NAME_MAP)), location.child(_NAME_MAP).url)
-        return _indexed(location, "MindSpore full checkpoint", infos, name_map.weight_map, tensors)
+    for name, kind, parse in _INDEXES:
+        if name in infos:
+            data = read_object(location.child(name))
+            index = parse(data, location.child(name).url)
+            return replace(_indexed(location, kind, infos, index.weight_map, tensors), index_bytes=len(data))
     return _unindexed(location, infos, tensors)
 
 
@@ -198,11 +206,12 @@ def _read_header(location: Location, info: ObjectInfo) -> Header:
     return parse_header(first + location.store.read(info.key, span, info.etag), info.nbytes)
 
 
-def _header_bytes(opened: Sequence[Opened]) -> int:
-    return sum(header.data_start for _, header in opened)
+def _header_bytes(found: _Found, opened: Sequence[Opened]) -> int:
+    return found.index_bytes + sum(header.data_start for _, header in opened)
 
 
-def _joined(found: _Found, opened: Sequence[Opened], source: StrategySource, workers: Workers) -> Catalog:
+def _joined(found: _Found, opened: Sequence[Opened], source: StrategySource, workers: Workers | None) -> Catalog:
+    """The catalog of rank shards; workers, if given, compare the copies of tensors without a layout."""
     shapes: dict[str, Shape] = {}
     for _, header in opened:
         for stored in header.tensors:
@@ -210,12 +219,19 @@ def _joined(found: _Found, opened: Sequence[Opened], source: StrategySource, wor
     strategy = source.strategy(shapes, local=True)
     shards = dict(zip(found.ranks, opened, strict=True))
     catalog, names = rank_catalog(found.base.url, shards, strategy, found.notes)
-    _compare_copies(catalog, set(names), found.base, workers)
-    return catalog
+    if not names:
+        return catalog
+    if workers is None:
+        told = "their bytes on different ranks were not compared"
+    else:
+        nbytes = _compare_copies(catalog, set(names), found.base, workers)
+        told = f"their {nbytes} bytes on all ranks were read and found equal"
+    note = f"{len(names)} tensors have no layout in the source strategy; {told}"
+    return replace(catalog, notes=(*catalog.notes, note))
 
 
-def _compare_copies(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> None:
-    """Raise CatalogError unless tensors without a layout have the same bytes on every rank."""
+def _compare_copies(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> int:
+    """Raise CatalogError unless tensors without a layout are the same on every rank; return the bytes read."""
     digests: dict[tuple[str, str], str] = {}
 
     def read(job: tuple[Entry, int, int]) -> None:
@@ -245,3 +261,4 @@ def _compare_copies(catalog: Catalog, names: set[str], base: Location, workers: 
         problems,
         hint="They were cut or are each rank's own: add their layouts to the strategy.",
     )
+    return sum(entry.spec.nbytes * len(entry.placements[0].holders) for entry in entries)

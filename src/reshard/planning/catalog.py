@@ -56,7 +56,7 @@ class Catalog:
     notes
         What a person should know about the source: objects left aside, say.
     header_bytes
-        Bytes that were read to learn all this.
+        Bytes of headers and of the index that were read to learn all this.
     """
 
     url: str

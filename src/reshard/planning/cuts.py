@@ -16,7 +16,7 @@ from .catalog import extent_of
 from .limits import Limits
 from .target import Output, TargetTensor
 
-__all__ = ["Cut", "Rows", "Share", "find_cuts", "walk"]
+__all__ = ["Cut", "Cuts", "Rows", "Share", "find_cuts", "walk"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,6 +25,15 @@ class Cut:
 
     item: int
     row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """Where a walk is cut, and the most bytes in one step and in one part of one output."""
+
+    cuts: tuple[Cut, ...]
+    step_bytes: int
+    part_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,7 @@ def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
     return len(shape) - 1 if shape else 0
 
 
-def find_cuts(
-    items: Sequence[Rows], header_nbytes: Sequence[int], part_bytes: int, min_part_bytes: int
-) -> tuple[tuple[Cut, ...], int]:
+def find_cuts(items: Sequence[Rows], header_nbytes: Sequence[int], part_bytes: int, min_part_bytes: int) -> Cuts:
     """Cut a walk as soon as every output has a part's worth.
 
     Parameters
@@ -115,27 +122,22 @@ def find_cuts(
         Of each output; headers belong to the first step.
     part_bytes
         Wished bytes in each part, at least ``min_part_bytes``.
-
-    Returns
-    -------
-    tuple
-        The cuts, and the bytes of the largest step.
     """
     pending = list(header_nbytes)
     cuts: list[Cut] = []
-    largest = 0
+    step_bytes = longest = 0
     for index, item in enumerate(items):
         row = 0
         while (cut := _next_cut(item, row, pending, part_bytes, min_part_bytes)) is not None:
             _advance(item, row, cut, pending)
-            largest = max(largest, sum(pending))
+            step_bytes, longest = max(step_bytes, sum(pending)), max(longest, *pending)
             pending = [0] * len(pending)
             cuts.append(Cut(index, cut))
             row = cut
         _advance(item, row, item.row_count, pending)
     if cuts and not any(pending):
         cuts.pop()
-    return tuple(cuts), max(largest, sum(pending))
+    return Cuts(tuple(cuts), max(step_bytes, sum(pending)), max(longest, *pending))
 
 
 def _next_cut(item: Rows, row: int, pending: Sequence[int], part_bytes: int, min_part_bytes: int) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import OverBudget, PlanError
-from .cuts import find_cuts, walk
+from .cuts import Cuts, find_cuts, walk
 from .memory import Buffers, least_memory
 from .steps import Group, Recipe, whole_reads
 
@@ -17,8 +17,8 @@ _WORTH_SHARING = 1.01
 def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buffers) -> tuple[Group, ...]:
     """Share each family of outputs out over groups.
 
-    The fewest bytes read win; among group sizes that read about as little the smallest wins,
-    since smaller steps overlap better. A group whose steps do not fit the memory is halved.
+    Of the group sizes that fit the memory the one that reads the fewest bytes wins; among those that
+    read about as little the smallest wins, since smaller steps overlap better.
 
     Parameters
     ----------
@@ -29,66 +29,86 @@ def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buff
     Raises
     ------
     OverBudget
-        Not even single outputs fit; the error tells the memory that would do.
+        No size fits the memory; the error tells the smallest limit that would do.
+    PlanError
+        An output cannot be written in parts that the store accepts.
     """
+    by_size = [_least_steps(recipe, family) for family in families]
+    needed_bytes = least_memory(buffers.given, max((min(sizes.values()) for sizes in by_size), default=0))
+    if needed_bytes > buffers.given.memory_bytes:
+        raise OverBudget(
+            f"this conversion needs at least {needed_bytes} bytes of memory "
+            f"(concurrency {buffers.given.concurrency}), the limit is {buffers.given.memory_bytes}",
+            needed_bytes=needed_bytes,
+            hint=f"Allow --memory {-(-needed_bytes >> 20)}MiB, or lower --concurrency.",
+        )
     groups: list[Group] = []
-    for family in families:
-        best = _best_size(recipe, family, buffers)
-        shares = [family[start : start + best] for start in range(0, len(family), best)]
-        groups += [_group(recipe, share, buffers) for share in shares]
+    for family, sizes in zip(families, by_size, strict=True):
+        fitting = [size for size, step_bytes in sizes.items() if step_bytes <= buffers.parts_bytes]
+        groups += [_group(recipe, share, buffers) for share in _shares(family, _best_size(recipe, family, fitting))]
     return tuple(groups)
 
 
-def _best_size(recipe: Recipe, family: Sequence[int], buffers: Buffers) -> int:
-    sizes, size = [], len(family)
-    while size > 1:
-        sizes.append(size)
-        size = -(-size // 2)
-    fitting = [size for size in sizes if _fits(recipe, family, size, buffers)]
-    costs = {1: _bytes_read(recipe, family, 1)} if family else {1: 0}
-    for size in fitting:
-        costs[size] = _bytes_read(recipe, family, size)
+def _shares(family: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(family), size):
+        yield family[start : start + size]
+
+
+def _least_steps(recipe: Recipe, family: Sequence[int]) -> dict[int, int]:
+    """Group sizes whose parts the store accepts, each with the bytes of its largest step when cut as finely as can be."""
+    found = {}
+    size = len(family)
+    while size:
+        least = [_cut(recipe, share, _least_part_bytes(recipe, share)) for share in _shares(family, size)]
+        if all(_is_accepted(recipe, cuts) for cuts in least):
+            found[size] = max(cuts.step_bytes for cuts in least)
+        size = -(-size // 2) if size > 1 else 0
+    if not found:
+        limits = recipe.limits
+        longest = max((recipe.outputs[i] for i in family), key=lambda output: output.nbytes)
+        raise PlanError(
+            f"{longest.keys[0]} ({longest.nbytes} bytes) cannot be written in {limits.max_part_count} parts of "
+            f"{limits.min_part_bytes} to {limits.max_part_bytes} bytes"
+        )
+    return found
+
+
+def _best_size(recipe: Recipe, family: Sequence[int], fitting: Sequence[int]) -> int:
+    costs = {size: _bytes_read(recipe, family, size) for size in fitting} if len(fitting) > 1 else {fitting[0]: 0}
     least = min(costs.values())
     return min(size for size, cost in costs.items() if cost <= least * _WORTH_SHARING)
 
 
 def _bytes_read(recipe: Recipe, family: Sequence[int], size: int) -> int:
-    return sum(
-        whole_reads(recipe, [recipe.outputs[i] for i in family[start : start + size]])
-        for start in range(0, len(family), size)
-    )
-
-
-def _fits(recipe: Recipe, family: Sequence[int], size: int, buffers: Buffers) -> bool:
-    return all(
-        _cut(recipe, family[start : start + size], buffers)[1] <= buffers.parts_bytes
-        for start in range(0, len(family), size)
-    )
+    return sum(whole_reads(recipe, [recipe.outputs[i] for i in share]) for share in _shares(family, size))
 
 
 def _group(recipe: Recipe, members: Sequence[int], buffers: Buffers) -> Group:
-    group, step_bytes = _cut(recipe, members, buffers)
-    if step_bytes > buffers.parts_bytes:
-        needed_bytes = least_memory(recipe.limits, step_bytes)
-        raise OverBudget(
-            f"this conversion needs at least {needed_bytes} bytes of memory "
-            f"(concurrency {recipe.limits.concurrency}), the limit is {recipe.limits.memory_bytes}",
-            needed_bytes=needed_bytes,
-            hint=f"Allow --memory {-(-needed_bytes >> 20)}MiB, or lower --concurrency.",
-        )
-    if len(group.cuts) >= recipe.limits.max_part_count:
-        raise PlanError(f"{recipe.outputs[members[0]].keys[0]} would need {len(group.cuts) + 1} upload parts")
-    return group
-
-
-def _cut(recipe: Recipe, members: Sequence[int], buffers: Buffers) -> tuple[Group, int]:
-    limits, outputs = recipe.limits, [recipe.outputs[i] for i in members]
+    limits = recipe.limits
     # Enough steps in flight that reading one and sending another overlap, whatever the group's size.
-    in_flight = max(2, -(-2 * limits.concurrency // len(outputs)))
-    wished = min(limits.part_bytes, buffers.parts_bytes // (in_flight * len(outputs)))
-    fewest = -(-max(output.nbytes for output in outputs) // max(1, limits.max_part_count - 1))
-    part_bytes = max(limits.min_part_bytes, wished, fewest)
-    items = walk(outputs, recipe.tensors, limits)
+    in_flight = max(2, -(-2 * limits.concurrency // len(members)))
+    wished = min(limits.part_bytes, limits.max_part_bytes, buffers.parts_bytes // (in_flight * len(members)))
+    least = _least_part_bytes(recipe, members)
+    cuts = _cut(recipe, members, max(least, wished))
+    if cuts.step_bytes > buffers.parts_bytes or not _is_accepted(recipe, cuts):
+        cuts = _cut(recipe, members, least)
+    return Group(tuple(members), cuts.cuts)
+
+
+def _least_part_bytes(recipe: Recipe, members: Sequence[int]) -> int:
+    """The smallest parts that are not too many."""
+    longest = max(recipe.outputs[i].nbytes for i in members)
+    fewest = -(-longest // max(1, recipe.limits.max_part_count - 1))
+    return max(recipe.limits.min_part_bytes, fewest)
+
+
+def _is_accepted(recipe: Recipe, cuts: Cuts) -> bool:
+    """Whether the store takes parts as long and as many."""
+    return len(cuts.cuts) < recipe.limits.max_part_count and cuts.part_bytes <= recipe.limits.max_part_bytes
+
+
+def _cut(recipe: Recipe, members: Sequence[int], part_bytes: int) -> Cuts:
+    outputs = [recipe.outputs[i] for i in members]
+    items = walk(outputs, recipe.tensors, recipe.limits)
     headers = [len(output.header) for output in outputs]
-    cuts, step_bytes = find_cuts(items, headers, part_bytes, limits.min_part_bytes)
-    return Group(tuple(members), cuts), step_bytes
+    return find_cuts(items, headers, part_bytes, recipe.limits.min_part_bytes)

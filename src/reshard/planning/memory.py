@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .limits import KIB, Limits
 
-__all__ = ["Buffers", "share_memory"]
+__all__ = ["Buffers", "least_memory", "share_memory"]
 
 _LEAST_READ_BYTES = 256 * KIB
 
@@ -17,36 +17,67 @@ class Buffers:
 
     Parameters
     ----------
-    limits
-        As given, with ``read_bytes`` lowered to what fits.
+    given
+        The limits as they were given.
+    read_bytes
+        Largest ranged GET that fits.
     fixed_bytes
         One read and the client's own buffers for every request in flight.
     parts_bytes
         What is left for upload parts being filled or sent; may be negative.
     """
 
-    limits: Limits
+    given: Limits
+    read_bytes: int
     fixed_bytes: int
     parts_bytes: int
+
+    @property
+    def limits(self) -> Limits:
+        """The limits as given, with ``read_bytes`` lowered to what fits."""
+        return replace(self.given, read_bytes=self.read_bytes)
 
 
 def share_memory(limits: Limits) -> Buffers:
     """Give an eighth of the memory to reads in flight and, after the clients, the rest to parts.
 
+    More memory never leaves less for parts, so there is one smallest limit under which a step fits.
+
     Examples
     --------
     >>> buffers = share_memory(Limits(memory_bytes=256 << 20, concurrency=8))
-    >>> buffers.limits.read_bytes >> 20, buffers.fixed_bytes >> 20, buffers.parts_bytes >> 20
+    >>> buffers.read_bytes >> 20, buffers.fixed_bytes >> 20, buffers.parts_bytes >> 20
     (4, 40, 216)
     """
-    wished = limits.memory_bytes // (8 * limits.concurrency)
-    read_bytes = min(limits.read_bytes, max(_LEAST_READ_BYTES, wished))
-    fixed_bytes = limits.concurrency * (read_bytes + limits.client_bytes)
-    return Buffers(replace(limits, read_bytes=read_bytes), fixed_bytes, limits.memory_bytes - fixed_bytes)
+    least, most = _reads_bytes(limits)
+    reads_bytes = min(most, max(least, limits.memory_bytes // 8))
+    read_bytes = reads_bytes // limits.concurrency
+    client_bytes = limits.concurrency * limits.client_bytes
+    return Buffers(
+        limits,
+        read_bytes,
+        fixed_bytes=limits.concurrency * read_bytes + client_bytes,
+        parts_bytes=limits.memory_bytes - client_bytes - reads_bytes,
+    )
 
 
 def least_memory(limits: Limits, step_bytes: int) -> int:
-    """The smallest limit under which a step of ``step_bytes`` still fits."""
-    smallest = limits.concurrency * (_LEAST_READ_BYTES + limits.client_bytes) + step_bytes
-    # Reads take an eighth of the memory once that is more than their least size.
-    return max(smallest, -(-(limits.concurrency * limits.client_bytes + step_bytes) * 8 // 7))
+    """The smallest limit under which a step of ``step_bytes`` still fits.
+
+    Examples
+    --------
+    >>> limits = Limits(memory_bytes=8 << 20)
+    >>> needed_bytes = least_memory(limits, 5 << 20)
+    >>> [share_memory(replace(limits, memory_bytes=needed_bytes + n)).parts_bytes - (5 << 20) for n in (-1, 0)]
+    [-1, 0]
+    """
+    least, most = _reads_bytes(limits)
+    rest = limits.concurrency * limits.client_bytes + step_bytes
+    with_an_eighth = (rest - 1) * 8 // 7 + 1
+    return min(rest + most, max(rest + least, with_an_eighth))
+
+
+def _reads_bytes(limits: Limits) -> tuple[int, int]:
+    """Least and most bytes for all reads in flight together."""
+    most = limits.concurrency * limits.read_bytes
+    return min(most, limits.concurrency * _LEAST_READ_BYTES), most

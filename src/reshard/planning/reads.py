@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..tensor import Box, ByteRange, Runs, Shape, byte_runs
 from .limits import Limits
 
-__all__ = ["coalesce", "needed_ranges", "split"]
+__all__ = ["NeededRange", "coalesce", "needed_ranges", "split"]
 
 
-def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: Limits) -> list[ByteRange]:
+class NeededRange(NamedTuple):
+    """Bytes ``[start, stop)``, of which at least ``needed_bytes`` are needed; the others lie between those."""
+
+    start: int
+    stop: int
+    needed_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.stop - self.start
+
+
+def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: Limits) -> list[NeededRange]:
     """Byte ranges of one row-major tensor that cover some boxes of it, ascending.
 
     Boxes that together fill their hull (the column slices of all ranks, say) are read as that
@@ -21,9 +35,11 @@ def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: L
     --------
     >>> halves = [Box((0, 0), (4, 2)), Box((0, 2), (4, 4))]
     >>> needed_ranges(halves, (8, 4), 2, Limits())
-    [ByteRange(start=0, stop=32)]
+    [NeededRange(start=0, stop=32, needed_bytes=32)]
     >>> needed_ranges(halves[:1], (8, 4), 2, Limits(max_gap_bytes=0))[:2]
-    [ByteRange(start=0, stop=4), ByteRange(start=8, stop=12)]
+    [NeededRange(start=0, stop=4, needed_bytes=4), NeededRange(start=8, stop=12, needed_bytes=4)]
+    >>> needed_ranges(halves[:1], (8, 4), 2, Limits())
+    [NeededRange(start=0, stop=28, needed_bytes=16)]
     """
     if len(boxes) > 1:
         hull = _hull(boxes)
@@ -31,45 +47,59 @@ def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: L
             boxes = (hull,)
     ranges = []
     for box in boxes:
-        runs = _bridge(byte_runs(box, shape, itemsize), limits)
-        ranges += [ByteRange(start, start + runs.nbytes) for start in runs.starts()]
-    return coalesce(ranges, max_gap_bytes=0, read_bytes=0)
+        runs, needed_bytes = _bridge(byte_runs(box, shape, itemsize), limits)
+        ranges += [NeededRange(start, start + runs.nbytes, needed_bytes) for start in runs.starts()]
+    return coalesce(ranges)
 
 
-def coalesce(ranges: Iterable[ByteRange], *, max_gap_bytes: int, read_bytes: int) -> list[ByteRange]:
-    """Join ranges that overlap, touch or lie close, and sort them.
+def coalesce(
+    ranges: Iterable[NeededRange], *, max_gap_bytes: int = 0, max_over_read: int = 1, read_bytes: int | None = None
+) -> list[NeededRange]:
+    """Join what overlaps, touches or lies close, and sort it.
 
     Parameters
     ----------
     max_gap_bytes
-        Largest gap to bridge, as long as the joined range stays within ``read_bytes``. Ranges
-        that overlap or touch are joined whatever the length when both are 0.
+        Largest gap to bridge.
+    max_over_read
+        Bytes for each needed byte in what is joined over a gap, at most.
+    read_bytes
+        Longest range to make of two that do not overlap; None for any length.
 
     Examples
     --------
-    >>> near = [ByteRange(0, 4), ByteRange(6, 9), ByteRange(30, 31)]
-    >>> coalesce(near, max_gap_bytes=2, read_bytes=16)
-    [ByteRange(start=0, stop=9), ByteRange(start=30, stop=31)]
+    >>> near = [NeededRange(0, 4, 4), NeededRange(6, 9, 3), NeededRange(30, 31, 1)]
+    >>> coalesce(near, max_gap_bytes=2, max_over_read=2, read_bytes=16)
+    [NeededRange(start=0, stop=9, needed_bytes=7), NeededRange(start=30, stop=31, needed_bytes=1)]
     """
-    joined: list[ByteRange] = []
+    joined: list[NeededRange] = []
     for item in sorted(ranges):
         if joined:
             last = joined[-1]
+            both = _joined(last, item)
             gap = item.start - last.stop
-            fits = max(item.stop, last.stop) - last.start <= read_bytes
-            if gap < 0 or (gap <= max_gap_bytes and (fits or read_bytes == 0)):
-                joined[-1] = ByteRange(last.start, max(last.stop, item.stop))
+            fits = read_bytes is None or both.nbytes <= read_bytes
+            is_worth_it = gap <= max_gap_bytes and (gap <= 0 or both.nbytes <= max_over_read * both.needed_bytes)
+            if gap < 0 or (fits and is_worth_it):
+                joined[-1] = both
                 continue
         joined.append(item)
     return joined
 
 
-def split(ranges: Iterable[ByteRange], read_bytes: int) -> list[ByteRange]:
-    """Cut ranges longer than ``read_bytes`` into equal ones.
+def _joined(first: NeededRange, second: NeededRange) -> NeededRange:
+    """One range of two, the second not beginning earlier; needed bytes in both are counted once at least."""
+    overlap = max(0, min(first.stop, second.stop) - second.start)
+    needed_bytes = max(first.needed_bytes, second.needed_bytes, first.needed_bytes + second.needed_bytes - overlap)
+    return NeededRange(first.start, max(first.stop, second.stop), needed_bytes)
+
+
+def split(ranges: Iterable[NeededRange], read_bytes: int) -> list[ByteRange]:
+    """Cut what is longer than ``read_bytes`` into equal ranges.
 
     Examples
     --------
-    >>> split([ByteRange(0, 9)], 4)
+    >>> split([NeededRange(0, 9, 9)], 4)
     [ByteRange(start=0, stop=3), ByteRange(start=3, stop=6), ByteRange(start=6, stop=9)]
     """
     blocks = []
@@ -85,13 +115,14 @@ def _hull(boxes: Collection[Box]) -> Box:
     return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
 
 
-def _bridge(runs: Runs, limits: Limits) -> Runs:
-    """Join runs level by level, innermost first, where their gap is worth reading."""
-    first, nbytes, counts, strides = runs.first, runs.nbytes, runs.counts, runs.strides
+def _bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
+    """Join runs level by level, innermost first, where their gap is worth reading; and tell the bytes needed of each."""
+    nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
     while counts:
         stride = strides[-1]
-        if stride - nbytes > limits.max_gap_bytes or stride > runs.nbytes * limits.max_over_read:
+        if stride - nbytes > limits.max_gap_bytes or stride > needed_bytes * limits.max_over_read:
             break
         nbytes += (counts[-1] - 1) * stride
+        needed_bytes *= counts[-1]
         counts, strides = counts[:-1], strides[:-1]
-    return Runs(first, nbytes, counts, strides)
+    return Runs(runs.first, nbytes, counts, strides), needed_bytes

@@ -10,7 +10,7 @@ from ..tensor import Box, ByteRange, Shape, Transfer, row_major_boxes, transfer
 from .catalog import Catalog, Placement
 from .cuts import Cut, Rows, Share, walk
 from .limits import Limits
-from .reads import coalesce, needed_ranges, split
+from .reads import NeededRange, coalesce, needed_ranges, split
 from .target import Output, TargetTensor
 
 __all__ = ["Copy", "FilledPart", "Group", "Read", "Recipe", "Step", "group_steps", "sources_of", "whole_reads"]
@@ -182,15 +182,20 @@ class _Builder:
 
     def reads(self, parts: dict[int, int]) -> tuple[Read, ...]:
         """Make the reads; ``parts`` tells the part that each member fills."""
-        limits, ranges = self._recipe.limits, dict[int, list[ByteRange]]()
+        limits, needed = self._recipe.limits, dict[int, list[NeededRange]]()
         for (holder, first_byte), (shape, itemsize, boxes) in self._needed.items():
-            ranges.setdefault(holder, []).extend(
-                ByteRange(first_byte + r.start, first_byte + r.stop)
-                for r in needed_ranges(boxes, shape, itemsize, limits)
+            needed.setdefault(holder, []).extend(
+                NeededRange(first_byte + found.start, first_byte + found.stop, found.needed_bytes)
+                for found in needed_ranges(boxes, shape, itemsize, limits)
             )
         made: list[Read] = []
-        for holder in sorted(ranges):
-            joined = coalesce(ranges[holder], max_gap_bytes=limits.max_gap_bytes, read_bytes=limits.read_bytes)
+        for holder in sorted(needed):
+            joined = coalesce(
+                needed[holder],
+                max_gap_bytes=limits.max_gap_bytes,
+                max_over_read=limits.max_over_read,
+                read_bytes=limits.read_bytes,
+            )
             blocks = split(joined, limits.read_bytes)
             made += _with_copies(holder, blocks, self._copies[holder], parts)
         return tuple(made)
@@ -220,9 +225,9 @@ def whole_reads(recipe: Recipe, outputs: Sequence[Output]) -> int:
     for item in walk(outputs, recipe.tensors, recipe.limits):
         wanted: dict[int, tuple[Placement, set[Box]]] = {}
         for share in item.shares:
-            for found in sources_of(recipe, item.tensor, share.box):
-                wanted.setdefault(id(found.placement), (found.placement, set()))[1].add(found.box)
+            for source in sources_of(recipe, item.tensor, share.box):
+                wanted.setdefault(id(source.placement), (source.placement, set()))[1].add(source.box)
         for placement, boxes in wanted.values():
-            ranges = needed_ranges(boxes, placement.box.shape, item.itemsize, recipe.limits)
-            total += sum(r.nbytes for r in ranges)
+            found = needed_ranges(boxes, placement.box.shape, item.itemsize, recipe.limits)
+            total += sum(one.nbytes for one in found)
     return total

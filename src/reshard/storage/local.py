@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import threading
@@ -96,7 +97,9 @@ class LocalStore:
             expect_etag(f"{path}", etag, before.etag)
             if span.stop > before.nbytes:
                 raise beyond_end(f"{path}", span, before.nbytes)
-            done = self._blocks(target, lambda block, at: os.preadv(file, [block], span.start + at))
+            reader = io.FileIO(file, closefd=False)
+            reader.seek(span.start)
+            done = self._blocks(target, lambda block, _: reader.readinto(block) or 0)
             after = _info(key, os.fstat(file))
             if after != before or done < span.nbytes:
                 raise changed(f"{path}", before.etag, after.etag)

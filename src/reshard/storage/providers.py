@@ -47,6 +47,11 @@ class Provider:
         Largest object.
     unequal_parts
         Whether the parts of one upload may differ in length.
+    list_version
+        Which listing to ask for: 2 only where it is known to be right. On OBS the second kind
+        begins anew with each page, and its file system buckets do not have it; Ceph, Tencent COS
+        and others came late to it too. S3 directory buckets have no other.
+        Source: minio/minio-go issue 1703 and rclone/rclone pull request 6220 (both about OBS).
 
     Examples
     --------
@@ -61,6 +66,7 @@ class Provider:
     limits: StoreLimits = field(default_factory=StoreLimits)
     max_object_bytes: int = 5 << 40
     unequal_parts: bool = True
+    list_version: Literal[1, 2] = 1
 
     def matches(self, host: str) -> bool:
         """Whether an endpoint of this host belongs to this row."""
@@ -74,7 +80,7 @@ class Provider:
 
 PROVIDERS: tuple[Provider, ...] = (
     # boto3's "auto" means virtual here, but a path for bucket names with dots, which no certificate covers.
-    Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto"),
+    Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2),
     # Path style on the public names was withdrawn from 2023-12-30 on: the answer is SecondLevelDomainForbidden, or a
     # misleading 404. Real floor of a part: 100 KiB; at most 10 000 parts of 5 GiB: 48.8 TiB.
     # Source: Huawei Cloud OBS API reference, "Initiating a Multipart Upload" and "Notes and Constraints".

@@ -27,6 +27,7 @@ _SMALL_BYTES = 64 << 10
 _DOING = {
     "head_object": "find",
     "get_object": "read",
+    "list_objects": "list",
     "list_objects_v2": "list",
     "put_object": "write",
     "delete_object": "delete",
@@ -36,6 +37,8 @@ _DOING = {
     "abort_multipart_upload": "abort the upload of",
     "list_multipart_uploads": "list unfinished uploads of",
 }
+
+_LISTINGS = {1: ("list_objects", "Marker"), 2: ("list_objects_v2", "ContinuationToken")}
 
 
 class S3Store:
@@ -179,14 +182,16 @@ class S3Store:
             )
 
     def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        token: dict[str, Any] = {}
+        operation, position = _LISTINGS[self._settings.provider.list_version]
+        where: dict[str, Any] = {}
         while True:
-            answer = self._call("list_objects_v2", None, Prefix=prefix, **token)
-            for found in answer.get("Contents", ()):
-                yield ObjectInfo(found["Key"], int(found["Size"]), bare_etag(found))
+            answer = self._call(operation, None, Prefix=prefix, **where)
+            found = answer.get("Contents", ())
+            yield from (ObjectInfo(each["Key"], int(each["Size"]), bare_etag(each)) for each in found)
             if not answer.get("IsTruncated"):
                 return
-            token = self._next(token, {"ContinuationToken": answer.get("NextContinuationToken")})
+            last = found[-1]["Key"] if found else None
+            where = self._next(where, {position: answer.get("NextContinuationToken") or last})
 
     def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
         return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)

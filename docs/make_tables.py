@@ -1,0 +1,122 @@
+"""Writes the tables of these pages that repeat what the code says, between ``<!-- table NAME -->`` and ``<!-- end -->``.
+
+Run it after a change of providers, dtypes, errors or limits::
+
+    python docs/make_tables.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from reshard import errors
+from reshard.planning.limits import Limits
+from reshard.planning.memory import share_memory
+from reshard.storage.providers import PROVIDERS
+from reshard.tensor import DType
+
+DOCS = Path(__file__).parent
+
+_REGION = re.compile(r"(?<=<!-- table )(?P<name>\w+)(?P<open> -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def rendered(page: str) -> str:
+    """Return a page with its tables as they must be."""
+    return _REGION.sub(lambda match: f"{match['name']}{match['open']}{_TABLES[match['name']]()}\n", page)
+
+
+def pages() -> Iterator[Path]:
+    """Yield every page that has such a table."""
+    for path in sorted(DOCS.rglob("*.md")):
+        if _REGION.search(path.read_text()):
+            yield path
+
+
+def _providers() -> str:
+    titles = ("service", "host of the endpoint", "bucket goes into", "region for the signature", "largest object", "parts")
+    rows = [
+        (
+            row.name,
+            f"`{row.hosts}`".replace("|", r"\|"),
+            {"virtual": "the host name", "path": "the path", "auto": "where boto3 puts it"}[row.addressing],
+            "from the host" if "(?P<region>" in row.hosts else f"`{row.region}`" if row.region else "as configured",
+            _size(row.max_object_bytes),
+            "any lengths" if row.unequal_parts else "all equal: reading only",
+        )
+        for row in PROVIDERS
+    ]
+    return _table(titles, rows)
+
+
+def _dtypes() -> str:
+    rows = [(f"`{d.value}`", d.bits, "whole only" if d.is_sub_byte else "yes") for d in sorted(DType, key=lambda d: -d.order)]
+    return _table(("dtype", "bits", "can be cut"), rows)
+
+
+def _errors() -> str:
+    rows = [
+        (f"{'&nbsp;&nbsp;' * depth}`{error.__name__}`", error.exit_code, (error.__doc__ or "").splitlines()[0])
+        for depth, error in _tree(errors.ReshardError, 0)
+    ]
+    return _table(("class", "exit code", "says"), rows)
+
+
+def _tree(error: type[errors.ReshardError], depth: int) -> Iterator[tuple[int, type[errors.ReshardError]]]:
+    yield depth, error
+    for below in error.__subclasses__():
+        yield from _tree(below, depth + 1)
+
+
+def _limits() -> str:
+    defaults, meanings = Limits(), _meanings(Limits.__doc__ or "")
+    rows = []
+    for item in fields(Limits):
+        value = getattr(defaults, item.name)
+        rows.append((f"`{item.name}`", _size(value) if item.name.endswith("_bytes") else value, meanings[item.name]))
+    return _table(("limit", "default", "meaning"), rows)
+
+
+def _buffers() -> str:
+    rows = []
+    for concurrency in (4, 8, 32):
+        for size in (64, 256, 512, 2048):
+            shared = share_memory(Limits(memory_bytes=size << 20, concurrency=concurrency))
+            figures = (shared.limits.read_bytes, shared.fixed_bytes, max(0, shared.parts_bytes))
+            rows.append((concurrency, _size(size << 20), *map(_size, figures)))
+    return _table(("`--concurrency`", "`--memory`", "one read", "reads and clients", "left for parts"), rows)
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """What a numpydoc section says of each parameter."""
+    section = inspect.cleandoc(docstring).partition("----------\n")[2].partition("\nExamples")[0]
+    entries = re.findall(r"^(\w[\w, ]*)\n((?:^    .*\n?)+)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def _size(nbytes: int) -> str:
+    """An exact number of bytes, in the largest unit that it is a whole number of."""
+    return next((f"{nbytes // unit:,} {name}" for unit, name in _UNITS if nbytes and nbytes % unit == 0), f"{nbytes:,} bytes")
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+_TABLES: dict[str, Callable[[], str]] = {
+    "providers": _providers,
+    "dtypes": _dtypes,
+    "errors": _errors,
+    "limits": _limits,
+    "buffers": _buffers,
+}
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(rendered(page.read_text()))
