@@ -1,4 +1,6 @@
-"""Writes the tables of these pages that repeat what the code says, between ``<!-- table NAME -->`` and ``<!-- end -->``.
+"""Writes the tables in these pages that repeat what the code says.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, whatever was there before.
 
 Run it after a change of providers, dtypes, errors or limits::
 
@@ -38,13 +40,22 @@ def pages() -> Iterator[Path]:
 
 
 def _providers() -> str:
-    titles = ("service", "host of the endpoint", "bucket goes into", "region for the signature", "largest object", "parts")
+    titles = (
+        "service",
+        "host of the endpoint",
+        "bucket goes into",
+        "region for the signature",
+        "listed by",
+        "largest object",
+        "parts",
+    )
     rows = [
         (
             row.name,
             f"`{row.hosts}`".replace("|", r"\|"),
             {"virtual": "the host name", "path": "the path", "auto": "where boto3 puts it"}[row.addressing],
             "from the host" if "(?P<region>" in row.hosts else f"`{row.region}`" if row.region else "as configured",
+            {1: "ListObjects", 2: "ListObjectsV2"}[row.list_version],
             _size(row.max_object_bytes),
             "any lengths" if row.unequal_parts else "all equal: reading only",
         )
@@ -54,7 +65,10 @@ def _providers() -> str:
 
 
 def _dtypes() -> str:
-    rows = [(f"`{d.value}`", d.bits, "whole only" if d.is_sub_byte else "yes") for d in sorted(DType, key=lambda d: -d.order)]
+    rows = [
+        (f"`{d.value}`", d.bits, "whole only" if d.is_sub_byte else "yes")
+        for d in sorted(DType, key=lambda d: -d.order)
+    ]
     return _table(("dtype", "bits", "can be cut"), rows)
 
 
@@ -100,7 +114,8 @@ def _meanings(docstring: str) -> dict[str, str]:
 
 def _size(nbytes: int) -> str:
     """An exact number of bytes, in the largest unit that it is a whole number of."""
-    return next((f"{nbytes // unit:,} {name}" for unit, name in _UNITS if nbytes and nbytes % unit == 0), f"{nbytes:,} bytes")
+    exact = (f"{nbytes // unit:,} {name}" for unit, name in _UNITS if nbytes and nbytes % unit == 0)
+    return next(exact, f"{nbytes:,} bytes")
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -118,7 +118,12 @@ def run_command(line: str, folder: Path) -> tuple[str, int]:
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            ["bash", "-c", line], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+            ["bash", "-c", line],
+            cwd=folder,
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         printed, told, code = done.stdout, done.stderr, done.returncode
     lines = [line for line in told.splitlines() if not _PROGRESS.fullmatch(line)]
@@ -129,7 +134,7 @@ def _run_reshard(arguments: list[str]) -> tuple[str, str, int]:
     """Run the command line in this process: a fresh one takes a second to start."""
     printed, told = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["reshard", *arguments]
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
             main()
@@ -138,7 +143,8 @@ def _run_reshard(arguments: list[str]) -> tuple[str, str, int]:
         code = int(end.code or 0)
     finally:
         sys.argv = before
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return printed.getvalue(), told.getvalue(), code
 
 

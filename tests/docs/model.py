@@ -1,4 +1,4 @@
-"""What a page of documentation finds when it begins: a small model in a bucket, and strategy files of a training run."""
+"""What a page finds when it begins: a small model in a bucket, and the strategy files of a training run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LAYERS = 2
 TWO_STAGES = b"""
 axes: {pp: 2, dp: 2, mp: 2}
 rules:
-  - {match: ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"], split: [mp]}
   - {match: ["*.o_proj.weight", "*.down_proj.weight"], split: [null, mp]}
+  - {match: "*_proj.weight", split: [mp]}
   - {match: ["*embed_tokens.weight", "lm_head.weight"], split: [mp]}
   - {match: "*", split: []}
 stages:
@@ -41,9 +41,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
         "input_layernorm.weight": (HIDDEN,),
         "post_attention_layernorm.weight": (HIDDEN,),
     }
-    layers = {
-        f"model.layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in each_layer.items()
-    }
+    layers = {f"model.layers.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in each_layer.items()}
     ends = {"model.norm.weight": (HIDDEN,), "lm_head.weight": (WORDS, HIDDEN)}
     return {"model.embed_tokens.weight": (WORDS, HIDDEN), **layers, **ends}
 

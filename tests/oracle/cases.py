@@ -28,7 +28,7 @@ ELSEWHERE = {
     "mindspore.merge_pipeline_strategys": "conformance/test_strategies.py",
     "mindspore.rank_list_for_transform": "conformance/test_strategies.py",
     "mindspore.parallel._tensor._load_tensor": "oracle/test_mindspore_safetensors.py, by the slices of training",
-    "see expected/errors.json": "test_bad_input.py",
+    "see expected/errors.json": "oracle/test_bad_calls.py",
 }
 
 # Tensors that transform_checkpoints deals out in another order than training does, and the slices of training.

@@ -12,7 +12,7 @@ from reshard.errors import OverBudget, PlanError
 from reshard.planning.plan import make_plan
 
 # Plans take a while to draw and to check, and how long depends on the machine.
-slow = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+slow = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def checked(catalog, target, wished):

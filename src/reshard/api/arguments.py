@@ -74,9 +74,8 @@ def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
             found.update(range(int(match[1]), min(int(match[2] or match[1]), rank_count) + 1))
     else:
         found = set(ranks)
-    beyond = sorted(rank for rank in found if not 0 <= rank < rank_count)
-    if beyond or not found:
-        raise UsageError(f"ranks {beyond or ranks} do not exist: the target strategy has ranks 0..{rank_count - 1}")
+    if not found or not all(0 <= rank < rank_count for rank in found):
+        raise UsageError(f"ranks {ranks!r}: expected some of 0..{rank_count - 1}, those of the target strategy")
     return tuple(sorted(found))
 
 

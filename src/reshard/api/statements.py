@@ -11,7 +11,7 @@ from ..engine.source import read_catalog, read_contents
 from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.verify import Report, Subset, verify_manifest
 from ..engine.workers import working
-from ..errors import UsageError
+from ..errors import NotFound, UsageError
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
@@ -219,7 +219,13 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         The source is no longer what was converted.
     """
     place = open_location(manifest_url(url))
-    manifest = decode_manifest(read_object(place), place.url)
+    try:
+        manifest = decode_manifest(read_object(place), place.url)
+    except NotFound as error:
+        raise NotFound(
+            f"{place.url}: no manifest there ({error.message.rstrip('.')})",
+            hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
+        ) from error
     target = place
     for _ in manifest.plan.manifest_key.split("/"):
         target = target.parent

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ..errors import NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
 from ..planning.catalog import SourceObject
-from ..planning.plan import Plan
+from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.steps import Step
 from ..storage import Location, ObjectInfo, Store
 from .events import Listener, PhaseStarted, ignore
@@ -105,7 +105,7 @@ def check_source(plan: Plan, source: Location, workers: Workers) -> None:
 def check_target(plan: Plan, target: Location, *, overwrite: bool) -> Collection[str]:
     """Raise TargetExists when outputs exist and must not be replaced; return those that will be."""
     wanted = {*plan.keys, plan.manifest_key}
-    if len(wanted) > 2:
+    if plan.manifest_key == MANIFEST_KEY:
         found = [name for name, _ in target.named_objects()]
     else:  # one object and its manifest: what else lies there is not ours to list
         found = [key for key in wanted if head_or_none(target.child(key))]

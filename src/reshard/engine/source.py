@@ -29,6 +29,7 @@ _INDEXES = (
 _HYPER = "hyper_param.safetensors"
 _RANK_OBJECT = re.compile(r"rank_(\d+)/[^/]+\.safetensors")
 _COMPARE_BYTES = 1 << 20
+_DAMAGED = "It was damaged, or not copied to its end: write it again from where it came from."
 
 Opened = tuple[SourceObject, Header]
 
@@ -47,10 +48,10 @@ class _Found:
     index_bytes: int = 0
 
 
-def read_catalog(
-    location: Location, strategy: StrategySource | None, workers: Workers, *, compare: bool = True
-) -> Catalog:
+def read_catalog(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
     """Describe a source from its headers.
+
+    Tensors of rank shards that have no layout are read from every rank: they must be the same.
 
     Parameters
     ----------
@@ -59,8 +60,6 @@ def read_catalog(
         with a single object, or with ``rank_<R>/`` below it.
     strategy
         How rank shards are cut; none for a full checkpoint.
-    compare
-        Whether to read the tensors that have no layout from every rank: they must be the same.
 
     Raises
     ------
@@ -71,23 +70,7 @@ def read_catalog(
     StrategyError
         Shards that do not fit the strategy.
     """
-    found = _look(location)
-    if strategy is None and found.ranks and found.ranks != (0,):
-        raise UsageError(
-            f"{location.url}: these are shards of {len(found.ranks)} ranks, and how they are cut is not known",
-            hint="Give the source's strategy: --src-strategy STRATEGY, or --src-layout LAYOUT.yaml.",
-        )
-    if strategy is not None and not found.ranks:
-        raise UsageError(
-            f"{location.url}: a source strategy is given, but this is a full checkpoint ({found.kind})",
-            hint="Leave --src-strategy and --src-layout out, or name the prefix that holds rank_0/.",
-        )
-    opened = _read_headers(found, workers)
-    if strategy is None:
-        catalog = full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
-    else:
-        catalog = _joined(found, opened, strategy, workers if compare else None)
-    return replace(catalog, header_bytes=_header_bytes(found, opened))
+    return _catalog(_look(location), strategy, workers, compare=True)
 
 
 def read_contents(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
@@ -97,7 +80,7 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
     """
     found = _look(location)
     if found.ranks in ((), (0,)) or strategy is not None:
-        return read_catalog(location, strategy, workers, compare=False)
+        return _catalog(found, strategy, workers, compare=False)
     opened = _read_headers(found, workers)
     entries = [
         Entry(
@@ -111,6 +94,25 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
     objects = tuple(item for item, _ in opened)
     metadata = common_metadata(opened)
     return Catalog(found.base.url, kind, objects, tuple(entries), metadata, found.notes, _header_bytes(found, opened))
+
+
+def _catalog(found: _Found, strategy: StrategySource | None, workers: Workers, *, compare: bool) -> Catalog:
+    if strategy is None and found.ranks and found.ranks != (0,):
+        raise UsageError(
+            f"{found.base.url}: these are shards of {len(found.ranks)} ranks, and how they are cut is not known",
+            hint="Give the source's strategy: --src-strategy STRATEGY, or --src-layout LAYOUT.yaml.",
+        )
+    if strategy is not None and not found.ranks:
+        raise UsageError(
+            f"{found.base.url}: a source strategy is given, but this is a full checkpoint ({found.kind})",
+            hint="Leave --src-strategy and --src-layout out, or name the prefix that holds rank_0/.",
+        )
+    opened = _read_headers(found, workers)
+    if strategy is None:
+        catalog = full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
+    else:
+        catalog = _joined(found, opened, strategy, workers if compare else None)
+    return replace(catalog, header_bytes=_header_bytes(found, opened))
 
 
 def _look(location: Location) -> _Found:
@@ -141,7 +143,8 @@ def _rank_names(location: Location, tensors: Sequence[str]) -> dict[int, str]:
         if match:
             found.setdefault(int(match[1]), []).append(name)
     several = [f"rank_{rank}: {', '.join(names)}" for rank, names in sorted(found.items()) if len(names) > 1]
-    raise_all(CatalogError, f"{location.url}: expected one safetensors object in each rank's prefix", several)
+    hint = "Keep one checkpoint's objects there: move the others to a prefix of their own."
+    raise_all(CatalogError, f"{location.url}: expected one safetensors object in each rank's prefix", several, hint)
     return {rank: names[0] for rank, names in sorted(found.items())}
 
 
@@ -154,7 +157,8 @@ def _indexed(
 ) -> _Found:
     names = sorted(set(weight_map.values()))
     missing = [f"{location.child(name).url}" for name in names if name not in infos]
-    raise_all(CatalogError, f"{location.url}: the index names objects that are not there", missing)
+    hint = "Copy them there, or name one object to take it alone."
+    raise_all(CatalogError, f"{location.url}: the index names objects that are not there", missing, hint)
     if _HYPER in infos and _HYPER not in names:
         names.append(_HYPER)
     aside = [name for name in tensors if name not in names]
@@ -191,11 +195,13 @@ def _read_headers(found: _Found, workers: Workers) -> list[Opened]:
             opened[name] = (SourceObject(name, info.nbytes, info.etag), _read_header(found.base.child(name), info))
         except FormatError as error:
             problems[name] = error.at(found.base.child(name).url)
+            problems[name].hint = _DAMAGED
 
     workers.map(read, found.names)
     if len(problems) == 1:
         raise next(iter(problems.values()))
-    raise_all(FormatError, f"{len(problems)} objects are no safetensors", [str(problems[n]) for n in sorted(problems)])
+    told = ["\n    ".join([p.message, *p.problems[:10]]) for _, p in sorted(problems.items())]
+    raise_all(FormatError, f"{len(problems)} objects are not sound safetensors", told, _DAMAGED)
     return [opened[name] for name in found.names]
 
 

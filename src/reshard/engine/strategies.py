@@ -14,6 +14,9 @@ from ..tensor import ByteRange, Shape, Strategy
 __all__ = ["StrategySource", "read_layout_file", "read_object", "read_strategy_files"]
 
 _MAX_DOCUMENT_BYTES = 1 << 30
+_EXPECTED = (
+    "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
+)
 _STRATEGY_SUFFIXES = (".ckpt", ".json")
 
 
@@ -105,5 +108,9 @@ def _read_directory(location: Location) -> StrategySource:
 
 def _parsed(data: bytes, location: Location) -> StrategyFile:
     if not data:
-        raise SourceError(f"{location.url}: the strategy file is empty")
-    return parse_strategy_file(data, location.url)
+        raise SourceError(f"{location.url}: the strategy file is empty", hint=_EXPECTED)
+    try:
+        return parse_strategy_file(data, location.url)
+    except FormatError as error:
+        error.hint = error.hint or _EXPECTED
+        raise

@@ -19,7 +19,8 @@ class Cost:
     Parameters
     ----------
     needed_bytes
-        Bytes of the source that reach some output, each counted once a step.
+        Bytes of the source that reach some output, each counted once a step (boxes of a tensor that
+        overlap without being equal, as two stages may cut them, are counted up to the bytes read).
     read_bytes
         Bytes asked for, gaps included.
     written_bytes
@@ -77,7 +78,9 @@ def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -
     total["gets"] += len(step.reads)
     for read in step.reads:
         total["read"] += read.range.nbytes
-        total["needed"] += min(read.range.nbytes, sum(copy.transfer.total_nbytes for copy in read.copies))
+        # What several outputs take is one needed byte; sets of runs that differ are taken to be disjoint.
+        taken = {copy.transfer.source_runs for copy in read.copies}
+        total["needed"] += min(read.range.nbytes, sum(runs.total_nbytes for runs in taken))
     for part in step.parts:
         copies = len(recipe.outputs[part.output].keys)
         total["written"] += copies * part.range.nbytes

@@ -55,7 +55,7 @@ def _shares(family: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _least_steps(recipe: Recipe, family: Sequence[int]) -> dict[int, int]:
-    """Group sizes whose parts the store accepts, each with the bytes of its largest step when cut as finely as can be."""
+    """Group sizes whose parts the store accepts, each with its largest step's bytes when cut as finely as can be."""
     found = {}
     size = len(family)
     while size:

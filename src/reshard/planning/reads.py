@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from ..tensor import Box, ByteRange, Runs, Shape, byte_runs
@@ -41,10 +41,11 @@ def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: L
     >>> needed_ranges(halves[:1], (8, 4), 2, Limits())
     [NeededRange(start=0, stop=28, needed_bytes=16)]
     """
+    boxes = set(boxes)
     if len(boxes) > 1:
         hull = _hull(boxes)
-        if sum(box.element_count for box in set(boxes)) >= hull.element_count:
-            boxes = (hull,)
+        if sum(box.element_count for box in boxes) == hull.element_count and _are_apart(boxes):
+            boxes = {hull}
     ranges = []
     for box in boxes:
         runs, needed_bytes = _bridge(byte_runs(box, shape, itemsize), limits)
@@ -115,8 +116,21 @@ def _hull(boxes: Collection[Box]) -> Box:
     return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
 
 
+def _are_apart(boxes: Collection[Box]) -> bool:
+    """Whether no two boxes share an element; two stages may cut one tensor in ways that overlap."""
+    axis = max(range(len(next(iter(boxes)).start)), key=lambda a: len({box.start[a] for box in boxes}))
+    ordered = sorted(boxes, key=lambda box: box.start[axis])
+    for index, box in enumerate(ordered, start=1):
+        for other in islice(ordered, index, None):
+            if other.start[axis] >= box.stop[axis]:
+                break
+            if box.intersect(other):
+                return False
+    return True
+
+
 def _bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
-    """Join runs level by level, innermost first, where their gap is worth reading; and tell the bytes needed of each."""
+    """Join runs level by level, innermost first, where their gap is worth reading; tell also what each needs."""
     nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
     while counts:
         stride = strides[-1]

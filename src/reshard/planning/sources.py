@@ -11,6 +11,8 @@ from .catalog import Catalog, Entry, Placement, SourceObject, extent_of
 
 __all__ = ["common_metadata", "full_catalog", "rank_catalog"]
 
+_OF_THESE = "Is this the strategy that these shards were written under, with all its stages?"
+
 Shards = Mapping[int, tuple[SourceObject, Header]]
 
 
@@ -46,7 +48,8 @@ def full_catalog(
                 problems.append(f"{name}: in {_key_of(objects, entries[name])} and in {item.key}")
             entries[name] = Entry(stored.spec, (_whole(stored.spec, ((index, stored.range.start),)),))
     problems += [f"{name}: expected in {key}, not there" for name, key in weight_map.items() if name not in entries]
-    raise_all(CatalogError, f"{url}: the objects do not make one checkpoint", problems)
+    hint = "Were all objects of one checkpoint copied, with their index?"
+    raise_all(CatalogError, f"{url}: the objects do not make one checkpoint", problems, hint)
     return Catalog(
         url, kind, tuple(item for item, _ in objects), tuple(entries.values()), common_metadata(objects), tuple(notes)
     )
@@ -78,7 +81,7 @@ def rank_catalog(
         Boxes that no shard holds, dtypes that differ.
     """
     beyond = [f"rank {rank}: {shards[rank][0].key}" for rank in shards if rank >= strategy.rank_count]
-    raise_all(StrategyError, f"{url}: the source strategy has only {strategy.rank_count} ranks", beyond)
+    raise_all(StrategyError, f"{url}: the source strategy has only {strategy.rank_count} ranks", beyond, _OF_THESE)
     builder = _RankCatalog(shards, strategy)
     for stage in range(strategy.stage_count):
         for name in strategy.stages[stage]:
@@ -179,7 +182,7 @@ class _RankCatalog:
 
     def raise_problems(self, url: str) -> None:
         """Raise what was found, worst first."""
-        raise_all(StrategyError, f"{url}: shards do not fit the source strategy", self._shape_problems)
+        raise_all(StrategyError, f"{url}: shards do not fit the source strategy", self._shape_problems, _OF_THESE)
         missing = [
             f"{_ranks(owners)}: {len(names)} tensors, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             f"{_no_shard(owners, self._stored)}"
@@ -187,11 +190,12 @@ class _RankCatalog:
         ]
         raise_all(
             CatalogError,
-            f"{url}: boxes that no shard holds",
+            f"{url}: no shard holds these parts of tensors",
             missing + self._other_problems if missing else [],
-            hint="Every box must be on one of the ranks named with it.",
+            hint="Copy what is missing there: for a line with several ranks the object of any one of them is enough.",
         )
-        raise_all(CatalogError, f"{url}: shards contradict each other", self._other_problems)
+        hint = "Are all shards of one checkpoint? Write the odd ones again."
+        raise_all(CatalogError, f"{url}: shards contradict each other", self._other_problems, hint)
 
     def _full_spec(self, name: str, layout: Layout, held: Mapping[int, StoredTensor]) -> TensorSpec | None:
         """The whole tensor's spec, or None with a problem noted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ __all__ = [
     "tensors_of",
 ]
 
+_NUMBER = re.compile("[0-9]+")
 _BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 
 
@@ -185,7 +187,8 @@ class RankTarget:
                         raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
                 except StrategyError as error:
                     problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
-        raise_all(StrategyError, "the target strategy does not fit the tensors", problems)
+        hint = "Is this the strategy of this very model? Axes must be as many as it maps, and divide by its cuts."
+        raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
 
     def _check_names(self, tensors: Sequence[TargetTensor]) -> None:
         """Refuse a strategy of another model or another naming: its weights would be left whole on every rank."""
@@ -196,9 +199,16 @@ class RankTarget:
                 f"{_sample(sorted(known))}, found {_sample([t.spec.name for t in tensors])}",
                 hint="Is this the strategy of another model, or of another naming of this one?",
             )
+        strange, kinds = sorted(names - known), {_kind(name) for name in known}
+        raise_all(
+            StrategyError,
+            "the target strategy has layouts for some layers and none for others",
+            [f"{name}: no layout" for name in strange if _kind(name) in kinds],
+            hint="A pipeline stage is missing, or this is the strategy of a smaller model: "
+            "name the merged strategy, or the prefix that holds the files of all stages.",
+        )
         unmet = sorted(name for name in known - names if not _is_state(name, names))
         if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in known for t in tensors):
-            strange = sorted(names - known)
             sides = zip_longest(
                 (f"only in the strategy: {name}" for name in unmet), (f"only in the source: {name}" for name in strange)
             )
@@ -310,6 +320,11 @@ def _local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
 def _is_state(name: str, names: Collection[str]) -> bool:
     """Whether a name is of an optimizer state: one of ``names`` behind a prefix and a dot."""
     return any(name[at + 1 :] in names for at, character in enumerate(name) if character == ".")
+
+
+def _kind(name: str) -> str:
+    """A name without its numbers: what is the same in every layer."""
+    return _NUMBER.sub("#", name)
 
 
 def _sample(names: Sequence[str], shown: int = 3) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 from typing import Any
 
 import boto3
+import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
@@ -73,9 +75,17 @@ def _config(settings: S3Settings) -> Config:
 
 def _session() -> boto3.session.Session:
     try:
-        return boto3.session.Session(botocore_session=botocore.session.Session())
+        session = botocore.session.Session()
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+        return boto3.session.Session(botocore_session=session)
     except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
         raise UsageError(f"The AWS configuration cannot be used: {error}") from error
+
+
+@functools.lru_cache
+def _loader(data_path: str | None) -> botocore.loaders.Loader:
+    """boto3's descriptions of services: parsing them anew would take most of the time of making a client."""
+    return botocore.loaders.create_loader(data_path)
 
 
 def _client(session: boto3.session.Session, **arguments: Any) -> Any:

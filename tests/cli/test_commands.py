@@ -1,0 +1,338 @@
+"""Every command on local paths, memory and S3: what it prints where, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from cli.conftest import CASES
+from cli.runner import ok, run
+from oracle.cases import read_content
+from safetensors.numpy import save
+
+import reshard
+from reshard.api import statements
+from reshard.storage import Location, RecordingStore
+
+RANKS = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
+MANIFEST = "reshard-manifest.json"
+LAYOUT = """
+axes: {dp: 2, mp: 2}
+rules:
+  - {match: ["*.w1.weight", "*.wo.weight"], split: [null, mp]}
+  - {match: "*.embedding_weight", split: [mp, null]}
+  - {match: "*", split: []}
+"""
+
+
+def test_there_and_back(place):
+    done = ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
+    assert place.keys("ranks") == [*RANKS, MANIFEST]
+    assert all(key in done.out for key in RANKS)
+    assert done.err.split() == ["headers", "transfer", "commit"]
+    assert "every compared byte is right" in ok("verify", place.at("ranks")).out
+    assert "every compared byte is right" in ok("verify", place.at(f"ranks/{MANIFEST}")).out
+    ok("convert", place.at("ranks"), place.at("again"), "--src-strategy", place.strategy, "--quiet")
+    assert place.keys("again") == ["model.safetensors", MANIFEST]
+    again = read_content(place.read("again/model.safetensors"))
+    before = read_content(place.read("full/rank_0/full.safetensors"))
+    assert again.tensors == before.tensors
+    assert again.order == before.order
+    assert again.metadata == {"format": "pt"}
+
+
+def test_to_one_object_and_to_mindspores_form(place):
+    ok("convert", place.full, place.at("one.safetensors"))
+    ok("convert", place.full, place.at("ms"), "--prefix", "net_")
+    ok("convert", place.full, place.at("named"), "--prefix", "net.safetensors")
+    assert set(place.keys()) >= {"one.safetensors", "one.safetensors.manifest.json"}
+    assert place.keys("ms") == ["rank_0/net_0.safetensors", MANIFEST]
+    assert place.keys("named") == ["rank_0/net.safetensors", MANIFEST]
+    assert read_content(place.read("ms/rank_0/net_0.safetensors")).metadata == {"format": "ms"}
+    assert "every compared byte is right" in ok("verify", place.at("one.safetensors")).out
+
+
+def test_layout_file(place):
+    layout = place.put("layout.yaml", LAYOUT.encode())
+    ok("convert", place.full, place.at("ranks"), "--dst-layout", layout)
+    assert place.keys("ranks") == [*RANKS, MANIFEST]
+    assert place.read(f"ranks/{RANKS[0]}") == place.read(f"ranks/{RANKS[2]}") != place.read(f"ranks/{RANKS[1]}")
+    ok("convert", place.at("ranks"), place.at("again.safetensors"), "--src-layout", layout)
+    again = read_content(place.read("again.safetensors"))
+    assert again.tensors == read_content(place.read("full/rank_0/full.safetensors")).tensors
+
+
+def test_ranks_and_prefix(memory):
+    ok("convert", memory.full, memory.at("a"), "--dst-strategy", memory.strategy, "--ranks", "1,3", "--prefix", "net_")
+    assert memory.keys("a") == ["rank_1/net_1.safetensors", "rank_3/net_3.safetensors", MANIFEST]
+    named = ["--dst-strategy", memory.strategy, "--ranks", "0-1", "--prefix", "llama_{rank}_of_4"]
+    ok("convert", memory.full, memory.at("b"), *named)
+    assert memory.keys("b") == ["rank_0/llama_0_of_4.safetensors", "rank_1/llama_1_of_4.safetensors", MANIFEST]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--ranks", "4"], "0..3"),
+        (["--ranks", "2-9"], "0..3"),
+        (["--ranks", "3-2"], "3-2"),
+        (["--ranks", "a"], "like 0-7,16"),
+        (["--ranks", ""], "like 0-7,16"),
+        (["--prefix", "a/b"], "no /"),
+        (["--prefix", "{stage}_"], "{rank}"),
+        (["--memory", "lots"], "like 256MiB"),
+        (["--memory", "-1"], "like 256MiB"),
+        (["--memory", "1e9"], "like 256MiB"),
+        (["--memory", "10TB"], "like 256MiB"),
+        (["--memory", "0"], "at least 1"),
+        (["--dst-layout", "x.yaml"], "Give one of them"),
+    ],
+    ids=" ".join,
+)
+def test_flags_that_make_no_sense(memory, flags, told):
+    done = run("convert", memory.full, memory.at("a"), "--dst-strategy", memory.strategy, *flags)
+    assert (done.code, done.out) == (2, "")
+    assert told in done.err
+    assert done.err.splitlines()[-1] != "headers"
+    assert memory.keys("a") == []
+
+
+def test_flags_that_need_others(memory):
+    for arguments in (["convert"], ["convert", memory.full], ["convert", "--memory", "1GiB"]):
+        assert "convert needs SRC and DST, or a plan" in run(*arguments).err
+    assert "target strategy or layout" in run("plan", memory.full, memory.at("a"), "--ranks", "0").err
+    done = run("convert", memory.full, memory.at("a.safetensors"), "--dst-strategy", memory.strategy)
+    assert (done.code, "need a prefix" in done.err) == (2, True)
+
+
+def test_overwrite(place):
+    command = ["convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy]
+    ok(*command)
+    before = {key: place.read(f"ranks/{key}") for key in RANKS}
+    place.put(f"ranks/{RANKS[2]}", b"damaged")
+    done = run(*command)
+    assert done.code == 4
+    assert "5 of 5 outputs exist already" in done.err
+    assert all(key in done.err for key in RANKS)
+    assert "--overwrite" in done.err
+    assert place.read(f"ranks/{RANKS[2]}") == b"damaged"
+    ok(*command, "--overwrite")
+    assert {key: place.read(f"ranks/{key}") for key in RANKS} == before
+
+
+def test_what_lies_in_the_target_already_is_left_alone(place):
+    place.put("ranks/notes.txt", b"mine")
+    ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
+    assert place.read("ranks/notes.txt") == b"mine"
+    place.put("mixed/rank_9/other.safetensors", b"another checkpoint")
+    done = run("convert", place.full, place.at("mixed"), "--dst-strategy", place.strategy)
+    assert (done.code, "rank_9/other.safetensors" in done.err) == (4, True)
+    assert place.keys("mixed") == ["rank_9/other.safetensors"]
+
+
+def test_target_inside_source(place):
+    for target in (place.full, f"{place.full}/", f"{place.full}/ranks", f"{place.full}/rank_0", f"{place.full}//x"):
+        done = run("convert", place.full, target, "--dst-strategy", place.strategy)
+        assert (done.code, "inside SRC" in done.err) == (2, True), target
+    assert place.keys("full") == ["rank_0/full.safetensors"]
+    ok("convert", place.full, f"{place.full}er", "--dst-strategy", place.strategy)
+
+
+def test_source_inside_target_is_never_replaced(place):
+    """Beside is allowed; on top of the source is not, even with --overwrite."""
+    done = run("convert", f"{place.full}/rank_0", place.full, "--prefix", "full.safetensors", "--overwrite")
+    assert (done.code, "rank_0/full.safetensors" in done.err) == (4, True)
+    assert place.keys("full") == ["rank_0/full.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("source", "with_strategy"),
+    [("full", False), ("full/rank_0/full.safetensors", False), ("hf", False), ("ranks", False), ("ranks", True)],
+)
+def test_inspect_reads_headers_only(memory, monkeypatch, source, with_strategy):
+    ok("convert", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy)
+    indexed(memory)
+    stores = []
+
+    def recorded(url):
+        place = open_source(url)
+        stores.append(RecordingStore(place.store))
+        return Location(stores[-1], place.key)
+
+    open_source = statements.open_source
+    monkeypatch.setattr(statements, "open_source", recorded)
+    flags = ["--src-strategy", memory.strategy] if with_strategy else []
+    text = ok("inspect", memory.at(source), *flags)
+    (store,) = stores
+    headers = header_bytes(memory, source)
+    assert store.figures.read_bytes == headers
+    assert f"{headers} bytes of headers" in text.out
+    assert text.err == ""
+    assert ok("inspect", memory.at(source), *flags, "--output", "json").json["header_bytes"] == headers
+
+
+def header_bytes(place, source):
+    """Counted by hand: every object's header, and the index."""
+    root = "" if source.endswith(".safetensors") else f"{source}/"
+    names = [source] if not root else [f"{root}{key}" for key in place.keys(source)]
+    total = 0
+    for name in names:
+        data = place.read(name)
+        if name.endswith(".safetensors"):
+            total += 8 + int.from_bytes(data[:8], "little")
+        elif name.endswith(".index.json"):
+            total += len(data)
+    return total
+
+
+def indexed(place):
+    """The full checkpoint as two objects with Hugging Face's index."""
+    weight_map = {}
+    for number in (1, 2):
+        name = f"model-{number:05d}-of-00002.safetensors"
+        weight_map |= {f"t{number}.{i}": name for i in range(3)}
+        place.put(f"hf/{name}", save({f"t{number}.{i}": np.zeros((4, 4), np.float32) for i in range(3)}))
+    place.put("hf/model.safetensors.index.json", json.dumps({"weight_map": weight_map}).encode())
+
+
+def test_inspect_tells_what_is_there(memory):
+    done = ok("inspect", memory.full)
+    assert "one rank's object" in done.out
+    assert "F32 x 6, I32 x 4, F16 x 4, BF16 x 3, I8 x 3" in done.out
+    assert "format=ms" in done.out
+    assert "rank_0/full.safetensors" in done.out
+    assert "lm_head.weight" in done.out
+    body = ok("inspect", memory.full, "--output", "json").json
+    assert list(body) == ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes"]
+    assert body["objects"][0]["key"] == "rank_0/full.safetensors"
+    assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in body["tensors"]
+    assert len(body["tensors"]) == 20
+    assert body["metadata"] == {"format": "ms"}
+
+
+def test_inspect_lists_as_many_tensors_as_wanted(memory):
+    assert "... and 17 more" in ok("inspect", memory.full, "--tensors", "3").out
+    assert "more" not in ok("inspect", memory.full, "--tensors", "0").out
+
+
+def test_inspect_shards_with_and_without_strategy(memory):
+    ok("convert", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy)
+    apart = ok("inspect", memory.at("ranks"), "--output", "json").json
+    joined = ok("inspect", memory.at("ranks"), "--src-strategy", memory.strategy, "--output", "json").json
+    assert len(apart["tensors"]) == 80
+    assert {"name": "rank_3/lm_head.weight", "dtype": "I8", "shape": [12, 32], "nbytes": 384} in apart["tensors"]
+    assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in joined["tensors"]
+    assert len(joined["tensors"]) == 20
+    assert any("not compared" in note for note in joined["notes"])
+
+
+def test_json_of_convert_and_verify(place):
+    done = ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy, "--output", "json")
+    assert list(done.json) == ["format", "plan_id", "source_url", "target_url", "sources", "outputs", "tensors"]
+    assert [output["key"] for output in done.json["outputs"]] == RANKS
+    assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])
+    stored = json.loads(place.read(f"ranks/{MANIFEST}"))
+    assert {key: stored[key] for key in done.json} == done.json
+    report = ok("verify", place.at("ranks"), "--output", "json").json
+    assert report["is_ok"] is True
+    assert report["problems"] == []
+    assert report["checked_bytes"] == report["total_bytes"] == sum(o["nbytes"] for o in done.json["outputs"])
+    assert report["plan_id"] == done.json["plan_id"]
+    assert report["object_count"] == 4
+
+
+def test_json_of_plan(memory):
+    done = ok("plan", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy, "--output", "json")
+    assert done.json.keys() >= {"plan_id", "format", "catalog", "target", "target_url", "limits", "cost", "notes"}
+    assert done.json["cost"]["put_count"] == 4
+    assert done.json["cost"]["peak_bytes"] <= done.json["limits"]["memory_bytes"]
+    assert memory.keys("ranks") == []
+
+
+def test_quiet_is_silent(memory):
+    plan = memory.at("plan.json")
+    for arguments in (
+        ["plan", memory.full, memory.at("a"), "--dst-strategy", memory.strategy, "--out", plan],
+        ["convert", "--plan", plan],
+        ["verify", memory.at("a")],
+    ):
+        assert ok(*arguments, "--quiet", "--output", "json").err == ""
+        if arguments[0] == "convert":
+            ok("convert", memory.full, memory.at("b"), "-q")
+
+
+def test_errors_are_told_in_spite_of_quiet(memory):
+    done = run("convert", memory.at("nothing"), memory.at("a"), "--quiet")
+    assert done.code == 3
+    assert done.err.startswith("error: memory://cli/nothing: no checkpoint there")
+
+
+def test_verify_finds_a_flipped_byte(place):
+    ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
+    data = bytearray(place.read(f"ranks/{RANKS[2]}"))
+    data[-1] ^= 1
+    place.put(f"ranks/{RANKS[2]}", bytes(data))
+    done = run("verify", place.at("ranks"), "--output", "json")
+    assert done.code == 6
+    assert done.json["is_ok"] is False
+    (problem,) = done.json["problems"]
+    assert RANKS[2] in problem
+    assert f"byte {len(data) - 1} differs (in tensor lm_head.weight, its byte 383)" in problem
+    assert "1 differences" in run("verify", place.at("ranks")).out
+    assert "--overwrite" in run("verify", place.at("ranks")).err
+
+
+def test_verify_finds_what_is_gone(place):
+    ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
+    place.put(f"ranks/{RANKS[1]}", b"short")
+    done = run("verify", place.at("ranks"), "--subset", "1/1")
+    assert (done.code, RANKS[1] in done.out) == (6, True)
+
+
+def test_verify_in_shares(memory):
+    ok("convert", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy)
+    shares = [ok("verify", memory.at("ranks"), "--subset", f"{n}/3", "--output", "json").json for n in (1, 2, 3)]
+    assert sum(share["checked_bytes"] for share in shares) == shares[0]["total_bytes"]
+    assert run("verify", memory.at("ranks"), "--subset", "4/3").code == 2
+
+
+def test_strategy_show_merge_convert(place):
+    stages = CASES / "split_pp2" / "strategy" / "dp2mp2pp2_stages"
+    for path in stages.iterdir():
+        place.put(f"stages/{path.name}", path.read_bytes())
+    merged = place.at("merged.ckpt")
+    assert "8 = 2 stages x 4 devices" in ok("strategy", "merge", place.at("stages"), merged).out
+    theirs = CASES / "split_pp2" / "strategy" / "dp2mp2pp2_merged.ckpt"
+    shown = ok("strategy", "show", merged, "--output", "json").json
+    assert shown == ok("strategy", "show", str(theirs), "--output", "json").json
+    assert (shown["rank_count"], shown["device_count"], len(shown["stages"])) == (8, 4, 2)
+    weight = shown["stages"][0]["model.layers.0.attention.wq.weight"]
+    assert weight["device_matrix"] == [2, 2]
+    assert weight["tensor_map"] == [[0], []]
+    for form in ("strategy.json", "strategy.yaml", "other.ckpt"):
+        ok("strategy", "convert", merged, place.at(form))
+    assert json.loads(place.read("strategy.json"))["parallel_layout_item"]
+    assert yaml.safe_load(place.read("strategy.yaml"))["axes"]
+    for form in ("strategy.json", "other.ckpt"):
+        assert ok("strategy", "show", place.at(form), "--output", "json").json == shown
+
+
+def test_layout_file_for_a_checkpoint(memory):
+    layout = memory.put("layout.yaml", LAYOUT.encode())
+    done = run("strategy", "show", layout)
+    assert (done.code, "--for URL" in done.err) == (2, True)
+    shown = ok("strategy", "show", layout, "--for", memory.full, "--output", "json").json
+    assert (shown["rank_count"], len(shown["stages"][0])) == (4, 20)
+    ok("strategy", "convert", layout, memory.at("made.ckpt"), "--for", memory.full)
+    ok("convert", memory.full, memory.at("a"), "--dst-layout", layout)
+    ok("convert", memory.full, memory.at("b"), "--dst-strategy", memory.at("made.ckpt"))
+    assert {key: memory.read(f"a/{key}") for key in RANKS} == {key: memory.read(f"b/{key}") for key in RANKS}
+
+
+def test_nothing_is_printed_but_results(memory, capfd):
+    """Nor do libraries write past the streams that were redirected."""
+    ok("convert", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy)
+    assert reshard.verify(memory.at("ranks")).is_ok
+    assert capfd.readouterr() == ("", "")

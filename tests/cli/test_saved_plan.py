@@ -1,0 +1,92 @@
+"""``plan --out`` then ``convert --plan``: the same bytes, or a refusal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli.runner import ok, run
+
+MANIFEST = "reshard-manifest.json"
+
+
+def objects(place, name):
+    return {key: place.read(f"{name}/{key}") for key in place.keys(name) if key != MANIFEST}
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--memory", "64MiB", "--concurrency", "2", "--ranks", "0,2"]], ids=["", "flags"]
+)
+def test_same_bytes_as_at_once(place, flags):
+    arguments = [place.full, place.at("later"), "--dst-strategy", place.strategy, *flags]
+    planned = ok("plan", *arguments, "--out", place.at("plan.json"), "--output", "json")
+    assert place.keys("later") == []
+    assert planned.err.split() == ["headers"]
+    assert json.loads(place.read("plan.json")) == planned.json
+    made = ok("convert", "--plan", place.at("plan.json"), "--output", "json")
+    assert made.json["plan_id"] == planned.json["plan_id"]
+    assert made.err.split() == ["transfer", "commit"]
+    ok("convert", place.full, place.at("now"), *arguments[2:])
+    assert objects(place, "later") == objects(place, "now")
+    assert "every compared byte is right" in ok("verify", place.at("later")).out
+
+
+def saved(place):
+    ok("plan", place.full, place.at("later"), "--dst-strategy", place.strategy, "--out", place.at("plan.json"))
+    return ["convert", "--plan", place.at("plan.json")]
+
+
+def test_refused_when_the_source_changed(place):
+    command = saved(place)
+    data = place.read("full/rank_0/full.safetensors")
+    place.put("full/rank_0/full.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
+    done = run(*command)
+    assert done.code == 3
+    assert "full/rank_0/full.safetensors: expected" in done.err
+    assert "Make the plan anew" in done.err
+    assert place.keys("later") == []
+
+
+def test_refused_when_the_source_is_gone(memory):
+    command = saved(memory)
+    memory_store(memory).delete("full/rank_0/full.safetensors")
+    done = run(*command)
+    assert (done.code, "full.safetensors: gone" in done.err) == (3, True)
+    assert memory.keys("later") == []
+
+
+def test_refused_when_altered_or_no_plan(memory):
+    command = saved(memory)
+    body = json.loads(memory.read("plan.json"))
+    for change in ({"target_url": "memory://cli/elsewhere"}, {"format": "reshard-plan/99"}, {"plan_id": "0"}):
+        memory.put("plan.json", json.dumps(body | change).encode())
+        done = run(*command)
+        assert (done.code, "plan.json" in done.err) == (3, True)
+    for data in (b"", b"{", b"[]", b"{}", b"\xff"):
+        memory.put("plan.json", data)
+        done = run(*command)
+        assert (done.code, "plan.json" in done.err) == (3, True), data
+    assert memory.keys("elsewhere") == memory.keys("later") == []
+
+
+def test_takes_no_second_opinion(memory):
+    command = saved(memory)
+    for extra in (["--memory", "1GiB"], ["--ranks", "0"], ["--dst-strategy", memory.strategy], ["--prefix", "x"]):
+        done = run(*command, *extra)
+        assert (done.code, "a plan tells" in done.err) == (2, True)
+    done = run("convert", memory.full, memory.at("later"), "--plan", memory.at("plan.json"))
+    assert (done.code, "a plan tells" in done.err) == (2, True)
+    assert memory.keys("later") == []
+
+
+def test_outputs_that_exist(memory):
+    command = saved(memory)
+    ok(*command)
+    assert run(*command).code == 4
+    ok(*command, "--overwrite")
+
+
+def memory_store(place):
+    from reshard.storage import MemoryStore
+
+    return MemoryStore(place.url.removeprefix("memory://"))

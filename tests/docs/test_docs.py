@@ -1,0 +1,188 @@
+"""Do the pages tell the truth? What runs in them runs here, and what they repeat from the code is compared with it."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from docs.blocks import Session, blocks_of
+from docs.model import put_model, put_strategies
+
+import reshard
+from reshard import errors
+from reshard.cli.app import app
+from reshard.formats.layout_file import parse_layout_file
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+BUCKET = "models"
+
+_LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_MACHINE_PATHS = re.compile(
+    r"(?<![\w.~])/(?:work|root|home|tmp|Users|mnt|opt|var)/|[A-Z]:\\|localhost:\d|file:///(?!path)"
+)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Session]:
+    """An empty folder, a bucket with a model, strategy files, and the README's layout file."""
+    for name, value in moto_url.environ.items():
+        clean_environ.setenv(name, value)
+    clean_environ.chdir(tmp_path)
+    client = _client(moto_url)
+    client.create_bucket(Bucket=BUCKET)
+    put_model(f"s3://{BUCKET}/my-model")
+    put_strategies(tmp_path)
+    session = Session(tmp_path)
+    for block in blocks_of(README.read_text()):
+        if block.note == "file":
+            session.run(block)
+    yield session
+    for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
+        client.delete_object(Bucket=BUCKET, Key=entry["Key"])
+    client.delete_bucket(Bucket=BUCKET)
+
+
+def _client(server) -> Any:
+    import boto3
+
+    return boto3.client("s3", endpoint_url=server.endpoint)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_run(page: Path, request: pytest.FixtureRequest) -> None:
+    blocks = list(blocks_of(page.read_text()))
+    if not any(block.language in ("console", "bash", "python") and block.note != "not run" for block in blocks):
+        return
+    session = request.getfixturevalue("session")
+    for block in blocks:
+        session.run(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_layout_files_are_valid(page: Path) -> None:
+    for block in blocks_of(page.read_text()):
+        if block.language == "yaml":
+            assert parse_layout_file(block.body.encode(), f"{name_of(page)}, line {block.line}").rules
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text())):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_path_of_a_machine(page: Path) -> None:
+    assert not _MACHINE_PATHS.findall(page.read_text())
+
+
+def test_every_page_is_found_from_the_index() -> None:
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in _LINK.findall((DOCS / "index.md").read_text())}
+    assert {page for page in PAGES if DOCS in page.parents} - linked == {DOCS / "index.md"}
+
+
+def commands(command: Any = None, path: str = "reshard") -> Iterator[tuple[str, Any]]:
+    """Every command that does something, with its path."""
+    command = command or typer.main.get_command(app)
+    below = getattr(command, "commands", {})
+    for name, child in below.items():
+        yield from commands(child, f"{path} {name}")
+    if not below:
+        yield path, command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_command_and_flag_is_explained(path: str, command: Any) -> None:
+    assert command.help
+    page = (DOCS / "howto" / f"{path.split()[1]}.md").read_text()
+    assert re.search(rf"^\$ {path} ", page, re.MULTILINE), "no example"
+    everywhere = "".join(page.read_text() for page in (DOCS / "howto").glob("*.md"))
+    for option in command.params:
+        for flag in (name for name in option.opts if name.startswith("--") and name != "--help"):
+            assert flag in everywhere, flag
+
+
+@pytest.mark.parametrize("name", [name for name in reshard.__all__ if not name[0].isupper()])
+def test_every_statement_of_the_library_is_explained(name: str) -> None:
+    assert f"`{name}(" in (DOCS / "howto" / "library.md").read_text()
+
+
+def test_command_line_reference_is_current() -> None:
+    script = runpy.run_path(str(DOCS / "make_cli_reference.py"))
+    assert script["PAGE"].read_text() == script["reference"](), "run docs/make_cli_reference.py"
+
+
+def test_tables_are_current() -> None:
+    script = runpy.run_path(str(DOCS / "make_tables.py"))
+    pages = list(script["pages"]())
+    assert {page.name for page in pages} == {"storage.md", "formats.md", "errors.md", "memory.md"}
+    for page in pages:
+        assert page.read_text() == script["rendered"](page.read_text()), f"{page.name}: run docs/make_tables.py"
+
+
+def test_messages_that_are_explained_exist() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    table = (DOCS / "errors.md").read_text().partition("## What to do")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")][2:]
+    for code, messages, _ in rows:
+        assert int(code) in {error.exit_code for error in errors.ReshardError.__subclasses__()}
+        for message in re.findall(r"`([^`]+)`", messages):
+            for text in re.split(r"\[?\.\.\.\]?|\bN\b|\b[07]\b", message):
+                assert len(text.strip()) < 3 or text.strip() in joined, message
+
+
+def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    told = {int(code) for code in re.findall(r"(\d+) \w+", re.search(r"\[Exit codes\].*", README.read_text())[0])}
+    assert told == {0} | {error.exit_code for error in errors.ReshardError.__subclasses__()}
+
+
+def test_every_dependency_has_a_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    page = (DOCS / "design" / "0011-dependencies.md").read_text()
+    for name in (re.match(r"[\w-]+", requirement)[0] for requirement in wanted):
+        assert re.search(rf"^\|.*\b{re.escape(name)}\b.*\|", page, re.MULTILINE), name
+
+
+def test_picture_is_legible_everywhere() -> None:
+    picture = ET.parse(DOCS / "architecture.svg").getroot()
+    text = (DOCS / "architecture.svg").read_text()
+    namespace = "{http://www.w3.org/2000/svg}"
+    assert picture.find(f"{namespace}title") is not None
+    assert picture.find(f"{namespace}desc") is not None
+    assert "prefers-color-scheme: dark" in text
+    assert "(architecture.svg)" in (DOCS / "architecture.md").read_text()
+    used = {name for names in re.findall(r'class="([^"]+)"', text) for name in names.split()}
+    assert used == set(re.findall(r"^ +\.(\w+) \{", text.partition("@media")[0], re.MULTILINE))
