@@ -88,8 +88,14 @@ def s3(
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def place(request: pytest.FixtureRequest) -> Place:
+def any_place(request: pytest.FixtureRequest) -> Place:
     """Each of them in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["local", "memory"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """The quick ones in turn."""
     return request.getfixturevalue(request.param)
 
 

@@ -27,17 +27,17 @@ rules:
 """
 
 
-def test_there_and_back(place):
-    done = ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
-    assert place.keys("ranks") == [*RANKS, MANIFEST]
+def test_there_and_back(any_place):
+    done = ok("convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy)
+    assert any_place.keys("ranks") == [*RANKS, MANIFEST]
     assert all(key in done.out for key in RANKS)
     assert done.err.split() == ["headers", "transfer", "commit"]
-    assert "every compared byte is right" in ok("verify", place.at("ranks")).out
-    assert "every compared byte is right" in ok("verify", place.at(f"ranks/{MANIFEST}")).out
-    ok("convert", place.at("ranks"), place.at("again"), "--src-strategy", place.strategy, "--quiet")
-    assert place.keys("again") == ["model.safetensors", MANIFEST]
-    again = read_content(place.read("again/model.safetensors"))
-    before = read_content(place.read("full/rank_0/full.safetensors"))
+    assert "every compared byte is right" in ok("verify", any_place.at("ranks")).out
+    assert "every compared byte is right" in ok("verify", any_place.at(f"ranks/{MANIFEST}")).out
+    ok("convert", any_place.at("ranks"), any_place.at("again"), "--src-strategy", any_place.strategy, "--quiet")
+    assert any_place.keys("again") == ["model.safetensors", MANIFEST]
+    again = read_content(any_place.read("again/model.safetensors"))
+    before = read_content(any_place.read("full/rank_0/full.safetensors"))
     assert again.tensors == before.tensors
     assert again.order == before.order
     assert again.metadata == {"format": "pt"}
@@ -107,19 +107,19 @@ def test_flags_that_need_others(memory):
     assert (done.code, "need a prefix" in done.err) == (2, True)
 
 
-def test_overwrite(place):
-    command = ["convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy]
+def test_overwrite(any_place):
+    command = ["convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy]
     ok(*command)
-    before = {key: place.read(f"ranks/{key}") for key in RANKS}
-    place.put(f"ranks/{RANKS[2]}", b"damaged")
+    before = {key: any_place.read(f"ranks/{key}") for key in RANKS}
+    any_place.put(f"ranks/{RANKS[2]}", b"damaged")
     done = run(*command)
     assert done.code == 4
     assert "5 of 5 outputs exist already" in done.err
     assert all(key in done.err for key in RANKS)
     assert "--overwrite" in done.err
-    assert place.read(f"ranks/{RANKS[2]}") == b"damaged"
+    assert any_place.read(f"ranks/{RANKS[2]}") == b"damaged"
     ok(*command, "--overwrite")
-    assert {key: place.read(f"ranks/{key}") for key in RANKS} == before
+    assert {key: any_place.read(f"ranks/{key}") for key in RANKS} == before
 
 
 def test_what_lies_in_the_target_already_is_left_alone(place):
@@ -132,12 +132,18 @@ def test_what_lies_in_the_target_already_is_left_alone(place):
     assert place.keys("mixed") == ["rank_9/other.safetensors"]
 
 
-def test_target_inside_source(place):
-    for target in (place.full, f"{place.full}/", f"{place.full}/ranks", f"{place.full}/rank_0", f"{place.full}//x"):
-        done = run("convert", place.full, target, "--dst-strategy", place.strategy)
+def test_target_inside_source(any_place):
+    for target in (
+        any_place.full,
+        f"{any_place.full}/",
+        f"{any_place.full}/ranks",
+        f"{any_place.full}/rank_0",
+        f"{any_place.full}//x",
+    ):
+        done = run("convert", any_place.full, target, "--dst-strategy", any_place.strategy)
         assert (done.code, "inside SRC" in done.err) == (2, True), target
-    assert place.keys("full") == ["rank_0/full.safetensors"]
-    ok("convert", place.full, f"{place.full}er", "--dst-strategy", place.strategy)
+    assert any_place.keys("full") == ["rank_0/full.safetensors"]
+    ok("convert", any_place.full, f"{any_place.full}er", "--dst-strategy", any_place.strategy)
 
 
 def test_source_inside_target_is_never_replaced(place):
@@ -228,14 +234,16 @@ def test_inspect_shards_with_and_without_strategy(memory):
     assert any("not compared" in note for note in joined["notes"])
 
 
-def test_json_of_convert_and_verify(place):
-    done = ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy, "--output", "json")
+def test_json_of_convert_and_verify(any_place):
+    done = ok(
+        "convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy, "--output", "json"
+    )
     assert list(done.json) == ["format", "plan_id", "source_url", "target_url", "sources", "outputs", "tensors"]
     assert [output["key"] for output in done.json["outputs"]] == RANKS
     assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])
-    stored = json.loads(place.read(f"ranks/{MANIFEST}"))
+    stored = json.loads(any_place.read(f"ranks/{MANIFEST}"))
     assert {key: stored[key] for key in done.json} == done.json
-    report = ok("verify", place.at("ranks"), "--output", "json").json
+    report = ok("verify", any_place.at("ranks"), "--output", "json").json
     assert report["is_ok"] is True
     assert report["problems"] == []
     assert report["checked_bytes"] == report["total_bytes"] == sum(o["nbytes"] for o in done.json["outputs"])
@@ -269,19 +277,19 @@ def test_errors_are_told_in_spite_of_quiet(memory):
     assert done.err.startswith("error: memory://cli/nothing: no checkpoint there")
 
 
-def test_verify_finds_a_flipped_byte(place):
-    ok("convert", place.full, place.at("ranks"), "--dst-strategy", place.strategy)
-    data = bytearray(place.read(f"ranks/{RANKS[2]}"))
+def test_verify_finds_a_flipped_byte(any_place):
+    ok("convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy)
+    data = bytearray(any_place.read(f"ranks/{RANKS[2]}"))
     data[-1] ^= 1
-    place.put(f"ranks/{RANKS[2]}", bytes(data))
-    done = run("verify", place.at("ranks"), "--output", "json")
+    any_place.put(f"ranks/{RANKS[2]}", bytes(data))
+    done = run("verify", any_place.at("ranks"), "--output", "json")
     assert done.code == 6
     assert done.json["is_ok"] is False
     (problem,) = done.json["problems"]
     assert RANKS[2] in problem
     assert f"byte {len(data) - 1} differs (in tensor lm_head.weight, its byte 383)" in problem
-    assert "1 differences" in run("verify", place.at("ranks")).out
-    assert "--overwrite" in run("verify", place.at("ranks")).err
+    assert "1 differences" in run("verify", any_place.at("ranks")).out
+    assert "--overwrite" in run("verify", any_place.at("ranks")).err
 
 
 def test_verify_finds_what_is_gone(place):

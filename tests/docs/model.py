@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from reshard.api import save
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.ms_strategy import encode_json, encode_protobuf, from_strategy
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
+from reshard.storage import Store, open_target
 from reshard.tensor import DType, TensorSpec
 
 HIDDEN, INNER, KEYS, WORDS = 96, 192, 48, 240
@@ -49,14 +49,16 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def put_model(url: str) -> None:
     """Write the model as a Hugging Face checkpoint of two objects."""
     specs = [TensorSpec(name, DType.BF16, shape) for name, shape in shapes().items()]
-    numbers, weight_map = random.Random(0), {}
+    place, numbers, weight_map = open_target(url), random.Random(0), {}
+    assert isinstance(place.store, Store)
     for part, held in enumerate((specs[:10], specs[10:]), start=1):
         key = f"model-{part:05d}-of-00002.safetensors"
         encoded = plan_header(held, {"format": "pt"})
-        save(f"{url}/{key}", encoded.data + numbers.randbytes(sum(spec.nbytes for spec in held)))
+        place.store.put(place.child(key).key, encoded.data + numbers.randbytes(sum(spec.nbytes for spec in held)))
         weight_map |= {spec.name: key for spec in held}
-    save(f"{url}/model.safetensors.index.json", encode_weight_index(weight_map, sum(s.nbytes for s in specs)))
-    save(f"{url}/config.json", b"{}\n")
+    index = encode_weight_index(weight_map, sum(spec.nbytes for spec in specs))
+    place.store.put(place.child("model.safetensors.index.json").key, index)
+    place.store.put(place.child("config.json").key, b"{}\n")
 
 
 def put_strategies(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 import tomllib
@@ -19,6 +20,7 @@ import reshard
 from reshard import errors
 from reshard.cli.app import app
 from reshard.formats.layout_file import parse_layout_file
+from reshard.storage import open as opening
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -43,6 +45,8 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     for name, value in moto_url.environ.items():
         clean_environ.setenv(name, value)
     clean_environ.chdir(tmp_path)
+    # One client for all commands of a page: making them would take most of the time.
+    clean_environ.setattr(opening, "_bucket", functools.cache(opening._bucket))
     client = _client(moto_url)
     client.create_bucket(Bucket=BUCKET)
     put_model(f"s3://{BUCKET}/my-model")

@@ -46,8 +46,8 @@ def test_as_mindspore_does_it(bucket, kind):
 def test_uploads_of_several_parts(bucket):
     """Cut on the inner axis, read once for all ranks, sent in parts; and merged again."""
     weights = {
-        "a.weight": np.arange(6 * MIB, dtype=np.float32).reshape(2048, 3072),
-        "b.weight": np.arange(3 * MIB, dtype=np.int16).reshape(3072, 1024),
+        "a.weight": np.arange(5 * MIB, dtype=np.float32).reshape(2048, 2560),
+        "b.weight": np.arange(MIB, dtype=np.int16).reshape(1024, 1024),
         "norm": np.arange(7, dtype=np.float64),
     }
     put(f"{bucket}/big/in/model.safetensors", save(weights, {"format": "pt"}))
@@ -55,12 +55,12 @@ def test_uploads_of_several_parts(bucket):
     manifest = reshard.convert(
         f"{bucket}/big/in", f"{bucket}/big/ranks", dst_layout=f"{bucket}/big/layout.yaml", memory="64MiB"
     )
-    assert manifest.plan.cost.upload_count == 3
-    assert manifest.plan.cost.part_count >= 6
+    assert manifest.plan.cost.upload_count == 2
+    assert manifest.plan.cost.part_count >= 4
     assert manifest.plan.cost.needed_bytes == manifest.plan.cost.read_bytes == sum(w.nbytes for w in weights.values())
     assert reshard.verify(f"{bucket}/big/ranks").is_ok
     found = {key: load(data) for key, data in objects_below(f"{bucket}/big/ranks").items() if "rank" in key}
-    assert sorted(found) == [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(3)]
+    assert sorted(found) == [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(2)]
     assert_cut(weights, list(found.values()))
     reshard.convert(f"{bucket}/big/ranks", f"{bucket}/big/whole.safetensors", src_layout=f"{bucket}/big/layout.yaml")
     whole = load(objects_below(f"{bucket}/big")["whole.safetensors"])
@@ -69,7 +69,7 @@ def test_uploads_of_several_parts(bucket):
 
 
 LAYOUT = """
-axes: {mp: 3}
+axes: {mp: 2}
 rules:
   - {match: "a.weight", split: [null, mp]}
   - {match: "b.weight", split: [mp, null]}

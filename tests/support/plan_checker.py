@@ -6,6 +6,7 @@ the outputs with what numpy cuts from the numbered tensors. It shares no arithme
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -166,7 +167,7 @@ def _check_gaps(limits, needed):
 
 def _check_parts(limits, parts, *, is_small):
     assert parts[0].range.start == 0
-    for part, following in zip(parts, parts[1:], strict=False):
+    for part, following in itertools.pairwise(parts):
         assert part.range.stop == following.range.start, "parts of an output do not join"
         assert part.number < following.number
         assert part.range.nbytes >= limits.min_part_bytes, "a part is too short"

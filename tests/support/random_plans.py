@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ class Case:
 def cases(draw, strategy_count=2, max_tensors=5):
     """A model, and strategies that all fit it."""
     count = draw(st.integers(1, max_tensors))
-    names = [f"model.layers.{i}.w" if i % 2 else f"t{i}" for i in range(count)]
+    names = [f"{letter}.weight" for letter in draw(st.permutations("abcdefgh"[:count]))]
     dtypes = {name: DType(draw(DTYPES)) for name in names}
     axes = {name: draw(st.integers(0, 4)) for name in names}
     sketches = [draw(_sketches(names, dtypes, axes)) for _ in range(strategy_count)]
@@ -146,7 +147,7 @@ def _finished(draw, sketch, shapes):
         layout, rows = sketch.stages[stage][name], shapes[name][0]
         inner = sorted(draw(st.integers(0, rows)) for _ in range(layout.cuts[0] - 1))
         edges = [0, *inner, rows]
-        counts = tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+        counts = tuple(b - a for a, b in itertools.pairwise(edges))
         sketch.stages[stage][name] = replace(layout, row_split=RowSplit(counts, tuple(edges[:-1])))
     return Strategy(sketch.device_count, tuple(sketch.stages))
 
@@ -175,7 +176,7 @@ def redundancies(draw, model, strategy):
     dropped = []
     if draw(st.booleans()):
         return dropped
-    for name, (dtype, shape, array) in model.items():
+    for name, (dtype, _shape, array) in model.items():
         layouts = [(stage, layouts[name]) for stage, layouts in enumerate(strategy.stages) if name in layouts]
         for stage, layout in layouts:
             first = stage * strategy.device_count

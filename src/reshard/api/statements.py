@@ -205,6 +205,8 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         Of the manifest, or of the target that holds it.
     subset
         ``n/t``: only every t-th step, from the n-th.
+    on_event
+        Told how the comparison goes, a few times a second.
 
     Returns
     -------

@@ -21,6 +21,7 @@ _VARINT_BYTES = 10
 _ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 
 _NOWHERE = ByteRange(0, 0)
+_FIRST_BYTE = CkptField.VALUE << 3 | Wire.BYTES
 _CHECKPOINT = {CkptField.VALUE: Wire.BYTES}
 _VALUE = {CkptField.TAG: Wire.BYTES, CkptField.TENSOR: Wire.BYTES, CkptField.MAP: Wire.BYTES}
 _TENSOR = {CkptField.DIMS: Wire.VARINT, CkptField.TYPE: Wire.BYTES, CkptField.CONTENT: Wire.BYTES}
@@ -64,6 +65,8 @@ class Window:
     def varint(self, offset: int, stop: int) -> tuple[int, int]:
         """Read a number that must end before ``stop``; return it and the offset of the byte after it."""
         piece = self.bytes_at(offset, min(stop, offset + _VARINT_BYTES))
+        if piece and piece[0] < 0x80:  # nearly all of them; a model has hundreds of thousands
+            return piece[0], offset + 1
         try:
             number, nbytes = read_varint(piece, 0, len(piece))
         except FormatError as error:  # its offsets count from the piece
@@ -144,7 +147,7 @@ def read_head(window: Window, offset: int) -> Head:
     FormatError
         There is no value, or it breaks the format.
     """
-    if window.bytes_at(offset, offset + 1)[0] != CkptField.VALUE << 3 | Wire.BYTES:
+    if window.bytes_at(offset, offset + 1)[0] != _FIRST_BYTE:
         raise _not_a_value(window, offset)
     value = _read_part(window, offset, window.object_nbytes, _CHECKPOINT)
     head = Head(offset, value.stop)

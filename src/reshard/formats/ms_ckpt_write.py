@@ -188,8 +188,8 @@ def _open(number: int, nbytes: int) -> bytes:
 
 def _check_plan(tensors: Sequence[tuple[TensorSpec, str | None]], texts: Mapping[str, str]) -> None:
     names = [spec.name for spec, _ in tensors] + list(texts)
-    problems = [problem for spec, type_name in tensors for problem in _tensor_problems(spec, type_name)]
-    problems += [problem for name, text in texts.items() for problem in _text_problems(name, text)]
+    problems = [f"tensor {shown(spec.name)}: {p}" for spec, named in tensors for p in _tensor_problems(spec, named)]
+    problems += [f"text {shown(name)}: {p}" for name, text in texts.items() for p in _text_problems(text)]
     problems += _name_problems(names)
     if problems or not names:
         raise FormatError(
@@ -203,29 +203,27 @@ def _check_plan(tensors: Sequence[tuple[TensorSpec, str | None]], texts: Mapping
 
 
 def _tensor_problems(spec: TensorSpec, type_name: str | None) -> Iterator[str]:
-    place = f"tensor {shown(spec.name)}"
     if spec.dtype not in TYPE_NAME_OF:
-        yield f"{place}: expected one of {', '.join(TYPE_NAME_OF)}, found {spec.dtype}"
+        yield f"expected one of {', '.join(TYPE_NAME_OF)}, found {spec.dtype}"
     elif type_name is not None and DTYPE_OF.get(type_name) is not spec.dtype:
-        yield f"{place}: expected a type name of {spec.dtype}, found {shown(type_name)}"
+        yield f"expected a type name of {spec.dtype}, found {shown(type_name)}"
     if len(spec.shape) > MAX_AXIS_COUNT:
-        yield f"{place}: expected at most {MAX_AXIS_COUNT} axes, found {len(spec.shape)}"
+        yield f"expected at most {MAX_AXIS_COUNT} axes, found {len(spec.shape)}"
     elif any(not 0 <= extent <= _LARGEST_EXTENT for extent in spec.shape):
-        yield f"{place}: expected extents of 0 to 2**63 - 1, found {shown(list(spec.shape))}"
+        yield f"expected extents of 0 to 2**63 - 1, found {shown(list(spec.shape))}"
     elif math.prod(spec.shape) > _LARGEST_EXTENT // _LARGEST_ITEMSIZE:
-        yield f"{place}: expected less than 2**63 bytes, found {spec.dtype} {shown(list(spec.shape))}"
+        yield f"expected less than 2**63 bytes, found {spec.dtype} {shown(list(spec.shape))}"
     if spec.shape == (0,):
-        yield f"{place}: expected any shape but [0], which MindSpore loads as a scalar of value 0, found [0]"
+        yield "expected any shape but [0], which MindSpore loads as a scalar of value 0, found [0]"
 
 
-def _text_problems(name: str, text: str) -> Iterator[str]:
-    place = f"text {shown(name)}"
+def _text_problems(text: str) -> Iterator[str]:
     if _SURROGATE.search(text):
-        yield f"{place}: expected whole characters, found half of a surrogate pair"
+        yield "expected whole characters, found half of a surrogate pair"
     elif len(encode_text(text)) > MAX_TEXT_BYTES:
-        yield f"{place}: expected at most {MAX_TEXT_BYTES} bytes in UTF-32, found {len(encode_text(text))}"
+        yield f"expected at most {MAX_TEXT_BYTES} bytes in UTF-32, found {len(encode_text(text))}"
     if text.endswith("\0"):
-        yield f"{place}: expected no NUL at the end, where MindSpore drops it, found one"
+        yield "expected no NUL at the end, where MindSpore drops it, found one"
 
 
 def _name_problems(names: Sequence[str]) -> Iterator[str]:

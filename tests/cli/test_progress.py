@@ -1,0 +1,96 @@
+"""What is told while a command runs: on stderr, live on a terminal, rarely in a log."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from reshard import PhaseStarted, Progress
+from reshard.cli import progress as module
+from reshard.cli.progress import progress
+
+MIB = 1 << 20
+MOVED = Progress(
+    read_bytes=30 * MIB,
+    written_bytes=10 * MIB,
+    total_read_bytes=50 * MIB,
+    total_written_bytes=70 * MIB,
+    reading=1,
+    writing=7,
+    waits_for_memory=False,
+)
+TOLD = ["read 30.0 MiB of 50.0 MiB", "written 10.0 MiB of 70.0 MiB", "MiB/s", "limited by writes", "s left"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds; tests set it."""
+    now = [100.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    monkeypatch.setattr(module, "time", Clock)
+    return now
+
+
+def test_live_on_a_terminal(monkeypatch, clock):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        clock[0] += 20
+        listener(MOVED)
+    shown = screen.getvalue()
+    assert "transfer" in shown
+    assert all(text in shown for text in TOLD)
+    assert "2.0 MiB/s" in shown
+    assert "40 s left" in shown
+    assert shown.endswith("\x1b[2K")  # what was live is wiped: results follow on a clean line
+
+
+def test_a_line_now_and_then_in_a_log(capsys, clock):
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        for _ in range(25):
+            clock[0] += 1
+            listener(MOVED)
+    out, err = capsys.readouterr()
+    assert out == ""
+    phase, *lines = err.splitlines()
+    assert phase == "transfer"
+    assert len(lines) == 2
+    assert all(text in line for text in TOLD for line in lines)
+
+
+def test_nothing_when_quiet(capsys, clock):
+    with progress(quiet=True) as listener:
+        listener(PhaseStarted("transfer"))
+        clock[0] += 100
+        listener(MOVED)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("reading", "writing", "waits", "expected"),
+    [(8, 0, False, "reads"), (0, 8, False, "writes"), (1, 7, True, "writes"), (7, 1, True, "memory")],
+)
+def test_what_limits(reading, writing, waits, expected):
+    assert Progress(0, 0, 1, 1, reading, writing, waits).limited_by == expected
+
+
+def test_no_rate_before_anything_moved(capsys, clock):
+    with progress(quiet=False) as listener:
+        clock[0] += 30
+        listener(Progress(0, 0, 50, 70, 0, 0, waits_for_memory=False))
+    assert "0 B/s, limited by reads, -" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""A conversion of 2 GiB in a fresh process stays within the memory that its plan tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.s3_servers import S3Server
+from support.settings import clear_settings
+
+import reshard
+from reshard.api import save
+from reshard.formats.safetensors import plan_header
+from reshard.formats.weight_index import encode_weight_index
+from reshard.planning.plan_json import encode_plan
+from reshard.storage import Store, open_location
+from reshard.tensor import DType, TensorSpec
+
+pytestmark = [pytest.mark.memory, pytest.mark.server, pytest.mark.timeout(600)]
+
+MIB = 1 << 20
+HIDDEN, INNER, LAYERS = 2048, 5632, 25
+SLACK_BYTES = 24 * MIB
+"""What a run takes besides its buffers: stacks of threads, the plan's objects, pages of the client."""
+
+LAYOUT = b"""
+axes: {mp: 4}
+rules:
+  - {match: ["*.o_proj.weight", "*.down_proj.weight"], split: [null, mp]}
+  - {match: ["*.q_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"], split: [mp]}
+  - {match: "*", split: []}
+"""
+
+# In the child: everything is imported and every connection made by a small conversion first, so that
+# what the large one adds is its own.
+CHILD = """
+import json, re, sys
+import reshard
+
+def resident_kib(name):
+    with open("/proc/self/status") as status:
+        return int(re.search(name + r":\\s+(\\d+)", status.read())[1])
+
+small, large = sys.argv[1:]
+reshard.convert(plan=small, overwrite=True)
+plan = reshard.load_plan(large)
+before = resident_kib("VmRSS")
+reshard.convert(plan=plan, overwrite=True)
+print(json.dumps({"before": before << 10, "peak": resident_kib("VmHWM") << 10}))
+"""
+
+
+def _specs(layer: int) -> list[TensorSpec]:
+    shapes = {
+        "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+        "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+        "mlp.gate_proj.weight": (INNER, HIDDEN),
+        "mlp.up_proj.weight": (INNER, HIDDEN),
+        "mlp.down_proj.weight": (HIDDEN, INNER),
+        "input_layernorm.weight": (HIDDEN,),
+    }
+    return [TensorSpec(f"model.layers.{layer}.{name}", DType.BF16, shape) for name, shape in shapes.items()]
+
+
+def _write_model(store: Store, prefix: str, layers: int) -> None:
+    weight_map = {}
+    for layer in range(layers):
+        header, key = plan_header(_specs(layer), {"format": "pt"}), f"model-{layer}.safetensors"
+        store.put(f"{prefix}/{key}", header.data + os.urandom(header.header.nbytes - len(header.data)))
+        weight_map |= {spec.name: key for spec in _specs(layer)}
+    store.put(f"{prefix}/model.safetensors.index.json", encode_weight_index(weight_map, 0))
+
+
+@pytest.fixture(scope="module")
+def bucket(weed_server: S3Server) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        clear_settings(patch)
+        for name, value in weed_server.environ.items():
+            patch.setenv(name, value)
+        url = f"s3://{weed_server.make_bucket('peak')}"
+        store = open_location(url).store
+        assert isinstance(store, Store)
+        _write_model(store, "small", 1)
+        _write_model(store, "large", LAYERS)
+        store.put("mp4.yaml", LAYOUT)
+        yield url
+
+
+def _save_plan(url: str, name: str, src: str, dst: str, **options: str) -> reshard.Plan:
+    made = reshard.plan(f"{url}/{src}", f"{url}/{dst}", memory="256MiB", **options)  # type: ignore[arg-type]
+    save(f"{url}/{name}.json", encode_plan(made))
+    return made
+
+
+def _measured(url: str, small: str, large: str) -> dict[str, int]:
+    command = [sys.executable, "-c", CHILD, f"{url}/{small}.json", f"{url}/{large}.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{large}: {(found['peak'] - found['before']) / MIB:.0f} MiB")
+    return found
+
+
+def test_peak_stays_within_the_plan(bucket: str) -> None:
+    layout = f"{bucket}/mp4.yaml"
+    _save_plan(bucket, "split-small", "small", "small-mp4", dst_layout=layout)
+    split = _save_plan(bucket, "split", "large", "large-mp4", dst_layout=layout)
+    assert split.catalog.nbytes > 2 * 1024 * MIB
+    found = _measured(bucket, "split-small", "split")
+    assert found["peak"] - found["before"] <= split.cost.peak_bytes + SLACK_BYTES
+
+    _save_plan(bucket, "merge-small", "small-mp4", "small-full", src_layout=layout)
+    merge = _save_plan(bucket, "merge", "large-mp4", "large-full", src_layout=layout)
+    found = _measured(bucket, "merge-small", "merge")
+    assert found["peak"] - found["before"] <= merge.cost.peak_bytes + SLACK_BYTES
+    assert reshard.verify(f"{bucket}/large-full", subset="1/8").is_ok
+
+
+def test_too_little_memory_is_refused_before_a_tensor_byte_moves(bucket: str) -> None:
+    command = [str(Path(sys.executable).with_name("reshard")), "convert", f"{bucket}/large", f"{bucket}/refused"]
+    options = ["--dst-layout", f"{bucket}/mp4.yaml", "--memory", "8MiB"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "needs at least" in done.stderr
+    assert "--memory" in done.stderr
+    assert not list(open_location(f"{bucket}/refused").objects())

@@ -1,0 +1,162 @@
+"""Where a group may be cut: every output has a part's worth, or nothing."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
+from reshard.planning.limits import Limits
+from reshard.planning.target import Output, TargetTensor
+from reshard.tensor import Box, DType, TensorSpec
+
+
+def rows(tensor, *shares):
+    """A tensor of a walk; each share is ``(member, rows, bytes a row)``, None for an output that has none of it."""
+    made = tuple(Share(member, 0, Box((0,), (n * m,)), n, m) for member, n, m in shares)
+    return Rows(tensor, 1, max(n for _, n, _ in shares), made)
+
+
+def pieces(items, header_nbytes, cuts):
+    """Bytes of every output between the cuts."""
+    edges = [(0, 0), *((cut.item, cut.row) for cut in cuts), (len(items), 0)]
+    found = []
+    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
+        held = list(header_nbytes) if not number else [0] * len(header_nbytes)
+        for index, item in enumerate(items):
+            low = begin[1] if index == begin[0] else (0 if index > begin[0] else item.row_count)
+            high = end[1] if index == end[0] else (item.row_count if index < end[0] else 0)
+            for share in item.shares:
+                if low < high:
+                    held[share.member] += item.element_of(share, high) - item.element_of(share, low)
+        found.append(held)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("items", "headers", "part_bytes", "least", "expected"),
+    [
+        # One output: as soon as there is enough.
+        ([rows(0, (0, 10, 10))], [0], 30, 10, [[30], [30], [30], [10]]),
+        ([rows(0, (0, 10, 10))], [5], 30, 10, [[35], [30], [30], [10]]),
+        ([rows(0, (0, 10, 10))], [0], 101, 10, [[100]]),
+        ([rows(0, (0, 10, 10))], [0], 100, 10, [[100]]),  # a cut at the very end is none
+        ([rows(0, (0, 10, 10))], [100], 50, 10, [[100], [50], [50]]),  # the header is enough by itself
+        ([rows(0, (0, 2, 10)), rows(1, (0, 3, 7))], [0], 25, 5, [[27], [14]]),  # over the border of two tensors
+        # Several outputs: when the last has enough.
+        ([rows(0, (0, 6, 10), (1, 6, 5))], [0, 0], 20, 10, [[40, 20], [20, 10]]),
+        ([rows(0, (0, 6, 10), (1, 3, 10))], [0, 0], 20, 10, [[40, 20], [20, 10]]),  # rows of the largest share
+        ([rows(0, (0, 6, 10), (1, 1, 10))], [0, 0], 20, 10, [[60, 10]]),
+        # An output that does not take part: nothing of it, or a smallest part.
+        ([rows(0, (0, 6, 10))], [0, 0], 20, 10, [[20, 0], [20, 0], [20, 0]]),
+        ([rows(0, (0, 6, 10))], [0, 10], 20, 10, [[20, 10], [20, 0], [20, 0]]),
+        ([rows(0, (0, 6, 10))], [0, 9], 20, 10, [[60, 9]]),
+        ([rows(0, (0, 6, 10)), rows(1, (1, 4, 10))], [0, 9], 20, 10, [[60, 29], [0, 20]]),
+    ],
+)
+def test_cuts(items, headers, part_bytes, least, expected):
+    found = find_cuts(items, headers, part_bytes, least)
+    assert pieces(items, headers, found.cuts) == expected
+    assert found.step_bytes == max(map(sum, expected))
+    assert found.part_bytes == max(map(max, expected))
+
+
+def test_nothing_but_a_header():
+    found = find_cuts([], [24, 16], 5, 5)
+    assert (found.cuts, found.step_bytes, found.part_bytes) == ((), 40, 24)
+
+
+@st.composite
+def walks(draw):
+    member_count = draw(st.integers(1, 4))
+    items = []
+    for tensor in range(draw(st.integers(0, 5))):
+        members = sorted(draw(st.sets(st.integers(0, member_count - 1), min_size=1)))
+        row_bytes = draw(st.integers(1, 9))
+        items.append(rows(tensor, *[(member, draw(st.integers(1, 12)), row_bytes) for member in members]))
+    headers = [draw(st.integers(1, 60)) for _ in range(member_count)]
+    least = draw(st.integers(1, 40))
+    return items, headers, draw(st.integers(least, 80)), least
+
+
+@given(walks())
+def test_any_cuts_are_legal(case):
+    items, headers, part_bytes, least = case
+    found = find_cuts(items, headers, part_bytes, least)
+    steps = pieces(items, headers, found.cuts)
+    assert list(found.cuts) == sorted(set(found.cuts))
+    for member, header in enumerate(headers):
+        parts = [step[member] for step in steps]
+        assert sum(parts) == header + sum(
+            share.row_count * share.row_elements for item in items for share in item.shares if share.member == member
+        )
+        filled = [nbytes for nbytes in parts if nbytes]
+        assert all(nbytes >= least for nbytes in filled[:-1])
+    # All steps but the last end at a cut: there every output that has nothing below the least waits for nobody.
+    assert all(nbytes == 0 or nbytes >= least for step in steps[:-1] for nbytes in step)
+    assert any(steps[-1]) or not found.cuts
+    assert (found.step_bytes, found.part_bytes) == (max(map(sum, steps)), max(map(max, steps)))
+
+
+@given(walks())
+def test_one_output_is_cut_as_soon_as_can_be(case):
+    items, headers, part_bytes, least = case
+    own = [
+        Rows(item.tensor, 1, share.row_count, (share,)) for item in items for share in item.shares if share.member == 0
+    ]
+    found = find_cuts(own, headers[:1], part_bytes, least)
+    longest_row = max((share.row_elements for item in own for share in item.shares), default=0)
+    parts = [step[0] for step in pieces(own, headers[:1], found.cuts)]
+    assert all(nbytes >= part_bytes for nbytes in parts[:-1])
+    assert all(nbytes < max(part_bytes + longest_row, headers[0] + 1) for nbytes in parts)
+
+
+def one_output(shapes, key="o"):
+    specs = [TensorSpec(name, DType(dtype), shape) for name, (dtype, shape) in shapes.items()]
+    boxes = tuple(Box.whole(spec.shape) for spec in specs)
+    return Output((key,), tuple(range(len(specs))), boxes, tuple(specs), {}), [TargetTensor(spec, ()) for spec in specs]
+
+
+def test_tensors_are_walked_in_the_order_of_the_file():
+    shapes = {"b": ("F16", (2,)), "a": ("F16", (2,)), "z": ("I64", (2,)), "none": ("F32", (0, 3)), "s": ("U8", ())}
+    output, tensors = one_output(shapes)
+    names = [tensors[item.tensor].spec.name for item in walk([output], tensors, Limits())]
+    assert names == ["z", "a", "b", "s"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "row_bytes", "row_count", "row_elements"),
+    [
+        ((), 1, 1, 1),
+        ((7,), 1, 7, 1),
+        ((6, 5, 4), 80, 6, 20),  # one index of the first axis
+        ((6, 5, 4), 79, 30, 4),  # too long: of the first two
+        ((6, 5, 4), 16, 30, 4),
+        ((6, 5, 4), 15, 120, 1),
+        ((6, 5, 4), 1, 120, 1),  # an element is never cut
+        ((1, 1, 100), 100, 100, 1),
+    ],
+)
+def test_rows_are_as_long_as_they_may_be(shape, row_bytes, row_count, row_elements):
+    output, tensors = one_output({"w": ("F32", shape)})
+    [item] = walk([output], tensors, Limits(row_bytes=row_bytes))
+    assert item.row_count == row_count
+    assert [(share.row_count, share.row_elements) for share in item.shares] == [(row_count, row_elements)]
+
+
+def test_uneven_shares_count_in_rows_of_the_largest():
+    tensor = TargetTensor(TensorSpec("w", DType.U8, (9, 4)), ())
+    boxes = [Box((0, 0), (6, 4)), Box((6, 0), (9, 4)), Box((9, 0), (9, 4))]
+    outputs = [Output((str(i),), (0,), (box,), (tensor.spec,), {}) for i, box in enumerate(boxes)]
+    [item] = walk(outputs, [tensor], Limits(row_bytes=4))
+    assert item.row_count == 6
+    assert [share.member for share in item.shares] == [0, 1]  # the third has no bytes
+    assert [[item.element_of(share, row) for row in range(7)] for share in item.shares] == [
+        [0, 4, 8, 12, 16, 20, 24],
+        [0, 0, 4, 4, 8, 8, 12],
+    ]
+
+
+def test_cuts_are_ordered_by_place():
+    assert sorted([Cut(1, 0), Cut(0, 9), Cut(0, 2)]) == [Cut(0, 2), Cut(0, 9), Cut(1, 0)]
