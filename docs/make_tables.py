@@ -56,7 +56,7 @@ def _providers() -> str:
             {"virtual": "the host name", "path": "the path", "auto": "where boto3 puts it"}[row.addressing],
             "from the host" if "(?P<region>" in row.hosts else f"`{row.region}`" if row.region else "as configured",
             {1: "ListObjects", 2: "ListObjectsV2"}[row.list_version],
-            _size(row.max_object_bytes),
+            _size(row.limits.max_object_bytes),
             "any lengths" if row.unequal_parts else "all equal: reading only",
         )
         for row in PROVIDERS

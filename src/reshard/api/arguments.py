@@ -99,6 +99,7 @@ def limits_for(target: Location, memory: Size | None, concurrency: int | None) -
         min_part_bytes=accepted.min_part_bytes,
         max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
         max_part_count=accepted.max_part_count,
+        max_object_bytes=accepted.max_object_bytes,
     )
     if memory is not None:
         limits = replace(limits, memory_bytes=parse_size(memory))

@@ -38,12 +38,15 @@ DstStrategy = Annotated[
 ]
 DstLayout = Annotated[str | None, typer.Option(metavar="L.yaml", help="Layout file of the target instead.")]
 Prefix = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Objects are called rank_R/NAMER.safetensors [default: checkpoint_]")
+    str | None,
+    typer.Option(metavar="NAME", show_default="checkpoint_", help="Objects are called rank_R/NAMER.safetensors."),
 ]
 Ranks = Annotated[str | None, typer.Option(metavar="LIST", help="Write these ranks only, like 0-7,16.")]
 Memory = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Limit for all buffers, like 256MiB [default: 512MiB]")
+    str | None, typer.Option(metavar="SIZE", show_default="512MiB", help="Limit for all buffers, like 256MiB.")
 ]
-Concurrency = Annotated[int | None, typer.Option(metavar="N", min=1, help="Requests in flight at once [default: 8]")]
+Concurrency = Annotated[
+    int | None, typer.Option(metavar="N", min=1, show_default="8", help="Requests in flight at once.")
+]
 Output = Annotated[OutputForm, typer.Option("--output", help="How to print the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

@@ -135,7 +135,9 @@ def show_report(report: Report, form: OutputForm) -> None:
     if form is OutputForm.JSON:
         _print_json({"is_ok": report.is_ok, **asdict(report)})
         return
-    verdict = "every compared byte is right" if report.is_ok else f"{len(report.problems)} differences"
+    verdict = "every compared byte is right" if report.checked_bytes else "nothing was compared"
+    if not report.is_ok:
+        verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
     _print_facts([("verdict", verdict), ("compared", compared), ("plan", report.plan_id[:16])])
     _print_rows(("difference",), [(problem,) for problem in report.problems], 50)

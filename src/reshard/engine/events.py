@@ -10,7 +10,7 @@ __all__ = ["Event", "Listener", "PhaseStarted", "Progress", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A phase of a run begins: ``headers``, ``compare``, ``transfer``, ``commit`` or ``verify``."""
+    """A phase of a run begins: ``headers``, ``transfer``, ``commit`` or ``verify``."""
 
     name: str
 

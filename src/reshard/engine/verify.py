@@ -105,6 +105,7 @@ def verify_manifest(
         _check_documents(plan, comparison, workers)
     found = sorted(problems.values()) + sorted(comparison.problems)
     total = sum(output.nbytes * len(output.keys) for output in plan.outputs)
+    total += sum(len(document.data) for document in plan.documents)
     return Report(plan_id, comparison.checked_bytes, total, len(manifest.receipts), tuple(found[:_MAX_PROBLEMS]))
 
 

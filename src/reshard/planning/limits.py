@@ -38,7 +38,7 @@ class Limits:
         Finest step in which tensors are cut between upload parts.
     object_bytes
         Largest object of a full checkpoint.
-    min_part_bytes, max_part_bytes, max_part_count
+    min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
         What the target store accepts.
 
     Examples
@@ -61,6 +61,7 @@ class Limits:
     min_part_bytes: int = 5 * MIB
     max_part_bytes: int = 5 << 30
     max_part_count: int = 10_000
+    max_object_bytes: int = 5 << 40
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -12,7 +12,7 @@ from .groups import form_groups
 from .limits import Limits
 from .memory import Buffers, share_memory
 from .steps import Group, Recipe, Step, group_steps
-from .target import Document, Output, Target, TargetTensor, check_keys, tensors_of
+from .target import Document, Output, Target, TargetTensor, check_outputs, tensors_of
 
 __all__ = ["MANIFEST_KEY", "Plan", "make_plan"]
 
@@ -123,7 +123,7 @@ def make_plan(
     tensors = tensors_of(catalog)
     outputs = target.outputs(tensors, catalog.metadata)
     documents = target.documents(outputs, tensors)
-    check_keys(outputs, documents)
+    check_outputs(outputs, documents, limits.max_object_bytes)
     recipe = Recipe(catalog, tensors, outputs, buffers.limits)
     groups = form_groups(recipe, _families(outputs), buffers)
     cost = count_cost(recipe, groups, documents, buffers)

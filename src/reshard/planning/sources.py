@@ -115,6 +115,7 @@ class _RankCatalog:
         self._other_problems: list[str] = []
         self._missing: dict[tuple[int, ...], list[str]] = {}
         self._absent: list[str] = []
+        self._lacking: dict[int, int] = {}
         self.to_compare: tuple[str, ...] = ()
 
     def add_stage(self, name: str, stage: int) -> None:
@@ -138,6 +139,8 @@ class _RankCatalog:
             owners.setdefault(box, []).append(rank)
             if rank in held:
                 boxes.setdefault(box, []).append((self._index[rank], held[rank].range.start))
+            else:
+                self._lacking[rank] = self._lacking.get(rank, 0) + 1
         for box, owning in owners.items():
             if box not in boxes:
                 self._missing.setdefault(tuple(owning), []).append(name)
@@ -167,11 +170,13 @@ class _RankCatalog:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Names of the strategy that no shard has."""
+        """Where shards hold less than the strategy says."""
         absent = sorted(set(self._absent) - set(self._found))
-        if not absent:
-            return ()
-        return (f"{len(absent)} tensors of the source strategy are in no shard: {', '.join(absent[:5])}",)
+        lacking = {rank: count for rank, count in self._lacking.items() if rank in self._index}
+        notes = [f"{len(absent)} tensors of the source strategy are in no shard: {', '.join(absent[:5])}"]
+        alone = f"{sum(lacking.values())} boxes are missing on {_ranks(sorted(lacking))} and taken from other ranks: "
+        notes.append(f"{alone}shards saved without redundancy, or not of this strategy")
+        return tuple(note for note, applies in zip(notes, (absent, lacking), strict=True) if applies)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor with its boxes."""

@@ -22,7 +22,7 @@ __all__ = [
     "RankTarget",
     "Target",
     "TargetTensor",
-    "check_keys",
+    "check_outputs",
     "tensors_of",
 ]
 
@@ -335,8 +335,10 @@ def _named(names: Sequence[str], what: str) -> tuple[str, ...]:
     return (f"{len(names)} tensors {what}: {_sample(names, 5)}",) if names else ()
 
 
-def check_keys(outputs: Sequence[Output], documents: Sequence[Document]) -> None:
-    """Raise PlanError when two outputs would have one key."""
+def check_outputs(outputs: Sequence[Output], documents: Sequence[Document], max_object_bytes: int) -> None:
+    """Raise PlanError when two outputs would have one key, or one is larger than the store takes."""
+    large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
+    raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
     keys = [key for output in outputs for key in output.keys] + [document.key for document in documents]
     twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     raise_all(PlanError, "several outputs would have one key", twice, hint="Use {rank} in the name.")

@@ -42,13 +42,15 @@ class ObjectInfo:
 class StoreLimits:
     """What one upload to a store may look like; sizes in bytes.
 
-    ``min_part_bytes`` binds every part but the last. ``max_put_bytes`` binds a single PUT.
+    ``min_part_bytes`` binds every part but the last, ``max_put_bytes`` a single PUT,
+    ``max_object_bytes`` all parts together.
     """
 
     min_part_bytes: int = 5 << 20
     max_part_bytes: int = 5 << 30
     max_part_count: int = 10_000
     max_put_bytes: int = 5 << 30
+    max_object_bytes: int = 5 << 40
 
 
 @dataclass(frozen=True, slots=True)

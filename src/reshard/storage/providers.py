@@ -43,8 +43,6 @@ class Provider:
     limits
         Part sizes. Rows stay at the S3 floor of 5 MiB even where less is allowed, so that one
         plan fits every service.
-    max_object_bytes
-        Largest object.
     unequal_parts
         Whether the parts of one upload may differ in length.
     list_version
@@ -64,7 +62,6 @@ class Provider:
     addressing: Addressing
     region: str = ""
     limits: StoreLimits = field(default_factory=StoreLimits)
-    max_object_bytes: int = 5 << 40
     unequal_parts: bool = True
     list_version: Literal[1, 2] = 1
 
@@ -88,7 +85,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "Huawei OBS",
         r"(?:.+\.)?obs(?:\.(?P<region>[a-z0-9-]+))?\.myhuaweicloud\.(?:com|eu)",
         "virtual",
-        max_object_bytes=10_000 * (5 << 30),
+        limits=StoreLimits(max_object_bytes=10_000 * (5 << 30)),
     ),
     # Source: "Accessing OSS with the AWS SDK", Alibaba Cloud: virtual host, no chunked encoding.
     Provider("Alibaba OSS", r"(?:.+\.)?(?:s3\.)?oss-(?P<region>[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com", "virtual"),
