@@ -144,7 +144,7 @@ def bench(nbytes: int, repeats: int, memory: str, server: Any) -> list[dict[str,
         keywords = {key: value for key, value in options.items() if key != "src"}
         plan = reshard.plan(f"s3://{BUCKET}/{src}", dst, memory=memory, **keywords)
         plan_url = f"s3://{BUCKET}/plans/{src}.json"
-        save(plan_url, encode_plan(plan))
+        save(plan_url, encode_plan(plan), overwrite=True)
         runs: dict[str, list[dict[str, float]]] = {"roofline": [], "reshard": []}
         for repeat in range(repeats + 1):
             for kind, found in runs.items():

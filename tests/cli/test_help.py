@@ -22,8 +22,8 @@ FLAGS = {
     "inspect": {"--src-strategy", "--src-layout", "--tensors", "--concurrency", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "strategy show": {"--for", "--output", "--help"},
-    "strategy merge": {"--output", "--help"},
-    "strategy convert": {"--for", "--output", "--help"},
+    "strategy merge": {"--overwrite", "--output", "--help"},
+    "strategy convert": {"--for", "--overwrite", "--output", "--help"},
 }
 ARGUMENTS = {"convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"]}
 

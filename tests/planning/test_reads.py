@@ -12,6 +12,7 @@ from reshard.planning.reads import NeededRange, coalesce, needed_ranges, split
 from reshard.tensor import Box, ByteRange
 
 NO_GAPS = Limits(max_gap_bytes=0)
+SIXTYFOUR = Limits(max_over_read=64)
 
 
 def spans(ranges):
@@ -49,8 +50,8 @@ def test_boxes_that_overlap_do_not_pass_for_their_hull():
     [
         (512 * KIB, Limits(), True),
         (512 * KIB + 1, Limits(), False),
-        (63 * 16 * KIB, Limits(max_gap_bytes=MIB), True),  # 64 bytes for each one needed
-        (63 * 16 * KIB + 1, Limits(max_gap_bytes=MIB), False),
+        (63 * 16 * KIB, Limits(max_gap_bytes=MIB, max_over_read=64), True),  # 64 bytes for each one needed
+        (63 * 16 * KIB + 1, Limits(max_gap_bytes=MIB, max_over_read=64), False),
         (1, Limits(max_gap_bytes=0), False),
         (16 * KIB, Limits(max_over_read=2), True),
         (16 * KIB + 1, Limits(max_over_read=2), False),
@@ -75,8 +76,8 @@ def test_gaps_are_weighed_level_by_level():
 def test_what_was_bridged_within_counts_for_what_is_bridged_around():
     """Each plane needs 32 of its 56 bytes: 64 times as much reaches 2048, the next plane begins at 2048."""
     box = Box((0, 0, 0), (3, 4, 8))
-    assert len(needed_ranges([box], (3, 128, 16), 1, Limits())) == 1
-    assert len(needed_ranges([box], (3, 129, 16), 1, Limits())) == 3
+    assert len(needed_ranges([box], (3, 128, 16), 1, SIXTYFOUR)) == 1
+    assert len(needed_ranges([box], (3, 129, 16), 1, SIXTYFOUR)) == 3
 
 
 @pytest.mark.parametrize(

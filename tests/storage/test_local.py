@@ -70,6 +70,54 @@ def test_abort_removes_the_folders_it_made(store: LocalStore, tmp_path: Path) ->
     assert list((tmp_path / "root").rglob("*")) == [tmp_path / "root/mine"]
 
 
+def test_delete_removes_the_folders_it_made(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "root/mine").mkdir(parents=True)
+    (tmp_path / "root/mine/b").write_bytes(b"x")
+    for key in ("mine/x/y/a", "mine/x/b", "mine/a", "rank_0/a"):
+        store.put(key, b"x")
+    store.delete("mine/x/y/a")
+    assert not (tmp_path / "root/mine/x/y").exists()
+    for key in ("mine/x/b", "mine/a", "mine/b", "rank_0/a"):
+        store.delete(key)
+    assert list((tmp_path / "root").rglob("*")) == [tmp_path / "root/mine"]
+
+
+def test_delete_removes_a_root_only_if_it_made_it(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for root in ("there", "new/deep"):
+        store = LocalStore(tmp_path / root)
+        store.put("a", b"x")
+        store.delete("a")
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+
+
+def test_delete_leaves_folders_that_another_made(store: LocalStore, tmp_path: Path) -> None:
+    store.put("kept", b"x")
+    store.put("x/a", b"x")
+    LocalStore(tmp_path / "root").delete("x/a")
+    assert (tmp_path / "root/x").is_dir()
+    store.delete("x/a")
+    assert not (tmp_path / "root/x").exists()
+    (tmp_path / "root/x").mkdir()
+    store.put("x/a", b"x")
+    store.delete("x/a")
+    assert (tmp_path / "root/x").is_dir()
+
+
+def test_undone_commit_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
+    first, second = store.create_upload("rank_0/a"), store.create_upload("rank_0/b")
+    store.complete_upload(first, [(1, store.upload_part(first, 1, 0, b"x"))])
+    store.delete("rank_0/a")
+    store.abort_upload(second)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_too_long_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="Cannot write"):
+        store.create_upload("new/" + "a" * 250)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_failed_put_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
     answers = iter([False, False, True])
     store.should_stop = lambda: next(answers, True)

@@ -7,7 +7,7 @@ from storage.contract import StoreContract
 from support.faulty_store import Fault, FaultyStore
 
 from reshard.errors import Transient
-from reshard.storage import MemoryStore, RecordingReadStore, RecordingStore, Store, StoreLimits, recording
+from reshard.storage import MemoryStore, RecordingReadStore, RecordingStore, Store, StoreLimits, identity_of, recording
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
@@ -62,6 +62,12 @@ def test_wraps_by_what_the_store_can_do() -> None:
     read_only = recording(FsspecStore("memory://x"))
     assert type(read_only) is RecordingReadStore
     assert not isinstance(read_only, Store)
+
+
+def test_identity_is_passed_on() -> None:
+    assert identity_of(recording(MemoryStore("lab"))) == "memory://lab"
+    assert identity_of(recording(FaultyStore(MemoryStore("lab")))) == "memory://lab"  # has none but its URL
+    assert identity_of(recording(FsspecStore("https://host.example"))) == "https://host.example"
 
 
 class TestFaultyStore:

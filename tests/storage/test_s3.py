@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from botocore.exceptions import ClientError, ReadTimeoutError
 from storage.contract import StoreContract, Write
 from support.s3_servers import ACCESS_KEY, S3Server
 from support.settings import clear_settings
@@ -81,6 +82,25 @@ class TestMoto(S3Contract):
     @classmethod
     def store(cls, server: S3Server) -> S3Store:
         return cls.open(server)
+
+    def test_old_object_of_as_many_parts_is_no_proof(
+        self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = f"{base}/a"
+        old = store.create_upload(key)
+        store.complete_upload(old, [(1, store.upload_part(old, 1, 0, b"old"))])
+        upload = store.create_upload(key)
+        sent = [(1, store.upload_part(upload, 1, 0, b"new"))]
+        gone = ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
+        script = iter([ReadTimeoutError(endpoint_url="x"), gone])
+
+        def complete(**_: object) -> None:
+            raise next(script)
+
+        monkeypatch.setattr(store._client, "complete_multipart_upload", complete)
+        with pytest.raises(StorageError, match="not known whether"):
+            store.complete_upload(upload, sent)
+        assert store.read(key, ByteRange(0, 3)) == b"old"
 
 
 @pytest.mark.server

@@ -23,10 +23,14 @@ def failed(code: str, status: int) -> ClientError:
 
 
 class Scripted:
-    """Stands in for the boto3 client."""
+    """Stands in for the boto3 client.
 
-    def __init__(self, *answers: object, etag: str = '"abc-2"') -> None:
-        self.answers, self.etag, self.completes = list(answers), etag, 0
+    ``before`` and ``etag`` are what HEAD answers before the first Complete and after it.
+    """
+
+    def __init__(self, *answers: object, etag: object = "abc-2", before: object = None) -> None:
+        self.answers, self.etag, self.before = list(answers), etag, before or failed("404", 404)
+        self.completes = self.heads = 0
 
     def complete_multipart_upload(self, **_: Any) -> object:
         self.completes += 1
@@ -36,7 +40,11 @@ class Scripted:
         return answer
 
     def head_object(self, **_: Any) -> dict[str, object]:
-        return {"ContentLength": 7, "ETag": self.etag}
+        self.heads += 1
+        told = self.etag if self.completes else self.before
+        if isinstance(told, Exception):
+            raise told
+        return {"ContentLength": 7, "ETag": f'"{told}"'}
 
 
 def store(client: Scripted) -> S3Store:
@@ -68,8 +76,28 @@ def test_refusal_inside_an_answer_of_200_is_final() -> None:
 
 
 def test_lost_answer_of_a_done_complete_is_no_failure() -> None:
-    client = Scripted(LOST, failed("NoSuchUpload", 404))
+    for before in (None, "old-2", "of-one-put"):
+        client = Scripted(LOST, failed("NoSuchUpload", 404), before=before)
+        assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+
+
+DENIED = failed("403", 403)
+
+
+@pytest.mark.parametrize(("before", "after"), [("old-2", "old-2"), (DENIED, "abc-2"), ("old-2", DENIED)])
+def test_old_object_is_not_taken_for_the_new_one(before: object, after: object) -> None:
+    client = Scripted(LOST, failed("NoSuchUpload", 404), before=before, etag=after)
+    with pytest.raises(StorageError, match="not known whether") as caught:
+        store(client).complete_upload(UPLOAD, PARTS)
+    assert type(caught.value) is StorageError
+    assert client.completes == 2
+
+
+@pytest.mark.parametrize("before", [None, "old-2", DENIED])
+def test_complete_asks_for_the_object_once_before_and_once_after(before: object) -> None:
+    client = Scripted({}, before=before)
     assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+    assert (client.heads, client.completes) == (2, 1)
 
 
 def test_upload_that_never_was_is_a_failure() -> None:
@@ -77,8 +105,9 @@ def test_upload_that_never_was_is_a_failure() -> None:
         store(Scripted(failed("NoSuchUpload", 404))).complete_upload(UPLOAD, PARTS)
 
 
-def test_lost_answer_and_another_object_is_a_failure() -> None:
-    client = Scripted(LOST, failed("NoSuchUpload", 404), etag='"of-one-put"')
+@pytest.mark.parametrize("found", ["of-one-put", "abc-3", failed("404", 404)])
+def test_lost_answer_and_another_object_or_none_is_a_failure(found: object) -> None:
+    client = Scripted(LOST, failed("NoSuchUpload", 404), etag=found)
     with pytest.raises(NotFound, match="not open any more"):
         store(client).complete_upload(UPLOAD, PARTS)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import Unsupported, UsageError
-from reshard.storage import LocalStore, MemoryStore, Store, open_location, open_source, open_target
+from reshard.storage import LocalStore, MemoryStore, Store, open_location, open_source, open_target, open_target_object
 from reshard.storage.providers import PROVIDERS, provider_of
 from reshard.storage.s3 import S3Store
 from reshard.storage.s3_settings import Keys, obs_settings
@@ -282,3 +282,119 @@ def test_signed_urls_are_refused_without_being_shown() -> None:
     with pytest.raises(UsageError, match="signed URL") as caught:
         open_source("https://host.example/a?X-Amz-Signature=SECRET")
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/out", "S3:/bucket", "obs:/b/k", "memory:/lab/a", "git+ssh:/a", "zz:/a:b"])
+def test_one_slash_makes_no_url(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheme = url.partition(":")[0]
+    for open_it in (open_location, open_source, open_target, open_target_object):
+        with pytest.raises(UsageError, match="two slashes after its scheme") as caught:
+            open_it(url)
+        assert f"Write {scheme}://..., or ./{scheme}:/..." in caught.value.hint
+    assert open_target(f"./{url}/out").parent.url == f"file://{tmp_path}/{url}"
+
+
+def test_one_slash_after_file_needs_three() -> None:
+    with pytest.raises(UsageError, match="two slashes") as caught:
+        open_location("file:/tmp/a")
+    assert "Write file:///..." in caught.value.hint
+
+
+def test_one_slash_does_not_show_a_signed_url() -> None:
+    with pytest.raises(UsageError) as caught:
+        open_location("https:/host.example/a?X-Amz-Signature=SECRET")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["C:/models", "a:b", "dir/s3:/x", "1s:/x", "s3:bucket"])
+def test_colons_in_paths(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_location(path).url == f"file://{tmp_path}/{path}"
+
+
+@pytest.mark.parametrize(
+    ("url", "above", "name"),
+    [
+        ("model.safetensors", "file://{here}", "model.safetensors"),
+        ("./x/plan.json", "file://{here}/x", "plan.json"),
+        ("../plan.json", "file://{up}", "plan.json"),
+        ("/plan.json", "file://", "plan.json"),
+        ("file:///tmp/a.json", "file:///tmp", "a.json"),
+        ("memory://lab/a.json", "memory://lab", "a.json"),
+        ("s3://bucket/a/b//c.json", "s3://bucket/a/b", "c.json"),
+        ("s3://bucket/model.safetensors", "s3://bucket", "model.safetensors"),
+    ],
+)
+def test_target_objects(url: str, above: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    place, found = open_target_object(url)
+    assert (place.url, found) == (above.format(here=tmp_path / "here", up=tmp_path), name)
+    assert place.child(found) == type(place)(place.store, open_target(url).key)
+
+
+def test_target_object_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place, name = open_target_object("x/plan.json")
+    assert isinstance(place.store, LocalStore)
+    place.store.put(place.child(name).key, b"{}")
+    assert (tmp_path / "x/plan.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket", "s3://model.safetensors", "s3://bucket/", "s3://b/.", "memory://lab", "/"]
+)
+def test_whole_store_is_no_target_object(url: str) -> None:
+    with pytest.raises(UsageError, match="names no object"):
+        open_target_object(url)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out/", "out/", "out/.", ".", "..", "../.."])
+def test_folder_is_no_target_object(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a/b/c")
+    with pytest.raises(UsageError, match="names a folder"):
+        open_target_object(url)
+
+
+def test_target_object_needs_a_store_that_writes() -> None:
+    with pytest.raises(Unsupported, match="not written"):
+        open_target_object("https://host.example/a")
+
+
+@pytest.mark.parametrize(
+    ("obs", "aws"),
+    [
+        ("http://127.0.0.1:9000", "http://127.0.0.1:9000/"),
+        ("Store.example", "http://store.EXAMPLE:80"),
+        ("https://b.obs.cn-north-4.myhuaweicloud.com", "https://obs.cn-north-4.myhuaweicloud.com"),
+        ("https://s3.eu-west-1.amazonaws.com", ""),
+    ],
+)
+def test_identity_does_not_know_schemes(clean_environ: pytest.MonkeyPatch, obs: str, aws: str) -> None:
+    clean_environ.setenv("OBS_ENDPOINT", obs)
+    if aws:
+        clean_environ.setenv("AWS_ENDPOINT_URL", aws)
+    assert open_location("obs://b/k").identity == open_location("s3://b//k/").identity
+    assert open_location("obs://b").identity == open_location("s3://b").identity
+    assert open_location("obs://b/k").identity != open_location("s3://c/k").identity
+
+
+def test_identity_knows_endpoints(clean_environ: pytest.MonkeyPatch) -> None:
+    seen = {open_location("s3://b/k").identity}
+    for endpoint in ("http://h:1", "http://h:2", "http://g:1", "http://h:1/tenant"):
+        clean_environ.setenv("AWS_ENDPOINT_URL", endpoint)
+        seen.add(open_location("s3://b/k").identity)
+    assert len(seen) == 5
+
+
+def test_identity_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real/sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    urls = ["real/sub", "./link/sub/", f"file://{tmp_path}/link/sub", "real/../link/sub"]
+    assert {open_location(url).identity for url in urls} == {f"file://{tmp_path}/real/sub"}
+    assert open_location("real").child("sub").identity == f"file://{tmp_path}/real/sub"
+    assert open_location("/").identity == "file://"
+    assert open_location("https://host.example/a").identity == "https://host.example/a"

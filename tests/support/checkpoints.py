@@ -98,7 +98,7 @@ def shards(model: Model, strategy: Strategy, dropped: Iterable[tuple[int, str]] 
     }
 
 
-def rank_key(rank: int, prefix: str = "checkpoint_") -> str:
+def rank_key(rank: int | str, prefix: str = "checkpoint_") -> str:
     return f"rank_{rank}/{prefix}{rank}.safetensors"
 
 

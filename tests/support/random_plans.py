@@ -201,7 +201,7 @@ def rank_targets(draw, strategy):
     ranks = range(strategy.rank_count)
     if draw(st.integers(0, 4)) == 0:
         ranks = sorted(draw(st.sets(st.sampled_from(ranks), min_size=1)))
-    return RankTarget(strategy, tuple(ranks), rank_key("{rank}").replace("{rank}/", "{rank}/"))
+    return RankTarget(strategy, tuple(ranks), rank_key("{rank}"))
 
 
 @st.composite

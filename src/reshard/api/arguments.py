@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from decimal import Decimal
 
 from ..engine.execute import writable
-from ..errors import PlanError, UsageError
+from ..errors import PlanError, UsageError, raise_all
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.target import FullTarget, RankTarget
-from ..storage import Location, open_target
+from ..storage import Location, open_target, open_target_object
 from ..tensor import Strategy
 
 __all__ = [
@@ -46,10 +47,10 @@ def parse_size(size: Size) -> int:
     >>> parse_size("256MiB"), parse_size("2GB"), parse_size(17)
     (268435456, 2000000000, 17)
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?)B?\s*", str(size).upper())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMG]?I?)B?\s*", str(size).upper())
     if not match or match[2] not in _UNITS:
         raise UsageError(f"size {size!r}: expected bytes or a number with KB, MB, GB, KiB, MiB or GiB, like 256MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
 def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
@@ -88,8 +89,7 @@ def target_base(dst: str, *, is_full: bool, prefix: str | None) -> tuple[Locatio
             f"{dst}: rank shards need a prefix to lie below, not the name of one object",
             hint="Leave .safetensors away; --prefix names the objects.",
         )
-    base, _, name = dst.rstrip("/").rpartition("/")
-    return open_target(base or ("/" if dst.startswith("/") else ".")), name
+    return open_target_object(dst.rstrip("/"))
 
 
 def limits_for(target: Location, memory: Size | None, concurrency: int | None) -> Limits:
@@ -139,22 +139,23 @@ def _named(prefix: str | None) -> str:
     return f"{name if '{rank}' in name else name + '{rank}'}{_SUFFIX}"
 
 
-def check_apart(source_url: str, target_url: str) -> None:
+def check_apart(source: Location, target: Location) -> None:
     """Refuse a target inside its source: what is written would become part of what is read."""
-    if f"{target_url}/".startswith(f"{source_url}/"):
+    if f"{target.identity}/".startswith(f"{source.identity}/"):
         raise UsageError(
-            f"DST {target_url} is inside SRC {source_url}",
+            f"DST {target.url} is inside SRC {source.url}",
             hint="Choose a destination outside the source.",
         )
 
 
-def check_sources_kept(made: Plan) -> Plan:
+def check_sources_kept(made: Plan, source: Location, target: Location) -> None:
     """Refuse a plan whose outputs would replace its own source."""
-    sources = {f"{made.catalog.url}/{item.key}" for item in made.catalog.objects}
-    hit = sorted(sources.intersection(f"{made.target_url}/{key}" for key in (*made.keys, made.manifest_key)))
-    if hit:
-        raise PlanError("outputs would replace objects of the source", problems=hit, hint="Choose another destination.")
-    return made
+    sources = {source.child(item.key).identity for item in made.catalog.objects}
+    keys = (*made.keys, made.manifest_key)
+    hit = sorted(target.child(key).url for key in keys if target.child(key).identity in sources)
+    raise_all(
+        PlanError, "outputs would replace objects of the source", hint="Choose another destination.", problems=hit
+    )
 
 
 def manifest_url(url: str) -> str:

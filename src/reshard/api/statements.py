@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.execute import execute, writable
+from ..engine.execute import execute, head_or_none, writable
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.source import read_catalog, read_contents
 from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.verify import Report, Subset, verify_manifest
 from ..engine.workers import working
-from ..errors import NotFound, UsageError
+from ..errors import NotFound, TargetExists, UsageError
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
-from ..storage import open_location, open_source, open_target
+from ..storage import open_location, open_source, open_target, open_target_object
 from .arguments import (
     Size,
     check_apart,
@@ -67,7 +67,7 @@ def inspect(
     >>> [(e.spec.name, e.spec.shape) for e in inspect("memory://doc/m").entries]
     [('w', (2, 3))]
     """
-    source, location = _strategy_source(src_strategy, src_layout), open_source(url)
+    source, location = _strategy_source("src", src_strategy, src_layout), open_source(url)
     with working(concurrency or Limits().concurrency, location.store) as workers:
         return read_contents(location, source, workers)
 
@@ -116,23 +116,27 @@ def plan(
     UsageError, SourceError, PlanError, StorageError
         As the tree in :mod:`reshard.errors` says; an OverBudget tells the memory that would do.
     """
-    source, target = _strategy_source(src_strategy, src_layout), _strategy_source(dst_strategy, dst_layout)
+    if ranks is not None and not (dst_strategy or dst_layout):
+        raise UsageError("--ranks needs a target strategy or layout", hint="A full checkpoint has no ranks.")
+    source = _strategy_source("src", src_strategy, src_layout)
+    target = _strategy_source("dst", dst_strategy, dst_layout)
     base, name = target_base(dst, is_full=target is None, prefix=prefix)
     limits = limits_for(base, memory, concurrency)
     location = open_source(src)
-    check_apart(location.url, base.url if name is None else base.child(name).url)
+    check_apart(location, base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
         catalog = read_catalog(location, source, workers)
-    if target is None:
-        if ranks is not None:
-            raise UsageError("--ranks needs a target strategy or layout", hint="A full checkpoint has no ranks.")
-        full = full_target(name, prefix, limits)
-        return check_sources_kept(
-            make_plan(catalog, full, base.url, limits, f"{name}.manifest.json" if name else MANIFEST_KEY)
-        )
-    strategy = target.strategy({entry.spec.name: entry.spec.shape for entry in catalog.entries}, local=False)
-    return check_sources_kept(make_plan(catalog, rank_target(strategy, prefix, ranks), base.url, limits))
+    manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
+    shapes = {entry.spec.name: entry.spec.shape for entry in catalog.entries}
+    wished = (
+        full_target(name, prefix, limits)
+        if target is None
+        else rank_target(target.strategy(shapes, local=False), prefix, ranks)
+    )
+    made = make_plan(catalog, wished, base.url, limits, manifest_key)
+    check_sources_kept(made, location if catalog.url == location.url else location.parent, base)
+    return made
 
 
 def convert(
@@ -170,6 +174,12 @@ def convert(
         As the tree in :mod:`reshard.errors` says. Whatever is raised, KeyboardInterrupt too,
         nothing of this run stays in the target.
     """
+    others = (src, dst, src_strategy, src_layout, dst_strategy, dst_layout, prefix, ranks, memory, concurrency)
+    if plan is not None and any(other is not None for other in others):
+        raise UsageError(
+            "a plan is given, and arguments that it has decided already",
+            hint="Leave out SRC, DST and everything else but --overwrite.",
+        )
     made = load_plan(plan) if isinstance(plan, str) else plan
     if made is None:
         if src is None or dst is None:
@@ -187,9 +197,8 @@ def convert(
             concurrency=concurrency,
             on_event=on_event,
         )
-    elif any((src, dst, src_strategy, src_layout, dst_strategy, dst_layout, prefix, ranks, memory, concurrency)):
-        raise UsageError("a plan tells source, target and limits itself", hint="Leave the other arguments out.")
     source, target = open_source(made.catalog.url), open_target(made.target_url)
+    check_sources_kept(made, source, target)
     return execute(made, source, target, overwrite=overwrite, listener=on_event)
 
 
@@ -241,11 +250,19 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     )
 
 
-def save(url: str, data: bytes) -> None:
-    """Write one small object, or a local file: a plan or a strategy."""
-    base, _, name = url.rpartition("/")
-    target = open_target(base or ("/" if url.startswith("/") else "."))
-    writable(target).put(target.child(name).key, data)
+def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
+    """Write one small object, or a local file: a plan or a strategy.
+
+    Raises
+    ------
+    TargetExists
+        It exists, and ``overwrite`` is not set: it may be the input of something.
+    """
+    base, name = open_target_object(url)
+    place = base.child(name)
+    if not overwrite and head_or_none(place):
+        raise TargetExists(f"{place.url} exists already", hint="Give --overwrite to replace it, or another name.")
+    writable(base).put(place.key, data)
 
 
 def load_plan(url: str) -> Plan:
@@ -261,9 +278,11 @@ def load_strategy_source(url: str) -> StrategySource:
     return read_strategy_files(open_location(url))
 
 
-def _strategy_source(strategy: str | None, layout: str | None) -> StrategySource | None:
+def _strategy_source(side: str, strategy: str | None, layout: str | None) -> StrategySource | None:
     if strategy and layout:
-        raise UsageError("a strategy and a layout are given for one side", hint="Give one of them.")
+        raise UsageError(
+            f"--{side}-strategy {strategy} and --{side}-layout {layout} are both given", hint="Give one of them."
+        )
     if layout:
         return read_layout_file(open_location(layout))
     return load_strategy_source(strategy) if strategy else None

@@ -41,7 +41,7 @@ def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
     return _strategy(load_strategy_source(url), url, _shapes(checkpoint))
 
 
-def merge_strategies(src: str, dst: str) -> Strategy:
+def merge_strategies(src: str, dst: str, *, overwrite: bool = False) -> Strategy:
     """Merge the strategy files of all ranks or stages into one, as MindSpore's merge does.
 
     Parameters
@@ -61,11 +61,11 @@ def merge_strategies(src: str, dst: str) -> Strategy:
         raise UsageError(f"{src}: a layout file has nothing to merge", hint="reshard strategy convert writes it anew.")
     merged = merge_strategy_files(source.files)
     strategy = source.strategy({}, local=False)
-    save(dst, _encode(merged, dst, {}))
+    save(dst, _encode(merged, dst, {}), overwrite=overwrite)
     return strategy
 
 
-def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None) -> Strategy:
+def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overwrite: bool = False) -> Strategy:
     """Write a strategy in another form, by the name of ``dst``: .yaml, .json, or protobuf for any other.
 
     Parameters
@@ -76,9 +76,9 @@ def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None) -> St
     shapes = _shapes(checkpoint)
     strategy = _strategy(load_strategy_source(src), src, shapes)
     if dst.endswith(_YAML):
-        save(dst, encode_layout_file(strategy))
+        save(dst, encode_layout_file(strategy), overwrite=overwrite)
     else:
-        save(dst, _encode(from_strategy(strategy), dst, shapes))
+        save(dst, _encode(from_strategy(strategy), dst, shapes), overwrite=overwrite)
     return strategy
 
 

@@ -35,7 +35,7 @@ def plan(
     prefix: Prefix = None,
     ranks: Ranks = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="As for convert; it decides when the plan is carried out.")
+        bool, typer.Option("--overwrite", help="Replace FILE if it exists; for outputs, convert decides.")
     ] = False,
     memory: Memory = None,
     concurrency: Concurrency = None,
@@ -44,7 +44,6 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Show what a conversion would read, write and need; nothing is written."""
-    del overwrite  # taken so that a convert command becomes a plan command by its first word alone
     with progress(quiet=quiet) as listener:
         made = api.plan(
             src,
@@ -60,5 +59,5 @@ def plan(
             on_event=listener,
         )
     if out is not None:
-        api.save(out, encode_plan(made))
+        api.save(out, encode_plan(made), overwrite=overwrite)
     show_plan(made, output, saved_as=out)

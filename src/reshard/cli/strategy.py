@@ -15,6 +15,7 @@ app = typer.Typer(help="Show, merge and convert parallel strategies.", no_args_i
 Checkpoint = Annotated[
     str | None, typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors a layout file is for.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")]
 Source = Annotated[str, typer.Argument(help="Strategy file, prefix with all stages' files, or layout file.")]
 
 
@@ -28,10 +29,11 @@ def show(src: Source, checkpoint: Checkpoint = None, output: Output = OutputForm
 def merge(
     src: Annotated[str, typer.Argument(help="Prefix that holds the files of all ranks or stages.")],
     dst: Annotated[str, typer.Argument(help="Merged file: JSON if it ends in .json, else protobuf.")],
+    overwrite: Overwrite = False,
     output: Output = OutputForm.TEXT,
 ) -> None:
     """Merge the strategy files of pipeline stages into one."""
-    show_strategy(api.merge_strategies(src, dst), output, written=dst)
+    show_strategy(api.merge_strategies(src, dst, overwrite=overwrite), output, written=dst)
 
 
 @app.command()
@@ -39,7 +41,8 @@ def convert(
     src: Source,
     dst: Annotated[str, typer.Argument(help="Layout file if it ends in .yaml, .json, else protobuf.")],
     checkpoint: Checkpoint = None,
+    overwrite: Overwrite = False,
     output: Output = OutputForm.TEXT,
 ) -> None:
     """Write a strategy in another form."""
-    show_strategy(api.convert_strategy(src, dst, checkpoint=checkpoint), output, written=dst)
+    show_strategy(api.convert_strategy(src, dst, checkpoint=checkpoint, overwrite=overwrite), output, written=dst)

@@ -1,4 +1,4 @@
-"""One block of memory for all upload parts: taking from it waits, so no more than planned is ever in use."""
+"""The memory of a run: one block for all parts, where taking waits, and one buffer a thread for reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Arena", "Lease"]
+__all__ = ["Arena", "Lease", "ThreadBuffers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +98,25 @@ class Arena:
                 return None
         self._free = free
         return leases
+
+
+class ThreadBuffers:
+    """A buffer of its own for every thread that asks, made when it first does.
+
+    Examples
+    --------
+    >>> buffers = ThreadBuffers(16)
+    >>> len(buffers.mine()), buffers.mine() is buffers.mine()
+    (16, True)
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._local = threading.local()
+
+    def mine(self) -> memoryview:
+        """The buffer of the thread that asks."""
+        if not hasattr(self._local, "view"):
+            self._local.view = memoryview(mmap.mmap(-1, self._nbytes))
+        view: memoryview = self._local.view
+        return view

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from ..errors import NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
+from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
 from ..planning.catalog import SourceObject
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.steps import Step
 from ..storage import Location, ObjectInfo, Store
 from .events import Listener, PhaseStarted, ignore
-from .manifest import Manifest, encode_manifest
+from .manifest import Manifest, decode_manifest, encode_manifest
+from .strategies import read_object
 from .transfer import Transfer
 from .upload import Uploads
 from .workers import Workers, working
 
 __all__ = ["check_source", "check_target", "execute", "head_or_none", "writable"]
+
+_CHECKPOINT_OBJECT = re.compile(r"(rank_\d+/)?[^/]+\.safetensors|model\.safetensors\.index\.json|param_name_map\.json")
 
 
 def execute(
@@ -50,21 +54,22 @@ def execute(
         The user stopped it; nothing of this run stays in the target.
     """
     store = writable(target)
-    replaced = check_target(plan, target, overwrite=overwrite)
-    uploads = Uploads(plan, target, store, replaced)
+    before, leftovers = check_target(plan, target, overwrite=overwrite)
+    uploads = Uploads(plan, target, store, before)
     with _undone_on_failure(uploads), working(plan.limits.concurrency, source.store, store) as workers:
         check_source(plan, source, workers)
         transfer = Transfer(plan, source, workers, listener)
         listener(PhaseStarted("transfer"))
         transfer.run(_steps(plan, small=False), uploads)
         listener(PhaseStarted("commit"))
-        if plan.manifest_key in replaced:
+        if plan.manifest_key in before:
             # Until the new one is written, no manifest vouches for a mix of old and new.
-            store.delete(target.child(plan.manifest_key).key)
+            uploads.remove(plan.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
         for document in plan.documents:
             uploads.put_document(document.key, document.data)
+        workers.map(uploads.remove, leftovers)
         manifest = Manifest(plan, uploads.receipts())
         uploads.put_document(plan.manifest_key, encode_manifest(manifest))
     return manifest
@@ -102,29 +107,51 @@ def check_source(plan: Plan, source: Location, workers: Workers) -> None:
     raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)
 
 
-def check_target(plan: Plan, target: Location, *, overwrite: bool) -> Collection[str]:
-    """Raise TargetExists when outputs exist and must not be replaced; return those that will be."""
+def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Look at what the target holds.
+
+    Returns
+    -------
+    tuple
+        The etags of objects that will be replaced, by key; and what an earlier conversion left
+        that this one does not write: it is removed, so that no reader mixes old and new.
+
+    Raises
+    ------
+    TargetExists
+        Outputs exist and must not be replaced, or another checkpoint's objects are there.
+    """
     wanted = {*plan.keys, plan.manifest_key}
     if plan.manifest_key == MANIFEST_KEY:
-        found = [name for name, _ in target.named_objects()]
+        found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object and its manifest: what else lies there is not ours to list
-        found = [key for key in wanted if head_or_none(target.child(key))]
-    existing = sorted(wanted.intersection(found))
-    if overwrite:
-        return frozenset(existing)
-    raise_all(
-        TargetExists,
-        f"{target.url}: {len(existing)} of {len(wanted)} outputs exist already",
-        existing,
-        hint="Give --overwrite to replace them, or another destination.",
-    )
+        found = {key: info.etag for key in wanted for info in [head_or_none(target.child(key))] if info}
+    before = {key: etag for key, etag in found.items() if key in wanted}
+    if before and not overwrite:
+        raise TargetExists(
+            f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
+            problems=sorted(before),
+            hint="Give --overwrite to replace them, or another destination.",
+        )
+    leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
     raise_all(
         TargetExists,
         f"{target.url}: another checkpoint's objects are there; readers could not tell them from the new ones",
-        [name for name in found if name.endswith(".safetensors")],
-        hint="Choose an empty destination, or give --overwrite to write among them all the same.",
+        [name for name in found if _CHECKPOINT_OBJECT.fullmatch(name) and name not in {*wanted, *leftovers}],
+        hint="Choose an empty destination, or remove them.",
     )
-    return frozenset()
+    return before, leftovers
+
+
+def _written_before(plan: Plan, target: Location, before: Collection[str]) -> frozenset[str]:
+    """What the conversion wrote whose manifest is about to be replaced."""
+    if plan.manifest_key not in before:
+        return frozenset()
+    place = target.child(plan.manifest_key)
+    try:
+        return frozenset(receipt.key for receipt in decode_manifest(read_object(place), place.url).receipts)
+    except FormatError:
+        return frozenset()
 
 
 def head_or_none(location: Location) -> ObjectInfo | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
-from ..formats.strict_json import parse_json_object
+from ..formats.strict_json import parse_json_object, shown
 from ..planning.plan import Plan
+from ..planning.plan_check import fields_of, integer, refused, text
 from ..planning.plan_json import plan_from_json, plan_to_json
 
 __all__ = ["Manifest", "Receipt", "decode_manifest", "encode_manifest", "manifest_to_json"]
 
 _FORMAT = "reshard-manifest/1"
+_HINT = "Convert anew."
+_CRC = re.compile("[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +84,34 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     Raises
     ------
     FormatError
-        Not a manifest, of another version, or its plan was altered.
+        Not a manifest, of another version, or altered, or its outputs are not those of its plan.
     """
     body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
-        raise FormatError("not a manifest", where=where, expected=_FORMAT, found=repr(body.get("format")))
-    outputs, plan = body.get("outputs"), body.get("plan")
-    if not isinstance(outputs, list) or not isinstance(plan, dict):
-        raise FormatError("outputs or plan missing", where=where)
+        raise FormatError("not a manifest", where=where, expected=_FORMAT, found=shown(body.get("format")))
+    outputs, plan_json = body.get("outputs"), body.get("plan")
+    if not isinstance(outputs, list) or not isinstance(plan_json, dict):
+        raise FormatError("outputs or plan missing", where=where, hint=_HINT)
     try:
         receipts = tuple(_receipt(output) for output in outputs)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError("an output cannot be read", where=where, found=repr(error)) from error
-    return Manifest(plan_from_json(plan, where), receipts)
+    except FormatError as error:
+        what = f"an output cannot be read: {error.what}"
+        raise FormatError(what, where=where, expected=error.expected, found=error.found, hint=_HINT) from error
+    plan = plan_from_json(plan_json, where)
+    found = [receipt.key for receipt in receipts]
+    if len(found) != len(plan.keys) or set(found) != set(plan.keys):
+        strange = sorted(set(found) ^ set(plan.keys)) or [f"{len(found)} outputs"]
+        expected = f"the plan's {len(plan.keys)}, each once"
+        raise FormatError("wrong outputs", where=where, expected=expected, found=shown(strange[0]), hint=_HINT)
+    return Manifest(plan, receipts)
 
 
-def _receipt(output: Mapping[str, Any]) -> Receipt:
-    return Receipt(str(output["key"]), int(output["nbytes"]), str(output["etag"]), int(output["crc32c"], 16))
+def _receipt(value: object) -> Receipt:
+    output = fields_of(value, "output", ("key", "nbytes", "etag", "crc32c"), ("tensors",))
+    digits = text(output["crc32c"], "crc32c")
+    if not _CRC.fullmatch(digits):
+        raise refused("crc32c", "8 hex digits", digits)
+    if output.get("tensors") is not None:
+        integer(output["tensors"], "tensors")
+    etag = text(output["etag"], "etag")
+    return Receipt(text(output["key"], "key"), integer(output["nbytes"], "nbytes"), etag, int(digits, 16))

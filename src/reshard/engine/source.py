@@ -70,7 +70,7 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
     StrategyError
         Shards that do not fit the strategy.
     """
-    return _catalog(_look(location), strategy, workers, compare=True)
+    return _catalog(_look(location, wants_ranks=strategy is not None), strategy, workers, compare=True)
 
 
 def read_contents(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
@@ -78,7 +78,7 @@ def read_contents(location: Location, strategy: StrategySource | None, workers: 
 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
     """
-    found = _look(location)
+    found = _look(location, wants_ranks=strategy is not None)
     if found.ranks in ((), (0,)) or strategy is not None:
         return _catalog(found, strategy, workers, compare=False)
     opened = _read_headers(found, workers)
@@ -115,18 +115,31 @@ def _catalog(found: _Found, strategy: StrategySource | None, workers: Workers, *
     return replace(catalog, header_bytes=_header_bytes(found, opened))
 
 
-def _look(location: Location) -> _Found:
+def _look(location: Location, *, wants_ranks: bool) -> _Found:
+    """Find out what lies at a URL; where both forms do, a strategy asks for rank shards."""
     if location.key.endswith(_SUFFIX):
         info = location.store.head(location.key)
         name = location.key.rsplit("/", 1)[-1]
         return _Found(location.parent, "one safetensors object", (name,), {name: info}, {})
     infos = dict(location.named_objects())
     tensors = [name for name in infos if name.endswith(_SUFFIX)]
+    has_full = any("/" not in name for name in tensors) or any(name in infos for name, _, _ in _INDEXES)
+    has_ranks = any(_RANK_OBJECT.fullmatch(name) for name in tensors)
+    if has_ranks and (wants_ranks or not has_full):
+        found = _ranks(location, infos, tensors)
+        return replace(found, notes=("a full checkpoint beside the rank shards is left aside",) if has_full else ())
+    found = _full(location, infos, tensors)
+    note = "rank shards beside the full checkpoint are left aside: a source strategy would ask for them"
+    return replace(found, notes=(*found.notes, note)) if has_ranks else found
+
+
+def _ranks(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence[str]) -> _Found:
     ranks = _rank_names(location, tensors)
-    if len(ranks) == 1 and 0 in ranks:
-        return _Found(location, "one rank's object", tuple(ranks.values()), infos, {}, (0,))
-    if ranks:
-        return _Found(location, "rank shards", tuple(ranks.values()), infos, {}, tuple(ranks))
+    kind = "one rank's object" if tuple(ranks) == (0,) else "rank shards"
+    return _Found(location, kind, tuple(ranks.values()), infos, {}, tuple(ranks))
+
+
+def _full(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence[str]) -> _Found:
     for name, kind, parse in _INDEXES:
         if name in infos:
             data = read_object(location.child(name))

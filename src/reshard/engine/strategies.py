@@ -13,7 +13,7 @@ from ..tensor import ByteRange, Shape, Strategy
 
 __all__ = ["StrategySource", "read_layout_file", "read_object", "read_strategy_files"]
 
-_MAX_DOCUMENT_BYTES = 1 << 30
+_MAX_DOCUMENT_BYTES = 256 << 20
 _EXPECTED = (
     "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
 )

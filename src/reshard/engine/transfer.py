@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Protocol
 from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Read, Step
 from ..storage import Location
-from .arena import Arena, Lease
+from .arena import Arena, Lease, ThreadBuffers
 from .events import Listener, Progress
 from .scatter import scatter
 from .workers import Task, Workers
@@ -53,6 +52,11 @@ class Transfer:
         Threads that carry the requests.
     listener
         Told where things stand, a few times a second.
+
+    Attributes
+    ----------
+    buffers
+        One for each thread, of a read's size; free for the sink while a thread deals with a part.
     """
 
     def __init__(self, plan: Plan, source: Location, workers: Workers, listener: Listener) -> None:
@@ -62,7 +66,7 @@ class Transfer:
         self._listener = listener
         self._outputs = plan.outputs
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
-        self._scratch = threading.local()
+        self.buffers = ThreadBuffers(plan.limits.read_bytes)
         self._lock = threading.Lock()
         self._read_bytes = self._written_bytes = self._reading = self._writing = 0
 
@@ -133,17 +137,10 @@ class Transfer:
             target = leases[copy.part].view[copy.transfer.target : copy.transfer.target + copy.transfer.nbytes]
             self._source.store.read_into(key, read.range, target, item.etag)
             return
-        scratch = self._scratch_view()[: read.range.nbytes]
+        scratch = self.buffers.mine()[: read.range.nbytes]
         self._source.store.read_into(key, read.range, scratch, item.etag)
         for copy in read.copies:
             scatter(copy.transfer, scratch, leases[copy.part].view)
-
-    def _scratch_view(self) -> memoryview:
-        """This thread's buffer for one read."""
-        if not hasattr(self._scratch, "view"):
-            self._scratch.view = memoryview(mmap.mmap(-1, self._plan.limits.read_bytes))
-        view: memoryview = self._scratch.view
-        return view
 
     def _send(self, filling: _Filling, sink: Sink) -> None:
         for part, lease in zip(filling.step.parts, filling.leases, strict=True):

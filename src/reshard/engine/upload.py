@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
-from ..errors import ReshardError, StorageError
+from ..errors import Denied, Interrupted, NotFound, StorageError, Unsupported
 from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Step
 from ..storage import Location, ObjectInfo, Store, Upload
@@ -15,12 +17,15 @@ from .workers import Task, Workers
 
 __all__ = ["Uploads"]
 
+_TIDY_S = 30.0
+
 
 class _Object:
     """One object being written: its upload, and what is known of its parts."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.is_asked = False
         self.upload: Upload | None = None
         self.etags: dict[int, str] = {}
 
@@ -33,22 +38,23 @@ class Uploads:
 
     Parameters
     ----------
-    replaced
-        Keys that were there before: after a failure such an object is removed only if this run
-        did replace it.
+    before
+        Keys that were there, and their etags: after a failure such an object is removed only if
+        it is no longer what it was.
     """
 
-    def __init__(self, plan: Plan, target: Location, store: Store, replaced: Collection[str] = ()) -> None:
+    def __init__(self, plan: Plan, target: Location, store: Store, before: Mapping[str, str] | None = None) -> None:
         self._plan = plan
         self._target = target
         self._store = store
         self._outputs = plan.outputs
-        self._replaced = replaced
+        self._before = dict(before or {})
         self._nbytes = {key: output.nbytes for output in plan.outputs for key in output.keys}
         self._objects = {key: _Object() for output in self._outputs for key in output.keys}
         self._crcs: dict[int, dict[int, tuple[int, int]]] = {i: {} for i in range(len(self._outputs))}
         self._put: dict[str, ObjectInfo] = {}
-        self._visible: set[str] = set()
+        self._touched: set[str] = set()
+        self._is_undone = threading.Event()
 
     def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
         """Send a part to every replica of its output."""
@@ -56,12 +62,16 @@ class Uploads:
         send = self._put_whole if is_small else self._send_part
         keys = self._outputs[part.output].keys
         for position, key in enumerate(keys):
-            yield lambda key=key, first=not position: self._sent(send, part, key, data, is_first=first)  # type: ignore[misc]
+            yield partial(self._sent, send, part, key, data, is_first=not position)
 
     def put_document(self, key: str, data: bytes) -> None:
         """Write a small object of known bytes."""
-        self._show(key)
-        self._checked(key, self._store.put(self._target.child(key).key, data), len(data))
+        self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
+
+    def remove(self, key: str) -> None:
+        """Remove an object that was there before, for good."""
+        self._store.delete(self._target.child(key).key)
+        self._before.pop(key, None)
 
     def complete(self, workers: Workers) -> None:
         """Make every multipart upload visible.
@@ -85,20 +95,52 @@ class Uploads:
         return tuple(found)
 
     def undo(self) -> Sequence[str]:
-        """Remove all that this run has written; returns what could not be removed, in words."""
-        problems = []
-        for key in sorted(self._visible):
-            problems += _tried(f"delete {self._target.child(key).url}", self._delete, key)
-        for key, item in self._objects.items():
-            if item.upload and key not in self._put:
-                problems += _tried(f"abort the upload of {self._target.child(key).url}", self._abort, item.upload)
-        return problems
+        """Remove all that this run has written; returns what could not be removed, in words.
 
-    def _delete(self, key: str) -> None:
-        self._store.delete(self._target.child(key).key)
+        Requests that are still running clean up after themselves when they end.
+        """
+        self._is_undone.set()
+        problems: list[str] = []
+        with self._tidying(problems) as tidy:
+            for key in sorted(self._touched):
+                tidy(f"delete {self._target.child(key).url}", partial(self._take_back, key))
+            for key, item in self._objects.items():
+                if item.upload and key not in self._put:
+                    what = f"abort the upload of {self._target.child(key).url}"
+                    tidy(what, partial(self._store.abort_upload, item.upload))
+                elif item.is_asked and not item.upload:  # it may be open, if only the answer was lost
+                    tidy(f"abort uploads of {self._target.child(key).url}", partial(self._abort_all, key))
+        return sorted(problems)
 
-    def _abort(self, upload: Upload) -> None:
-        self._store.abort_upload(upload)
+    @contextmanager
+    def _tidying(self, problems: list[str]) -> Iterator[Callable[[str, Task], None]]:
+        """Run what is handed over on threads of its own; neither errors nor signals break it off."""
+        left: set[str] = set()
+
+        def tidy(what: str, action: Task) -> None:
+            left.add(what)
+            workers.submit(lambda: _try(what, action, left, problems))
+
+        workers = Workers(self._plan.limits.concurrency)
+        yield tidy
+        workers.settle_quietly(_TIDY_S)
+        workers.close()
+        problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
+
+    def _take_back(self, key: str) -> None:
+        place = self._target.child(key)
+        try:
+            info = self._store.head(place.key)
+        except NotFound:
+            return
+        if info.etag != self._before.get(key):
+            self._store.delete(place.key)
+
+    def _abort_all(self, key: str) -> None:
+        full_key = self._target.child(key).key
+        for upload in self._store.open_uploads(full_key):
+            if upload.key == full_key:
+                self._store.abort_upload(upload)
 
     def _sent(
         self,
@@ -117,22 +159,37 @@ class Uploads:
         item = self._objects[key]
         with item.lock:
             if item.upload is None:
-                item.upload = self._store.create_upload(self._target.child(key).key)
+                item.upload = self._open(key, item)
+                if self._is_undone.is_set():  # it came too late for undo to see it
+                    self._store.abort_upload(item.upload)
+                    raise Interrupted("stopped")
         item.etags[part.number] = self._store.upload_part(item.upload, part.number, part.range.start, data)
 
+    def _open(self, key: str, item: _Object) -> Upload:
+        item.is_asked = True
+        try:
+            return self._store.create_upload(self._target.child(key).key)
+        except (Denied, NotFound, Unsupported):
+            item.is_asked = False  # a refusal opens nothing; other errors may be about the answer only
+            raise
+
     def _put_whole(self, _part: FilledPart, key: str, data: memoryview) -> None:
-        self._show(key)
-        self._checked(key, self._store.put(self._target.child(key).key, data), len(data))
+        self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
 
     def _complete(self, key: str) -> None:
         item = self._objects[key]
-        assert item.upload is not None
-        self._show(key)
-        info = self._store.complete_upload(item.upload, sorted(item.etags.items()))
-        self._checked(key, info, self._nbytes[key])
+        upload = item.upload
+        assert upload is not None
+        parts = sorted(item.etags.items())
+        self._replace(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts))
 
-    def _checked(self, key: str, info: ObjectInfo, nbytes: int) -> None:
-        self._visible.add(key)
+    def _replace(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> None:
+        """Make an object visible; it may be so even if the request seems to fail."""
+        self._touched.add(key)
+        info = request()
+        if self._is_undone.is_set():  # it came too late for undo to see it
+            self._take_back(key)
+            raise Interrupted("stopped")
         if info.nbytes != nbytes:
             raise StorageError(
                 f"{self._target.child(key).url}: expected {nbytes} bytes in the store, found {info.nbytes}",
@@ -140,15 +197,10 @@ class Uploads:
             )
         self._put[key] = info
 
-    def _show(self, key: str) -> None:
-        """Note that a new object may be visible from now on, even if the request seems to fail."""
-        if key not in self._replaced:
-            self._visible.add(key)
 
-
-def _tried(what: str, action: Callable[..., None], *arguments: object) -> list[str]:
+def _try(what: str, action: Task, left: set[str], problems: list[str]) -> None:
     try:
-        action(*arguments)
-    except (ReshardError, OSError) as error:
-        return [f"could not {what}: {error}"]
-    return []
+        action()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
+        problems.append(f"could not {what}: {error}")
+    left.discard(what)

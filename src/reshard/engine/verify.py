@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import UsageError
 from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Step
 from ..storage import Location
 from ..tensor import ByteRange
+from .arena import ThreadBuffers
 from .events import Listener, PhaseStarted, ignore
 from .execute import check_source, head_or_none
 from .manifest import Manifest, Receipt
@@ -99,9 +101,10 @@ def verify_manifest(
     with working(plan.limits.concurrency, source.store, target.store) as workers:
         check_source(plan, source, workers)
         problems = _check_objects(manifest, target, workers)
-        comparison = _Comparison(plan, target, frozenset(problems))
+        transfer = Transfer(plan, source, workers, listener)
+        comparison = _Comparison(plan, target, frozenset(problems), transfer.buffers)
         listener(PhaseStarted("verify"))
-        Transfer(plan, source, workers, listener).run(_chosen(plan, subset), comparison)
+        transfer.run(_chosen(plan, subset), comparison)
         _check_documents(plan, comparison, workers)
     found = sorted(problems.values()) + sorted(comparison.problems)
     total = sum(output.nbytes * len(output.keys) for output in plan.outputs)
@@ -150,6 +153,7 @@ class _Comparison:
     plan: Plan
     target: Location
     skipped: frozenset[str]
+    buffers: ThreadBuffers
     checked_bytes: int = 0
     problems: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -158,15 +162,15 @@ class _Comparison:
         """Compare a part in every replica."""
         for key in self.plan.outputs[part.output].keys:
             if key not in self.skipped:
-                yield lambda key=key: self.compare(key, part.range.start, data, part.output)  # type: ignore[misc]
+                yield partial(self.compare, key, part.range.start, data, part.output)
 
     def compare(self, key: str, start: int, expected: memoryview, output: int | None = None) -> None:
         """Read what the target has at ``start`` block by block and compare."""
-        location, block_bytes = self.target.child(key), self.plan.limits.read_bytes
-        for first in range(0, len(expected), block_bytes):
-            wanted = expected[first : first + block_bytes]
-            span = ByteRange(start + first, start + first + len(wanted))
-            found = memoryview(location.store.read(location.key, span))
+        location, buffer = self.target.child(key), self.buffers.mine()
+        for first in range(0, len(expected), len(buffer)):
+            wanted = expected[first : first + len(buffer)]
+            span, found = ByteRange(start + first, start + first + len(wanted)), buffer[: len(wanted)]
+            location.store.read_into(location.key, span, found)
             if not is_equal(wanted, found):
                 at = span.start + first_difference(wanted, found)
                 with self._lock:

@@ -94,6 +94,16 @@ class Workers:
                 self._idle.wait(_POLL_S)
             return not self._pending
 
+    def settle_quietly(self, wait_s: float) -> None:
+        """Wait until every task is done, ``wait_s`` at most; a signal does not cut the waiting short."""
+        deadline = time.monotonic() + wait_s
+        while self._pending and time.monotonic() < deadline:
+            try:
+                with self._idle:
+                    self._idle.wait(_POLL_S)
+            except BaseException:  # noqa: BLE001, S112 - whoever waits has an error to raise already
+                continue
+
     def close(self) -> None:
         """Send the threads home."""
         for _ in self._threads:

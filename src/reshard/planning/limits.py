@@ -11,6 +11,9 @@ __all__ = ["KIB", "MIB", "Limits"]
 KIB = 1 << 10
 MIB = 1 << 20
 
+# Beyond what any machine gains from: a saved plan's limits become threads and buffers.
+_MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30}
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -68,3 +71,5 @@ class Limits:
             least = 0 if name == "max_gap_bytes" else 1
             if value < least:
                 raise UsageError(f"{name} must be at least {least}, found {value}")
+            if value > _MOST.get(name, value):
+                raise UsageError(f"{name} must be at most {_MOST[name]}, found {value}")

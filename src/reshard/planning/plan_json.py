@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from ..errors import FormatError, ReshardError
-from ..formats.strict_json import parse_json_object
+from ..formats.safetensors import MAX_AXIS_COUNT
+from ..formats.strict_json import parse_json_object, shown
 from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec
 from .catalog import Catalog, Entry, Placement, SourceObject, extent_of
 from .cost import Cost
 from .cuts import Cut
 from .limits import Limits
 from .plan import Plan
+from .plan_check import (
+    check_catalog,
+    check_plan,
+    check_spec,
+    check_strategy_size,
+    fields_of,
+    integer,
+    integers,
+    items,
+    mapping,
+    name,
+    refused,
+    text,
+)
 from .steps import Group
 from .target import FullTarget, RankTarget, Target
 
@@ -30,6 +45,29 @@ __all__ = [
 ]
 
 _FORMAT = "reshard-plan/1"
+_HINT = "Make it anew."
+_PLAN_FIELDS = (
+    "format",
+    "catalog",
+    "target_url",
+    "target",
+    "limits",
+    "groups",
+    "cost",
+    "notes",
+    "manifest_key",
+)
+# Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
+_BROKEN = (
+    ReshardError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 Json = dict[str, Any]
 
 
@@ -65,35 +103,59 @@ def decode_plan(data: bytes, where: str) -> Plan:
     Raises
     ------
     FormatError
-        Not a plan, of another version, or altered since it was made.
+        Not a plan, of another version, altered since it was made, or forged.
     """
     return plan_from_json(parse_json_object(data, where), where)
 
 
 def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
-    """Build the plan that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
+    """Build the plan that :func:`plan_to_json` expressed; see :func:`decode_plan`.
+
+    Anyone can write a plan with the right hash, so everything it says is checked, but nothing planned anew.
+    """
     rest = {key: value for key, value in body.items() if key != "plan_id"}
     if rest.get("format") != _FORMAT:
-        raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=repr(rest.get("format")))
-    if body.get("plan_id") != _hash(rest):
-        raise FormatError("the plan was altered after it was made", where=where, hint="Make it anew.")
+        raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(rest.get("format")))
     try:
-        return _plan_from_json(rest)
-    except (KeyError, IndexError, TypeError, ValueError, ReshardError) as error:
-        raise FormatError("the plan cannot be read", where=where, found=str(error), hint="Make it anew.") from error
+        if body.get("plan_id") != _hash(rest):
+            raise refused("the plan was altered after it was made")
+        plan = _plan_from_json(rest)
+        check_plan(plan)
+    except FormatError as error:
+        what, place = f"the plan cannot be read: {error.what}", ": ".join(part for part in (where, error.where) if part)
+        raise FormatError(what, where=place, expected=error.expected, found=error.found, hint=_HINT) from error
+    except _BROKEN as error:
+        found = shown(str(error) or repr(error))
+        raise FormatError("the plan cannot be read", where=where, found=found, hint=_HINT) from error
+    return plan
 
 
 def _plan_from_json(body: Json) -> Plan:
+    found = fields_of(body, "plan", _PLAN_FIELDS)
+    catalog = _catalog_from_json(found["catalog"])
+    check_catalog(catalog)
+    cost = fields_of(found["cost"], "cost", [field.name for field in fields(Cost)])
+    limits = fields_of(found["limits"], "limits", (), [field.name for field in fields(Limits)])
     return Plan(
-        catalog=_catalog_from_json(body["catalog"]),
-        target=_target_from_json(body["target"]),
-        target_url=body["target_url"],
-        limits=Limits(**body["limits"]),
-        groups=tuple(Group(tuple(outputs), tuple(Cut(*cut) for cut in cuts)) for outputs, cuts in body["groups"]),
-        cost=Cost(**body["cost"]),
-        notes=tuple(body["notes"]),
-        manifest_key=body["manifest_key"],
+        catalog=catalog,
+        target=_target_from_json(found["target"]),
+        target_url=text(found["target_url"], "target_url"),
+        limits=Limits(**{key: integer(value, f"limits: {key}") for key, value in limits.items()}),
+        groups=tuple(_group_from_json(group) for group in items(found["groups"], "groups")),
+        cost=Cost(**{key: integer(value, f"cost: {key}") for key, value in cost.items()}),
+        notes=_texts(found["notes"], "notes"),
+        manifest_key=text(found["manifest_key"], "manifest_key"),
     )
+
+
+def _group_from_json(value: object) -> Group:
+    outputs, cuts = items(value, "a group", 2)
+    places = (items(cut, "a cut", 2) for cut in items(cuts, "cuts"))
+    return Group(integers(outputs, "outputs of a group"), tuple(Cut(*integers(place, "a cut")) for place in places))
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(text(each, what) for each in items(value, what))
 
 
 def _hash(body: Mapping[str, object]) -> str:
@@ -128,31 +190,40 @@ def _placements_to_json(entry: Entry) -> list[Any]:
     ]
 
 
-def _catalog_from_json(body: Json) -> Catalog:
+def _catalog_from_json(value: object) -> Catalog:
+    body = fields_of(value, "catalog", [field.name for field in fields(Catalog)])
+    metadata = mapping(body["metadata"], "metadata")
     return Catalog(
-        url=body["url"],
-        kind=body["kind"],
-        objects=tuple(SourceObject(*item) for item in body["objects"]),
-        entries=tuple(_entry_from_json(*entry) for entry in body["entries"]),
-        metadata=body["metadata"],
-        notes=tuple(body["notes"]),
-        header_bytes=body["header_bytes"],
+        url=text(body["url"], "url of the source"),
+        kind=text(body["kind"], "kind of the source"),
+        objects=tuple(_object_from_json(item) for item in items(body["objects"], "objects")),
+        entries=tuple(_entry_from_json(entry) for entry in items(body["entries"], "entries")),
+        metadata={key: text(each, "metadata") for key, each in metadata.items()},
+        notes=_texts(body["notes"], "notes of the source"),
+        header_bytes=integer(body["header_bytes"], "header_bytes"),
     )
 
 
-def _entry_from_json(name: str, dtype: str, shape: list[int], placements: list[Any]) -> Entry:
-    spec = TensorSpec(name, DType(dtype), tuple(shape))
+def _object_from_json(value: object) -> SourceObject:
+    key, nbytes, etag = items(value, "an object of the source", 3)
+    return SourceObject(text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"))
+
+
+def _entry_from_json(value: object) -> Entry:
+    called, dtype, shape, placements = items(value, "an entry", 4)
+    if not isinstance(dtype, str) or dtype not in list(DType):
+        raise refused("dtype", f"one of {', '.join(DType)}", dtype)
+    spec = TensorSpec(name(called, "name of a tensor"), DType(dtype), integers(shape, "shape"))
+    check_spec(spec)
     whole = Box.whole(extent_of(spec)[0])
-    return Entry(
-        spec,
-        tuple(
-            Placement(
-                Box(tuple(box[0]), tuple(box[1])) if box else whole,
-                tuple((index, first) for index, first in holders),
-            )
-            for box, holders in placements
-        ),
-    )
+    return Entry(spec, tuple(_placement_from_json(each, whole) for each in items(placements, "placements")))
+
+
+def _placement_from_json(value: object, whole: Box) -> Placement:
+    box, holders = items(value, "a placement", 2)
+    sides = [integers(side, "a box") for side in items(box, "a box", 0, 2)]
+    pairs = (integers(items(holder, "a holder", 2), "a holder") for holder in items(holders, "holders"))
+    return Placement(Box(*sides) if sides else whole, tuple((index, first) for index, first in pairs))
 
 
 def _target_to_json(target: Target) -> Json:
@@ -166,18 +237,25 @@ def _target_to_json(target: Target) -> Json:
     }
 
 
-def _target_from_json(body: Json) -> Target:
-    rest = {key: value for key, value in body.items() if key != "kind"}
-    if body["kind"] == "full":
-        return FullTarget(**rest)
-    return RankTarget(_strategy_from_json(rest["strategy"]), tuple(rest["ranks"]), rest["name"])
+def _target_from_json(value: object) -> Target:
+    kind = mapping(value, "target").get("kind")
+    if kind == "full":
+        body = fields_of(value, "target", ["kind", *(field.name for field in fields(FullTarget))])
+        single, index = text(body["single_name"], "target: single_name"), text(body["index_name"], "target: index_name")
+        size = integer(body["object_bytes"], "target: object_bytes")
+        return FullTarget(text(body["name"], "target: name"), single, index, text(body["format"], "format"), size)
+    if kind == "ranks":
+        body = fields_of(value, "target", ("kind", "ranks", "name", "strategy"))
+        ranks, called = integers(body["ranks"], "ranks"), text(body["name"], "target: name")
+        return RankTarget(_strategy_from_json(body["strategy"]), ranks, called)
+    raise refused("kind of target", "full or ranks", kind)
 
 
 def strategy_to_json(strategy: Strategy) -> Json:
     """Express a strategy in JSON's types: each distinct layout once, stages name them by number."""
     numbers: dict[Layout, int] = {}
     stages = [
-        {name: numbers.setdefault(layout, len(numbers)) for name, layout in layouts.items()}
+        {key: numbers.setdefault(layout, len(numbers)) for key, layout in layouts.items()}
         for layouts in strategy.stages
     ]
     layouts = [
@@ -194,17 +272,31 @@ def strategy_to_json(strategy: Strategy) -> Json:
     return {"device_count": strategy.device_count, "layouts": layouts, "stages": stages}
 
 
-def _strategy_from_json(body: Json) -> Strategy:
-    layouts = [
-        Layout(
-            tuple(matrix),
-            tuple(tuple(axis) for axis in tensor_map),
-            size,
-            step,
-            RowSplit(tuple(split[0]), tuple(split[1])) if split else None,
-            field_size,
-        )
-        for matrix, tensor_map, size, step, split, field_size in body["layouts"]
-    ]
-    stages = tuple({name: layouts[number] for name, number in stage.items()} for stage in body["stages"])
-    return Strategy(body["device_count"], stages)
+def _strategy_from_json(value: object) -> Strategy:
+    body = fields_of(value, "strategy", ("device_count", "layouts", "stages"))
+    device_count, stages = integer(body["device_count"], "device_count"), items(body["stages"], "stages")
+    check_strategy_size(device_count, len(stages))
+    layouts = [_layout_from_json(layout) for layout in items(body["layouts"], "layouts")]
+    return Strategy(device_count, tuple(_stage_from_json(stage, layouts) for stage in stages))
+
+
+def _stage_from_json(value: object, layouts: Sequence[Layout]) -> dict[str, Layout]:
+    numbers = {
+        name(key, "name in the strategy"): integer(number, "layout", most=len(layouts) - 1)
+        for key, number in mapping(value, "stage").items()
+    }
+    return {key: layouts[number] for key, number in numbers.items()}
+
+
+def _layout_from_json(value: object) -> Layout:
+    matrix, tensor_map, size, step, split, field_size = items(value, "a layout", 6)
+    if len(items(matrix, "device matrix")) > MAX_AXIS_COUNT or len(items(tensor_map, "tensor map")) > MAX_AXIS_COUNT:
+        raise refused("a layout", f"at most {MAX_AXIS_COUNT} axes", value)
+    return Layout(
+        integers(matrix, "device matrix"),
+        tuple(integers(axis, "tensor map") for axis in items(tensor_map, "tensor map")),
+        integer(size, "optimizer shard size", least=-1),
+        integer(step, "optimizer shard step", least=-1),
+        None if split is None else RowSplit(*(integers(side, "row split") for side in items(split, "row split", 2))),
+        integer(field_size, "field size"),
+    )

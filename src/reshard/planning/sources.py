@@ -116,6 +116,7 @@ class _RankCatalog:
         self._missing: dict[tuple[int, ...], list[str]] = {}
         self._absent: list[str] = []
         self._lacking: dict[int, int] = {}
+        self._several: dict[str, list[int]] = {}
         self.to_compare: tuple[str, ...] = ()
 
     def add_stage(self, name: str, stage: int) -> None:
@@ -130,7 +131,7 @@ class _RankCatalog:
         if spec is None:
             return
         if name in self._found:
-            self._add_copy(name, stage, spec, layout, held)
+            self._add_copy(name, stage, spec)
             return
         boxes: dict[Box, list[tuple[int, int]]] = {}
         owners: dict[Box, list[int]] = {}
@@ -173,10 +174,13 @@ class _RankCatalog:
         """Where shards hold less than the strategy says."""
         absent = sorted(set(self._absent) - set(self._found))
         lacking = {rank: count for rank, count in self._lacking.items() if rank in self._index}
-        notes = [f"{len(absent)} tensors of the source strategy are in no shard: {', '.join(absent[:5])}"]
+        notes = [f"{len(absent)} tensors of the source strategy are in no shard: {_some(absent)}"]
         alone = f"{sum(lacking.values())} boxes are missing on {_ranks(sorted(lacking))} and taken from other ranks: "
         notes.append(f"{alone}shards saved without redundancy, or not of this strategy")
-        return tuple(note for note, applies in zip(notes, (absent, lacking), strict=True) if applies)
+        notes.append(
+            f"{len(self._several)} tensors are on several stages and taken from the first: {_some(self._several)}"
+        )
+        return tuple(note for note, applies in zip(notes, (absent, lacking, self._several), strict=True) if applies)
 
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor with its boxes."""
@@ -236,21 +240,16 @@ class _RankCatalog:
             return Box.whole(extent_of(spec)[0])
         return layout.box_of(spec.shape, rank % layout.device_count)
 
-    def _add_copy(
-        self, name: str, stage: int, spec: TensorSpec, layout: Layout, held: Mapping[int, StoredTensor]
-    ) -> None:
-        """A tensor of several stages: the first stage gave the boxes, equal ones here are replicas."""
-        known, boxes = self._found[name]
+    def _add_copy(self, name: str, stage: int, spec: TensorSpec) -> None:
+        """A tensor of several stages: it is taken from the first, so that no output mixes two copies."""
+        known, _ = self._found[name]
         if known != spec:
             self._other_problems.append(
                 f"{name}: whole on stage {stage} it is {spec.dtype} {list(spec.shape)}, "
                 f"on an earlier stage {known.dtype} {list(known.shape)}"
             )
             return
-        for rank, stored in held.items():
-            box = self._box(spec, layout, rank)
-            if box in boxes:
-                boxes[box].append((self._index[rank], stored.range.start))
+        self._several.setdefault(name, []).append(stage)
 
 
 def _whole(spec: TensorSpec, holders: tuple[tuple[int, int], ...]) -> Placement:
@@ -275,6 +274,11 @@ def _differences(specs: Mapping[int, TensorSpec]) -> str:
     for rank, spec in specs.items():
         by_spec.setdefault((spec.dtype.value, spec.shape), []).append(rank)
     return "; ".join(f"{_ranks(ranks)} has {dtype} {list(shape)}" for (dtype, shape), ranks in by_spec.items())
+
+
+def _some(names: Iterable[str], shown: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..errors import PlanError
 from ..tensor import Box, ByteRange, Shape, Transfer, row_major_boxes, transfer
 from .catalog import Catalog, Placement
 from .cuts import Cut, Rows, Share, walk
@@ -92,12 +93,12 @@ class Step:
 class Found:
     """Where one box of a target tensor comes from.
 
-    ``box`` counts in the placement, whose ``index`` is that among its entry's; its first element
-    is the target tensor's element ``target_start``.
+    ``box`` counts in the placement, which is one of the catalog's ``entry``; its first element is
+    the target tensor's element ``target_start``.
     """
 
+    entry: int
     placement: Placement
-    index: int
     box: Box
     target_start: Shape
 
@@ -110,11 +111,11 @@ def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[Found]:
             continue
         shift = tuple(a - b for a, b in zip(piece.source_start, piece.target_box.start, strict=True))
         at_source = wanted.shifted(shift)
-        for index, placement in enumerate(recipe.catalog.entries[piece.source].placements):
+        for placement in recipe.catalog.entries[piece.source].placements:
             common = at_source.intersect(placement.box)
             if common is not None:
                 target_start = tuple(a - b for a, b in zip(common.start, shift, strict=True))
-                yield Found(placement, index, common.relative_to(placement.box.start), target_start)
+                yield Found(piece.source, placement, common.relative_to(placement.box.start), target_start)
 
 
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
@@ -124,7 +125,7 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
     edges = (*group.cuts, Cut(len(items), 0))
     begin, offsets = Cut(0, 0), [0] * len(outputs)
     for number, end in enumerate(edges, start=1):
-        builder = _Builder(recipe, number)
+        builder = _Builder(recipe)
         ends = [max(offset, len(output.header)) for offset, output in zip(offsets, outputs, strict=True)]
         for item, first_row, last_row in _rows_between(items, begin, end):
             for share in item.shares:
@@ -139,8 +140,26 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
             if start < stop:
                 renumbered[member] = len(parts)
                 parts.append(FilledPart(group.outputs[member], number, ByteRange(start, stop)))
-        yield Step(index, number, builder.reads(renumbered), tuple(parts))
+        step = Step(index, number, builder.reads(renumbered), tuple(parts))
+        _check_filled(step, recipe)
+        yield step
         begin, offsets = end, ends
+
+
+def _check_filled(step: Step, recipe: Recipe) -> None:
+    """Raise PlanError unless reads and headers fill every byte of the parts.
+
+    A byte that nothing fills would be whatever its buffer held before: another tensor's.
+    """
+    filled = sum(copy.transfer.total_nbytes for read in step.reads for copy in read.copies)
+    for part in step.parts:
+        header_nbytes = len(recipe.outputs[part.output].header)
+        filled += max(0, min(header_nbytes, part.range.stop) - part.range.start)
+    if filled != step.nbytes:
+        raise PlanError(
+            f"step {step.number} of group {step.group} fills {filled} of {step.nbytes} bytes: "
+            "the catalog's boxes do not tile their tensors"
+        )
 
 
 def _rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
@@ -154,9 +173,8 @@ def _rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple
 class _Builder:
     """Collects the copies of one step and makes reads of them."""
 
-    def __init__(self, recipe: Recipe, number: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._number = number
         # Copies by object, as (member, transfer with the source address in the object).
         self._copies: dict[int, list[tuple[int, Transfer]]] = {}
         # Needed boxes by (object, first byte of the placement): the placement's shape, and boxes in it.
@@ -167,8 +185,8 @@ class _Builder:
         for local in row_major_boxes(share.box.shape, *elements):
             for found in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
                 placement = found.placement
-                # Replicas take turns, but all outputs of a step read the same one: bytes are shared.
-                holder, first_byte = placement.holders[(self._number + found.index) % len(placement.holders)]
+                # Replicas take turns by tensor: outputs share what is read, and none mixes two replicas.
+                holder, first_byte = placement.holders[found.entry % len(placement.holders)]
                 at_target = tuple(a - b for a, b in zip(found.target_start, share.box.start, strict=True))
                 move = transfer(
                     found.box.shape,

@@ -144,7 +144,7 @@ class RankTarget:
         for rank in self.ranks:
             held = [(index, box) for index in order for box in self._box(tensors[index], rank)]
             keys, _ = distinct.setdefault(tuple(held), ([], held))
-            keys.append(self.name.format(rank=rank))
+            keys.append(self.name.replace("{rank}", str(rank)))
         names = {tensor.spec.name for tensor in tensors}
         return tuple(
             _output(tuple(keys), held, tensors, _carried(metadata, names, "ms", held, tensors))
@@ -161,7 +161,14 @@ class RankTarget:
         return (
             *_named(sorted(names - held), "have no layout in the target strategy: whole on every rank"),
             *_named(sorted(held - names), "of the target strategy are not in the source: not written"),
+            *_named(sorted((names & held) - self._written), "are on ranks that were not asked for: not written"),
         )
+
+    @property
+    def _written(self) -> frozenset[str]:
+        """Names with a layout on the stage of some rank to write."""
+        stages = {self.strategy.stage_of(rank) for rank in self.ranks}
+        return frozenset().union(*(self.strategy.stages[stage] for stage in stages))
 
     def _box(self, tensor: TargetTensor, rank: int) -> tuple[Box, ...]:
         """What a rank holds of a tensor: one box, or none on another stage."""
@@ -277,7 +284,12 @@ class FullTarget:
         return ()
 
     def _key(self, part: int, parts: int) -> str:
-        return self.single_name if parts == 1 else self.name.format(part=part, parts=parts)
+        if parts == 1:
+            return self.single_name
+        key = self.name
+        for field, number in (("part", part), ("parts", parts)):
+            key = key.replace(f"{{{field}:05d}}", f"{number:05d}").replace(f"{{{field}}}", str(number))
+        return key
 
 
 Target = RankTarget | FullTarget

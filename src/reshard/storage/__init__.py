@@ -2,8 +2,8 @@
 
 from .local import LocalStore
 from .memory import MemoryStore
-from .open import Location, open_location, open_source, open_target
-from .protocol import Body, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload
+from .open import Location, open_location, open_source, open_target, open_target_object
+from .protocol import Body, Identified, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
 from .recording import Figures, RecordingReadStore, RecordingStore, recording
 from .retry import RetryPolicy
 from .stopping import ShouldStop
@@ -11,6 +11,7 @@ from .stopping import ShouldStop
 __all__ = [
     "Body",
     "Figures",
+    "Identified",
     "LocalStore",
     "Location",
     "MemoryStore",
@@ -24,8 +25,10 @@ __all__ = [
     "Store",
     "StoreLimits",
     "Upload",
+    "identity_of",
     "open_location",
     "open_source",
     "open_target",
+    "open_target_object",
     "recording",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import stat
 import threading
@@ -55,12 +56,18 @@ class LocalStore:
         self._root = Path(root).resolve()
         self._limits = limits or StoreLimits()
         self._lock = threading.Lock()  # keeps one thread from removing the folder another is about to use
+        self._made: set[Path] = set()  # folders that were not there before this store wrote below them
         self.should_stop: ShouldStop = never
 
     @property
     def url(self) -> str:
         """``file:///path/of/root``."""
         return "file://" + str(self._root).rstrip("/")
+
+    @property
+    def identity(self) -> str:
+        """The URL: links on the way to the root are resolved in it."""
+        return self.url
 
     @property
     def limits(self) -> StoreLimits:
@@ -114,10 +121,11 @@ class LocalStore:
             raise
 
     def delete(self, key: str) -> None:
-        """Remove an object."""
+        """Remove an object, and the folders that this store made for it if nothing else is in them."""
         path = writable_path(self._root, key)
-        with _explained("delete", path):
+        with self._lock, _explained("delete", path):
             path.unlink(missing_ok=True)
+            self._remove_made(path.parent)
 
     def create_upload(self, key: str) -> Upload:
         """Make the hidden file that parts are written to."""
@@ -125,8 +133,14 @@ class LocalStore:
         with self._lock, _explained("write", path):
             if path.is_dir():
                 raise StorageError(f"{path} is a folder; no object can have its name.")
-            temporary = Temporary.fresh(path, make_folder(path.parent))
-            os.close(os.open(temporary.path, _NEW, 0o666))
+            made = make_folder(path.parent)
+            self._made.update(made)
+            temporary = Temporary.fresh(path, len(made))
+            try:
+                os.close(os.open(temporary.path, _NEW, 0o666))
+            except OSError:
+                self._remove_made(path.parent)
+                raise
         return Upload(key, temporary.token)
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
@@ -163,6 +177,7 @@ class LocalStore:
             except FileNotFoundError:
                 return
             remove_empty(temporary.target.parent, temporary.made_count)
+            self._remove_made(temporary.target.parent)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
         """List unfinished uploads by key prefix."""
@@ -175,6 +190,12 @@ class LocalStore:
             if temporary
         ]
         return [upload for upload in uploads if upload.key.startswith(prefix)]
+
+    def _remove_made(self, folder: Path) -> None:
+        """Remove the folders from ``folder`` upwards that this store made and that are empty."""
+        made = tuple(itertools.takewhile(self._made.__contains__, (folder, *folder.parents)))
+        remove_empty(folder, len(made))
+        self._made.difference_update(parent for parent in made if not parent.exists())  # another may make them anew
 
     def _temporary(self, upload: Upload) -> Temporary:
         temporary = Temporary(writable_path(self._root, upload.key), upload.upload_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
@@ -116,13 +117,9 @@ def writable_path(root: Path, key: str) -> Path:
     return path
 
 
-def make_folder(folder: Path) -> int:
-    """Make a folder and those above it; return how many were made."""
-    missing = 0
-    for parent in (folder, *folder.parents):
-        if parent.is_dir():
-            break
-        missing += 1
+def make_folder(folder: Path) -> tuple[Path, ...]:
+    """Make a folder and those above it; return the ones that were made, from ``folder`` upwards."""
+    missing = tuple(itertools.takewhile(lambda parent: not parent.is_dir(), (folder, *folder.parents)))
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 

@@ -77,6 +77,11 @@ class MemoryStore:
         return f"memory://{self._space.name}"
 
     @property
+    def identity(self) -> str:
+        """The URL: stores of one name are one."""
+        return self.url
+
+    @property
     def limits(self) -> StoreLimits:
         """Those given when a store of this name was made, else the ones of S3."""
         return self._space.limits

@@ -11,11 +11,12 @@ from ..errors import Unsupported, UsageError
 from .keys import join_key, normal_key
 from .local import LocalStore
 from .memory import MemoryStore
-from .protocol import ObjectInfo, ReadStore, Store
+from .protocol import ObjectInfo, ReadStore, Store, identity_of
 
-__all__ = ["Location", "open_location", "open_source", "open_target"]
+__all__ = ["Location", "open_location", "open_source", "open_target", "open_target_object"]
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
+_ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # of two letters at least: C:/ is a drive
 _WRITABLE = ("file", "memory", "s3", "obs")
 
 
@@ -44,6 +45,20 @@ class Location:
     def url(self) -> str:
         """What would open this place again."""
         return f"{self.store.url}/{self.key}" if self.key else self.store.url
+
+    @property
+    def identity(self) -> str:
+        """Equal for two URLs of one place; for comparing, not for opening.
+
+        A place lies below another if its identity begins with the other's and a slash.
+
+        Examples
+        --------
+        >>> open_location("memory://lab/a//b/").identity == open_location("memory://lab").child("a/b").identity
+        True
+        """
+        root = identity_of(self.store)
+        return f"{root}/{self.key}" if self.key else root
 
     @property
     def prefix(self) -> str:
@@ -87,12 +102,14 @@ def open_location(url: str) -> Location:
     Raises
     ------
     UsageError
-        The URL is malformed, its scheme not known, or the settings for it incomplete.
+        The URL is malformed (one slash after its scheme, say), its scheme not known, or the
+        settings for it incomplete.
     Unsupported
         A chain of fsspec URLs.
     """
     match = _SCHEME.fullmatch(url)
     if match is None:
+        _expect_two_slashes(url)
         return _local(url)
     scheme, rest = match["scheme"].lower(), match["rest"]
     if scheme == "file":
@@ -134,6 +151,54 @@ def open_target(url: str) -> Location:
             hint="Write to s3://bucket/key, obs://bucket/key or a local path.",
         )
     return open_location(url)
+
+
+def open_target_object(url: str) -> tuple[Location, str]:
+    """Open the place above an object to be written; see :func:`open_target`.
+
+    Returns
+    -------
+    place, name
+        ``place.child(name)`` is the object.
+
+    Raises
+    ------
+    Unsupported
+        The store can only be read.
+    UsageError
+        The URL names a whole store or a folder, or as for :func:`open_location`.
+
+    Examples
+    --------
+    >>> place, name = open_target_object("memory://lab/out/model.safetensors")
+    >>> place.url, name
+    ('memory://lab/out', 'model.safetensors')
+    """
+    place = open_target(url)
+    above = place.parent
+    name = place.key.removeprefix(above.prefix)
+    if not name:
+        raise UsageError(
+            f"{url} names no object that could be written: it is a whole store.",
+            hint="Write the object's name behind it: s3://bucket/model.safetensors, or folder/model.safetensors.",
+        )
+    if url.endswith(("/", "/.", "/..")) or url in (".", ".."):
+        raise UsageError(
+            f"{url} names a folder, not an object that could be written.", hint="Write the object's name behind it."
+        )
+    return above, name
+
+
+def _expect_two_slashes(path: str) -> None:
+    match = _ONE_SLASH.match(path)
+    if match:
+        # The rest is not shown: of a signed URL it holds a secret.
+        scheme = match["scheme"]
+        raise UsageError(
+            f"{scheme}:/... is not a URL: a URL has two slashes after its scheme.",
+            hint=f"Write {'file:///' if scheme.lower() == 'file' else f'{scheme}://'}..., "
+            f"or ./{scheme}:/... for a folder of that name.",
+        )
 
 
 def _local(path: str) -> Location:

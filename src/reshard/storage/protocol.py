@@ -13,7 +13,17 @@ from typing import Protocol, runtime_checkable
 from ..tensor import ByteRange
 from .stopping import ShouldStop
 
-__all__ = ["Body", "ObjectInfo", "ReadStore", "Stoppable", "Store", "StoreLimits", "Upload"]
+__all__ = [
+    "Body",
+    "Identified",
+    "ObjectInfo",
+    "ReadStore",
+    "Stoppable",
+    "Store",
+    "StoreLimits",
+    "Upload",
+    "identity_of",
+]
 
 Body = bytes | bytearray | memoryview
 """Bytes to send; a memoryview is contiguous and of format ``B``."""
@@ -78,6 +88,16 @@ class Stoppable(Protocol):
     """
 
     should_stop: ShouldStop
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A store that several URLs may lead to, and that can tell that they do."""
+
+    @property
+    def identity(self) -> str:
+        """Equal for two stores that keep their objects in one place; for comparing, not for opening."""
+        ...
 
 
 @runtime_checkable
@@ -175,3 +195,15 @@ class Store(ReadStore, Protocol):
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
         """List uploads that are neither completed nor aborted, by key prefix."""
         ...
+
+
+def identity_of(store: ReadStore) -> str:
+    """Return what tells a store from others: its own answer, or else its URL.
+
+    Examples
+    --------
+    >>> from reshard.storage.memory import MemoryStore
+    >>> identity_of(MemoryStore("lab"))
+    'memory://lab'
+    """
+    return store.identity if isinstance(store, Identified) else store.url

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload
+from .protocol import Body, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
 from .stopping import ShouldStop, never
 
 __all__ = ["Figures", "RecordingReadStore", "RecordingStore", "recording"]
@@ -83,6 +83,11 @@ class RecordingReadStore:
     def url(self) -> str:
         """The wrapped store's."""
         return self._inner.url
+
+    @property
+    def identity(self) -> str:
+        """The wrapped store's."""
+        return identity_of(self._inner)
 
     def head(self, key: str) -> ObjectInfo:
         """Count and pass on."""

@@ -82,6 +82,11 @@ class S3Store:
         return self._settings.url
 
     @property
+    def identity(self) -> str:
+        """Endpoint and bucket: equal for ``s3://bucket`` and ``obs://bucket`` of one service."""
+        return self._settings.identity
+
+    @property
     def limits(self) -> StoreLimits:
         """The service's, as its row says."""
         return self._settings.provider.limits
@@ -143,20 +148,28 @@ class S3Store:
         return etag
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Join the parts; the object becomes visible."""
+        """Join the parts; the object becomes visible.
+
+        Raises
+        ------
+        StorageError
+            Also when the answer was lost and nothing proves that the object there is the new one.
+        """
         if not parts:
             raise UsageError(f"{self._asked('complete_multipart_upload', upload.key)}: it has no parts.")
         joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
+        before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
         tries: list[None] = []
 
         def complete() -> None:
             tries.append(None)
             try:
                 self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, MultipartUpload=joined)
-            except NotFound:
-                # The answer to an earlier try was lost, not the try itself.
-                if len(tries) == 1 or not self.head(upload.key).etag.endswith(f"-{len(parts)}"):
+            except NotFound as error:
+                if len(tries) == 1:
                     raise
+                # Perhaps the answer to an earlier try was lost, not the try itself.
+                self._expect_new(upload.key, before, len(parts), error)
 
         retrying(complete, self._policy, self.should_stop)
         # Complete does not tell the length, and on some stores (Ceph) not the etag either.
@@ -180,6 +193,27 @@ class S3Store:
                 marker,
                 {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")},
             )
+
+    def _etag_seen(self, key: str) -> str | None:
+        """Ask for an object's etag: empty when there is no object, None when the store does not tell."""
+        try:
+            return bare_etag(self._call("head_object", key)) or None
+        except NotFound:
+            return ""
+        except StorageError:
+            return None
+
+    def _expect_new(self, key: str, before: str | None, part_count: int, gone: NotFound) -> None:
+        """Raise unless the object is one of so many parts, and not the one that was there ``before``."""
+        after = self._etag_seen(key)
+        if after is not None and not after.endswith(f"-{part_count}"):
+            raise gone
+        if after is None or before is None or after == before:
+            raise StorageError(
+                f"{self._asked('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
+                "longer open, so it is not known whether the object there is the old or the new one.",
+                hint="Do not use this object before it has been written again.",
+            ) from gone
 
     def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
         operation, position = _LISTINGS[self._settings.provider.list_version]

@@ -76,6 +76,23 @@ class S3Settings:
         """The service and its address, for messages."""
         return f"{self.provider.name} at {self.endpoint}" if self.endpoint else self.provider.name
 
+    @property
+    def identity(self) -> str:
+        """Service and bucket: equal for two URLs of one bucket, whatever their schemes.
+
+        Examples
+        --------
+        >>> s3_settings("b", {}, "http://Store.example:80").identity
+        's3@store.example/b'
+        >>> s3_settings("b", {}).identity
+        's3@amazonaws.com/b'
+        """
+        if self.endpoint is None or self.provider.name == AWS:
+            return f"s3@amazonaws.com/{self.bucket}"  # one name, one bucket, in whatever region
+        parts = urlsplit(self.endpoint)
+        port = f":{parts.port}" if parts.port not in (None, 80, 443) else ""
+        return f"s3@{parts.hostname}{port}{parts.path}/{self.bucket}"
+
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
     """Settings for ``s3://bucket``: everything as boto3 finds it.

@@ -1,0 +1,369 @@
+"""What a saved plan must keep to: anyone can write one, and its hash is no signature.
+
+Nothing here plans anew. Whatever bounds work or memory is checked before what it bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise, product
+
+from ..errors import FormatError
+from ..formats.safetensors import MAX_AXIS_COUNT
+from ..formats.strict_json import json_kind, shown
+from ..formats.weight_index import relative_key_problem
+from ..tensor import Box, Shape, Strategy, TensorSpec, byte_runs, row_major_boxes
+from .catalog import Catalog, Entry, Placement, extent_of
+from .cost import count_cost
+from .cuts import Cut, Rows, walk
+from .plan import Plan
+from .reads import _are_apart, _bridge, _hull
+from .steps import Group, Recipe, sources_of
+from .target import Output, RankTarget, Target
+
+__all__ = [
+    "check_catalog",
+    "check_plan",
+    "check_spec",
+    "check_strategy_size",
+    "fields_of",
+    "integer",
+    "integers",
+    "items",
+    "mapping",
+    "name",
+    "refused",
+    "text",
+]
+
+MAX_INTEGER = 2**63 - 1
+MAX_RANK_COUNT = 1 << 20
+MAX_NAME_LENGTH = 4096
+MAX_PAIRS = 1 << 24
+"""Tensors over all outputs, and whatever else grows with two lists of the plan at once."""
+MAX_HEADER_TEXT = 1 << 31
+MAX_STEP_READS = 1 << 20
+MAX_WORK = 1 << 28
+_MAX_CORNERS = 1 << 24
+
+
+def refused(what: str, expected: str = "", found: object = "") -> FormatError:
+    """The error for one broken rule; the caller says where."""
+    return FormatError(what, expected=expected, found=shown(found) if found != "" else "")
+
+
+# Fields, by their types in JSON.
+
+
+def integer(value: object, what: str, *, least: int = 0, most: int = MAX_INTEGER) -> int:
+    """A number within bounds, and no boolean."""
+    if type(value) is not int or not least <= value <= most:
+        raise refused(what, f"an integer from {least} to {most}", value)
+    return value
+
+
+def integers(value: object, what: str) -> tuple[int, ...]:
+    """A list of integers that are not negative."""
+    return tuple(integer(each, what) for each in items(value, what))
+
+
+def text(value: object, what: str) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise refused(what, "a string", json_kind(value))
+    return value
+
+
+def name(value: object, what: str) -> str:
+    """A string of a tensor name's length."""
+    if len(text(value, what)) > MAX_NAME_LENGTH:
+        raise refused(what, f"at most {MAX_NAME_LENGTH} characters", value)
+    return str(value)
+
+
+def items(value: object, what: str, *counts: int) -> list[object]:
+    """A list, of one of these lengths if any are given."""
+    if not isinstance(value, list) or (counts and len(value) not in counts):
+        expected = f"an array of {' or '.join(map(str, counts))}" if counts else "an array"
+        raise refused(what, expected, value if isinstance(value, list) else json_kind(value))
+    return value
+
+
+def mapping(value: object, what: str) -> Mapping[str, object]:
+    """An object."""
+    if not isinstance(value, dict):
+        raise refused(what, "an object", json_kind(value))
+    return value
+
+
+def fields_of(value: object, what: str, required: Collection[str], optional: Collection[str] = ()) -> dict[str, object]:
+    """An object with these keys and no others."""
+    found = dict(mapping(value, what))
+    if not set(required) <= found.keys() <= {*required, *optional}:
+        raise refused(f"{what}: wrong keys", ", ".join(required), sorted(found))
+    return found
+
+
+# The source.
+
+
+def check_spec(spec: TensorSpec) -> None:
+    """Refuse a tensor that no reader could hold."""
+    if len(spec.shape) > MAX_AXIS_COUNT:
+        raise refused(f"shape of {shown(spec.name)}", f"at most {MAX_AXIS_COUNT} axes", len(spec.shape))
+    if math.prod(extent or 1 for extent in spec.shape) * spec.dtype.bits > MAX_INTEGER:
+        raise refused(f"shape of {shown(spec.name)}", "less than 2**63 bits", list(spec.shape))
+    if math.prod(spec.shape) * spec.dtype.bits % 8:
+        raise refused(f"shape of {shown(spec.name)}", "elements that fill whole bytes", list(spec.shape))
+
+
+def check_catalog(catalog: Catalog) -> None:
+    """Refuse a catalog whose boxes do not tile its tensors, or that lie outside its objects."""
+    _check_keys([item.key for item in catalog.objects], "object of the source")
+    _refuse_repeated([entry.spec.name for entry in catalog.entries], "tensor of the source")
+    for entry in catalog.entries:
+        _check_tiling(entry)
+    _check_holders(catalog)
+
+
+def _check_keys(keys: Sequence[str], what: str) -> None:
+    for key in keys:
+        if problem := relative_key_problem(key):
+            raise refused(f"{what} {shown(key)}", "a plain relative key", problem)
+    normal = [unicodedata.normalize("NFC", key) for key in keys]
+    _refuse_repeated(normal, what)
+
+
+def _refuse_repeated(names: Iterable[str], what: str) -> None:
+    repeated = [each for each, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise refused(f"{what} twice", "each once", repeated[0])
+
+
+def _check_tiling(entry: Entry) -> None:
+    extent, _ = extent_of(entry.spec)
+    what, whole = f"boxes of {shown(entry.spec.name)}", Box.whole(extent)
+    for placement in entry.placements:
+        box = placement.box
+        if len(box.start) != len(extent) or len(box.stop) != len(extent):
+            raise refused(what, f"{len(extent)} axes", [list(box.start), list(box.stop)])
+        if min(box.shape, default=0) < 0 or not whole.contains(box):
+            raise refused(what, f"boxes inside {list(extent)}", [list(box.start), list(box.stop)])
+    if not whole.is_empty and not _tile([p.box for p in entry.placements if not p.box.is_empty], extent):
+        raise refused(what, f"to tile {list(extent)}, each element once")
+
+
+def _tile(boxes: Sequence[Box], extent: Shape) -> bool:
+    """Whether boxes cover every element once.
+
+    They do just when their corners, signed by parity, add up to those of the whole: what a sum of
+    boxes is everywhere follows from the steps at its corners. Axes that no box cuts need no corners.
+    """
+    cut = [axis for axis, size in enumerate(extent) if any(b.start[axis] or b.stop[axis] != size for b in boxes)]
+    if len(boxes) << len(cut) > _MAX_CORNERS:
+        raise refused("boxes of a tensor", f"at most {_MAX_CORNERS} corners", f"{len(boxes)} cut on {len(cut)} axes")
+    signed: Counter[Shape] = Counter()
+    for box in (*boxes, None):
+        sides = [(box.start[axis], box.stop[axis]) if box else (0, extent[axis]) for axis in cut]
+        for which in product((0, 1), repeat=len(cut)):
+            sign = (-1) ** sum(which) * (1 if box else -1)
+            signed[tuple(side[end] for side, end in zip(sides, which, strict=True))] += sign
+    return not any(signed.values())
+
+
+def _check_holders(catalog: Catalog) -> None:
+    """Every box is held, inside its object, by bytes that are no other's."""
+    taken: list[tuple[int, int, int]] = []
+    for entry in catalog.entries:
+        itemsize = extent_of(entry.spec)[1]
+        for placement in entry.placements:
+            nbytes = placement.box.element_count * itemsize
+            if not placement.holders:
+                raise refused(f"holders of {shown(entry.spec.name)}", "at least one", 0)
+            for index, first in placement.holders:
+                if index >= len(catalog.objects) or first + nbytes > catalog.objects[index].nbytes:
+                    raise refused(
+                        f"bytes of {shown(entry.spec.name)}", "inside an object of the source", [index, first]
+                    )
+                if nbytes:
+                    taken.append((index, first, first + nbytes))
+    for before, after in pairwise(sorted(taken)):
+        if before[0] == after[0] and before[2] > after[1]:
+            raise refused(
+                "bytes of the source", "to be one tensor's", f"object {after[0]}, byte {after[1]}: two have it"
+            )
+
+
+# The target.
+
+
+def check_strategy_size(device_count: int, stage_count: int) -> None:
+    """Refuse more ranks than there are anywhere."""
+    if not 0 < device_count * stage_count <= MAX_RANK_COUNT:
+        raise refused("ranks of the strategy", f"1 to {MAX_RANK_COUNT}", device_count * stage_count)
+
+
+def _check_target(target: Target, catalog: Catalog) -> None:
+    """Refuse what would make outputs without bound, before any is made."""
+    tensor_count, outputs = len(catalog.entries), len(catalog.entries)
+    if isinstance(target, RankTarget):
+        rest = target.name.replace("{rank}", "")
+        if "{" in rest or "}" in rest:
+            raise refused("name of the target", "no braces but {rank}", target.name)
+        _check_ranks(target.ranks, target.strategy)
+        outputs = len(target.ranks)
+        _bound("tensors over all ranks", _pair_count(target, catalog))
+        _bound("tensors times stages", tensor_count * target.strategy.stage_count)
+    _bound("metadata over all outputs", outputs * len(catalog.metadata))
+
+
+def _check_ranks(ranks: tuple[int, ...], strategy: Strategy) -> None:
+    if any(a >= b for a, b in pairwise(ranks)) or (ranks and ranks[-1] >= strategy.rank_count):
+        raise refused("ranks of the target", f"ascending, each once, below {strategy.rank_count}", list(ranks))
+
+
+def _pair_count(target: RankTarget, catalog: Catalog) -> int:
+    strategy = target.strategy
+    known = strategy.names
+    outside = sum(entry.spec.name not in known for entry in catalog.entries)
+    ranks = Counter(map(strategy.stage_of, target.ranks))
+    return sum(count * (outside + len(strategy.stages[stage])) for stage, count in ranks.items())
+
+
+def _bound(what: str, count: int, most: int = MAX_PAIRS) -> None:
+    if count > most:
+        raise refused(what, f"at most {most}", count)
+
+
+def _check_headers(outputs: Sequence[Output]) -> None:
+    """Bound the headers together, before any is made."""
+    nbytes = 0
+    for output in outputs:
+        nbytes += sum(4 * len(spec.name) + 100 + 20 * len(spec.shape) for spec in output.specs)
+        nbytes += sum(4 * len(key) + 4 * len(value) for key, value in output.metadata.items())
+        _bound("bytes of all headers", nbytes, MAX_HEADER_TEXT)
+
+
+# The whole.
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse a plan whose fields, each right alone, do not make one conversion."""
+    if plan.buffers.limits != plan.limits or plan.buffers.parts_bytes < 0:
+        raise refused("limits", "reads and clients that fit the memory", plan.limits.memory_bytes)
+    _check_target(plan.target, plan.catalog)
+    _check_keys([key for output in plan.outputs for key in output.keys], "output")
+    _check_headers(plan.outputs)
+    keys = [*plan.keys, plan.manifest_key]
+    _check_keys(keys, "output")
+    _check_parents(keys)
+    _check_groups(plan)
+    _check_cost(plan)
+
+
+def _check_parents(keys: Sequence[str]) -> None:
+    """Refuse keys that are the directory of another: file systems cannot hold both."""
+    known = set(keys)
+    for key in keys:
+        end = key.find("/")
+        while end >= 0:
+            if key[:end] in known:
+                raise refused("output", "no key below another", key)
+            end = key.find("/", end + 1)
+
+
+def _check_groups(plan: Plan) -> None:
+    numbers = sorted(number for group in plan.groups for number in group.outputs)
+    if numbers != list(range(len(plan.outputs))) or not all(group.outputs for group in plan.groups):
+        raise refused("groups", f"each of {len(plan.outputs)} outputs in one group", numbers)
+    work = _Work(plan)
+    for group in plan.groups:
+        rows = walk([plan.outputs[i] for i in group.outputs], plan.tensors, plan.limits)
+        _check_cuts(group, rows)
+        _bound("cuts of a group", len(group.cuts) + 1, plan.limits.max_part_count)
+        work.add(group, rows)
+
+
+def _check_cuts(group: Group, rows: Sequence[Rows]) -> None:
+    for cut in group.cuts:
+        if cut.item >= len(rows) or cut.row > rows[cut.item].row_count:
+            raise refused("cuts", "within the tensors of their group", [cut.item, cut.row])
+    for before, after in pairwise(group.cuts):
+        if before >= after:
+            raise refused("cuts", "ascending", [after.item, after.row])
+
+
+class _Work:
+    """Adds up what counting the steps will take, step by step and without any list of reads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._recipe: Recipe = plan.recipe
+        self._parts_bytes = plan.cost.peak_bytes - plan.buffers.fixed_bytes
+        self._done = 0
+
+    def add(self, group: Group, rows: Sequence[Rows]) -> None:
+        """Refuse steps that are too large, of too many reads, or that take too long to tell."""
+        outputs = [self._recipe.outputs[i] for i in group.outputs]
+        filled = [len(output.header) for output in outputs]
+        for begin, end in pairwise((Cut(0, 0), *group.cuts, Cut(len(rows), 0))):
+            wanted: dict[int, tuple[Placement, int, list[Box]]] = {}
+            for item, first, last in _between(rows, begin, end):
+                for share in item.shares:
+                    start, stop = item.element_of(share, first), item.element_of(share, last)
+                    filled[share.member] += (stop - start) * item.itemsize
+                    for local in row_major_boxes(share.box.shape, start, stop):
+                        self._find(item, local.shifted(share.box.start), wanted)
+            self._spend(len(outputs))
+            _bound("bytes of a step", sum(filled), self._parts_bytes)
+            _bound("bytes of a part", max(filled), self._recipe.limits.max_part_bytes)
+            self._count(wanted.values())
+            filled = [0] * len(outputs)
+
+    def _find(self, item: Rows, box: Box, wanted: dict[int, tuple[Placement, int, list[Box]]]) -> None:
+        pieces = self._recipe.tensors[item.tensor].pieces
+        self._spend(sum(len(self._recipe.catalog.entries[piece.source].placements) for piece in pieces))
+        for found in sources_of(self._recipe, item.tensor, box):
+            wanted.setdefault(id(found.placement), (found.placement, item.itemsize, []))[2].append(found.box)
+
+    def _count(self, wanted: Iterable[tuple[Placement, int, list[Box]]]) -> None:
+        reads = 0
+        for placement, itemsize, boxes in wanted:
+            runs = self._run_count(placement, itemsize, set(boxes))
+            span = _hull(boxes).element_count * itemsize if boxes[0].start else itemsize
+            here = runs + min(span, placement.box.element_count * itemsize) // self._recipe.limits.read_bytes
+            reads += here
+            _bound("reads of a step", reads, MAX_STEP_READS)
+            self._spend(here * len(boxes))
+
+    def _run_count(self, placement: Placement, itemsize: int, boxes: Collection[Box]) -> int:
+        if len(boxes) > 1:
+            hull = _hull(boxes)
+            if sum(box.element_count for box in boxes) == hull.element_count and _are_apart(boxes):
+                boxes = {hull}
+        limits, shape = self._recipe.limits, placement.box.shape
+        return sum(_bridge(byte_runs(box, shape, itemsize), limits)[0].run_count for box in boxes)
+
+    def _spend(self, count: int) -> None:
+        self._done += count
+        _bound("work to tell the steps", self._done, MAX_WORK)
+
+
+def _between(rows: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
+    for index in range(begin.item, min(end.item + 1, len(rows))):
+        first = begin.row if index == begin.item else 0
+        last = end.row if index == end.item else rows[index].row_count
+        if first < last:
+            yield rows[index], first, last
+
+
+def _check_cost(plan: Plan) -> None:
+    """Count anew; sharing out the memory twice may round the peak by less than one byte a request."""
+    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.buffers)
+    if plan.cost != replace(counted, peak_bytes=plan.cost.peak_bytes):
+        raise refused("cost", str(counted), str(plan.cost))
+    if not 0 <= counted.peak_bytes - plan.cost.peak_bytes < plan.limits.concurrency:
+        raise refused("cost: peak_bytes", str(counted.peak_bytes), plan.cost.peak_bytes)

@@ -1,0 +1,398 @@
+"""Saved plans: the same plan comes back, and anything else is refused."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.checkpoints import catalog_of_ranks, random_model, shards
+
+from reshard.errors import FormatError
+from reshard.planning.catalog import Catalog, Entry, Placement, SourceObject
+from reshard.planning.cuts import Cut
+from reshard.planning.limits import Limits
+from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan_check import check_catalog
+from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
+from reshard.planning.steps import Group
+from reshard.planning.target import FullTarget, RankTarget
+from reshard.tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec
+
+MODEL = random_model({'é.\u4e2d"\\\n': ("F32", (8, 6)), "norm": ("F4", (6,)), "step": ("I64", ())})
+FIRST = next(iter(MODEL))
+UNEVEN = Layout((2,), ((0,), ()), row_split=RowSplit((5, 3), (0, 5)))
+SHARDED = Layout((2,), ((), ()), optimizer_shard_size=-1, optimizer_shard_step=1)
+SOURCE = Strategy(2, ({FIRST: UNEVEN, "norm": Layout((2,), ((),)), "step": Layout((2,), ())},))
+TARGET = Strategy(2, ({FIRST: SHARDED}, {"norm": Layout((1, 2), ((),), field_size=3), "step": Layout((2,), ())}))
+FULL = FullTarget("m-{part}.safetensors", "m.safetensors", "i.json", "pt", 10)
+SMALL = Limits(min_part_bytes=20, part_bytes=20, row_bytes=1)
+
+
+def a_plan(target=None):
+    catalog = catalog_of_ranks(shards(MODEL, SOURCE), SOURCE)
+    catalog = replace(catalog, metadata={"a": "ü"}, notes=("n",), header_bytes=7)
+    return make_plan(catalog, target or RankTarget(TARGET, (0, 1, 3), "r{rank}"), "memory://t", SMALL, "manifest.json")
+
+
+@pytest.mark.parametrize("target", [None, FULL], ids=["ranks", "full"])
+def test_there_and_back(target):
+    plan = a_plan(target)
+    again = decode_plan(encode_plan(plan), "plan")
+    assert again == plan
+    assert encode_plan(again) == encode_plan(plan)
+    assert plan_id_of(again) == plan_id_of(plan)
+    assert [list(again.steps(i)) for i in range(len(again.groups))] == [
+        list(plan.steps(i)) for i in range(len(plan.groups))
+    ]
+
+
+def test_the_order_of_keys_means_nothing():
+    body = json.loads(encode_plan(a_plan()))
+    mixed = json.dumps(dict(reversed(body.items())), indent=2).encode()
+    assert decode_plan(mixed, "plan") == a_plan()
+
+
+CHANGES = {
+    "catalog": lambda plan: replace(plan.catalog, url="memory://other"),
+    "target": lambda plan: replace(plan.target, ranks=(0, 1)),
+    "target_url": lambda plan: "memory://other",
+    "limits": lambda plan: replace(plan.limits, row_bytes=2),
+    "groups": lambda plan: (Group((0,), (Cut(0, 1),)), *plan.groups[1:]),
+    "cost": lambda plan: replace(plan.cost, get_count=0),
+    "notes": lambda plan: ("other",),
+    "manifest_key": lambda plan: "other",
+}
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Plan)])
+def test_everything_that_a_plan_says_is_in_its_id(name):
+    plan = a_plan()
+    changed = replace(plan, **{name: CHANGES[name](plan)})
+    assert plan_id_of(changed) != plan_id_of(plan)
+    if name in ("target_url", "notes", "manifest_key"):
+        assert decode_plan(encode_plan(changed), "plan") == changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda catalog: replace(catalog, objects=(replace(catalog.objects[0], etag="x"), *catalog.objects[1:])),
+        lambda catalog: replace(catalog, objects=(replace(catalog.objects[0], nbytes=1), *catalog.objects[1:])),
+        lambda catalog: replace(catalog, entries=catalog.entries[:-1]),
+        lambda catalog: replace(catalog, metadata={}),
+        lambda catalog: replace(catalog, notes=()),
+        lambda catalog: replace(catalog, header_bytes=0),
+    ],
+)
+def test_everything_that_a_catalog_says_is_in_the_id(change):
+    plan = a_plan()
+    assert plan_id_of(replace(plan, catalog=change(plan.catalog))) != plan_id_of(plan)
+
+
+IN_A_FRESH_PROCESS = """
+from support.checkpoints import catalog_of_ranks, random_model, shards
+from reshard.planning.limits import Limits
+from reshard.planning.plan import make_plan
+from reshard.planning.plan_json import plan_id_of
+from reshard.planning.target import RankTarget
+from reshard.tensor import Layout, Strategy
+model = random_model({name: ("U8", (12, 12)) for name in "abcdef"})
+source = Strategy(4, ({name: Layout((2, 2), ((0,), ())) for name in model},))
+target = Strategy(6, ({name: Layout((6,), ((), (0,))) for name in model},))
+catalog = catalog_of_ranks(shards(model, source), source)
+limits = Limits(min_part_bytes=50, part_bytes=50, row_bytes=1)
+plan = make_plan(catalog, RankTarget(target, tuple(range(6)), "r{rank}"), "memory://t", limits)
+print(plan_id_of(plan), hash(tuple(step for i in range(len(plan.groups)) for step in plan.steps(i))))
+"""
+
+
+def test_ids_and_steps_are_the_same_in_every_process():
+    """Whatever depended on the order of a set of texts would differ."""
+    tests = Path(__file__).parents[1]
+    told = set()
+    for seed in ("0", "1"):
+        environ = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(tests)}
+        command = [sys.executable, "-c", IN_A_FRESH_PROCESS]
+        told.add(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "plan"),
+        (b"\xff", "plan"),
+        (b"[]", "plan"),
+        (b"{}", "not a saved plan"),
+        (b'{"format": "reshard-plan/2"}', "expected reshard-plan/1, found 'reshard-plan/2'"),
+        (b'{"format": ["reshard-plan/1"]}', "not a saved plan"),
+        (b'{"format": "reshard-plan/1"}', "altered"),
+        (b'{"format": "reshard-plan/1", "plan_id": null}', "altered"),
+        (b'{"format": "reshard-plan/1", "format": "reshard-plan/1"}', "plan"),
+    ],
+)
+def test_what_is_no_plan(data, problem):
+    with pytest.raises(FormatError, match=problem):
+        decode_plan(data, "plan")
+
+
+def test_any_altered_byte_is_noticed():
+    data = bytearray(encode_plan(a_plan()))
+    digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
+    for position in digits[::7]:
+        altered = bytes([*data[:position], ord("1") if data[position] != ord("1") else ord("2"), *data[position + 1 :]])
+        with pytest.raises(FormatError):
+            decode_plan(altered, "plan")
+
+
+def signed(body):
+    """A plan altered by one who knows how the id is made."""
+    import hashlib
+
+    rest = {key: value for key, value in body.items() if key != "plan_id"}
+    canonical = json.dumps(rest, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return json.dumps({"plan_id": hashlib.sha256(canonical.encode()).hexdigest(), **rest}).encode()
+
+
+def test_the_signature_of_these_tests_is_right():
+    body = plan_to_json(a_plan())
+    assert decode_plan(signed(body), "plan") == a_plan()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [(name,) for name in plan_to_json(a_plan()) if name not in ("plan_id", "format")]
+    + [("catalog", name) for name in plan_to_json(a_plan())["catalog"]]
+    + [("target", name) for name in plan_to_json(a_plan())["target"]]
+    + [("target", "strategy", name) for name in ("device_count", "layouts", "stages")]
+    + [("limits", "concurrency"), ("cost", "get_count"), ("cost", "peak_bytes")],
+)
+def test_fields_that_lack(path):
+    body = plan_to_json(a_plan())
+    holder = body
+    for name in path[:-1]:
+        holder = holder[name]
+    del holder[path[-1]]
+    if path == ("limits", "concurrency"):
+        assert decode_plan(signed(body), "plan").limits.concurrency == Limits().concurrency
+        return
+    with pytest.raises(FormatError, match="cannot be read"):
+        decode_plan(signed(body), "plan")
+
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 1 << 70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(st.data(), junk)
+def test_junk_anywhere_is_a_format_error_or_a_plan(data, value):
+    """Whatever stands in a plan, reading it raises nothing but FormatError."""
+    body = plan_to_json(a_plan())
+    holder, depth = body, data.draw(st.integers(1, 7))
+    for _ in range(depth):
+        keys = [key for key in holder if key != "plan_id"] if isinstance(holder, dict) else list(range(len(holder)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(holder[key], dict | list) or not holder[key]:
+            break
+        parent, holder = holder, holder[key]
+        place = (parent, key)
+    else:
+        parent, key = place
+        parent[key] = value
+        holder = None
+    if holder is not None:
+        holder[key] = value
+    try:
+        plan = decode_plan(signed(body), "plan")
+    except FormatError:
+        return
+    assert isinstance(plan, Plan)
+
+
+HUGE = 1 << 62
+
+
+def at(*path, to):
+    """A forgery: what stands at a path becomes something else."""
+
+    def forge(body):
+        holder = body
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = to(holder[path[-1]]) if callable(to) else to
+
+    return forge
+
+
+def both(*forgeries):
+    def forge(body):
+        for each in forgeries:
+            each(body)
+
+    return forge
+
+
+def vast(body):
+    """One tensor of 2**60 bytes, read byte by byte."""
+    body["catalog"]["objects"] = [["big", HUGE, ""]]
+    body["catalog"]["entries"] = [["big", "U8", [1 << 59, 2], [[[], [[0, 8]]]]]]
+    body["target"] = {"kind": "ranks", "ranks": [0], "name": "r{rank}", "strategy": VAST}
+    body["limits"] |= {"read_bytes": 1, "max_gap_bytes": 0, "max_part_bytes": HUGE, "memory_bytes": 1 << 40}
+    body["groups"] = [[[0], []]]
+
+
+VAST = {
+    "device_count": 2,
+    "layouts": [[[2], [[], [0]], 0, 0, None, 0]],
+    "stages": [{"big": 0}],
+}
+
+FORGERIES = {
+    "a boolean": at("catalog", "objects", 0, 1, to=True),
+    "a float": at("catalog", "header_bytes", to=1.0),
+    "a negative number": at("catalog", "header_bytes", to=-1),
+    "a huge number": at("catalog", "objects", 0, 1, to=1 << 63),
+    "an unknown key": lambda body: body.update(extra=1),
+    "an unknown limit": lambda body: body["limits"].update(extra=1),
+    "an unknown dtype": at("catalog", "entries", 0, 1, to="F31"),
+    "a dtype that is a list": at("catalog", "entries", 0, 1, to=["F32"]),
+    "many axes": at("catalog", "entries", 0, 2, to=[1] * 65),
+    "a key that leads out": at("catalog", "objects", 0, 0, to="../x"),
+    "an absolute key": at("catalog", "objects", 0, 0, to="/etc/passwd"),
+    "a source key twice": at("catalog", "objects", to=lambda objects: [objects[0], objects[0], *objects[2:]]),
+    "a tensor twice": at("catalog", "entries", to=lambda entries: [*entries, entries[0]]),
+    "a long name": at("catalog", "entries", 0, 0, to="." * 5000),
+    "no such object": at("catalog", "entries", 0, 3, 0, 1, to=[[99, 8]]),
+    "no holders": at("catalog", "entries", 0, 3, 0, 1, to=[]),
+    "a holder of three": at("catalog", "entries", 0, 3, 0, 1, to=[[0, 1, 2]]),
+    "bytes outside the object": at("catalog", "entries", 0, 3, 0, 1, 0, 1, to=10**6),
+    "bytes of another tensor": lambda body: body["catalog"]["entries"][0][3][0].__setitem__(
+        1, body["catalog"]["entries"][1][3][0][1]
+    ),
+    "a hole": at("catalog", "entries", 0, 3, to=lambda placements: placements[:-1]),
+    "an overlap": at("catalog", "entries", 0, 3, to=lambda placements: [*placements, placements[0]]),
+    "one box twice, another not": at("catalog", "entries", 0, 3, to=lambda p: [p[0], p[0]]),
+    "a box outside": at("catalog", "entries", 0, 3, 0, 0, to=[[0, 0], [9, 9]]),
+    "a box of other axes": at("catalog", "entries", 0, 3, 0, 0, to=[[0], [1]]),
+    "a box upside down": at("catalog", "entries", 0, 3, 0, 0, to=[[5, 0], [0, 6]]),
+    "an unknown target": at("target", "kind", to="half"),
+    "ranks that are not there": at("target", "ranks", to=[0, 99]),
+    "ranks twice": at("target", "ranks", to=[0, 0, 1]),
+    "ranks that descend": at("target", "ranks", to=[1, 0]),
+    "one name for all": at("target", "name", to="r"),
+    "attributes in the name": at("target", "name", to="{rank.__class__}"),
+    "a width in the name": at("target", "name", to="{rank:99999999999}"),
+    "half a brace": at("target", "name", to="{rank}{"),
+    "a name that leads out": at("target", "name", to="../{rank}"),
+    "a name twice after normalising": both(at("target", "name", to="\u00e9{rank}"), at("manifest_key", to="e\u03010")),
+    "a name below another": at("manifest_key", to="r0/x"),
+    "a manifest that is an output": at("manifest_key", to="r0"),
+    "a manifest that leads out": at("manifest_key", to="a/../../b"),
+    "many devices": at("target", "strategy", "device_count", to=HUGE),
+    "no devices": at("target", "strategy", "device_count", to=0),
+    "no stages": at("target", "strategy", "stages", to=[]),
+    "a layout that is not there": at("target", "strategy", "stages", 0, to={FIRST: 99}),
+    "a layout counted from the end": at("target", "strategy", "stages", 0, to={FIRST: -1}),
+    "a grid of many": at("target", "strategy", "layouts", 0, 0, to=[1 << 40, 1 << 20]),
+    "a grid of many axes": at("target", "strategy", "layouts", 0, 0, to=[1] * 10**5),
+    "no grid": at("target", "strategy", "layouts", 0, 0, to=[0]),
+    "many threads": at("limits", "concurrency", to=100_000),
+    "no threads": at("limits", "concurrency", to=0),
+    "much memory": at("limits", "memory_bytes", to=HUGE),
+    "little memory": at("limits", "memory_bytes", to=1),
+    "long reads": at("limits", "read_bytes", to=HUGE),
+    "tiny reads": at("limits", "read_bytes", to=1),
+    "tiny parts": at("limits", "max_part_bytes", to=1),
+    "few parts": at("limits", "max_part_count", to=1),
+    "no groups": at("groups", to=[]),
+    "an output twice": at("groups", to=lambda groups: [*groups, groups[0]]),
+    "an output that is not there": at("groups", 0, 0, to=[99]),
+    "cuts that descend": at("groups", 0, 1, to=lambda cuts: [*cuts, *cuts]),
+    "a cut at no tensor": at("groups", 0, 1, to=[[99, 0]]),
+    "a cut at no row": at("groups", 0, 1, to=[[0, 10**9]]),
+    "other cuts": at("groups", 0, 1, to=[]),
+    "a large arena": at("cost", "peak_bytes", to=HUGE),
+    "no arena": at("cost", "peak_bytes", to=0),
+    "another cost": at("cost", "get_count", to=0),
+    "reads without end": vast,
+    "lists for everything": at("catalog", to=[]),
+}
+
+
+def forged(forge, target=None):
+    body = json.loads(encode_plan(a_plan(target)))
+    forge(body)
+    return signed(body)
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_plans_are_refused_at_once(name):
+    data = forged(FORGERIES[name])
+    begun = time.monotonic()
+    with pytest.raises(FormatError, match=r"^plan: the plan cannot be read") as refused:
+        decode_plan(data, "plan")
+    assert time.monotonic() - begun < 1
+    assert refused.value.hint == "Make it anew."
+    assert len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        at("target", "name", to="{part.__class__}"),
+        at("target", "name", to="{part:999999999999}"),
+        at("target", "name", to="m-{parts}"),
+        at("target", "name", to="../{part}"),
+        at("target", "index_name", to="/i.json"),
+        at("target", "object_bytes", to=True),
+        at("target", "object_bytes", to=10**6),
+        lambda body: body["target"].update(extra=1),
+    ],
+)
+def test_forged_full_targets(forge):
+    with pytest.raises(FormatError, match="cannot be read"):
+        decode_plan(forged(forge, FULL), "plan")
+
+
+def test_many_boxes_are_checked_in_linear_time():
+    """128 x 128 boxes of one tensor; then one of them moved."""
+    rows = columns = 128
+    boxes = [[[i, j], [i + 1, j + 1]] for i in range(rows) for j in range(columns)]
+    spec = TensorSpec("w", DType.U8, (rows, columns))
+
+    def entry(boxes):
+        placements = tuple(
+            Placement(Box(tuple(start), tuple(stop)), ((0, number),)) for number, (start, stop) in enumerate(boxes)
+        )
+        return Catalog("memory://s", "test", (SourceObject("o", rows * columns, ""),), (Entry(spec, placements),))
+
+    begun = time.monotonic()
+    check_catalog(entry(boxes))
+    for wrong in ([*boxes[1:], boxes[1]], boxes[1:], [*boxes[:-1], [[0, 0], [1, 1]]]):
+        with pytest.raises(FormatError, match="boxes of 'w'"):
+            check_catalog(entry(wrong))
+    assert time.monotonic() - begun < 5
+
+
+def test_layouts_of_boxes_that_are_no_grid():
+    spiral = [((0, 0), (1, 2)), ((0, 2), (2, 3)), ((2, 1), (3, 3)), ((1, 0), (3, 1)), ((1, 1), (2, 2))]
+    placements, first = [], 0
+    for start, stop in spiral:
+        placements.append(Placement(Box(start, stop), ((0, first),)))
+        first += placements[-1].box.element_count
+    spec = TensorSpec("w", DType.U8, (3, 3))
+    check_catalog(Catalog("u", "k", (SourceObject("o", 9, ""),), (Entry(spec, tuple(placements)),)))

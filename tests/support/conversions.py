@@ -1,0 +1,62 @@
+"""Conversions between memory stores, without the library's statements around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reshard.engine.events import Listener, ignore
+from reshard.engine.execute import execute
+from reshard.engine.manifest import Manifest
+from reshard.engine.source import read_catalog
+from reshard.engine.workers import working
+from reshard.planning.catalog import Catalog
+from reshard.planning.limits import Limits
+from reshard.planning.plan import Plan, make_plan
+from reshard.planning.target import RankTarget, Target
+from reshard.storage import Location
+from reshard.tensor import Strategy
+
+from .checkpoints import rank_key
+
+
+@dataclass(frozen=True)
+class Known:
+    """A strategy that needs no files."""
+
+    known: Strategy
+
+    def strategy(self, shapes, *, local):
+        return self.known
+
+
+def catalog_at(location: Location, strategy: Strategy | None = None) -> Catalog:
+    """The catalog of what lies at a place."""
+    with working(2, location.store) as workers:
+        return read_catalog(location, Known(strategy) if strategy else None, workers)
+
+
+def ranks_of(strategy: Strategy) -> RankTarget:
+    """All ranks, under the keys that :mod:`support.checkpoints` writes."""
+    return RankTarget(strategy, tuple(range(strategy.rank_count)), rank_key("{rank}"))
+
+
+def planned(
+    source: Location, target: Location, wished: Target, limits: Limits, strategy: Strategy | None = None
+) -> Plan:
+    """The plan of a conversion."""
+    return make_plan(catalog_at(source, strategy), wished, target.url, limits)
+
+
+def convert(
+    source: Location,
+    target: Location,
+    wished: Target,
+    limits: Limits,
+    strategy: Strategy | None = None,
+    *,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> tuple[Plan, Manifest]:
+    """Plan and execute."""
+    plan = planned(source, target, wished, limits, strategy)
+    return plan, execute(plan, source, target, overwrite=overwrite, listener=listener)
