@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import s3_servers
 from support.s3_servers import S3Server
 from support.settings import clear_settings
 
 pytest.register_assert_rewrite("storage.contract")
+
+# The first draw of text builds hypothesis's tables, which takes seconds on a fresh clone and a busy machine:
+# no judgement of the test that happens to draw first.
+settings.register_profile("reshard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("reshard")
 
 
 @pytest.fixture(scope="session")

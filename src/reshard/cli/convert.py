@@ -22,6 +22,7 @@ from .options import (
 )
 from .output import show_manifest
 from .progress import progress
+from .signals import signals
 
 
 def convert(
@@ -57,4 +58,5 @@ def convert(
             overwrite=overwrite,
             on_event=listener,
         )
+        signals.work_is_done()
     show_manifest(manifest, output)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from ..engine.events import Event, Listener, PhaseStarted, ignore
 from ..engine.events import Progress as Moved
@@ -27,8 +28,8 @@ def progress(*, quiet: bool) -> Iterator[Listener]:
     elif sys.stderr.isatty():
         bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[figures]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[figures]}", table_column=Column(overflow="fold")),
             console=Console(stderr=True),
             transient=True,
         )
