@@ -1,13 +1,15 @@
 """Strided copies against numpy."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reshard.engine.scatter import first_difference, is_equal, scatter
+from reshard.engine import scatter as scatter_module
+from reshard.engine.scatter import first_difference, scatter
 from reshard.tensor import Transfer, transfer
 
 
@@ -85,6 +87,13 @@ def test_nothing_is_written_beside_the_runs():
     assert target == b"..ab...cd...ef......"
 
 
+@pytest.fixture(params=[7, 1 << 20], ids=["blocks", "one block"])
+def block_bytes(request, monkeypatch):
+    monkeypatch.setattr(scatter_module, "_BLOCK_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("block_bytes")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=50), st.data())
 def test_the_first_difference_is_found(body, data):
     at = data.draw(st.integers(0, len(body) - 1))
@@ -92,10 +101,19 @@ def test_the_first_difference_is_found(body, data):
     other[at] ^= data.draw(st.integers(1, 255))
     for later in data.draw(st.lists(st.integers(at, len(body) - 1), max_size=3)):
         other[later] ^= 0 if later == at else 1
-    assert is_equal(memoryview(body), memoryview(bytes(body)))
-    assert not is_equal(memoryview(body), memoryview(other))
+    assert first_difference(memoryview(body), memoryview(bytes(body))) is None
     assert first_difference(memoryview(body), memoryview(other)) == at
 
 
-def test_buffers_of_different_length_are_not_equal():
-    assert not is_equal(memoryview(b"ab"), memoryview(b"a"))
+def test_no_bytes_do_not_differ():
+    assert first_difference(memoryview(b""), memoryview(b"")) is None
+
+
+def test_comparing_takes_no_memory_to_speak_of():
+    body = memoryview(bytes(8 << 20))
+    tracemalloc.start()
+    try:
+        assert first_difference(body, body) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from support.s3_servers import S3Server
 from support.settings import clear_settings
 
 import reshard
-from reshard.api import save
+from reshard.api import save, statements
+from reshard.errors import OverBudget
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.planning.plan_json import encode_plan
-from reshard.storage import Store, open_location
+from reshard.storage import Location, Store, open_location, recording
 from reshard.tensor import DType, TensorSpec
 
 pytestmark = [pytest.mark.memory, pytest.mark.server, pytest.mark.timeout(600)]
@@ -46,11 +48,14 @@ def resident_kib(name):
     with open("/proc/self/status") as status:
         return int(re.search(name + r":\\s+(\\d+)", status.read())[1])
 
-small, large = sys.argv[1:]
+small, large, verified = sys.argv[1:]
 reshard.convert(plan=small, overwrite=True)
 plan = reshard.load_plan(large)
 before = resident_kib("VmRSS")
-reshard.convert(plan=plan, overwrite=True)
+if verified:
+    assert reshard.verify(verified).is_ok
+else:
+    reshard.convert(plan=plan, overwrite=True)
 print(json.dumps({"before": before << 10, "peak": resident_kib("VmHWM") << 10}))
 """
 
@@ -97,11 +102,12 @@ def _save_plan(url: str, name: str, src: str, dst: str, **options: str) -> resha
     return made
 
 
-def _measured(url: str, small: str, large: str) -> dict[str, int]:
-    command = [sys.executable, "-c", CHILD, f"{url}/{small}.json", f"{url}/{large}.json"]
+def _measured(url: str, small: str, large: str, verified: str = "") -> dict[str, int]:
+    """Memory before and at the peak of a conversion, or of its verification."""
+    command = [sys.executable, "-c", CHILD, f"{url}/{small}.json", f"{url}/{large}.json", verified]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{large}: {(found['peak'] - found['before']) / MIB:.0f} MiB")
+    print(f"{'verify' if verified else large}: {(found['peak'] - found['before']) / MIB:.0f} MiB")
     return found
 
 
@@ -111,6 +117,9 @@ def test_peak_stays_within_the_plan(bucket: str) -> None:
     split = _save_plan(bucket, "split", "large", "large-mp4", dst_layout=layout)
     assert split.catalog.nbytes > 2 * 1024 * MIB
     found = _measured(bucket, "split-small", "split")
+    assert found["peak"] - found["before"] <= split.cost.peak_bytes + SLACK_BYTES
+
+    found = _measured(bucket, "split-small", "split", f"{bucket}/large-mp4")
     assert found["peak"] - found["before"] <= split.cost.peak_bytes + SLACK_BYTES
 
     _save_plan(bucket, "merge-small", "small-mp4", "small-full", src_layout=layout)
@@ -128,3 +137,20 @@ def test_too_little_memory_is_refused_before_a_tensor_byte_moves(bucket: str) ->
     assert "needs at least" in done.stderr
     assert "--memory" in done.stderr
     assert not list(open_location(f"{bucket}/refused").objects())
+
+
+def test_a_refusal_reads_headers_only_and_its_number_would_do(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, layout = f"{bucket}/large", f"{bucket}/mp4.yaml"
+    header_bytes = reshard.inspect(url).header_bytes
+    place = open_location(url)
+    counted = recording(place.store)
+    monkeypatch.setattr(statements, "open_source", lambda _: Location(counted, place.key))
+    with pytest.raises(OverBudget) as refused:
+        reshard.convert(url, f"{bucket}/refused", dst_layout=layout, memory="8MiB")
+    assert counted.figures.read_bytes == header_bytes
+    told = re.search(r"--memory (\d+MiB)", str(refused.value))
+    assert told
+    accepted = reshard.plan(url, f"{bucket}/refused", dst_layout=layout, memory=told[1])
+    assert accepted.cost.peak_bytes <= int(told[1].removesuffix("MiB")) * MIB
+    with pytest.raises(OverBudget):
+        reshard.plan(url, f"{bucket}/refused", dst_layout=layout, memory=refused.value.needed_bytes - 1)

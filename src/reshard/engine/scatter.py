@@ -7,7 +7,9 @@ import numpy.typing as npt
 
 from ..tensor import Runs, Transfer
 
-__all__ = ["is_equal", "scatter"]
+__all__ = ["first_difference", "scatter"]
+
+_BLOCK_BYTES = 256 << 10
 
 
 def scatter(move: Transfer, source: memoryview, target: memoryview) -> None:
@@ -26,14 +28,17 @@ def scatter(move: Transfer, source: memoryview, target: memoryview) -> None:
     _strided(target, move.target_runs)[...] = _strided(source, move.source_runs)
 
 
-def is_equal(left: memoryview, right: memoryview) -> bool:
-    """Whether two buffers hold the same bytes."""
-    return bool(np.array_equal(np.frombuffer(left, np.uint8), np.frombuffer(right, np.uint8)))
+def first_difference(left: memoryview, right: memoryview) -> int | None:
+    """Position of the first byte that differs, None if there is none; the buffers must be equally long.
 
-
-def first_difference(left: memoryview, right: memoryview) -> int:
-    """Position of the first byte that differs; the buffers must be equally long and unequal."""
-    return int(np.argmax(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
+    Block by block: numpy makes an array as long as what it compares, which the memory limit does not count.
+    """
+    a, b = np.frombuffer(left, np.uint8), np.frombuffer(right, np.uint8)
+    for start in range(0, len(a), _BLOCK_BYTES):
+        differs = a[start : start + _BLOCK_BYTES] != b[start : start + _BLOCK_BYTES]
+        if differs.any():
+            return start + int(np.argmax(differs))
+    return None
 
 
 def _strided(buffer: memoryview, runs: Runs) -> npt.NDArray[np.void]:

@@ -16,7 +16,7 @@ from .arena import ThreadBuffers
 from .events import Listener, PhaseStarted, ignore
 from .execute import check_source, head_or_none
 from .manifest import Manifest, Receipt
-from .scatter import first_difference, is_equal
+from .scatter import first_difference
 from .transfer import Transfer
 from .workers import Task, Workers, working
 
@@ -171,8 +171,9 @@ class _Comparison:
             wanted = expected[first : first + len(buffer)]
             span, found = ByteRange(start + first, start + first + len(wanted)), buffer[: len(wanted)]
             location.store.read_into(location.key, span, found)
-            if not is_equal(wanted, found):
-                at = span.start + first_difference(wanted, found)
+            differs_at = first_difference(wanted, found)
+            if differs_at is not None:
+                at = span.start + differs_at
                 with self._lock:
                     self.problems.append(f"{location.url}: byte {at} differs{self._tensor_at(output, at)}")
                 return
