@@ -486,13 +486,12 @@ def test_a_failure_before_the_commit_keeps_what_was_there(source):
 
 
 def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source):
-    """At every call: what is there is old or nothing, and a manifest vouches only for what it names."""
+    """At every call: what is there is old; what is gone was replaced; a manifest vouches only for what it names."""
     old_model = random_model({name: (d.value, s) for name, (d, s, _) in MODEL.items()}, seed=5)
     other = new_place("from")
     put_full(other, {"m.safetensors": old_model})
-    old = finished(other, STAGES)
-    existing = stored(old)
-    plan = planned(source, new_place(), ranks_of(STAGES), LIMITS)
+    existing = stored(finished(other, STAGES))
+    plan = planned(source, new_place(), ranks_of(STAGES), replace(LIMITS, concurrency=1))
     _, calls = clean_calls(plan, source, existing)
     assert calls["delete"] == 1
     kept = 0
@@ -505,12 +504,27 @@ def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source
                 faulty = FaultyStore(place.store, Fault(verb, call, after=after))
                 with pytest.raises(Transient, match="made up"):
                     execute(plan, source, Location(faulty, "to"), overwrite=True)
-                found = stored(place)
+                found, replaced = stored(place), made_visible(faulty, is_last_done=after)
                 assert not list(place.store.open_uploads(""))
                 assert all(existing[name] == body for name, body in found.items()), f"{verb} {call} {after}"
+                assert set(existing) - set(found) - {MANIFEST_KEY} == replaced - {MANIFEST_KEY}, (
+                    f"{verb} {call} {after}"
+                )
                 assert MANIFEST_KEY not in found or found == existing
                 kept += found == existing
     assert kept > 10
+
+
+def made_visible(faulty, *, is_last_done):
+    """Names that a run put or completed before its one fault, and the faulty one if it was done."""
+    names = {"put": [], "complete_upload": []}
+    for verb, key in faulty.log:
+        if verb in names:
+            names[verb].append(key.removeprefix("to/"))
+    [fault] = faulty.faults
+    if fault.verb in names and not is_last_done:
+        del names[fault.verb][fault.call - 1]
+    return {*names["put"], *names["complete_upload"]}
 
 
 # Stopping.

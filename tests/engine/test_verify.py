@@ -205,6 +205,13 @@ def test_a_flipped_byte_is_in_one_subset():
         assert sum(not done.verify(f"{number}/3").is_ok for number in (1, 2, 3)) == 1
 
 
+def test_subsets_are_counted_from_the_first_step():
+    done = Done()
+    name = done.plan.outputs[done.plan.groups[0].outputs[0]].keys[0]
+    done.put(name, b"x" + done.outputs[name][1:])
+    assert [done.verify(f"{number}/2").is_ok for number in (1, 2)] == [False, True]
+
+
 @pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "1/0", "-1/3", "a/b", "1/3/5", "1.0/3", " 1/3", "²/3"])
 def test_what_is_no_subset(text):
     with pytest.raises(UsageError, match="expected n/t"):

@@ -141,6 +141,23 @@ def test_check_tells_at_once():
     workers.close()
 
 
+def test_what_fails_after_a_stop_from_outside_is_not_its_cause():
+    begun = threading.Event()
+    with working(1) as workers:
+
+        def obey():
+            begun.set()
+            assert workers._stopped.wait(20)
+            raise NotFound("a consequence")
+
+        workers.submit(obey)
+        assert begun.wait(20)
+        workers.stop()
+        assert workers.settle()
+        with pytest.raises(Interrupted):
+            workers.check()
+
+
 def test_a_block_left_by_an_error_waits_for_running_tasks():
     begun, ended = threading.Event(), []
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, encode, random_model
 from support.plan_checker import check_plan
@@ -30,7 +30,7 @@ def test_nothing_but_a_gap_may_be_zero(name):
 small_limits = st.builds(
     Limits,
     memory_bytes=st.integers(1, 64 * MIB),
-    concurrency=st.integers(1, 40),
+    concurrency=st.one_of(st.integers(1, 4), st.integers(1, 40)),
     read_bytes=st.one_of(st.integers(1, 1000), st.integers(1, 16 * MIB)),
     client_bytes=st.integers(1, 2 * MIB),
 )
@@ -53,7 +53,11 @@ def test_more_memory_never_leaves_less_for_parts(limits):
     assert share_memory(more).read_bytes >= share_memory(limits).read_bytes
 
 
-@given(small_limits, st.integers(1, 64 * MIB))
+@example(Limits(concurrency=1, client_bytes=1), 7 * MIB - 1)  # reads take an eighth
+@example(Limits(concurrency=1, client_bytes=1), 7 * MIB)
+@example(Limits(concurrency=1, client_bytes=1), 1)  # reads are as short as can be
+@example(Limits(concurrency=1, client_bytes=1), 1 << 40)  # reads are as long as wished
+@given(small_limits, st.integers(1, 1 << 30))
 def test_least_memory_is_least(limits, step_bytes):
     needed_bytes = least_memory(limits, step_bytes)
     assert share_memory(replace(limits, memory_bytes=needed_bytes)).parts_bytes >= step_bytes
