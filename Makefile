@@ -2,9 +2,11 @@
 #   make test ARGS="-k layout -x"      passes arguments on to the tool (test, test-slow, bench, demo)
 #   make setup PYTHON=/opt/python3.12/bin/python3
 #   make test WORKERS=0                runs the tests in one process
+#   make test-oracle ORACLE_PYTHON=/opt/mindspore/bin/python    uses an environment that has MindSpore already
+#   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-oracle check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -14,6 +16,15 @@ bin := .venv/bin
 stamp := .venv/.setup
 weights := .venv/.weights
 constraints := requirements-dev.txt
+oracle := .oracle/venv
+oracle_stamp := .oracle/.setup
+
+# An environment of its own: MindSpore is built for numpy 1, and needs a safetensors that minds strides.
+oracle_packages := mindspore==2.10.0 'numpy<2' safetensors==0.7.0
+ORACLE_PYTHON ?=
+ORACLE_SEED ?=
+ORACLE_COUNT ?=
+export ORACLE_PYTHON ORACLE_SEED ORACLE_COUNT
 
 # uv, or pip where uv is not to be had or does not reach the index that pip is configured for
 define install
@@ -30,7 +41,7 @@ endif
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-15s %s\n", $$1, $$2 }'
 
 setup: $(stamp)  ## make .venv with the package and everything to develop it
 
@@ -68,10 +79,23 @@ demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, ve
 	@$(bin)/python demo/run.py $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes and those that measure memory, one at a time
 	$(bin)/python -m pytest -m "slow or memory" $(ARGS)
+
+# skipped where another environment is named; MindSpore's wheel is for Python 3.11
+$(oracle_stamp): Makefile | $(stamp)
+	@echo "making $(oracle) with MindSpore: several hundred MB"
+	@[ -x $(oracle)/bin/python ] \
+		|| { [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --python 3.11 $(oracle); } \
+		|| python3.11 -m venv --clear $(oracle)
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(oracle)/bin/python $(oracle_packages); } \
+		|| $(oracle)/bin/python -m pip install --quiet $(oracle_packages)
+	@touch $@
+
+test-oracle: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## random cases, answered by MindSpore and by reshard, and compared
+	$(bin)/python -m pytest -m oracle tests/live/test_live.py $(ARGS)
 
 check: setup  ## everything that a change must pass: lint, format, types, import direction, tests
 	$(bin)/ruff check
@@ -83,6 +107,9 @@ check: setup  ## everything that a change must pass: lint, format, types, import
 bench: setup  ## measure speed, memory and requests
 	$(bin)/python benchmarks/run.py $(ARGS)
 
+bench-mindspore: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard
+	$(bin)/python benchmarks/mindspore_tools.py $(ARGS)
+
 fmt: setup  ## format the code and fix what ruff can fix
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
@@ -92,5 +119,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .oracle .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

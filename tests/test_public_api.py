@@ -86,10 +86,18 @@ def test_the_command_line_takes_what_the_library_takes():
     from reshard.cli.convert import convert
     from reshard.cli.plan import plan
 
-    library = set(inspect.signature(reshard.convert).parameters) - {"on_event"}
+    options = set(reshard.api.Options.__annotations__)
+    library = set(inspect.signature(reshard.convert).parameters) - {"on_event", "options"} | options
     assert set(inspect.signature(convert).parameters) - {"output", "quiet"} == library
-    library = set(inspect.signature(reshard.plan).parameters) - {"on_event"}
+    library = set(inspect.signature(reshard.plan).parameters) - {"on_event", "options"} | options
     assert set(inspect.signature(plan).parameters) - {"output", "quiet", "out", "overwrite"} == library
+
+
+def test_options_are_told_and_unknown_ones_refused():
+    text = inspect.getdoc(reshard.api.Options)
+    assert all(name in text for name in reshard.api.Options.__annotations__)
+    with pytest.raises(TypeError, match="unknown options: destination"):
+        reshard.plan("a", "b", destination="c")
 
 
 def test_errors_are_one_tree_with_exit_codes():

@@ -10,16 +10,19 @@ from typer.testing import CliRunner
 
 from reshard.cli.app import app
 
-CONVERSION = {
-    "--src-strategy", "--src-layout", "--dst-strategy", "--dst-layout",
-    "--prefix", "--ranks", "--overwrite", "--memory", "--concurrency",
+SOURCE = {
+    "--src-strategy", "--src-layout", "--file-suffix", "--check-crc", "--keep", "--drop", "--keep-rank", "--concurrency",
+}  # fmt: skip
+CONVERSION = SOURCE | {
+    "--dst-strategy", "--dst-layout", "--rename", "--name-map", "--form", "--format", "--prefix", "--ranks",
+    "--remove-redundancy", "--part-size", "--overwrite", "--memory",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 
 FLAGS = {
     "convert": CONVERSION | SHOWN | {"--plan"},
     "plan": CONVERSION | SHOWN | {"--out"},
-    "inspect": {"--src-strategy", "--src-layout", "--tensors", "--concurrency", "--output", "--help"},
+    "inspect": SOURCE | {"--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},

@@ -93,7 +93,7 @@ def test_verify_stops_too(sparse: Path, tmp_path: Path):
     (target / plan.manifest_key).write_bytes(encode_manifest(manifest))
     (output,) = plan.outputs
     with (target / plan.keys[0]).open("wb") as file:
-        file.write(output.header)
+        file.write(output.frame.literals[0][1])
         file.truncate(output.nbytes)
     code, err = stopped(["verify", str(target)], lambda: True, signal.SIGINT, told="verify\n")
     assert code == 130

@@ -6,7 +6,7 @@ import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
 
-from reshard.engine.source import read_catalog, read_contents
+from reshard.engine.source import Wanted, read_catalog, read_contents
 from reshard.engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
@@ -43,7 +43,7 @@ def index(weight_map):
 
 def read(place, strategy=None):
     with working(2, place.store) as workers:
-        return read_catalog(place, strategy, workers)
+        return read_catalog(place, Wanted(strategy), workers)
 
 
 # Kinds.
@@ -133,7 +133,7 @@ def test_ranks_are_numbers_not_texts(place):
 def test_rank_shards_without_a_strategy_are_listed_but_not_joined(place):
     put_ranks(place, shards(MODEL, ONE_STAGE))
     with working(2, place.store) as workers:
-        catalog = read_contents(place, None, workers)
+        catalog = read_contents(place, Wanted(), workers)
     assert names_of(catalog) == {f"rank_{rank}/{name}" for rank in range(2) for name in MODEL}
     with pytest.raises(UsageError, match="shards of 2 ranks") as caught:
         read(place)
@@ -277,9 +277,9 @@ def test_two_objects_in_one_ranks_prefix(place):
     put(place, "rank_0/a.safetensors", encode(only("embed")))
     put(place, "rank_0/b.safetensors", encode(only("embed")))
     put(place, "rank_1/a.safetensors", encode(only("embed")))
-    with pytest.raises(CatalogError, match="one safetensors object in each rank's prefix") as caught:
+    with pytest.raises(CatalogError, match="ranks would be of different checkpoints") as caught:
         read(place, Known(ONE_STAGE))
-    assert caught.value.problems == ("rank_0: rank_0/a.safetensors, rank_0/b.safetensors",)
+    assert caught.value.problems == ("b.safetensors on rank 0", "a.safetensors on rank 1")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "param_name_map.json"])
@@ -357,7 +357,7 @@ def test_all_broken_headers_are_told_together(place):
         weight_map[f"t{number}"] = f"{number:02}.safetensors"
     put(place, "good.safetensors", encode(MODEL))
     put(place, "model.safetensors.index.json", index({**weight_map, **dict.fromkeys(MODEL, "good.safetensors")}))
-    with pytest.raises(FormatError, match=f"{len(BROKEN)} objects are") as caught:
+    with pytest.raises(FormatError, match=f"{len(BROKEN)} objects cannot be read") as caught:
         read(place)
     assert len(caught.value.problems) == len(BROKEN)
     assert all(f"{n:02}.safetensors" in problem for n, problem in enumerate(caught.value.problems))

@@ -6,32 +6,60 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reshard.formats.frame import make_frame
 from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
 from reshard.planning.limits import Limits
-from reshard.planning.target import Output, TargetTensor
+from reshard.planning.output import Output, TargetTensor
 from reshard.tensor import Box, DType, TensorSpec
 
 
 def rows(tensor, *shares):
-    """A tensor of a walk; each share is ``(member, rows, bytes a row)``, None for an output that has none of it."""
-    made = tuple(Share(member, 0, Box((0,), (n * m,)), n, m) for member, n, m in shares)
+    """A tensor of a walk; each share is ``(member, rows, bytes a row)``, none for an output that has none of it."""
+    made = tuple(Share(member, tensor, Box((0,), (n * m,)), n, m) for member, n, m in shares)
     return Rows(tensor, 1, max(n for _, n, _ in shares), made)
 
 
-def pieces(items, header_nbytes, cuts):
-    """Bytes of every output between the cuts."""
+def frames_of(items, heads, leads=None, tails=None):
+    """An object for each output: ``heads`` bytes first, ``leads`` before every other tensor, ``tails`` at the end."""
+    made = []
+    for member, head in enumerate(heads):
+        held = [(item, share) for item in items for share in item.shares if share.member == member]
+        lead = bytes((leads or [0] * len(heads))[member])
+        pieces = [
+            (item.tensor, bytes(head) if not i else lead, 0, share.row_count * share.row_elements, 1)
+            for i, (item, share) in enumerate(held)
+        ]
+        tail = bytes((tails or [0] * len(heads))[member])
+        made.append(make_frame(pieces, tail if pieces else bytes(head) + tail))
+    return made
+
+
+def pieces(items, frames, cuts):
+    """Bytes of every output between the cuts, each with what its object puts before them."""
     edges = [(0, 0), *((cut.item, cut.row) for cut in cuts), (len(items), 0)]
     found = []
-    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
-        held = list(header_nbytes) if not number else [0] * len(header_nbytes)
+    for number, (begin, end) in enumerate(itertools.pairwise(edges), start=1):
+        held = [0] * len(frames)
         for index, item in enumerate(items):
             low = begin[1] if index == begin[0] else (0 if index > begin[0] else item.row_count)
             high = end[1] if index == end[0] else (item.row_count if index < end[0] else 0)
             for share in item.shares:
                 if low < high:
-                    held[share.member] += item.element_of(share, high) - item.element_of(share, low)
+                    first, last = item.element_of(share, low), item.element_of(share, high)
+                    held[share.member] += last - first
+                    if first == 0 < last:
+                        held[share.member] += lead_of(frames[share.member], share.slot)
+        if number == len(edges) - 1:
+            tails = [frame.nbytes - (frame.extents[-1].stop if frame.extents else 0) for frame in frames]
+            held = [a + b for a, b in zip(held, tails, strict=True)]
         found.append(held)
     return found
+
+
+def lead_of(frame, slot):
+    """Bytes that stand right before a tensor."""
+    index = next(i for i, extent in enumerate(frame.extents) if extent.slot == slot)
+    return frame.extents[index].start - (frame.extents[index - 1].stop if index else 0)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +70,7 @@ def pieces(items, header_nbytes, cuts):
         ([rows(0, (0, 10, 10))], [5], 30, 10, [[35], [30], [30], [10]]),
         ([rows(0, (0, 10, 10))], [0], 101, 10, [[100]]),
         ([rows(0, (0, 10, 10))], [0], 100, 10, [[100]]),  # a cut at the very end is none
-        ([rows(0, (0, 10, 10))], [100], 50, 10, [[100], [50], [50]]),  # the header is enough by itself
+        ([rows(0, (0, 10, 10))], [100], 50, 10, [[110], [50], [40]]),  # a header is not cut off from what follows
         ([rows(0, (0, 2, 10)), rows(1, (0, 3, 7))], [0], 25, 5, [[27], [14]]),  # over the border of two tensors
         # Several outputs: when the last has enough.
         ([rows(0, (0, 6, 10), (1, 6, 5))], [0, 0], 20, 10, [[40, 20], [20, 10]]),
@@ -50,20 +78,38 @@ def pieces(items, header_nbytes, cuts):
         ([rows(0, (0, 6, 10), (1, 1, 10))], [0, 0], 20, 10, [[60, 10]]),
         # An output that does not take part: nothing of it, or a smallest part.
         ([rows(0, (0, 6, 10))], [0, 0], 20, 10, [[20, 0], [20, 0], [20, 0]]),
-        ([rows(0, (0, 6, 10))], [0, 10], 20, 10, [[20, 10], [20, 0], [20, 0]]),
-        ([rows(0, (0, 6, 10))], [0, 9], 20, 10, [[60, 9]]),
-        ([rows(0, (0, 6, 10)), rows(1, (1, 4, 10))], [0, 9], 20, 10, [[60, 29], [0, 20]]),
+        ([rows(0, (0, 6, 10))], [0, 9], 20, 10, [[20, 0], [20, 0], [20, 9]]),  # of known bytes alone: at the end
+        ([rows(0, (1, 1, 9)), rows(1, (0, 6, 10))], [0, 0], 20, 10, [[60, 9]]),
+        ([rows(0, (1, 1, 10)), rows(1, (0, 6, 10))], [0, 0], 20, 10, [[20, 10], [20, 0], [20, 0]]),
+        ([rows(0, (0, 6, 10)), rows(1, (1, 4, 10))], [0, 9], 20, 10, [[20, 0], [20, 0], [20, 0], [0, 29], [0, 20]]),
     ],
 )
 def test_cuts(items, headers, part_bytes, least, expected):
-    found = find_cuts(items, headers, part_bytes, least)
-    assert pieces(items, headers, found.cuts) == expected
+    frames = frames_of(items, headers)
+    found = find_cuts(items, frames, part_bytes, least)
+    assert pieces(items, frames, found.cuts) == expected
     assert found.step_bytes == max(map(sum, expected))
     assert found.part_bytes == max(map(max, expected))
 
 
+def test_bytes_at_the_end_have_no_step_of_their_own():
+    items = [rows(0, (0, 4, 10))]
+    frames = frames_of(items, [0], tails=[7])
+    found = find_cuts(items, frames, 20, 5)
+    assert pieces(items, frames, found.cuts) == [[20], [27]]
+    assert (found.step_bytes, found.part_bytes) == (27, 27)
+
+
+def test_what_stands_before_a_tensor_counts_only_with_it():
+    """Ten bytes before the second tensor would make a part of the nine before them, but they are not yet there."""
+    items = [rows(0, (0, 1, 9)), rows(1, (0, 2, 5))]
+    frames = frames_of(items, [0], leads=[10])
+    found = find_cuts(items, frames, 15, 10)
+    assert pieces(items, frames, found.cuts) == [[24], [5]]
+
+
 def test_nothing_but_a_header():
-    found = find_cuts([], [24, 16], 5, 5)
+    found = find_cuts([], frames_of([], [24, 16]), 5, 5)
     assert (found.cuts, found.step_bytes, found.part_bytes) == ((), 40, 24)
 
 
@@ -75,22 +121,20 @@ def walks(draw):
         members = sorted(draw(st.sets(st.integers(0, member_count - 1), min_size=1)))
         row_bytes = draw(st.integers(1, 9))
         items.append(rows(tensor, *[(member, draw(st.integers(1, 12)), row_bytes) for member in members]))
-    headers = [draw(st.integers(1, 60)) for _ in range(member_count)]
+    heads, leads, tails = ([draw(st.integers(0, most)) for _ in range(member_count)] for most in (60, 20, 20))
     least = draw(st.integers(1, 40))
-    return items, headers, draw(st.integers(least, 80)), least
+    return items, frames_of(items, heads, leads, tails), draw(st.integers(least, 80)), least
 
 
 @given(walks())
 def test_any_cuts_are_legal(case):
-    items, headers, part_bytes, least = case
-    found = find_cuts(items, headers, part_bytes, least)
-    steps = pieces(items, headers, found.cuts)
+    items, frames, part_bytes, least = case
+    found = find_cuts(items, frames, part_bytes, least)
+    steps = pieces(items, frames, found.cuts)
     assert list(found.cuts) == sorted(set(found.cuts))
-    for member, header in enumerate(headers):
+    for member, frame in enumerate(frames):
         parts = [step[member] for step in steps]
-        assert sum(parts) == header + sum(
-            share.row_count * share.row_elements for item in items for share in item.shares if share.member == member
-        )
+        assert sum(parts) == frame.nbytes
         filled = [nbytes for nbytes in parts if nbytes]
         assert all(nbytes >= least for nbytes in filled[:-1])
     # All steps but the last end at a cut: there every output that has nothing below the least waits for nobody.
@@ -101,15 +145,16 @@ def test_any_cuts_are_legal(case):
 
 @given(walks())
 def test_one_output_is_cut_as_soon_as_can_be(case):
-    items, headers, part_bytes, least = case
+    items, _, part_bytes, least = case
     own = [
         Rows(item.tensor, 1, share.row_count, (share,)) for item in items for share in item.shares if share.member == 0
     ]
-    found = find_cuts(own, headers[:1], part_bytes, least)
+    frames = frames_of(own, [3])
+    found = find_cuts(own, frames, part_bytes, least)
     longest_row = max((share.row_elements for item in own for share in item.shares), default=0)
-    parts = [step[0] for step in pieces(own, headers[:1], found.cuts)]
+    parts = [step[0] for step in pieces(own, frames, found.cuts)]
     assert all(nbytes >= part_bytes for nbytes in parts[:-1])
-    assert all(nbytes < max(part_bytes + longest_row, headers[0] + 1) for nbytes in parts)
+    assert all(nbytes < part_bytes + longest_row + 3 for nbytes in parts)
 
 
 def one_output(shapes, key="o"):

@@ -67,6 +67,7 @@ CHANGES = {
     "cost": lambda plan: replace(plan.cost, get_count=0),
     "notes": lambda plan: ("other",),
     "manifest_key": lambda plan: "other",
+    "renamed": lambda plan: {plan.catalog.entries[0].spec.name: "other"},
 }
 
 

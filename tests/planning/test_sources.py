@@ -1,12 +1,12 @@
 """Catalogs from headers: where every box lies, and what contradicts."""
 
 import pytest
-from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, random_model, rank_key, shards
+from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, rank_key, shards
 
 from reshard.errors import CatalogError, StrategyError
-from reshard.formats.safetensors import parse_header
 from reshard.planning.catalog import SourceObject
-from reshard.planning.sources import common_metadata, full_catalog, rank_catalog
+from reshard.planning.rank_source import rank_catalog
+from reshard.planning.sources import common_metadata, full_catalog
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})
@@ -17,7 +17,7 @@ STAGES = Strategy(2, ({"embed": ROWS, "norm": Layout((2,), ((),))}, {"head": COL
 
 def opened(key, model, metadata=None):
     body = encode(model, metadata)
-    return SourceObject(key, len(body), "e"), parse_header(body, len(body))
+    return SourceObject(key, len(body), "e"), held_by(body)
 
 
 def placements(catalog, name):

@@ -1,14 +1,16 @@
 """What is made: which tensors stand in which output, under which keys, with which metadata."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support.checkpoints import catalog_of_objects, random_model
 
 from reshard.errors import FormatError, PlanError, StrategyError
 from reshard.planning.limits import Limits
+from reshard.planning.output import Carried, tensors_of
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget, RankTarget, tensors_of
+from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6)), "step": ("I64", ())})
@@ -16,7 +18,9 @@ ROWS, COLUMNS = Layout((2,), ((0,), ())), Layout((2,), ((), (0,)))
 NORM, SCALAR = Layout((2,), ((),)), Layout((2,), ())
 ALL = Strategy(2, ({"embed": ROWS, "norm": NORM, "head": COLUMNS, "step": SCALAR},))
 STAGES = Strategy(2, ({"embed": ROWS, "norm": NORM}, {"head": COLUMNS, "norm": NORM}))
-TENSORS = tensors_of(catalog_of_objects({name: {name: value} for name, value in MODEL.items()}))
+CATALOG = catalog_of_objects({name: {name: value} for name, value in MODEL.items()})
+TENSORS = tensors_of(CATALOG, {})
+NOTHING = Carried()
 
 
 def ranks(strategy, chosen=None, name="rank_{rank}/c{rank}.safetensors"):
@@ -35,32 +39,33 @@ def shapes(output):
 
 
 def test_every_rank_holds_its_slices():
-    first, second = ranks(ALL).outputs(TENSORS, {})
+    first, second = ranks(ALL).outputs(TENSORS, NOTHING)
     assert shapes(first) == {"step": (), "embed": (4, 6), "norm": (6,), "head": (4, 3)}
     assert shapes(second) == shapes(first)
     assert (first.boxes[1], second.boxes[1]) == (Box((0, 0), (4, 6)), Box((4, 0), (8, 6)))
 
 
 def test_tensors_stand_in_the_order_of_the_safetensors_library():
-    [first, _] = ranks(ALL).outputs(TENSORS, {})
+    [first, _] = ranks(ALL).outputs(TENSORS, NOTHING)
     assert [spec.name for spec in first.specs] == ["step", "embed", "norm", "head"]  # widest dtype first, then by name
 
 
 def test_offsets_of_an_output():
-    [first, _] = ranks(ALL).outputs(TENSORS, {})
-    header = len(first.header)
-    assert first.starts == (header, header + 8, header + 8 + 96, header + 8 + 96 + 24, header + 8 + 96 + 24 + 24)
-    assert first.nbytes == first.starts[-1]
+    [first, _] = ranks(ALL).outputs(TENSORS, NOTHING)
+    [(_, header)] = first.frame.literals
+    starts = [len(header) + nbytes for nbytes in (0, 8, 8 + 96, 8 + 96 + 24)]
+    assert [extent.start for extent in first.frame.extents] == starts
+    assert first.nbytes == first.frame.extents[-1].stop == starts[-1] + 24
 
 
 def test_tensors_of_another_stage_are_not_here():
-    outputs = {key: shapes(output) for output in ranks(STAGES).outputs(TENSORS, {}) for key in output.keys}
+    outputs = {key: shapes(output) for output in ranks(STAGES).outputs(TENSORS, NOTHING) for key in output.keys}
     assert set(outputs["rank_0/c0.safetensors"]) == {"embed", "norm", "step"}
     assert set(outputs["rank_2/c2.safetensors"]) == {"head", "norm", "step"}
 
 
 def test_tensors_without_a_layout_are_whole_on_every_rank():
-    for output in ranks(STAGES).outputs(TENSORS, {}):
+    for output in ranks(STAGES).outputs(TENSORS, NOTHING):
         assert shapes(output)["step"] == ()
     notes = ranks(STAGES).notes(TENSORS)
     assert notes == ("1 tensors have no layout in the target strategy: whole on every rank: step",)
@@ -75,7 +80,7 @@ def test_names_that_only_the_strategy_has_are_told():
 
 def test_ranks_with_equal_content_are_one_output():
     strategy = Strategy(4, ({"embed": Layout((2, 2), ((0,), ())), "head": Layout((4,), ((), ()))},))
-    outputs = ranks(strategy).outputs(TENSORS, {})
+    outputs = ranks(strategy).outputs(TENSORS, NOTHING)
     assert [output.keys for output in outputs] == [
         ("rank_0/c0.safetensors", "rank_2/c2.safetensors"),
         ("rank_1/c1.safetensors", "rank_3/c3.safetensors"),
@@ -83,14 +88,14 @@ def test_ranks_with_equal_content_are_one_output():
 
 
 def test_some_ranks_only():
-    [output] = ranks(ALL, [1]).outputs(TENSORS, {})
+    [output] = ranks(ALL, [1]).outputs(TENSORS, NOTHING)
     assert output.keys == ("rank_1/c1.safetensors",)
     assert output.boxes[1] == Box((4, 0), (8, 6))
 
 
 def test_uneven_rows():
     uneven = Layout((2,), ((0,), ()), row_split=RowSplit((7, 1), (0, 7)))
-    outputs = ranks(Strategy(2, ({"embed": uneven},))).outputs(TENSORS, {})
+    outputs = ranks(Strategy(2, ({"embed": uneven},))).outputs(TENSORS, NOTHING)
     assert [shapes(output)["embed"] for output in outputs] == [(7, 6), (1, 6)]
 
 
@@ -106,7 +111,7 @@ def test_uneven_rows():
 def test_layouts_that_do_not_fit(name, layout, problem):
     strategy = Strategy(2, ({**ALL.stages[0], name: layout},))
     with pytest.raises(StrategyError, match="does not fit the tensors") as caught:
-        ranks(strategy).outputs(TENSORS, {})
+        ranks(strategy).outputs(TENSORS, NOTHING)
     [found] = caught.value.problems
     assert found.startswith(f"{name} (stage 0): ")
     assert problem in found
@@ -115,7 +120,7 @@ def test_layouts_that_do_not_fit(name, layout, problem):
 def test_all_layouts_that_do_not_fit_are_told():
     three = Layout((5,), ((0,), ()))
     with pytest.raises(StrategyError) as caught:
-        ranks(Strategy(5, ({"embed": three, "head": three}, {"embed": three}))).outputs(TENSORS, {})
+        ranks(Strategy(5, ({"embed": three, "head": three}, {"embed": three}))).outputs(TENSORS, NOTHING)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "embed (stage 0)",
         "embed (stage 1)",
@@ -124,28 +129,30 @@ def test_all_layouts_that_do_not_fit_are_told():
 
 
 def test_sub_byte_tensors_cannot_be_cut():
-    tensors = tensors_of(catalog_of_objects({"m": random_model({"w": ("F4", (4, 6))})}))
+    tensors = tensors_of(catalog_of_objects({"m": random_model({"w": ("F4", (4, 6))})}), {})
     with pytest.raises(StrategyError) as caught:
-        ranks(Strategy(2, ({"w": ROWS},))).outputs(tensors, {})
+        ranks(Strategy(2, ({"w": ROWS},))).outputs(tensors, NOTHING)
     assert caught.value.problems == ("w (stage 0): F4 has no whole bytes to cut between",)
-    [output] = ranks(Strategy(2, ({"w": Layout((2,), ((), ()))},))).outputs(tensors, {})
-    assert (shapes(output), output.nbytes - len(output.header)) == ({"w": (4, 6)}, 12)
+    [output] = ranks(Strategy(2, ({"w": Layout((2,), ((), ()))},))).outputs(tensors, NOTHING)
+    assert (shapes(output), output.nbytes - output.frame.extents[0].start) == ({"w": (4, 6)}, 12)
 
 
 def test_a_strategy_of_another_model():
     with pytest.raises(StrategyError, match="no tensor of the source is named in the target strategy"):
-        ranks(Strategy(2, ({"other": ROWS},))).outputs(TENSORS, {})
+        ranks(Strategy(2, ({"other": ROWS},))).outputs(TENSORS, NOTHING)
 
 
 def test_a_strategy_of_fewer_layers():
-    tensors = tensors_of(catalog_of_objects({"m": random_model({f"layers.{i}.w": ("U8", (2, 2)) for i in range(3)})}))
+    tensors = tensors_of(
+        catalog_of_objects({"m": random_model({f"layers.{i}.w": ("U8", (2, 2)) for i in range(3)})}), {}
+    )
     with pytest.raises(StrategyError, match="layouts for some layers and none for others") as caught:
-        ranks(Strategy(2, ({"layers.0.w": ROWS},))).outputs(tensors, {})
+        ranks(Strategy(2, ({"layers.0.w": ROWS},))).outputs(tensors, NOTHING)
     assert caught.value.problems == ("layers.1.w: no layout", "layers.2.w: no layout")
 
 
 def test_an_empty_source_fits_any_strategy():
-    outputs = ranks(ALL).outputs((), {})
+    outputs = ranks(ALL).outputs((), NOTHING)
     assert [output.specs for output in outputs] == [()]
     assert len(outputs[0].keys) == 2
 
@@ -154,7 +161,7 @@ def test_an_empty_source_fits_any_strategy():
 
 
 def test_one_object_when_one_is_enough():
-    [output] = full().outputs(TENSORS, {})
+    [output] = full().outputs(TENSORS, NOTHING)
     assert output.keys == ("model.safetensors",)
     assert full().documents([output], TENSORS) == ()
 
@@ -170,7 +177,7 @@ def test_one_object_when_one_is_enough():
     ],
 )
 def test_objects_are_filled_in_the_order_of_the_source(object_bytes, shares):
-    outputs = full(object_bytes).outputs(TENSORS, {})
+    outputs = full(object_bytes).outputs(TENSORS, NOTHING)
     assert [sorted(shapes(output)) for output in outputs] == [sorted(share) for share in shares]
     if len(shares) > 1:
         keys = [f"part-{number}-of-{len(shares)}.safetensors" for number in range(1, len(shares) + 1)]
@@ -179,7 +186,7 @@ def test_objects_are_filled_in_the_order_of_the_source(object_bytes, shares):
 
 def test_the_index_of_several_objects():
     target = full(192)
-    outputs = target.outputs(TENSORS, {})
+    outputs = target.outputs(TENSORS, NOTHING)
     [document] = target.documents(outputs, TENSORS)
     assert document.key == "index.json"
     index = json.loads(document.data)
@@ -193,7 +200,7 @@ def test_the_index_of_several_objects():
 
 
 def test_a_name_without_parts_is_one_object():
-    [output] = full(1, name="all.safetensors").outputs(TENSORS, {})
+    [output] = full(1, name="all.safetensors").outputs(TENSORS, NOTHING)
     assert len(output.specs) == 4
 
 
@@ -203,13 +210,13 @@ def test_a_name_without_parts_is_one_object():
 @pytest.mark.parametrize("form", ["pt", "ms"])
 def test_metadata_is_carried_but_bookkeeping_is_ours(form):
     metadata = {"author": "x", "format": "np", "crc_num": "1", "remove_redundancy": "True"}
-    [output] = full(form=form).outputs(TENSORS, metadata)
+    [output] = full(form=form).outputs(TENSORS, Carried.of(replace(CATALOG, metadata=metadata), {}))
     assert output.metadata == {"author": "x", "format": form}
 
 
 def test_notes_under_a_tensors_name_go_where_it_goes():
-    metadata = {"embed": "int4", "author": "x"}
-    by_key = {key: output for output in ranks(STAGES).outputs(TENSORS, metadata) for key in output.keys}
+    carried = Carried.of(replace(CATALOG, metadata={"embed": "int4", "author": "x"}), {})
+    by_key = {key: output for output in ranks(STAGES).outputs(TENSORS, carried) for key in output.keys}
     assert by_key["rank_0/c0.safetensors"].metadata == {"embed": "int4", "author": "x", "format": "ms"}
     assert by_key["rank_2/c2.safetensors"].metadata == {"author": "x", "format": "ms"}
 
@@ -237,6 +244,6 @@ def test_names_that_no_header_can_hold():
     tensors = [
         type(TENSORS[0])(TENSORS[0].spec.__class__(name, dtype, shape), ()) for name, (dtype, shape, _) in model.items()
     ]
-    [output] = full().outputs(tensors, {})
+    [output] = full().outputs(tensors, NOTHING)
     with pytest.raises(FormatError, match="unfit tensors"):
-        _ = output.header
+        _ = output.frame

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from reshard.formats.safetensors import parse_header, plan_header
-from reshard.planning.catalog import Catalog, SourceObject
-from reshard.planning.sources import full_catalog, rank_catalog
-from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
+from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
+from reshard.planning.rank_source import rank_catalog
+from reshard.planning.sources import full_catalog
+from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
 
 Array = np.ndarray
 Model = Mapping[str, tuple[DType, tuple[int, ...], Array]]
@@ -146,7 +147,16 @@ def catalog_of_ranks(held: Mapping[int, Model], strategy: Strategy, url: str = "
 
 def _opened(key, model):
     body = encode(model)
-    return SourceObject(key, len(body), f"etag of {key}"), parse_header(body, len(body))
+    return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
+
+
+def held_by(body: bytes) -> Contents:
+    """What a safetensors object holds."""
+    header = parse_header(body, len(body))
+    tensors = tuple(
+        Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
+    )
+    return Contents(tensors, header.metadata, index_bytes=header.data_start)
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

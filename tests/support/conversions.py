@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reshard.engine.events import Listener, ignore
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.source import read_catalog
+from reshard.engine.source import Wanted, read_catalog
 from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits
@@ -32,7 +32,7 @@ class Known:
 def catalog_at(location: Location, strategy: Strategy | None = None) -> Catalog:
     """The catalog of what lies at a place."""
     with working(2, location.store) as workers:
-        return read_catalog(location, Known(strategy) if strategy else None, workers)
+        return read_catalog(location, Wanted(Known(strategy) if strategy else None), workers)
 
 
 def ranks_of(strategy: Strategy) -> RankTarget:

@@ -114,8 +114,9 @@ def _filled(plan, step, objects, counted):
     bodies = []
     for part in step.parts:
         body = np.full(part.range.stop - part.range.start, NOTHING)
-        header = len(plan.outputs[part.output].header)
-        body[: max(0, header - part.range.start)] = HEADER
+        for place, data in plan.outputs[part.output].frame.literals_in(part.range.start, part.range.stop):
+            first = place - part.range.start
+            body[first : first + len(data)] = HEADER
         bodies.append(body)
     assert len({part.output for part in step.parts}) == len(step.parts)
     seen = {}
@@ -213,7 +214,7 @@ def _of_rank(strategy, rank, tensors):
 def _check_output(key, body, plan, expected):
     """The header says what follows it, and what follows are the right bytes."""
     output = next(output for output in plan.outputs if key in output.keys)
-    header = output.header
+    [(_, header)] = output.frame.literals
     assert len(header) == 8 + int.from_bytes(header[:8], "little")
     assert len(header) % 8 == 0
     entries = json.loads(header[8:])

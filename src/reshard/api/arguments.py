@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
 
+from ..engine.contents import container_of
 from ..engine.execute import writable
 from ..errors import PlanError, UsageError, raise_all
+from ..formats.containers import Container
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan
-from ..planning.target import FullTarget, RankTarget
+from ..planning.target import FullTarget, PartsTarget, RankTarget
 from ..storage import Location, open_target, open_target_object
 from ..tensor import Strategy
+from .options import Options, Size
 
 __all__ = [
-    "Size",
     "check_apart",
     "check_sources_kept",
     "full_target",
@@ -28,10 +30,8 @@ __all__ = [
     "target_base",
 ]
 
-_SUFFIX = ".safetensors"
 _DEFAULT_PREFIX = "checkpoint_"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-Size = int | str
 
 
 def parse_size(size: Size) -> int:
@@ -80,19 +80,23 @@ def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def target_base(dst: str, *, is_full: bool, prefix: str | None) -> tuple[Location, str | None]:
+def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
     """Where outputs' keys count from, and the name of the single object if ``dst`` is one."""
-    if not dst.rstrip("/").endswith(_SUFFIX):
+    container = container_of(dst.rstrip("/"))
+    if container is None:
         return open_target(dst), None
-    if not is_full or prefix is not None:
+    if options.get("dst_strategy") or options.get("dst_layout") or options.get("prefix") or options.get("form"):
+        what = f"{options.get('form')} checkpoints" if options.get("form") else "rank shards"
         raise UsageError(
-            f"{dst}: rank shards need a prefix to lie below, not the name of one object",
-            hint="Leave .safetensors away; --prefix names the objects.",
+            f"{dst}: {what} need a prefix to lie below, not the name of one object",
+            hint=f"Leave {container.suffix} away; --prefix names rank shards.",
         )
+    if options.get("format") not in (None, container.value):
+        raise UsageError(f"{dst}: the name says {container.value}, --format says {options.get('format')}")
     return open_target_object(dst.rstrip("/"))
 
 
-def limits_for(target: Location, memory: Size | None, concurrency: int | None) -> Limits:
+def limits_for(target: Location, options: Options) -> Limits:
     """The default limits, with what the target's store accepts and what was asked for."""
     accepted = writable(target).limits
     limits = Limits(
@@ -101,42 +105,58 @@ def limits_for(target: Location, memory: Size | None, concurrency: int | None) -
         max_part_count=accepted.max_part_count,
         max_object_bytes=accepted.max_object_bytes,
     )
+    memory, concurrency = options.get("memory"), options.get("concurrency")
     if memory is not None:
         limits = replace(limits, memory_bytes=parse_size(memory))
     return limits if concurrency is None else replace(limits, concurrency=concurrency)
 
 
-def full_target(name: str | None, prefix: str | None, limits: Limits) -> FullTarget:
-    """What a full checkpoint is written as; see :func:`reshard.plan`."""
+def full_target(name: str | None, options: Options, limits: Limits) -> FullTarget | PartsTarget:
+    """What a full checkpoint is written as; see :class:`Options`."""
+    size, prefix = options.get("part_size"), options.get("prefix")
+    if options.get("form") == "mindspore":
+        return PartsTarget(parse_size(size) if size is not None else limits.mindspore_part_bytes)
+    object_bytes = parse_size(size) if size is not None else limits.object_bytes
+    container = _container(name, options)
+    if name is None and prefix is not None:
+        name = f"rank_0/{_named(prefix, container).format(rank=0)}"
+        return FullTarget(name, name, "", "ms", object_bytes, container)
+    if name is None and container is Container.CKPT:
+        name = "model.ckpt"
     if name is not None:
-        return FullTarget(name, name, "", "pt", limits.object_bytes)
-    if prefix is not None:
-        key = f"rank_0/{_named(prefix).format(rank=0)}"
-        return FullTarget(key, key, "", "ms", limits.object_bytes)
+        return FullTarget(name, name, "", "pt", object_bytes, container)
     return FullTarget(
         "model-{part:05d}-of-{parts:05d}.safetensors",
         "model.safetensors",
         "model.safetensors.index.json",
         "pt",
-        limits.object_bytes,
+        object_bytes,
     )
 
 
-def rank_target(strategy: Strategy, prefix: str | None, ranks: str | Iterable[int] | None) -> RankTarget:
-    """What rank shards are written as; see :func:`reshard.plan`."""
+def rank_target(strategy: Strategy, options: Options) -> RankTarget:
+    """What rank shards are written as; see :class:`Options`."""
+    ranks, container = options.get("ranks"), _container(None, options)
     chosen = range(strategy.rank_count) if ranks is None else parse_ranks(ranks, strategy.rank_count)
-    return RankTarget(strategy, tuple(chosen), f"rank_{{rank}}/{_named(prefix)}")
+    name = f"rank_{{rank}}/{_named(options.get('prefix'), container)}"
+    return RankTarget(strategy, tuple(chosen), name, container, bool(options.get("remove_redundancy")))
 
 
-def _named(prefix: str | None) -> str:
+def _container(name: str | None, options: Options) -> Container:
+    return (container_of(name) if name else None) or Container(options.get("format") or Container.SAFETENSORS)
+
+
+def _named(prefix: str | None, container: Container) -> str:
     """The name of a rank's object, ``{rank}`` standing for its number."""
     name = _DEFAULT_PREFIX if prefix is None else prefix
     rest = name.replace("{rank}", "")
     if "/" in rest or "{" in rest or "}" in rest:
         raise UsageError(f"prefix {prefix!r}: expected the start of a name, with no / and no braces but {{rank}}")
-    if name.endswith(_SUFFIX):
+    if container_of(name) not in (None, container):
+        raise UsageError(f"prefix {prefix!r}: expected a name that ends in {container.suffix}, or the start of one")
+    if name.endswith(container.suffix):
         return name
-    return f"{name if '{rank}' in name else name + '{rank}'}{_SUFFIX}"
+    return f"{name if '{rank}' in name else name + '{rank}'}{container.suffix}"
 
 
 def check_apart(source: Location, target: Location) -> None:
@@ -162,4 +182,4 @@ def manifest_url(url: str) -> str:
     """Where the manifest of a target is, or the URL itself if it names one."""
     if url.endswith(".json"):
         return url
-    return f"{url}.manifest.json" if url.endswith(_SUFFIX) else f"{url.rstrip('/')}/{MANIFEST_KEY}"
+    return f"{url}.manifest.json" if container_of(url) else f"{url.rstrip('/')}/{MANIFEST_KEY}"

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
+from typing import Unpack
 
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute, head_or_none, writable
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.source import read_catalog, read_contents
+from ..engine.source import Wanted, read_catalog, read_contents
 from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.verify import Report, Subset, verify_manifest
 from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
+from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
+from ..planning.selection import NameFilter, Renames
 from ..storage import open_location, open_source, open_target, open_target_object
 from .arguments import (
-    Size,
     check_apart,
     check_sources_kept,
     full_target,
@@ -27,28 +29,32 @@ from .arguments import (
     rank_target,
     target_base,
 )
+from .options import Options, check_options
 
-__all__ = ["convert", "inspect", "load_plan", "load_strategy_source", "plan", "save", "verify"]
+__all__ = [
+    "convert",
+    "inspect",
+    "load_plan",
+    "load_strategy_source",
+    "plan",
+    "renames_from",
+    "run",
+    "save",
+    "verify",
+    "wanted_from",
+]
 
 
-def inspect(
-    url: str,
-    *,
-    src_strategy: str | None = None,
-    src_layout: str | None = None,
-    concurrency: int | None = None,
-) -> Catalog:
+def inspect(url: str, **options: Unpack[Options]) -> Catalog:
     """Describe what lies at a URL, reading headers only.
 
     Parameters
     ----------
     url
-        A ``.safetensors`` object or a prefix.
-    src_strategy, src_layout
-        URL of the strategy or the layout file of rank shards; without one each rank's tensors
-        are listed as ``rank_R/name``.
-    concurrency
-        Requests in flight at once.
+        A ``.safetensors`` or ``.ckpt`` object, or a prefix.
+    options
+        Those of :class:`reshard.api.Options` that speak of the source. Without a strategy of rank
+        shards each rank's tensors are listed as ``rank_R/name``.
 
     Raises
     ------
@@ -67,76 +73,61 @@ def inspect(
     >>> [(e.spec.name, e.spec.shape) for e in inspect("memory://doc/m").entries]
     [('w', (2, 3))]
     """
-    source, location = _strategy_source("src", src_strategy, src_layout), open_source(url)
-    with working(concurrency or Limits().concurrency, location.store) as workers:
-        return read_contents(location, source, workers)
+    check_options(options)
+    wanted, location = wanted_from(options), open_source(url)
+    with working(options.get("concurrency") or Limits().concurrency, location.store) as workers:
+        return read_contents(location, wanted, workers)
 
 
-def plan(
-    src: str,
-    dst: str,
-    *,
-    src_strategy: str | None = None,
-    src_layout: str | None = None,
-    dst_strategy: str | None = None,
-    dst_layout: str | None = None,
-    prefix: str | None = None,
-    ranks: str | Iterable[int] | None = None,
-    memory: Size | None = None,
-    concurrency: int | None = None,
-    on_event: Listener = ignore,
-) -> Plan:
+def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[Options]) -> Plan:
     """Decide how to convert, from headers alone; nothing is written.
 
     Parameters
     ----------
     src, dst
         URLs. With a target strategy or layout ``dst`` gets ``rank_R/<prefix>R.safetensors``;
-        without, a full checkpoint: one object if ``dst`` ends in ``.safetensors``,
+        without, a full checkpoint: one object if ``dst`` ends in ``.safetensors`` or ``.ckpt``,
         ``rank_0/<prefix>0.safetensors`` if a prefix is given (MindSpore's form for one device),
-        else Hugging Face's form with an index where needed.
-    src_strategy, dst_strategy
-        URLs of MindSpore strategy files, or of a prefix that holds those of all stages.
-    src_layout, dst_layout
-        URLs of layout files, instead.
-    prefix
-        Start of the objects' names, before the rank's number; ``checkpoint_`` by default. May
-        contain ``{rank}`` elsewhere, or be the whole name if it ends in ``.safetensors``.
-    ranks
-        Ranks to write, like ``0-7,16``; all by default.
-    memory
-        Limit for all buffers, in bytes or like ``256MiB``.
-    concurrency
-        Requests in flight at once.
+        else Hugging Face's form with an index where needed, or what ``form`` says.
     on_event
         Told how reading the headers goes.
+    options
+        See :class:`reshard.api.Options`.
 
     Raises
     ------
     UsageError, SourceError, PlanError, StorageError
         As the tree in :mod:`reshard.errors` says; an OverBudget tells the memory that would do.
     """
-    if ranks is not None and not (dst_strategy or dst_layout):
-        raise UsageError("--ranks needs a target strategy or layout", hint="A full checkpoint has no ranks.")
-    source = _strategy_source("src", src_strategy, src_layout)
-    target = _strategy_source("dst", dst_strategy, dst_layout)
-    base, name = target_base(dst, is_full=target is None, prefix=prefix)
-    limits = limits_for(base, memory, concurrency)
+    check_options(options)
+    wanted, renames = wanted_from(options), renames_from(options)
+    target = _strategy_source("dst", options.get("dst_strategy"), options.get("dst_layout"))
+    base, name = target_base(dst, options)
+    limits = limits_for(base, options)
     location = open_source(src)
     check_apart(location, base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
-        catalog = read_catalog(location, source, workers)
-    manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
-    shapes = {entry.spec.name: entry.spec.shape for entry in catalog.entries}
+        catalog = read_catalog(location, wanted, workers)
+    catalog, renamed = _renamed(catalog, renames)
+    shapes = {renamed[entry.spec.name]: entry.spec.shape for entry in catalog.entries}
     wished = (
-        full_target(name, prefix, limits)
+        full_target(name, options, limits)
         if target is None
-        else rank_target(target.strategy(shapes, local=False), prefix, ranks)
+        else rank_target(target.strategy(shapes, local=False), options)
     )
-    made = make_plan(catalog, wished, base.url, limits, manifest_key)
-    check_sources_kept(made, location if catalog.url == location.url else location.parent, base)
+    manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
+    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed)
+    check_sources_kept(made, open_source(catalog.url), base)
     return made
+
+
+def _renamed(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
+    """Every tensor's new name, and the catalog with a note of rules that found nothing."""
+    names = [entry.spec.name for entry in catalog.entries]
+    missed = (*renames.unmatched_map(names), *renames.unmatched_rules(names))
+    note = f"{len(missed)} renames match no tensor: {', '.join(missed[:5])}"
+    return replace(catalog, notes=(*catalog.notes, note)) if missed else catalog, renames.apply(names)
 
 
 def convert(
@@ -144,22 +135,15 @@ def convert(
     dst: str | None = None,
     *,
     plan: Plan | str | None = None,
-    src_strategy: str | None = None,
-    src_layout: str | None = None,
-    dst_strategy: str | None = None,
-    dst_layout: str | None = None,
-    prefix: str | None = None,
-    ranks: str | Iterable[int] | None = None,
-    memory: Size | None = None,
-    concurrency: int | None = None,
     overwrite: bool = False,
     on_event: Listener = ignore,
+    **options: Unpack[Options],
 ) -> Manifest:
     """Convert a checkpoint, streaming; returns the manifest, which is also written beside the outputs.
 
     Parameters
     ----------
-    src, dst, src_strategy, src_layout, dst_strategy, dst_layout, prefix, ranks, memory, concurrency
+    src, dst, options
         As for :func:`plan`; left out when a plan is given.
     plan
         A plan, or the URL of a saved one.
@@ -174,8 +158,8 @@ def convert(
         As the tree in :mod:`reshard.errors` says. Whatever is raised, KeyboardInterrupt too,
         nothing of this run stays in the target.
     """
-    others = (src, dst, src_strategy, src_layout, dst_strategy, dst_layout, prefix, ranks, memory, concurrency)
-    if plan is not None and any(other is not None for other in others):
+    given = [name for name, value in options.items() if value not in (None, False, ())]
+    if plan is not None and (src is not None or dst is not None or given):
         raise UsageError(
             "a plan is given, and arguments that it has decided already",
             hint="Leave out SRC, DST and everything else but --overwrite.",
@@ -184,22 +168,15 @@ def convert(
     if made is None:
         if src is None or dst is None:
             raise UsageError("convert needs SRC and DST, or a plan")
-        made = _plan(
-            src,
-            dst,
-            src_strategy=src_strategy,
-            src_layout=src_layout,
-            dst_strategy=dst_strategy,
-            dst_layout=dst_layout,
-            prefix=prefix,
-            ranks=ranks,
-            memory=memory,
-            concurrency=concurrency,
-            on_event=on_event,
-        )
-    source, target = open_source(made.catalog.url), open_target(made.target_url)
-    check_sources_kept(made, source, target)
-    return execute(made, source, target, overwrite=overwrite, listener=on_event)
+        made = _plan(src, dst, on_event=on_event, **options)
+    return run(made, overwrite=overwrite, on_event=on_event)
+
+
+def run(plan: Plan, *, overwrite: bool = False, on_event: Listener = ignore) -> Manifest:
+    """Carry out a plan."""
+    source, target = open_source(plan.catalog.url), open_target(plan.target_url)
+    check_sources_kept(plan, source, target)
+    return execute(plan, source, target, overwrite=overwrite, listener=on_event)
 
 
 _plan = plan
@@ -286,3 +263,23 @@ def _strategy_source(side: str, strategy: str | None, layout: str | None) -> Str
     if layout:
         return read_layout_file(open_location(layout))
     return load_strategy_source(strategy) if strategy else None
+
+
+def wanted_from(options: Options) -> Wanted:
+    """What the options ask of a source."""
+    return Wanted(
+        strategy=_strategy_source("src", options.get("src_strategy"), options.get("src_layout")),
+        names=NameFilter(tuple(options.get("keep") or ()), tuple(options.get("drop") or ())),
+        file_suffix=options.get("file_suffix"),
+        keep_rank=options.get("keep_rank"),
+        check_crc=bool(options.get("check_crc")),
+    )
+
+
+def renames_from(options: Options) -> Renames:
+    """What the options say of names in the target."""
+    name_map = options.get("name_map") or {}
+    if isinstance(name_map, str):
+        place = open_location(name_map)
+        name_map = parse_name_map(read_object(place), place.url)
+    return Renames(name_map, tuple(options.get("rename") or ()))

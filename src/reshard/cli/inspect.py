@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import api
-from .options import Concurrency, Output, OutputForm, SrcLayout, SrcStrategy
+from .options import SOURCE, Output, OutputForm, with_options
 from .output import show_catalog
 
 
+@with_options(SOURCE)
 def inspect(
-    url: Annotated[str, typer.Argument(help="URL or path: one .safetensors object or a prefix.")],
-    src_strategy: SrcStrategy = None,
-    src_layout: SrcLayout = None,
+    url: Annotated[str, typer.Argument(help="URL or path: one object or a prefix.")],
     tensors: Annotated[int, typer.Option(metavar="N", min=0, help="Tensors to list in text; 0 for all.")] = 20,
-    concurrency: Concurrency = None,
     output: Output = OutputForm.TEXT,
+    **options: Any,
 ) -> None:
     """Show kind, shards, tensors, dtypes, shapes, sizes and metadata, reading headers only."""
-    catalog = api.inspect(url, src_strategy=src_strategy, src_layout=src_layout, concurrency=concurrency)
-    show_catalog(catalog, output, tensors)
+    show_catalog(api.inspect(url, **options), output, tensors)

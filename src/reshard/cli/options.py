@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from functools import wraps
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = [
-    "Concurrency",
-    "DstLayout",
-    "DstStrategy",
-    "Memory",
-    "Output",
-    "OutputForm",
-    "Prefix",
-    "Quiet",
-    "Ranks",
-    "SrcLayout",
-    "SrcStrategy",
-]
+__all__ = ["CONVERSION", "SOURCE", "Output", "OutputForm", "Quiet", "with_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 class OutputForm(StrEnum):
@@ -29,24 +22,99 @@ class OutputForm(StrEnum):
     JSON = "json"
 
 
-SrcStrategy = Annotated[
-    str | None, typer.Option(metavar="S", help="Strategy file of the source's shards, or a prefix with all stages'.")
+class Format(StrEnum):
+    """What single objects are written as."""
+
+    SAFETENSORS = "safetensors"
+    CKPT = "ckpt"
+
+
+class Form(StrEnum):
+    """How a checkpoint is laid out over objects."""
+
+    HF = "hf"
+    MINDSPORE = "mindspore"
+    ITERATION = "iteration"
+
+
+def _text(metavar: str, text: str, *, default: str | bool = True) -> Any:
+    return Annotated[str | None, typer.Option(metavar=metavar, help=text, show_default=default)]
+
+
+def _texts(metavar: str, text: str) -> Any:
+    return Annotated[list[str] | None, typer.Option(metavar=metavar, help=text)]
+
+
+_CRC = Annotated[bool, typer.Option("--check-crc", help="Compare .ckpt objects with their checksums first.")]
+_KEEP_RANK = Annotated[
+    int | None,
+    typer.Option(metavar="R", min=0, help="Take rank R's of tensors outside the strategy that differ between ranks."),
 ]
-SrcLayout = Annotated[str | None, typer.Option(metavar="L.yaml", help="Layout file of the source's shards instead.")]
-DstStrategy = Annotated[
-    str | None, typer.Option(metavar="S", help="Strategy file of the target; without one it is a full checkpoint.")
+_LESS = Annotated[
+    bool,
+    typer.Option("--remove-redundancy", help="Write what several ranks own on one of them only."),
 ]
-DstLayout = Annotated[str | None, typer.Option(metavar="L.yaml", help="Layout file of the target instead.")]
-Prefix = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", show_default="checkpoint_", help="Objects are called rank_R/NAMER.safetensors."),
-]
-Ranks = Annotated[str | None, typer.Option(metavar="LIST", help="Write these ranks only, like 0-7,16.")]
-Memory = Annotated[
-    str | None, typer.Option(metavar="SIZE", show_default="512MiB", help="Limit for all buffers, like 256MiB.")
-]
-Concurrency = Annotated[
+_CONCURRENCY = Annotated[
     int | None, typer.Option(metavar="N", min=1, show_default="8", help="Requests in flight at once.")
 ]
+
+SOURCE: dict[str, tuple[Any, object]] = {
+    "src_strategy": (_text("S", "Strategy file of the source's shards, or a prefix with all stages'."), None),
+    "src_layout": (_text("L.yaml", "Layout file of the source's shards instead."), None),
+    "file_suffix": (_text("E_S", "End of the names to take where ranks have several, like 1_10."), None),
+    "check_crc": (_CRC, False),
+    "keep": (_texts("PATTERN", "Take only tensors like this: a glob, prefix:TEXT or regex:EXPR. Repeatable."), None),
+    "drop": (_texts("PATTERN", "Leave out tensors like this. Repeatable."), None),
+    "keep_rank": (_KEEP_RANK, None),
+    "concurrency": (_CONCURRENCY, None),
+}
+"""Options of :class:`reshard.api.Options` that speak of the source, each with its default."""
+
+CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
+    "rename": (_texts("OLD=NEW", "Also prefix:OLD=NEW or regex:EXPR=NEW; the first that matches. Repeatable."), None),
+    "name_map": (_text("FILE.json", 'New names by old: {"old": "new"}.'), None),
+    "dst_strategy": (_text("S", "Strategy file of the target; without one it is a full checkpoint."), None),
+    "dst_layout": (_text("L.yaml", "Layout file of the target instead."), None),
+    "form": (
+        Annotated[Form | None, typer.Option(help="Of a full checkpoint hf or mindspore; of rank shards iteration.")],
+        None,
+    ),
+    "format": (
+        Annotated[Format | None, typer.Option(show_default="safetensors", help="What single objects are.")],
+        None,
+    ),
+    "prefix": (_text("NAME", "Objects are called rank_R/NAMER.safetensors.", default="checkpoint_"), None),
+    "ranks": (_text("LIST", "Write these ranks only, like 0-7,16."), None),
+    "remove_redundancy": (_LESS, False),
+    "part_size": (_text("SIZE", "Largest object of a full checkpoint.", default="5GB; mindspore: 3GiB"), None),
+    "memory": (_text("SIZE", "Limit for all buffers, like 256MiB.", default="512MiB"), None),
+}
+"""All options of :class:`reshard.api.Options`, each with its default."""
+
 Output = Annotated[OutputForm, typer.Option("--output", help="How to print the result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def with_options(options: dict[str, tuple[Any, object]]) -> Callable[[_Command], _Command]:
+    """Put options in the place of a command's ``**options``, so that each is told once for all commands."""
+
+    def expand(command: _Command) -> _Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        first = [p for p in own if typer.models.ArgumentInfo in map(type, getattr(p.annotation, "__metadata__", ()))]
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
+        ]
+        rest = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p not in first]
+        expanded = [*first, *shared, *rest]
+
+        @wraps(command)
+        def expanded_command(*args: Any, **kwargs: Any) -> None:
+            command(*args, **kwargs)
+
+        expanded_command.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]
+        expanded_command.__annotations__ = {p.name: p.annotation for p in expanded} | {"return": None}
+        return expanded_command  # type: ignore[return-value]
+
+    return expand

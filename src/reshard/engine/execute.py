@@ -20,7 +20,9 @@ from .workers import Workers, working
 
 __all__ = ["check_source", "check_target", "execute", "head_or_none", "writable"]
 
-_CHECKPOINT_OBJECT = re.compile(r"(rank_\d+/)?[^/]+\.safetensors|model\.safetensors\.index\.json|param_name_map\.json")
+_CHECKPOINT_OBJECT = re.compile(
+    r"(rank_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json|param_name_map\.json"
+)
 
 
 def execute(

@@ -4,34 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from ..errors import CatalogError, FormatError, UsageError, raise_all
-from ..formats.safetensors import LENGTH_BYTES, Header, header_range, parse_header
+from ..errors import CatalogError, UsageError, raise_all
+from ..formats.containers import Container
+from ..formats.rank_objects import RankMeta, RankObjects, choose, find_rank_objects, parse_meta
 from ..formats.weight_index import parse_param_name_map, parse_weight_index
-from ..planning.catalog import Catalog, Entry, Placement, SourceObject, extent_of
-from ..planning.sources import common_metadata, full_catalog, rank_catalog
+from ..planning.catalog import Catalog, Entry, Placement
+from ..planning.full_target import HYPER_NAME, MAP_NAME
+from ..planning.rank_source import of_rank, rank_catalog
+from ..planning.selection import NameFilter
+from ..planning.sources import Opened, full_catalog, tree_catalog
+from ..planning.tree_target import tree_name
 from ..storage import Location, ObjectInfo
-from ..tensor import Box, ByteRange, Shape
+from ..tensor import ByteRange, Shape, extent_of
+from .contents import blocks, container_of, read_all
 from .strategies import StrategySource, read_object
 from .workers import Workers
 
-__all__ = ["read_catalog", "read_contents"]
+__all__ = ["Wanted", "read_catalog", "read_contents", "read_tree"]
 
-_SUFFIX = ".safetensors"
 _HF_INDEX = "model.safetensors.index.json"
-_NAME_MAP = "param_name_map.json"
+_TREE_OBJECT = re.compile(r"rank[^/]*/[^/]+")
 _INDEXES = (
     (_HF_INDEX, "Hugging Face checkpoint", parse_weight_index),
-    (_NAME_MAP, "MindSpore full checkpoint", parse_param_name_map),
+    (MAP_NAME, "MindSpore full checkpoint", parse_param_name_map),
 )
-_HYPER = "hyper_param.safetensors"
-_RANK_OBJECT = re.compile(r"rank_(\d+)/[^/]+\.safetensors")
-_COMPARE_BYTES = 1 << 20
-_DAMAGED = "It was damaged, or not copied to its end: write it again from where it came from."
 
-Opened = tuple[SourceObject, Header]
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a source.
+
+    Parameters
+    ----------
+    strategy
+        How rank shards are cut; none for a full checkpoint.
+    names
+        Which tensors to take.
+    file_suffix
+        End of the objects' names, without format, where a rank has several.
+    keep_rank
+        Whose copy to take of tensors without a layout that differ between ranks.
+    check_crc
+        Whether ``.ckpt`` objects that end in a checksum are read whole and compared with it.
+    """
+
+    strategy: StrategySource | None = None
+    names: NameFilter = field(default_factory=NameFilter)
+    file_suffix: str | None = None
+    keep_rank: int | None = None
+    check_crc: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +72,7 @@ class _Found:
     index_bytes: int = 0
 
 
-def read_catalog(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
+def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
     """Describe a source from its headers.
 
     Tensors of rank shards that have no layout are read from every rank: they must be the same.
@@ -56,10 +80,8 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
     Parameters
     ----------
     location
-        One ``.safetensors`` object, or a prefix: with an index (Hugging Face's or MindSpore's),
-        with a single object, or with ``rank_<R>/`` below it.
-    strategy
-        How rank shards are cut; none for a full checkpoint.
+        One object, or a prefix: with an index (Hugging Face's or MindSpore's), with a single
+        object, or with ``rank_<R>/`` below it.
 
     Raises
     ------
@@ -70,33 +92,61 @@ def read_catalog(location: Location, strategy: StrategySource | None, workers: W
     StrategyError
         Shards that do not fit the strategy.
     """
-    return _catalog(_look(location, wants_ranks=strategy is not None), strategy, workers, compare=True)
+    return _catalog(_look(location, wanted), wanted, workers, compare=True)
 
 
-def read_contents(location: Location, strategy: StrategySource | None, workers: Workers) -> Catalog:
+def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
     """Describe what lies at a URL from headers alone, also rank shards whose strategy is not known.
 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
     """
-    found = _look(location, wants_ranks=strategy is not None)
-    if found.ranks in ((), (0,)) or strategy is not None:
-        return _catalog(found, strategy, workers, compare=False)
-    opened = _read_headers(found, workers)
-    entries = [
-        Entry(
-            replace(stored.spec, name=f"rank_{rank}/{stored.spec.name}"),
-            (Placement(Box.whole(extent_of(stored.spec)[0]), ((index, stored.range.start),)),),
-        )
-        for index, (rank, (_, header)) in enumerate(zip(found.ranks, opened, strict=True))
-        for stored in header.tensors
-    ]
+    found = _look(location, wanted)
+    if found.ranks in ((), (0,)) or wanted.strategy is not None:
+        return _catalog(found, wanted, workers, compare=False)
+    opened = read_all(found.base, found.infos, found.names, workers, check_crc=wanted.check_crc)
     kind = f"rank shards ({len(found.ranks)} ranks), not joined: their strategy is not given"
-    objects = tuple(item for item, _ in opened)
-    metadata = common_metadata(opened)
-    return Catalog(found.base.url, kind, objects, tuple(entries), metadata, found.notes, _header_bytes(found, opened))
+    rank_of = dict(zip(found.names, found.ranks, strict=True))
+    made = tree_catalog(
+        found.base.url, kind, opened, lambda key, name: f"rank_{rank_of[key]}/{name}", found.notes, names=wanted.names
+    )
+    return replace(made, header_bytes=_header_bytes(found, opened))
 
 
-def _catalog(found: _Found, strategy: StrategySource | None, workers: Workers, *, compare: bool) -> Catalog:
+def read_tree(
+    location: Location, container: Container, pattern: re.Pattern[str] | None, wanted: Wanted, workers: Workers
+) -> Catalog:
+    """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
+
+    Parameters
+    ----------
+    pattern
+        Found somewhere in the name of each object to take; None for all.
+
+    Raises
+    ------
+    CatalogError
+        There is no such object.
+
+    Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``.
+    """
+    infos = dict(location.named_objects())
+    names = [name for name in infos if _TREE_OBJECT.fullmatch(name) and container_of(name) is container]
+    chosen = tuple(sorted(name for name in names if pattern is None or pattern.search(name.rsplit("/", 1)[-1])))
+    if not chosen:
+        asked = f" whose names match {pattern.pattern!r}" if pattern else ""
+        raise CatalogError(
+            f"{location.url}: expected rank*/*{container.suffix} objects{asked}, "
+            f"found {len(names)} of that format among {len(infos)} objects",
+            hint="Name one object, or the prefix that holds rank_0/.",
+        )
+    opened = read_all(location, infos, chosen, workers, check_crc=wanted.check_crc)
+    kind = f"{len(chosen)} {container.suffix} objects, each on its own"
+    made = tree_catalog(location.url, kind, opened, tree_name, names=wanted.names)
+    return replace(made, header_bytes=sum(contents.index_bytes for _, contents in opened))
+
+
+def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) -> Catalog:
+    strategy = wanted.strategy
     if strategy is None and found.ranks and found.ranks != (0,):
         raise UsageError(
             f"{found.base.url}: these are shards of {len(found.ranks)} ranks, and how they are cut is not known",
@@ -107,36 +157,72 @@ def _catalog(found: _Found, strategy: StrategySource | None, workers: Workers, *
             f"{found.base.url}: a source strategy is given, but this is a full checkpoint ({found.kind})",
             hint="Leave --src-strategy and --src-layout out, or name the prefix that holds rank_0/.",
         )
-    opened = _read_headers(found, workers)
+    opened = read_all(found.base, found.infos, found.names, workers, check_crc=wanted.check_crc)
     if strategy is None:
-        catalog = full_catalog(found.base.url, found.kind, opened, found.weight_map, found.notes)
+        catalog = full_catalog(
+            found.base.url,
+            found.kind,
+            opened,
+            found.weight_map,
+            found.notes,
+            names=wanted.names,
+            hyper_key=HYPER_NAME,
+        )
     else:
-        catalog = _joined(found, opened, strategy, workers if compare else None)
-    return replace(catalog, header_bytes=_header_bytes(found, opened))
+        catalog = _joined(found, opened, strategy, wanted, workers if compare else None)
+    notes = (*catalog.notes, *_notes(opened, catalog, wanted))
+    return replace(catalog, header_bytes=_header_bytes(found, opened), notes=notes)
 
 
-def _look(location: Location, *, wants_ranks: bool) -> _Found:
+def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterable[str]:
+    """What was left out, and patterns that found nothing."""
+    names = {stored.spec.name for _, contents in opened for stored in contents.tensors}
+    names |= {name for _, contents in opened for name in contents.texts}
+    missed = wanted.names.unmatched_keep(names)
+    raise_all(UsageError, f"{catalog.url}: --keep asks for what is not there", missed, "reshard inspect lists names.")
+    if catalog.dropped:
+        yield f"{len(catalog.dropped)} tensors are left out as asked: {', '.join(catalog.dropped[:5])}" + (
+            ", ..." if len(catalog.dropped) > 5 else ""
+        )
+    for pattern in wanted.names.unmatched_drop(names):
+        yield f"--drop {pattern} matches no tensor"
+
+
+def _look(location: Location, wanted: Wanted) -> _Found:
     """Find out what lies at a URL; where both forms do, a strategy asks for rank shards."""
-    if location.key.endswith(_SUFFIX):
+    container = container_of(location.key)
+    if container is not None:
         info = location.store.head(location.key)
         name = location.key.rsplit("/", 1)[-1]
-        return _Found(location.parent, "one safetensors object", (name,), {name: info}, {})
+        return _Found(location.parent, f"one {container.value} object", (name,), {name: info}, {})
     infos = dict(location.named_objects())
-    tensors = [name for name in infos if name.endswith(_SUFFIX)]
+    tensors = [name for name in infos if container_of(name)]
     has_full = any("/" not in name for name in tensors) or any(name in infos for name, _, _ in _INDEXES)
-    has_ranks = any(_RANK_OBJECT.fullmatch(name) for name in tensors)
-    if has_ranks and (wants_ranks or not has_full):
-        found = _ranks(location, infos, tensors)
-        return replace(found, notes=("a full checkpoint beside the rank shards is left aside",) if has_full else ())
+    ranked = find_rank_objects(infos)
+    has_ranks = any(ranked.by_rank.values())
+    if has_ranks and (wanted.strategy is not None or not has_full):
+        found = _ranks(location, infos, ranked, wanted.file_suffix)
+        note = "a full checkpoint beside the rank shards is left aside"
+        return replace(found, notes=(*found.notes, note)) if has_full else found
     found = _full(location, infos, tensors)
     note = "rank shards beside the full checkpoint are left aside: a source strategy would ask for them"
     return replace(found, notes=(*found.notes, note)) if has_ranks else found
 
 
-def _ranks(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence[str]) -> _Found:
-    ranks = _rank_names(location, tensors)
-    kind = "one rank's object" if tuple(ranks) == (0,) else "rank shards"
-    return _Found(location, kind, tuple(ranks.values()), infos, {}, tuple(ranks))
+def _ranks(location: Location, infos: Mapping[str, ObjectInfo], ranked: RankObjects, suffix: str | None) -> _Found:
+    """The object of each rank that belongs to one checkpoint."""
+    recorded: dict[int, RankMeta] = {}
+    if suffix is None and any(len(names) > 1 for names in ranked.by_rank.values()):
+        for rank, name in ranked.metas.items():
+            place = location.child(name)
+            recorded[rank] = parse_meta(read_object(place), place.url)
+    try:
+        chosen = choose(ranked, suffix, recorded)
+    except CatalogError as error:
+        raise CatalogError(f"{location.url}: {error.message}", hint=error.hint, problems=error.problems) from error
+    by_rank = dict(sorted(chosen.by_rank.items()))
+    kind = f"one rank's {chosen.container} object" if tuple(by_rank) == (0,) else "rank shards"
+    return _Found(location, kind, tuple(by_rank.values()), infos, {}, tuple(by_rank), chosen.notes)
 
 
 def _full(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence[str]) -> _Found:
@@ -146,19 +232,6 @@ def _full(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence
             index = parse(data, location.child(name).url)
             return replace(_indexed(location, kind, infos, index.weight_map, tensors), index_bytes=len(data))
     return _unindexed(location, infos, tensors)
-
-
-def _rank_names(location: Location, tensors: Sequence[str]) -> dict[int, str]:
-    """The one object of each rank, by rank."""
-    found: dict[int, list[str]] = {}
-    for name in tensors:
-        match = _RANK_OBJECT.fullmatch(name)
-        if match:
-            found.setdefault(int(match[1]), []).append(name)
-    several = [f"rank_{rank}: {', '.join(names)}" for rank, names in sorted(found.items()) if len(names) > 1]
-    hint = "Keep one checkpoint's objects there: move the others to a prefix of their own."
-    raise_all(CatalogError, f"{location.url}: expected one safetensors object in each rank's prefix", several, hint)
-    return {rank: names[0] for rank, names in sorted(found.items())}
 
 
 def _indexed(
@@ -172,112 +245,107 @@ def _indexed(
     missing = [f"{location.child(name).url}" for name in names if name not in infos]
     hint = "Copy them there, or name one object to take it alone."
     raise_all(CatalogError, f"{location.url}: the index names objects that are not there", missing, hint)
-    if _HYPER in infos and _HYPER not in names:
-        names.append(_HYPER)
+    if HYPER_NAME in infos and HYPER_NAME not in names:
+        names.append(HYPER_NAME)
     aside = [name for name in tensors if name not in names]
     notes = (f"{len(aside)} objects that the index does not name are left aside: {', '.join(aside[:5])}",)
     return _Found(location, kind, tuple(names), infos, weight_map, notes=notes if aside else ())
 
 
 def _unindexed(location: Location, infos: Mapping[str, ObjectInfo], tensors: Sequence[str]) -> _Found:
+    # A .ckpt beside safetensors is a strategy, say; alone it is the checkpoint.
     direct = [name for name in tensors if "/" not in name]
+    direct = [name for name in direct if container_of(name) is Container.SAFETENSORS] or direct
     if len(direct) == 1:
-        return _Found(location, "one safetensors object", tuple(direct), infos, {})
+        return _Found(location, f"one {direct[0].rsplit('.', 1)[-1]} object", tuple(direct), infos, {})
     if direct:
         raise CatalogError(
-            f"{location.url}: {len(direct)} safetensors objects and no index that says how they belong together",
+            f"{location.url}: {len(direct)} {direct[0].rsplit('.', 1)[-1]} objects and no index "
+            "that says how they belong together",
             problems=direct,
-            hint=f"Expected {_HF_INDEX} or {_NAME_MAP} beside them; or name one object.",
+            hint=f"Expected {_HF_INDEX} or {MAP_NAME} beside them; or name one object.",
         )
     others = ", ".join(sorted(infos)[:5])
     raise CatalogError(
-        f"{location.url}: no checkpoint there: expected *.safetensors, {_HF_INDEX}, {_NAME_MAP} or rank_<R>/, "
+        f"{location.url}: no checkpoint there: expected *.safetensors, {_HF_INDEX}, {MAP_NAME} or rank_<R>/, "
         f"found {f'{len(infos)} other objects ({others})' if infos else 'nothing'}",
         hint="Is the prefix right?",
     )
 
 
-def _read_headers(found: _Found, workers: Workers) -> list[Opened]:
-    """Read every object's header; all that break the format are told in one error."""
-    opened: dict[str, Opened] = {}
-    problems: dict[str, FormatError] = {}
-
-    def read(name: str) -> None:
-        info = found.infos[name]
-        try:
-            opened[name] = (SourceObject(name, info.nbytes, info.etag), _read_header(found.base.child(name), info))
-        except FormatError as error:
-            problems[name] = error.at(found.base.child(name).url)
-            problems[name].hint = _DAMAGED
-
-    workers.map(read, found.names)
-    if len(problems) == 1:
-        raise next(iter(problems.values()))
-    told = ["\n    ".join([p.message, *p.problems[:10]]) for _, p in sorted(problems.items())]
-    raise_all(FormatError, f"{len(problems)} objects are not sound safetensors", told, _DAMAGED)
-    return [opened[name] for name in found.names]
-
-
-def _read_header(location: Location, info: ObjectInfo) -> Header:
-    length = ByteRange(0, min(LENGTH_BYTES, info.nbytes))
-    first = location.store.read(info.key, length, info.etag) if length.nbytes else b""
-    span = header_range(first, info.nbytes)
-    return parse_header(first + location.store.read(info.key, span, info.etag), info.nbytes)
-
-
 def _header_bytes(found: _Found, opened: Sequence[Opened]) -> int:
-    return found.index_bytes + sum(header.data_start for _, header in opened)
+    return found.index_bytes + sum(contents.index_bytes for _, contents in opened)
 
 
-def _joined(found: _Found, opened: Sequence[Opened], source: StrategySource, workers: Workers | None) -> Catalog:
+def _joined(
+    found: _Found, opened: Sequence[Opened], source: StrategySource, wanted: Wanted, workers: Workers | None
+) -> Catalog:
     """The catalog of rank shards; workers, if given, compare the copies of tensors without a layout."""
     shapes: dict[str, Shape] = {}
-    for _, header in opened:
-        for stored in header.tensors:
+    for _, contents in opened:
+        for stored in contents.tensors:
             shapes.setdefault(stored.spec.name, stored.spec.shape)
     strategy = source.strategy(shapes, local=True)
     shards = dict(zip(found.ranks, opened, strict=True))
-    catalog, names = rank_catalog(found.base.url, shards, strategy, found.notes)
+    catalog, names = rank_catalog(
+        found.base.url, shards, strategy, found.notes, names=wanted.names, keep_rank=wanted.keep_rank
+    )
     if not names:
         return catalog
     if workers is None:
-        told = "their bytes on different ranks were not compared"
-    else:
-        nbytes = _compare_copies(catalog, set(names), found.base, workers)
-        told = f"their {nbytes} bytes on all ranks were read and found equal"
-    note = f"{len(names)} tensors have no layout in the source strategy; {told}"
-    return replace(catalog, notes=(*catalog.notes, note))
+        note = f"{len(names)} tensors have no layout in the source strategy; their bytes were not compared"
+        return replace(catalog, notes=(*catalog.notes, note))
+    return _compared(catalog, names, found, wanted.keep_rank, workers)
 
 
-def _compare_copies(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> int:
-    """Raise CatalogError unless tensors without a layout are the same on every rank; return the bytes read."""
-    digests: dict[tuple[str, str], str] = {}
-
-    def read(job: tuple[Entry, int, int]) -> None:
-        entry, index, first = job
-        item = catalog.objects[index]
-        digest = hashlib.sha256()
-        stop = first + entry.spec.nbytes
-        for start in range(first, stop, _COMPARE_BYTES):
-            span = ByteRange(start, min(stop, start + _COMPARE_BYTES))
-            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
-        digests[entry.spec.name, item.key] = digest.hexdigest()
-
-    entries = [entry for entry in catalog.entries if entry.spec.name in names]
-    workers.map(read, [(e, *holder) for e in entries for holder in e.placements[0].holders])
-    problems = []
-    for entry in entries:
-        keys: dict[str, list[str]] = {}
-        for index, _ in entry.placements[0].holders:
-            key = catalog.objects[index].key
-            keys.setdefault(digests[entry.spec.name, key], []).append(key)
-        if len(keys) > 1:
-            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
-            problems.append(f"{entry.spec.name}: {len(keys)} different contents ({sides})")
+def _compared(
+    catalog: Catalog, names: Sequence[str], found: _Found, keep_rank: int | None, workers: Workers
+) -> Catalog:
+    """Raise CatalogError unless tensors without a layout are the same on every rank, or one rank decides."""
+    nbytes, differing = _differing(catalog, set(names), found.base, workers)
+    told = f"{len(names)} tensors have no layout in the source strategy; {nbytes} bytes on all ranks were read"
+    if keep_rank in found.ranks:
+        key = found.names[found.ranks.index(keep_rank)]
+        for name in differing:
+            catalog = of_rank(catalog, name, keep_rank, key)
+        told += f": rank {keep_rank}'s of {', '.join(differing)} are taken, the others are equal" if differing else ""
+        differing = {}
     raise_all(
         CatalogError,
-        f"{base.url}: tensors without a layout in the source strategy differ between ranks",
-        problems,
-        hint="They were cut or are each rank's own: add their layouts to the strategy.",
+        f"{found.base.url}: tensors without a layout in the source strategy differ between ranks",
+        [f"{name}: {sides}" for name, sides in differing.items()],
+        hint="They were cut or are each rank's own: add their layouts to the strategy, leave them out with --drop, "
+        "or take one rank's with --keep-rank.",
     )
-    return sum(entry.spec.nbytes * len(entry.placements[0].holders) for entry in entries)
+    return replace(catalog, notes=(*catalog.notes, told if keep_rank in found.ranks else f"{told} and found equal"))
+
+
+def _differing(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> tuple[int, dict[str, str]]:
+    """The bytes read to compare copies, and of tensors that differ who has what, in words."""
+    digests: dict[tuple[str, int, int], str] = {}
+
+    def read(job: tuple[Entry, int, Placement, tuple[int, int]]) -> None:
+        entry, number, placement, (index, first) = job
+        item, digest = catalog.objects[index], hashlib.sha256()
+        nbytes = placement.box.element_count * extent_of(entry.spec)[1]
+        for span in blocks(ByteRange(first, first + nbytes)):
+            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
+        digests[entry.spec.name, number, index] = digest.hexdigest()
+
+    entries = [entry for entry in catalog.entries if entry.spec.name in names]
+    placed = [(entry, *numbered) for entry in entries for numbered in enumerate(entry.placements)]
+    workers.map(read, [(e, number, p, holder) for e, number, p in placed for holder in p.holders])
+    differing = {}
+    for entry, number, placement in placed:
+        keys: dict[str, list[str]] = {}
+        for index, _ in placement.holders:
+            key = catalog.objects[index].key
+            keys.setdefault(digests[entry.spec.name, number, index], []).append(key)
+        if len(keys) > 1:
+            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
+            differing[entry.spec.name] = f"{len(keys)} different contents ({sides})"
+    nbytes = sum(
+        placement.box.element_count * extent_of(entry.spec)[1] * len(placement.holders)
+        for entry, _, placement in placed
+    )
+    return nbytes, differing

@@ -81,7 +81,7 @@ class Transfer:
         for step in steps:
             leases = self._arena.take([part.range.nbytes for part in step.parts], self._wait_for_memory)
             self._workers.check()
-            self._fill_headers(step, leases)
+            self._fill_known(step, leases)
             filling = _Filling(step, leases, len(step.reads))
             for read in step.reads:
                 self._workers.submit(self._reading_task(filling, read, sink), urgency=_READ_URGENCY)
@@ -108,12 +108,11 @@ class Transfer:
             )
         self._listener(progress)
 
-    def _fill_headers(self, step: Step, leases: list[Lease]) -> None:
+    def _fill_known(self, step: Step, leases: list[Lease]) -> None:
         for part, lease in zip(step.parts, leases, strict=True):
-            header = self._outputs[part.output].header
-            if part.range.start < len(header):
-                piece = header[part.range.start : part.range.stop]
-                lease.view[: len(piece)] = piece
+            for place, data in self._outputs[part.output].frame.literals_in(part.range.start, part.range.stop):
+                first = place - part.range.start
+                lease.view[first : first + len(data)] = data
 
     def _reading_task(self, filling: _Filling, read: Read, sink: Sink) -> Task:
         def task() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import UsageError
+from ..formats.containers import Container
 from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Step
 from ..storage import Location
@@ -184,7 +185,8 @@ class _Comparison:
         if number is None:
             return ""
         output = self.plan.outputs[number]
-        if byte < len(output.header):
-            return " (in the header)"
-        slot = next(i for i, stop in enumerate(output.starts[1:]) if byte < stop)
-        return f" (in tensor {output.specs[slot].name}, its byte {byte - output.starts[slot]})"
+        place = output.frame.place_of(byte)
+        if place is None:
+            return " (in the header)" if output.container is Container.SAFETENSORS else " (between tensors)"
+        slot, position = place
+        return f" (in tensor {output.specs[slot].name}, its byte {position})"

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from ..tensor import Box, Shape, TensorSpec
+from ..tensor import Box, TensorSpec
 
-__all__ = ["Catalog", "Entry", "Placement", "SourceObject", "extent_of"]
+__all__ = ["Catalog", "Contents", "Entry", "Origin", "Placement", "SourceObject", "Stored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of one object, and where its bytes lie.
+
+    ``boxes`` tile ``extent_of(spec)``, in order, each with the first byte of its row-major elements;
+    an empty tensor may have none.
+    """
+
+    spec: TensorSpec
+    boxes: tuple[tuple[Box, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one object holds, whatever its format.
+
+    Parameters
+    ----------
+    tensors
+        In the order of their bytes.
+    metadata
+        Free text of the writer; packed int4 is noted here under the tensor's name.
+    texts
+        Values that are text (``.ckpt`` only).
+    index_bytes
+        Bytes that were read to learn all this.
+    """
+
+    tensors: tuple[Stored, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    index_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +65,25 @@ class Placement:
     holders: tuple[tuple[int, int], ...]
 
 
+class Origin(StrEnum):
+    """How the source held a tensor; it decides where a tensor goes that a target has no word for.
+
+    ``WHOLE``: in one piece. ``CUT``: in different pieces on different ranks. ``OUTSIDE``: in no layout of
+    the source's strategy, as hyper-parameters (``global_step``, ``loss_scale``) are.
+    """
+
+    WHOLE = "whole"
+    CUT = "cut"
+    OUTSIDE = "outside"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of the source; its placements tile ``extent_of(spec)`` exactly."""
 
     spec: TensorSpec
     placements: tuple[Placement, ...]
+    origin: Origin = Origin.WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +104,10 @@ class Catalog:
         What a person should know about the source: objects left aside, say.
     header_bytes
         Bytes of headers and of the index that were read to learn all this.
+    texts
+        Values that are text (``.ckpt`` only).
+    dropped
+        Names of the source that were asked to be left out.
     """
 
     url: str
@@ -66,24 +117,10 @@ class Catalog:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     header_bytes: int = 0
+    texts: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors; what several ranks hold is counted once."""
         return sum(entry.spec.nbytes for entry in self.entries)
-
-
-def extent_of(spec: TensorSpec) -> tuple[Shape, int]:
-    """The shape and bytes per element by which a tensor's bytes are addressed.
-
-    Elements smaller than a byte cannot be addressed: such a tensor is one row of bytes.
-
-    Examples
-    --------
-    >>> from reshard.tensor import DType
-    >>> extent_of(TensorSpec("a", DType.F32, (2, 3))), extent_of(TensorSpec("b", DType.F4, (2, 8)))
-    (((2, 3), 4), ((8,), 1))
-    """
-    if spec.dtype.is_sub_byte:
-        return (spec.dtype.nbytes(math.prod(spec.shape)),), 1
-    return spec.shape, spec.dtype.itemsize

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .memory import Buffers
+from .output import Document
 from .steps import Group, Recipe, Step, group_steps
-from .target import Document
 
 __all__ = ["Cost", "count_cost"]
 

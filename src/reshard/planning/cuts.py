@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tensor import Box, Shape
-from .catalog import extent_of
+from ..formats.frame import Frame
+from ..tensor import Box, Shape, extent_of
 from .limits import Limits
-from .target import Output, TargetTensor
+from .output import Output, TargetTensor
 
-__all__ = ["Cut", "Cuts", "Rows", "Share", "find_cuts", "walk"]
+__all__ = ["Cut", "Cuts", "Reach", "Rows", "Share", "find_cuts", "walk"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -111,51 +111,87 @@ def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
     return len(shape) - 1 if shape else 0
 
 
-def find_cuts(items: Sequence[Rows], header_nbytes: Sequence[int], part_bytes: int, min_part_bytes: int) -> Cuts:
+class Reach:
+    """How far each output of a group has been filled, in bytes, while its walk goes on.
+
+    Bytes that a format puts before a tensor go with the tensor's first elements, those at the
+    object's end with the last step.
+    """
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self._frames = frames
+        self.starts = [0] * len(frames)
+        self.stops = [0] * len(frames)
+
+    @property
+    def pending(self) -> list[int]:
+        """Bytes of each output since the last cut."""
+        return [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
+
+    def advance(self, item: Rows, row: int, stop: int) -> None:
+        """Fill the rows ``[row, stop)`` of a tensor."""
+        for share in item.shares:
+            last = item.element_of(share, stop)
+            if last > item.element_of(share, row):
+                self.stops[share.member] = self._frames[share.member].end_of(share.slot, last)
+
+    def with_lead(self, item: Rows, share: Share, row: int) -> int:
+        """Bytes since the last cut up to the first byte of a row."""
+        return self._frames[share.member].address(share.slot, item.element_of(share, row)) - self.starts[share.member]
+
+    def finish(self) -> None:
+        """Fill what is left: what stands after the last tensor."""
+        self.stops = [frame.nbytes for frame in self._frames]
+
+    def cut(self) -> None:
+        """Begin anew from here."""
+        self.starts = list(self.stops)
+
+
+def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, min_part_bytes: int) -> Cuts:
     """Cut a walk as soon as every output has a part's worth.
 
     Parameters
     ----------
     items
         The walk.
-    header_nbytes
-        Of each output; headers belong to the first step.
+    frames
+        Of each output.
     part_bytes
         Wished bytes in each part, at least ``min_part_bytes``.
     """
-    pending = list(header_nbytes)
+    reach, before = Reach(frames), [0] * len(frames)
     cuts: list[Cut] = []
     step_bytes = longest = 0
     for index, item in enumerate(items):
         row = 0
-        while (cut := _next_cut(item, row, pending, part_bytes, min_part_bytes)) is not None:
-            _advance(item, row, cut, pending)
-            step_bytes, longest = max(step_bytes, sum(pending)), max(longest, *pending)
-            pending = [0] * len(pending)
+        while (cut := _next_cut(item, row, reach, part_bytes, min_part_bytes)) is not None:
+            reach.advance(item, row, cut)
+            step_bytes, longest = max(step_bytes, sum(reach.pending)), max(longest, *reach.pending)
+            before = reach.starts
+            reach.cut()
             cuts.append(Cut(index, cut))
             row = cut
-        _advance(item, row, item.row_count, pending)
-    if cuts and not any(pending):
+        reach.advance(item, row, item.row_count)
+    if cuts and not any(reach.pending):  # no step is for the objects' ends alone
         cuts.pop()
-    return Cuts(tuple(cuts), max(step_bytes, sum(pending)), max(longest, *pending))
+        reach.starts = before
+    reach.finish()
+    return Cuts(tuple(cuts), max(step_bytes, sum(reach.pending)), max(longest, *reach.pending))
 
 
-def _next_cut(item: Rows, row: int, pending: Sequence[int], part_bytes: int, min_part_bytes: int) -> int | None:
-    """The first row after ``row`` where every output has enough, or None within this tensor."""
-    cut = row
+def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:
+    """The first row from ``row`` on where every output has enough, or None within this tensor."""
+    cut, pending = row, reach.pending
     waiting = {member for member, nbytes in enumerate(pending) if 0 < nbytes < min_part_bytes}
     for share in item.shares:
         waiting.discard(share.member)
-        row_nbytes = share.row_elements * item.itemsize
-        missing_rows = max(0, -(-(part_bytes - pending[share.member]) // row_nbytes))
+        if pending[share.member] >= part_bytes:
+            continue
+        missing_bytes = part_bytes - reach.with_lead(item, share, row)
+        missing_rows = max(1, -(-missing_bytes // (share.row_elements * item.itemsize)))
         wanted = row * share.row_count // item.row_count + missing_rows
         if wanted > share.row_count:
             return None
         cut = max(cut, -(-wanted * item.row_count // share.row_count))
-    return None if waiting or (cut == row and not any(pending)) else cut
-
-
-def _advance(item: Rows, row: int, stop: int, pending: list[int]) -> None:
-    for share in item.shares:
-        elements = item.element_of(share, stop) - item.element_of(share, row)
-        pending[share.member] += elements * item.itemsize
+    return None if waiting else cut

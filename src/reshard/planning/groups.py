@@ -110,5 +110,5 @@ def _is_accepted(recipe: Recipe, cuts: Cuts) -> bool:
 def _cut(recipe: Recipe, members: Sequence[int], part_bytes: int) -> Cuts:
     outputs = [recipe.outputs[i] for i in members]
     items = walk(outputs, recipe.tensors, recipe.limits)
-    headers = [len(output.header) for output in outputs]
-    return find_cuts(items, headers, part_bytes, recipe.limits.min_part_bytes)
+    frames = [output.frame for output in outputs]
+    return find_cuts(items, frames, part_bytes, recipe.limits.min_part_bytes)

@@ -40,7 +40,9 @@ class Limits:
     row_bytes
         Finest step in which tensors are cut between upload parts.
     object_bytes
-        Largest object of a full checkpoint.
+        Largest object of a full checkpoint in Hugging Face's form.
+    mindspore_part_bytes
+        What MindSpore's form holds in each part on average, at most.
     min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
         What the target store accepts.
 
@@ -61,6 +63,7 @@ class Limits:
     client_bytes: int = 1 * MIB
     row_bytes: int = 256 * KIB
     object_bytes: int = 5_000_000_000
+    mindspore_part_bytes: int = 3 << 30
     min_part_bytes: int = 5 * MIB
     max_part_bytes: int = 5 << 30
     max_part_count: int = 10_000

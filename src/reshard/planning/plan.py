@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..errors import PlanError, raise_all
+from ..formats.containers import Container
+from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
 from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import Limits
 from .memory import Buffers, share_memory
+from .output import Carried, Document, Output, TargetTensor, check_outputs, tensors_of
 from .steps import Group, Recipe, Step, group_steps
-from .target import Document, Output, Target, TargetTensor, check_outputs, tensors_of
+from .target import Target
 
 __all__ = ["MANIFEST_KEY", "Plan", "make_plan"]
 
@@ -39,6 +44,8 @@ class Plan:
         What a person should know before starting.
     manifest_key
         Of the manifest, counted from the target's URL.
+    renamed
+        The source's names of tensors that are called otherwise in the target, with their new names.
     """
 
     catalog: Catalog
@@ -49,16 +56,17 @@ class Plan:
     cost: Cost
     notes: tuple[str, ...]
     manifest_key: str = MANIFEST_KEY
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> tuple[TargetTensor, ...]:
         """Every tensor of the target, whole."""
-        return tensors_of(self.catalog)
+        return tensors_of(self.catalog, self.renamed)
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
         """Every distinct object of the target."""
-        return self.target.outputs(self.tensors, self.catalog.metadata)
+        return self.target.outputs(self.tensors, Carried.of(self.catalog, self.renamed))
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
@@ -91,6 +99,7 @@ def make_plan(
     target_url: str,
     limits: Limits,
     manifest_key: str = MANIFEST_KEY,
+    renamed: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide how to make a target of a source, or refuse.
 
@@ -104,6 +113,8 @@ def make_plan(
         Where outputs' keys count from.
     limits
         Memory, concurrency and what the target's store accepts.
+    renamed
+        New names of tensors, by those of the source.
 
     Returns
     -------
@@ -117,15 +128,17 @@ def make_plan(
     OverBudget
         The memory limit is too small; the error tells the number that would do.
     PlanError
-        Two outputs would have one key.
+        Two outputs would have one key, or cannot hold what they should.
     """
+    renamed = {old: new for old, new in (renamed or {}).items() if old != new}
     buffers = share_memory(limits)
-    tensors = tensors_of(catalog)
-    outputs = target.outputs(tensors, catalog.metadata)
+    tensors = tensors_of(catalog, renamed)
+    outputs = target.outputs(tensors, Carried.of(catalog, renamed))
+    _check_texts(outputs)
     documents = target.documents(outputs, tensors)
     check_outputs(outputs, documents, limits.max_object_bytes)
     recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-    groups = form_groups(recipe, _families(outputs), buffers)
+    groups = form_groups(recipe, _families(outputs, tensors), buffers)
     cost = count_cost(recipe, groups, documents, buffers)
     return Plan(
         catalog,
@@ -136,12 +149,38 @@ def make_plan(
         cost,
         (*catalog.notes, *target.notes(tensors)),
         manifest_key,
+        renamed,
     )
 
 
-def _families(outputs: tuple[Output, ...]) -> list[list[int]]:
-    """Outputs of the same tensors (one pipeline stage's ranks), which may share bytes."""
+def _check_texts(outputs: Sequence[Output]) -> None:
+    """Refuse text where the format has no place for it."""
+    lost = {name for output in outputs if output.container is Container.SAFETENSORS for name in output.texts}
+    raise_all(
+        PlanError,
+        "safetensors cannot hold values that are text",
+        sorted(lost),
+        hint="Leave them out with --drop, or write .ckpt.",
+    )
+
+
+def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:
+    """Outputs that gain from being written together.
+
+    They do where their boxes of a tensor lie between each other's bytes (one pipeline stage's column
+    slices). Outputs that hold each box as one run go with those of the same tensors.
+    """
     families: dict[tuple[int, ...], list[int]] = {}
     for index, output in enumerate(outputs):
-        families.setdefault(output.tensors, []).append(index)
+        held = zip(output.tensors, output.boxes, strict=True)
+        scattered = tuple(t for t, box in held if not _is_one_run(box, extent_of(tensors[t].spec)[0]))
+        families.setdefault(scattered or output.tensors, []).append(index)
     return list(families.values())
+
+
+def _is_one_run(box: Box, shape: Shape) -> bool:
+    """Whether a box is contiguous in a row-major tensor."""
+    for axis, extent in enumerate(box.shape):
+        if extent != 1:
+            return math.prod(box.shape[axis + 1 :]) == math.prod(shape[axis + 1 :])
+    return True

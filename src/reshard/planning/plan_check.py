@@ -8,28 +8,34 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from itertools import pairwise, product
+from typing import TypeVar
 
 from ..errors import FormatError
+from ..formats.containers import Container
+from ..formats.ms_ckpt import PIECE_BYTES
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import json_kind, shown
 from ..formats.weight_index import relative_key_problem
-from ..tensor import Box, Shape, Strategy, TensorSpec, byte_runs, row_major_boxes
-from .catalog import Catalog, Entry, Placement, extent_of
+from ..tensor import Box, Shape, Strategy, TensorSpec, byte_runs, extent_of, row_major_boxes
+from .catalog import Catalog, Entry, Placement
 from .cost import count_cost
-from .cuts import Cut, Rows, walk
+from .cuts import Cut, Reach, Rows, walk
+from .output import Output
 from .plan import Plan
 from .reads import _are_apart, _bridge, _hull
-from .steps import Group, Recipe, sources_of
-from .target import Output, RankTarget, Target
+from .steps import Group, Recipe, rows_between, sources_of
+from .target import RankTarget
 
 __all__ = [
     "check_catalog",
     "check_plan",
     "check_spec",
     "check_strategy_size",
+    "choice",
     "fields_of",
     "integer",
     "integers",
@@ -49,6 +55,7 @@ MAX_HEADER_TEXT = 1 << 31
 MAX_STEP_READS = 1 << 20
 MAX_WORK = 1 << 28
 _MAX_CORNERS = 1 << 24
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def refused(what: str, expected: str = "", found: object = "") -> FormatError:
@@ -83,6 +90,13 @@ def name(value: object, what: str) -> str:
     if len(text(value, what)) > MAX_NAME_LENGTH:
         raise refused(what, f"at most {MAX_NAME_LENGTH} characters", value)
     return str(value)
+
+
+def choice(value: object, what: str, of: type[_Choice]) -> _Choice:
+    """One of an enumeration's values."""
+    if not isinstance(value, str) or value not in list(of):
+        raise refused(what, f"one of {', '.join(of)}", value)
+    return of(value)
 
 
 def items(value: object, what: str, *counts: int) -> list[object]:
@@ -207,18 +221,20 @@ def check_strategy_size(device_count: int, stage_count: int) -> None:
         raise refused("ranks of the strategy", f"1 to {MAX_RANK_COUNT}", device_count * stage_count)
 
 
-def _check_target(target: Target, catalog: Catalog) -> None:
+def _check_target(plan: Plan) -> None:
     """Refuse what would make outputs without bound, before any is made."""
-    tensor_count, outputs = len(catalog.entries), len(catalog.entries)
+    target, tensor_count = plan.target, len(plan.catalog.entries)
+    outputs = tensor_count
     if isinstance(target, RankTarget):
         rest = target.name.replace("{rank}", "")
         if "{" in rest or "}" in rest:
             raise refused("name of the target", "no braces but {rank}", target.name)
         _check_ranks(target.ranks, target.strategy)
         outputs = len(target.ranks)
-        _bound("tensors over all ranks", _pair_count(target, catalog))
+        _bound("tensors over all ranks", _pair_count(plan, target))
         _bound("tensors times stages", tensor_count * target.strategy.stage_count)
-    _bound("metadata over all outputs", outputs * len(catalog.metadata))
+    _bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
+    _refuse_repeated([*(tensor.spec.name for tensor in plan.tensors), *plan.catalog.texts], "name in the target")
 
 
 def _check_ranks(ranks: tuple[int, ...], strategy: Strategy) -> None:
@@ -226,11 +242,11 @@ def _check_ranks(ranks: tuple[int, ...], strategy: Strategy) -> None:
         raise refused("ranks of the target", f"ascending, each once, below {strategy.rank_count}", list(ranks))
 
 
-def _pair_count(target: RankTarget, catalog: Catalog) -> int:
+def _pair_count(plan: Plan, target: RankTarget) -> int:
     strategy = target.strategy
     known = strategy.names
-    outside = sum(entry.spec.name not in known for entry in catalog.entries)
-    ranks = Counter(map(strategy.stage_of, target.ranks))
+    outside = sum(tensor.spec.name not in known for tensor in plan.tensors)
+    ranks = Counter(map(strategy.stage_of, range(strategy.rank_count) if target.remove_redundancy else target.ranks))
     return sum(count * (outside + len(strategy.stages[stage])) for stage, count in ranks.items())
 
 
@@ -240,12 +256,16 @@ def _bound(what: str, count: int, most: int = MAX_PAIRS) -> None:
 
 
 def _check_headers(outputs: Sequence[Output]) -> None:
-    """Bound the headers together, before any is made."""
-    nbytes = 0
+    """Bound what stands between tensors, all together, before any is made."""
+    nbytes = pieces = 0
     for output in outputs:
         nbytes += sum(4 * len(spec.name) + 100 + 20 * len(spec.shape) for spec in output.specs)
-        nbytes += sum(4 * len(key) + 4 * len(value) for key, value in output.metadata.items())
+        held = (*output.metadata.items(), *output.texts.items())
+        nbytes += sum(4 * len(key) + 4 * len(value) for key, value in held)
         _bound("bytes of all headers", nbytes, MAX_HEADER_TEXT)
+        if output.container is Container.CKPT:
+            pieces += sum(spec.nbytes // PIECE_BYTES + 1 for spec in output.specs)
+            _bound("pieces of all tensors", pieces)
 
 
 # The whole.
@@ -255,7 +275,7 @@ def check_plan(plan: Plan) -> None:
     """Refuse a plan whose fields, each right alone, do not make one conversion."""
     if plan.buffers.limits != plan.limits or plan.buffers.parts_bytes < 0:
         raise refused("limits", "reads and clients that fit the memory", plan.limits.memory_bytes)
-    _check_target(plan.target, plan.catalog)
+    _check_target(plan)
     _check_keys([key for output in plan.outputs for key in output.keys], "output")
     _check_headers(plan.outputs)
     keys = [*plan.keys, plan.manifest_key]
@@ -308,20 +328,22 @@ class _Work:
     def add(self, group: Group, rows: Sequence[Rows]) -> None:
         """Refuse steps that are too large, of too many reads, or that take too long to tell."""
         outputs = [self._recipe.outputs[i] for i in group.outputs]
-        filled = [len(output.header) for output in outputs]
-        for begin, end in pairwise((Cut(0, 0), *group.cuts, Cut(len(rows), 0))):
+        reach, last_edge = Reach([output.frame for output in outputs]), Cut(len(rows), 0)
+        for begin, end in pairwise((Cut(0, 0), *group.cuts, last_edge)):
             wanted: dict[int, tuple[Placement, int, list[Box]]] = {}
-            for item, first, last in _between(rows, begin, end):
+            for item, first, last in rows_between(rows, begin, end):
                 for share in item.shares:
                     start, stop = item.element_of(share, first), item.element_of(share, last)
-                    filled[share.member] += (stop - start) * item.itemsize
                     for local in row_major_boxes(share.box.shape, start, stop):
                         self._find(item, local.shifted(share.box.start), wanted)
+                reach.advance(item, first, last)
+            if end == last_edge:
+                reach.finish()
             self._spend(len(outputs))
-            _bound("bytes of a step", sum(filled), self._parts_bytes)
-            _bound("bytes of a part", max(filled), self._recipe.limits.max_part_bytes)
+            _bound("bytes of a step", sum(reach.pending), self._parts_bytes)
+            _bound("bytes of a part", max(reach.pending), self._recipe.limits.max_part_bytes)
             self._count(wanted.values())
-            filled = [0] * len(outputs)
+            reach.cut()
 
     def _find(self, item: Rows, box: Box, wanted: dict[int, tuple[Placement, int, list[Box]]]) -> None:
         pieces = self._recipe.tensors[item.tensor].pieces
@@ -350,14 +372,6 @@ class _Work:
     def _spend(self, count: int) -> None:
         self._done += count
         _bound("work to tell the steps", self._done, MAX_WORK)
-
-
-def _between(rows: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
-    for index in range(begin.item, min(end.item + 1, len(rows))):
-        first = begin.row if index == begin.item else 0
-        last = end.row if index == end.item else rows[index].row_count
-        if first < last:
-            yield rows[index], first, last
 
 
 def _check_cost(plan: Plan) -> None:

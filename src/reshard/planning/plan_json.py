@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from ..errors import FormatError, ReshardError
+from ..formats.containers import Container
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
-from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec
-from .catalog import Catalog, Entry, Placement, SourceObject, extent_of
+from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec, extent_of
+from .catalog import Catalog, Entry, Origin, Placement, SourceObject
 from .cost import Cost
 from .cuts import Cut
 from .limits import Limits
@@ -22,6 +23,7 @@ from .plan_check import (
     check_plan,
     check_spec,
     check_strategy_size,
+    choice,
     fields_of,
     integer,
     integers,
@@ -32,7 +34,7 @@ from .plan_check import (
     text,
 )
 from .steps import Group
-from .target import FullTarget, RankTarget, Target
+from .target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
 
 __all__ = [
     "catalog_to_json",
@@ -56,6 +58,7 @@ _PLAN_FIELDS = (
     "cost",
     "notes",
     "manifest_key",
+    "renamed",
 )
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
@@ -83,6 +86,7 @@ def plan_to_json(plan: Plan) -> Json:
         "cost": asdict(plan.cost),
         "notes": list(plan.notes),
         "manifest_key": plan.manifest_key,
+        "renamed": dict(plan.renamed),
     }
     return {"plan_id": _hash(body), **body}
 
@@ -145,6 +149,7 @@ def _plan_from_json(body: Json) -> Plan:
         cost=Cost(**{key: integer(value, f"cost: {key}") for key, value in cost.items()}),
         notes=_texts(found["notes"], "notes"),
         manifest_key=text(found["manifest_key"], "manifest_key"),
+        renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )
 
 
@@ -172,8 +177,10 @@ def catalog_to_json(catalog: Catalog) -> Json:
         "metadata": dict(catalog.metadata),
         "notes": list(catalog.notes),
         "header_bytes": catalog.header_bytes,
+        "texts": dict(catalog.texts),
+        "dropped": list(catalog.dropped),
         "entries": [
-            [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry)]
+            [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry), entry.origin]
             for entry in catalog.entries
         ],
     }
@@ -201,6 +208,8 @@ def _catalog_from_json(value: object) -> Catalog:
         metadata={key: text(each, "metadata") for key, each in metadata.items()},
         notes=_texts(body["notes"], "notes of the source"),
         header_bytes=integer(body["header_bytes"], "header_bytes"),
+        texts={key: text(each, "texts") for key, each in mapping(body["texts"], "texts").items()},
+        dropped=_texts(body["dropped"], "dropped"),
     )
 
 
@@ -210,13 +219,12 @@ def _object_from_json(value: object) -> SourceObject:
 
 
 def _entry_from_json(value: object) -> Entry:
-    called, dtype, shape, placements = items(value, "an entry", 4)
-    if not isinstance(dtype, str) or dtype not in list(DType):
-        raise refused("dtype", f"one of {', '.join(DType)}", dtype)
-    spec = TensorSpec(name(called, "name of a tensor"), DType(dtype), integers(shape, "shape"))
+    called, dtype, shape, placements, origin = items(value, "an entry", 5)
+    spec = TensorSpec(name(called, "name of a tensor"), choice(dtype, "dtype", DType), integers(shape, "shape"))
     check_spec(spec)
     whole = Box.whole(extent_of(spec)[0])
-    return Entry(spec, tuple(_placement_from_json(each, whole) for each in items(placements, "placements")))
+    held = tuple(_placement_from_json(each, whole) for each in items(placements, "placements"))
+    return Entry(spec, held, choice(origin, "origin", Origin))
 
 
 def _placement_from_json(value: object, whole: Box) -> Placement:
@@ -227,28 +235,19 @@ def _placement_from_json(value: object, whole: Box) -> Placement:
 
 
 def _target_to_json(target: Target) -> Json:
-    if isinstance(target, FullTarget):
-        return {"kind": "full", **asdict(target)}
-    return {
-        "kind": "ranks",
-        "ranks": list(target.ranks),
-        "name": target.name,
-        "strategy": strategy_to_json(target.strategy),
-    }
+    body: Json = {field.name: getattr(target, field.name) for field in fields(target)}
+    if isinstance(target, RankTarget):
+        body |= {"ranks": list(target.ranks), "strategy": strategy_to_json(target.strategy)}
+    return {"kind": _KIND_OF[type(target)], **body}
 
 
 def _target_from_json(value: object) -> Target:
     kind = mapping(value, "target").get("kind")
-    if kind == "full":
-        body = fields_of(value, "target", ["kind", *(field.name for field in fields(FullTarget))])
-        single, index = text(body["single_name"], "target: single_name"), text(body["index_name"], "target: index_name")
-        size = integer(body["object_bytes"], "target: object_bytes")
-        return FullTarget(text(body["name"], "target: name"), single, index, text(body["format"], "format"), size)
-    if kind == "ranks":
-        body = fields_of(value, "target", ("kind", "ranks", "name", "strategy"))
-        ranks, called = integers(body["ranks"], "ranks"), text(body["name"], "target: name")
-        return RankTarget(_strategy_from_json(body["strategy"]), ranks, called)
-    raise refused("kind of target", "full or ranks", kind)
+    if not isinstance(kind, str) or kind not in _TARGETS:
+        raise refused("kind of target", f"one of {', '.join(_TARGETS)}", kind)
+    body = fields_of(value, "target", ["kind", *(field.name for field in fields(_TARGETS[kind]))])
+    del body["kind"]
+    return _TARGETS[kind](**{key: _FIELDS[key](each, f"target: {key}") for key, each in body.items()})
 
 
 def strategy_to_json(strategy: Strategy) -> Json:
@@ -278,6 +277,33 @@ def _strategy_from_json(value: object) -> Strategy:
     check_strategy_size(device_count, len(stages))
     layouts = [_layout_from_json(layout) for layout in items(body["layouts"], "layouts")]
     return Strategy(device_count, tuple(_stage_from_json(stage, layouts) for stage in stages))
+
+
+def _boolean(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise refused(what, "a boolean", value)
+    return value
+
+
+_TARGETS: dict[str, type[Target]] = {
+    "full": FullTarget,
+    "parts": PartsTarget,
+    "ranks": RankTarget,
+    "tree": TreeTarget,
+}
+_KIND_OF = {made: kind for kind, made in _TARGETS.items()}
+_FIELDS: dict[str, Callable[[object, str], Any]] = {
+    "container": lambda value, what: choice(value, what, Container),
+    "format": text,
+    "index_name": text,
+    "name": text,
+    "object_bytes": integer,
+    "part_bytes": lambda value, what: integer(value, what, least=1),
+    "ranks": integers,
+    "remove_redundancy": _boolean,
+    "single_name": text,
+    "strategy": lambda value, _what: _strategy_from_json(value),
+}
 
 
 def _stage_from_json(value: object, layouts: Sequence[Layout]) -> dict[str, Layout]:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import PlanError
 from ..tensor import Box, ByteRange, Shape, Transfer, row_major_boxes, transfer
 from .catalog import Catalog, Placement
-from .cuts import Cut, Rows, Share, walk
+from .cuts import Cut, Reach, Rows, Share, walk
 from .limits import Limits
+from .output import Output, TargetTensor
 from .reads import NeededRange, coalesce, needed_ranges, split
-from .target import Output, TargetTensor
 
-__all__ = ["Copy", "FilledPart", "Group", "Read", "Recipe", "Step", "group_steps", "sources_of", "whole_reads"]
+__all__ = [
+    "Copy",
+    "FilledPart",
+    "Group",
+    "Read",
+    "Recipe",
+    "Step",
+    "group_steps",
+    "rows_between",
+    "sources_of",
+    "whole_reads",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,39 +134,39 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
     """Derive the steps of one group, in order."""
     outputs = [recipe.outputs[i] for i in group.outputs]
     items = walk(outputs, recipe.tensors, recipe.limits)
-    edges = (*group.cuts, Cut(len(items), 0))
-    begin, offsets = Cut(0, 0), [0] * len(outputs)
-    for number, end in enumerate(edges, start=1):
+    edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
+    reach = Reach([output.frame for output in outputs])
+    for number, (begin, end) in enumerate(pairwise(edges), start=1):
         builder = _Builder(recipe)
-        ends = [max(offset, len(output.header)) for offset, output in zip(offsets, outputs, strict=True)]
-        for item, first_row, last_row in _rows_between(items, begin, end):
+        for item, first_row, last_row in rows_between(items, begin, end):
             for share in item.shares:
-                first, last = item.element_of(share, first_row), item.element_of(share, last_row)
-                start = outputs[share.member].starts[share.slot]
-                if first < last:
-                    builder.add(item, share, (first, last), start - offsets[share.member])
-                    ends[share.member] = start + last * item.itemsize
+                elements = item.element_of(share, first_row), item.element_of(share, last_row)
+                for first, last, origin in outputs[share.member].frame.spans(share.slot, *elements):
+                    builder.add(item, share, (first, last), origin - reach.starts[share.member])
+            reach.advance(item, first_row, last_row)
+        if end == edges[-1]:
+            reach.finish()
         parts: list[FilledPart] = []
         renumbered: dict[int, int] = {}
-        for member, (start, stop) in enumerate(zip(offsets, ends, strict=True)):
+        for member, (start, stop) in enumerate(zip(reach.starts, reach.stops, strict=True)):
             if start < stop:
                 renumbered[member] = len(parts)
                 parts.append(FilledPart(group.outputs[member], number, ByteRange(start, stop)))
         step = Step(index, number, builder.reads(renumbered), tuple(parts))
         _check_filled(step, recipe)
         yield step
-        begin, offsets = end, ends
+        reach.cut()
 
 
 def _check_filled(step: Step, recipe: Recipe) -> None:
-    """Raise PlanError unless reads and headers fill every byte of the parts.
+    """Raise PlanError unless reads and known bytes fill every byte of the parts.
 
     A byte that nothing fills would be whatever its buffer held before: another tensor's.
     """
     filled = sum(copy.transfer.total_nbytes for read in step.reads for copy in read.copies)
     for part in step.parts:
-        header_nbytes = len(recipe.outputs[part.output].header)
-        filled += max(0, min(header_nbytes, part.range.stop) - part.range.start)
+        known = recipe.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
+        filled += sum(len(data) for _, data in known)
     if filled != step.nbytes:
         raise PlanError(
             f"step {step.number} of group {step.group} fills {filled} of {step.nbytes} bytes: "
@@ -162,7 +174,8 @@ def _check_filled(step: Step, recipe: Recipe) -> None:
         )
 
 
-def _rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
+def rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
+    """The tensors between two cuts, each with its first row and one past the last."""
     for index in range(begin.item, min(end.item + 1, len(items))):
         first = begin.row if index == begin.item else 0
         last = end.row if index == end.item else items[index].row_count

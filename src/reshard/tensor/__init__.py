@@ -1,6 +1,6 @@
 """A tensor without its bytes: element type, region, where its bytes lie, and how ranks share it."""
 
-from .box import Box, ByteRange, Shape, TensorSpec, row_major_boxes
+from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
 from .layout import Layout, RowSplit
 from .runs import Runs, Transfer, byte_runs, transfer
@@ -18,6 +18,7 @@ __all__ = [
     "TensorSpec",
     "Transfer",
     "byte_runs",
+    "extent_of",
     "row_major_boxes",
     "transfer",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .dtype import DType
 
-__all__ = ["Box", "ByteRange", "Shape", "TensorSpec", "row_major_boxes"]
+__all__ = ["Box", "ByteRange", "Shape", "TensorSpec", "extent_of", "row_major_boxes"]
 
 Shape = tuple[int, ...]
 
@@ -50,6 +50,21 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes of the whole tensor."""
         return self.dtype.nbytes(math.prod(self.shape))
+
+
+def extent_of(spec: TensorSpec) -> tuple[Shape, int]:
+    """The shape and bytes per element by which a tensor's bytes are addressed.
+
+    Elements smaller than a byte cannot be addressed: such a tensor is one row of bytes.
+
+    Examples
+    --------
+    >>> extent_of(TensorSpec("a", DType.F32, (2, 3))), extent_of(TensorSpec("b", DType.F4, (2, 8)))
+    (((2, 3), 4), ((8,), 1))
+    """
+    if spec.dtype.is_sub_byte:
+        return (spec.dtype.nbytes(math.prod(spec.shape)),), 1
+    return spec.shape, spec.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,112 @@
+"""What a conversion can be told, by name; the library's statements and the command line share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from ..errors import UsageError
+
+__all__ = ["Options", "Size", "check_options"]
+
+Size = int | str
+
+
+class Options(TypedDict, total=False):
+    """How to convert; everything may be left out.
+
+    Parameters
+    ----------
+    src_strategy, dst_strategy
+        URLs of MindSpore strategy files, or of a prefix that holds those of all stages.
+    src_layout, dst_layout
+        URLs of layout files, instead.
+    file_suffix
+        Where ranks of the source have several objects: the end of the names to take, without the
+        format, like ``1_10``. By default the last of each rank, if they belong together.
+    check_crc
+        Whether ``.ckpt`` objects of the source that end in a checksum are read whole first and
+        compared with it.
+    keep, drop
+        Patterns of names to take and to leave out: a glob, ``prefix:TEXT`` or ``regex:EXPR``.
+    rename
+        Rules ``OLD=NEW``, ``prefix:OLD=NEW`` or ``regex:EXPR=NEW``; the first that matches decides.
+    name_map
+        New names by old, or the URL of a JSON file that holds them; goes before the rules.
+    keep_rank
+        Whose copy to take of tensors outside the source's strategy that differ between ranks.
+    form
+        For a full checkpoint ``hf`` (``model-0000i-of-0000n.safetensors`` with an index, the default)
+        or ``mindspore`` (``part<i>.safetensors`` with ``param_name_map.json`` and
+        ``hyper_param.safetensors``); for rank shards ``iteration``, the newer layout of MindSpore
+        Transformers.
+    format
+        ``safetensors``, the default, or ``ckpt``.
+    prefix
+        Start of rank shards' names, before the rank's number; ``checkpoint_`` by default. May
+        contain ``{rank}`` elsewhere, or be the whole name if it ends in the format's suffix.
+    ranks
+        Ranks to write, like ``0-7,16``; all by default.
+    remove_redundancy
+        Whether what several ranks own is written by one of them only, as MindSpore does.
+    part_size
+        Largest object of a full checkpoint, in bytes or like ``4GB``.
+    memory
+        Limit for all buffers, in bytes or like ``256MiB``.
+    concurrency
+        Requests in flight at once.
+    """
+
+    src_strategy: str | None
+    src_layout: str | None
+    dst_strategy: str | None
+    dst_layout: str | None
+    file_suffix: str | None
+    check_crc: bool
+    keep: Iterable[str] | None
+    drop: Iterable[str] | None
+    rename: Iterable[str] | None
+    name_map: Mapping[str, str] | str | None
+    keep_rank: int | None
+    form: str | None
+    format: str | None
+    prefix: str | None
+    ranks: str | Iterable[int] | None
+    remove_redundancy: bool
+    part_size: Size | None
+    memory: Size | None
+    concurrency: int | None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not exist, or that one cannot have together.
+
+    Raises
+    ------
+    TypeError
+        An unknown option.
+    UsageError
+        Options that contradict each other.
+    """
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(unknown)}")
+    is_cut = bool(options.get("dst_strategy") or options.get("dst_layout"))
+    form, of_ranks = options.get("form"), (None, "iteration")
+    if form not in (None, "hf", "mindspore", "iteration"):
+        raise UsageError(f"--form {form}: expected hf, mindspore or iteration")
+    if options.get("format") not in (None, "safetensors", "ckpt"):
+        raise UsageError(f"--format {options['format']}: expected safetensors or ckpt")
+    if is_cut and form not in of_ranks:
+        raise UsageError(f"--form {form} is of a full checkpoint, but a target strategy asks for rank shards")
+    if not is_cut:
+        for name, needs in (("ranks", None), ("remove_redundancy", False)):
+            if options.get(name) not in (None, needs):
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} needs a target strategy or layout", hint="A full checkpoint has no ranks.")
+        if form == "iteration":
+            raise UsageError("--form iteration needs a target strategy or layout", hint="It is one object a rank.")
+    if form is not None and options.get("format") == "ckpt":
+        raise UsageError(f"--form {form} is made of safetensors, but --format says ckpt")
+    if form == "mindspore" and options.get("prefix") is not None:
+        raise UsageError("--prefix names rank shards, but --form mindspore has names of its own")

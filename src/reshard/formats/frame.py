@@ -1,0 +1,160 @@
+"""An object before its tensors' bytes: what is known of it beforehand, and where each tensor's elements go."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["Extent", "Frame", "make_frame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Consecutive elements of one tensor that stand together in an object.
+
+    Parameters
+    ----------
+    slot
+        Which of the object's tensors.
+    first_element, element_count
+        In the row-major tensor; at least one element.
+    itemsize
+        Bytes per element.
+    start
+        Byte of the object where the first of them stands.
+    """
+
+    slot: int
+    first_element: int
+    element_count: int
+    itemsize: int
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last byte."""
+        return self.start + self.element_count * self.itemsize
+
+    def byte_of(self, element: int) -> int:
+        """Where an element of the tensor would stand if this extent reached that far."""
+        return self.start + (element - self.first_element) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All of an object but the elements of its tensors.
+
+    Parameters
+    ----------
+    literals
+        Bytes that are known, each with its place in the object; ascending, none empty.
+    extents
+        What lies between, ascending; no tensor's elements come out of order.
+    nbytes
+        Length of the whole object.
+
+    Examples
+    --------
+    >>> frame = make_frame([(0, b"head", 0, 3, 2), (1, b"", 0, 1, 2)], tail=b"end")
+    >>> frame.literals, frame.nbytes
+    (((0, b'head'), (12, b'end')), 15)
+    >>> frame.address(0, 1), frame.end_of(0, 3), frame.place_of(11)
+    (6, 10, (1, 1))
+    """
+
+    literals: tuple[tuple[int, bytes], ...]
+    extents: tuple[Extent, ...]
+    nbytes: int
+
+    @cached_property
+    def _of_slot(self) -> dict[int, tuple[int, int]]:
+        """First and one past the last extent of each tensor."""
+        found: dict[int, tuple[int, int]] = {}
+        for index, extent in enumerate(self.extents):
+            first, _ = found.get(extent.slot, (index, index))
+            found[extent.slot] = (first, index + 1)
+        return found
+
+    def _extent(self, slot: int, element: int) -> Extent:
+        first, stop = self._of_slot[slot]
+        if stop - first == 1:
+            return self.extents[first]
+        index = bisect_right(self.extents, element, first, stop, key=lambda extent: extent.first_element)
+        return self.extents[index - 1]
+
+    def address(self, slot: int, element: int) -> int:
+        """Byte where an element stands; one past the last element of its extent, where it would."""
+        return self._extent(slot, element).byte_of(element)
+
+    def end_of(self, slot: int, count: int) -> int:
+        """Byte just after the first ``count`` elements of a tensor, at least one."""
+        return self._extent(slot, count - 1).byte_of(count)
+
+    def spans(self, slot: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Cut the elements ``[first, stop)`` of a tensor between its extents.
+
+        Yields
+        ------
+        tuple
+            First element, one past the last, and the byte where the tensor's element 0 would stand
+            if all elements stood together with these.
+        """
+        low, high = self._of_slot[slot]
+        for extent in self.extents[low:high]:
+            a, b = max(first, extent.first_element), min(stop, extent.first_element + extent.element_count)
+            if a < b:
+                yield a, b, extent.byte_of(0)
+
+    @cached_property
+    def _literal_starts(self) -> tuple[int, ...]:
+        return tuple(place for place, _ in self.literals)
+
+    def literals_in(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
+        """Yield the known bytes within ``[start, stop)``, each with its place in the object."""
+        for place, data in self.literals[max(0, bisect_right(self._literal_starts, start) - 1) :]:
+            if place >= stop:
+                return
+            first, last = max(start, place), min(stop, place + len(data))
+            if first < last:
+                yield first, memoryview(data)[first - place : last - place]
+
+    def place_of(self, byte: int) -> tuple[int, int] | None:
+        """The tensor that a byte of the object belongs to and which byte of it, None for a known byte."""
+        index = bisect_right(self.extents, byte, key=lambda extent: extent.start) - 1
+        if index < 0 or byte >= self.extents[index].stop:
+            return None
+        extent = self.extents[index]
+        return extent.slot, byte - extent.byte_of(0)
+
+
+def make_frame(pieces: Iterable[tuple[int, bytes, int, int, int]], tail: bytes = b"") -> Frame:
+    """Lay an object out from front to back.
+
+    Parameters
+    ----------
+    pieces
+        ``(slot, bytes that stand before, first element, element count, itemsize)``; a piece without
+        elements only adds its bytes.
+    tail
+        What stands after the last piece.
+    """
+    literals: list[tuple[int, bytes]] = []
+    extents: list[Extent] = []
+    known: list[bytes] = []
+    end = 0  # of the last extent
+
+    def close(known: list[bytes], end: int) -> int:
+        data = b"".join(known)
+        if data:
+            literals.append((end, data))
+        return end + len(data)
+
+    for slot, lead, first, count, itemsize in pieces:
+        known.append(lead)
+        if count:
+            extents.append(Extent(slot, first, count, itemsize, close(known, end)))
+            known, end = [], extents[-1].stop
+    nbytes = close([*known, tail], end)
+    return Frame(tuple(literals), tuple(extents), nbytes)

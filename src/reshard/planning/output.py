@@ -1,0 +1,186 @@
+"""What a conversion writes: tensors made of pieces of the source, and the objects that hold them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..errors import PlanError, raise_all
+from ..formats.containers import Container, frame_of
+from ..formats.frame import Frame
+from ..tensor import Box, Shape, TensorSpec, extent_of
+from .catalog import Catalog, Origin
+
+__all__ = [
+    "Carried",
+    "Document",
+    "Output",
+    "Piece",
+    "TargetTensor",
+    "check_outputs",
+    "file_order",
+    "make_output",
+    "sample",
+    "tensors_of",
+    "whole_box",
+]
+
+_BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One box of a target tensor and the source tensor that fills it.
+
+    ``source`` indexes the catalog's entries; the box begins at ``source_start`` there.
+    """
+
+    target_box: Box
+    source: int
+    source_start: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTensor:
+    """One tensor of the target, whole; its pieces tile it exactly. ``origin`` is the source's."""
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+    origin: Origin = Origin.WHOLE
+
+
+@dataclass(frozen=True)
+class Output:
+    """One distinct object of the target, under one key or, for replicas, several.
+
+    Parameters
+    ----------
+    keys
+        Counted from the target's URL, at least one.
+    tensors
+        Indices into the target's tensors, in the order of the object.
+    boxes
+        What of each tensor this object holds.
+    specs
+        The same as the object itself tells it.
+    metadata, texts
+        What else the object holds, as far as its format can.
+    container
+        Its format.
+    """
+
+    keys: tuple[str, ...]
+    tensors: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    specs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    container: Container = Container.SAFETENSORS
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Everything of the object but its tensors' elements."""
+        return frame_of(self.container, self.specs, self.metadata, self.texts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the object."""
+        return self.frame.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A small object whose bytes are known while planning (an index, say)."""
+
+    key: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What outputs hold besides tensors.
+
+    Parameters
+    ----------
+    metadata
+        The source's, by its own names of tensors.
+    texts
+        Values that are text.
+    notes_of
+        What the source's metadata says of a tensor, by the tensor's name in the target: MindSpore notes
+        packed int4 there, and such a note goes where its tensor goes.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    notes_of: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, catalog: Catalog, renamed: Mapping[str, str]) -> Carried:
+        """Sort a source's metadata into what speaks of tensors and what does not."""
+        if not catalog.metadata:
+            return cls(texts=catalog.texts)
+        names = {entry.spec.name for entry in catalog.entries}
+        general = {k: v for k, v in catalog.metadata.items() if k not in _BOOKKEEPING and k not in names}
+        notes = {renamed.get(k, k): v for k, v in catalog.metadata.items() if k in names}
+        return cls(general, catalog.texts, notes)
+
+    def metadata_for(self, names: Collection[str], **own: str) -> dict[str, str]:
+        """Metadata of an object that holds some tensors; ``own`` is its format's bookkeeping."""
+        notes = {name: self.notes_of[name] for name in names if name in self.notes_of} if self.notes_of else {}
+        return {**self.metadata, **notes, **own}
+
+
+def tensors_of(catalog: Catalog, renamed: Mapping[str, str]) -> tuple[TargetTensor, ...]:
+    """Take every tensor of a source as it is, one piece each, under its new name if it has one."""
+    tensors = []
+    for index, entry in enumerate(catalog.entries):
+        spec, (extent, _) = entry.spec, extent_of(entry.spec)
+        if spec.name in renamed:
+            spec = TensorSpec(renamed[spec.name], spec.dtype, spec.shape)
+        tensors.append(TargetTensor(spec, (Piece(Box.whole(extent), index, (0,) * len(extent)),), entry.origin))
+    return tuple(tensors)
+
+
+def file_order(tensors: Sequence[TargetTensor]) -> list[int]:
+    """Order in a file, as the safetensors library writes it: widest dtype first, then by name."""
+    return sorted(range(len(tensors)), key=lambda i: (-tensors[i].spec.dtype.order, tensors[i].spec.name))
+
+
+def make_output(
+    keys: Sequence[str],
+    held: Sequence[tuple[int, Box]],
+    tensors: Sequence[TargetTensor],
+    metadata: Mapping[str, str],
+    container: Container = Container.SAFETENSORS,
+    texts: Mapping[str, str] | None = None,
+) -> Output:
+    """Make an output of some boxes of tensors, in file order."""
+    specs = tuple(_local_spec(tensors[index].spec, box) for index, box in held)
+    indices, boxes = tuple(i for i, _ in held), tuple(box for _, box in held)
+    return Output(tuple(keys), indices, boxes, specs, metadata, container, texts or {})
+
+
+def whole_box(tensor: TargetTensor) -> Box:
+    """All of a tensor."""
+    return Box.whole(extent_of(tensor.spec)[0])
+
+
+def _local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
+    return spec if spec.dtype.is_sub_byte else TensorSpec(spec.name, spec.dtype, box.shape)
+
+
+def sample(names: Sequence[str], shown: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def check_outputs(outputs: Sequence[Output], documents: Sequence[Document], max_object_bytes: int) -> None:
+    """Raise PlanError when two outputs would have one key, or one is larger than the store takes."""
+    large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
+    raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
+    keys = [key for output in outputs for key in output.keys] + [document.key for document in documents]
+    twice = sorted(key for key, count in Counter(keys).items() if count > 1)
+    raise_all(PlanError, "several outputs would have one key", twice, hint="Use {rank} in the name.")
