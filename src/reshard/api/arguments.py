@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
@@ -11,9 +11,10 @@ from ..engine.contents import container_of
 from ..engine.execute import writable
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
+from ..formats.iteration import CommonValue
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan
-from ..planning.target import FullTarget, PartsTarget, RankTarget
+from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget
 from ..storage import Location, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
@@ -22,6 +23,7 @@ __all__ = [
     "check_apart",
     "check_sources_kept",
     "full_target",
+    "iteration_target",
     "limits_for",
     "manifest_url",
     "parse_ranks",
@@ -140,6 +142,21 @@ def rank_target(strategy: Strategy, options: Options) -> RankTarget:
     chosen = range(strategy.rank_count) if ranks is None else parse_ranks(ranks, strategy.rank_count)
     name = f"rank_{{rank}}/{_named(options.get('prefix'), container)}"
     return RankTarget(strategy, tuple(chosen), name, container, bool(options.get("remove_redundancy")))
+
+
+def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str, CommonValue]) -> IterationTarget:
+    """What the newer layout of MindSpore Transformers is written as; see :class:`Options`."""
+    iteration = options.get("iteration")
+    if iteration is None:
+        step = counters.get("global_step")
+        if type(step) is not int:
+            raise UsageError(
+                "which iteration this is cannot be told from the source: it has no global_step",
+                hint="Give it: --iteration N.",
+            )
+        iteration = step
+    remove_redundancy = bool(options.get("remove_redundancy"))
+    return IterationTarget(strategy, iteration, options.get("prefix") or "", remove_redundancy, counters)
 
 
 def _container(name: str | None, options: Options) -> Container:

@@ -42,6 +42,8 @@ class Options(TypedDict, total=False):
         Transformers.
     format
         ``safetensors``, the default, or ``ckpt``.
+    iteration
+        Number of the folder that ``form="iteration"`` writes; by default the source's ``global_step``.
     prefix
         Start of rank shards' names, before the rank's number; ``checkpoint_`` by default. May
         contain ``{rank}`` elsewhere, or be the whole name if it ends in the format's suffix.
@@ -70,6 +72,7 @@ class Options(TypedDict, total=False):
     keep_rank: int | None
     form: str | None
     format: str | None
+    iteration: int | None
     prefix: str | None
     ranks: str | Iterable[int] | None
     remove_redundancy: bool
@@ -106,6 +109,10 @@ def check_options(options: Mapping[str, Any]) -> None:
                 raise UsageError(f"--{flag} needs a target strategy or layout", hint="A full checkpoint has no ranks.")
         if form == "iteration":
             raise UsageError("--form iteration needs a target strategy or layout", hint="It is one object a rank.")
+    if options.get("iteration") is not None and form != "iteration":
+        raise UsageError("--iteration needs --form iteration")
+    if form == "iteration" and options.get("ranks") is not None:
+        raise UsageError("--ranks with --form iteration would leave out what its metadata.json promises")
     if form is not None and options.get("format") == "ckpt":
         raise UsageError(f"--form {form} is made of safetensors, but --format says ckpt")
     if form == "mindspore" and options.get("prefix") is not None:

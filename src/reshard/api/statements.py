@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
+from ..engine.counters import read_counters
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute, head_or_none, writable
 from ..engine.manifest import Manifest, decode_manifest
@@ -19,11 +20,14 @@ from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.selection import NameFilter, Renames
+from ..planning.target import Target
 from ..storage import open_location, open_source, open_target, open_target_object
+from ..tensor import Strategy
 from .arguments import (
     check_apart,
     check_sources_kept,
     full_target,
+    iteration_target,
     limits_for,
     manifest_url,
     rank_target,
@@ -109,17 +113,28 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[O
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
         catalog = read_catalog(location, wanted, workers)
+        if options.get("form") == "iteration":
+            counters = read_counters(catalog, open_source(catalog.url), workers)
+            catalog = replace(catalog, counters=counters)
+    if catalog.dropped and not catalog.entries:
+        raise UsageError(f"{src}: --keep and --drop leave no tensor", hint="reshard inspect lists names.")
     catalog, renamed = _renamed(catalog, renames)
     shapes = {renamed[entry.spec.name]: entry.spec.shape for entry in catalog.entries}
     wished = (
         full_target(name, options, limits)
         if target is None
-        else rank_target(target.strategy(shapes, local=False), options)
+        else _cut_target(target.strategy(shapes, local=False), options, catalog)
     )
     manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
     made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed)
     check_sources_kept(made, open_source(catalog.url), base)
     return made
+
+
+def _cut_target(strategy: Strategy, options: Options, catalog: Catalog) -> Target:
+    if options.get("form") == "iteration":
+        return iteration_target(strategy, options, catalog.counters)
+    return rank_target(strategy, options)
 
 
 def _renamed(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
@@ -252,7 +267,7 @@ def load_strategy_source(url: str) -> StrategySource:
     """Read a strategy of any form: a layout file if the name ends in .yaml or .yml, else MindSpore's files."""
     if url.endswith((".yaml", ".yml")):
         return read_layout_file(open_location(url))
-    return read_strategy_files(open_location(url))
+    return read_strategy_files(open_location(url), Limits().concurrency)
 
 
 def _strategy_source(side: str, strategy: str | None, layout: str | None) -> StrategySource | None:

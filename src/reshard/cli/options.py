@@ -83,6 +83,10 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
         Annotated[Format | None, typer.Option(show_default="safetensors", help="What single objects are.")],
         None,
     ),
+    "iteration": (
+        Annotated[int | None, typer.Option(metavar="N", min=0, help="Folder that --form iteration writes.")],
+        None,
+    ),
     "prefix": (_text("NAME", "Objects are called rank_R/NAMER.safetensors.", default="checkpoint_"), None),
     "ranks": (_text("LIST", "Write these ranks only, like 0-7,16."), None),
     "remove_redundancy": (_LESS, False),

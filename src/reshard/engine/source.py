@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import CatalogError, UsageError, raise_all
 from ..formats.containers import Container
+from ..formats.iteration import CommonValue
+from ..formats.iteration_values import IterationMetadata
 from ..formats.rank_objects import RankMeta, RankObjects, choose, find_rank_objects, parse_meta
 from ..formats.weight_index import parse_param_name_map, parse_weight_index
 from ..planning.catalog import Catalog, Entry, Placement
 from ..planning.full_target import HYPER_NAME, MAP_NAME
+from ..planning.iteration_source import iteration_catalog
 from ..planning.rank_source import of_rank, rank_catalog
 from ..planning.selection import NameFilter
 from ..planning.sources import Opened, full_catalog, tree_catalog
@@ -20,6 +23,7 @@ from ..planning.tree_target import tree_name
 from ..storage import Location, ObjectInfo
 from ..tensor import ByteRange, Shape, extent_of
 from .contents import blocks, container_of, read_all
+from .iterations import Iteration, find_iteration
 from .strategies import StrategySource, read_object
 from .workers import Workers
 
@@ -70,6 +74,8 @@ class _Found:
     ranks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     index_bytes: int = 0
+    metadata: IterationMetadata | None = None
+    counters: Mapping[str, CommonValue] = field(default_factory=dict)
 
 
 def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
@@ -158,7 +164,9 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
             hint="Leave --src-strategy and --src-layout out, or name the prefix that holds rank_0/.",
         )
     opened = read_all(found.base, found.infos, found.names, workers, check_crc=wanted.check_crc)
-    if strategy is None:
+    if found.metadata is not None:
+        catalog = _iteration(found, found.metadata, opened, wanted, workers if compare else None)
+    elif strategy is None:
         catalog = full_catalog(
             found.base.url,
             found.kind,
@@ -171,7 +179,7 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
     else:
         catalog = _joined(found, opened, strategy, wanted, workers if compare else None)
     notes = (*catalog.notes, *_notes(opened, catalog, wanted))
-    return replace(catalog, header_bytes=_header_bytes(found, opened), notes=notes)
+    return replace(catalog, header_bytes=_header_bytes(found, opened), notes=notes, counters=found.counters)
 
 
 def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterable[str]:
@@ -196,6 +204,9 @@ def _look(location: Location, wanted: Wanted) -> _Found:
         name = location.key.rsplit("/", 1)[-1]
         return _Found(location.parent, f"one {container.value} object", (name,), {name: info}, {})
     infos = dict(location.named_objects())
+    iteration = find_iteration(location, infos)
+    if iteration is not None:
+        return _of_iteration(iteration)
     tensors = [name for name in infos if container_of(name)]
     has_full = any("/" not in name for name in tensors) or any(name in infos for name, _, _ in _INDEXES)
     ranked = find_rank_objects(infos)
@@ -207,6 +218,21 @@ def _look(location: Location, wanted: Wanted) -> _Found:
     found = _full(location, infos, tensors)
     note = "rank shards beside the full checkpoint are left aside: a source strategy would ask for them"
     return replace(found, notes=(*found.notes, note)) if has_ranks else found
+
+
+def _of_iteration(found: Iteration) -> _Found:
+    kind = "iteration of MindSpore Transformers"
+    return _Found(
+        found.base,
+        kind if found.metadata else f"{kind} of one device",
+        found.names,
+        found.infos,
+        {},
+        notes=found.notes,
+        index_bytes=found.index_bytes,
+        metadata=found.metadata,
+        counters=found.counters,
+    )
 
 
 def _ranks(location: Location, infos: Mapping[str, ObjectInfo], ranked: RankObjects, suffix: str | None) -> _Found:
@@ -293,9 +319,16 @@ def _joined(
     if not names:
         return catalog
     if workers is None:
-        note = f"{len(names)} tensors have no layout in the source strategy; their bytes were not compared"
+        note = f"{len(names)} tensors have no layout in the source; their bytes were not compared"
         return replace(catalog, notes=(*catalog.notes, note))
     return _compared(catalog, names, found, wanted.keep_rank, workers)
+
+
+def _iteration(
+    found: _Found, metadata: IterationMetadata, opened: Sequence[Opened], wanted: Wanted, workers: Workers | None
+) -> Catalog:
+    catalog, names = iteration_catalog(found.base.url, found.kind, metadata, opened, found.notes, wanted.names)
+    return _compared(catalog, names, found, None, workers) if names and workers else catalog
 
 
 def _compared(
@@ -303,7 +336,8 @@ def _compared(
 ) -> Catalog:
     """Raise CatalogError unless tensors without a layout are the same on every rank, or one rank decides."""
     nbytes, differing = _differing(catalog, set(names), found.base, workers)
-    told = f"{len(names)} tensors have no layout in the source strategy; {nbytes} bytes on all ranks were read"
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    told = f"{len(names)} tensors have no layout in the source ({some}); {nbytes} bytes on all ranks were read"
     if keep_rank in found.ranks:
         key = found.names[found.ranks.index(keep_rank)]
         for name in differing:
@@ -312,7 +346,7 @@ def _compared(
         differing = {}
     raise_all(
         CatalogError,
-        f"{found.base.url}: tensors without a layout in the source strategy differ between ranks",
+        f"{found.base.url}: tensors without a layout in the source differ between ranks",
         [f"{name}: {sides}" for name, sides in differing.items()],
         hint="They were cut or are each rank's own: add their layouts to the strategy, leave them out with --drop, "
         "or take one rank's with --keep-rank.",

@@ -10,6 +10,7 @@ from ..formats.layout_file import LayoutRules, parse_layout_file
 from ..formats.ms_strategy import StrategyFile, parse_strategy_file, to_strategy
 from ..storage import Location
 from ..tensor import ByteRange, Shape, Strategy
+from .workers import working
 
 __all__ = ["StrategySource", "read_layout_file", "read_object", "read_strategy_files"]
 
@@ -68,7 +69,7 @@ def read_layout_file(location: Location) -> StrategySource:
     return StrategySource(rules=parse_layout_file(read_object(location), location.url))
 
 
-def read_strategy_files(location: Location) -> StrategySource:
+def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     """Read a strategy file, or every strategy file directly below a prefix.
 
     Raises
@@ -83,11 +84,11 @@ def read_strategy_files(location: Location) -> StrategySource:
     try:
         data = read_object(location)
     except NotFound:
-        return _read_directory(location)
+        return _read_directory(location, concurrency)
     return StrategySource((_parsed(data, location),))
 
 
-def _read_directory(location: Location) -> StrategySource:
+def _read_directory(location: Location, concurrency: int) -> StrategySource:
     names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
     if not names:
         raise NotFound(
@@ -97,13 +98,15 @@ def _read_directory(location: Location) -> StrategySource:
     if len({name.rsplit(".", 1)[-1] for name in names}) > 1:
         raise CatalogError(f"{location.url}: strategy files of both forms, expected only .ckpt or only .json")
     # All ranks of a stage write the same bytes: each content is parsed once.
-    parsed: dict[bytes, StrategyFile] = {}
-    for name in names:
-        child = location.child(name)
-        data = read_object(child)
-        if data not in parsed:
-            parsed[data] = _parsed(data, child)
-    return StrategySource(tuple(parsed.values()))
+    contents: dict[str, bytes] = {}
+
+    def read(name: str) -> None:
+        contents[name] = read_object(location.child(name))
+
+    with working(concurrency, location.store) as workers:
+        workers.map(read, names)
+    first_of = {contents[name]: name for name in reversed(names)}
+    return StrategySource(tuple(_parsed(data, location.child(name)) for data, name in reversed(first_of.items())))
 
 
 def _parsed(data: bytes, location: Location) -> StrategyFile:

@@ -108,6 +108,8 @@ class Catalog:
         Values that are text (``.ckpt`` only).
     dropped
         Names of the source that were asked to be left out.
+    counters
+        What training had counted (``global_step``), where the source keeps it beside its tensors.
     """
 
     url: str
@@ -119,6 +121,7 @@ class Catalog:
     header_bytes: int = 0
     texts: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    counters: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -28,7 +28,7 @@ from .output import Output
 from .plan import Plan
 from .reads import _are_apart, _bridge, _hull
 from .steps import Group, Recipe, rows_between, sources_of
-from .target import RankTarget
+from .target import IterationTarget, RankTarget
 
 __all__ = [
     "check_catalog",
@@ -230,8 +230,10 @@ def _check_target(plan: Plan) -> None:
         if "{" in rest or "}" in rest:
             raise refused("name of the target", "no braces but {rank}", target.name)
         _check_ranks(target.ranks, target.strategy)
-        outputs = len(target.ranks)
-        _bound("tensors over all ranks", _pair_count(plan, target))
+    if isinstance(target, RankTarget | IterationTarget):
+        ranks = _ranks_looked_at(target)
+        outputs = len(ranks)
+        _bound("tensors over all ranks", _pair_count(plan, target.strategy, ranks))
         _bound("tensors times stages", tensor_count * target.strategy.stage_count)
     _bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
     _refuse_repeated([*(tensor.spec.name for tensor in plan.tensors), *plan.catalog.texts], "name in the target")
@@ -242,12 +244,18 @@ def _check_ranks(ranks: tuple[int, ...], strategy: Strategy) -> None:
         raise refused("ranks of the target", f"ascending, each once, below {strategy.rank_count}", list(ranks))
 
 
-def _pair_count(plan: Plan, target: RankTarget) -> int:
-    strategy = target.strategy
+def _ranks_looked_at(target: RankTarget | IterationTarget) -> Sequence[int]:
+    """Those whose boxes must be known to make the outputs."""
+    if isinstance(target, IterationTarget) or target.remove_redundancy:
+        return range(target.strategy.rank_count)
+    return target.ranks
+
+
+def _pair_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
     known = strategy.names
     outside = sum(tensor.spec.name not in known for tensor in plan.tensors)
-    ranks = Counter(map(strategy.stage_of, range(strategy.rank_count) if target.remove_redundancy else target.ranks))
-    return sum(count * (outside + len(strategy.stages[stage])) for stage, count in ranks.items())
+    stages = Counter(map(strategy.stage_of, ranks))
+    return sum(count * (outside + len(strategy.stages[stage])) for stage, count in stages.items())
 
 
 def _bound(what: str, count: int, most: int = MAX_PAIRS) -> None:

@@ -34,7 +34,7 @@ from .plan_check import (
     text,
 )
 from .steps import Group
-from .target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
+from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget
 
 __all__ = [
     "catalog_to_json",
@@ -179,6 +179,7 @@ def catalog_to_json(catalog: Catalog) -> Json:
         "header_bytes": catalog.header_bytes,
         "texts": dict(catalog.texts),
         "dropped": list(catalog.dropped),
+        "counters": dict(catalog.counters),
         "entries": [
             [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry), entry.origin]
             for entry in catalog.entries
@@ -210,6 +211,7 @@ def _catalog_from_json(value: object) -> Catalog:
         header_bytes=integer(body["header_bytes"], "header_bytes"),
         texts={key: text(each, "texts") for key, each in mapping(body["texts"], "texts").items()},
         dropped=_texts(body["dropped"], "dropped"),
+        counters=_counters(body["counters"], "counters"),
     )
 
 
@@ -236,8 +238,12 @@ def _placement_from_json(value: object, whole: Box) -> Placement:
 
 def _target_to_json(target: Target) -> Json:
     body: Json = {field.name: getattr(target, field.name) for field in fields(target)}
+    if isinstance(target, RankTarget | IterationTarget):
+        body["strategy"] = strategy_to_json(target.strategy)
     if isinstance(target, RankTarget):
-        body |= {"ranks": list(target.ranks), "strategy": strategy_to_json(target.strategy)}
+        body["ranks"] = list(target.ranks)
+    if isinstance(target, IterationTarget):
+        body["common"] = dict(target.common)
     return {"kind": _KIND_OF[type(target)], **body}
 
 
@@ -285,14 +291,26 @@ def _boolean(value: object, what: str) -> bool:
     return value
 
 
+def _counters(value: object, what: str) -> dict[str, int | float | str | bool | None]:
+    found = mapping(value, what)
+    wrong = [each for each in found.values() if not isinstance(each, int | float | str | bool | None)]
+    if wrong:
+        raise refused(what, "numbers, text or null", wrong[0])
+    return dict(found)  # type: ignore[arg-type]
+
+
 _TARGETS: dict[str, type[Target]] = {
     "full": FullTarget,
+    "iteration": IterationTarget,
     "parts": PartsTarget,
     "ranks": RankTarget,
     "tree": TreeTarget,
 }
 _KIND_OF = {made: kind for kind, made in _TARGETS.items()}
 _FIELDS: dict[str, Callable[[object, str], Any]] = {
+    "common": _counters,
+    "iteration": lambda value, what: integer(value, what, most=10**18 - 1),
+    "prefix": text,
     "container": lambda value, what: choice(value, what, Container),
     "format": text,
     "index_name": text,

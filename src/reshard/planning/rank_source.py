@@ -11,6 +11,7 @@ from ..tensor import Box, Layout, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry, Origin, Placement, Stored
 from .selection import NameFilter
 from .sources import ALL_NAMES, Opened, common_metadata, common_texts, dropped_names, placements_of
+from .strategy_check import is_state
 
 __all__ = ["Shards", "of_rank", "rank_catalog"]
 
@@ -203,8 +204,27 @@ class _RankCatalog:
         """Every tensor with its boxes."""
         return tuple(self._found.values())
 
+    def _raise_other_naming(self, url: str) -> None:
+        """Refuse matrices without a layout beside layouts without a tensor: they were cut, under another name."""
+        names = {name for tensors in self._stored.values() for name in tensors}
+        unmet = sorted(name for name in set(self._absent) - set(self._found) if not is_state(name, names))
+        strange = sorted(
+            name for name, e in self._found.items() if e.origin is Origin.OUTSIDE and len(e.spec.shape) > 1
+        )
+        if unmet and strange:
+            raise StrategyError(
+                f"{url}: the source strategy and the shards name tensors differently: {len(unmet)} names of the "
+                f"strategy are in no shard, {len(strange)} tensors of more than one axis are not in the strategy",
+                problems=[
+                    *(f"only in the strategy: {name}" for name in unmet),
+                    *(f"only in the shards: {name}" for name in strange),
+                ],
+                hint=_OF_THESE,
+            )
+
     def raise_problems(self, url: str) -> None:
         """Raise what was found, worst first."""
+        self._raise_other_naming(url)
         raise_all(StrategyError, f"{url}: shards do not fit the source strategy", self._shape_problems, _OF_THESE)
         missing = [
             f"{_ranks(owners)}: {len(names)} tensors, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
-from ..errors import PlanError, StrategyError, raise_all
 from ..formats.containers import Container
 from ..tensor import Box, Strategy
-from .catalog import Origin
-from .output import Carried, Document, Output, TargetTensor, file_order, make_output, sample, whole_box
+from .output import Carried, Document, Output, TargetTensor, file_order, make_output, whole_box
 from .redundancy import assign_writers
+from .strategy_check import check_strategy_fits, names_on_one_side
 
 __all__ = ["RankTarget"]
 
-_NUMBER = re.compile("[0-9]+")
 _Writers = Mapping[tuple[str, Box], int]
 
 
@@ -58,7 +54,7 @@ class RankTarget:
             Tensors that were cut in the source and have no layout here.
         """
         order = file_order(tensors)
-        self._check(tensors)
+        check_strategy_fits(self.strategy, tensors)
         writers = self._writers(tensors) if self.remove_redundancy else None
         distinct: dict[tuple[object, ...], tuple[list[str], list[tuple[int, Box]]]] = {}
         for rank in self.ranks:
@@ -80,18 +76,7 @@ class RankTarget:
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
         """What a person should know about names on one side only."""
-        names, held = {tensor.spec.name for tensor in tensors}, self.strategy.names
-        return (
-            *_named(sorted(names - held), "have no layout in the target strategy: whole on every rank"),
-            *_named(sorted(held - names), "of the target strategy are not in the source: not written"),
-            *_named(sorted((names & held) - self._written), "are on ranks that were not asked for: not written"),
-        )
-
-    @property
-    def _written(self) -> frozenset[str]:
-        """Names with a layout on the stage of some rank to write."""
-        stages = {self.strategy.stage_of(rank) for rank in self.ranks}
-        return frozenset().union(*(self.strategy.stages[stage] for stage in stages))
+        return names_on_one_side(self.strategy, self.ranks, tensors)
 
     def _writers(self, tensors: Sequence[TargetTensor]) -> _Writers:
         """The one rank that writes each box that a layout gives to several."""
@@ -124,77 +109,3 @@ class RankTarget:
         if tensor.spec.dtype.is_sub_byte:
             return (whole_box(tensor),)  # checked to be uncut
         return (layout.box_of(tensor.spec.shape, rank % self.strategy.device_count),)
-
-    def _check(self, tensors: Sequence[TargetTensor]) -> None:
-        self._check_names(tensors)
-        problems = []
-        for tensor in tensors:
-            for stage, layouts in enumerate(self.strategy.stages):
-                layout = layouts.get(tensor.spec.name)
-                if layout is None:
-                    continue
-                try:
-                    layout.check(tensor.spec.shape)
-                    if tensor.spec.dtype.is_sub_byte and {*layout.cuts, layout.optimizer_pieces} - {1}:
-                        raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
-                except StrategyError as error:
-                    problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
-        hint = "Is this the strategy of this very model? Axes must be as many as it maps, and divide by its cuts."
-        raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
-
-        self._check_cut(tensors)
-
-    def _check_cut(self, tensors: Sequence[TargetTensor]) -> None:
-        """Refuse to put whole on every rank what the source had cut: nobody would look for it there."""
-        names = self.strategy.names
-        cut = [tensor.spec.name for tensor in tensors if tensor.origin is Origin.CUT and tensor.spec.name not in names]
-        raise_all(
-            PlanError,
-            f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy",
-            cut,
-            hint="Leave them out (--drop 'accu_grads.*', say), or give the strategy of a network that has them.",
-        )
-
-    def _check_names(self, tensors: Sequence[TargetTensor]) -> None:
-        """Refuse a strategy of another model or another naming: its weights would be left whole on every rank."""
-        known, names = self.strategy.names, {tensor.spec.name for tensor in tensors}
-        if tensors and not known & names:
-            raise StrategyError(
-                f"no tensor of the source is named in the target strategy: expected names like "
-                f"{sample(sorted(known))}, found {sample([t.spec.name for t in tensors])}",
-                hint="Is this the strategy of another model, or of another naming of this one?",
-            )
-        strange, kinds = sorted(names - known), {_kind(name) for name in known}
-        raise_all(
-            StrategyError,
-            "the target strategy has layouts for some layers and none for others",
-            [f"{name}: no layout" for name in strange if _kind(name) in kinds],
-            hint="A pipeline stage is missing, or this is the strategy of a smaller model: "
-            "name the merged strategy, or the prefix that holds the files of all stages.",
-        )
-        unmet = sorted(name for name in known - names if not _is_state(name, names))
-        if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in known for t in tensors):
-            sides = zip_longest(
-                (f"only in the strategy: {name}" for name in unmet), (f"only in the source: {name}" for name in strange)
-            )
-            raise StrategyError(
-                f"the target strategy and the source name tensors differently: {len(unmet)} names of the strategy are "
-                f"not in the source, {len(strange)} tensors of the source are not in the strategy",
-                problems=[problem for pair in sides for problem in pair if problem],
-                hint="Bring both to one naming. To leave tensors whole on every rank, say so: a layout file's rule "
-                '{match: "*", split: []} does.',
-            )
-
-
-def _is_state(name: str, names: Collection[str]) -> bool:
-    """Whether a name is of an optimizer state: one of ``names`` behind a prefix and a dot."""
-    return any(name[at + 1 :] in names for at, character in enumerate(name) if character == ".")
-
-
-def _kind(name: str) -> str:
-    """A name without its numbers: what is the same in every layer."""
-    return _NUMBER.sub("#", name)
-
-
-def _named(names: Sequence[str], what: str) -> tuple[str, ...]:
-    return (f"{len(names)} tensors {what}: {sample(names, 5)}",) if names else ()

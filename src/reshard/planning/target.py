@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .full_target import FullTarget, PartsTarget
+from .iteration_target import IterationTarget
 from .rank_target import RankTarget
 from .tree_target import TreeTarget
 
-__all__ = ["FullTarget", "PartsTarget", "RankTarget", "Target", "TreeTarget"]
+__all__ = ["FullTarget", "IterationTarget", "PartsTarget", "RankTarget", "Target", "TreeTarget"]
 
-Target = RankTarget | FullTarget | PartsTarget | TreeTarget
+Target = RankTarget | IterationTarget | FullTarget | PartsTarget | TreeTarget
