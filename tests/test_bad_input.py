@@ -270,11 +270,11 @@ SOURCES = [
         ["shards of 2 ranks", "--src-strategy"],
     ),
     Bad(
-        "several objects in a rank's prefix",
-        {f"src/rank_{r}/c-{e}.safetensors": whole(a=(4,)) for r in range(2) for e in range(2)}
+        "ranks whose last objects are of different steps",
+        {f"src/rank_{r}/c-1_{e}.safetensors": whole(a=(4,)) for r in range(2) for e in range(r, 3 - r)}
         | {"s.ckpt": strategy({"a": WHOLE})},
         CatalogError,
-        ["one safetensors object in each rank", "rank_0/c-0.safetensors", "rank_1/c-1.safetensors"],
+        ["ranks would be of different checkpoints", "1_2 on rank 0", "1_1 on rank 1", "--file-suffix 1_1"],
         {"src_strategy": "s.ckpt"},
     ),
     Bad(

@@ -182,7 +182,7 @@ def test_strategy_files(place, form, strategy):
     for name, body in made.items():
         put(files, name, body)
     at = files.child(next(iter(made))) if len(made) == 1 else files
-    catalog = read(place, read_strategy_files(at))
+    catalog = read(place, read_strategy_files(at, 2))
     assert {entry.spec.name: entry.spec.shape for entry in catalog.entries} == {
         name: shape for name, (_, shape, _) in MODEL.items()
     }
@@ -207,20 +207,20 @@ def test_a_layout_file(place):
 def test_no_strategy_there(place):
     put(place, "other.txt", b"x")
     with pytest.raises(NotFound, match="no strategy there"):
-        read_strategy_files(place)
+        read_strategy_files(place, 2)
 
 
 def test_strategies_of_both_forms(place):
     put(place, "a.ckpt", b"x")
     put(place, "a.json", b"x")
     with pytest.raises(CatalogError, match="strategy files of both forms"):
-        read_strategy_files(place)
+        read_strategy_files(place, 2)
 
 
 def test_an_empty_strategy_file(place):
     put(place, "a.ckpt", b"")
     with pytest.raises(SourceError, match="empty"):
-        read_strategy_files(place.child("a.ckpt"))
+        read_strategy_files(place.child("a.ckpt"), 2)
 
 
 def test_a_strategy_of_other_tensors(place):

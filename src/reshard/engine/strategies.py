@@ -105,8 +105,11 @@ def _read_directory(location: Location, concurrency: int) -> StrategySource:
 
     with working(concurrency, location.store) as workers:
         workers.map(read, names)
-    first_of = {contents[name]: name for name in reversed(names)}
-    return StrategySource(tuple(_parsed(data, location.child(name)) for data, name in reversed(first_of.items())))
+    parsed: dict[bytes, StrategyFile] = {}
+    for name in names:
+        if contents[name] not in parsed:
+            parsed[contents[name]] = _parsed(contents[name], location.child(name))
+    return StrategySource(tuple(parsed.values()))
 
 
 def _parsed(data: bytes, location: Location) -> StrategyFile:

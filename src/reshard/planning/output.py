@@ -14,6 +14,7 @@ from ..tensor import Box, Shape, TensorSpec, extent_of
 from .catalog import Catalog, Origin
 
 __all__ = [
+    "BOOKKEEPING",
     "Carried",
     "Document",
     "Output",
@@ -27,7 +28,7 @@ __all__ = [
     "whole_box",
 ]
 
-_BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
+BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Carried:
         if not catalog.metadata:
             return cls(texts=catalog.texts)
         names = {entry.spec.name for entry in catalog.entries}
-        general = {k: v for k, v in catalog.metadata.items() if k not in _BOOKKEEPING and k not in names}
+        general = {k: v for k, v in catalog.metadata.items() if k not in BOOKKEEPING and k not in names}
         notes = {renamed.get(k, k): v for k, v in catalog.metadata.items() if k in names}
         return cls(general, catalog.texts, notes)
 

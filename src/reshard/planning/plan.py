@@ -15,7 +15,7 @@ from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import Limits
 from .memory import Buffers, share_memory
-from .output import Carried, Document, Output, TargetTensor, check_outputs, tensors_of
+from .output import BOOKKEEPING, Carried, Document, Output, TargetTensor, check_outputs, tensors_of
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
@@ -147,7 +147,7 @@ def make_plan(
         buffers.limits,
         groups,
         cost,
-        (*catalog.notes, *target.notes(tensors)),
+        (*catalog.notes, *target.notes(tensors), *_unloadable(outputs)),
         manifest_key,
         renamed,
     )
@@ -162,6 +162,13 @@ def _check_texts(outputs: Sequence[Output]) -> None:
         sorted(lost),
         hint="Leave them out with --drop, or write .ckpt.",
     )
+
+
+def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Tell of names that MindSpore takes for its metadata: its ``load_checkpoint`` raises KeyError."""
+    ours = [o for o in outputs if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
+    names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
+    return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
 
 
 def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:
