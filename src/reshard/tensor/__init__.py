@@ -3,6 +3,7 @@
 from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
 from .layout import Layout, RowSplit
+from .patch import Patch, Views, plain_patch, plain_views
 from .runs import Runs, Transfer, byte_runs, transfer
 from .strategy import Strategy
 
@@ -11,14 +12,18 @@ __all__ = [
     "ByteRange",
     "DType",
     "Layout",
+    "Patch",
     "RowSplit",
     "Runs",
     "Shape",
     "Strategy",
     "TensorSpec",
     "Transfer",
+    "Views",
     "byte_runs",
     "extent_of",
+    "plain_patch",
+    "plain_views",
     "row_major_boxes",
     "transfer",
 ]

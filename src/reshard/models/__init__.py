@@ -1,0 +1,1 @@
+"""What families of models call their tensors and how they lay them out, as data."""
