@@ -170,7 +170,7 @@ def _layout(rng: Random, device_count: int, axis_count: int, *, nested: bool, op
     taken = rng.sample(entries, rng.randint(0, len(entries)))
     axes: list[list[int]] = [[] for _ in range(axis_count)]
     for entry in taken:
-        free = [axis for axis in axes if not axis or (nested and axis_count > 1 and rng.random() < 0.3)]
+        free = [axis for axis in axes if not axis or (nested and axis_count > 1 and rng.random() < 0.7)]
         if free:
             rng.choice(free).append(entry)
     layout = Layout(matrix, tuple(map(tuple, axes)))

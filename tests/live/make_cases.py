@@ -124,7 +124,9 @@ def remove_redundancy(src_dir: str, strategy_dir: str, device_count: int, dst_di
     """Leave of every rank's shard what ModelCheckpoint(remove_redundancy=True) saves."""
     for stage, file in enumerate(sorted(Path(strategy_dir).iterdir(), key=first_rank)):
         groups = get_parameter_redundancy(str(file), initial_rank=stage * device_count)
-        for rank, kept in remove_param_redundancy(groups).items():
+        kept_by_rank = remove_param_redundancy(groups)
+        for rank in range(stage * device_count, (stage + 1) * device_count):
+            kept = kept_by_rank.get(rank, ())
             (path,) = Path(src_dir, f"rank_{rank}").iterdir()
             held = ms.load_checkpoint(str(path), format="safetensors").items()
             model = [{"name": name, "data": data} for name, data in held if name in kept or name not in groups]

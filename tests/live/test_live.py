@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from live import drawing
 from live.calls import Step
-from live.conftest import SEED
+from live.drawing import Drawn
 from oracle.cases import read_content, tensor
 
 import reshard
@@ -19,7 +18,6 @@ from reshard.tensor import ByteRange
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(1000)]
 
 WRITER_NOTES = {"crc_num", "remove_redundancy"}  # of the file itself, not of the model
-LOADED: dict[str, Path] = {}
 
 
 def test_mindspore_took_every_call(made: Path):
@@ -34,8 +32,7 @@ def answered(case: Path, step: str) -> bool:
     return any((case / ("in" if step == "prepare" else f"out/{step}")).rglob("*"))
 
 
-def test_as_mindspore_does_it(made: Path, ours: Path, form: str, index: int, step: Step):
-    drawn = drawing.draw(SEED, index, form)
+def test_as_mindspore_does_it(made: Path, ours: Path, form: str, index: int, step: Step, drawn: Drawn):
     if not step.applies(drawn):
         pytest.skip("MindSpore is known to be wrong here")
     case, target = made / f"{form}-{index}", ours / f"{form}-{index}" / step.name
