@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from oracle.cases import FOLDER, Case, check, objects_below
+from oracle.cases import Case, check, check_deduplicated, objects_below
 from safetensors.numpy import load, save
 from support.s3_servers import S3Server
 
@@ -22,6 +22,10 @@ KINDS = {
     "pipeline": "reshard_mp4_to_pp2",
     "nested": "split_layout222",
     "optimizer": "split_dp4mp2_opt",
+    "ckpt": "reshard_ckpt_mp4_dp2mp2",
+    "to_ckpt": "split_st_to_ckpt",
+    "unified": "unify_pp2",
+    "deduplicated": "unify_dedup_dp2mp4",
 }
 MIB = 1 << 20
 
@@ -39,7 +43,12 @@ def bucket(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_mindspore_does_it(bucket, kind):
-    check(Case(FOLDER / KINDS[kind]), f"{bucket}/{kind}")
+    check(Case.named(KINDS[kind]), f"{bucket}/{kind}")
+    assert open_uploads(bucket) == []
+
+
+def test_redundancy_is_removed(bucket):
+    check_deduplicated(Case.named(KINDS["deduplicated"]), f"{bucket}/removed")
     assert open_uploads(bucket) == []
 
 

@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import catalog_of_ranks, random_model, shards
+from support.checkpoints import catalog_of_ranks, encode, held_by, random_model, shards
 
 from reshard.errors import FormatError
+from reshard.formats.containers import Container
 from reshard.planning.catalog import Catalog, Entry, Placement, SourceObject
 from reshard.planning.cuts import Cut
 from reshard.planning.limits import Limits
 from reshard.planning.plan import Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
+from reshard.planning.sources import tree_catalog
 from reshard.planning.steps import Group
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
+from reshard.planning.tree_target import tree_name
 from reshard.tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec
 
 MODEL = random_model({'é.\u4e2d"\\\n': ("F32", (8, 6)), "norm": ("F4", (6,)), "step": ("I64", ())})
@@ -397,3 +400,134 @@ def test_layouts_of_boxes_that_are_no_grid():
         first += placements[-1].box.element_count
     spec = TensorSpec("w", DType.U8, (3, 3))
     check_catalog(Catalog("u", "k", (SourceObject("o", 9, ""),), (Entry(spec, tuple(placements)),)))
+
+
+# What plans of other targets say.
+
+
+CKPT_SOURCE = random_model({"w": ("F32", (8, 6)), "v": ("BF16", (4, 6)), "step": ("I64", (1,))})
+CUT = Strategy(2, ({"w": Layout((2,), ((0,), ())), "v": Layout((2,), ((), ()))},))
+TARGETS = {
+    "rank ckpt": RankTarget(CUT, (0, 1), "rank_{rank}/c{rank}.ckpt", Container.CKPT),
+    "no redundancy": RankTarget(CUT, (0, 1), "rank_{rank}/c{rank}.ckpt", Container.CKPT, remove_redundancy=True),
+    "parts": PartsTarget(100),
+    "full ckpt": FullTarget("m.ckpt", "m.ckpt", "", "pt", 10, Container.CKPT),
+    "tree": TreeTarget(Container.CKPT),
+}
+
+
+def another_plan(kind):
+    """A plan with everything that plans may say: texts, dropped and new names, tensors outside of layouts."""
+    target = TARGETS[kind]
+    if isinstance(target, TreeTarget):
+        opened = [(SourceObject(f"rank_{rank}/m.safetensors", 10**6, "e"), contents_of(rank)) for rank in range(2)]
+        return make_plan(tree_catalog("memory://s", "test", opened, tree_name), target, "memory://t", SMALL)
+    catalog = catalog_of_ranks(shards(CKPT_SOURCE, CUT), CUT)
+    texts = {} if isinstance(target, PartsTarget) else {"note": "x\u4e2d"}
+    catalog = replace(catalog, texts=texts, dropped=("gone", "too"), metadata={"v": "noted"})
+    renamed = {"step": "new.step"}
+    return make_plan(catalog, target, "memory://t", replace(SMALL, min_part_bytes=200), renamed=renamed)
+
+
+def contents_of(seed):
+    return held_by(encode(random_model({"w": ("F32", (4, 6)), "v": ("BF16", (6,))}, seed)))
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_plans_of_every_target_there_and_back(kind):
+    plan = another_plan(kind)
+    again = decode_plan(encode_plan(plan), "plan")
+    assert again == plan
+    assert encode_plan(again) == encode_plan(plan)
+    assert [list(again.steps(i)) for i in range(len(again.groups))] == [
+        list(plan.steps(i)) for i in range(len(plan.groups))
+    ]
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("value", [None, [], {}, "", "nonsense", -1, 1.5, [None], {"": ""}, 1 << 70])
+def test_nonsense_in_any_field_of_a_target(kind, value):
+    for field in json.loads(encode_plan(another_plan(kind)))["target"]:
+        body = json.loads(encode_plan(another_plan(kind)))
+        if isinstance(value, str) and (
+            field in ("index_name", "format") or (field, value) == ("single_name", "nonsense")
+        ):
+            continue  # texts they may be
+        if field == "name" and isinstance(value, str) and kind == "full ckpt":
+            continue
+        body["target"][field] = value
+        with pytest.raises(FormatError, match="cannot be read"):
+            decode_plan(signed(body), "plan")
+
+
+def gigantic(bits):
+    def forge(body):
+        body["catalog"]["objects"] = [["o", HUGE, ""]]
+        body["catalog"]["entries"] = [["w", "U8", [1 << bits], [[[], [[0, 8]]]], "whole"]]
+        body["renamed"] = {}
+        body["limits"] |= {"max_part_bytes": HUGE, "max_object_bytes": HUGE, "memory_bytes": 1 << 44}
+        body["groups"] = [[[0], []]]
+
+    return forge
+
+
+OTHER_FORGERIES = {
+    "a new name that is taken": ("rank ckpt", at("renamed", to={"step": "w"})),
+    "a text's name that is taken": ("rank ckpt", at("renamed", to={"step": "note"})),
+    "new names that are equal": ("rank ckpt", at("renamed", to={"step": "x", "gone": "x", "w": "x"})),
+    "a new name that is no text": ("rank ckpt", at("renamed", to={"step": 1})),
+    "a long new name": ("rank ckpt", at("renamed", to={"step": "." * 5000})),
+    "new names in a list": ("rank ckpt", at("renamed", to=[["step", "x"]])),
+    "a cut tensor with no layout": ("rank ckpt", at("renamed", to={"w": "x"})),
+    "another tensor's layout": ("rank ckpt", at("renamed", to={"w": "v", "v": "w"})),
+    "texts in a list": ("rank ckpt", at("catalog", "texts", to=["note"])),
+    "a text that is none": ("rank ckpt", at("catalog", "texts", to={"note": 1})),
+    "a text that is long": ("rank ckpt", at("catalog", "texts", to={"note": "x" * (1 << 19)})),
+    "a text that ends in nothing": ("rank ckpt", at("catalog", "texts", to={"note": "x\0"})),
+    "a text more": ("rank ckpt", at("catalog", "texts", to={"note": "x", "more": "y"})),
+    "texts in safetensors": ("parts", at("catalog", "texts", to={"note": "x"})),
+    "a name that was dropped and is none": ("rank ckpt", at("catalog", "dropped", to=[1])),
+    "dropped names in a text": ("rank ckpt", at("catalog", "dropped", to="gone")),
+    "an unknown origin": ("rank ckpt", at("catalog", "entries", 0, 4, to="inside")),
+    "an origin that is no text": ("rank ckpt", at("catalog", "entries", 0, 4, to=["whole"])),
+    "no origin": ("rank ckpt", at("catalog", "entries", 0, to=lambda entry: entry[:4])),
+    "a tensor of the layouts as hyper-parameter": ("parts", at("catalog", "entries", 0, 4, to="outside")),
+    "an unknown container": ("rank ckpt", at("target", "container", to="zip")),
+    "another container": ("rank ckpt", at("target", "container", to="safetensors")),
+    "redundancy in a text": ("rank ckpt", at("target", "remove_redundancy", to="True")),
+    "redundancy in a number": ("rank ckpt", at("target", "remove_redundancy", to=1)),
+    "redundancy where there was none": ("rank ckpt", at("target", "remove_redundancy", to=True)),
+    "no redundancy where there was some": ("no redundancy", at("target", "remove_redundancy", to=False)),
+    "parts of nothing": ("parts", at("target", "part_bytes", to=0)),
+    "parts of less than nothing": ("parts", at("target", "part_bytes", to=-1)),
+    "other parts": ("parts", at("target", "part_bytes", to=10**9)),
+    "a target of another kind": ("parts", at("target", "kind", to="tree")),
+    "a kind that is a list": ("parts", at("target", "kind", to=["parts"])),
+    "an empty tensor in .ckpt": ("full ckpt", at("catalog", "entries", 0, 2, to=[0])),
+    "a dtype that .ckpt lacks": ("full ckpt", at("catalog", "entries", 0, 1, to="C64")),
+    "a packed tensor of floats": ("full ckpt", at("catalog", "metadata", to={"w": "Int4"})),
+    "a tensor of no object": ("tree", at("catalog", "entries", 0, 0, to="w")),
+    "an object without a name": ("tree", at("catalog", "entries", 0, 0, to="\nw")),
+    "an object that leads out": ("tree", at("catalog", "entries", 0, 0, to="../m.safetensors\nw")),
+    "an absolute object": ("tree", at("catalog", "entries", 0, 0, to="/etc/m.safetensors\nw")),
+    "an object that is the directory of another": ("tree", at("catalog", "entries", 0, 0, to="rank_0.x\nw")),
+    "two objects of one name": ("tree", at("catalog", "entries", 0, 0, to="rank_1/m.other\nv")),
+    "the manifest as an object": (
+        "tree",
+        both(at("catalog", "entries", 0, 0, to="x.safetensors\nw"), at("manifest_key", to="x.ckpt")),
+    ),
+    "new names out of a tree": ("tree", at("renamed", to={"rank_0/m.safetensors\nw": "w"})),
+    **{f"a tensor of 2**{bits} bytes": ("full ckpt", gigantic(bits)) for bits in (40, 44, 46, 50, 60)},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORGERIES)
+def test_other_forged_plans_are_refused_at_once(name):
+    kind, forge = OTHER_FORGERIES[name]
+    body = json.loads(encode_plan(another_plan(kind)))
+    forge(body)
+    begun = time.monotonic()
+    with pytest.raises(FormatError, match=r"^plan: .*the plan cannot be read") as refused:
+        decode_plan(signed(body), "plan")
+    assert time.monotonic() - begun < 5
+    assert len(str(refused.value)) < 2000

@@ -1,8 +1,12 @@
 """Any plan whatever makes every byte once, of the right byte, within its limits."""
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.checkpoints import (
     catalog_of_objects,
@@ -15,12 +19,35 @@ from support.checkpoints import (
     shard,
     stored,
 )
-from support.conversions import convert, ranks_of
-from support.plan_checker import check_plan
-from support.random_plans import cases, full_targets, limits, object_shares, rank_shares, rank_targets
+from support.conversions import Known, convert, ranks_of
+from support.plan_checker import check_objects, check_plan, is_fit_for_ckpt, told_by
+from support.random_plans import (
+    ANY_CONTAINER,
+    any_cases,
+    any_sources,
+    any_targets,
+    cases,
+    full_targets,
+    limits,
+    new_names,
+    object_shares,
+    rank_shares,
+    rank_targets,
+    tree_targets,
+    under_new_names,
+)
 
-from reshard.errors import OverBudget, PlanError
+from reshard.engine.execute import execute
+from reshard.engine.source import Wanted, read_catalog
+from reshard.engine.verify import verify_manifest
+from reshard.engine.workers import working
+from reshard.errors import FormatError, OverBudget, PlanError
+from reshard.formats import containers
+from reshard.formats.containers import Container
+from reshard.formats.ms_ckpt import plan_ckpt
+from reshard.planning import plan_check
 from reshard.planning.plan import make_plan
+from reshard.planning.target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout
 
@@ -28,16 +55,18 @@ from reshard.tensor import Layout
 slow = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+# What fails here is large, and to make it smaller would take minutes.
+quick = settings(parent=slow, max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
-def checked(catalog, target, wished):
+def checked(catalog, target, wished, renamed=None):
     """Check the plan, or else the one that is accepted according to the refusal."""
-    plan, needed_bytes = planned(catalog, target, wished)
+    plan, needed_bytes = planned(catalog, target, wished, renamed)
     if needed_bytes:
         assert needed_bytes > wished.memory_bytes
-        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes))
+        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes), renamed)
         assert plan
-        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1))
+        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1), renamed)
         assert again == needed_bytes
     if plan:
         check_plan(plan)
@@ -45,13 +74,15 @@ def checked(catalog, target, wished):
         assert wished.max_part_count < 10_000  # these parts would be too many
 
 
-def planned(catalog, target, limits):
+def planned(catalog, target, limits, renamed=None):
     """The plan, or the memory it needs, or neither."""
     try:
-        return make_plan(catalog, target, "memory://target", limits), 0
+        return make_plan(catalog, target, "memory://target", limits, renamed=renamed), 0
     except OverBudget as refusal:
         return None, refusal.needed_bytes
-    except PlanError:
+    except PlanError as error:
+        if "nothing to write" in str(error):
+            raise
         return None, 0
 
 
@@ -92,7 +123,112 @@ def test_full_to_full(data, case, wished):
     checked(catalog, data.draw(full_targets()), wished)
 
 
+# Any source to any target.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pieces():
+    """Tensors of a few bytes are several values of a .ckpt."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(containers, "plan_ckpt", partial(plan_ckpt, piece_bytes=100))
+        patch.setattr(plan_check, "PIECE_BYTES", 100)
+        yield
+
+
+@st.composite
+def conversions(draw):
+    """A source, a target, and new names of tensors."""
+    case = draw(any_cases(2))
+    if draw(st.integers(0, 4)) == 0:
+        return draw(any_sources(case, None, is_tree=True)), draw(tree_targets()), {}
+    first = draw(st.sampled_from([None, case.strategies[0]]))
+    source = draw(any_sources(case, first))
+    renamed = draw(new_names(source.tensors))
+    # What the source cuts must have a layout; and at least one tensor must, or the strategy is another model's.
+    second = covering(case.strategies[1], first or case.strategies[0])
+    container = draw(ANY_CONTAINER)
+    return source, draw(any_targets(under_new_names(second, renamed), container)), renamed
+
+
+def unfit(source, target, renamed):
+    """Why a target cannot hold what the source does; empty if it can."""
+    tensors = {renamed.get(name, name): value for name, value in source.tensors.items()}
+    if not tensors:
+        return ""  # a tree whose objects are all left out
+    is_ckpt = getattr(target, "container", Container.SAFETENSORS) is Container.CKPT
+    if isinstance(target, RankTarget) and not target.strategy.names & tensors.keys():
+        return "no tensor of the source is named"
+    if source.texts and not is_ckpt:
+        return "cannot hold values that are text"
+    if is_ckpt and not is_fit_for_ckpt(target, tensors, source.texts):
+        return "unfit values|nothing to write"
+    return ""
+
+
+@contextmanager
+def refusal_of_nothing(source, target):
+    """Allow for ranks that write nothing at all, where redundancy is removed: no .ckpt can be that empty."""
+    allowed = getattr(target, "remove_redundancy", False) and target.container is Container.CKPT and not source.texts
+    try:
+        yield
+    except (PlanError, FormatError) as error:
+        if not allowed or "nothing to write" not in str(error):
+            raise
+
+
+@quick
+@given(conversions(), limits())
+def test_any_source_to_any_target(conversion, wished):
+    source, target, renamed = conversion
+    catalog, problem = source.catalog(), unfit(*conversion)
+    assert {entry.spec.name for entry in catalog.entries} == set(source.tensors)
+    assert set(catalog.dropped) == set(source.names.drop) & everything_in(source)
+    if problem:
+        with pytest.raises((PlanError, FormatError), match=problem):
+            make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
+        return
+    with refusal_of_nothing(source, target):
+        checked(catalog, target, wished, renamed)
+
+
+def everything_in(source):
+    """Names of tensors that some object of the source holds."""
+    return {name for key, body in source.objects.items() for name in told_by(key, body)[0]}
+
+
 # Through the real engine, with the bytes of random tensors.
+
+
+@quick
+@given(conversions().filter(lambda made: not made[0].is_tree), limits())
+def test_any_source_to_any_target_for_real(conversion, wished):
+    source, target, renamed = conversion
+    if unfit(*conversion):
+        return
+    there, here, wished = place(wished), place(wished), runnable(wished)
+    for key, body in source.objects.items():
+        there.store.put(there.child(key).key, body)
+    if source.strategy is None and len(source.objects) > 1:
+        weight_map = {name: key for key, body in source.objects.items() for name in told_by(key, body)[0]}
+        index = json.dumps({"weight_map": weight_map}).encode()
+        there.store.put(there.child("model.safetensors.index.json").key, index)
+    with working(2, there.store) as workers:
+        strategy = Known(source.strategy) if source.strategy else None
+        catalog = read_catalog(there, Wanted(strategy, source.names, check_crc=True), workers)
+    plan = None
+    with refusal_of_nothing(source, target):
+        plan = make_plan(catalog, target, here.url, wished, renamed=renamed)
+    if plan is None:
+        return
+    manifest = execute(plan, there, here)
+    assert verify_manifest(manifest, "", there, here).is_ok
+    written = stored(here)
+    del written[plan.manifest_key]
+    documents = {name: written.pop(name) for name in list(written) if name.endswith(".json")}
+    found = {name: told_by(name, body) for name, body in written.items()}
+    tensors = {renamed.get(name, name): value for name, value in source.tensors.items()}
+    outside = {renamed.get(name, name) for name in source.outside}
+    check_objects(target, found, documents, tensors, outside, source.texts)
 
 
 def place(limits):

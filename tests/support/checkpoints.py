@@ -1,4 +1,4 @@
-"""Checkpoints for tests: tensors as numpy arrays of bytes, cut by numpy, written as safetensors objects.
+"""Checkpoints for tests: tensors as numpy arrays of bytes, cut by numpy, written as safetensors or ``.ckpt`` objects.
 
 A tensor's array has the tensor's shape and one more axis for the bytes of an element; a tensor of
 sub-byte elements is one row of bytes. Nothing here uses the package's own box arithmetic, so that
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from reshard.formats.ms_ckpt import read_index
 from reshard.formats.safetensors import parse_header, plan_header
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.rank_source import rank_catalog
@@ -23,6 +25,12 @@ from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, 
 Array = np.ndarray
 Model = Mapping[str, tuple[DType, tuple[int, ...], Array]]
 """By name: dtype, shape, bytes."""
+
+CKPT_TYPES = {
+    "BOOL": "Bool", "I8": "Int8", "U8": "UInt8", "I16": "Int16", "U16": "UInt16", "I32": "Int32", "U32": "UInt32",
+    "I64": "Int64", "U64": "UInt64", "F16": "Float16", "BF16": "BFloat16", "F32": "Float32", "F64": "Float64",
+}  # fmt: skip
+"""What ``.ckpt`` calls each dtype that it can hold."""
 
 
 def array_shape(dtype: DType, shape: Sequence[int]) -> tuple[int, ...]:
@@ -99,8 +107,8 @@ def shards(model: Model, strategy: Strategy, dropped: Iterable[tuple[int, str]] 
     }
 
 
-def rank_key(rank: int | str, prefix: str = "checkpoint_") -> str:
-    return f"rank_{rank}/{prefix}{rank}.safetensors"
+def rank_key(rank: int | str, prefix: str = "checkpoint_", suffix: str = ".safetensors") -> str:
+    return f"rank_{rank}/{prefix}{rank}{suffix}"
 
 
 def encode(model: Model, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -111,19 +119,127 @@ def encode(model: Model, metadata: Mapping[str, str] | None = None) -> bytes:
     return made.data + b"".join(bodies)
 
 
-def decode(body: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]:
-    """Dtype, shape and bytes of every tensor of a safetensors object, and its metadata."""
+def encode_ckpt(
+    model: Model,
+    texts: Mapping[str, str] | None = None,
+    *,
+    piece_elements: int = 10**9,
+    types: Mapping[str, str] | None = None,
+    has_crc: bool = False,
+) -> bytes:
+    """One ``.ckpt`` object, written by hand.
+
+    Tensors of more than ``piece_elements`` elements are several values; ``types`` are names of types
+    that are not the usual ones of their dtypes.
+    """
+    body = b""
+    for name, (dtype, shape, array) in model.items():
+        content, called = np.ascontiguousarray(array).tobytes(), (types or {}).get(name, CKPT_TYPES[dtype.value])
+        piece = piece_elements * (dtype.bits // 8)
+        for first in range(0, max(1, len(content)), piece):
+            body += ckpt_value(name, shape, called, content[first : first + piece])
+    for name, text in (texts or {}).items():
+        body += ckpt_value(name, (0,), "str", text.encode("utf-32-le") or bytes(4))
+    return body + b"crc_num" + zlib.crc32(body).to_bytes(10, "big") if has_crc else body
+
+
+def ckpt_value(name: str, shape: Sequence[int], called: str, content: bytes) -> bytes:
+    """One value of a ``.ckpt`` object."""
+    dims = b"".join(b"\x08" + _varint(extent) for extent in shape)
+    return _field(1, _field(1, name.encode()) + _field(2, dims + _field(2, called.encode()) + _field(3, content)))
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(payload)) + payload
+
+
+def _varint(number: int) -> bytes:
+    low, high = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(high) if high else bytes([low])
+
+
+Listed = list[tuple[str, str, tuple[int, ...], list[tuple[int, int]]]]
+"""Of each tensor in the order of the object: name, dtype, shape, and the bytes of the object that hold it."""
+
+
+def list_safetensors(body: bytes) -> tuple[Listed, dict[str, str]]:
+    """What a safetensors object says it holds, and its metadata; the tensors' bytes may be anything."""
     length = int.from_bytes(body[:8], "little")
+    assert length % 8 == 0
     entries = json.loads(body[8 : 8 + length])
     metadata = entries.pop("__metadata__", {})
-    found, reached = {}, 0
+    found, reached = [], 8 + length
     for name, entry in entries.items():
-        start, stop = entry["data_offsets"]
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
         assert start == reached, f"{name} does not begin where the tensor before it ends"
         reached = stop
-        found[name] = (entry["dtype"], tuple(entry["shape"]), body[8 + length + start : 8 + length + stop])
-    assert reached == len(body) - 8 - length
+        found.append((name, entry["dtype"], tuple(entry["shape"]), [(start, stop)]))
+    assert reached == len(body)
     return found, metadata
+
+
+def list_ckpt(body: bytes) -> tuple[Listed, dict[str, str], dict[str, str]]:
+    """What a ``.ckpt`` object says it holds, its texts, and the types of tensors that are packed int4."""
+    names = {called: dtype for dtype, called in CKPT_TYPES.items()} | {"Int4": "I8"}
+    found, texts, packed = [], {}, {}
+    end = len(body) - 17 if body[-17:-10] == b"crc_num" else len(body)
+    for number, start, stop in _payloads(body, 0, end):
+        assert number == 1
+        (_, *tag), (_, *inner) = _payloads(body, start, stop)
+        name, fields = body[slice(*tag)].decode(), list(_payloads(body, *inner))
+        shape = tuple(value for number, value, _ in fields if number == 1)
+        [called] = [body[a:b].decode() for number, a, b in fields if number == 2]
+        [content] = [(a, b) for number, a, b in fields if number == 3]
+        if called == "str":
+            texts[name] = body[slice(*content)].decode("utf-32-le").rstrip("\0")
+        elif found and found[-1][0] == name:
+            assert found[-1][1:3] == (names[called], shape)
+            found[-1][3].append(content)
+        else:
+            assert name not in {each[0] for each in found}, f"{name} is there twice"
+            found.append((name, names[called], shape, [content]))
+            packed |= {name: called} if called == "Int4" else {}
+    return found, texts, packed
+
+
+def _payloads(body: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    while at < stop:
+        number, start, end = _payload(body, at)
+        yield number, start, end
+        at = _read_varint(body, at + 1)[1] if end < 0 else end
+    assert at == stop
+
+
+def _payload(body: bytes, at: int) -> tuple[int, int, int]:
+    """Number, start and stop of a field; of one that is a number, the number and -1."""
+    value, start = _read_varint(body, at + 1)
+    assert body[at] & 7 in (0, 2)
+    return (body[at] >> 3, start, start + value) if body[at] & 7 else (body[at] >> 3, value, -1)
+
+
+def _read_varint(body: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (body[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if body[at - 1] < 128:
+            return value, at
+
+
+def decode(body: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]:
+    """Dtype, shape and bytes of every tensor of a safetensors object, and its metadata."""
+    found, metadata = list_safetensors(body)
+    return _with_bytes(found, body), metadata
+
+
+def decode_ckpt(body: bytes) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]:
+    """Dtype, shape and bytes of every tensor of a ``.ckpt`` object, and its texts."""
+    found, texts, _ = list_ckpt(body)
+    return _with_bytes(found, body), texts
+
+
+def _with_bytes(found: Listed, body: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    return {name: (dtype, shape, b"".join(body[a:b] for a, b in spans)) for name, dtype, shape, spans in found}
 
 
 def contents(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -157,6 +273,16 @@ def held_by(body: bytes) -> Contents:
         Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
     )
     return Contents(tensors, header.metadata, index_bytes=header.data_start)
+
+
+def held_by_ckpt(body: bytes) -> Contents:
+    """What a ``.ckpt`` object holds."""
+    _, texts, packed = list_ckpt(body)
+    index = read_index(len(body), lambda where: body[where.start : where.stop])
+    tensors = tuple(
+        Stored(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
+    )
+    return Contents(tensors, packed, texts)
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

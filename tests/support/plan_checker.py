@@ -15,12 +15,11 @@ import numpy as np
 
 from reshard.planning.plan import Plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
-from reshard.planning.target import RankTarget
-from reshard.tensor import DType
+from reshard.planning.target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
 
-from .checkpoints import array_shape, owned
+from .checkpoints import CKPT_TYPES, array_shape, list_ckpt, list_safetensors, owned
 
-HEADER = -2  # header bytes have no source
+HEADER = -2  # what stands between tensors has no source
 NOTHING = -1  # bytes of the source that belong to no tensor, and bytes not written yet
 
 
@@ -31,22 +30,20 @@ def check_plan(plan: Plan) -> None:
     _check_groups(plan)
     counted: Counter[str] = Counter(puts=len(plan.documents), written=sum(len(d.data) for d in plan.documents))
     made = _run(plan, objects, counted)
-    expected = _expected(plan, tensors)
-    assert set(made) == set(expected), "outputs that are planned and outputs that should be differ"
-    for key, body in made.items():
-        _check_output(key, body, plan, expected[key])
+    _check_outputs(plan, made, tensors)
     _check_cost(plan, counted)
     _check_json(plan)
 
 
 def _numbered(plan):
-    """Every tensor's bytes by name, each byte with a number of its own."""
+    """Every tensor's bytes by its name in the source, each byte with a number of its own."""
     tensors, reached = {}, 0
     for entry in plan.catalog.entries:
         shape = array_shape(entry.spec.dtype, entry.spec.shape)
         count = int(np.prod(shape, dtype=np.int64))
         assert entry.spec.name not in tensors
-        tensors[entry.spec.name] = (entry.spec, np.arange(reached, reached + count).reshape(shape))
+        numbers = np.arange(reached, reached + count).reshape(shape)
+        tensors[entry.spec.name] = (entry.spec.dtype, entry.spec.shape, numbers)
         reached += count
     return tensors
 
@@ -55,7 +52,7 @@ def _source_bytes(plan, tensors):
     """The numbers in every source object; every placement has its own bytes, and they tile their tensor."""
     objects = [np.full(item.nbytes, NOTHING) for item in plan.catalog.objects]
     for entry in plan.catalog.entries:
-        _, numbers = tensors[entry.spec.name]
+        _, _, numbers = tensors[entry.spec.name]
         placed = np.zeros(numbers.shape, int)
         for placement in entry.placements:
             place = tuple(map(slice, placement.box.start, placement.box.stop))
@@ -178,61 +175,178 @@ def _check_parts(limits, parts, *, is_small):
     assert not is_small or len(parts) == 1
 
 
-def _expected(plan, tensors):
-    """What every output should hold, by key: dtype, shape and numbers of each tensor by name."""
-    target = plan.target
-    if isinstance(target, RankTarget):
-        return {target.name.format(rank=rank): _of_rank(target.strategy, rank, tensors) for rank in target.ranks}
-    held = {key: {} for output in plan.outputs for key in output.keys}
+def _check_outputs(plan, made, tensors):
+    """What stands between tensors says what follows it, and what follows are the right bytes."""
+    renamed = {plan.renamed.get(name, name): value for name, value in tensors.items()}
+    outside = {plan.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.origin == "outside"}
+    assert len(renamed) == len(tensors)
+    found = {}
     for output in plan.outputs:
-        for spec in output.specs:
-            held[output.keys[0]][spec.name] = (spec.dtype, spec.shape, tensors[spec.name][1])
-    names = [name for tensors_of_one in held.values() for name in tensors_of_one]
-    assert sorted(names) == sorted(tensors), "every tensor is in one output"
-    assert all(
-        (dtype, shape) == (tensors[name][0].dtype, tensors[name][0].shape)
-        for found in held.values()
-        for name, (dtype, shape, _) in found.items()
-    )
+        image = bytearray(output.nbytes)
+        for place, data in output.frame.literals:
+            image[place : place + len(data)] = data
+        for key in output.keys:
+            found[key] = _told(key, bytes(image), made[key], has_elements=True)
+    documents = {document.key: document.data for document in plan.documents}
+    check_objects(plan.target, found, documents, renamed, outside, plan.catalog.texts)
+
+
+def told_by(key, body):
+    """What an object holds: tensors as ``(dtype, shape, flat array)`` by name, and texts."""
+    return _told(key, body, np.frombuffer(body, np.uint8), has_elements=False)
+
+
+def _told(key, image, body, *, has_elements):
+    if key.endswith(".ckpt"):
+        listed, texts, _ = list_ckpt(image)
+    else:
+        (listed, _), texts = list_safetensors(image), {}
+    spans = [span for *_, of_one in listed for span in of_one]
+    assert len(image) == len(body)
+    if has_elements:
+        is_element = np.zeros(len(body), bool)
+        for start, stop in spans:
+            is_element[start:stop] = True
+        assert (is_element == (body != HEADER)).all(), f"{key}: elements stand where none should, or the reverse"
+    flat = {name: [body[a:b] for a, b in of_one] for name, _, _, of_one in listed}
+    return {name: (dtype, shape, np.concatenate(flat[name])) for name, dtype, shape, _ in listed}, texts
+
+
+def check_objects(target: Target, found, documents, tensors, outside, texts):
+    """Raise AssertionError unless objects are what a target asks for.
+
+    Parameters
+    ----------
+    found
+        By key, what :func:`told_by` says of each object.
+    documents
+        By key.
+    tensors
+        By the name in the target: dtype, shape, and an array of bytes or of their numbers.
+    outside
+        Names of tensors without a layout in the source.
+    texts
+        Every value that is text.
+    """
+    if isinstance(target, RankTarget):
+        _check_ranks(target, found, tensors)
+    elif isinstance(target, TreeTarget):
+        assert {key: set(held) for key, (held, _) in found.items()} == _tree(target, tensors)
+        for key, (held, _) in found.items():
+            for name, value in held.items():
+                [whole] = [w for n, w in tensors.items() if n.split("\n", 1)[1] == name and _is_of(n, key, target)]
+                assert _same(value, whole), f"{key}: {name} is made of the wrong bytes"
+    else:
+        _check_whole(target, found, documents, tensors, outside)
+    for key, (_, held_texts) in found.items():
+        if not isinstance(target, TreeTarget):
+            assert held_texts == (dict(texts) if key.endswith(".ckpt") else {})
+
+
+def _tree(target, tensors):
+    held = {}
+    for name in tensors:
+        key, plain = name.split("\n", 1)
+        held.setdefault(key.rsplit(".", 1)[0] + target.container.suffix, set()).add(plain)
     return held
+
+
+def _is_of(name, key, target):
+    return name.split("\n")[0].rsplit(".", 1)[0] + target.container.suffix == key
+
+
+def _same(found, expected):
+    dtype, shape, array = expected
+    return found[:2] == (dtype.value, tuple(shape)) and np.array_equal(found[2], np.ravel(array))
+
+
+def _check_whole(target, found, documents, tensors, outside):
+    """Every tensor is whole in one object, and the index says in which."""
+    holder = {}
+    for key, (held, _) in found.items():
+        for name, value in held.items():
+            assert name not in holder, f"{name} is in two objects"
+            holder[name] = key
+            assert _same(value, tensors[name]), f"{key}: {name} is made of the wrong bytes"
+    assert set(holder) == set(tensors), "some tensors are in no object"
+    if isinstance(target, PartsTarget):
+        assert {name for name, key in holder.items() if key == "hyper_param.safetensors"} == outside
+        parts = sorted(set(found) - {"hyper_param.safetensors"})
+        assert parts == sorted(f"part{number}.safetensors" for number in range(len(parts)))
+        weights = {name: key for name, key in holder.items() if name not in outside}
+        [(name, data)] = documents.items()
+        assert (name, json.loads(data)["weight_map"]) == ("param_name_map.json", weights)
+    elif isinstance(target, FullTarget) and len(found) > 1 and target.index_name:
+        assert json.loads(documents[target.index_name])["weight_map"] == holder
+    else:
+        assert not documents
+
+
+def _check_ranks(target, found, tensors):
+    strategy = target.strategy
+    due = {target.name.replace("{rank}", str(rank)): (rank, _of_rank(strategy, rank, tensors)) for rank in target.ranks}
+    assert set(found) == set(due), "outputs that are planned and outputs that should be differ"
+    copies = Counter()
+    for key, (rank, expected) in due.items():
+        held, _ = found[key]
+        if not target.remove_redundancy:
+            assert set(held) == set(expected), f"{key} has other tensors than it should"
+        assert set(held) <= set(expected)
+        for name, value in expected.items():
+            copies[_copy_of(strategy, rank, name, value)] += name in held
+            assert name not in held or _same(held[name], value), f"{key}: {name} is made of the wrong bytes"
+    if target.remove_redundancy:
+        _check_copies(target, tensors, copies)
+
+
+def _check_copies(target, tensors, copies):
+    """Each box that a layout gives to ranks of a stage stands on one of them, what has no layout on all."""
+    strategy, owners = target.strategy, Counter()
+    for rank in range(strategy.rank_count):
+        for name, value in _of_rank(strategy, rank, tensors).items():
+            owners[_copy_of(strategy, rank, name, value)] += 1
+    written = Counter()
+    for rank in target.ranks:
+        for name, value in _of_rank(strategy, rank, tensors).items():
+            written[_copy_of(strategy, rank, name, value)] += 1
+    for copy, owner_count in owners.items():
+        stage, name, content = copy
+        if stage is None:
+            assert copies[copy] == written[copy], f"{name} has no layout and is not on every rank"
+        elif content and written[copy] == owner_count:
+            assert copies[copy] == 1, f"{name}: {copies[copy]} copies of a box on stage {stage}"
+        elif content:
+            assert copies[copy] <= 1, f"{name}: {copies[copy]} copies of a box on stage {stage}"
+
+
+def _copy_of(strategy, rank, name, value):
+    """The box of a tensor that a rank owns, as something to count: by stage, name and content."""
+    stage = rank // strategy.device_count
+    return (stage if name in strategy.stages[stage] else None), name, np.ascontiguousarray(value[2]).tobytes()
 
 
 def _of_rank(strategy, rank, tensors):
     layouts = strategy.stages[rank // strategy.device_count]
     held = {}
-    for name, (spec, numbers) in tensors.items():
+    for name, (dtype, shape, array) in tensors.items():
         if name not in layouts and name in strategy.names:
             continue
-        if name not in layouts or spec.dtype.bits < 8:
-            held[name] = (spec.dtype, spec.shape, numbers)
+        if name not in layouts or dtype.bits < 8:
+            held[name] = (dtype, shape, array)
         else:
-            part = owned(numbers, layouts[name], rank % strategy.device_count)
-            held[name] = (spec.dtype, part.shape[:-1], part)
+            part = owned(array, layouts[name], rank % strategy.device_count)
+            held[name] = (dtype, part.shape[:-1], part)
     return held
 
 
-def _check_output(key, body, plan, expected):
-    """The header says what follows it, and what follows are the right bytes."""
-    output = next(output for output in plan.outputs if key in output.keys)
-    [(_, header)] = output.frame.literals
-    assert len(header) == 8 + int.from_bytes(header[:8], "little")
-    assert len(header) % 8 == 0
-    entries = json.loads(header[8:])
-    entries.pop("__metadata__", None)
-    assert list(entries) == [spec.name for spec in output.specs]
-    assert set(entries) == set(expected), f"{key} has other tensors than it should"
-    assert (body[: len(header)] == HEADER).all()
-    assert output.nbytes == len(body)
-    reached = 0
-    for name, entry in entries.items():
-        dtype, shape, numbers = expected[name]
-        start, stop = entry["data_offsets"]
-        assert start == reached
-        assert (DType(entry["dtype"]), tuple(entry["shape"])) == (dtype, tuple(shape)), f"{key}: {name}"
-        found = body[len(header) + start : len(header) + stop]
-        assert np.array_equal(found, numbers.ravel()), f"{key}: {name} is made of the wrong bytes"
-        reached = stop
-    assert reached == len(body) - len(header)
+def is_fit_for_ckpt(target: Target, tensors, texts) -> bool:
+    """Whether ``.ckpt`` objects can hold what a target asks for; what single ranks hold is not dealt out here."""
+    if isinstance(target, RankTarget):
+        held = [_of_rank(target.strategy, rank, tensors) for rank in target.ranks]
+    else:
+        held = [tensors]
+    shapes = [(dtype.value, tuple(shape)) for of_one in held for dtype, shape, _ in of_one.values()]
+    return all(dtype in CKPT_TYPES and shape != (0,) for dtype, shape in shapes) and bool(texts or all(held))
 
 
 def _check_cost(plan, counted):
@@ -270,10 +384,10 @@ def _boxes_are_equal_or_apart(plan):
     if not isinstance(plan.target, RankTarget):
         return True
     stages = plan.target.strategy.stages
+    names = [plan.renamed.get(entry.spec.name, entry.spec.name) for entry in plan.catalog.entries]
     return all(
-        len({layouts.get(entry.spec.name) for layouts in stages}) == 1
-        or sum(entry.spec.name in layouts for layouts in stages) < 2
-        for entry in plan.catalog.entries
+        len({layouts.get(name) for layouts in stages}) == 1 or sum(name in layouts for layouts in stages) < 2
+        for name in names
     )
 
 

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import strategies as st
 
+from reshard.formats.containers import Container
+from reshard.planning.catalog import SourceObject
 from reshard.planning.limits import Limits
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.rank_source import rank_catalog
+from reshard.planning.selection import NameFilter
+from reshard.planning.sources import full_catalog, tree_catalog
+from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
+from reshard.planning.tree_target import tree_name
 from reshard.tensor import DType, Layout, RowSplit, Strategy
 
-from .checkpoints import array_shape, owned, rank_key, shards
+from .checkpoints import (
+    CKPT_TYPES,
+    array_shape,
+    encode,
+    encode_ckpt,
+    held_by,
+    held_by_ckpt,
+    owned,
+    rank_key,
+    shards,
+)
 
 MAX_ELEMENTS = 2500
 DTYPES = st.sampled_from([*["F32", "BF16", "U8", "I64", "C64", "BOOL", "F8_E4M3"], "BF16", "F32", "F4", "F6_E2M3"])
+ANY_CONTAINER = st.sampled_from(list(Container))
+TEXTS = st.dictionaries(st.sampled_from(["note", "note.more"]), st.text("ab\u4e2d\U0001f600", max_size=40), max_size=2)
 
 
 @dataclass(frozen=True)
@@ -28,11 +46,11 @@ class Case:
 
 
 @st.composite
-def cases(draw, strategy_count=2, max_tensors=5):
+def cases(draw, strategy_count=2, max_tensors=5, dtypes=DTYPES):
     """A model, and strategies that all fit it."""
     count = draw(st.integers(1, max_tensors))
     names = [f"{letter}.weight" for letter in draw(st.permutations("abcdefgh"[:count]))]
-    dtypes = {name: DType(draw(DTYPES)) for name in names}
+    dtypes = {name: DType(draw(dtypes)) for name in names}
     axes = {name: draw(st.integers(0, 4)) for name in names}
     sketches = [draw(_sketches(names, dtypes, axes)) for _ in range(strategy_count)]
     shapes = {name: draw(_shapes(name, dtypes[name], axes[name], sketches)) for name in names}
@@ -210,6 +228,148 @@ def full_targets(draw):
     object_bytes = draw(st.sampled_from([1, 500, 10**9]))
     names = "model-{part:05d}-of-{parts:05d}.safetensors", "model.safetensors", "model.safetensors.index.json"
     return FullTarget(*names, draw(st.sampled_from(["pt", "ms"])), object_bytes)
+
+
+# Sources and targets of any format.
+
+
+@dataclass(frozen=True)
+class Source:
+    """Objects in a store: what they are made of, how they are cut, and what is asked of them.
+
+    ``tensors`` are those that are taken, by their names in the catalog; ``outside`` are the names that no
+    layout of the source has.
+    """
+
+    objects: dict[str, bytes] = field(repr=False)
+    tensors: dict = field(repr=False)
+    texts: dict[str, str]
+    names: NameFilter
+    strategy: Strategy | None
+    outside: frozenset[str]
+    is_tree: bool = False
+
+    def catalog(self, url="memory://source"):
+        """The catalog, made without a store."""
+        opened = [
+            (SourceObject(key, len(body), f"etag of {key}"), held_by_ckpt(body) if _is_ckpt(key) else held_by(body))
+            for key, body in self.objects.items()
+        ]
+        if self.is_tree:
+            return tree_catalog(url, "test", opened, tree_name, names=self.names)
+        if self.strategy is None:
+            return full_catalog(url, "test", opened, names=self.names)
+        ranks = {int(item.key.split("/")[0].removeprefix("rank_")): (item, held) for item, held in opened}
+        return rank_catalog(url, ranks, self.strategy, names=self.names)[0]
+
+
+def _is_ckpt(key):
+    return key.endswith(".ckpt")
+
+
+CKPT_DTYPES = st.sampled_from([*sorted(CKPT_TYPES), "F32", "BF16"])
+
+
+@st.composite
+def any_cases(draw, strategy_count):
+    """Cases whose tensors ``.ckpt`` can hold, mostly."""
+    return draw(cases(strategy_count, dtypes=draw(st.sampled_from([CKPT_DTYPES, CKPT_DTYPES, DTYPES]))))
+
+
+def _can_be_ckpt(model):
+    return all(dtype.value in CKPT_TYPES for dtype, _, _ in model.values())
+
+
+@st.composite
+def _bodies(draw, held, texts, container):
+    """Objects of some tensors each; of .ckpt each cuts its tensors as it likes."""
+    bodies = {}
+    piece_counts = draw(st.sampled_from([[1], [7], [1, 3, 7, 20]]))
+    most = max((math.prod(shape) for model in held.values() for _, shape, _ in model.values()), default=0)
+    for key, model in held.items():
+        if container is Container.CKPT:
+            if model or texts:
+                piece = max(1, most // draw(st.sampled_from(piece_counts)))
+                body = encode_ckpt(model, texts, piece_elements=piece, has_crc=draw(st.booleans()))
+                bodies[f"{key}.ckpt"] = body
+        else:
+            bodies[f"{key}.safetensors"] = encode(model, {"author": "me", "format": "pt"})
+    return bodies
+
+
+@st.composite
+def any_sources(draw, case, strategy, *, is_tree=False):
+    """A full checkpoint if the strategy is None, else rank shards; some tensors are not to be taken."""
+    model, is_ckpt = case.model, _can_be_ckpt(case.model) and draw(st.booleans())
+    container = Container.CKPT if is_ckpt else Container.SAFETENSORS
+    texts = draw(TEXTS) if is_ckpt and not is_tree else {}
+    # To name a tensor that the source cuts is no use if the target needs some to be left.
+    dropped = draw(st.sets(st.sampled_from(sorted(model)), max_size=len(model) - 1)) if draw(st.booleans()) else set()
+    names = NameFilter(drop=tuple(sorted(dropped)))
+    if is_tree:
+        held = draw(tree_shares(model))
+        tensors = {
+            tree_name(f"{key}{container.suffix}", name): value
+            for key, of_one in held.items()
+            for name, value in of_one.items()
+            if name not in dropped
+        }
+        return Source(draw(_bodies(held, texts, container)), tensors, texts, names, None, frozenset(), is_tree=True)
+    tensors = {name: value for name, value in model.items() if name not in dropped}
+    if strategy is None:
+        held = {key.removesuffix(".safetensors"): value for key, value in draw(object_shares(model)).items()}
+        return Source(draw(_bodies(held, texts, container)), tensors, texts, names, None, frozenset())
+    held = {rank_key(rank, suffix=""): value for rank, value in draw(rank_shares(model, strategy)).items()}
+    bodies = draw(_bodies(held, texts, container))
+    return Source(bodies, tensors, texts, names, strategy, frozenset(tensors) - strategy.names)
+
+
+@st.composite
+def tree_shares(draw, model):
+    """Objects below ``rank_<R>/`` that need not fit each other: a tensor may be in several, whole in each."""
+    held = {}
+    for rank in range(draw(st.integers(1, 3))):
+        names = draw(st.sets(st.sampled_from(sorted(model)), min_size=1))
+        held[f"rank_{rank}/part{rank}"] = {name: model[name] for name in sorted(names)}
+    return held
+
+
+@st.composite
+def any_targets(draw, strategy, container):
+    """Anything that whole tensors can be made into."""
+    kind = draw(st.sampled_from(["ranks", "ranks", "full", "parts"]))
+    if kind == "ranks":
+        wished = draw(rank_targets(strategy))
+        name = rank_key("{rank}", suffix=container.suffix)
+        return replace(wished, name=name, container=container, remove_redundancy=draw(st.booleans()))
+    if kind == "parts" and container is Container.SAFETENSORS:
+        return PartsTarget(draw(st.sampled_from([1, 500, 10**9])))
+    if container is Container.CKPT:
+        return FullTarget("model.ckpt", "model.ckpt", "", "pt", 10**9, container)
+    return draw(full_targets())
+
+
+@st.composite
+def tree_targets(draw):
+    """Every object on its own."""
+    return TreeTarget(draw(ANY_CONTAINER))
+
+
+@st.composite
+def new_names(draw, names):
+    """New names for some tensors, all different; two may change places."""
+    names = sorted(names)
+    if not draw(st.booleans()):
+        return {}
+    chosen = draw(st.lists(st.sampled_from(names), unique=True, max_size=3)) if names else []
+    fresh = [f"new.{name}" for name in chosen]
+    return dict(zip(chosen, draw(st.sampled_from([fresh, chosen[::-1]])), strict=True))
+
+
+def under_new_names(strategy, renamed):
+    """The same layouts by the names of the target."""
+    stages = tuple({renamed.get(name, name): layout for name, layout in stage.items()} for stage in strategy.stages)
+    return replace(strategy, stages=stages)
 
 
 @st.composite

@@ -70,7 +70,8 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
             ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
             ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
-            ("read", f"{catalog.header_bytes} bytes of headers and indices, no tensor bytes"),
+            ("read", f"{catalog.header_bytes} bytes of headers and indices{_besides(catalog)}"),
+            *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
             *(("note", note) for note in catalog.notes),
         ]
     )
@@ -83,6 +84,11 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
         ],
         shown,
     )
+
+
+def _besides(catalog: Catalog) -> str:
+    """Whether what stands between headers was read too: ``.ckpt`` has no table of contents."""
+    return "" if any(item.key.endswith(".ckpt") for item in catalog.objects) else ", no tensor bytes"
 
 
 def show_plan(plan: Plan, form: OutputForm, saved_as: str | None) -> None:
@@ -180,6 +186,9 @@ def _catalog_json(catalog: Catalog) -> dict[str, Any]:
         "metadata": dict(catalog.metadata),
         "notes": list(catalog.notes),
         "header_bytes": catalog.header_bytes,
+        "texts": dict(catalog.texts),
+        "dropped": list(catalog.dropped),
+        "counters": dict(catalog.counters),
     }
 
 

@@ -4,53 +4,47 @@ from __future__ import annotations
 
 import struct
 
-from ..formats.iteration import COMMON_KEYS, CommonValue
-from ..planning.catalog import Catalog, Entry, Origin
+from ..errors import CatalogError, raise_all
+from ..formats.iteration import CommonValue
+from ..planning.catalog import Catalog
+from ..planning.iteration_target import COUNTER_CODES, is_counter
+from ..planning.output import TargetTensor, tensors_of
 from ..storage import Location
-from ..tensor import ByteRange, DType
+from ..tensor import ByteRange
 from .workers import Workers
 
 __all__ = ["read_counters"]
 
-_CODES = {
-    DType.BOOL: "?",
-    DType.I8: "b",
-    DType.U8: "B",
-    DType.I16: "h",
-    DType.U16: "H",
-    DType.I32: "i",
-    DType.U32: "I",
-    DType.I64: "q",
-    DType.U64: "Q",
-    DType.F16: "e",
-    DType.F32: "f",
-    DType.F64: "d",
-}
 _REALS = frozenset({"loss_scale"})
 
 
 def read_counters(catalog: Catalog, source: Location, workers: Workers) -> dict[str, CommonValue]:
-    """What training had counted: as the source tells it beside its tensors, else from scalars like ``global_step``."""
-    found = dict(catalog.counters)
-    wanted = [entry for entry in catalog.entries if _is_counter(entry) and found.get(entry.spec.name) is None]
+    """What training had counted: as the source tells it beside its tensors, and in scalars like ``global_step``.
 
-    def read(entry: Entry) -> None:
+    Raises
+    ------
+    CatalogError
+        The source tells two different numbers, or a part of a step.
+    """
+    found = dict(catalog.counters)
+    problems: list[str] = []
+
+    def read(tensor: TargetTensor) -> None:
+        entry = catalog.entries[tensor.pieces[0].source]
         index, first = entry.placements[0].holders[0]
         item = catalog.objects[index]
         span = ByteRange(first, first + entry.spec.nbytes)
-        found[entry.spec.name] = _number(entry, source.store.read(source.child(item.key).key, span, item.etag))
+        [value] = struct.unpack(
+            f"<{COUNTER_CODES[entry.spec.dtype]}", source.store.read(source.child(item.key).key, span, item.etag)
+        )
+        name, known = entry.spec.name, found.get(entry.spec.name)
+        if name not in _REALS and value != int(value):
+            problems.append(f"{name}: expected a whole number, found {value}")
+        elif known is not None and known != value:
+            problems.append(f"{name}: {known} beside the tensors, {value} as a tensor")
+        found[name] = float(value) if name in _REALS else int(value)
 
-    workers.map(read, wanted)
+    workers.map(read, [tensor for tensor in tensors_of(catalog, {}) if is_counter(tensor)])
+    hint = "Leave the tensors out with --drop to take what stands beside them."
+    raise_all(CatalogError, f"{catalog.url}: what training had counted is not clear", sorted(problems), hint)
     return found
-
-
-def _is_counter(entry: Entry) -> bool:
-    spec = entry.spec
-    return (
-        entry.origin is Origin.OUTSIDE and spec.name in COMMON_KEYS and set(spec.shape) <= {1} and spec.dtype in _CODES
-    )
-
-
-def _number(entry: Entry, data: bytes) -> CommonValue:
-    [value] = struct.unpack(f"<{_CODES[entry.spec.dtype]}", data)
-    return float(value) if entry.spec.name in _REALS else int(value)

@@ -109,13 +109,15 @@ def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catal
     found = _look(location, wanted)
     if found.ranks in ((), (0,)) or wanted.strategy is not None:
         return _catalog(found, wanted, workers, compare=False)
+    _check_asked(found, wanted)
     opened = read_all(found.base, found.infos, found.names, workers, check_crc=wanted.check_crc)
     kind = f"rank shards ({len(found.ranks)} ranks), not joined: their strategy is not given"
     rank_of = dict(zip(found.names, found.ranks, strict=True))
     made = tree_catalog(
         found.base.url, kind, opened, lambda key, name: f"rank_{rank_of[key]}/{name}", found.notes, names=wanted.names
     )
-    return replace(made, header_bytes=_header_bytes(found, opened))
+    notes = (*made.notes, *_notes(opened, made, wanted))
+    return replace(made, header_bytes=_header_bytes(found, opened), notes=notes)
 
 
 def read_tree(
@@ -158,6 +160,12 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
             f"{found.base.url}: these are shards of {len(found.ranks)} ranks, and how they are cut is not known",
             hint="Give the source's strategy: --src-strategy STRATEGY, or --src-layout LAYOUT.yaml.",
         )
+    if strategy is not None and found.metadata is not None:
+        raise UsageError(
+            f"{found.base.url}: a source strategy is given, but an iteration carries its own layouts",
+            hint="Leave --src-strategy and --src-layout out.",
+        )
+    _check_asked(found, wanted)
     if strategy is not None and not found.ranks:
         raise UsageError(
             f"{found.base.url}: a source strategy is given, but this is a full checkpoint ({found.kind})",
@@ -180,6 +188,15 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
         catalog = _joined(found, opened, strategy, wanted, workers if compare else None)
     notes = (*catalog.notes, *_notes(opened, catalog, wanted))
     return replace(catalog, header_bytes=_header_bytes(found, opened), notes=notes, counters=found.counters)
+
+
+def _check_asked(found: _Found, wanted: Wanted) -> None:
+    """Refuse what only rank shards have, or a rank that is not there."""
+    if wanted.file_suffix is not None and not found.ranks:
+        raise UsageError(f"{found.base.url}: --file-suffix chooses among rank shards; this is {found.kind}")
+    if wanted.keep_rank is not None and wanted.keep_rank not in found.ranks:
+        there = f"ranks {found.ranks[0]}..{found.ranks[-1]}" if found.ranks else f"{found.kind}, without ranks"
+        raise UsageError(f"{found.base.url}: --keep-rank {wanted.keep_rank}, but there are {there}")
 
 
 def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterable[str]:
@@ -208,9 +225,11 @@ def _look(location: Location, wanted: Wanted) -> _Found:
     if iteration is not None:
         return _of_iteration(iteration)
     tensors = [name for name in infos if container_of(name)]
-    has_full = any("/" not in name for name in tensors) or any(name in infos for name, _, _ in _INDEXES)
     ranked = find_rank_objects(infos)
     has_ranks = any(ranked.by_rank.values())
+    # A .ckpt right beside ranks is a strategy.
+    full = [n for n in tensors if "/" not in n and not (has_ranks and container_of(n) is Container.CKPT)]
+    has_full = bool(full) or any(name in infos for name, _, _ in _INDEXES)
     if has_ranks and (wanted.strategy is not None or not has_full):
         found = _ranks(location, infos, ranked, wanted.file_suffix)
         note = "a full checkpoint beside the rank shards is left aside"
@@ -348,7 +367,9 @@ def _compared(
         CatalogError,
         f"{found.base.url}: tensors without a layout in the source differ between ranks",
         [f"{name}: {sides}" for name, sides in differing.items()],
-        hint="They were cut or are each rank's own: add their layouts to the strategy, leave them out with --drop, "
+        hint="Leave them out with --drop."
+        if found.metadata
+        else "They were cut or are each rank's own: add their layouts to the strategy, leave them out with --drop, "
         "or take one rank's with --keep-rank.",
     )
     return replace(catalog, notes=(*catalog.notes, told if keep_rank in found.ranks else f"{told} and found equal"))

@@ -102,7 +102,11 @@ class Frame:
             if all elements stood together with these.
         """
         low, high = self._of_slot[slot]
-        for extent in self.extents[low:high]:
+        low = max(low, bisect_right(self.extents, first, low, high, key=lambda extent: extent.first_element) - 1)
+        for index in range(low, high):
+            extent = self.extents[index]
+            if extent.first_element >= stop:
+                return
             a, b = max(first, extent.first_element), min(stop, extent.first_element + extent.element_count)
             if a < b:
                 yield a, b, extent.byte_of(0)

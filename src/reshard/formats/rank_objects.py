@@ -256,7 +256,7 @@ def _only_container(objects: RankObjects) -> Container:
         raise CatalogError(
             "safetensors and ckpt objects in one checkpoint",
             problems=[f"{container}: {len(names)} objects, {names[0]} first" for container, names in found.items()],
-            hint="Say which to take.",
+            hint="Keep one form there, or name one object.",
         )
     return Container.CKPT if found[Container.CKPT] else Container.SAFETENSORS
 

@@ -18,17 +18,35 @@ from ..formats.iteration import (
 )
 from ..formats.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
 from ..formats.iteration_shards import list_shards
-from ..tensor import Box, Strategy
+from ..tensor import Box, DType, Strategy
 from .catalog import Origin
 from .output import Carried, Document, Output, TargetTensor, file_order, make_output, sample
 from .strategy_check import check_strategy_fits, names_on_one_side
 
-__all__ = ["IterationTarget", "is_counter"]
+__all__ = ["COUNTER_CODES", "IterationTarget", "is_counter"]
+
+COUNTER_CODES = {
+    DType.BOOL: "?",
+    DType.I8: "b",
+    DType.U8: "B",
+    DType.I16: "h",
+    DType.U16: "H",
+    DType.I32: "i",
+    DType.U32: "I",
+    DType.I64: "q",
+    DType.U64: "Q",
+    DType.F16: "e",
+    DType.F32: "f",
+    DType.F64: "d",
+}
+"""Scalars that can be numbers elsewhere, each with its code in :mod:`struct`; of other dtypes they stay tensors."""
 
 
 def is_counter(tensor: TargetTensor) -> bool:
     """Whether this layout keeps a tensor as a number in ``common.json``."""
-    return tensor.origin is Origin.OUTSIDE and tensor.spec.name in COMMON_KEYS and set(tensor.spec.shape) <= {1}
+    spec = tensor.spec
+    is_number = spec.dtype in COUNTER_CODES and set(spec.shape) <= {1}
+    return tensor.origin is Origin.OUTSIDE and spec.name in COMMON_KEYS and is_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..errors import PlanError, raise_all
+from ..errors import FormatError, PlanError, raise_all
 from ..formats.containers import Container, frame_of
 from ..formats.frame import Frame
 from ..tensor import Box, Shape, TensorSpec, extent_of
@@ -179,7 +179,13 @@ def sample(names: Sequence[str], shown: int = 3) -> str:
 
 
 def check_outputs(outputs: Sequence[Output], documents: Sequence[Document], max_object_bytes: int) -> None:
-    """Raise PlanError when two outputs would have one key, or one is larger than the store takes."""
+    """Raise PlanError when two outputs would have one key, or one cannot hold what it should or is too large."""
+    for output in outputs:
+        try:
+            _ = output.frame
+        except FormatError as error:
+            message = f"{output.keys[0]} cannot be written: {error.message}"
+            raise PlanError(message, problems=error.problems, hint=error.hint) from error
     large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
     raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
     keys = [key for output in outputs for key in output.keys] + [document.key for document in documents]

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from ..errors import PlanError, raise_all
 from ..formats.containers import Container
+from ..formats.ms_ckpt import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
 from .cost import Cost, count_cost
@@ -19,7 +20,7 @@ from .output import BOOKKEEPING, Carried, Document, Output, TargetTensor, check_
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
-__all__ = ["MANIFEST_KEY", "Plan", "make_plan"]
+__all__ = ["MANIFEST_KEY", "Plan", "check_texts", "make_plan"]
 
 MANIFEST_KEY = "reshard-manifest.json"
 
@@ -134,7 +135,7 @@ def make_plan(
     buffers = share_memory(limits)
     tensors = tensors_of(catalog, renamed)
     outputs = target.outputs(tensors, Carried.of(catalog, renamed))
-    _check_texts(outputs)
+    check_texts(outputs)
     documents = target.documents(outputs, tensors)
     check_outputs(outputs, documents, limits.max_object_bytes)
     recipe = Recipe(catalog, tensors, outputs, buffers.limits)
@@ -147,13 +148,13 @@ def make_plan(
         buffers.limits,
         groups,
         cost,
-        (*catalog.notes, *target.notes(tensors), *_unloadable(outputs)),
+        (*catalog.notes, *target.notes(tensors), *_unloadable(outputs), *_unwritten(outputs)),
         manifest_key,
         renamed,
     )
 
 
-def _check_texts(outputs: Sequence[Output]) -> None:
+def check_texts(outputs: Sequence[Output]) -> None:
     """Refuse text where the format has no place for it."""
     lost = {name for output in outputs if output.container is Container.SAFETENSORS for name in output.texts}
     raise_all(
@@ -169,6 +170,13 @@ def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
     ours = [o for o in outputs if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
     names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
     return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
+
+
+def _unwritten(outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Tell of metadata that ``.ckpt`` has no place for."""
+    ours = [output for output in outputs if output.container is Container.CKPT]
+    keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
+    return (f"metadata that .ckpt cannot hold is not written: {', '.join(sorted(keys))}",) if keys else ()
 
 
 def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:

@@ -25,7 +25,7 @@ from .catalog import Catalog, Entry, Placement
 from .cost import count_cost
 from .cuts import Cut, Reach, Rows, walk
 from .output import Output
-from .plan import Plan
+from .plan import Plan, check_texts
 from .reads import _are_apart, _bridge, _hull
 from .steps import Group, Recipe, rows_between, sources_of
 from .target import IterationTarget, RankTarget
@@ -52,6 +52,7 @@ MAX_NAME_LENGTH = 4096
 MAX_PAIRS = 1 << 24
 """Tensors over all outputs, and whatever else grows with two lists of the plan at once."""
 MAX_HEADER_TEXT = 1 << 31
+MAX_PIECES = 1 << 16  # 32 TiB in .ckpt tensors of more than one piece
 MAX_STEP_READS = 1 << 20
 MAX_WORK = 1 << 28
 _MAX_CORNERS = 1 << 24
@@ -272,8 +273,8 @@ def _check_headers(outputs: Sequence[Output]) -> None:
         nbytes += sum(4 * len(key) + 4 * len(value) for key, value in held)
         _bound("bytes of all headers", nbytes, MAX_HEADER_TEXT)
         if output.container is Container.CKPT:
-            pieces += sum(spec.nbytes // PIECE_BYTES + 1 for spec in output.specs)
-            _bound("pieces of all tensors", pieces)
+            pieces += sum(spec.nbytes // PIECE_BYTES for spec in output.specs)
+            _bound("pieces of large tensors", pieces, MAX_PIECES)
 
 
 # The whole.
@@ -285,6 +286,7 @@ def check_plan(plan: Plan) -> None:
         raise refused("limits", "reads and clients that fit the memory", plan.limits.memory_bytes)
     _check_target(plan)
     _check_keys([key for output in plan.outputs for key in output.keys], "output")
+    check_texts(plan.outputs)
     _check_headers(plan.outputs)
     keys = [*plan.keys, plan.manifest_key]
     _check_keys(keys, "output")

@@ -127,7 +127,9 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
         check_plan(plan)
     except FormatError as error:
         what, place = f"the plan cannot be read: {error.what}", ": ".join(part for part in (where, error.where) if part)
-        raise FormatError(what, where=place, expected=error.expected, found=error.found, hint=_HINT) from error
+        raise FormatError(
+            what, where=place, expected=error.expected, found=error.found, hint=_HINT, problems=error.problems
+        ) from error
     except _BROKEN as error:
         found = shown(str(error) or repr(error))
         raise FormatError("the plan cannot be read", where=where, found=found, hint=_HINT) from error

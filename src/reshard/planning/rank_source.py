@@ -165,6 +165,13 @@ class _RankCatalog:
                 return
             self._kept.append(name)
             ranks = [self._keep_rank]
+        elif len({tuple(box for box, _ in self._stored[rank][name].boxes) for rank in ranks}) > 1:
+            # Only copies that are cut alike can be held together, and so be compared.
+            if self._keep_rank not in specs:
+                self._other_problems.append(f"{name}: has no layout and stands in other pieces on other ranks")
+                return
+            self._kept.append(name)
+            ranks = [self._keep_rank]
         elif len(ranks) > 1:
             self.to_compare = (*self.to_compare, name)
         placements = placements_of([(self._index[rank], self._stored[rank][name]) for rank in ranks])
