@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+from reshard.formats.containers import Container, frame_of
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.ms_strategy import encode_json, encode_protobuf, from_strategy
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.storage import Store, open_target
-from reshard.tensor import DType, TensorSpec
+from reshard.tensor import DType, Layout, Strategy, TensorSpec
 
 HIDDEN, INNER, KEYS, WORDS = 96, 192, 48, 240
 LAYERS = 2
@@ -26,6 +29,14 @@ stages:
   - {match: "*embed_tokens*", layers: 0}
   - {match: ["model.norm.weight", "lm_head.weight"], layers: 1}
 """
+
+# What the run of put_run trains, on two copies of two pieces each.
+RUN = {
+    "embed.weight": ((64, 32), Layout((2, 2), ((0,), ()))),
+    "layers.0.wq.weight": ((32, 32), Layout((2, 2), ((0,), ()))),
+    "layers.0.wo.weight": ((32, 32), Layout((2, 2), ((), (0,)))),
+    "norm.weight": ((32,), Layout((2, 2), ((),))),
+}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -69,3 +80,42 @@ def put_strategies(folder: Path) -> None:
         for rank in range(8):
             data = encode(from_strategy(strategy, stage=rank // 4))
             (folder / name / f"ckpt_strategy_rank_{rank}.{suffix}").write_bytes(data)
+
+
+def put_run(url: str) -> None:
+    """Write what a training run on four ranks leaves: two steps, optimizer state, weights alone, strategy files."""
+    place = open_target(url)
+    assert isinstance(place.store, Store)
+    layouts = {f"{head}{name}": layout for name, (_, layout) in RUN.items() for head in ("", "adam_m.", "accu_grads.")}
+    files = from_strategy(Strategy(4, (layouts,)), stage=0)
+    objects: dict[str, bytes] = {}
+    for rank in range(4):
+        objects[f"strategy/ckpt_strategy_rank_{rank}.ckpt"] = encode_protobuf(files)
+        for step in (10, 20):
+            name = f"llama_rank_{rank}-1_{step}.ckpt"
+            objects[f"checkpoint/rank_{rank}/{name}"] = _shard(rank, step, ("", "adam_m.", "accu_grads."))
+            meta = {"last_epoch": 1, "last_step": step, "last_ckpt_file": name}
+            objects[f"checkpoint/rank_{rank}/meta.json"] = json.dumps(meta).encode()
+        objects[f"checkpoint_network/rank_{rank}/llama_rank_{rank}-network-1_20.ckpt"] = _shard(rank, 20, ("",))
+    for key, data in objects.items():
+        place.store.put(place.child(key).key, data)
+
+
+def _shard(rank: int, step: int, heads: Sequence[str]) -> bytes:
+    """What one rank saves: equal ranks of data parallelism, counters, and a state of its own."""
+    specs, contents = [], []
+    for head in heads:
+        for name, (shape, layout) in RUN.items():
+            box = layout.box_of(shape, rank)
+            specs.append(TensorSpec(f"{head}{name}", DType.F32, box.shape))
+            contents.append(random.Random(f"{head}{name}{step}{box.start}").randbytes(specs[-1].nbytes))
+    if len(heads) > 1:
+        specs += [TensorSpec("global_step", DType.I32, (1,)), TensorSpec("rng_state", DType.I64, (2,))]
+        contents += [step.to_bytes(4, "little"), random.Random(rank).randbytes(16)]
+    frame = frame_of(Container.CKPT, specs, {}, {})
+    data = bytearray(frame.nbytes)
+    for place, known in frame.literals:
+        data[place : place + len(known)] = known
+    for extent in frame.extents:
+        data[extent.start : extent.stop] = contents[extent.slot]
+    return bytes(data)

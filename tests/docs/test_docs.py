@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 from docs.blocks import Session, blocks_of
-from docs.model import put_model, put_strategies
+from docs.model import put_model, put_run, put_strategies
 
 import reshard
 from reshard import errors
@@ -25,6 +25,8 @@ from reshard.storage import open as opening
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
+ORIGINALS = DOCS / "original-commands.md"
+"""Explains the commands that are called as MindSpore's own tools are."""
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 BUCKET = "models"
 
@@ -41,7 +43,7 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Session]:
-    """An empty folder, a bucket with a model, strategy files, and the README's layout file."""
+    """An empty folder, a bucket with a model and a training run, strategy files, and the README's layout file."""
     for name, value in moto_url.environ.items():
         clean_environ.setenv(name, value)
     clean_environ.chdir(tmp_path)
@@ -50,6 +52,7 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     client = _client(moto_url)
     client.create_bucket(Bucket=BUCKET)
     put_model(f"s3://{BUCKET}/my-model")
+    put_run(f"s3://{BUCKET}/run")
     put_strategies(tmp_path)
     session = Session(tmp_path)
     for block in blocks_of(README.read_text()):
@@ -126,9 +129,9 @@ def commands(command: Any = None, path: str = "reshard") -> Iterator[tuple[str, 
 )
 def test_every_command_and_flag_is_explained(path: str, command: Any) -> None:
     assert command.help
-    page = (DOCS / "howto" / f"{path.split()[1]}.md").read_text()
-    assert re.search(rf"^\$ {path} ", page, re.MULTILINE), "no example"
-    everywhere = "".join(page.read_text() for page in (DOCS / "howto").glob("*.md"))
+    page = DOCS / "howto" / f"{path.split()[1]}.md"
+    assert re.search(rf"^\$ {path} ", (page if page.exists() else ORIGINALS).read_text(), re.MULTILINE), "no example"
+    everywhere = "".join(page.read_text() for page in (*(DOCS / "howto").glob("*.md"), ORIGINALS) if page.exists())
     for option in command.params:
         for flag in (name for name in option.opts if name.startswith("--") and name != "--help"):
             assert flag in everywhere, flag
