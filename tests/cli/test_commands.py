@@ -205,7 +205,7 @@ def indexed(place):
 
 def test_inspect_tells_what_is_there(memory):
     done = ok("inspect", memory.full)
-    assert "one rank's object" in done.out
+    assert "one rank's safetensors object" in done.out
     assert "F32 x 6, I32 x 4, F16 x 4, BF16 x 3, I8 x 3" in done.out
     assert "format=ms" in done.out
     assert "rank_0/full.safetensors" in done.out

@@ -11,31 +11,57 @@ from typer.testing import CliRunner
 from reshard.cli.app import app
 
 SOURCE = {
-    "--src-strategy", "--src-layout", "--file-suffix", "--check-crc", "--keep", "--drop", "--keep-rank", "--concurrency",
+    "--src-strategy", "--src-layout", "--file-suffix", "--check-crc", "--keep", "--drop", "--keep-rank",
+    "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--dst-strategy", "--dst-layout", "--rename", "--name-map", "--form", "--format", "--prefix", "--ranks",
-    "--remove-redundancy", "--part-size", "--overwrite", "--memory",
+    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
+EXTRAS = SHOWN | {"--overwrite", "--drop", "--memory"}
+REWRITING = EXTRAS | {"--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
     "convert": CONVERSION | SHOWN | {"--plan"},
     "plan": CONVERSION | SHOWN | {"--out"},
     "inspect": SOURCE | {"--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
+    "unified-safetensors": EXTRAS | {
+        "--mindspore_ckpt_dir", "--src_strategy_dirs", "--output_dir", "--file_suffix", "--format", "--has_redundancy",
+        "--filter_out_param_prefix", "--max_process_num", "--keep-rank",
+    },
+    "transform-checkpoint": EXTRAS | {
+        "--src_checkpoint", "--dst_checkpoint,--dst_checkpoint_dir", "--src_strategy", "--dst_strategy", "--prefix",
+        "--rank_id", "--world_size", "--process_num,--transform_process_num", "--transform_by_rank", "--format",
+        "--file_suffix", "--keep-rank",
+    },
+    "load-distributed-checkpoint": EXTRAS | {
+        "--unified_safetensors_dir", "--dst_safetensors_dir", "--predict_strategy", "--format", "--rank_id",
+        "--name_map", "--max_process_num",
+    },
+    "merge-pipeline-strategys": {
+        "--src_strategy_dirs", "--dst_strategy_file", "--overwrite", "--output", "--help",
+    },
+    "ckpt-to-safetensors": REWRITING,
+    "safetensors-to-ckpt": REWRITING,
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},
     "strategy convert": {"--for", "--overwrite", "--output", "--help"},
-}
-ARGUMENTS = {"convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"]}
+}  # fmt: skip
+ARGUMENTS = {
+    "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"],
+    "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
+    "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
+    "safetensors-to-ckpt": ["src", "dst"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_exactly_these(command):
     done = CliRunner().invoke(app, [*command.split(), "--help"])
     assert done.exit_code == 0
-    assert set(re.findall(r"^│ +(--[a-z-]+)", done.stdout, re.MULTILINE)) == FLAGS[command]
+    assert set(re.findall(r"^│[ *]+(--[a-z_,-]+)", done.stdout, re.MULTILINE)) == FLAGS[command]
     usage = re.search(r"Usage: (.*)", done.stdout)[1]
     for argument in ARGUMENTS.get(command, ["src"]):
         assert re.search(rf"[\[{{]{argument}[\]}}]", usage), usage
@@ -43,7 +69,7 @@ def test_flags_are_exactly_these(command):
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_every_flag_is_explained(command):
-    rows = re.findall(r"^│ +--.*", run(*command.split(), "-h").out, re.MULTILINE)
+    rows = re.findall(r"^│[ *]+--.*", run(*command.split(), "-h").out, re.MULTILINE)
     assert len(rows) == len(FLAGS[command])
     for row in rows:
         told = re.split(r"  +", row.rstrip("│ "))[-1]
@@ -52,13 +78,28 @@ def test_every_flag_is_explained(command):
 
 def test_commands_are_exactly_these():
     done = CliRunner().invoke(app, ["--help"])
-    listed = done.stdout.split("Commands")[1]
-    assert re.findall(r"^│ ([a-z]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
+    listed = done.stdout.split("Commands")[1].split("own commands")[0]
+    assert re.findall(r"^│ ([a-z-]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
+    originals = done.stdout.split("own commands")[1]
+    assert re.findall(r"^│ ([a-z-]+)", originals, re.MULTILINE) == [
+        "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
+        "ckpt-to-safetensors", "safetensors-to-ckpt",
+    ]  # fmt: skip
     assert re.findall(r"^│ ([a-z]+)", run("strategy", "--help").out.split("Commands")[1], re.MULTILINE) == [
         "show",
         "merge",
         "convert",
     ]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_underscores_do_as_well_as_dashes(command):
+    as_listed = run(*command.split(), "--help")
+    assert run(*command.replace("-", "_").split(), "--help").out == as_listed.out
+    flags = sorted(flag for listed in FLAGS[command] for flag in listed.split(",") if flag != "--help")
+    for flag in flags:
+        for spelled in {f"--{flag[2:].replace('-', '_')}", f"--{flag[2:].replace('_', '-')}"}:
+            assert "No such option" not in run(*command.split(), spelled).err, spelled
 
 
 @pytest.mark.parametrize("arguments", [[], ["strategy"]])

@@ -1,18 +1,31 @@
-"""The library's statements, and the same for strategies; the command line calls nothing else."""
+"""The library's statements, MindSpore's own calls, and the same for strategies; the command line calls nothing else."""
 
 from .options import Options
+from .originals import (
+    load_distributed_checkpoint,
+    merge_pipeline_strategys,
+    transform_checkpoint,
+    unified_safetensors,
+)
+from .rewriting import ckpt_to_safetensors, safetensors_to_ckpt
 from .statements import convert, inspect, load_plan, plan, save, verify
 from .strategies import convert_strategy, merge_strategies, read_strategy
 
 __all__ = [
     "Options",
+    "ckpt_to_safetensors",
     "convert",
     "convert_strategy",
     "inspect",
+    "load_distributed_checkpoint",
     "load_plan",
+    "merge_pipeline_strategys",
     "merge_strategies",
     "plan",
     "read_strategy",
+    "safetensors_to_ckpt",
     "save",
+    "transform_checkpoint",
+    "unified_safetensors",
     "verify",
 ]

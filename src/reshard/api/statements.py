@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Unpack
 
@@ -36,17 +37,24 @@ from .arguments import (
 from .options import Options, check_options
 
 __all__ = [
+    "Settle",
     "convert",
+    "draw",
     "inspect",
     "load_plan",
     "load_strategy_source",
+    "name_map_from",
     "plan",
+    "renamed_catalog",
     "renames_from",
     "run",
     "save",
     "verify",
     "wanted_from",
 ]
+
+Settle = Callable[[Catalog, Strategy | None], Options]
+"""Options that follow from what a source holds and how a target is cut."""
 
 
 def inspect(url: str, **options: Unpack[Options]) -> Catalog:
@@ -104,8 +112,33 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[O
         As the tree in :mod:`reshard.errors` says; an OverBudget tells the memory that would do.
     """
     check_options(options)
-    wanted, renames = wanted_from(options), renames_from(options)
+    wanted = wanted_from(options)
     target = _strategy_source("dst", options.get("dst_strategy"), options.get("dst_layout"))
+    return draw(src, dst, wanted, target, options, on_event=on_event)
+
+
+def draw(
+    src: str,
+    dst: str,
+    wanted: Wanted,
+    target: StrategySource | None,
+    options: Options,
+    *,
+    settle: Settle = lambda _catalog, _strategy: {},
+    on_event: Listener = ignore,
+) -> Plan:
+    """Make a plan of what has been read of the options.
+
+    Parameters
+    ----------
+    wanted, target
+        What is asked of the source, and how the target is cut.
+    options
+        Those that speak of the target.
+    settle
+        Told the source and the target's strategy, gives options that go before the others.
+    """
+    renames = renames_from(options)
     base, name = target_base(dst, options)
     limits = limits_for(base, options)
     location = open_source(src)
@@ -118,13 +151,11 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[O
             catalog = replace(catalog, counters=counters)
     if catalog.dropped and not catalog.entries:
         raise UsageError(f"{src}: --keep and --drop leave no tensor", hint="reshard inspect lists names.")
-    catalog, renamed = _renamed(catalog, renames)
+    catalog, renamed = renamed_catalog(catalog, renames)
     shapes = {renamed[entry.spec.name]: entry.spec.shape for entry in catalog.entries}
-    wished = (
-        full_target(name, options, limits)
-        if target is None
-        else _cut_target(target.strategy(shapes, local=False), options, catalog)
-    )
+    strategy = target.strategy(shapes, local=False) if target is not None else None
+    options = {**options, **settle(catalog, strategy)}
+    wished = full_target(name, options, limits) if strategy is None else _cut_target(strategy, options, catalog)
     manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
     made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed)
     check_sources_kept(made, open_source(catalog.url), base)
@@ -137,7 +168,7 @@ def _cut_target(strategy: Strategy, options: Options, catalog: Catalog) -> Targe
     return rank_target(strategy, options)
 
 
-def _renamed(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
+def renamed_catalog(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
     """Every tensor's new name, and the catalog with a note of rules that found nothing."""
     names = [entry.spec.name for entry in catalog.entries]
     missed = (*renames.unmatched_map(names), *renames.unmatched_rules(names))
@@ -267,7 +298,13 @@ def load_strategy_source(url: str) -> StrategySource:
     """Read a strategy of any form: a layout file if the name ends in .yaml or .yml, else MindSpore's files."""
     if url.endswith((".yaml", ".yml")):
         return read_layout_file(open_location(url))
-    return read_strategy_files(open_location(url), Limits().concurrency)
+    return _of_stages(read_strategy_files(open_location(url), Limits().concurrency))
+
+
+def _of_stages(source: StrategySource) -> StrategySource:
+    """Leave a merged file beside the files it was merged from aside: MindSpore Transformers puts it there."""
+    stages = tuple(file for file in source.files if not file.is_merged)
+    return replace(source, files=stages) if any(file.layouts for file in stages) else source
 
 
 def _strategy_source(side: str, strategy: str | None, layout: str | None) -> StrategySource | None:
@@ -293,8 +330,12 @@ def wanted_from(options: Options) -> Wanted:
 
 def renames_from(options: Options) -> Renames:
     """What the options say of names in the target."""
-    name_map = options.get("name_map") or {}
-    if isinstance(name_map, str):
-        place = open_location(name_map)
-        name_map = parse_name_map(read_object(place), place.url)
-    return Renames(name_map, tuple(options.get("rename") or ()))
+    return Renames(name_map_from(options.get("name_map")), tuple(options.get("rename") or ()))
+
+
+def name_map_from(name_map: Mapping[str, str] | str | None) -> Mapping[str, str]:
+    """Read a name map unless it is one already."""
+    if not isinstance(name_map, str):
+        return name_map or {}
+    place = open_location(name_map)
+    return parse_name_map(read_object(place), place.url)

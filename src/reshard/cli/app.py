@@ -7,24 +7,49 @@ import sys
 import typer
 
 from ..errors import ReshardError
-from . import convert, inspect, plan, strategy, verify
+from . import (
+    ckpt_to_safetensors,
+    convert,
+    inspect,
+    load_distributed_checkpoint,
+    merge_pipeline_strategys,
+    plan,
+    safetensors_to_ckpt,
+    strategy,
+    transform_checkpoint,
+    unified_safetensors,
+    verify,
+)
 from .output import print_error
 from .signals import INTERRUPTED, Stopped, signals
 
 __all__ = ["app", "main"]
+
+
+def _with_dashes(name: str) -> str:
+    """MindSpore's names have underscores: either spelling of a command or a flag is understood."""
+    return name.replace("_", "-")
+
 
 app = typer.Typer(
     name="reshard",
     help="Model checkpoints in object stores, turned into other parallel layouts without touching local disk.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_dashes},
 )
 app.command()(inspect.inspect)
 app.command()(plan.plan)
 app.command()(convert.convert)
 app.command()(verify.verify)
 app.add_typer(strategy.app, name="strategy")
+_ORIGINALS = "MindSpore's and MindSpore Transformers' own commands"
+app.command(rich_help_panel=_ORIGINALS)(unified_safetensors.unified_safetensors)
+app.command(rich_help_panel=_ORIGINALS)(transform_checkpoint.transform_checkpoint)
+app.command(rich_help_panel=_ORIGINALS)(load_distributed_checkpoint.load_distributed_checkpoint)
+app.command(rich_help_panel=_ORIGINALS)(merge_pipeline_strategys.merge_pipeline_strategys)
+app.command(rich_help_panel=_ORIGINALS)(ckpt_to_safetensors.ckpt_to_safetensors)
+app.command(rich_help_panel=_ORIGINALS)(safetensors_to_ckpt.safetensors_to_ckpt)
 
 
 def main() -> None:

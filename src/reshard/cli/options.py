@@ -10,7 +10,21 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = ["CONVERSION", "SOURCE", "Output", "OutputForm", "Quiet", "with_options"]
+__all__ = [
+    "CONVERSION",
+    "EXTRAS",
+    "REQUIRED",
+    "REWRITING",
+    "SOURCE",
+    "Format",
+    "Output",
+    "OutputForm",
+    "Overwrite",
+    "Quiet",
+    "named",
+    "truth",
+    "with_options",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -35,6 +49,19 @@ class Form(StrEnum):
     HF = "hf"
     MINDSPORE = "mindspore"
     ITERATION = "iteration"
+
+
+def truth(text: str | bool) -> bool:
+    """Read a truth value as the original scripts' users write it."""
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(text).strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r}: expected True or False")
+    return found
+
+
+def named(names: str, metavar: str, text: str, kind: Any = str | None, **settings: Any) -> Any:
+    """An option of an original tool, under all names that it has there; a dash does as well as an underscore."""
+    return Annotated[kind, typer.Option(*names.split(), metavar=metavar, help=text, **settings)]
 
 
 def _text(metavar: str, text: str, *, default: str | bool = True) -> Any:
@@ -95,7 +122,26 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
 }
 """All options of :class:`reshard.api.Options`, each with its default."""
 
+EXTRAS = {name: CONVERSION[name] for name in ("drop", "keep_rank", "memory")}
+"""What the original tools do not have, but every conversion does."""
+
+REWRITING: dict[str, tuple[Any, object]] = {
+    "name_map": (named("--name_map", "FILE.json", 'New names by old: {"old": "new"}.'), None),
+    "file_name_regex": (named("--file_name_regex", "EXPR", "Take objects below SRC whose names match."), None),
+    "processes_num": (
+        named("--processes_num", "N", "Each stands for 8 requests in flight, 64 at most.", int | None, min=0),
+        None,
+    ),
+    "drop": CONVERSION["drop"],
+    "memory": CONVERSION["memory"],
+}
+"""Options of the two commands that write each object in another format."""
+
+REQUIRED: object = inspect.Parameter.empty
+"""In the place of a default: the option must be given."""
+
 Output = Annotated[OutputForm, typer.Option("--output", help="How to print the result.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 

@@ -10,6 +10,7 @@ from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetE
 from ..planning.catalog import SourceObject
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.steps import Step
+from ..planning.target import TreeTarget
 from ..storage import Location, ObjectInfo, Store
 from .events import Listener, PhaseStarted, ignore
 from .manifest import Manifest, decode_manifest, encode_manifest
@@ -57,6 +58,7 @@ def execute(
     """
     store = writable(target)
     before, leftovers = check_target(plan, target, overwrite=overwrite)
+    _check_no_source(leftovers, plan, source, target)
     uploads = Uploads(plan, target, store, before)
     with _undone_on_failure(uploads), working(plan.limits.concurrency, source.store, store) as workers:
         check_source(plan, source, workers)
@@ -124,9 +126,10 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
         Outputs exist and must not be replaced, or another checkpoint's objects are there.
     """
     wanted = {*plan.keys, plan.manifest_key}
-    if plan.manifest_key == MANIFEST_KEY:
+    is_tree = isinstance(plan.target, TreeTarget)
+    if plan.manifest_key == MANIFEST_KEY or is_tree:
         found = {name: info.etag for name, info in target.named_objects()}
-    else:  # one object and its manifest: what else lies there is not ours to list
+    else:  # one object, or some ranks, with a manifest of their own: what else lies there is not ours to list
         found = {key: info.etag for key in wanted for info in [head_or_none(target.child(key))] if info}
     before = {key: etag for key, etag in found.items() if key in wanted}
     if before and not overwrite:
@@ -135,6 +138,8 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
             problems=sorted(before),
             hint="Give --overwrite to replace them, or another destination.",
         )
+    if is_tree:  # each object stands for itself: it may lie beside its source, and among any others
+        return before, ()
     leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
     raise_all(
         TargetExists,
@@ -154,6 +159,17 @@ def _written_before(plan: Plan, target: Location, before: Collection[str]) -> fr
         return frozenset(receipt.key for receipt in decode_manifest(read_object(place), place.url).receipts)
     except FormatError:
         return frozenset()
+
+
+def _check_no_source(leftovers: Collection[str], plan: Plan, source: Location, target: Location) -> None:
+    """Refuse to remove what an earlier conversion left where that is what this one reads."""
+    sources = {source.child(item.key).identity for item in plan.catalog.objects}
+    raise_all(
+        TargetExists,
+        f"{target.url}: an earlier conversion's outputs would be removed, and they are the source of this one",
+        [key for key in leftovers if target.child(key).identity in sources],
+        hint="Choose another destination.",
+    )
 
 
 def head_or_none(location: Location) -> ObjectInfo | None:
