@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from reshard.planning.limits import KIB, MIB, Limits
 from reshard.planning.reads import NeededRange, coalesce, needed_ranges, split
-from reshard.tensor import Box, ByteRange
+from reshard.tensor import Box, ByteRange, byte_runs
 
 NO_GAPS = Limits(max_gap_bytes=0)
 SIXTYFOUR = Limits(max_over_read=64)
+
+
+def needed(boxes, shape, itemsize, limits):
+    """Ranges for some boxes of one tensor."""
+    return needed_ranges([byte_runs(box, shape, itemsize) for box in boxes], limits)
 
 
 def spans(ranges):
@@ -27,13 +32,13 @@ def columns(count, rows, width):
 @pytest.mark.parametrize("count", [2, 3, 8, 64])
 def test_column_slices_of_all_ranks_are_one_range(count):
     boxes = columns(count, rows=100, width=4)
-    assert spans(needed_ranges(boxes, (100, 4 * count), 2, NO_GAPS)) == [(0, 800 * count)]
+    assert spans(needed(boxes, (100, 4 * count), 2, NO_GAPS)) == [(0, 800 * count)]
 
 
 def test_column_slices_of_some_ranks_are_their_rows():
     boxes = columns(4, rows=3, width=4)
-    assert spans(needed_ranges(boxes[:2], (3, 16), 2, NO_GAPS)) == [(0, 16), (32, 48), (64, 80)]
-    assert spans(needed_ranges([boxes[0], boxes[2]], (3, 16), 2, NO_GAPS)) == [
+    assert spans(needed(boxes[:2], (3, 16), 2, NO_GAPS)) == [(0, 16), (32, 48), (64, 80)]
+    assert spans(needed([boxes[0], boxes[2]], (3, 16), 2, NO_GAPS)) == [
         (row * 32 + column * 16, row * 32 + column * 16 + 8) for row in range(3) for column in range(2)
     ]
 
@@ -42,7 +47,7 @@ def test_boxes_that_overlap_do_not_pass_for_their_hull():
     """Two stages cut one tensor differently; together they have as many elements as their hull, but not all of it."""
     boxes = [Box((0,), (6,)), Box((4,), (8,)), Box((10,), (12,))]
     assert sum(box.element_count for box in boxes) == 12
-    assert spans(needed_ranges(boxes, (20,), 1, NO_GAPS)) == [(0, 8), (10, 12)]
+    assert spans(needed(boxes, (20,), 1, NO_GAPS)) == [(0, 8), (10, 12)]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,7 @@ def test_boxes_that_overlap_do_not_pass_for_their_hull():
 )
 def test_gaps_between_rows(gap_bytes, limits, is_bridged):
     width = 16 * KIB
-    found = needed_ranges([Box((0, 0), (5, width))], (5, width + gap_bytes), 1, limits)
+    found = needed([Box((0, 0), (5, width))], (5, width + gap_bytes), 1, limits)
     assert len(found) == (1 if is_bridged else 5)
     assert sum(item.needed_bytes for item in found) == 5 * width
 
@@ -69,15 +74,15 @@ def test_gaps_are_weighed_level_by_level():
     """Within a plane rows lie close, between planes there is a hole that is not worth reading."""
     box, shape = Box((0, 0, 0), (3, 4, 8)), (3, 1000, 16)
     limits = Limits(max_gap_bytes=1000, max_over_read=64)
-    assert spans(needed_ranges([box], shape, 1, limits)) == [(plane * 16000, plane * 16000 + 56) for plane in range(3)]
-    assert spans(needed_ranges([box], shape, 1, Limits(max_over_read=1000))) == [(0, 32056)]
+    assert spans(needed([box], shape, 1, limits)) == [(plane * 16000, plane * 16000 + 56) for plane in range(3)]
+    assert spans(needed([box], shape, 1, Limits(max_over_read=1000))) == [(0, 32056)]
 
 
 def test_what_was_bridged_within_counts_for_what_is_bridged_around():
     """Each plane needs 32 of its 56 bytes: 64 times as much reaches 2048, the next plane begins at 2048."""
     box = Box((0, 0, 0), (3, 4, 8))
-    assert len(needed_ranges([box], (3, 128, 16), 1, SIXTYFOUR)) == 1
-    assert len(needed_ranges([box], (3, 129, 16), 1, SIXTYFOUR)) == 3
+    assert len(needed([box], (3, 128, 16), 1, SIXTYFOUR)) == 1
+    assert len(needed([box], (3, 129, 16), 1, SIXTYFOUR)) == 3
 
 
 @pytest.mark.parametrize(
@@ -163,17 +168,17 @@ def boxes_of_one_tensor(draw):
 def test_needed_ranges_cover_the_boxes_and_keep_the_limits(case, itemsize, max_gap_bytes, max_over_read):
     shape, boxes = case
     limits = Limits(max_gap_bytes=max_gap_bytes, max_over_read=max_over_read)
-    needed = np.zeros((*shape, itemsize), bool)
+    is_needed = np.zeros((*shape, itemsize), bool)
     for box in boxes:
-        needed[tuple(map(slice, box.start, box.stop))] = True
-    needed = needed.ravel()
-    read = np.zeros(needed.size, int)
-    for item in needed_ranges(boxes, shape, itemsize, limits):
+        is_needed[tuple(map(slice, box.start, box.stop))] = True
+    is_needed = is_needed.ravel()
+    read = np.zeros(is_needed.size, int)
+    for item in needed(boxes, shape, itemsize, limits):
         read[item.start : item.stop] += 1
-        here = needed[item.start : item.stop]
+        here = is_needed[item.start : item.stop]
         assert item.needed_bytes <= here.sum()
         assert item.nbytes <= max_over_read * here.sum()
-        gaps = [len(list(group)) for is_needed, group in itertools.groupby(here) if not is_needed]
+        gaps = [len(list(group)) for wanted, group in itertools.groupby(here) if not wanted]
         assert max(gaps, default=0) <= max_gap_bytes
-    assert (read[needed] == 1).all()
+    assert (read[is_needed] == 1).all()
     assert read.max() == 1

@@ -11,6 +11,7 @@ from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Read, Step
 from ..storage import Location
 from .arena import Arena, Lease, ThreadBuffers
+from .compute import compute
 from .events import Listener, Progress
 from .scatter import scatter
 from .workers import Task, Workers
@@ -79,14 +80,15 @@ class Transfer:
             The first failure; other steps may have been left half done.
         """
         for step in steps:
-            leases = self._arena.take([part.range.nbytes for part in step.parts], self._wait_for_memory)
+            sizes = [*(part.range.nbytes for part in step.parts), *step.tile_sizes]
+            leases = self._arena.take(sizes, self._wait_for_memory)
             self._workers.check()
             self._fill_known(step, leases)
             filling = _Filling(step, leases, len(step.reads))
             for read in step.reads:
                 self._workers.submit(self._reading_task(filling, read, sink), urgency=_READ_URGENCY)
             if not step.reads:
-                self._send(filling, sink)
+                self._finish(filling, sink)
         self._workers.wait(self._tell)
         self._tell()
 
@@ -109,7 +111,7 @@ class Transfer:
         self._listener(progress)
 
     def _fill_known(self, step: Step, leases: list[Lease]) -> None:
-        for part, lease in zip(step.parts, leases, strict=True):
+        for part, lease in zip(step.parts, leases, strict=False):  # parts come first
             for place, data in self._outputs[part.output].frame.literals_in(part.range.start, part.range.stop):
                 first = place - part.range.start
                 lease.view[first : first + len(data)] = data
@@ -124,7 +126,7 @@ class Transfer:
                 filling.reads_left -= 1
                 is_last = not filling.reads_left
             if is_last:
-                self._send(filling, sink)
+                self._finish(filling, sink)
 
         return task
 
@@ -141,8 +143,21 @@ class Transfer:
         for copy in read.copies:
             scatter(copy.transfer, scratch, leases[copy.part].view)
 
+    def _finish(self, filling: _Filling, sink: Sink) -> None:
+        """All reads are in: compute what is to be computed, and hand the parts over."""
+        step, leases = filling.step, filling.leases
+        first_result = len(leases) - len(step.tiles)
+        for tile, result in zip(step.tiles, leases[first_result:], strict=True):
+            inputs = leases[tile.first_input : tile.first_input + len(tile.inputs)]
+            compute(tile, self._plan.catalog.entries, [lease.view for lease in inputs], result.view)
+            for lay in tile.lays:
+                scatter(lay.transfer, result.view, leases[lay.part].view)
+        for lease in leases[len(step.parts) :]:
+            self._arena.give(lease)
+        self._send(filling, sink)
+
     def _send(self, filling: _Filling, sink: Sink) -> None:
-        for part, lease in zip(filling.step.parts, filling.leases, strict=True):
+        for part, lease in zip(filling.step.parts, filling.leases, strict=False):  # parts come first
             tasks = list(sink.tasks(filling.step, part, lease.view))
             left = _Countdown(len(tasks), lambda lease=lease: self._arena.give(lease))  # type: ignore[misc]
             for task in tasks:

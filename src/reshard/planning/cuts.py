@@ -67,6 +67,7 @@ class Rows:
     itemsize: int
     row_count: int
     shares: tuple[Share, ...]
+    tile_itemsize: int = 0
 
     def element_of(self, share: Share, row: int) -> int:
         """First local element of ``row``, which counts in rows of the largest share."""
@@ -100,7 +101,8 @@ def _rows(
         for (member, slot), box in zip(holders, boxes, strict=True)
         if not box.is_empty
     )
-    return Rows(tensor, itemsize, max((share.row_count for share in shares), default=0), shares)
+    row_count = max((share.row_count for share in shares), default=0)
+    return Rows(tensor, itemsize, row_count, shares, tensors[tensor].tile_itemsize)
 
 
 def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
@@ -122,17 +124,24 @@ class Reach:
         self._frames = frames
         self.starts = [0] * len(frames)
         self.stops = [0] * len(frames)
+        self._tile_bytes = 0
 
     @property
     def pending(self) -> list[int]:
         """Bytes of each output since the last cut."""
         return [stop - start for start, stop in zip(self.starts, self.stops, strict=True)]
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of all outputs since the last cut, and what computing them takes besides."""
+        return sum(self.stops) - sum(self.starts) + self._tile_bytes
+
     def advance(self, item: Rows, row: int, stop: int) -> None:
         """Fill the rows ``[row, stop)`` of a tensor."""
         for share in item.shares:
-            last = item.element_of(share, stop)
-            if last > item.element_of(share, row):
+            first, last = item.element_of(share, row), item.element_of(share, stop)
+            self._tile_bytes += (last - first) * item.tile_itemsize
+            if last > first:
                 self.stops[share.member] = self._frames[share.member].end_of(share.slot, last)
 
     def with_lead(self, item: Rows, share: Share, row: int) -> int:
@@ -146,6 +155,7 @@ class Reach:
     def cut(self) -> None:
         """Begin anew from here."""
         self.starts = list(self.stops)
+        self._tile_bytes = 0
 
 
 def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, min_part_bytes: int) -> Cuts:
@@ -167,7 +177,7 @@ def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, m
         row = 0
         while (cut := _next_cut(item, row, reach, part_bytes, min_part_bytes)) is not None:
             reach.advance(item, row, cut)
-            step_bytes, longest = max(step_bytes, sum(reach.pending)), max(longest, *reach.pending)
+            step_bytes, longest = max(step_bytes, reach.step_bytes), max(longest, *reach.pending)
             before = reach.starts
             reach.cut()
             cuts.append(Cut(index, cut))
@@ -177,7 +187,7 @@ def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, m
         cuts.pop()
         reach.starts = before
     reach.finish()
-    return Cuts(tuple(cuts), max(step_bytes, sum(reach.pending)), max(longest, *reach.pending))
+    return Cuts(tuple(cuts), max(step_bytes, reach.step_bytes), max(longest, *reach.pending))
 
 
 def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:

@@ -10,13 +10,14 @@ from functools import cached_property
 from ..errors import FormatError, PlanError, raise_all
 from ..formats.containers import Container, frame_of
 from ..formats.frame import Frame
-from ..tensor import Box, Shape, TensorSpec, extent_of
+from ..tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, Origin
 
 __all__ = [
     "BOOKKEEPING",
     "Carried",
     "Document",
+    "Making",
     "Output",
     "Piece",
     "TargetTensor",
@@ -32,24 +33,58 @@ BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 
 
 @dataclass(frozen=True, slots=True)
+class Making:
+    """How values of a source tensor are computed before they are laid into a target.
+
+    Parameters
+    ----------
+    kernel
+        ``cast``, ``dequantise`` or ``merge_lora``.
+    dtype
+        Of the result, which has the source's shape.
+    extras
+        Other entries of the catalog that the kernel needs: block scales; or A and B.
+    blocks
+        Elements that one scale is for, on each axis.
+    scaling
+        Of a LoRA's product.
+    """
+
+    kernel: str
+    dtype: DType
+    extras: tuple[int, ...] = ()
+    blocks: Shape = ()
+    scaling: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One box of a target tensor and the source tensor that fills it.
 
-    ``source`` indexes the catalog's entries; the box begins at ``source_start`` there.
+    ``source`` indexes the catalog's entries; without ``making`` its bytes are taken as they are.
     """
 
-    target_box: Box
+    patch: Patch
     source: int
-    source_start: Shape
+    making: Making | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetTensor:
-    """One tensor of the target, whole; its pieces tile it exactly. ``origin`` is the source's."""
+    """One tensor of the target, whole; its pieces tile it exactly.
+
+    Parameters
+    ----------
+    origin
+        How the source held it.
+    tile_itemsize
+        Bytes that are held besides for each element while it is computed; 0 where nothing is.
+    """
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
     origin: Origin = Origin.WHOLE
+    tile_itemsize: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +176,7 @@ def tensors_of(catalog: Catalog, renamed: Mapping[str, str]) -> tuple[TargetTens
         spec, (extent, _) = entry.spec, extent_of(entry.spec)
         if spec.name in renamed:
             spec = TensorSpec(renamed[spec.name], spec.dtype, spec.shape)
-        tensors.append(TargetTensor(spec, (Piece(Box.whole(extent), index, (0,) * len(extent)),), entry.origin))
+        tensors.append(TargetTensor(spec, (Piece(plain_patch(extent), index),), entry.origin))
     return tuple(tensors)
 
 

@@ -20,14 +20,14 @@ from ..formats.ms_ckpt import PIECE_BYTES
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import json_kind, shown
 from ..formats.weight_index import relative_key_problem
-from ..tensor import Box, Shape, Strategy, TensorSpec, byte_runs, extent_of, row_major_boxes
-from .catalog import Catalog, Entry, Placement
+from ..tensor import Box, Runs, Shape, Strategy, TensorSpec, extent_of, row_major_boxes
+from .catalog import Catalog, Entry
 from .cost import count_cost
-from .cuts import Cut, Reach, Rows, walk
+from .cuts import Cut, Reach, Rows, Share, walk
 from .output import Output
 from .plan import Plan, check_texts
-from .reads import _are_apart, _bridge, _hull
-from .steps import Group, Recipe, rows_between, sources_of
+from .reads import bridged
+from .steps import Group, Recipe, rows_between, sources_of, stored_at
 from .target import IterationTarget, RankTarget
 
 __all__ = [
@@ -340,44 +340,41 @@ class _Work:
         outputs = [self._recipe.outputs[i] for i in group.outputs]
         reach, last_edge = Reach([output.frame for output in outputs]), Cut(len(rows), 0)
         for begin, end in pairwise((Cut(0, 0), *group.cuts, last_edge)):
-            wanted: dict[int, tuple[Placement, int, list[Box]]] = {}
+            wanted: dict[int, set[Runs]] = {}
             for item, first, last in rows_between(rows, begin, end):
                 for share in item.shares:
                     start, stop = item.element_of(share, first), item.element_of(share, last)
                     for local in row_major_boxes(share.box.shape, start, stop):
-                        self._find(item, local.shifted(share.box.start), wanted)
+                        self._find(item, share, local.shifted(share.box.start), wanted)
                 reach.advance(item, first, last)
             if end == last_edge:
                 reach.finish()
             self._spend(len(outputs))
-            _bound("bytes of a step", sum(reach.pending), self._parts_bytes)
+            _bound("bytes of a step", reach.step_bytes, self._parts_bytes)
             _bound("bytes of a part", max(reach.pending), self._recipe.limits.max_part_bytes)
             self._count(wanted.values())
             reach.cut()
 
-    def _find(self, item: Rows, box: Box, wanted: dict[int, tuple[Placement, int, list[Box]]]) -> None:
+    def _find(self, item: Rows, share: Share, box: Box, wanted: dict[int, set[Runs]]) -> None:
         pieces = self._recipe.tensors[item.tensor].pieces
-        self._spend(sum(len(self._recipe.catalog.entries[piece.source].placements) for piece in pieces))
-        for found in sources_of(self._recipe, item.tensor, box):
-            wanted.setdefault(id(found.placement), (found.placement, item.itemsize, []))[2].append(found.box)
+        entries = self._recipe.catalog.entries
+        self._spend(sum(len(entries[piece.source].placements) for piece in pieces))
+        for piece, patch in sources_of(self._recipe, item.tensor, box):
+            _, itemsize = extent_of(entries[piece.source].spec)
+            for placement, common in stored_at(self._recipe, piece.source, patch):
+                move = common.transfer(placement.box, share.box, itemsize)
+                wanted.setdefault(id(placement), set()).add(move.source_runs)
 
-    def _count(self, wanted: Iterable[tuple[Placement, int, list[Box]]]) -> None:
-        reads = 0
-        for placement, itemsize, boxes in wanted:
-            runs = self._run_count(placement, itemsize, set(boxes))
-            span = _hull(boxes).element_count * itemsize if boxes[0].start else itemsize
-            here = runs + min(span, placement.box.element_count * itemsize) // self._recipe.limits.read_bytes
+    def _count(self, wanted: Iterable[set[Runs]]) -> None:
+        reads, limits = 0, self._recipe.limits
+        for found in wanted:
+            self._spend(len(found))
+            here = sum(runs.run_count for runs, _ in bridged(found, limits))
+            span = max(runs.stop for runs in found) - min(runs.first for runs in found)
+            here += min(span, sum(runs.total_nbytes for runs in found) * limits.max_over_read) // limits.read_bytes
             reads += here
             _bound("reads of a step", reads, MAX_STEP_READS)
-            self._spend(here * len(boxes))
-
-    def _run_count(self, placement: Placement, itemsize: int, boxes: Collection[Box]) -> int:
-        if len(boxes) > 1:
-            hull = _hull(boxes)
-            if sum(box.element_count for box in boxes) == hull.element_count and _are_apart(boxes):
-                boxes = {hull}
-        limits, shape = self._recipe.limits, placement.box.shape
-        return sum(_bridge(byte_runs(box, shape, itemsize), limits)[0].run_count for box in boxes)
+            self._spend(here * len(found))
 
     def _spend(self, count: int) -> None:
         self._done += count

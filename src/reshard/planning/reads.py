@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import islice, pairwise
+from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
-from ..tensor import Box, ByteRange, Runs, Shape, byte_runs
+from ..tensor import ByteRange, Runs, Shape
 from .limits import Limits
 
-__all__ = ["NeededRange", "coalesce", "needed_ranges", "split"]
+__all__ = ["NeededRange", "bridged", "coalesce", "needed_ranges", "split"]
 
 
 class NeededRange(NamedTuple):
@@ -25,32 +25,67 @@ class NeededRange(NamedTuple):
         return self.stop - self.start
 
 
-def needed_ranges(boxes: Collection[Box], shape: Shape, itemsize: int, limits: Limits) -> list[NeededRange]:
-    """Byte ranges of one row-major tensor that cover some boxes of it, ascending.
+def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
+    """Byte ranges that cover some runs of one object, ascending.
 
-    Boxes that together fill their hull (the column slices of all ranks, say) are read as that
-    hull; otherwise the gaps between a box's runs are read where that costs less than asking anew.
+    Runs that lie side by side (the column slices of all ranks, say) are read together; otherwise the
+    gaps between a box's runs are read where that costs less than asking anew.
 
     Examples
     --------
-    >>> halves = [Box((0, 0), (4, 2)), Box((0, 2), (4, 4))]
-    >>> needed_ranges(halves, (8, 4), 2, Limits())
+    >>> halves = [Runs(0, 4, (4,), (8,)), Runs(4, 4, (4,), (8,))]
+    >>> needed_ranges(halves, Limits())
     [NeededRange(start=0, stop=32, needed_bytes=32)]
-    >>> needed_ranges(halves[:1], (8, 4), 2, Limits(max_gap_bytes=0))[:2]
+    >>> needed_ranges(halves[:1], Limits(max_gap_bytes=0))[:2]
     [NeededRange(start=0, stop=4, needed_bytes=4), NeededRange(start=8, stop=12, needed_bytes=4)]
-    >>> needed_ranges(halves[:1], (8, 4), 2, Limits())
+    >>> needed_ranges(halves[:1], Limits())
     [NeededRange(start=0, stop=28, needed_bytes=16)]
     """
-    boxes = set(boxes)
-    if len(boxes) > 1:
-        hull = _hull(boxes)
-        if sum(box.element_count for box in boxes) == hull.element_count and _are_apart(boxes):
-            boxes = {hull}
     ranges = []
-    for box in boxes:
-        runs, needed_bytes = _bridge(byte_runs(box, shape, itemsize), limits)
+    for runs, needed_bytes in bridged(wanted, limits):
         ranges += [NeededRange(start, start + runs.nbytes, needed_bytes) for start in runs.starts()]
     return coalesce(ranges)
+
+
+def bridged(wanted: Iterable[Runs], limits: Limits) -> Iterator[tuple[Runs, int]]:
+    """Join what lies side by side, then read over gaps where it is worth it; tell also what each run needs."""
+    for runs in _side_by_side(set(wanted)):
+        yield _bridge(runs, limits)
+
+
+def _side_by_side(wanted: Collection[Runs]) -> Collection[Runs]:
+    """Join runs of equal steps where one begins at every step as the other ends."""
+    while True:
+        alike: dict[tuple[Shape, Shape], list[Runs]] = {}
+        for runs in wanted:
+            alike.setdefault((runs.counts, runs.strides), []).append(runs)
+        joined = [runs for group in alike.values() for runs in _joined_runs(group)]
+        if set(joined) == set(wanted):
+            return joined
+        wanted = set(joined)
+
+
+def _joined_runs(alike: list[Runs]) -> Iterator[Runs]:
+    alike.sort(key=lambda runs: runs.first)
+    last = alike[0]
+    for runs in alike[1:]:
+        # Not across the next step: there the neighbour's own next run begins.
+        if runs.first == last.first + last.nbytes and (
+            not last.counts or last.nbytes + runs.nbytes <= last.strides[-1]
+        ):
+            last = Runs(last.first, last.nbytes + runs.nbytes, last.counts, last.strides)
+        else:
+            yield _flattened(last)
+            last = runs
+    yield _flattened(last)
+
+
+def _flattened(runs: Runs) -> Runs:
+    """The same bytes in fewer dimensions, where runs touch."""
+    nbytes, counts, strides = runs.nbytes, runs.counts, runs.strides
+    while counts and strides[-1] == nbytes:
+        nbytes, counts, strides = nbytes * counts[-1], counts[:-1], strides[:-1]
+    return Runs(runs.first, nbytes, counts, strides)
 
 
 def coalesce(
@@ -109,24 +144,6 @@ def split(ranges: Iterable[NeededRange], read_bytes: int) -> list[ByteRange]:
         edges = [item.start + item.nbytes * i // count for i in range(count + 1)]
         blocks += [ByteRange(a, b) for a, b in pairwise(edges)]
     return blocks
-
-
-def _hull(boxes: Collection[Box]) -> Box:
-    starts, stops = zip(*[(box.start, box.stop) for box in boxes], strict=True)
-    return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
-
-
-def _are_apart(boxes: Collection[Box]) -> bool:
-    """Whether no two boxes share an element; two stages may cut one tensor in ways that overlap."""
-    axis = max(range(len(next(iter(boxes)).start)), key=lambda a: len({box.start[a] for box in boxes}))
-    ordered = sorted(boxes, key=lambda box: box.start[axis])
-    for index, box in enumerate(ordered, start=1):
-        for other in islice(ordered, index, None):
-            if other.start[axis] >= box.stop[axis]:
-                break
-            if box.intersect(other):
-                return False
-    return True
 
 
 def _bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:

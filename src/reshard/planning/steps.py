@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..errors import PlanError
-from ..tensor import Box, ByteRange, Shape, Transfer, row_major_boxes, transfer
+from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, view_boxes
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
 from .limits import Limits
-from .output import Output, TargetTensor
-from .reads import NeededRange, coalesce, needed_ranges, split
+from .output import Making, Output, Piece, TargetTensor
+from .reads import coalesce, needed_ranges, split
 
 __all__ = [
     "Copy",
@@ -22,9 +22,12 @@ __all__ = [
     "Read",
     "Recipe",
     "Step",
+    "Tile",
     "group_steps",
+    "inputs_of",
     "rows_between",
     "sources_of",
+    "stored_at",
     "whole_reads",
 ]
 
@@ -54,7 +57,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Bytes of a read that go to a part: source addresses count in the read, targets in the part."""
+    """Bytes that go to one of a step's buffers, parts first, then what tiles take in.
+
+    Source addresses count in the read or in what a tile gives out, targets in the buffer.
+    """
 
     part: int
     transfer: Transfer
@@ -87,6 +93,37 @@ class FilledPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """A box of values that are computed.
+
+    Parameters
+    ----------
+    making
+        How.
+    source
+        Entry of the tensor whose values they are.
+    box
+        In that tensor's elements.
+    inputs
+        What the kernel takes: of each entry a box, gathered into a buffer of its own, row-major.
+    first_input
+        The buffer of the first of them.
+    nbytes
+        Of the result.
+    lays
+        Where the result goes.
+    """
+
+    making: Making
+    source: int
+    box: Box
+    inputs: tuple[tuple[int, Box], ...]
+    first_input: int
+    nbytes: int
+    lays: tuple[Copy, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The reads and parts between two cuts; needs nothing of any other step."""
 
@@ -94,40 +131,43 @@ class Step:
     number: int
     reads: tuple[Read, ...]
     parts: tuple[FilledPart, ...]
+    tiles: tuple[Tile, ...] = ()
+    tile_sizes: tuple[int, ...] = ()
+    """Bytes of each buffer for tiles: all their inputs, then all results."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its parts."""
-        return sum(part.range.nbytes for part in self.parts)
+        """Bytes of all its buffers."""
+        return sum(part.range.nbytes for part in self.parts) + sum(self.tile_sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where one box of a target tensor comes from.
-
-    ``box`` counts in the placement, which is one of the catalog's ``entry``; its first element is
-    the target tensor's element ``target_start``.
-    """
-
-    entry: int
-    placement: Placement
-    box: Box
-    target_start: Shape
-
-
-def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[Found]:
-    """Find every stored box that fills some of a target tensor's ``box``."""
+def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, Patch]]:
+    """Find the patches that fill a box of a target tensor, each with its piece."""
     for piece in recipe.tensors[tensor].pieces:
-        wanted = box.intersect(piece.target_box)
-        if wanted is None:
-            continue
-        shift = tuple(a - b for a, b in zip(piece.source_start, piece.target_box.start, strict=True))
-        at_source = wanted.shifted(shift)
-        for placement in recipe.catalog.entries[piece.source].placements:
-            common = at_source.intersect(placement.box)
+        patch = piece.patch
+        if patch.is_plain:
+            common = patch.within_target(box)
             if common is not None:
-                target_start = tuple(a - b for a, b in zip(common.start, shift, strict=True))
-                yield Found(piece.source, placement, common.relative_to(placement.box.start), target_start)
+                yield piece, common
+            continue
+        for part in view_boxes(patch.target_views, box):
+            common = patch.within_target(part)
+            if common is not None:
+                yield piece, common
+
+
+def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placement, Patch]]:
+    """Find the stored boxes that a patch takes from, each with the part of the patch it fills."""
+    for placement in recipe.catalog.entries[entry].placements:
+        if patch.is_plain:
+            common = patch.within_source(placement.box)
+            if common is not None:
+                yield placement, common
+            continue
+        for part in view_boxes(patch.source_views, placement.box):
+            common = patch.within_source(part)
+            if common is not None:
+                yield placement, common
 
 
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
@@ -152,7 +192,7 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
             if start < stop:
                 renumbered[member] = len(parts)
                 parts.append(FilledPart(group.outputs[member], number, ByteRange(start, stop)))
-        step = Step(index, number, builder.reads(renumbered), tuple(parts))
+        step = builder.step(index, number, tuple(parts), renumbered)
         _check_filled(step, recipe)
         yield step
         reach.cut()
@@ -164,6 +204,8 @@ def _check_filled(step: Step, recipe: Recipe) -> None:
     A byte that nothing fills would be whatever its buffer held before: another tensor's.
     """
     filled = sum(copy.transfer.total_nbytes for read in step.reads for copy in read.copies)
+    filled += sum(lay.transfer.total_nbytes for tile in step.tiles for lay in tile.lays)
+    filled += sum(tile.nbytes for tile in step.tiles)
     for part in step.parts:
         known = recipe.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
         filled += sum(len(data) for _, data in known)
@@ -188,63 +230,112 @@ class _Builder:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        # Copies by object, as (member, transfer with the source address in the object).
+        # By object: the buffer, and the transfer with the source address in the object.
         self._copies: dict[int, list[tuple[int, Transfer]]] = {}
-        # Needed boxes by (object, first byte of the placement): the placement's shape, and boxes in it.
-        self._needed: dict[tuple[int, int], tuple[tuple[int, ...], int, set[Box]]] = {}
+        self._tiles: dict[tuple[int, Making], _Computed] = {}
 
     def add(self, item: Rows, share: Share, elements: tuple[int, int], part_start: int) -> None:
         """Add what one output holds of one tensor; ``elements`` counts in its local slice."""
         for local in row_major_boxes(share.box.shape, *elements):
-            for found in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
-                placement = found.placement
-                # Replicas take turns by tensor: outputs share what is read, and none mixes two replicas.
-                holder, first_byte = placement.holders[found.entry % len(placement.holders)]
-                at_target = tuple(a - b for a, b in zip(found.target_start, share.box.start, strict=True))
-                move = transfer(
-                    found.box.shape,
-                    (placement.box.shape, found.box.start),
-                    (share.box.shape, at_target),
-                    item.itemsize,
-                )
-                self._copies.setdefault(holder, []).append((share.member, move.moved(first_byte, part_start)))
-                wanted = self._needed.setdefault((holder, first_byte), (placement.box.shape, item.itemsize, set()))
-                wanted[2].add(found.box)
+            for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
+                if piece.making is not None:
+                    computed = self._tiles.setdefault((piece.source, piece.making), _Computed())
+                    computed.lays.append((share, patch, item.itemsize, part_start))
+                    continue
+                for placement, common in stored_at(self._recipe, piece.source, patch):
+                    move = common.transfer(placement.box, share.box, item.itemsize)
+                    self._add_copy(piece.source, placement, share.member, move.moved(target=part_start))
 
-    def reads(self, parts: dict[int, int]) -> tuple[Read, ...]:
-        """Make the reads; ``parts`` tells the part that each member fills."""
-        limits, needed = self._recipe.limits, dict[int, list[NeededRange]]()
-        for (holder, first_byte), (shape, itemsize, boxes) in self._needed.items():
-            needed.setdefault(holder, []).extend(
-                NeededRange(first_byte + found.start, first_byte + found.stop, found.needed_bytes)
-                for found in needed_ranges(boxes, shape, itemsize, limits)
+    def _add_copy(self, entry: int, placement: Placement, buffer: int, move: Transfer) -> None:
+        # Replicas take turns by tensor: outputs share what is read, and none mixes two replicas.
+        holder, first_byte = placement.holders[entry % len(placement.holders)]
+        self._copies.setdefault(holder, []).append((buffer, move.moved(source=first_byte)))
+
+    def step(self, group: int, number: int, parts: tuple[FilledPart, ...], buffer_of: dict[int, int]) -> Step:
+        """Make the step; ``buffer_of`` tells the part that each member fills."""
+        self._copies = {
+            holder: [(buffer_of[member], move) for member, move in moves] for holder, moves in self._copies.items()
+        }
+        tiles, sizes = self._gather(len(parts), buffer_of)
+        return Step(group, number, tuple(self._reads()), parts, tiles, sizes)
+
+    def _gather(self, first_buffer: int, buffer_of: dict[int, int]) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
+        tiles: list[Tile] = []
+        sizes: list[int] = []
+        for (source, making), computed in self._tiles.items():
+            box, entries = computed.box, self._recipe.catalog.entries
+            inputs = inputs_of(self._recipe, source, making, box)
+            for position, (entry, wanted) in enumerate(inputs, start=first_buffer + len(sizes)):
+                self._gather_input(entry, wanted, position)
+            lays = tuple(
+                Copy(buffer_of[share.member], patch.transfer(box, share.box, itemsize).moved(target=part_start))
+                for share, patch, itemsize, part_start in computed.lays
             )
-        made: list[Read] = []
-        for holder in sorted(needed):
+            nbytes = making.dtype.nbytes(box.element_count)
+            tiles.append(Tile(making, source, box, inputs, first_buffer + len(sizes), nbytes, lays))
+            sizes += [entries[entry].spec.dtype.nbytes(wanted.element_count) for entry, wanted in inputs]
+        return tuple(tiles), (*sizes, *(tile.nbytes for tile in tiles))
+
+    def _gather_input(self, entry: int, wanted: Box, buffer: int) -> None:
+        found = self._recipe.catalog.entries[entry]
+        patch = plain_patch(found.spec.shape).within_target(wanted)
+        assert patch is not None
+        for placement, common in stored_at(self._recipe, entry, patch):
+            move = common.transfer(placement.box, wanted, found.spec.dtype.itemsize)
+            self._add_copy(entry, placement, buffer, move)
+
+    def _reads(self) -> Iterator[Read]:
+        limits = self._recipe.limits
+        for holder in sorted(self._copies):
+            copies = self._copies[holder]
             joined = coalesce(
-                needed[holder],
+                needed_ranges((move.source_runs for _, move in copies), limits),
                 max_gap_bytes=limits.max_gap_bytes,
                 max_over_read=limits.max_over_read,
                 read_bytes=limits.read_bytes,
             )
-            blocks = split(joined, limits.read_bytes)
-            made += _with_copies(holder, blocks, self._copies[holder], parts)
-        return tuple(made)
+            yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
-def _with_copies(
-    holder: int, blocks: Sequence[ByteRange], copies: Sequence[tuple[int, Transfer]], parts: dict[int, int]
-) -> Iterator[Read]:
+@dataclass(slots=True)
+class _Computed:
+    """Where values of one tensor go that are computed in one step."""
+
+    lays: list[tuple[Share, Patch, int, int]] = field(default_factory=list)
+
+    @property
+    def box(self) -> Box:
+        """All of the tensor that is needed: the values are computed once for all who take them."""
+        hulls = [patch.source_hull for _, patch, _, _ in self.lays]
+        starts, stops = zip(*((hull.start, hull.stop) for hull in hulls), strict=True)
+        return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
+
+
+def inputs_of(recipe: Recipe, source: int, making: Making, box: Box) -> tuple[tuple[int, Box], ...]:
+    """What a kernel needs to compute a box: of each entry, the tensor itself first, a box."""
+    if making.kernel == "dequantise":
+        start = tuple(a // n for a, n in zip(box.start, making.blocks, strict=True))
+        stop = tuple(-(-b // n) for b, n in zip(box.stop, making.blocks, strict=True))
+        return (source, box), (making.extras[0], Box(start, stop))
+    if making.kernel == "merge_lora":
+        a, b = making.extras
+        rank = recipe.catalog.entries[a].spec.shape[0]
+        columns = Box((0, box.start[1]), (rank, box.stop[1]))
+        return (source, box), (a, columns), (b, Box((box.start[0], 0), (box.stop[0], rank)))
+    return ((source, box),)
+
+
+def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tuple[int, Transfer]]) -> Iterator[Read]:
     starts = [block.start for block in blocks]
     held: list[list[Copy]] = [[] for _ in blocks]
-    for member, move in copies:
+    for buffer, move in copies:
         first = bisect_right(starts, move.source) - 1
         for index in range(first, len(blocks)):
             block = blocks[index]
             if block.start >= move.source_stop:
                 break
             for piece in move.clip_source(block.start, block.stop):
-                held[index].append(Copy(parts[member], piece.moved(source=-block.start)))
+                held[index].append(Copy(buffer, piece.moved(source=-block.start)))
     for block, found in zip(blocks, held, strict=True):
         if found:
             yield Read(holder, block, tuple(found))
@@ -254,11 +345,12 @@ def whole_reads(recipe: Recipe, outputs: Sequence[Output]) -> int:
     """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
     total = 0
     for item in walk(outputs, recipe.tensors, recipe.limits):
-        wanted: dict[int, tuple[Placement, set[Box]]] = {}
+        wanted: dict[int, set[Runs]] = {}
         for share in item.shares:
-            for source in sources_of(recipe, item.tensor, share.box):
-                wanted.setdefault(id(source.placement), (source.placement, set()))[1].add(source.box)
-        for placement, boxes in wanted.values():
-            found = needed_ranges(boxes, placement.box.shape, item.itemsize, recipe.limits)
-            total += sum(one.nbytes for one in found)
+            for piece, patch in sources_of(recipe, item.tensor, share.box):
+                for placement, common in stored_at(recipe, piece.source, patch):
+                    _, itemsize = extent_of(recipe.catalog.entries[piece.source].spec)
+                    move = common.transfer(placement.box, share.box, itemsize)
+                    wanted.setdefault(id(placement), set()).add(move.source_runs)
+        total += sum(one.nbytes for runs in wanted.values() for one in needed_ranges(runs, recipe.limits))
     return total

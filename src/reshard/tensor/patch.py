@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
 
-from .box import Shape
+from .box import Box, Shape, row_major_boxes
+from .runs import Transfer, strided
 
-__all__ = ["Patch", "Views", "plain_patch", "plain_views"]
+__all__ = ["Patch", "Views", "plain_patch", "plain_views", "view_boxes"]
 
 Views = tuple[Shape, ...]
 """For each axis of a tensor the factors of its extent, outermost first: an axis of 2 * f rows that come
@@ -37,8 +40,9 @@ class Patch:
     --------
     The rows of ``up`` (3, 4) become the odd rows of (6, 4):
 
-    >>> Patch(((3, 2), (4,)), ((3,), (4,)), (0, 1, 0), (3, 1, 4), (0, 0), (0, -1, 1)).element_count
-    12
+    >>> rows = Patch(((3, 2), (4,)), ((3,), (4,)), (0, 1, 0), (3, 1, 4), (0, 0), (0, -1, 1))
+    >>> rows.element_count, rows.target_box.start, rows.source_box.stop
+    (12, (0, 1, 0), (3, 4))
     """
 
     target_views: Views
@@ -47,11 +51,133 @@ class Patch:
     shape: Shape
     source_start: Shape
     along: tuple[int, ...]
+    is_plain: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        is_plain = (
+            self.along == tuple(range(len(self.source_views)))
+            and all(len(factors) == 1 for factors in self.source_views)
+            and all(len(factors) == 1 for factors in self.target_views)
+        )
+        object.__setattr__(self, "is_plain", is_plain)
 
     @property
     def element_count(self) -> int:
         """Number of elements it fills."""
         return math.prod(self.shape)
+
+    @property
+    def target_box(self) -> Box:
+        """The box in the target, over its factors."""
+        return Box(self.target_start, tuple(a + n for a, n in zip(self.target_start, self.shape, strict=True)))
+
+    @property
+    def source_box(self) -> Box:
+        """The box in the source, over its factors."""
+        extents = [1] * len(self.source_start)
+        for extent, factor in zip(self.shape, self.along, strict=True):
+            if factor >= 0:
+                extents[factor] = extent
+        return Box(self.source_start, tuple(a + n for a, n in zip(self.source_start, extents, strict=True)))
+
+    @property
+    def source_hull(self) -> Box:
+        """The smallest box of the source's axes that holds the source's box."""
+        return _hull(self.source_views, self.source_box)
+
+    def within_target(self, box: Box) -> Patch | None:
+        """The part of this patch inside a box of the target's factors, None if there is none."""
+        common = self.target_box.intersect(box)
+        if common is None:
+            return None
+        start = list(self.source_start)
+        for moved, at, factor in zip(common.start, self.target_start, self.along, strict=True):
+            if factor >= 0:
+                start[factor] += moved - at
+        return replace(self, target_start=common.start, shape=common.shape, source_start=tuple(start))
+
+    def within_source(self, box: Box) -> Patch | None:
+        """The part of this patch inside a box of the source's factors, None if there is none."""
+        common = self.source_box.intersect(box)
+        if common is None:
+            return None
+        start, shape = list(self.target_start), list(self.shape)
+        for index, factor in enumerate(self.along):
+            if factor >= 0:
+                start[index] += common.start[factor] - self.source_start[factor]
+                shape[index] = common.stop[factor] - common.start[factor]
+        return replace(self, target_start=tuple(start), shape=tuple(shape), source_start=common.start)
+
+    def transfer(self, source: Box, target: Box, itemsize: int) -> Transfer:
+        """Describe copying this patch between row-major boxes of either tensor that hold it whole.
+
+        Parameters
+        ----------
+        source, target
+            What of each tensor's axes the two buffers hold.
+        itemsize
+            Bytes per element.
+
+        Examples
+        --------
+        >>> rows = Patch(((3, 2), (4,)), ((3,), (4,)), (0, 1, 0), (3, 1, 4), (0, 0), (0, -1, 1))
+        >>> rows.transfer(Box((0, 0), (3, 4)), Box((0, 0), (6, 4)), itemsize=2)
+        Transfer(source=0, target=8, nbytes=8, counts=(3,), source_strides=(8,), target_strides=(16,))
+        """
+        from_steps, first_source = _steps(self.source_views, source, self.source_start, itemsize)
+        to_steps, first_target = _steps(self.target_views, target, self.target_start, itemsize)
+        dims = [
+            (extent, from_steps[factor], step)
+            for extent, factor, step in zip(self.shape, self.along, to_steps, strict=True)
+            if factor >= 0
+        ]
+        return strided(dims, first_source, first_target, itemsize)
+
+
+def view_boxes(views: Views, box: Box) -> Iterator[Box]:
+    """Cut a box of a tensor's axes into boxes of its factors.
+
+    Examples
+    --------
+    >>> [found.start for found in view_boxes(((3, 2), (4,)), Box((1, 0), (4, 4)))]
+    [(0, 1, 0), (1, 0, 0)]
+    """
+    cut = [list(row_major_boxes(factors, a, b)) for factors, a, b in zip(views, box.start, box.stop, strict=True)]
+    for parts in product(*cut):
+        yield Box(
+            tuple(extent for part in parts for extent in part.start),
+            tuple(extent for part in parts for extent in part.stop),
+        )
+
+
+def _steps(views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[int], int]:
+    """Bytes between neighbours along each factor in a row-major buffer of a box, and where an element stands."""
+    steps: list[int] = []
+    first, stride = 0, itemsize
+    positions = list(start)
+    for factors, low, high in zip(reversed(views), reversed(held.start), reversed(held.stop), strict=True):
+        step, index = stride, 0
+        for factor in reversed(factors):
+            steps.append(step)
+            index += positions.pop() * (step // stride)
+            step *= factor
+        first += (index - low) * stride
+        stride *= high - low
+    return steps[::-1], first
+
+
+def _hull(views: Views, box: Box) -> Box:
+    starts, stops = [], []
+    low, high = list(box.start), list(box.stop)
+    for factors in reversed(views):
+        weight, first, last = 1, 0, 0
+        for factor in reversed(factors):
+            first += low.pop() * weight
+            last += (high.pop() - 1) * weight
+            weight *= factor
+        starts.append(first)
+        stops.append(last + 1)
+    return Box(tuple(starts[::-1]), tuple(stops[::-1]))
 
 
 def plain_views(shape: Shape) -> Views:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .box import Box, Shape
 
-__all__ = ["Runs", "Transfer", "byte_runs", "transfer"]
+__all__ = ["Runs", "Transfer", "byte_runs", "strided", "transfer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Transfer:
     """One strided copy between two byte addresses: the same runs seen from both sides.
 
     Run ``(i, j, ...)`` moves ``nbytes`` bytes from ``source + i * source_strides[0] + ...`` to
-    ``target + i * target_strides[0] + ...``. Which object or buffer the addresses count in is the
-    holder's business.
+    ``target + i * target_strides[0] + ...``. Source strides descend; target strides come in any order, for
+    a copy may turn axes over. Which object or buffer the addresses count in is the holder's business.
     """
 
     source: int
@@ -162,6 +162,44 @@ def _strides(shape: Shape, itemsize: int) -> list[int]:
     return strides[::-1]
 
 
+def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, itemsize: int) -> Transfer:
+    """Describe a copy of elements that lie at equal steps, in as few dimensions as can be.
+
+    Parameters
+    ----------
+    dims
+        Of each dimension its extent, and the bytes between neighbours at the source and at the target;
+        the steps nest: that of one dimension is no shorter than what lies inside it.
+    source, target
+        Byte of the first element on either side.
+    itemsize
+        Bytes per element.
+
+    Examples
+    --------
+    A matrix of 2 x 3 elements, turned over:
+
+    >>> strided([(2, 6, 2), (3, 2, 4)], 0, 0, itemsize=2)
+    Transfer(source=0, target=0, nbytes=2, counts=(2, 3), source_strides=(6, 2), target_strides=(2, 4))
+    """
+    nbytes = itemsize
+    counts: list[int] = []
+    from_steps: list[int] = []
+    to_steps: list[int] = []
+    for extent, a, b in sorted(dims, key=lambda dim: dim[1]):
+        if extent == 1:
+            continue
+        if not counts and a == b == nbytes:
+            nbytes *= extent
+        elif counts and a == from_steps[-1] * counts[-1] and b == to_steps[-1] * counts[-1]:
+            counts[-1] *= extent
+        else:
+            counts.append(extent)
+            from_steps.append(a)
+            to_steps.append(b)
+    return Transfer(source, target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1]))
+
+
 def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Transfer:
     """Describe copying one box from a row-major tensor into another.
 
@@ -187,24 +225,9 @@ def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape,
     source_steps, target_steps = _strides(source[0], itemsize), _strides(target[0], itemsize)
     first_source = sum(a * s for a, s in zip(source[1], source_steps, strict=True))
     first_target = sum(a * s for a, s in zip(target[1], target_steps, strict=True))
-    nbytes = itemsize
-    counts: list[int] = []
-    from_steps: list[int] = []
-    to_steps: list[int] = []
-    for extent, a, b in zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True):
-        if extent == 1:
-            continue
-        if not counts and a == b == nbytes:
-            nbytes *= extent
-        elif counts and a == from_steps[-1] * counts[-1] and b == to_steps[-1] * counts[-1]:
-            counts[-1] *= extent
-        else:
-            counts.append(extent)
-            from_steps.append(a)
-            to_steps.append(b)
-    return Transfer(
-        first_source, first_target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1])
-    )
+    # Innermost first, as the sort of strided() leaves them.
+    dims = zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True)
+    return strided(dims, first_source, first_target, itemsize)
 
 
 def byte_runs(box: Box, shape: Shape, itemsize: int) -> Runs:
