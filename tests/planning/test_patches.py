@@ -128,5 +128,5 @@ def test_boxes_of_inputs_follow_the_blocks():
     from reshard.planning.output import Making
 
     making = Making("dequantise", DType.BF16, (7,), (128, 128))
-    found = inputs_of(None, 3, making, Box((100, 256), (300, 400)))
+    found = inputs_of(3, making, Box((100, 256), (300, 400)))
     assert found == ((3, Box((100, 256), (300, 400))), (7, Box((0, 2), (3, 4))))

@@ -11,9 +11,9 @@ from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Read, Step
 from ..storage import Location
 from .arena import Arena, Lease, ThreadBuffers
-from .compute import compute
 from .events import Listener, Progress
 from .scatter import scatter
+from .tiles import compute
 from .workers import Task, Workers
 
 __all__ = ["Sink", "Transfer"]

@@ -46,8 +46,9 @@ class Making:
         Other entries of the catalog that the kernel needs: block scales; or A and B.
     blocks
         Elements that one scale is for, on each axis.
-    scaling
-        Of a LoRA's product.
+    scaling, rank, working, transposed
+        Of a LoRA: what the product is multiplied by, the axis that A and B share, the type it is computed in,
+        and whether the weight is stored turned over.
     """
 
     kernel: str
@@ -55,6 +56,9 @@ class Making:
     extras: tuple[int, ...] = ()
     blocks: Shape = ()
     scaling: float = 0.0
+    rank: int = 0
+    working: DType | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

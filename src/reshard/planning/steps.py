@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..errors import PlanError
+from ..models.lora import adapter_boxes
 from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, view_boxes
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
@@ -264,7 +265,7 @@ class _Builder:
         sizes: list[int] = []
         for (source, making), computed in self._tiles.items():
             box, entries = computed.box, self._recipe.catalog.entries
-            inputs = inputs_of(self._recipe, source, making, box)
+            inputs = inputs_of(source, making, box)
             for position, (entry, wanted) in enumerate(inputs, start=first_buffer + len(sizes)):
                 self._gather_input(entry, wanted, position)
             lays = tuple(
@@ -311,17 +312,15 @@ class _Computed:
         return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
 
 
-def inputs_of(recipe: Recipe, source: int, making: Making, box: Box) -> tuple[tuple[int, Box], ...]:
+def inputs_of(source: int, making: Making, box: Box) -> tuple[tuple[int, Box], ...]:
     """What a kernel needs to compute a box: of each entry, the tensor itself first, a box."""
     if making.kernel == "dequantise":
         start = tuple(a // n for a, n in zip(box.start, making.blocks, strict=True))
         stop = tuple(-(-b // n) for b, n in zip(box.stop, making.blocks, strict=True))
         return (source, box), (making.extras[0], Box(start, stop))
     if making.kernel == "merge_lora":
-        a, b = making.extras
-        rank = recipe.catalog.entries[a].spec.shape[0]
-        columns = Box((0, box.start[1]), (rank, box.stop[1]))
-        return (source, box), (a, columns), (b, Box((box.start[0], 0), (box.stop[0], rank)))
+        boxes = adapter_boxes(box, making.rank, transposed=making.transposed)
+        return (source, box), *zip(making.extras, boxes, strict=True)
     return ((source, box),)
 
 
