@@ -86,7 +86,7 @@ def test_ranks_and_prefix(memory):
         (["--memory", "-1"], "like 256MiB"),
         (["--memory", "1e9"], "like 256MiB"),
         (["--memory", "10TB"], "like 256MiB"),
-        (["--memory", "0"], "at least 1"),
+        (["--memory", "0"], "at least one byte"),
         (["--dst-layout", "x.yaml"], "Give one of them"),
     ],
     ids=" ".join,
@@ -176,7 +176,7 @@ def test_inspect_reads_headers_only(memory, monkeypatch, source, with_strategy):
     assert store.figures.read_bytes == headers
     assert f"{headers} bytes of headers" in text.out
     assert text.err == ""
-    assert ok("inspect", memory.at(source), *flags, "--output", "json").json["header_bytes"] == headers
+    assert ok("inspect", memory.at(source), *flags, "--output", "json").json["header_bytes", "texts", "dropped", "counters"] == headers
 
 
 def header_bytes(place, source):
@@ -211,7 +211,7 @@ def test_inspect_tells_what_is_there(memory):
     assert "rank_0/full.safetensors" in done.out
     assert "lm_head.weight" in done.out
     body = ok("inspect", memory.full, "--output", "json").json
-    assert list(body) == ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes"]
+    assert list(body) == ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes", "texts", "dropped", "counters"]
     assert body["objects"][0]["key"] == "rank_0/full.safetensors"
     assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in body["tensors"]
     assert len(body["tensors"]) == 20

@@ -48,12 +48,15 @@ FLAGS = {
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},
     "strategy convert": {"--for", "--overwrite", "--output", "--help"},
+    "strategy make": {
+        "--parallel", "--for", "--family", "--naming", "--config", "--option", "--overwrite", "--output", "--help",
+    },
 }  # fmt: skip
 ARGUMENTS = {
     "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"],
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
-    "safetensors-to-ckpt": ["src", "dst"],
+    "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"],
 }  # fmt: skip
 
 
@@ -89,6 +92,7 @@ def test_commands_are_exactly_these():
         "show",
         "merge",
         "convert",
+        "make",
     ]
 
 

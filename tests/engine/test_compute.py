@@ -141,7 +141,7 @@ def scaled_tensors(draw):
     block = tuple(draw(st.integers(1, 8)) for _ in shape)
     start = tuple(draw(st.integers(0, n - 1)) for n in shape)
     box = Box(start, tuple(draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
-    kinds = [DType.F8_E4M3, DType.F8_E5M2, DType.F8_E4M3FNUZ], [DType.F32, DType.BF16, DType.F8_E8M0]
+    kinds = [DType.F8_E4M3, DType.F8_E5M2, DType.F8_E4M3FNUZ], [DType.F32, DType.F64, DType.BF16, DType.F8_E8M0]
     return box, shape, block, *(draw(st.sampled_from(kind)) for kind in kinds), draw(st.sampled_from(FLOATS))
 
 
@@ -282,6 +282,17 @@ def test_every_tile_has_the_defined_bits(case):
     assert np.array_equal(nan, np.isnan(made))
     assert same(np.where(nan, expected.dtype.type(0), made), np.where(nan, expected.dtype.type(0), expected))
     assert len(np.unique(made[nan].view(f"u{made.itemsize}"))) < 2  # one NaN, whatever the processor prefers
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+def test_the_result_may_lie_where_the_weight_does(dtype):
+    draw = np.random.default_rng(3)
+    weight, a, b = (draw.standard_normal(shape).astype(np.float32) for shape in ((99, 1100), (8, 1100), (99, 8)))
+    weight = weight.astype(NUMPY[dtype])
+    box = Box.whole(weight.shape)
+    out = Tile(box, dtype, memoryview(bytearray(raw(weight))))
+    MergeLora(0.3, 8).run([out, tile(a), tile(b)], out)
+    assert same(numbers(out), defined(weight, a, b, 0.3))
 
 
 @pytest.mark.parametrize("dtype", [DType.BF16, DType.F16])

@@ -52,7 +52,10 @@ def parse_size(size: Size) -> int:
     match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMG]?I?)B?\s*", str(size).upper())
     if not match or match[2] not in _UNITS:
         raise UsageError(f"size {size!r}: expected bytes or a number with KB, MB, GB, KiB, MiB or GiB, like 256MiB")
-    return int(Decimal(match[1]) * _UNITS[match[2]])
+    nbytes = int(Decimal(match[1]) * _UNITS[match[2]])
+    if not nbytes:
+        raise UsageError(f"size {size!r}: expected at least one byte")
+    return nbytes
 
 
 def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
@@ -120,6 +123,8 @@ def full_target(name: str | None, options: Options, limits: Limits) -> FullTarge
         return PartsTarget(parse_size(size) if size is not None else limits.mindspore_part_bytes)
     object_bytes = parse_size(size) if size is not None else limits.object_bytes
     container = _container(name, options)
+    if name is not None and size is not None:
+        raise UsageError(f"--part-size is for full checkpoints of several objects, {name} is one")
     if name is None and prefix is not None:
         name = f"rank_0/{_named(prefix, container).format(rank=0)}"
         return FullTarget(name, name, "", "ms", object_bytes, container)
@@ -155,8 +160,13 @@ def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str
                 hint="Give it: --iteration N.",
             )
         iteration = step
-    remove_redundancy = bool(options.get("remove_redundancy"))
-    return IterationTarget(strategy, iteration, options.get("prefix") or "", remove_redundancy, counters)
+    prefix = options.get("prefix") or ""
+    if iteration < 0 or "/" in prefix:
+        raise UsageError(
+            f"--iteration {iteration} --prefix {prefix!r}: expected a number that is not negative, "
+            "and the start of a name, with no /"
+        )
+    return IterationTarget(strategy, iteration, prefix, bool(options.get("remove_redundancy")), counters)
 
 
 def _container(name: str | None, options: Options) -> Container:

@@ -113,7 +113,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UsageError("--iteration needs --form iteration")
     if form == "iteration" and options.get("ranks") is not None:
         raise UsageError("--ranks with --form iteration would leave out what its metadata.json promises")
+    if form is not None and options.get("prefix") is not None and form != "iteration":
+        raise UsageError(f"--prefix names rank shards, but --form {form} has names of its own")
+    if options.get("part_size") is not None and (is_cut or options.get("format") == "ckpt" or options.get("prefix")):
+        raise UsageError("--part-size is for full checkpoints of several objects")
     if form is not None and options.get("format") == "ckpt":
         raise UsageError(f"--form {form} is made of safetensors, but --format says ckpt")
-    if form == "mindspore" and options.get("prefix") is not None:
-        raise UsageError("--prefix names rank shards, but --form mindspore has names of its own")
