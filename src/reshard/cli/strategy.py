@@ -1,4 +1,4 @@
-"""``reshard strategy``: show, merge and convert strategies."""
+"""``reshard strategy``: show, merge, convert and make strategies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from .. import api
+from ..api import numbers
+from ..errors import UsageError
 from .options import Output, OutputForm
 from .output import show_strategy
 
-app = typer.Typer(help="Show, merge and convert parallel strategies.", no_args_is_help=True)
+app = typer.Typer(help="Show, merge, convert and make parallel strategies.", no_args_is_help=True)
 
 Checkpoint = Annotated[
     str | None, typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors a layout file is for.")
@@ -46,3 +48,51 @@ def convert(
 ) -> None:
     """Write a strategy in another form."""
     show_strategy(api.convert_strategy(src, dst, checkpoint=checkpoint, overwrite=overwrite), output, written=dst)
+
+
+@app.command()
+def make(
+    dst: Annotated[str, typer.Argument(help="Layout file if it ends in .yaml, .json, else protobuf.")],
+    parallel: Annotated[
+        str, typer.Option(metavar="dp=2,mp=4,... | URL.yaml", help="Numbers, or the configuration of a training job.")
+    ],
+    checkpoint: Annotated[
+        str, typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.")
+    ],
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="from config.json", help="Family of models whose rules to follow."),
+    ] = None,
+    naming: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="from the names", help="How the tensors are called.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="URL", show_default="beside the checkpoint", help="Where the model's config.json lies."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Option of the naming. Repeatable.")
+    ] = None,
+    overwrite: Overwrite = False,
+    output: Output = OutputForm.TEXT,
+) -> None:
+    """Make the strategy of a training job from its numbers, without the job."""
+    options = dict(_pair(item) for item in option or ())
+    strategy = numbers.make_strategy(
+        dst,
+        checkpoint=checkpoint,
+        parallel=parallel,
+        family=family,
+        naming=naming,
+        config=config,
+        options=options,
+        overwrite=overwrite,
+    )
+    show_strategy(strategy, output, written=dst)
+
+
+def _pair(item: str) -> tuple[str, object]:
+    name, equals, value = item.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--option {item}: expected NAME=VALUE")
+    return name, int(value) if value.isdecimal() and len(value) < 10 else value

@@ -55,7 +55,7 @@ _BITS: dict[int, np.dtype[Any]] = {
 }
 _FLOATS = frozenset(_NUMPY) - {DType.F8_E8M0}
 _QUANTISED = {dtype for dtype in _FLOATS if dtype.itemsize == 1}
-_SCALES = {DType.F32, DType.BF16, DType.F16, DType.F8_E8M0}
+_SCALES = {DType.F64, DType.F32, DType.BF16, DType.F16, DType.F8_E8M0}
 _MERGED = {DType.F32, DType.BF16, DType.F16}
 
 
@@ -224,7 +224,8 @@ class MergeLora:
     The inner sum runs in F32 from the first to the last of the rank's elements, each product
     added before it is rounded, as by a fused multiply-add. Then one rounding for each: the
     product to ``working``, the scaling to ``working``, their product to ``working``, the sum
-    with W to F32, and that to W's type. The result is W's type.
+    with W to F32, and that to W's type. The result is W's type, and may take its place in
+    memory.
 
     Parameters
     ----------

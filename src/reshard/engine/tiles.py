@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..planning.catalog import Entry
 from ..planning.steps import Tile
+from ..tensor import DType
 from .compute import Cast, Dequantise, Kernel, MergeLora
 from .compute import Tile as Box
 
@@ -18,16 +19,16 @@ def compute(tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], 
     out = Box(tile.box, tile.making.dtype, result)
     if tile.making.kernel == "merge_lora" and held[0].dtype is not out.dtype:
         # In place: every element of the weight is read before its result is written.
-        _kernel(tile, entries).run(held, held[0])
+        _kernel(tile).run(held, held[0])
         Cast().run(held[:1], out)
         return
-    _kernel(tile, entries).run(held, out)
+    _kernel(tile).run(held, out)
 
 
-def _kernel(tile: Tile, entries: Sequence[Entry]) -> Kernel:
+def _kernel(tile: Tile) -> Kernel:
     making = tile.making
     if making.kernel == "cast":
         return Cast()
     if making.kernel == "dequantise":
         return Dequantise(making.blocks)
-    return MergeLora(making.scaling, making.rank, making.working or entries[tile.source].spec.dtype, making.transposed)
+    return MergeLora(making.scaling, making.rank, making.working or DType.F32, making.transposed)

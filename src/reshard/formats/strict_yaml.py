@@ -1,4 +1,8 @@
-"""YAML that people write for this package: plain values only, every key once, no tags, no aliases."""
+"""YAML read without risk: plain values only, every key once, no tags, no aliases.
+
+What people write for this package must be of that kind; in files of other tools whatever is not is
+passed over.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,14 @@ class _Loader(yaml.SafeLoader):
 
     _depth = 0
     _count = 0
+    foreign = False
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose one node; refuse aliases (a short text can stand for a huge value) and deep nesting."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.foreign and self.check_event(yaml.AliasEvent):
+            self.get_event()  # type: ignore[no-untyped-call]
+            return yaml.ScalarNode(_TAG + "str", f"*{event.anchor}", event.start_mark, event.end_mark)
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
         if self._depth >= _LARGEST_DEPTH:
@@ -44,7 +52,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_yaml(data: bytes, where: str) -> PlainValue:
+class _ForeignLoader(_Loader):
+    """Takes an alias for text, without following it."""
+
+    foreign = True
+
+
+def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls.
 
     Parameters
@@ -53,11 +67,14 @@ def parse_yaml(data: bytes, where: str) -> PlainValue:
         UTF-8 text, at most 4 MiB.
     where
         What the text is, for errors.
+    foreign
+        Whether the text is another tool's: fractions, dates, tagged scalars and aliases are read as
+        the text they are, and no key is merged.
 
     Raises
     ------
     FormatError
-        The text is no YAML, repeats a key, or holds anything else: tags, aliases, other numbers.
+        The text is no YAML, repeats a key, or, if it is not foreign, holds anything else: tags, aliases, other numbers.
 
     Examples
     --------
@@ -71,7 +88,7 @@ def parse_yaml(data: bytes, where: str) -> PlainValue:
     if len(data) > _LARGEST_NBYTES:
         raise FormatError("too long", where=where, expected=f"at most {_LARGEST_NBYTES} bytes", found=str(len(data)))
     try:
-        node = yaml.compose(data.decode(), Loader=_Loader)
+        node = yaml.compose(data.decode(), Loader=_ForeignLoader if foreign else _Loader)
     except UnicodeDecodeError as error:
         raise FormatError("not text", where=f"{where}, byte {error.start}", expected="UTF-8") from error
     except yaml.MarkedYAMLError as error:
@@ -80,27 +97,34 @@ def parse_yaml(data: bytes, where: str) -> PlainValue:
         raise FormatError(f"broken YAML ({error.problem})", where=place) from error
     except yaml.YAMLError as error:
         raise FormatError(f"broken YAML ({shown(str(error))})", where=where) from error
-    return None if node is None else _plain(node, where)
+    return None if node is None else _plain(node, where, foreign)
 
 
-def _plain(node: yaml.Node, where: str) -> PlainValue:
-    if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-        return _mapping(node, where)
-    if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-        return [_plain(item, where) for item in node.value]
-    return _scalar(node, where)
+def _plain(node: yaml.Node, where: str, foreign: bool) -> PlainValue:
+    if isinstance(node, yaml.MappingNode) and (foreign or node.tag == _TAG + "map"):
+        return _mapping(node, where, foreign)
+    if isinstance(node, yaml.SequenceNode) and (foreign or node.tag == _TAG + "seq"):
+        return [_plain(item, where, foreign) for item in node.value]
+    return _foreign_scalar(node, where) if foreign else _scalar(node, where)
 
 
-def _mapping(node: yaml.MappingNode, where: str) -> dict[str, PlainValue]:
+def _mapping(node: yaml.MappingNode, where: str, foreign: bool) -> dict[str, PlainValue]:
     mapping: dict[str, PlainValue] = {}
     for key_node, value_node in node.value:
-        key = _plain(key_node, where)
+        key = str(key_node.value) if foreign else _plain(key_node, where, foreign)
         if not isinstance(key, str):
             raise _error("key", key_node, where, expected="a string", found=shown(key))
         if key in mapping:
             raise _error("repeated key", key_node, where, found=shown(key))
-        mapping[key] = _plain(value_node, where)
+        mapping[key] = _plain(value_node, where, foreign)
     return mapping
+
+
+def _foreign_scalar(node: yaml.Node, where: str) -> PlainValue:
+    try:
+        return _scalar(node, where)
+    except FormatError:
+        return str(node.value)
 
 
 def _scalar(node: yaml.Node, where: str) -> PlainValue:

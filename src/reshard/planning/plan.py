@@ -12,11 +12,12 @@ from ..formats.containers import Container
 from ..formats.ms_ckpt import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
+from .change import Change, make_tensors
 from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import Limits
 from .memory import Buffers, share_memory
-from .output import BOOKKEEPING, Carried, Document, Output, TargetTensor, check_outputs, tensors_of
+from .output import BOOKKEEPING, Carried, Document, Output, TargetTensor, check_outputs
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
@@ -46,7 +47,9 @@ class Plan:
     manifest_key
         Of the manifest, counted from the target's URL.
     renamed
-        The source's names of tensors that are called otherwise in the target, with their new names.
+        The source's names of tensors that are called otherwise, with their new names.
+    change
+        What becomes of the tensors under these names before they are cut.
     """
 
     catalog: Catalog
@@ -58,11 +61,12 @@ class Plan:
     notes: tuple[str, ...]
     manifest_key: str = MANIFEST_KEY
     renamed: Mapping[str, str] = field(default_factory=dict)
+    change: Change = Change()
 
     @cached_property
     def tensors(self) -> tuple[TargetTensor, ...]:
         """Every tensor of the target, whole."""
-        return tensors_of(self.catalog, self.renamed)
+        return make_tensors(self.catalog, self.renamed, self.change).tensors
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
@@ -101,6 +105,7 @@ def make_plan(
     limits: Limits,
     manifest_key: str = MANIFEST_KEY,
     renamed: Mapping[str, str] | None = None,
+    change: Change = Change(),
 ) -> Plan:
     """Decide how to make a target of a source, or refuse.
 
@@ -116,6 +121,8 @@ def make_plan(
         Memory, concurrency and what the target's store accepts.
     renamed
         New names of tensors, by those of the source.
+    change
+        What becomes of the tensors under these names.
 
     Returns
     -------
@@ -133,7 +140,8 @@ def make_plan(
     """
     renamed = {old: new for old, new in (renamed or {}).items() if old != new}
     buffers = share_memory(limits)
-    tensors = tensors_of(catalog, renamed)
+    made = make_tensors(catalog, renamed, change)
+    tensors = made.tensors
     outputs = target.outputs(tensors, Carried.of(catalog, renamed))
     check_texts(outputs)
     documents = target.documents(outputs, tensors)
@@ -148,9 +156,10 @@ def make_plan(
         buffers.limits,
         groups,
         cost,
-        (*catalog.notes, *target.notes(tensors), *_unloadable(outputs), *_unwritten(outputs)),
+        (*catalog.notes, *made.notes, *target.notes(tensors), *_unloadable(outputs), *_unwritten(outputs)),
         manifest_key,
         renamed,
+        change,
     )
 
 

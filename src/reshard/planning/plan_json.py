@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -14,6 +15,7 @@ from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
 from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry, Origin, Placement, SourceObject
+from .change import Change
 from .cost import Cost
 from .cuts import Cut
 from .limits import Limits
@@ -59,6 +61,7 @@ _PLAN_FIELDS = (
     "notes",
     "manifest_key",
     "renamed",
+    "change",
 )
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
@@ -87,6 +90,7 @@ def plan_to_json(plan: Plan) -> Json:
         "notes": list(plan.notes),
         "manifest_key": plan.manifest_key,
         "renamed": dict(plan.renamed),
+        "change": asdict(plan.change),
     }
     return {"plan_id": _hash(body), **body}
 
@@ -151,7 +155,27 @@ def _plan_from_json(body: Json) -> Plan:
         cost=Cost(**{key: integer(value, f"cost: {key}") for key, value in cost.items()}),
         notes=_texts(found["notes"], "notes"),
         manifest_key=text(found["manifest_key"], "manifest_key"),
+        change=_change_from_json(found["change"]),
         renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
+    )
+
+
+def _change_from_json(value: object) -> Change:
+    body = fields_of(value, "change", [field.name for field in fields(Change)])
+    scalings = mapping(body["scalings"], "scalings")
+    if not all(isinstance(each, float | int) and math.isfinite(each) for each in scalings.values()):
+        raise refused("scalings", "finite numbers", scalings)
+    options = _counters(body["options"], "options")
+    return Change(
+        family=text(body["family"], "family"),
+        direction=text(body["direction"], "direction"),
+        naming=text(body["naming"], "naming"),
+        options={key: each for key, each in options.items() if isinstance(each, int | str)},
+        config=mapping(body["config"], "config"),
+        dtype=None if body["dtype"] is None else choice(body["dtype"], "dtype", DType),
+        kept=_texts(body["kept"], "kept"),
+        scalings={key: float(each) for key, each in scalings.items()},  # type: ignore[arg-type]
+        transposed=_boolean(body["transposed"], "transposed"),
     )
 
 

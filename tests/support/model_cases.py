@@ -1,0 +1,135 @@
+"""The conversions that MindSpore Transformers made, read as data, and our rules applied by numpy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import deserialize
+from support.ckpt_parser import parse_ckpt
+from support.patches import lay
+
+from reshard.models.compiled import Compiled, Target
+from reshard.tensor import DType, TensorSpec
+
+FOLDER = Path(__file__).parents[1] / "conformance" / "mindformers"
+
+NUMPY = {
+    DType.F32: np.float32, DType.F16: np.float16, DType.BF16: ml_dtypes.bfloat16, DType.F8_E4M3: ml_dtypes.float8_e4m3fn,
+    DType.F8_E5M2: ml_dtypes.float8_e5m2, DType.F64: np.float64, DType.I64: np.int64, DType.I32: np.int32,
+}  # fmt: skip
+_CKPT_DTYPES = {"Float32": "F32", "Float16": "F16", "BFloat16": "BF16"}
+
+
+@cache
+def _places() -> dict[str, str]:
+    return json.loads((FOLDER / "conversion_copies.json").read_text())
+
+
+def read_tensors(case: str, side: str) -> dict[str, np.ndarray]:
+    """Every tensor of one side of a case, whichever format it is in."""
+    own = {path.relative_to(FOLDER).as_posix() for path in (FOLDER / case / side).glob("*")}
+    paths = {path for path in (*_places(), *own) if path.startswith(f"{case}/{side}/")}
+    tensors: dict[str, np.ndarray] = {}
+    for path in sorted(paths):
+        tensors |= _read(FOLDER / _places().get(path, path))
+    return tensors
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    data = path.read_bytes()
+    if path.suffix == ".ckpt":
+        values = parse_ckpt(data).values
+        found = [(name, _CKPT_DTYPES[v.type_name], v.extents, v.data) for name, v in values.items()]
+    else:
+        found = [(name, t["dtype"], t["shape"], t["data"]) for name, t in deserialize(data)]
+    return {name: np.frombuffer(raw, NUMPY[DType(dtype)]).reshape(shape) for name, dtype, shape, raw in found}
+
+
+@cache
+def _files(case: str) -> dict:
+    return json.loads((FOLDER / case / "case.json").read_text())["files"]
+
+
+def case_names() -> set[str]:
+    """Every conversion there is data for."""
+    kinds = ("llama_", "qwen", "mixtral_", "deepseek", "glm4_", "online", "fp8_")
+    return {folder.name for folder in FOLDER.iterdir() if folder.name.startswith(kinds)}
+
+
+def read_rank(case: str, rank: str) -> dict[str, np.ndarray]:
+    """What the real loader gave one rank."""
+    return _read(FOLDER / case / "mf" / f"{rank}.safetensors")
+
+
+def read_answer(case: str, side: str, only: str = "") -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Dtype, shape and hash of every tensor that the real code wrote."""
+    files = {name: file for name, file in _files(case)[side].items() if only in ("", name)}
+    tensors = {k: v for file in files.values() for k, v in file.get("tensors", {}).items()}
+    return {
+        name: (_dtype(said["dtype"]), tuple(said["shape"]), said["sha256"]) for name, said in tensors.items()
+    }
+
+
+def _dtype(name: str) -> str:
+    known = {"torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float16": "F16", **_CKPT_DTYPES}
+    return known.get(name, name)
+
+
+def read_config(case: str, side: str = "hf") -> dict:
+    """The config.json of a case."""
+    return _files(case)[side]["config.json"]["json"]
+
+
+def specs_of(tensors: dict[str, np.ndarray]) -> dict[str, TensorSpec]:
+    """The tensors without their bytes."""
+    dtypes = {np.dtype(kind): dtype for dtype, kind in NUMPY.items()}
+    return {name: TensorSpec(name, dtypes[array.dtype], array.shape) for name, array in tensors.items()}
+
+
+def apply(compiled: Compiled, sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Make every target tensor."""
+    return {target.spec.name: _made(target, sources) for target in compiled.targets}
+
+
+def _made(target: Target, sources: dict[str, np.ndarray]) -> np.ndarray:
+    made = np.zeros(target.spec.shape, NUMPY[target.spec.dtype])
+    filled = np.zeros(target.spec.shape, np.uint8)
+    for part in target.parts:
+        source = sources[part.source]
+        if part.scale:
+            source = dequantise(source, sources[part.scale.tensor], part.scale.block)
+        lay(made, part.patch, source if source.dtype == made.dtype else cast(source, made.dtype))
+        once = np.zeros_like(filled)
+        lay(once, part.patch, np.ones(source.shape, np.uint8))
+        filled += once
+    assert (filled == 1).all(), f"{target.spec.name}: elements not filled exactly once"
+    return made
+
+
+def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round to the nearest even, once."""
+    return values.astype(np.float32).astype(dtype) if dtype != np.float64 else values.astype(dtype)
+
+
+def dequantise(values: np.ndarray, scales: np.ndarray, block: tuple[int, ...]) -> np.ndarray:
+    """Multiply every block by its scale, in float32."""
+    spread = scales.astype(np.float32)
+    for axis, size in enumerate(block):
+        spread = spread.repeat(size, axis)
+    return values.astype(np.float32) * spread[tuple(slice(extent) for extent in values.shape)]
+
+
+def said_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """The same as ``read_answer``, of tensors that we made."""
+    return {
+        name: (specs_of({name: array})[name].dtype.value, array.shape, _hash(array)) for name, array in tensors.items()
+    }
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
