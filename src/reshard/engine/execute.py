@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
@@ -31,6 +31,7 @@ def execute(
     source: Location,
     target: Location,
     *,
+    others: Sequence[Location] = (),
     overwrite: bool = False,
     listener: Listener = ignore,
 ) -> Manifest:
@@ -38,8 +39,8 @@ def execute(
 
     Parameters
     ----------
-    source, target
-        Where the plan's keys count from.
+    source, target, others
+        Where the plan's keys count from; ``others`` as in the catalog.
     overwrite
         Whether outputs that exist may be replaced.
     listener
@@ -60,9 +61,11 @@ def execute(
     before, leftovers = check_target(plan, target, overwrite=overwrite)
     _check_no_source(leftovers, plan, source, target)
     uploads = Uploads(plan, target, store, before)
-    with _undone_on_failure(uploads), working(plan.limits.concurrency, source.store, store) as workers:
-        check_source(plan, source, workers)
-        transfer = Transfer(plan, source, workers, listener)
+    sources = (source, *others)
+    stores = {id(place.store): place.store for place in sources}.values()
+    with _undone_on_failure(uploads), working(plan.limits.concurrency, *stores, store) as workers:
+        check_source(plan, sources, workers)
+        transfer = Transfer(plan, sources, workers, listener)
         listener(PhaseStarted("transfer"))
         transfer.run(_steps(plan, small=False), uploads)
         listener(PhaseStarted("commit"))
@@ -92,12 +95,12 @@ def writable(target: Location) -> Store:
     return target.store
 
 
-def check_source(plan: Plan, source: Location, workers: Workers) -> None:
+def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> None:
     """Raise SourceChanged unless every object is the one that the plan was made from."""
     problems: list[str] = []
 
     def check(item: SourceObject) -> None:
-        place = source.child(item.key)
+        place = sources[item.base].child(item.key)
         info = head_or_none(place)
         if info is None:
             problems.append(f"{place.url}: gone")

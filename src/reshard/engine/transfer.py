@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,8 +47,8 @@ class Transfer:
     ----------
     plan
         What to move.
-    source
-        Where the catalog's keys count from.
+    sources
+        Where the catalog's keys count from: its URL, then the others.
     workers
         Threads that carry the requests.
     listener
@@ -60,9 +60,9 @@ class Transfer:
         One for each thread, of a read's size; free for the sink while a thread deals with a part.
     """
 
-    def __init__(self, plan: Plan, source: Location, workers: Workers, listener: Listener) -> None:
+    def __init__(self, plan: Plan, sources: Sequence[Location], workers: Workers, listener: Listener) -> None:
         self._plan = plan
-        self._source = source
+        self._sources = sources
         self._workers = workers
         self._listener = listener
         self._outputs = plan.outputs
@@ -132,14 +132,14 @@ class Transfer:
 
     def _receive(self, read: Read, leases: list[Lease]) -> None:
         item = self._plan.catalog.objects[read.object]
-        key = self._source.child(item.key).key
+        place = self._sources[item.base].child(item.key)
         if read.is_direct:
             copy = read.copies[0]
             target = leases[copy.part].view[copy.transfer.target : copy.transfer.target + copy.transfer.nbytes]
-            self._source.store.read_into(key, read.range, target, item.etag)
+            place.store.read_into(place.key, read.range, target, item.etag)
             return
         scratch = self.buffers.mine()[: read.range.nbytes]
-        self._source.store.read_into(key, read.range, scratch, item.etag)
+        place.store.read_into(place.key, read.range, scratch, item.etag)
         for copy in read.copies:
             scatter(copy.transfer, scratch, leases[copy.part].view)
 

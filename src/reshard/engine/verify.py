@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -88,6 +88,7 @@ def verify_manifest(
     source: Location,
     target: Location,
     *,
+    others: Sequence[Location] = (),
     subset: Subset = Subset(),
     listener: Listener = ignore,
 ) -> Report:
@@ -99,10 +100,12 @@ def verify_manifest(
         The source is no longer what was converted, so nothing can be compared.
     """
     plan = manifest.plan
-    with working(plan.limits.concurrency, source.store, target.store) as workers:
-        check_source(plan, source, workers)
+    sources = (source, *others)
+    stores = {id(place.store): place.store for place in (*sources, target)}.values()
+    with working(plan.limits.concurrency, *stores) as workers:
+        check_source(plan, sources, workers)
         problems = _check_objects(manifest, target, workers)
-        transfer = Transfer(plan, source, workers, listener)
+        transfer = Transfer(plan, sources, workers, listener)
         comparison = _Comparison(plan, target, frozenset(problems), transfer.buffers)
         listener(PhaseStarted("verify"))
         transfer.run(_chosen(plan, subset), comparison)

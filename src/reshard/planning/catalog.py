@@ -47,11 +47,12 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object of a source; ``key`` counts from the source's URL."""
+    """One object of a source; ``key`` counts from the catalog's URL, or from its ``base``-th other one."""
 
     key: str
     nbytes: int
     etag: str
+    base: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class Catalog:
     ----------
     url
         Where the objects' keys count from.
+    others
+        More places that objects may count from (an adapter's): the first is base 1.
     kind
         What the source is, in words: shown to people, never decided upon.
     objects, entries
@@ -122,6 +125,7 @@ class Catalog:
     texts: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     counters: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .memory import Buffers
+from .memory import Buffers, over_budget
 from .output import Document
 from .steps import Group, Recipe, Step, group_steps
 
@@ -50,14 +50,22 @@ class Cost:
 
 
 def count_cost(recipe: Recipe, groups: Iterable[Group], documents: Iterable[Document], buffers: Buffers) -> Cost:
-    """Walk every step once and add up."""
-    total = dict.fromkeys(("needed", "read", "written", "gets", "puts", "parts", "steps", "filled"), 0)
+    """Walk every step once and add up.
+
+    Raises
+    ------
+    OverBudget
+        A step does not fit the memory.
+    """
+    total = dict.fromkeys(("needed", "read", "written", "gets", "puts", "parts", "steps", "filled", "largest"), 0)
     uploads = 0
     for index, group in enumerate(groups):
         if not group.is_small:
             uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
         for step in group_steps(recipe, index, group):
             _add(total, recipe, step, is_small=group.is_small)
+    if total["largest"] > buffers.parts_bytes:  # what is computed was taken to be smaller
+        raise over_budget(buffers, total["largest"])
     documents = tuple(documents)
     return Cost(
         needed_bytes=total["needed"],
@@ -75,6 +83,7 @@ def count_cost(recipe: Recipe, groups: Iterable[Group], documents: Iterable[Docu
 def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -> None:
     total["steps"] += 1
     total["filled"] += step.nbytes
+    total["largest"] = max(total["largest"], step.nbytes)
     total["gets"] += len(step.reads)
     for read in step.reads:
         total["read"] += read.range.nbytes

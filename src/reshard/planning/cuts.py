@@ -8,7 +8,7 @@ smallest part, since the cut before. Between two cuts lies a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..formats.frame import Frame
@@ -95,14 +95,26 @@ def _rows(
     _, itemsize = extent_of(tensors[tensor].spec)
     boxes = [outputs[member].boxes[slot] for member, slot in holders]
     largest = max((box.shape for box in boxes), key=math.prod)
-    axis = _row_axis(largest, itemsize, limits.row_bytes)
+    axis, count = tensors[tensor].unit
+    if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
+        axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1
     shares = tuple(
-        Share(member, slot, box, math.prod(box.shape[: axis + 1]), math.prod(box.shape[axis + 1 :]))
+        Share(member, slot, box, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
         for (member, slot), box in zip(holders, boxes, strict=True)
         if not box.is_empty
     )
     row_count = max((share.row_count for share in shares), default=0)
     return Rows(tensor, itemsize, row_count, shares, tensors[tensor].tile_itemsize)
+
+
+def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
+    """Whether boxes are made of whole units that are not too large."""
+    return all(
+        box.start[axis] % count == 0
+        and box.stop[axis] % count == 0
+        and count * math.prod(box.shape[axis + 1 :]) <= most_elements
+        for box in boxes
+    )
 
 
 def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:

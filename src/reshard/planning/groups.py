@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..errors import OverBudget, PlanError
+from ..errors import PlanError
 from .cuts import Cuts, find_cuts, walk
-from .memory import Buffers, least_memory
+from .memory import Buffers, least_memory, over_budget
 from .steps import Group, Recipe, whole_reads
 
 __all__ = ["form_groups"]
@@ -34,14 +34,9 @@ def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buff
         An output cannot be written in parts that the store accepts.
     """
     by_size = [_least_steps(recipe, family) for family in families]
-    needed_bytes = least_memory(buffers.given, max((min(sizes.values()) for sizes in by_size), default=0))
-    if needed_bytes > buffers.given.memory_bytes:
-        raise OverBudget(
-            f"this conversion needs at least {needed_bytes} bytes of memory "
-            f"(concurrency {buffers.given.concurrency}), the limit is {buffers.given.memory_bytes}",
-            needed_bytes=needed_bytes,
-            hint=f"Allow --memory {-(-needed_bytes >> 20)}MiB, or lower --concurrency.",
-        )
+    least_bytes = max((min(sizes.values()) for sizes in by_size), default=0)
+    if least_memory(buffers.given, least_bytes) > buffers.given.memory_bytes:
+        raise over_budget(buffers, least_bytes)
     groups: list[Group] = []
     for family, sizes in zip(families, by_size, strict=True):
         fitting = [size for size, step_bytes in sizes.items() if step_bytes <= buffers.parts_bytes]

@@ -39,6 +39,8 @@ class Limits:
         What the store's client holds for each request in flight, besides our buffers (measured).
     row_bytes
         Finest step in which tensors are cut between upload parts.
+    unit_bytes
+        Largest piece that is kept together between upload parts where a tensor's axes are turned over.
     object_bytes
         Largest object of a full checkpoint in Hugging Face's form.
     mindspore_part_bytes
@@ -62,6 +64,7 @@ class Limits:
     max_over_read: int = 64
     client_bytes: int = 1 * MIB
     row_bytes: int = 256 * KIB
+    unit_bytes: int = 128 * MIB
     object_bytes: int = 5_000_000_000
     mindspore_part_bytes: int = 3 << 30
     min_part_bytes: int = 5 * MIB

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..errors import OverBudget
 from .limits import KIB, Limits
 
-__all__ = ["Buffers", "least_memory", "share_memory"]
+__all__ = ["Buffers", "least_memory", "over_budget", "share_memory"]
 
 _LEAST_READ_BYTES = 256 * KIB
 
@@ -75,6 +76,18 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     rest = limits.concurrency * limits.client_bytes + step_bytes
     with_an_eighth = (rest - 1) * 8 // 7 + 1
     return min(rest + most, max(rest + least, with_an_eighth))
+
+
+def over_budget(buffers: Buffers, step_bytes: int) -> OverBudget:
+    """The error for a step that does not fit; it tells the limit that would do."""
+    given = buffers.given
+    needed_bytes = least_memory(given, step_bytes)
+    return OverBudget(
+        f"this conversion needs at least {needed_bytes} bytes of memory "
+        f"(concurrency {given.concurrency}), the limit is {given.memory_bytes}",
+        needed_bytes=needed_bytes,
+        hint=f"Allow --memory {-(-needed_bytes >> 20)}MiB, or lower --concurrency.",
+    )
 
 
 def _reads_bytes(limits: Limits) -> tuple[int, int]:

@@ -83,12 +83,15 @@ class TargetTensor:
         How the source held it.
     tile_itemsize
         Bytes that are held besides for each element while it is computed; 0 where nothing is.
+    unit
+        What is best filled at one stroke: an axis, and consecutive indices along it.
     """
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
     origin: Origin = Origin.WHOLE
     tile_itemsize: int = 0
+    unit: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from ..errors import PlanError, raise_all
+from ..errors import OverBudget, PlanError, raise_all
 from ..formats.containers import Container
 from ..formats.ms_ckpt import INT4
 from ..tensor import Box, Shape, extent_of
@@ -146,8 +146,17 @@ def make_plan(
     check_texts(outputs)
     documents = target.documents(outputs, tensors)
     check_outputs(outputs, documents, limits.max_object_bytes)
-    recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-    groups = form_groups(recipe, _families(outputs, tensors), buffers)
+    families = _families(outputs, tensors)
+    try:
+        recipe = Recipe(catalog, tensors, outputs, buffers.limits)
+        groups = form_groups(recipe, families, buffers)
+    except OverBudget:
+        if all(tensor.unit == (0, 1) for tensor in tensors):
+            raise
+        # Rather read bytes again than refuse.
+        buffers = share_memory(replace(limits, unit_bytes=1))
+        recipe = Recipe(catalog, tensors, outputs, buffers.limits)
+        groups = form_groups(recipe, families, buffers)
     cost = count_cost(recipe, groups, documents, buffers)
     return Plan(
         catalog,

@@ -138,7 +138,10 @@ def check_spec(spec: TensorSpec) -> None:
 
 def check_catalog(catalog: Catalog) -> None:
     """Refuse a catalog whose boxes do not tile its tensors, or that lie outside its objects."""
-    _check_keys([item.key for item in catalog.objects], "object of the source")
+    for base in range(len(catalog.others) + 1):
+        _check_keys([item.key for item in catalog.objects if item.base == base], "object of the source")
+    if any(item.base > len(catalog.others) for item in catalog.objects):
+        raise refused("base of an object", f"at most {len(catalog.others)}")
     _refuse_repeated([entry.spec.name for entry in catalog.entries], "tensor of the source")
     for entry in catalog.entries:
         _check_tiling(entry)

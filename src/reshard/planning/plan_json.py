@@ -199,7 +199,8 @@ def catalog_to_json(catalog: Catalog) -> Json:
     return {
         "url": catalog.url,
         "kind": catalog.kind,
-        "objects": [[item.key, item.nbytes, item.etag] for item in catalog.objects],
+        "others": list(catalog.others),
+        "objects": [[item.key, item.nbytes, item.etag, item.base] for item in catalog.objects],
         "metadata": dict(catalog.metadata),
         "notes": list(catalog.notes),
         "header_bytes": catalog.header_bytes,
@@ -238,12 +239,15 @@ def _catalog_from_json(value: object) -> Catalog:
         texts={key: text(each, "texts") for key, each in mapping(body["texts"], "texts").items()},
         dropped=_texts(body["dropped"], "dropped"),
         counters=_counters(body["counters"], "counters"),
+        others=_texts(body["others"], "others"),
     )
 
 
 def _object_from_json(value: object) -> SourceObject:
-    key, nbytes, etag = items(value, "an object of the source", 3)
-    return SourceObject(text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"))
+    key, nbytes, etag, base = items(value, "an object of the source", 4)
+    return SourceObject(
+        text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"), integer(base, "base")
+    )
 
 
 def _entry_from_json(value: object) -> Entry:

@@ -85,6 +85,40 @@ class Patch:
         """The smallest box of the source's axes that holds the source's box."""
         return _hull(self.source_views, self.source_box)
 
+    @property
+    def unit(self) -> tuple[int, int]:
+        """What of the target is best filled at one stroke: an axis, and consecutive indices along it.
+
+        Where axes are turned over, a part of an index's elements is spread over all that the whole takes
+        from the source. A patch that keeps the order has single indices of the first axis.
+
+        Examples
+        --------
+        Two matrices of 3 x 4, each turned over, one below the other:
+
+        >>> Patch(((2, 4), (3,)), ((3,), (4,)), (0, 0, 0), (1, 4, 3), (0, 0), (-1, 1, 0)).unit
+        (0, 4)
+        """
+        turned = self._first_turned
+        position = 0
+        for axis, factors in enumerate(self.target_views):
+            if turned < position + len(factors):
+                return axis, math.prod(factors[turned - position :])
+            position += len(factors)
+        return 0, 1
+
+    @property
+    def _first_turned(self) -> int:
+        """The first factor of the target that runs along a later one of the source than some factor after it."""
+        least, first = len(self.source_start), len(self.along)
+        for index in range(len(self.along) - 1, -1, -1):
+            if self.shape[index] == 1 or self.along[index] < 0:
+                continue
+            if self.along[index] > least:
+                first = index
+            least = min(least, self.along[index])
+        return first
+
     def within_target(self, box: Box) -> Patch | None:
         """The part of this patch inside a box of the target's factors, None if there is none."""
         common = self.target_box.intersect(box)
