@@ -15,7 +15,8 @@ SOURCE = {
     "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
-    "--dst-strategy", "--dst-layout", "--rename", "--name-map", "--form", "--format", "--prefix", "--ranks",
+    "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
+    "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map", "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}

@@ -16,8 +16,10 @@ from support.checkpoints import catalog_of_ranks, encode, held_by, random_model,
 from reshard.errors import FormatError
 from reshard.formats.containers import Container
 from reshard.planning.catalog import Catalog, Entry, Placement, SourceObject
+from reshard.planning.change import Change
 from reshard.planning.cuts import Cut
 from reshard.planning.limits import Limits
+from reshard.planning.output import Attachment
 from reshard.planning.plan import Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
@@ -71,6 +73,8 @@ CHANGES = {
     "notes": lambda plan: ("other",),
     "manifest_key": lambda plan: "other",
     "renamed": lambda plan: {plan.catalog.entries[0].spec.name: "other"},
+    "change": lambda plan: Change(transposed=True),
+    "attachments": lambda plan: (Attachment("config.json", 0, plan.catalog.objects[0].nbytes),),
 }
 
 

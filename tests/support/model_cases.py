@@ -10,7 +10,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from safetensors import deserialize
-from support.ckpt_parser import parse_ckpt
 from support.patches import lay
 
 from reshard.models.compiled import Compiled, Target
@@ -19,7 +18,8 @@ from reshard.tensor import DType, TensorSpec
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindformers"
 
 NUMPY = {
-    DType.F32: np.float32, DType.F16: np.float16, DType.BF16: ml_dtypes.bfloat16, DType.F8_E4M3: ml_dtypes.float8_e4m3fn,
+    DType.F32: np.float32, DType.F16: np.float16, DType.BF16: ml_dtypes.bfloat16,
+    DType.F8_E4M3: ml_dtypes.float8_e4m3fn,
     DType.F8_E5M2: ml_dtypes.float8_e5m2, DType.F64: np.float64, DType.I64: np.int64, DType.I32: np.int32,
 }  # fmt: skip
 _CKPT_DTYPES = {"Float32": "F32", "Float16": "F16", "BFloat16": "BF16"}
@@ -30,24 +30,17 @@ def _places() -> dict[str, str]:
     return json.loads((FOLDER / "conversion_copies.json").read_text())
 
 
-def read_tensors(case: str, side: str) -> dict[str, np.ndarray]:
-    """Every tensor of one side of a case, whichever format it is in."""
-    own = {path.relative_to(FOLDER).as_posix() for path in (FOLDER / case / side).glob("*")}
-    paths = {path for path in (*_places(), *own) if path.startswith(f"{case}/{side}/")}
-    tensors: dict[str, np.ndarray] = {}
-    for path in sorted(paths):
-        tensors |= _read(FOLDER / _places().get(path, path))
-    return tensors
+def read_tensors(case: str) -> dict[str, np.ndarray]:
+    """Every tensor on the Hugging Face side of a case."""
+    own = {path.relative_to(FOLDER).as_posix() for path in (FOLDER / case / "hf").glob("*")}
+    paths = {path for path in (*_places(), *own) if path.startswith(f"{case}/hf/")}
+    found = [_read(FOLDER / _places().get(path, path)) for path in sorted(paths)]
+    return {name: array for tensors in found for name, array in tensors.items()}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    data = path.read_bytes()
-    if path.suffix == ".ckpt":
-        values = parse_ckpt(data).values
-        found = [(name, _CKPT_DTYPES[v.type_name], v.extents, v.data) for name, v in values.items()]
-    else:
-        found = [(name, t["dtype"], t["shape"], t["data"]) for name, t in deserialize(data)]
-    return {name: np.frombuffer(raw, NUMPY[DType(dtype)]).reshape(shape) for name, dtype, shape, raw in found}
+    found = deserialize(path.read_bytes())
+    return {name: np.frombuffer(t["data"], NUMPY[DType(t["dtype"])]).reshape(t["shape"]) for name, t in found}
 
 
 @cache
@@ -70,9 +63,7 @@ def read_answer(case: str, side: str, only: str = "") -> dict[str, tuple[str, tu
     """Dtype, shape and hash of every tensor that the real code wrote."""
     files = {name: file for name, file in _files(case)[side].items() if only in ("", name)}
     tensors = {k: v for file in files.values() for k, v in file.get("tensors", {}).items()}
-    return {
-        name: (_dtype(said["dtype"]), tuple(said["shape"]), said["sha256"]) for name, said in tensors.items()
-    }
+    return {name: (_dtype(said["dtype"]), tuple(said["shape"]), said["sha256"]) for name, said in tensors.items()}
 
 
 def _dtype(name: str) -> str:

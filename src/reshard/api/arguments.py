@@ -15,7 +15,7 @@ from ..formats.iteration import CommonValue
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget
-from ..storage import Location, open_target, open_target_object
+from ..storage import Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
 
@@ -90,7 +90,7 @@ def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
     container = container_of(dst.rstrip("/"))
     if container is None:
         return open_target(dst), None
-    if options.get("dst_strategy") or options.get("dst_layout") or options.get("prefix") or options.get("form"):
+    if any(options.get(name) for name in ("dst_strategy", "dst_layout", "parallel", "prefix", "form")):
         what = f"{options.get('form')} checkpoints" if options.get("form") else "rank shards"
         raise UsageError(
             f"{dst}: {what} need a prefix to lie below, not the name of one object",
@@ -197,7 +197,9 @@ def check_apart(source: Location, target: Location) -> None:
 
 def check_sources_kept(made: Plan, source: Location, target: Location) -> None:
     """Refuse a plan whose outputs would replace its own source."""
-    sources = {source.child(item.key).identity for item in made.catalog.objects}
+    sources = {source.child(item.key).identity for item in made.catalog.objects if not item.base}
+    others = [open_source(url) for url in made.catalog.others]
+    sources |= {others[item.base - 1].child(item.key).identity for item in made.catalog.objects if item.base}
     keys = (*made.keys, made.manifest_key)
     hit = sorted(target.child(key).url for key in keys if target.child(key).identity in sources)
     raise_all(

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..engine.strategies import read_object
-from ..errors import NotFound, UsageError
 from ..formats.layout_file import encode_layout_file
 from ..formats.ms_strategy import encode_json, encode_protobuf, from_strategy, split_stage
-from ..formats.strict_json import parse_json_object
 from ..models.detecting import detect
 from ..models.parallel import Parallel
 from ..models.parallel_layouts import strategy_from_numbers
-from ..models.parallel_rules import load_layouts
-from ..models.parallel_text import parse_parallel, parse_parallel_config
 from ..planning.catalog import Catalog
-from ..storage import open_location
 from ..tensor import Shape, Strategy
+from .changes import load_config, load_parallel, naming_of
 from .statements import inspect, save
 
-__all__ = ["load_config", "load_parallel", "make_strategy"]
+__all__ = ["make_strategy"]
 
 _YAML = (".yaml", ".yml")
 
@@ -71,7 +66,7 @@ def make_strategy(
     family = family or detect(said, shapes).family.name
     strategy = strategy_from_numbers(
         family,
-        naming or _naming_of(family, shapes),
+        naming or naming_of(family, shapes),
         numbers,
         shapes,
         nbytes=_nbytes(catalog),
@@ -80,45 +75,6 @@ def make_strategy(
     )
     save(dst, _encode(strategy, dst, shapes), overwrite=overwrite)
     return strategy
-
-
-def load_parallel(text: str) -> Parallel:
-    """Read numbers as text, or from the YAML configuration at a URL.
-
-    Examples
-    --------
-    >>> load_parallel("dp=2,mp=4").rank_count
-    8
-    """
-    if not text.endswith(_YAML):
-        return parse_parallel(text)
-    place = open_location(text)
-    return parse_parallel_config(read_object(place), place.url)
-
-
-def load_config(url: str | None, checkpoint: str) -> dict[str, object]:
-    """Read config.json; an empty one if none is named and none lies beside the checkpoint's objects."""
-    if url is not None:
-        place = open_location(url)
-        return parse_json_object(read_object(place), place.url)
-    base = open_location(checkpoint)
-    beside = base.parent if checkpoint.rstrip("/").endswith((".safetensors", ".ckpt")) else base
-    place = beside.child("config.json")
-    try:
-        return parse_json_object(read_object(place), place.url)
-    except NotFound:
-        return {}
-
-
-def _naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
-    namings = load_layouts(family)
-    unknown = {naming: rules.unknown(shapes) for naming, rules in namings.items()}
-    fitting = [naming for naming, names in unknown.items() if not names]
-    if len(fitting) == 1:
-        return fitting[0]
-    found = [f"{naming}: {len(names)} unknown, {', '.join(names[:3])}" for naming, names in unknown.items() if names]
-    told = f"the tensors fit {' and '.join(fitting) or 'none'} of the namings of {family}"
-    raise UsageError(told, hint="Name the one that is meant: --naming.", problems=found)
 
 
 def _nbytes(catalog: Catalog) -> dict[str, int]:

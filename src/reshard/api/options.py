@@ -35,6 +35,23 @@ class Options(TypedDict, total=False):
         New names by old, or the URL of a JSON file that holds them; goes before the rules.
     keep_rank
         Whose copy to take of tensors outside the source's strategy that differ between ranks.
+    to
+        ``ms`` to bring Hugging Face's names and layouts to MindSpore Transformers', ``hf`` for the other way.
+    family, naming, option
+        Whose rules, which of its namings, and its options as ``NAME=VALUE``; by default what
+        ``config.json`` and the names tell, and the family's defaults.
+    config
+        URL of the model's ``config.json``; by default the one beside the source.
+    dtype
+        ``fp32``, ``fp16`` or ``bf16`` for floating-point tensors; FP8 is multiplied by its scales.
+    keep_dtype
+        Patterns of the target's names that keep their dtype.
+    merge_lora, lora
+        Whether to merge adapters that the source holds; or the URL of adapters that are stored apart.
+    lora_scaling
+        What their product is multiplied by; by default what ``adapter_config.json`` says.
+    parallel
+        Numbers to cut the target by, like ``dp=2,mp=4,pp=2``, or the URL of a training job's YAML.
     form
         For a full checkpoint ``hf`` (``model-0000i-of-0000n.safetensors`` with an index, the default)
         or ``mindspore`` (``part<i>.safetensors`` with ``param_name_map.json`` and
@@ -70,6 +87,17 @@ class Options(TypedDict, total=False):
     rename: Iterable[str] | None
     name_map: Mapping[str, str] | str | None
     keep_rank: int | None
+    to: str | None
+    family: str | None
+    naming: str | None
+    option: Iterable[str] | None
+    config: str | None
+    dtype: str | None
+    keep_dtype: Iterable[str] | None
+    merge_lora: bool
+    lora: str | None
+    lora_scaling: float | None
+    parallel: str | None
     form: str | None
     format: str | None
     iteration: int | None
@@ -94,7 +122,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     unknown = sorted(options.keys() - Options.__annotations__.keys())
     if unknown:
         raise TypeError(f"unknown options: {', '.join(unknown)}")
-    is_cut = bool(options.get("dst_strategy") or options.get("dst_layout"))
+    is_cut = bool(options.get("dst_strategy") or options.get("dst_layout") or options.get("parallel"))
+    if options.get("parallel") and (options.get("dst_strategy") or options.get("dst_layout")):
+        raise UsageError("--parallel and a target strategy or layout are both given", hint="Give one of them.")
+    if options.get("to") not in (None, "ms", "hf"):
+        raise UsageError(f"--to {options['to']}: expected ms or hf")
+    if options.get("lora_scaling") is not None and not (options.get("lora") or options.get("merge_lora")):
+        raise UsageError("--lora-scaling needs --lora or --merge-lora")
+    if options.get("option") and not options.get("to"):
+        raise UsageError("--option is of a family's rules: it needs --to")
     form, of_ranks = options.get("form"), (None, "iteration")
     if form not in (None, "hf", "mindspore", "iteration"):
         raise UsageError(f"--form {form}: expected hf, mindspore or iteration")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack
 
@@ -17,11 +17,13 @@ from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
+from ..planning.change import Change, make_tensors
 from ..planning.limits import Limits
+from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.selection import NameFilter, Renames
-from ..planning.target import Target
+from ..planning.target import FullTarget, Target
 from ..storage import open_location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .arguments import (
@@ -34,6 +36,7 @@ from .arguments import (
     rank_target,
     target_base,
 )
+from .changes import add_adapters, attach_companions, change_from, strategy_by_numbers
 from .options import Options, check_options
 
 __all__ = [
@@ -145,21 +148,39 @@ def draw(
     check_apart(location, base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
-        catalog = read_catalog(location, wanted, workers)
+        catalog = add_adapters(read_catalog(location, wanted, workers), options, workers)
         if options.get("form") == "iteration":
             counters = read_counters(catalog, open_source(catalog.url), workers)
             catalog = replace(catalog, counters=counters)
     if catalog.dropped and not catalog.entries:
         raise UsageError(f"{src}: --keep and --drop leave no tensor", hint="reshard inspect lists names.")
     catalog, renamed = renamed_catalog(catalog, renames)
-    shapes = {renamed[entry.spec.name]: entry.spec.shape for entry in catalog.entries}
-    strategy = target.strategy(shapes, local=False) if target is not None else None
+    change, notes = change_from(options, catalog, renamed, src)
+    catalog = replace(catalog, notes=(*catalog.notes, *notes))
+    strategy = _target_strategy(target, change, catalog, renamed, options)
     options = {**options, **settle(catalog, strategy)}
     wished = full_target(name, options, limits) if strategy is None else _cut_target(strategy, options, catalog)
     manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
-    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed)
+    attachments: Sequence[Attachment] = ()
+    if name is None and isinstance(wished, FullTarget) and wished.index_name:  # as Hugging Face's tools open it
+        catalog, attachments = attach_companions(catalog, src, options.get("config"))
+    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments)
     check_sources_kept(made, open_source(catalog.url), base)
     return made
+
+
+def _target_strategy(
+    target: StrategySource | None, change: Change, catalog: Catalog, renamed: Mapping[str, str], options: Options
+) -> Strategy | None:
+    """How the target is cut: as files say, or as numbers do; None for a full checkpoint."""
+    numbers = options.get("parallel")
+    if target is None and numbers is None:
+        return None
+    tensors = make_tensors(catalog, renamed, change).tensors
+    if target is not None:
+        return target.strategy({tensor.spec.name: tensor.spec.shape for tensor in tensors}, local=False)
+    assert numbers is not None
+    return strategy_by_numbers(numbers, change, tensors, options)
 
 
 def _cut_target(strategy: Strategy, options: Options, catalog: Catalog) -> Target:
@@ -222,7 +243,8 @@ def run(plan: Plan, *, overwrite: bool = False, on_event: Listener = ignore) -> 
     """Carry out a plan."""
     source, target = open_source(plan.catalog.url), open_target(plan.target_url)
     check_sources_kept(plan, source, target)
-    return execute(plan, source, target, overwrite=overwrite, listener=on_event)
+    others = [open_source(url) for url in plan.catalog.others]
+    return execute(plan, source, target, others=others, overwrite=overwrite, listener=on_event)
 
 
 _plan = plan
@@ -268,6 +290,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         plan_id_of(manifest.plan),
         open_source(manifest.plan.catalog.url),
         target,
+        others=[open_source(url) for url in manifest.plan.catalog.others],
         subset=Subset.parse(subset) if subset else Subset(),
         listener=on_event,
     )

@@ -43,6 +43,21 @@ class Format(StrEnum):
     CKPT = "ckpt"
 
 
+class Side(StrEnum):
+    """Whose names and layouts."""
+
+    MS = "ms"
+    HF = "hf"
+
+
+class FloatType(StrEnum):
+    """Types of floating-point tensors."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class Form(StrEnum):
     """How a checkpoint is laid out over objects."""
 
@@ -98,6 +113,32 @@ SOURCE: dict[str, tuple[Any, object]] = {
 """Options of :class:`reshard.api.Options` that speak of the source, each with its default."""
 
 CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
+    "to": (
+        Annotated[Side | None, typer.Option(help="Names and layouts of MindSpore Transformers (ms), or back (hf).")],
+        None,
+    ),
+    "family": (_text("NAME", "Whose rules to apply.", default="from config.json and names"), None),
+    "naming": (_text("NAME", "Which of the family's namings, legacy or mcore.", default="the family's"), None),
+    "option": (_texts("NAME=VALUE", "Option of the family's rules, like qkv_concat=true. Repeatable."), None),
+    "config": (_text("URL", "The model's config.json.", default="beside the source"), None),
+    "dtype": (
+        Annotated[FloatType | None, typer.Option(help="Type of floating-point tensors; FP8 is scaled first.")],
+        None,
+    ),
+    "keep_dtype": (_texts("PATTERN", "Tensors of the target that keep their type. Repeatable."), None),
+    "merge_lora": (
+        Annotated[bool, typer.Option("--merge-lora", help="Merge adapters that the source holds into their weights.")],
+        False,
+    ),
+    "lora": (_text("URL", "Merge the adapters there, PEFT's form."), None),
+    "lora_scaling": (
+        Annotated[
+            float | None,
+            typer.Option(metavar="X", show_default="adapter_config.json", help="What their product is multiplied by."),
+        ],
+        None,
+    ),
+    "parallel": (_text("dp=2,mp=4,...|Y.yaml", "Cut by numbers, or as a training job's YAML says."), None),
     "rename": (_texts("OLD=NEW", "Also prefix:OLD=NEW or regex:EXPR=NEW; the first that matches. Repeatable."), None),
     "name_map": (_text("FILE.json", 'New names by old: {"old": "new"}.'), None),
     "dst_strategy": (_text("S", "Strategy file of the target; without one it is a full checkpoint."), None),

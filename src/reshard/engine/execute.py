@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
 from ..planning.catalog import SourceObject
+from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.steps import Step
 from ..planning.target import TreeTarget
 from ..storage import Location, ObjectInfo, Store
+from ..tensor import ByteRange
 from .events import Listener, PhaseStarted, ignore
 from .manifest import Manifest, decode_manifest, encode_manifest
 from .strategies import read_object
@@ -19,7 +21,7 @@ from .transfer import Transfer
 from .upload import Uploads
 from .workers import Workers, working
 
-__all__ = ["check_source", "check_target", "execute", "head_or_none", "writable"]
+__all__ = ["check_source", "check_target", "execute", "head_or_none", "read_attachment", "writable"]
 
 _CHECKPOINT_OBJECT = re.compile(
     r"(rank_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json|param_name_map\.json"
@@ -74,6 +76,8 @@ def execute(
             uploads.remove(plan.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
+        for attachment in plan.attachments:
+            uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
         for document in plan.documents:
             uploads.put_document(document.key, document.data)
         workers.map(uploads.remove, leftovers)
@@ -112,6 +116,13 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> N
     workers.map(check, plan.catalog.objects)
     hint = "Make the plan anew."
     raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)
+
+
+def read_attachment(plan: Plan, sources: Sequence[Location], attachment: Attachment) -> bytes:
+    """Read a small object of the source whole."""
+    item = plan.catalog.objects[attachment.index]
+    place = sources[item.base].child(item.key)
+    return place.store.read(place.key, ByteRange(0, item.nbytes), item.etag) if item.nbytes else b""
 
 
 def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -53,6 +53,7 @@ class Uploads:
         self._objects = {key: _Object() for output in self._outputs for key in output.keys}
         self._crcs: dict[int, dict[int, tuple[int, int]]] = {i: {} for i in range(len(self._outputs))}
         self._put: dict[str, ObjectInfo] = {}
+        self._document_crcs: dict[str, int] = {}
         self._touched: set[str] = set()
         self._is_undone = threading.Event()
 
@@ -66,6 +67,7 @@ class Uploads:
 
     def put_document(self, key: str, data: bytes) -> None:
         """Write a small object of known bytes."""
+        self._document_crcs[key] = crc32c(data)
         self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
 
     def remove(self, key: str) -> None:
@@ -89,9 +91,8 @@ class Uploads:
         for index, output in enumerate(self._outputs):
             crc = combined_crc32c(value for _, value in sorted(self._crcs[index].items()))
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        for document in self._plan.documents:
-            info = self._put[document.key]
-            found.append(Receipt(document.key, info.nbytes, info.etag, crc32c(document.data)))
+        for key, crc in self._document_crcs.items():
+            found.append(Receipt(key, self._put[key].nbytes, self._put[key].etag, crc))
         return tuple(found)
 
     def undo(self) -> Sequence[str]:

@@ -9,13 +9,14 @@ from functools import partial
 
 from ..errors import UsageError
 from ..formats.containers import Container
+from ..planning.output import Attachment, Document
 from ..planning.plan import Plan
 from ..planning.steps import FilledPart, Step
 from ..storage import Location
 from ..tensor import ByteRange
 from .arena import ThreadBuffers
 from .events import Listener, PhaseStarted, ignore
-from .execute import check_source, head_or_none
+from .execute import check_source, head_or_none, read_attachment
 from .manifest import Manifest, Receipt
 from .scatter import first_difference
 from .transfer import Transfer
@@ -109,10 +110,11 @@ def verify_manifest(
         comparison = _Comparison(plan, target, frozenset(problems), transfer.buffers)
         listener(PhaseStarted("verify"))
         transfer.run(_chosen(plan, subset), comparison)
-        _check_documents(plan, comparison, workers)
+        _check_documents(plan, sources, comparison, workers)
     found = sorted(problems.values()) + sorted(comparison.problems)
     total = sum(output.nbytes * len(output.keys) for output in plan.outputs)
     total += sum(len(document.data) for document in plan.documents)
+    total += sum(attachment.nbytes for attachment in plan.attachments)
     return Report(plan_id, comparison.checked_bytes, total, len(manifest.receipts), tuple(found[:_MAX_PROBLEMS]))
 
 
@@ -141,13 +143,14 @@ def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> di
     return problems
 
 
-def _check_documents(plan: Plan, comparison: _Comparison, workers: Workers) -> None:
-    def check(number: int) -> None:
-        document = plan.documents[number]
-        if document.key not in comparison.skipped:
-            comparison.compare(document.key, 0, memoryview(document.data))
+def _check_documents(plan: Plan, sources: Sequence[Location], comparison: _Comparison, workers: Workers) -> None:
+    def check(item: Document | Attachment) -> None:
+        if item.key not in comparison.skipped:
+            data = item.data if isinstance(item, Document) else read_attachment(plan, sources, item)
+            comparison.compare(item.key, 0, memoryview(data))
 
-    workers.map(check, range(len(plan.documents)))
+    items: list[Document | Attachment] = [*plan.documents, *plan.attachments]
+    workers.map(check, items)
 
 
 @dataclass

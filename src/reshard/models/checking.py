@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..errors import FormatError, raise_all
 from .family import Case, Condition, Family, Naming, Option, Row
+from .leaves import leaves_of
 from .pattern import TensorPattern
 
 __all__ = ["check_family", "shaped"]
@@ -93,3 +94,14 @@ def _of_row(row: Row, known: set[str]) -> Iterator[str]:
             for tensor in (*sides[0], *sides[1]):
                 unknown = (tensor.name.names | {f for axis in tensor.axes or () for f in axis.factors}) - known
                 yield from (f"{tensor.name}: {name} is not known" for name in sorted(unknown))
+                yield from (f"{tensor.name}: factor {name} twice in one part" for name in _repeated(tensor))
+
+
+def _repeated(tensor: TensorPattern) -> list[str]:
+    """Factors that one part has more than once: nothing would tell which is which on the other side."""
+    factors = {factor for axis in tensor.axes or () for factor in axis.factors}
+    for leaf in leaves_of(tensor, dict.fromkeys(factors, 2)):
+        seen = [digit.factor for digit in leaf.digits]
+        if len(set(seen)) != len(seen):
+            return sorted({factor for factor in seen if seen.count(factor) > 1})
+    return []

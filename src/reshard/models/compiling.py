@@ -13,7 +13,7 @@ from .expanding import Expansion, Expected, Wanted, expand, name_values
 from .family import Drop, Family, Naming
 from .loading import training_state
 from .scales import find_scales
-from .settings import Settings, find_options, settle
+from .settings import Settings, find_options, is_layout, settle
 
 __all__ = ["DIRECTIONS", "compile_rules"]
 
@@ -77,7 +77,13 @@ def compile_rules(
     source_side = "hf" if direction == "to_ms" else "ms"
     found = {name: value for name, (value, _) in find_options(family, source_side, specs).items()}
     settings = settle(family, config, {**found, **options})
-    return _Compilation(family, family.naming(naming), direction, settings, config, specs, dtype).run()
+    compilation = _Compilation(family, family.naming(naming), direction, settings, config, specs, dtype)
+    for option in family.options:
+        if option.side == source_side and option.name not in {*found, *options} and is_layout(option, family):
+            compilation.note(
+                f"{option.name}: {str(option.default).lower()} by default; names do not tell: {option.says}"
+            )
+    return compilation.run()
 
 
 class _Compilation:
@@ -108,6 +114,10 @@ class _Compilation:
             for rule in naming.dtypes
             if rule.side == self._target_side and settings.holds(rule.when)
         ]
+
+    def note(self, text: str) -> None:
+        """Say something, once."""
+        self._notes[text] = None
 
     def run(self) -> Compiled:
         """Expand every row, then see what is left over."""

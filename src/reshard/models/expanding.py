@@ -53,8 +53,9 @@ class Expansion:
 
     @property
     def title(self) -> str:
-        """The row, by its source patterns."""
-        return ", ".join(str(tensor.name) for tensor in self.source.tensors)
+        """The row, by its patterns."""
+        sides = [", ".join(str(tensor.name) for tensor in case.tensors) for case in (self.source, self.target)]
+        return " -> ".join(sides)
 
     def targets(self) -> Iterator[Wanted]:
         """Yield every target tensor."""

@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
+from ..errors import PlanError
 from ..tensor import Patch, Shape, Views
 from .pattern import Group, TensorPattern
 
 __all__ = ["Leaf", "leaves_of", "patches_between", "shape_of"]
+
+
+_MOST_UNROLLED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,8 @@ def _patches(target: Leaf, source: Leaf, atoms: tuple[_Atom, ...]) -> Iterator[P
         yield _patch(into, out_of, atoms)
         return
     unrolled = min(atoms, key=attrgetter("extent"))
+    if unrolled.extent > _MOST_UNROLLED:
+        raise PlanError(f"{target.label or 'a part'} of {target.shape}: strides that fit no box; are the sizes right?")
     rest = tuple(atom for atom in atoms if atom is not unrolled)
     for position in range(unrolled.extent):
         yield from _patches(

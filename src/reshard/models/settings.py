@@ -11,7 +11,7 @@ from ..formats.strict_json import shown
 from .expression import Expression
 from .family import Condition, Family, Index, Option, OptionValue, Parameter
 
-__all__ = ["Settings", "config_value", "find_options", "settle"]
+__all__ = ["Settings", "config_value", "find_options", "is_layout", "settle"]
 
 Value = int | bool | str | tuple[int, ...]
 
@@ -80,6 +80,19 @@ def find_options(family: Family, side: str, names: Collection[str]) -> dict[str,
             if name is not None and option.name not in found:
                 found[option.name] = (value, name)
     return found
+
+
+def is_layout(option: Option, family: Family) -> bool:
+    """Whether shapes or forms of rows depend on an option, and not only what is written beside them."""
+    conditions = [row.when for naming in family.namings for row in naming.rows]
+    conditions += [c.when for naming in family.namings for row in naming.rows for c in (*row.hf, *row.ms)]
+    expressions = [expression for parameter in family.parameters for _, expression in parameter.choices]
+    expressions += [p.otherwise for p in family.parameters if isinstance(p.otherwise, Expression)]
+    return (
+        any(parameter.by == option.name for parameter in family.parameters)
+        or any(name == option.name for condition in conditions for name, _ in condition)
+        or any(option.name in expression.names for expression in expressions)
+    )
 
 
 def settle(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:

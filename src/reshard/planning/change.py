@@ -16,9 +16,8 @@ from ..models.scales import find_scales
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, Origin
 from .output import Making, Piece, TargetTensor
-from .selection import NameFilter
 
-__all__ = ["Change", "Made", "make_tensors"]
+__all__ = ["NO_CHANGE", "Change", "Made", "make_tensors"]
 
 _FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 _QUANTISED = Quantised("_scale_inv", "quantization_config.weight_block_size", (128, 128))
@@ -39,7 +38,7 @@ class Change:
     dtype
         Of floating-point tensors in the target; None to keep them.
     kept
-        Patterns of the target's names whose dtype is kept.
+        Names of the target whose dtype is kept.
     scalings
         What the product of each weight's adapters is multiplied by, by the weight's name; adapters
         are merged if there are any.
@@ -53,9 +52,12 @@ class Change:
     options: Mapping[str, int | str | bool] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     dtype: DType | None = None
-    kept: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
+
+
+NO_CHANGE = Change()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,7 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         specs,
         change.dtype,
     )
-    kept = NameFilter(keep=change.kept)
-    tensors = tuple(_compiled(compiled, values, change, kept))
+    tensors = tuple(_compiled(compiled, values, change))
     return Made(tensors, (*notes, *_rule_notes(compiled), *_cast_notes(tensors, catalog)))
 
 
@@ -122,9 +123,7 @@ def _values(catalog: Catalog, renamed: Mapping[str, str], change: Change) -> tup
     return _merged(catalog, values, change)
 
 
-def _merged(
-    catalog: Catalog, values: dict[str, _Value], change: Change
-) -> tuple[dict[str, _Value], tuple[str, ...]]:
+def _merged(catalog: Catalog, values: dict[str, _Value], change: Change) -> tuple[dict[str, _Value], tuple[str, ...]]:
     is_apart = {name: _is_apart(catalog, value.entry) for name, value in values.items()}
     adapters = find_adapters(
         [value.spec for name, value in values.items() if not is_apart[name]],
@@ -165,31 +164,28 @@ def _plain(values: Mapping[str, _Value], change: Change) -> Iterable[TargetTenso
     scales, problems = find_scales(_QUANTISED, change.config, specs if change.dtype else {})
     raise_all(PlanError, "scales that do not fit their tensors", problems)
     consumed = {scale.tensor for scale in scales.values()}
-    kept = NameFilter(keep=change.kept)
     for name, value in values.items():
         if name in consumed:
             continue
         scale = scales.get(name)
-        dtype = _wished(value.spec, change, kept) if scale is None else change.dtype or DType.BF16
+        dtype = _wished(value.spec, change) if scale is None else change.dtype or DType.BF16
         spec = TensorSpec(name, dtype, value.spec.shape)
         patch = plain_patch(extent_of(value.spec)[0])
         yield _tensor(spec, [(value, patch, scale)], values, change, value.origin)
 
 
-def _wished(spec: TensorSpec, change: Change, kept: NameFilter) -> DType:
-    if change.dtype is None or spec.dtype not in _FLOATS or (change.kept and kept.is_kept(spec.name)):
+def _wished(spec: TensorSpec, change: Change) -> DType:
+    if change.dtype is None or spec.dtype not in _FLOATS or spec.name in change.kept:
         return spec.dtype
     return change.dtype
 
 
-def _compiled(
-    compiled: Compiled, values: Mapping[str, _Value], change: Change, kept: NameFilter
-) -> Iterable[TargetTensor]:
+def _compiled(compiled: Compiled, values: Mapping[str, _Value], change: Change) -> Iterable[TargetTensor]:
     for target in compiled.targets:
         spec = target.spec
-        sources = {values[part.source].spec.dtype for part in target.parts}
-        if change.kept and kept.is_kept(spec.name) and len(sources) == 1 and sources <= _FLOATS:
-            spec = TensorSpec(spec.name, *sources, spec.shape)
+        sources = {values[part.source].spec.dtype for part in target.parts} if spec.name in change.kept else set()
+        if len(sources) == 1 and sources <= _FLOATS:
+            spec = TensorSpec(spec.name, sources.pop(), spec.shape)
         yield _tensor(spec, [_taken(part, values) for part in target.parts], values, change)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .memory import Buffers, over_budget
-from .output import Document
+from .output import Attachment, Document
 from .steps import Group, Recipe, Step, group_steps
 
 __all__ = ["Cost", "count_cost"]
@@ -49,7 +49,13 @@ class Cost:
         return self.get_count + self.put_count + self.part_count + 2 * self.upload_count
 
 
-def count_cost(recipe: Recipe, groups: Iterable[Group], documents: Iterable[Document], buffers: Buffers) -> Cost:
+def count_cost(
+    recipe: Recipe,
+    groups: Iterable[Group],
+    documents: Sequence[Document],
+    attachments: Sequence[Attachment],
+    buffers: Buffers,
+) -> Cost:
     """Walk every step once and add up.
 
     Raises
@@ -66,13 +72,13 @@ def count_cost(recipe: Recipe, groups: Iterable[Group], documents: Iterable[Docu
             _add(total, recipe, step, is_small=group.is_small)
     if total["largest"] > buffers.parts_bytes:  # what is computed was taken to be smaller
         raise over_budget(buffers, total["largest"])
-    documents = tuple(documents)
+    copied = sum(each.nbytes for each in attachments)
     return Cost(
-        needed_bytes=total["needed"],
-        read_bytes=total["read"],
-        written_bytes=total["written"] + sum(len(document.data) for document in documents),
-        get_count=total["gets"],
-        put_count=total["puts"] + len(documents),
+        needed_bytes=total["needed"] + copied,
+        read_bytes=total["read"] + copied,
+        written_bytes=total["written"] + sum(len(document.data) for document in documents) + copied,
+        get_count=total["gets"] + len(attachments),
+        put_count=total["puts"] + len(documents) + len(attachments),
         part_count=total["parts"],
         upload_count=uploads,
         step_count=total["steps"],

@@ -15,6 +15,7 @@ from .catalog import Catalog, Origin
 
 __all__ = [
     "BOOKKEEPING",
+    "Attachment",
     "Carried",
     "Document",
     "Making",
@@ -142,6 +143,15 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A small object of the source that is copied as it is (a tokenizer, say): the catalog's ``index``-th."""
+
+    key: str
+    index: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Carried:
     """What outputs hold besides tensors.
 
@@ -220,7 +230,7 @@ def sample(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
-def check_outputs(outputs: Sequence[Output], documents: Sequence[Document], max_object_bytes: int) -> None:
+def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachment], max_object_bytes: int) -> None:
     """Raise PlanError when two outputs would have one key, or one cannot hold what it should or is too large."""
     for output in outputs:
         try:
@@ -230,6 +240,6 @@ def check_outputs(outputs: Sequence[Output], documents: Sequence[Document], max_
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
     large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
     raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
-    keys = [key for output in outputs for key in output.keys] + [document.key for document in documents]
+    keys = [key for output in outputs for key in output.keys] + [other.key for other in others]
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)
     raise_all(PlanError, "several outputs would have one key", twice, hint="Use {rank} in the name.")

@@ -12,12 +12,12 @@ from ..formats.containers import Container
 from ..formats.ms_ckpt import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
-from .change import Change, make_tensors
+from .change import NO_CHANGE, Change, make_tensors
 from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import Limits
 from .memory import Buffers, share_memory
-from .output import BOOKKEEPING, Carried, Document, Output, TargetTensor, check_outputs
+from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, check_outputs
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
@@ -50,6 +50,8 @@ class Plan:
         The source's names of tensors that are called otherwise, with their new names.
     change
         What becomes of the tensors under these names before they are cut.
+    attachments
+        Small objects that are copied besides.
     """
 
     catalog: Catalog
@@ -61,7 +63,8 @@ class Plan:
     notes: tuple[str, ...]
     manifest_key: str = MANIFEST_KEY
     renamed: Mapping[str, str] = field(default_factory=dict)
-    change: Change = Change()
+    change: Change = NO_CHANGE
+    attachments: tuple[Attachment, ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TargetTensor, ...]:
@@ -91,7 +94,8 @@ class Plan:
     @property
     def keys(self) -> tuple[str, ...]:
         """Every object that will be written but the manifest, counted from the target's URL."""
-        return tuple(key for output in self.outputs for key in output.keys) + tuple(d.key for d in self.documents)
+        beside = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
+        return (*(key for output in self.outputs for key in output.keys), *beside)
 
     def steps(self, group: int) -> Iterator[Step]:
         """Derive the steps of one group, in order."""
@@ -105,7 +109,8 @@ def make_plan(
     limits: Limits,
     manifest_key: str = MANIFEST_KEY,
     renamed: Mapping[str, str] | None = None,
-    change: Change = Change(),
+    change: Change = NO_CHANGE,
+    attachments: Sequence[Attachment] = (),
 ) -> Plan:
     """Decide how to make a target of a source, or refuse.
 
@@ -123,6 +128,8 @@ def make_plan(
         New names of tensors, by those of the source.
     change
         What becomes of the tensors under these names.
+    attachments
+        Small objects to copy besides.
 
     Returns
     -------
@@ -145,7 +152,7 @@ def make_plan(
     outputs = target.outputs(tensors, Carried.of(catalog, renamed))
     check_texts(outputs)
     documents = target.documents(outputs, tensors)
-    check_outputs(outputs, documents, limits.max_object_bytes)
+    check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
     try:
         recipe = Recipe(catalog, tensors, outputs, buffers.limits)
@@ -157,7 +164,7 @@ def make_plan(
         buffers = share_memory(replace(limits, unit_bytes=1))
         recipe = Recipe(catalog, tensors, outputs, buffers.limits)
         groups = form_groups(recipe, families, buffers)
-    cost = count_cost(recipe, groups, documents, buffers)
+    cost = count_cost(recipe, groups, documents, attachments, buffers)
     return Plan(
         catalog,
         target,
@@ -169,6 +176,7 @@ def make_plan(
         manifest_key,
         renamed,
         change,
+        tuple(attachments),
     )
 
 

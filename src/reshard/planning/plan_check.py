@@ -31,6 +31,7 @@ from .steps import Group, Recipe, rows_between, sources_of, stored_at
 from .target import IterationTarget, RankTarget
 
 __all__ = [
+    "MAX_ATTACHMENT_BYTES",
     "check_catalog",
     "check_plan",
     "check_spec",
@@ -54,6 +55,7 @@ MAX_PAIRS = 1 << 24
 MAX_HEADER_TEXT = 1 << 31
 MAX_PIECES = 1 << 16  # 32 TiB in .ckpt tensors of more than one piece
 MAX_STEP_READS = 1 << 20
+MAX_ATTACHMENT_BYTES = 64 << 20
 MAX_WORK = 1 << 28
 _MAX_CORNERS = 1 << 24
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -294,8 +296,17 @@ def check_plan(plan: Plan) -> None:
     keys = [*plan.keys, plan.manifest_key]
     _check_keys(keys, "output")
     _check_parents(keys)
+    _check_attachments(plan)
     _check_groups(plan)
     _check_cost(plan)
+
+
+def _check_attachments(plan: Plan) -> None:
+    """Refuse what is no small object of the source: it is held in memory whole."""
+    for each in plan.attachments:
+        found = plan.catalog.objects[each.index].nbytes if each.index < len(plan.catalog.objects) else -1
+        if found != each.nbytes or found > MAX_ATTACHMENT_BYTES:
+            raise refused(f"attachment {shown(each.key)}", f"an object of at most {MAX_ATTACHMENT_BYTES} bytes", found)
 
 
 def _check_parents(keys: Sequence[str]) -> None:
@@ -386,7 +397,7 @@ class _Work:
 
 def _check_cost(plan: Plan) -> None:
     """Count anew; sharing out the memory twice may round the peak by less than one byte a request."""
-    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.buffers)
+    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers)
     if plan.cost != replace(counted, peak_bytes=plan.cost.peak_bytes):
         raise refused("cost", str(counted), str(plan.cost))
     if not 0 <= counted.peak_bytes - plan.cost.peak_bytes < plan.limits.concurrency:

@@ -19,6 +19,7 @@ from .change import Change
 from .cost import Cost
 from .cuts import Cut
 from .limits import Limits
+from .output import Attachment
 from .plan import Plan
 from .plan_check import (
     check_catalog,
@@ -62,6 +63,7 @@ _PLAN_FIELDS = (
     "manifest_key",
     "renamed",
     "change",
+    "attachments",
 )
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
@@ -90,7 +92,8 @@ def plan_to_json(plan: Plan) -> Json:
         "notes": list(plan.notes),
         "manifest_key": plan.manifest_key,
         "renamed": dict(plan.renamed),
-        "change": asdict(plan.change),
+        "attachments": [[each.key, each.index, each.nbytes] for each in plan.attachments],
+        "change": {**asdict(plan.change), "kept": sorted(plan.change.kept)},
     }
     return {"plan_id": _hash(body), **body}
 
@@ -156,8 +159,14 @@ def _plan_from_json(body: Json) -> Plan:
         notes=_texts(found["notes"], "notes"),
         manifest_key=text(found["manifest_key"], "manifest_key"),
         change=_change_from_json(found["change"]),
+        attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
         renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )
+
+
+def _attachment_from_json(value: object) -> Attachment:
+    key, index, nbytes = items(value, "an attachment", 3)
+    return Attachment(text(key, "key"), integer(index, "index"), integer(nbytes, "bytes of an attachment"))
 
 
 def _change_from_json(value: object) -> Change:
@@ -173,7 +182,7 @@ def _change_from_json(value: object) -> Change:
         options={key: each for key, each in options.items() if isinstance(each, int | str)},
         config=mapping(body["config"], "config"),
         dtype=None if body["dtype"] is None else choice(body["dtype"], "dtype", DType),
-        kept=_texts(body["kept"], "kept"),
+        kept=frozenset(_texts(body["kept"], "kept")),
         scalings={key: float(each) for key, each in scalings.items()},  # type: ignore[arg-type]
         transposed=_boolean(body["transposed"], "transposed"),
     )

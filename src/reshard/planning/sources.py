@@ -19,6 +19,7 @@ __all__ = [
     "full_catalog",
     "placements_of",
     "tree_catalog",
+    "with_adapters",
 ]
 
 ALL_NAMES = NameFilter()
@@ -127,6 +128,36 @@ def tree_catalog(
         texts=texts,
         dropped=dropped_names(objects, names),
     )
+
+
+def with_adapters(catalog: Catalog, adapters: Catalog) -> Catalog:
+    """Put the tensors of another catalog beside a model's.
+
+    Raises
+    ------
+    CatalogError
+        Both have a tensor of one name.
+    """
+    names = {entry.spec.name for entry in catalog.entries}
+    twice = [entry.spec.name for entry in adapters.entries if entry.spec.name in names]
+    raise_all(CatalogError, f"{adapters.url}: adapters and model both have these tensors", twice)
+    first, base = len(catalog.objects), len(catalog.others) + 1
+    moved = tuple(
+        replace(entry, placements=tuple(_moved(placement, first) for placement in entry.placements))
+        for entry in adapters.entries
+    )
+    return replace(
+        catalog,
+        objects=(*catalog.objects, *(replace(item, base=base) for item in adapters.objects)),
+        entries=(*catalog.entries, *moved),
+        others=(*catalog.others, adapters.url),
+        notes=(*catalog.notes, *adapters.notes),
+        header_bytes=catalog.header_bytes + adapters.header_bytes,
+    )
+
+
+def _moved(placement: Placement, first: int) -> Placement:
+    return replace(placement, holders=tuple((index + first, byte) for index, byte in placement.holders))
 
 
 def placements_of(held: Sequence[tuple[int, Stored]], origin: Shape | None = None) -> tuple[Placement, ...]:
