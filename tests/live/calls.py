@@ -27,8 +27,6 @@ class Step:
     reshard
         Arguments of ``reshard.convert``; ``src``, ``src_strategy`` and ``dst_strategy`` relative to the case's folder.
         None where there is nothing to compare: the step only makes another one's input.
-    waits_for
-        What of reshard the row needs and does not find yet.
     applies
         Whether MindSpore answers rightly for a case.
     """
@@ -36,7 +34,6 @@ class Step:
     name: str
     mindspore: Callable[[Drawn], tuple[str, Arguments]]
     reshard: Callable[[Drawn], Arguments] | None
-    waits_for: str = ""
     applies: Callable[[Drawn], bool] = lambda drawn: True
 
 
@@ -166,6 +163,16 @@ def _files(function: str) -> Callable:
     return call
 
 
+def _rewritten(function: str, **others: Any) -> Callable:
+    """The function of reshard's own that has this name, in the place of ``convert``."""
+
+    def arguments(drawn: Drawn) -> Arguments:
+        found = {"function": function, "src": "out/split"}
+        return found | {k: v(drawn) if callable(v) else v for k, v in others.items()}
+
+    return arguments
+
+
 def _files_renamed(function: str) -> Callable:
     def call(drawn: Drawn) -> tuple[str, Arguments]:
         return function, {"file_path": "out/split", "save_path": "out/renamed", "name_map": _renamed(drawn)}
@@ -173,8 +180,6 @@ def _files_renamed(function: str) -> Callable:
     return call
 
 
-_CKPT = ".ckpt"
-_FORM = "MindSpore's full form"
 _ONE_RANK = _load("load_one_rank", rank_id=_one_rank)
 
 SAFETENSORS = (
@@ -190,23 +195,24 @@ SAFETENSORS = (
         "split_to_ckpt",
         _transform("in/full", "split_to_ckpt", None, _first, "ckpt"),
         _convert("in/full", None, _first, format="ckpt"),
-        waits_for=_CKPT,
         applies=lambda drawn: drawn.first.is_flat,
     ),
-    Step("unify", _unify("out/split", "unify"), _unified("out/split"), waits_for=_FORM),
+    Step("unify", _unify("out/split", "unify"), _unified("out/split")),
     Step(
         "unify_renamed",
         _unify("out/split", "unify_renamed", choice_func=lambda drawn: {"rename": _renamed(drawn)}),
-        _unified("out/split", rename=_renamed),
-        waits_for="renaming",
+        _unified("out/split", name_map=_renamed),
     ),
-    Step("deduplicated", _deduplicate, _convert("in/full", None, _first, remove_redundancy=True),
-         waits_for="remove_redundancy", applies=_is_deduplicable),
+    Step(
+        "deduplicated",
+        _deduplicate,
+        _convert("in/full", None, _first, remove_redundancy=True),
+        applies=_is_deduplicable,
+    ),
     Step(
         "unify_deduplicated",
         _unify("out/deduplicated", "unify_deduplicated", merge_with_redundancy=False),
         _unified("out/deduplicated"),
-        waits_for=_FORM,
         applies=_is_deduplicable,
     ),
     # MindSpore's tool drops tensors without a word when it is given deduplicated shards: the answer for whole ones.
@@ -221,27 +227,23 @@ SAFETENSORS = (
         "unify_suffix",
         _unify("out/twice", "unify_suffix", file_suffix="2_10"),
         _unified("out/twice", file_suffix="2_10"),
-        waits_for="file_suffix",
     ),
     Step("load", _load("load"), _loaded()),
     Step("load_one_rank", _ONE_RANK, _loaded(ranks=lambda drawn: [_one_rank(drawn)])),
-    Step("load_to_ckpt", _load("load_to_ckpt", "ckpt"), _loaded(prefix="net.ckpt", format="ckpt"), waits_for=_CKPT),
-    Step("safetensors_to_ckpt", _files("safetensors_to_ckpt"), _convert("out/split", _first, _first, format="ckpt"),
-         waits_for=_CKPT),
+    Step("load_to_ckpt", _load("load_to_ckpt", "ckpt"), _loaded(prefix="net.ckpt", format="ckpt")),
+    Step("safetensors_to_ckpt", _files("safetensors_to_ckpt"), _rewritten("safetensors_to_ckpt")),
 )  # fmt: skip
 
 CKPT = (
-    Step("saved", _save("ckpt"), _convert("out/saved", None, None, format="ckpt"), waits_for=_CKPT),
+    Step("saved", _save("ckpt"), _convert("out/saved", None, None, format="ckpt")),
     Step("split", _transform("in/full", "split", None, _first, "ckpt"),
-         _convert("in/full", None, _first, format="ckpt"), waits_for=_CKPT),
+         _convert("in/full", None, _first, format="ckpt")),
     Step("reshard", _transform("out/split", "reshard", _first, _second, "ckpt"),
-         _convert("out/split", _first, _second, format="ckpt"), waits_for=_CKPT),
+         _convert("out/split", _first, _second, format="ckpt")),
     Step("whole", _transform("out/split", "whole", _first, None, "ckpt"),
-         _convert("out/split", _first, None, format="ckpt"), waits_for=_CKPT),
-    Step("ckpt_to_safetensors", _files("ckpt_to_safetensors"), _convert("out/split", _first, _first),
-         waits_for=_CKPT),
-    Step("renamed", _files_renamed("ckpt_to_safetensors"), _convert("out/split", _first, _first, rename=_renamed),
-         waits_for="renaming"),
+         _convert("out/split", _first, None, format="ckpt")),
+    Step("ckpt_to_safetensors", _files("ckpt_to_safetensors"), _rewritten("ckpt_to_safetensors")),
+    Step("renamed", _files_renamed("ckpt_to_safetensors"), _rewritten("ckpt_to_safetensors", name_map=_renamed)),
 )  # fmt: skip
 
 CHAINS: Mapping[str, tuple[Step, ...]] = {"safetensors": SAFETENSORS, "ckpt": CKPT}

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from live import calls, drawing
 
-from reshard.errors import CatalogError
-
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parents[1] / ".oracle" / "venv" / "bin" / "python"
 SEED = int(os.environ.get("ORACLE_SEED") or random.randrange(10**6))
@@ -40,15 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         rows = [(form, index, step) for form, step in steps for index in range(COUNT)]
         metafunc.parametrize(
             ("form", "index", "step"),
-            [pytest.param(*row, marks=_marks(row[2]), id=f"{row[0]}-{row[2].name}-{row[1]}") for row in rows],
+            [pytest.param(*row, id=f"{row[0]}-{row[2].name}-{row[1]}") for row in rows],
         )
-
-
-def _marks(step: calls.Step) -> list[pytest.MarkDecorator]:
-    """A row may wait for an argument or a kind of source that reshard lacks; a wrong answer still fails."""
-    lacking = (TypeError, CatalogError)
-    reason = f"waits for {step.waits_for}"
-    return [pytest.mark.xfail(strict=False, raises=lacking, reason=reason)] if step.waits_for else []
 
 
 @pytest.fixture
