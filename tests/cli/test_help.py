@@ -16,7 +16,8 @@ SOURCE = {
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
-    "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map", "--form", "--format", "--prefix", "--ranks",
+    "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map",
+    "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}

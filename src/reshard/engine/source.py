@@ -150,6 +150,10 @@ def read_tree(
     opened = read_all(location, infos, chosen, workers, check_crc=wanted.check_crc)
     kind = f"{len(chosen)} {container.suffix} objects, each on its own"
     made = tree_catalog(location.url, kind, opened, tree_name, names=wanted.names)
+    filled = {placement.holders[0][0] for entry in made.entries for placement in entry.placements}
+    empty = [item.key for index, item in enumerate(made.objects) if index not in filled]
+    hint = "Each object is converted on its own: keep some tensor of each, or choose objects by name."
+    raise_all(UsageError, f"{location.url}: objects of which no tensor is left", empty, hint)
     return replace(made, header_bytes=sum(contents.index_bytes for _, contents in opened))
 
 
