@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..models.lora import adapter_boxes
+from ..planning.limits import KERNEL_BYTES
 from ..tensor import Box, DType, Shape
 from .compute_product import merge_block
 
@@ -30,9 +31,6 @@ __all__ = [
     "cast",
     "scale_box",
 ]
-
-KERNEL_BYTES = 4 << 20
-"""No kernel takes more memory than this of its own, whatever the size of its tiles."""
 
 _Array = npt.NDArray[Any]
 _BLOCK = 1 << 16  # elements: what one step converts fits the processor's cache, and the lock is released within

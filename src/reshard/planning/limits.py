@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 
 from ..errors import UsageError
 
-__all__ = ["KIB", "MIB", "Limits"]
+__all__ = ["KERNEL_BYTES", "KIB", "MIB", "Limits"]
 
 KIB = 1 << 10
 MIB = 1 << 20
+KERNEL_BYTES = 4 * MIB
+"""No kernel takes more memory of its own than this."""
 
 # Beyond what any machine gains from: a saved plan's limits become threads and buffers.
 _MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30}
@@ -37,6 +39,8 @@ class Limits:
         Bytes read for each byte needed, at most, when gaps are read.
     client_bytes
         What the store's client holds for each request in flight, besides our buffers (measured).
+    kernel_bytes
+        What a thread holds besides while it computes values; 0 where nothing is computed.
     row_bytes
         Finest step in which tensors are cut between upload parts.
     unit_bytes
@@ -63,6 +67,7 @@ class Limits:
     max_gap_bytes: int = 512 * KIB
     max_over_read: int = 64
     client_bytes: int = 1 * MIB
+    kernel_bytes: int = 0
     row_bytes: int = 256 * KIB
     unit_bytes: int = 128 * MIB
     object_bytes: int = 5_000_000_000
@@ -74,7 +79,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name == "max_gap_bytes" else 1
+            least = 0 if name in ("max_gap_bytes", "kernel_bytes") else 1
             if value < least:
                 raise UsageError(f"{name} must be at least {least}, found {value}")
             if value > _MOST.get(name, value):

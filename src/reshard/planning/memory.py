@@ -53,7 +53,7 @@ def share_memory(limits: Limits) -> Buffers:
     least, most = _reads_bytes(limits)
     reads_bytes = min(most, max(least, limits.memory_bytes // 8))
     read_bytes = reads_bytes // limits.concurrency
-    client_bytes = limits.concurrency * limits.client_bytes
+    client_bytes = limits.concurrency * (limits.client_bytes + limits.kernel_bytes)
     return Buffers(
         limits,
         read_bytes,
@@ -73,7 +73,7 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     [-1, 0]
     """
     least, most = _reads_bytes(limits)
-    rest = limits.concurrency * limits.client_bytes + step_bytes
+    rest = limits.concurrency * (limits.client_bytes + limits.kernel_bytes) + step_bytes
     with_an_eighth = (rest - 1) * 8 // 7 + 1
     return min(rest + most, max(rest + least, with_an_eighth))
 

@@ -15,7 +15,7 @@ from .catalog import Catalog
 from .change import NO_CHANGE, Change, make_tensors
 from .cost import Cost, count_cost
 from .groups import form_groups
-from .limits import Limits
+from .limits import KERNEL_BYTES, Limits
 from .memory import Buffers, share_memory
 from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, check_outputs
 from .steps import Group, Recipe, Step, group_steps
@@ -146,9 +146,11 @@ def make_plan(
         Two outputs would have one key, or cannot hold what they should.
     """
     renamed = {old: new for old, new in (renamed or {}).items() if old != new}
-    buffers = share_memory(limits)
     made = make_tensors(catalog, renamed, change)
     tensors = made.tensors
+    if any(tensor.tile_itemsize for tensor in tensors):
+        limits = replace(limits, kernel_bytes=KERNEL_BYTES)
+    buffers = share_memory(limits)
     outputs = target.outputs(tensors, Carried.of(catalog, renamed))
     check_texts(outputs)
     documents = target.documents(outputs, tensors)
