@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..formats.layout_file import encode_layout_file
-from ..formats.ms_strategy import encode_json, encode_protobuf, from_strategy, split_stage
 from ..models.detecting import detect
 from ..models.parallel import Parallel
 from ..models.parallel_layouts import strategy_from_numbers
 from ..planning.catalog import Catalog
-from ..tensor import Shape, Strategy
+from ..tensor import Strategy
 from .changes import load_config, load_parallel, naming_of
 from .statements import inspect, save
+from .strategies import encode_strategy
 
 __all__ = ["make_strategy"]
-
-_YAML = (".yaml", ".yml")
 
 
 def make_strategy(
@@ -73,18 +70,9 @@ def make_strategy(
         config=said,
         options=options,
     )
-    save(dst, _encode(strategy, dst, shapes), overwrite=overwrite)
+    save(dst, encode_strategy(strategy, dst, shapes), overwrite=overwrite)
     return strategy
 
 
 def _nbytes(catalog: Catalog) -> dict[str, int]:
     return {entry.spec.name: entry.spec.nbytes for entry in catalog.entries}
-
-
-def _encode(strategy: Strategy, url: str, shapes: Mapping[str, Shape]) -> bytes:
-    if url.endswith(_YAML):
-        return encode_layout_file(strategy)
-    file = from_strategy(strategy)
-    if not url.endswith(".json"):
-        return encode_protobuf(file)
-    return encode_json(file, {name: shapes[split_stage(name)[1]] for name in file.layouts})

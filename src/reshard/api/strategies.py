@@ -18,7 +18,7 @@ from ..formats.ms_strategy import (
 from ..tensor import Shape, Strategy
 from .statements import inspect, load_strategy_source, save
 
-__all__ = ["convert_strategy", "merge_strategies", "read_strategy"]
+__all__ = ["convert_strategy", "encode_strategy", "merge_strategies", "read_strategy"]
 
 _YAML = (".yaml", ".yml")
 
@@ -75,11 +75,21 @@ def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overw
     """
     shapes = _shapes(checkpoint)
     strategy = _strategy(load_strategy_source(src), src, shapes)
-    if dst.endswith(_YAML):
-        save(dst, encode_layout_file(strategy), overwrite=overwrite)
-    else:
-        save(dst, _encode(from_strategy(strategy), dst, shapes), overwrite=overwrite)
+    save(dst, encode_strategy(strategy, dst, shapes), overwrite=overwrite)
     return strategy
+
+
+def encode_strategy(strategy: Strategy, url: str, shapes: Mapping[str, Shape]) -> bytes:
+    """Write a strategy in the form that a name asks for: .yaml, .json, or protobuf for any other.
+
+    Parameters
+    ----------
+    shapes
+        Of the whole tensors, as far as they are known: the JSON form records them.
+    """
+    if url.endswith(_YAML):
+        return encode_layout_file(strategy)
+    return _encode(from_strategy(strategy), url, shapes)
 
 
 def _strategy(source: StrategySource, url: str, shapes: Mapping[str, Shape]) -> Strategy:
