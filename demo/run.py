@@ -35,6 +35,7 @@ from support.s3_servers import NotInstalled, S3Server, weed_server  # noqa: E402
 
 _BUCKET = "demo"
 _ORIGINAL, _RANKS, _MERGED = "smollm2", "dp2mp3", "merged"
+_TRAINING, _BACK = "mindspore-mp3pp2", "back"
 _SHARD_COUNT = 3
 _STOP_S = 20  # what a command gets to stop cleanly, once asked to
 
@@ -72,6 +73,20 @@ def _show(server: S3Server, timings: dict[str, float]) -> None:
             _reshard(command, server)
     with _timed(timings, "compare merged and original, without reshard"):
         _compare(_fingerprints(client, _ORIGINAL), _fingerprints(client, _MERGED))
+    training, back, strategy = f"s3://{_BUCKET}/{_TRAINING}", f"s3://{_BUCKET}/{_BACK}", f"s3://{_BUCKET}/strategy.ckpt"
+    numbers = ["--to", "ms", "--parallel", "mp=3,pp=2", "--option", "qkv_concat=true"]
+    for title, command in {
+        "for MindSpore Transformers: 2 stages, each over 3 ranks": ["convert", original, training, *numbers],
+        "the strategy of such a job, without the job": ["strategy", "make", strategy, "--for", original, *numbers],
+        "and back to Hugging Face": [
+            *("convert", training, back, "--src-strategy", strategy),
+            *("--to", "hf", "--config", f"{original}/config.json"),
+        ],
+    }.items():
+        with _timed(timings, title):
+            _reshard(command, server)
+    with _timed(timings, "compare what came back and the original, without reshard"):
+        _compare(_fingerprints(client, _ORIGINAL), _fingerprints(client, _BACK))
 
 
 def _reshard(arguments: list[str], server: S3Server) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..models.detecting import detect
-from ..models.parallel import Parallel
 from ..models.parallel_layouts import strategy_from_numbers
 from ..planning.catalog import Catalog
+from ..planning.change import make_tensors
 from ..tensor import Strategy
-from .changes import load_config, load_parallel, naming_of
+from .changes import change_from, load_config, load_parallel, naming_of, strategy_by_numbers
+from .options import Options
 from .statements import inspect, save
 from .strategies import encode_strategy
 
@@ -20,7 +21,8 @@ def make_strategy(
     dst: str,
     *,
     checkpoint: str,
-    parallel: Parallel | str,
+    parallel: str,
+    to: str | None = None,
     family: str | None = None,
     naming: str | None = None,
     config: str | None = None,
@@ -34,9 +36,11 @@ def make_strategy(
     dst
         What to write: a layout file if it ends in .yaml, MindSpore's JSON form if in .json, else protobuf.
     checkpoint
-        URL of a full checkpoint with the tensors that the strategy is for, in the names of the target.
+        URL of a full checkpoint with the tensors that the strategy is for.
     parallel
         Numbers, as text like ``dp=2,mp=4``, or the URL of the YAML configuration of a training job.
+    to
+        ``ms`` or ``hf``: the strategy is for what the checkpoint becomes when it is converted so.
     family
         Whose rules to follow; by default what config.json and the names say.
     naming
@@ -57,16 +61,17 @@ def make_strategy(
     TargetExists
         ``dst`` exists, and ``overwrite`` is not set.
     """
-    numbers = load_parallel(parallel) if isinstance(parallel, str) else parallel
     catalog, said = inspect(checkpoint), load_config(config, checkpoint)
+    if to is not None:
+        return _of_converted(dst, catalog, checkpoint, parallel, _asked(to, family, naming, config, options), overwrite)
     shapes = {entry.spec.name: entry.spec.shape for entry in catalog.entries}
     family = family or detect(said, shapes).family.name
     strategy = strategy_from_numbers(
         family,
         naming or naming_of(family, shapes),
-        numbers,
+        load_parallel(parallel),
         shapes,
-        nbytes=_nbytes(catalog),
+        nbytes={entry.spec.name: entry.spec.nbytes for entry in catalog.entries},
         config=said,
         options=options,
     )
@@ -74,5 +79,21 @@ def make_strategy(
     return strategy
 
 
-def _nbytes(catalog: Catalog) -> dict[str, int]:
-    return {entry.spec.name: entry.spec.nbytes for entry in catalog.entries}
+def _asked(
+    to: str, family: str | None, naming: str | None, config: str | None, options: Mapping[str, object] | None
+) -> Options:
+    said = [f"{name}={value}" for name, value in (options or {}).items()]
+    return {"to": to, "family": family, "naming": naming, "config": config, "option": said}
+
+
+def _of_converted(
+    dst: str, catalog: Catalog, checkpoint: str, parallel: str, asked: Options, overwrite: bool
+) -> Strategy:
+    """The strategy for what the family's rules make of a checkpoint."""
+    same = {entry.spec.name: entry.spec.name for entry in catalog.entries}
+    change, _ = change_from(asked, catalog, same, checkpoint)
+    tensors = make_tensors(catalog, {}, change).tensors
+    strategy = strategy_by_numbers(parallel, change, tensors, asked)
+    shapes = {tensor.spec.name: tensor.spec.shape for tensor in tensors}
+    save(dst, encode_strategy(strategy, dst, shapes), overwrite=overwrite)
+    return strategy

@@ -21,6 +21,7 @@ __all__ = [
     "OutputForm",
     "Overwrite",
     "Quiet",
+    "Side",
     "named",
     "truth",
     "with_options",

@@ -9,7 +9,7 @@ import typer
 from .. import api
 from ..api import numbers
 from ..errors import UsageError
-from .options import Output, OutputForm
+from .options import Output, OutputForm, Side
 from .output import show_strategy
 
 app = typer.Typer(help="Show, merge, convert and make parallel strategies.", no_args_is_help=True)
@@ -59,6 +59,9 @@ def make(
     checkpoint: Annotated[
         str, typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.")
     ],
+    to: Annotated[
+        Side | None, typer.Option(help="It is for what the checkpoint becomes when it is converted to ms or hf names.")
+    ] = None,
     family: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default="from config.json", help="Family of models whose rules to follow."),
@@ -82,6 +85,7 @@ def make(
         dst,
         checkpoint=checkpoint,
         parallel=parallel,
+        to=to,
         family=family,
         naming=naming,
         config=config,
