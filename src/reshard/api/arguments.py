@@ -177,8 +177,10 @@ def _named(prefix: str | None, container: Container) -> str:
     """The name of a rank's object, ``{rank}`` standing for its number."""
     name = _DEFAULT_PREFIX if prefix is None else prefix
     rest = name.replace("{rank}", "")
-    if "/" in rest or "{" in rest or "}" in rest:
-        raise UsageError(f"prefix {prefix!r}: expected the start of a name, with no / and no braces but {{rank}}")
+    if "/" in rest or "{" in rest or "}" in rest or rest.startswith("."):
+        raise UsageError(
+            f"prefix {prefix!r}: expected the start of a name, with no /, no dot in front and no braces but {{rank}}"
+        )
     if container_of(name) not in (None, container):
         raise UsageError(f"prefix {prefix!r}: expected a name that ends in {container.suffix}, or the start of one")
     if name.endswith(container.suffix):

@@ -149,14 +149,18 @@ def draw(
     on_event(PhaseStarted("headers"))
     with working(limits.concurrency, location.store) as workers:
         catalog = add_adapters(read_catalog(location, wanted, workers), options, workers)
-        if options.get("form") == "iteration":
-            counters = read_counters(catalog, open_source(catalog.url), workers)
-            catalog = replace(catalog, counters=counters)
     if catalog.dropped and not catalog.entries:
         raise UsageError(f"{src}: --keep and --drop leave no tensor", hint="reshard inspect lists names.")
     catalog, renamed = renamed_catalog(catalog, renames)
     change, notes = change_from(options, catalog, renamed, src)
     catalog = replace(catalog, notes=(*catalog.notes, *notes))
+    if options.get("form") == "iteration":
+        tensors, places = make_tensors(catalog, renamed, change).tensors, open_source(catalog.url)
+        with working(limits.concurrency, places.store) as workers:
+            catalog = replace(catalog, counters=read_counters(catalog, tensors, places, workers))
+    elif told := [f"{name} {value}" for name, value in catalog.counters.items() if value is not None]:
+        note = f"what common.json counts is not written in this form: {', '.join(told)}"
+        catalog = replace(catalog, notes=(*catalog.notes, note))
     strategy = _target_strategy(target, change, catalog, renamed, options)
     options = {**options, **settle(catalog, strategy)}
     wished = full_target(name, options, limits) if strategy is None else _cut_target(strategy, options, catalog)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterable
 
 from ..errors import CatalogError, raise_all
 from ..formats.iteration import CommonValue
 from ..planning.catalog import Catalog
 from ..planning.iteration_target import COUNTER_CODES, is_counter
-from ..planning.output import TargetTensor, tensors_of
+from ..planning.output import TargetTensor
 from ..storage import Location
 from ..tensor import ByteRange
 from .workers import Workers
@@ -18,13 +20,20 @@ __all__ = ["read_counters"]
 _REALS = frozenset({"loss_scale"})
 
 
-def read_counters(catalog: Catalog, source: Location, workers: Workers) -> dict[str, CommonValue]:
+def read_counters(
+    catalog: Catalog, tensors: Iterable[TargetTensor], source: Location, workers: Workers
+) -> dict[str, CommonValue]:
     """What training had counted: as the source tells it beside its tensors, and in scalars like ``global_step``.
+
+    Parameters
+    ----------
+    tensors
+        Of the target; a scalar counts by the name that it has there.
 
     Raises
     ------
     CatalogError
-        The source tells two different numbers, or a part of a step.
+        The source tells two different numbers, or one that cannot be counted to.
     """
     found = dict(catalog.counters)
     problems: list[str] = []
@@ -37,14 +46,16 @@ def read_counters(catalog: Catalog, source: Location, workers: Workers) -> dict[
         [value] = struct.unpack(
             f"<{COUNTER_CODES[entry.spec.dtype]}", source.store.read(source.child(item.key).key, span, item.etag)
         )
-        name, known = entry.spec.name, found.get(entry.spec.name)
-        if name not in _REALS and value != int(value):
-            problems.append(f"{name}: expected a whole number, found {value}")
-        elif known is not None and known != value:
+        name = tensor.spec.name
+        known = found.get(name)
+        if not math.isfinite(value) or (name not in _REALS and (value != int(value) or value < 0)):
+            problems.append(f"{entry.spec.name}: expected a finite number that counts, found {value}")
+            return
+        if known is not None and known != value:
             problems.append(f"{name}: {known} beside the tensors, {value} as a tensor")
         found[name] = float(value) if name in _REALS else int(value)
 
-    workers.map(read, [tensor for tensor in tensors_of(catalog, {}) if is_counter(tensor)])
+    workers.map(read, [tensor for tensor in tensors if is_counter(tensor)])
     hint = "Leave the tensors out with --drop to take what stands beside them."
     raise_all(CatalogError, f"{catalog.url}: what training had counted is not clear", sorted(problems), hint)
     return found

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
+from ..formats.iteration import iteration_name
 from ..planning.catalog import SourceObject
 from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.steps import Step
-from ..planning.target import TreeTarget
+from ..planning.target import IterationTarget, TreeTarget
 from ..storage import Location, ObjectInfo, Store
 from ..tensor import ByteRange
 from .events import Listener, PhaseStarted, ignore
@@ -24,7 +25,8 @@ from .workers import Workers, working
 __all__ = ["check_source", "check_target", "execute", "head_or_none", "read_attachment", "writable"]
 
 _CHECKPOINT_OBJECT = re.compile(
-    r"(rank_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json|param_name_map\.json"
+    r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"
+    r"|param_name_map\.json|latest_checkpointed_iteration\.txt"
 )
 
 
@@ -61,7 +63,7 @@ def execute(
     """
     store = writable(target)
     before, leftovers = check_target(plan, target, overwrite=overwrite)
-    _check_no_source(leftovers, plan, source, target)
+    _check_no_source(leftovers, plan, (source, *others), target)
     uploads = Uploads(plan, target, store, before)
     sources = (source, *others)
     stores = {id(place.store): place.store for place in sources}.values()
@@ -155,6 +157,10 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
     if is_tree:  # each object stands for itself: it may lie beside its source, and among any others
         return before, ()
     leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
+    if isinstance(plan.target, IterationTarget):  # other iterations beside it are what this layout is for
+        folder = f"{iteration_name(plan.target.iteration)}/"
+        leftovers = tuple(key for key in leftovers if key.startswith(folder))
+        found = {key: etag for key, etag in found.items() if key.startswith(folder)}
     raise_all(
         TargetExists,
         f"{target.url}: another checkpoint's objects are there; readers could not tell them from the new ones",
@@ -175,13 +181,13 @@ def _written_before(plan: Plan, target: Location, before: Collection[str]) -> fr
         return frozenset()
 
 
-def _check_no_source(leftovers: Collection[str], plan: Plan, source: Location, target: Location) -> None:
+def _check_no_source(leftovers: Collection[str], plan: Plan, sources: Sequence[Location], target: Location) -> None:
     """Refuse to remove what an earlier conversion left where that is what this one reads."""
-    sources = {source.child(item.key).identity for item in plan.catalog.objects}
+    taken = {sources[item.base].child(item.key).identity for item in plan.catalog.objects}
     raise_all(
         TargetExists,
         f"{target.url}: an earlier conversion's outputs would be removed, and they are the source of this one",
-        [key for key in leftovers if target.child(key).identity in sources],
+        [key for key in leftovers if target.child(key).identity in taken],
         hint="Choose another destination.",
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import CatalogError
+from ..errors import CatalogError, raise_all
 from ..formats.iteration import (
     COMMON_NAME,
     METADATA_NAME,
     TRACKER_NAME,
     CommonValue,
+    ObjectName,
     iteration_name,
     parse_common,
     parse_iteration_name,
@@ -23,6 +24,8 @@ from ..storage import Location, ObjectInfo
 from .strategies import read_object
 
 __all__ = ["Iteration", "find_iteration"]
+
+_MOST_NAMED = 10_000  # a hostile name may promise more objects than anyone could list
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,47 @@ def _read(base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...
     counters, metadata = {}, None
     if COMMON_NAME in documents:
         counters = parse_common(documents[COMMON_NAME], base.child(COMMON_NAME).url)
-    if METADATA_NAME in documents:
+    if METADATA_NAME not in documents:
+        _check_complete(base, infos)
+    else:
         metadata = parse_metadata(documents[METADATA_NAME], base.child(METADATA_NAME).url)
         missing = [name for name in metadata.file_names if name not in infos]
         if missing:
             notes += (f"{len(missing)} objects that {METADATA_NAME} names are not there: {', '.join(missing[:5])}",)
+        unknown = sorted(name for name in infos if parse_object_name(name) and name not in metadata.file_names)
+        raise_all(
+            CatalogError,
+            f"{base.url}: objects of weights that {METADATA_NAME} does not name",
+            unknown,
+            hint="They are of another save, or the metadata is: keep what belongs together.",
+        )
     told = [f"{name} {value}" for name, value in counters.items() if value is not None]
     if told:
         notes += (f"{COMMON_NAME}: {', '.join(told)}",)
     return Iteration(base, infos, metadata, counters, sum(map(len, documents.values())), notes)
+
+
+def _check_complete(base: Location, infos: Mapping[str, ObjectInfo]) -> None:
+    """Without metadata the names alone say how many objects there are: of a single device, one of each kind.
+
+    Raises
+    ------
+    CatalogError
+        Some are missing, or belong to different saves.
+    """
+    found = [parsed for name in infos if (parsed := parse_object_name(name))]
+    there = {(item.prefix, item.kind, item.number, item.count) for item in found}
+    missing = [
+        str(ObjectName(item.kind, number, item.count, item.prefix))
+        for item in found
+        for number in range(min(item.count, _MOST_NAMED))
+        if (item.prefix, item.kind, number, item.count) not in there
+    ]
+    raise_all(
+        CatalogError,
+        f"{base.url}: there is no {METADATA_NAME}, and objects are missing",
+        sorted(set(missing)),
+        hint="Was the iteration copied whole?",
+    )
+    if len({(item.prefix, item.kind) for item in found}) < len({(i.prefix, i.kind, i.count) for i in found}):
+        raise CatalogError(f"{base.url}: objects of different saves", problems=sorted(infos))

@@ -306,7 +306,10 @@ def _unindexed(location: Location, infos: Mapping[str, ObjectInfo], tensors: Seq
     direct = [name for name in tensors if "/" not in name]
     direct = [name for name in direct if container_of(name) is Container.SAFETENSORS] or direct
     if len(direct) == 1:
-        return _Found(location, f"one {direct[0].rsplit('.', 1)[-1]} object", tuple(direct), infos, {})
+        aside = [name for name in tensors if name != direct[0]]
+        note = f"{len(aside)} other objects are left aside: {', '.join(aside[:5])}"
+        kind = f"one {direct[0].rsplit('.', 1)[-1]} object"
+        return _Found(location, kind, tuple(direct), infos, {}, notes=(note,) if aside else ())
     if direct:
         raise CatalogError(
             f"{location.url}: {len(direct)} {direct[0].rsplit('.', 1)[-1]} objects and no index "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import CatalogError, raise_all
@@ -65,6 +66,13 @@ def iteration_catalog(
     return catalog, tuple(to_compare)
 
 
+def _of_one_stage(tensor: IterationTensor, shard: StoredShard) -> tuple[str, ...]:
+    """Objects that hold a shard: those of the stage that the layout is of, so that no tensor mixes two copies."""
+    ranks = set(tensor.layout.rank_list) if tensor.layout else set()
+    first = [copy.file_name for copy in shard.copies if copy.storage_rank in ranks]
+    return tuple(dict.fromkeys(first)) or shard.file_names
+
+
 class _IterationCatalog:
     """Finds each tensor's boxes in the objects, and what contradicts."""
 
@@ -81,14 +89,21 @@ class _IterationCatalog:
         """Put a tensor together."""
         placements: list[Placement] = []
         for shard in tensor.shards:
-            placements += self._placements(tensor.spec, shard)
+            placements += self._placements(tensor, shard)
+        named = Counter(name for shard in tensor.shards for name in shard.file_names)
+        self.problems += [
+            f"{name}: {tensor.spec.name}: metadata.json has several shards there"
+            for name, count in named.items()
+            if count > 1
+        ]
         origin = Origin.CUT if len(tensor.shards) > 1 else Origin.WHOLE if tensor.layout else Origin.OUTSIDE
         return Entry(tensor.spec, tuple(placements), origin)
 
-    def _placements(self, spec: TensorSpec, shard: StoredShard) -> tuple[Placement, ...]:
+    def _placements(self, tensor: IterationTensor, shard: StoredShard) -> tuple[Placement, ...]:
+        spec = tensor.spec
         expected = TensorSpec(spec.name, spec.dtype, shard.box.shape)
         held: list[tuple[int, Stored]] = []
-        for name in shard.file_names:
+        for name in _of_one_stage(tensor, shard):
             index, tensors = self._stored.get(name, (0, {}))
             found = tensors.get(spec.name)
             if found is None:

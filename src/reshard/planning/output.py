@@ -175,7 +175,7 @@ class Carried:
         """Sort a source's metadata into what speaks of tensors and what does not."""
         if not catalog.metadata:
             return cls(texts=catalog.texts)
-        names = {entry.spec.name for entry in catalog.entries}
+        names = {*(entry.spec.name for entry in catalog.entries), *catalog.dropped}
         general = {k: v for k, v in catalog.metadata.items() if k not in BOOKKEEPING and k not in names}
         notes = {renamed.get(k, k): v for k, v in catalog.metadata.items() if k in names}
         return cls(general, catalog.texts, notes)

@@ -98,6 +98,7 @@ class _RankCatalog:
         self._other_problems: list[str] = []
         self._missing: dict[tuple[int, ...], list[str]] = {}
         self._absent: list[str] = []
+        self._unsure: dict[str, list[tuple[int, ...]]] = {}
         self._lacking: dict[int, int] = {}
         self._several: dict[str, list[int]] = {}
         self._kept: list[str] = []
@@ -132,16 +133,13 @@ class _RankCatalog:
         self._found[name] = Entry(spec, tuple(placements), Origin.CUT if len(owners) > 1 else Origin.WHOLE)
 
     def _note_absent(self, name: str, ranks: range) -> None:
-        """Without any shard of a stage all its tensors are lost; a single one was perhaps never saved."""
+        """A tensor that no shard has was perhaps never saved; but only if all who may have it are there."""
         if not self._names.is_kept(name):
             return
-        if any(rank in self._stored for rank in ranks) or len(self._stages_of(name)) > 1:
+        if all(rank in self._stored for rank in ranks):
             self._absent.append(name)
         else:
-            self._missing.setdefault(tuple(ranks), []).append(name)
-
-    def _stages_of(self, name: str) -> list[int]:
-        return [stage for stage, layouts in enumerate(self._strategy.stages) if name in layouts]
+            self._unsure.setdefault(name, []).append(tuple(ranks))
 
     def add_outside(self) -> None:
         """Take the tensors that the strategy does not lay out."""
@@ -232,6 +230,10 @@ class _RankCatalog:
     def raise_problems(self, url: str) -> None:
         """Raise what was found, worst first."""
         self._raise_other_naming(url)
+        for name, owners in self._unsure.items():
+            if name not in self._found:
+                for ranks in owners:
+                    self._missing.setdefault(ranks, []).append(name)
         raise_all(StrategyError, f"{url}: shards do not fit the source strategy", self._shape_problems, _OF_THESE)
         missing = [
             f"{_ranks(owners)}: {len(names)} tensors, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -242,7 +244,8 @@ class _RankCatalog:
             CatalogError,
             f"{url}: no shard holds these parts of tensors",
             missing + self._other_problems if missing else [],
-            hint="Copy what is missing there: for a line with several ranks the object of any one of them is enough.",
+            hint="Copy what is missing there: for a line with several ranks the object of any one that has it is "
+            "enough. Or leave these tensors out with --drop.",
         )
         hint = f"Are all shards of one checkpoint? Write the odd ones again. {_DECIDE}"
         raise_all(CatalogError, f"{url}: shards contradict each other", self._other_problems, hint)

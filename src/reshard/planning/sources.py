@@ -72,6 +72,8 @@ def full_catalog(
     ]
     texts, differing = common_texts(objects, names)
     problems += [f"{name}: text that differs between objects" for name in differing]
+    flagged = sum(contents.metadata.get("remove_redundancy") == "True" for _, contents in objects)
+    told = f"remove_redundancy is True in {flagged} of {len(objects)} headers: other ranks may hold more tensors"
     hint = "Were all objects of one checkpoint copied, with their index?"
     raise_all(CatalogError, f"{url}: the objects do not make one checkpoint", problems, hint)
     return Catalog(
@@ -80,7 +82,7 @@ def full_catalog(
         tuple(item for item, _ in objects),
         tuple(entries.values()),
         common_metadata(objects),
-        tuple(notes),
+        (*notes, told) if flagged else tuple(notes),
         texts=texts,
         dropped=dropped_names(objects, names),
     )
