@@ -26,7 +26,7 @@ from ..planning.selection import NameFilter
 from ..planning.sources import with_adapters
 from ..storage import open_location, open_source
 from ..tensor import DType, Shape, Strategy, TensorSpec
-from .options import Options
+from .options import Options, listed
 
 __all__ = [
     "add_adapters",
@@ -64,7 +64,7 @@ def change_from(options: Options, catalog: Catalog, renamed: Mapping[str, str], 
     notes: list[str] = []
     if options.get("to"):
         change, notes = _ruled(change, options, specs)
-    patterns = tuple(options.get("keep_dtype") or ())
+    patterns = listed(options.get("keep_dtype"))
     if patterns:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
         change = replace(change, kept=_matching(patterns, names))
@@ -88,7 +88,7 @@ def _ruled(change: Change, options: Options, specs: Mapping[str, TensorSpec]) ->
     found = detect(change.config, names, family=options.get("family"))
     if found.direction != f"to_{to}":
         raise UsageError(f"--to {to}, but the source has {to} names already", hint="; ".join(found.reasons))
-    stated = {**dict(found.options), **_pairs(options.get("option") or ())}
+    stated = {**dict(found.options), **_pairs(listed(options.get("option")))}
     chosen = naming if to == "ms" and naming else found.naming
     ruled = replace(
         change,
@@ -196,10 +196,12 @@ def load_parallel(text: str) -> Parallel:
     return parse_parallel_config(read_object(place), place.url)
 
 
-def load_config(url: str | None, checkpoint: str) -> dict[str, object]:
-    """Read config.json; an empty one if none is named and none lies beside the checkpoint's objects."""
-    if url is not None:
-        place = open_location(url)
+def load_config(said: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:
+    """Read config.json unless that was done; an empty one if none is named and none lies beside the checkpoint."""
+    if isinstance(said, Mapping):
+        return dict(said)
+    if said is not None:
+        place = open_location(said)
         return parse_json_object(read_object(place), place.url)
     base = open_location(checkpoint)
     beside = base.parent if checkpoint.rstrip("/").endswith((".safetensors", ".ckpt")) else base
@@ -231,9 +233,11 @@ def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
 # What lies beside Hugging Face's weights.
 
 
-def attach_companions(catalog: Catalog, src: str, config: str | None) -> tuple[Catalog, list[Attachment]]:
+def attach_companions(
+    catalog: Catalog, src: str, config: Mapping[str, object] | str | None
+) -> tuple[Catalog, list[Attachment]]:
     """Find config.json and the tokenizer's objects, to be copied: the catalog with them, and where they go."""
-    place = open_source(config).parent if config else open_source(src)
+    place = open_source(config).parent if config and isinstance(config, str) else open_source(src)
     if place.key.endswith((".safetensors", ".ckpt")):
         place = place.parent
     infos = {name: info for name, info in place.named_objects() if "/" not in name and _is_companion(name)}

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from ..errors import UsageError
 
-__all__ = ["Options", "Size", "check_options"]
+__all__ = ["Options", "Size", "check_options", "listed"]
 
 Size = int | str
 
@@ -41,7 +41,7 @@ class Options(TypedDict, total=False):
         Whose rules, which of its namings, and its options as ``NAME=VALUE``; by default what
         ``config.json`` and the names tell, and the family's defaults.
     config
-        URL of the model's ``config.json``; by default the one beside the source.
+        URL of the model's ``config.json``, or what it says; by default the one beside the source.
     dtype
         ``fp32``, ``fp16`` or ``bf16`` for floating-point tensors; FP8 is multiplied by its scales.
     keep_dtype
@@ -91,7 +91,7 @@ class Options(TypedDict, total=False):
     family: str | None
     naming: str | None
     option: Iterable[str] | None
-    config: str | None
+    config: Mapping[str, object] | str | None
     dtype: str | None
     keep_dtype: Iterable[str] | None
     merge_lora: bool
@@ -107,6 +107,17 @@ class Options(TypedDict, total=False):
     part_size: Size | None
     memory: Size | None
     concurrency: int | None
+
+
+def listed(texts: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Several texts; a single one stands for itself.
+
+    Examples
+    --------
+    >>> listed("a.*"), listed(None), listed(["a", "b"])
+    (('a.*',), (), ('a', 'b'))
+    """
+    return (texts,) if isinstance(texts, str) else tuple(texts or ())
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -25,12 +25,15 @@ from ..planning.plan import Plan
 from ..planning.selection import NameFilter
 from ..planning.target import RankTarget
 from ..tensor import Strategy
-from .options import Options, Size, check_options
+from .options import Options, Size, check_options, listed
 from .statements import draw, load_strategy_source, name_map_from, run, wanted_from
 from .strategies import merge_strategies
 
 __all__ = [
     "Extras",
+    "buffer_notes",
+    "extra_options",
+    "for_target",
     "load_distributed_checkpoint",
     "merge_pipeline_strategys",
     "requests_for",
@@ -101,12 +104,12 @@ def unified_safetensors(
         "file_suffix": text_or_none(file_suffix),
         "form": "mindspore",
         "concurrency": requests_for(max_process_num),
-        **_extra_options(extras, [f"prefix:{prefix}" for prefix in _listed(filter_out_param_prefix)]),
+        **extra_options(extras, [f"prefix:{prefix}" for prefix in listed(filter_out_param_prefix)]),
     }
     check_options(options)
     wanted = _without_buffers(wanted_from(options))
     made = draw(mindspore_ckpt_dir, output_dir, wanted, None, options, on_event=on_event)
-    notes = (*_buffer_notes(made), *_redundancy_notes(made, wanted, has_redundancy))
+    notes = (*buffer_notes(made), *_redundancy_notes(made, wanted, has_redundancy))
     return run(replace(made, notes=(*made.notes, *notes)), overwrite=overwrite, on_event=on_event)
 
 
@@ -166,15 +169,15 @@ def transform_checkpoint(
         "format": format,
         "file_suffix": text_or_none(file_suffix),
         "concurrency": requests_for(process_num),
-        **_extra_options(extras),
+        **extra_options(extras),
     }
     check_options(options)
     target = load_strategy_source(dst_strategy) if dst_strategy else None
-    wanted = _for_target(wanted_from(options), target)
+    wanted = for_target(wanted_from(options), target)
     share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
     settle = partial(_settle_transform, format=format, world_size=world_size, share=share)
     made = draw(src_checkpoint, dst_checkpoint, wanted, target, options, settle=settle, on_event=on_event)
-    made = replace(made, notes=(*made.notes, *_buffer_notes(made)))
+    made = replace(made, notes=(*made.notes, *buffer_notes(made)))
     return run(_part_of(made), overwrite=overwrite, on_event=on_event)
 
 
@@ -225,7 +228,7 @@ def load_distributed_checkpoint(
         "format": format,
         "name_map": _turned(name_map),
         "concurrency": requests_for(max_process_num),
-        **_extra_options(extras),
+        **extra_options(extras),
     }
     check_options(options)
     target = load_strategy_source(strategy) if strategy else None
@@ -261,11 +264,8 @@ def text_or_none(text: str | None) -> str | None:
     return None if text in (None, "", "None") else text
 
 
-def _listed(texts: Iterable[str] | str | None) -> tuple[str, ...]:
-    return (texts,) if isinstance(texts, str) else tuple(texts or ())
-
-
-def _extra_options(extras: Extras, drop: Iterable[str] = ()) -> Options:
+def extra_options(extras: Extras, drop: Iterable[str] = ()) -> Options:
+    """What every conversion is told of extras, and more names to leave out."""
     keep_rank, memory = extras.get("keep_rank"), extras.get("memory")
     return {"drop": (*(extras.get("drop") or ()), *drop), "keep_rank": keep_rank, "memory": memory}
 
@@ -283,7 +283,7 @@ def _without_buffers(wanted: Wanted) -> Wanted:
     return replace(wanted, names=_NoBuffers(wanted.names.keep, (*wanted.names.drop, _DROP_BUFFERS)))
 
 
-def _for_target(wanted: Wanted, target: StrategySource | None) -> Wanted:
+def for_target(wanted: Wanted, target: StrategySource | None) -> Wanted:
     """Leave buffers out that a target strategy has no layouts for; a layout file's rules may have."""
     if target is None or target.rules is not None:
         return wanted
@@ -291,7 +291,8 @@ def _for_target(wanted: Wanted, target: StrategySource | None) -> Wanted:
     return wanted if any(name.startswith(_BUFFERS) for name in names) else _without_buffers(wanted)
 
 
-def _buffer_notes(made: Plan) -> tuple[str, ...]:
+def buffer_notes(made: Plan) -> tuple[str, ...]:
+    """How many buffers of gradient accumulation were left out."""
     buffers = [name for name in made.catalog.dropped if name.startswith(_BUFFERS)]
     told = f"{len(buffers)} of the tensors left out are gradient-accumulation buffers ({_BUFFERS}*), as in MindSpore"
     return (told,) if buffers else ()

@@ -37,7 +37,7 @@ from .arguments import (
     target_base,
 )
 from .changes import add_adapters, attach_companions, change_from, strategy_by_numbers
-from .options import Options, check_options
+from .options import Options, check_options, listed
 
 __all__ = [
     "Settle",
@@ -348,7 +348,7 @@ def wanted_from(options: Options) -> Wanted:
     """What the options ask of a source."""
     return Wanted(
         strategy=_strategy_source("src", options.get("src_strategy"), options.get("src_layout")),
-        names=NameFilter(tuple(options.get("keep") or ()), tuple(options.get("drop") or ())),
+        names=NameFilter(listed(options.get("keep")), listed(options.get("drop"))),
         file_suffix=options.get("file_suffix"),
         keep_rank=options.get("keep_rank"),
         check_crc=bool(options.get("check_crc")),
@@ -357,7 +357,7 @@ def wanted_from(options: Options) -> Wanted:
 
 def renames_from(options: Options) -> Renames:
     """What the options say of names in the target."""
-    return Renames(name_map_from(options.get("name_map")), tuple(options.get("rename") or ()))
+    return Renames(name_map_from(options.get("name_map")), listed(options.get("rename")))
 
 
 def name_map_from(name_map: Mapping[str, str] | str | None) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from .catalog import Catalog, Origin
 
 __all__ = [
     "BOOKKEEPING",
+    "MAX_NAME_LENGTH",
     "Attachment",
     "Carried",
     "Document",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
+MAX_NAME_LENGTH = 4096
+"""Longest name of a tensor that a plan can say, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +241,9 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         except FormatError as error:
             message = f"{output.keys[0]} cannot be written: {error.message}"
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
+    names = {spec.name for output in outputs for spec in output.specs}
+    long = [f"{name[:80]}...: {len(name)}" for name in sorted(names) if len(name) > MAX_NAME_LENGTH]
+    raise_all(PlanError, f"names of more than {MAX_NAME_LENGTH} characters", long, hint="--rename shortens them.")
     large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
     raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
     keys = [key for output in outputs for key in output.keys] + [other.key for other in others]

@@ -24,7 +24,7 @@ from ..tensor import Box, Runs, Shape, Strategy, TensorSpec, extent_of, row_majo
 from .catalog import Catalog, Entry
 from .cost import count_cost
 from .cuts import Cut, Reach, Rows, Share, walk
-from .output import Output
+from .output import MAX_NAME_LENGTH, Output
 from .plan import Plan, check_texts
 from .reads import bridged
 from .steps import Group, Recipe, rows_between, sources_of, stored_at
@@ -49,7 +49,6 @@ __all__ = [
 
 MAX_INTEGER = 2**63 - 1
 MAX_RANK_COUNT = 1 << 20
-MAX_NAME_LENGTH = 4096
 MAX_PAIRS = 1 << 24
 """Tensors over all outputs, and whatever else grows with two lists of the plan at once."""
 MAX_HEADER_TEXT = 1 << 31
@@ -364,7 +363,7 @@ class _Work:
             if end == last_edge:
                 reach.finish()
             self._spend(len(outputs))
-            _bound("bytes of a step", reach.step_bytes, self._parts_bytes)
+            _bound("bytes of a step", sum(reach.pending), self._parts_bytes)
             _bound("bytes of a part", max(reach.pending), self._recipe.limits.max_part_bytes)
             self._count(wanted.values())
             reach.cut()
