@@ -47,10 +47,22 @@ FLAGS = {
     },
     "ckpt-to-safetensors": REWRITING,
     "safetensors-to-ckpt": REWRITING,
+    "convert-weight": EXTRAS | {
+        "--model", "--input_path", "--output_path", "--reversed", "--dtype", "--config", "--is_lora", "--save_format",
+        "--max_worker", "--keep-rank", "--qkv_concat", "--mlp_concat", "--use_rearrange_rope", "--use_gmm",
+        "--use_grouped_gemm", "--num_layers", "--num_nextn_predict_layers", "--first_k_dense_replace",
+        "--num_routed_experts", "--hidden_size", "--vocab_size", "--ffn_hidden_size", "--moe_ffn_hidden_size",
+        "--num_attention_heads,--n_head", "--num_query_groups", "--kv_channels", "--qk_nope_head_dim",
+        "--qk_rope_head_dim", "--v_head_dim",
+    },
+    "transform-ckpt-lora": EXTRAS | {
+        "--src_ckpt_path_or_dir", "--dst_ckpt_dir", "--src_ckpt_strategy", "--dst_ckpt_strategy", "--prefix",
+        "--lora_scaling", "--save_format", "--keep-rank",
+    },
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},
     "strategy convert": {"--for", "--overwrite", "--output", "--help"},
-    "strategy make": {
+    "strategy make": {"--to",
         "--parallel", "--for", "--family", "--naming", "--config", "--option", "--overwrite", "--output", "--help",
     },
 }  # fmt: skip
@@ -58,7 +70,7 @@ ARGUMENTS = {
     "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"],
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
-    "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"],
+    "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
 }  # fmt: skip
 
 
@@ -88,7 +100,7 @@ def test_commands_are_exactly_these():
     originals = done.stdout.split("own commands")[1]
     assert re.findall(r"^│ ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
-        "ckpt-to-safetensors", "safetensors-to-ckpt",
+        "ckpt-to-safetensors", "safetensors-to-ckpt", "convert-weight", "transform-ckpt-lora",
     ]  # fmt: skip
     assert re.findall(r"^│ ([a-z]+)", run("strategy", "--help").out.split("Commands")[1], re.MULTILINE) == [
         "show",

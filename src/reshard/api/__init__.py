@@ -10,12 +10,14 @@ from .originals import (
 from .rewriting import ckpt_to_safetensors, safetensors_to_ckpt
 from .statements import convert, inspect, load_plan, plan, save, verify
 from .strategies import convert_strategy, merge_strategies, read_strategy
+from .weights import convert_weight, transform_ckpt_lora
 
 __all__ = [
     "Options",
     "ckpt_to_safetensors",
     "convert",
     "convert_strategy",
+    "convert_weight",
     "inspect",
     "load_distributed_checkpoint",
     "load_plan",
@@ -26,6 +28,7 @@ __all__ = [
     "safetensors_to_ckpt",
     "save",
     "transform_checkpoint",
+    "transform_ckpt_lora",
     "unified_safetensors",
     "verify",
 ]

@@ -10,6 +10,7 @@ from ..errors import ReshardError
 from . import (
     ckpt_to_safetensors,
     convert,
+    convert_weight,
     inspect,
     load_distributed_checkpoint,
     merge_pipeline_strategys,
@@ -17,6 +18,7 @@ from . import (
     safetensors_to_ckpt,
     strategy,
     transform_checkpoint,
+    transform_ckpt_lora,
     unified_safetensors,
     verify,
 )
@@ -50,6 +52,8 @@ app.command(rich_help_panel=_ORIGINALS)(load_distributed_checkpoint.load_distrib
 app.command(rich_help_panel=_ORIGINALS)(merge_pipeline_strategys.merge_pipeline_strategys)
 app.command(rich_help_panel=_ORIGINALS)(ckpt_to_safetensors.ckpt_to_safetensors)
 app.command(rich_help_panel=_ORIGINALS)(safetensors_to_ckpt.safetensors_to_ckpt)
+app.command(rich_help_panel=_ORIGINALS)(convert_weight.convert_weight)
+app.command(rich_help_panel=_ORIGINALS)(transform_ckpt_lora.transform_ckpt_lora)
 
 
 def main() -> None:
