@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reshard.formats.containers import Container, frame_of
@@ -70,6 +70,62 @@ def put_model(url: str) -> None:
     index = encode_weight_index(weight_map, sum(spec.nbytes for spec in specs))
     place.store.put(place.child("model.safetensors.index.json").key, index)
     place.store.put(place.child("config.json").key, b"{}\n")
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 256,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def put_llama(url: str) -> None:
+    """Write a Llama as it is published, with what lies beside its weights, and adapters of it."""
+    hidden, inner, keys, words = 64, 128, 32, 256
+    each_layer = {
+        "input_layernorm": (hidden,),
+        "mlp.down_proj": (hidden, inner),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.v_proj": (keys, hidden),
+    }
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(2) for name, shape in each_layer.items()}
+    shapes |= {"model.embed_tokens.weight": (words, hidden), "model.norm.weight": (hidden,)}
+    shapes["lm_head.weight"] = (words, hidden)
+    adapters = {f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_A.weight": (4, hidden) for i in range(2)}
+    adapters |= {f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_B.weight": (hidden, 4) for i in range(2)}
+    _put_zeros(f"{url}/llama/model.safetensors", DType.BF16, shapes)
+    _put_zeros(f"{url}/my-lora/adapter_model.safetensors", DType.F32, adapters)
+    beside = {
+        "llama/config.json": LLAMA,
+        "llama/tokenizer.json": {"version": "1.0"},
+        "my-lora/adapter_config.json": {"peft_type": "LORA", "r": 4, "lora_alpha": 8},
+    }
+    for key, content in beside.items():
+        _put(f"{url}/{key}", json.dumps(content).encode())
+
+
+def _put_zeros(url: str, dtype: DType, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
+    _put(url, plan_header(specs, {"format": "pt"}).data + bytes(sum(spec.nbytes for spec in specs)))
+
+
+def _put(url: str, data: bytes) -> None:
+    head, _, name = url.rpartition("/")
+    place = open_target(head)
+    assert isinstance(place.store, Store)
+    place.store.put(place.child(name).key, data)
 
 
 def put_strategies(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 from docs.blocks import Session, blocks_of
-from docs.model import put_model, put_run, put_strategies
+from docs.model import put_llama, put_model, put_run, put_strategies
 
 import reshard
 from reshard import errors
@@ -53,6 +53,7 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     client.create_bucket(Bucket=BUCKET)
     put_model(f"s3://{BUCKET}/my-model")
     put_run(f"s3://{BUCKET}/run")
+    put_llama(f"s3://{BUCKET}")
     put_strategies(tmp_path)
     session = Session(tmp_path)
     for block in blocks_of(README.read_text()):

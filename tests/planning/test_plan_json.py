@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import catalog_of_ranks, encode, held_by, random_model, shards
+from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, shards
 
 from reshard.errors import FormatError
 from reshard.formats.containers import Container
@@ -23,7 +23,7 @@ from reshard.planning.output import Attachment
 from reshard.planning.plan import Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
-from reshard.planning.sources import tree_catalog
+from reshard.planning.sources import tree_catalog, with_adapters
 from reshard.planning.steps import Group
 from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
 from reshard.planning.tree_target import tree_name
@@ -535,3 +535,174 @@ def test_other_forged_plans_are_refused_at_once(name):
         decode_plan(signed(body), "plan")
     assert time.monotonic() - begun < 5
     assert len(str(refused.value)) < 2000
+
+
+# What becomes of tensors, sources in several places, and what is copied beside.
+
+LLAMA = {
+    "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 6, "vocab_size": 10,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False, "rope_scaling": {"factor": 8.0},
+}  # fmt: skip
+LLAMA_SHAPES = {
+    "model.embed_tokens.weight": (10, 8),
+    "model.layers.0.input_layernorm.weight": (8,),
+    "model.layers.0.mlp.down_proj.weight": (8, 6),
+    "model.layers.0.mlp.gate_proj.weight": (6, 8),
+    "model.layers.0.mlp.up_proj.weight": (6, 8),
+    "model.layers.0.post_attention_layernorm.weight": (8,),
+    "model.layers.0.self_attn.k_proj.weight": (4, 8),
+    "model.layers.0.self_attn.o_proj.weight": (8, 8),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.self_attn.v_proj.weight": (4, 8),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (10, 8),
+}
+QUERY = "model.layers.0.self_attn.q_proj"
+ADAPTERS = {f"base_model.model.{QUERY}.lora_A.weight": ("F32", (2, 8)),
+            f"base_model.model.{QUERY}.lora_B.weight": ("F32", (8, 2))}  # fmt: skip
+RULED = Change(
+    family="llama",
+    direction="to_ms",
+    naming="legacy",
+    options={"qkv_concat": True},
+    config=LLAMA,
+    dtype=DType.F32,
+    kept=frozenset({"model.norm_out.weight", "lm_head.weight"}),
+    scalings={f"{QUERY}.weight": 0.5},
+)
+
+
+def a_changed_plan(change=RULED):
+    """Llama's rules, a merge of adapters from another place, a cast, and objects beside from a third."""
+    model = random_model({name: ("BF16", shape) for name, shape in LLAMA_SHAPES.items()})
+    catalog = catalog_of_objects({"model.safetensors": model})
+    catalog = with_adapters(
+        catalog, catalog_of_objects({"adapter_model.safetensors": random_model(ADAPTERS)}, "memory://l")
+    )
+    beside = (SourceObject("config.json", 99, "c", 2), SourceObject("tokenizer.json", 1000, "t", 2))
+    catalog = replace(catalog, objects=(*catalog.objects, *beside), others=(*catalog.others, "memory://c"))
+    attachments = [Attachment(each.key, index, each.nbytes) for index, each in enumerate(beside, start=2)]
+    limits = replace(SMALL, min_part_bytes=200)
+    return make_plan(catalog, FULL, "memory://t", limits, change=change, attachments=attachments)
+
+
+def test_changes_there_and_back():
+    plan = a_changed_plan()
+    assert {piece.making.kernel for t in plan.tensors for piece in t.pieces if piece.making} == {"cast", "merge_lora"}
+    again = decode_plan(encode_plan(plan), "plan")
+    assert again == plan
+    assert again.tensors == plan.tensors
+    assert encode_plan(again) == encode_plan(plan)
+    assert plan_id_of(again) == plan_id_of(plan)
+
+
+OTHER_CHANGES = {
+    "family": "qwen2_5", "direction": "to_hf", "naming": "mcore", "options": {}, "config": {}, "dtype": None,
+    "kept": frozenset(), "scalings": {}, "transposed": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Change)])
+def test_everything_that_a_change_says_is_in_the_id(name):
+    plan = a_changed_plan()
+    changed = replace(plan, change=replace(plan.change, **{name: OTHER_CHANGES[name]}))
+    assert plan_id_of(changed) != plan_id_of(plan)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda plan: replace(plan, attachments=plan.attachments[:1]),
+        lambda plan: replace(plan, attachments=plan.attachments[::-1]),
+        lambda plan: replace(plan, catalog=replace(plan.catalog, others=("memory://l", "memory://d"))),
+        lambda plan: replace(plan, catalog=replace(plan.catalog, objects=tuple(
+            replace(each, base=0) for each in plan.catalog.objects
+        ))),
+    ],
+)  # fmt: skip
+def test_places_and_attachments_are_in_the_id(alter):
+    plan = a_changed_plan()
+    assert plan_id_of(alter(plan)) != plan_id_of(plan)
+
+
+NONSENSE = [
+    None, True, 0, -1, 1.5, 1 << 70, "", "nonsense", "../../etc/passwd", [], [None], {}, {"": ""},
+    {"num_hidden_layers": 1 << 39}, [[]], {"model.norm_out.weight": 1e308}, {"x": "1"}, "I32",
+]  # fmt: skip
+PATHS = [
+    *(("change", each.name) for each in fields(Change)),
+    *(("change", "config", name) for name in LLAMA),
+    ("change", "options", "qkv_concat"), ("change", "options", "other"), ("change", "kept", 0),
+    ("change", "scalings", f"{QUERY}.weight"), ("change", "scalings", "other"),
+    ("attachments",), ("attachments", 0), *(("attachments", 0, i) for i in range(3)),
+    ("catalog", "others"), ("catalog", "others", 0), *(("catalog", "objects", 2, i) for i in range(4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))
+def test_nonsense_in_what_is_changed(path):
+    """Nothing but a FormatError, at once; what makes no difference to the tensors may be read."""
+    good = encode_plan(a_changed_plan())
+    for value in NONSENSE:
+        body = json.loads(good)
+        at(*path, to=value)(body)
+        begun = time.monotonic()
+        try:
+            plan = decode_plan(signed(body), "plan")
+        except FormatError:
+            pass
+        else:
+            assert json.loads(encode_plan(plan)) == json.loads(signed(body))
+        assert time.monotonic() - begun < 2
+
+
+DEEPSEEK = {
+    "num_hidden_layers": 1, "num_nextn_predict_layers": 1 << 39, "first_k_dense_replace": 0,
+    "n_routed_experts": 1 << 39,
+    "vocab_size": 4, "hidden_size": 4, "intermediate_size": 4, "moe_intermediate_size": 4, "num_attention_heads": 1,
+    "q_lora_rank": 4, "kv_lora_rank": 4, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("naming", ["legacy", "mcore", "legacy_infer"])
+@pytest.mark.parametrize("huge", [{}, {"n_routed_experts": 60_000, "num_nextn_predict_layers": 60_000}])
+def test_a_model_without_end_is_refused_at_once(naming, huge):
+    body = json.loads(encode_plan(a_changed_plan()))
+    body["change"] |= {
+        "family": "deepseek_v3",
+        "naming": naming,
+        "options": {},
+        "config": DEEPSEEK | huge,
+        "scalings": {},
+    }
+    begun = time.monotonic()
+    with pytest.raises(FormatError, match="cannot be read"):
+        decode_plan(signed(body), "plan")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        at("change", "dtype", to="I32"),
+        at("change", "dtype", to="BOOL"),
+        at("change", "dtype", to="F4"),
+        at("change", "scalings", f"{QUERY}.weight", to=10**400),
+        at("change", "scalings", f"{QUERY}.weight", to=True),
+        at("change", "options", "qkv_concat", to=1.5),
+        at("change", "options", "qkv_concat", to=None),
+        at("attachments", 0, 0, to="../config.json"),
+        at("attachments", 0, 0, to="reshard-manifest.json"),
+        at("attachments", 0, 0, to="i.json"),
+        at("attachments", 0, 1, to=99),
+        at("attachments", 0, 2, to=98),
+        at("catalog", "objects", 2, 3, to=3),
+        at("catalog", "others", to=["memory://l"]),
+        at("catalog", "others", 0, to=7),
+    ],
+)
+def test_forged_changes(forge):
+    body = json.loads(encode_plan(a_changed_plan()))
+    forge(body)
+    with pytest.raises(FormatError, match="cannot be read"):
+        decode_plan(signed(body), "plan")

@@ -20,6 +20,7 @@ __all__ = ["DIRECTIONS", "compile_rules"]
 DIRECTIONS = ("to_ms", "to_hf")
 
 _FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
+_MOST_MISSING = 1 << 14
 
 
 def compile_rules(
@@ -146,6 +147,11 @@ class _Compilation:
         )
 
     def _take(self, expansion: Expansion) -> None:
+        if expansion.name_count > max(len(self._specs), _MOST_MISSING):  # and no list of all that is missing
+            self._problems[f"{expansion.title}: {expansion.name_count} tensors, the source has {len(self._specs)}"] = (
+                None
+            )
+            return
         wanted = list(expansion.targets())
         if expansion.row.optional and not any(e.name in self._specs for one in wanted for e, _ in one.parts):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 from ..errors import PlanError
 from ..tensor import Patch, Shape
@@ -17,9 +18,6 @@ from .settings import Settings
 __all__ = ["Expansion", "Expected", "Wanted", "expand", "name_values"]
 
 Positions = range | tuple[int, ...]
-
-_MANY = 2**24
-"""Names of one pattern: more than any model has, so that a hostile config.json costs no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,14 @@ class Expansion:
         for numbers in self.numbers(target, self.settings.numbers):
             expected = Expected(source.name.render(numbers), None, source.text)
             yield Wanted(target.name.render(numbers), None, ((expected, None),))
+
+    @property
+    def name_count(self) -> int:
+        """Names of the pattern that has the most of them."""
+        patterns = (
+            tensor.name.names & self.positions.keys() for tensor in (*self.source.tensors, *self.target.tensors)
+        )
+        return max(prod(len(self.positions[name]) for name in names) for names in patterns)
 
     def numbers(self, tensor: TensorPattern, given: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
         """Yield the numbers of every name of a pattern, beside those that are given."""
@@ -136,9 +142,6 @@ def expand(row: Row, direction: str, settings: Settings) -> Expansion | None:
 def _geometry(tensors: tuple[TensorPattern, ...], settings: Settings) -> tuple[dict[str, Positions], dict[str, int]]:
     used = {name for tensor in tensors for name in tensor.name.names} & settings.indices.keys()
     positions = {name: settings.positions(name) for name in sorted(used)}
-    for name, numbers in positions.items():
-        if len(numbers) > _MANY:
-            raise PlanError(f"{len(numbers)} numbers for {name}: more than any model has")
     return positions, {**settings.numbers, **{name: len(numbers) for name, numbers in positions.items()}}
 
 

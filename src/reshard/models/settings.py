@@ -15,6 +15,9 @@ __all__ = ["Settings", "config_value", "find_options", "is_layout", "settle"]
 
 Value = int | bool | str | tuple[int, ...]
 
+MOST_POSITIONS = 1 << 16
+"""Numbers of one index: more than any model has, so that a hostile config.json costs no memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -55,6 +58,8 @@ class Settings:
             if needed in self.unknown:
                 raise PlanError(self.unknown[needed])
         every = range(index.start.value(numbers), index.stop.value(numbers), max(1, index.step.value(numbers)))
+        if every[MOST_POSITIONS:]:
+            raise PlanError(f"{name} runs to {every[-1]}: more than any model has")
         if not index.excluded:
             return every
         out = self.values.get(index.excluded, ())

@@ -17,9 +17,11 @@ from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, Origin
 from .output import Making, Piece, TargetTensor
 
-__all__ = ["NO_CHANGE", "Change", "Made", "make_tensors"]
+__all__ = ["FLOATS", "NO_CHANGE", "Change", "Made", "make_tensors"]
 
-_FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+"""What can be cast, and to what."""
+
 _QUANTISED = Quantised("_scale_inv", "quantization_config.weight_block_size", (128, 128))
 
 
@@ -175,7 +177,7 @@ def _plain(values: Mapping[str, _Value], change: Change) -> Iterable[TargetTenso
 
 
 def _wished(spec: TensorSpec, change: Change) -> DType:
-    if change.dtype is None or spec.dtype not in _FLOATS or spec.name in change.kept:
+    if change.dtype is None or spec.dtype not in FLOATS or spec.name in change.kept:
         return spec.dtype
     return change.dtype
 
@@ -184,7 +186,7 @@ def _compiled(compiled: Compiled, values: Mapping[str, _Value], change: Change) 
     for target in compiled.targets:
         spec = target.spec
         sources = {values[part.source].spec.dtype for part in target.parts} if spec.name in change.kept else set()
-        if len(sources) == 1 and sources <= _FLOATS:
+        if len(sources) == 1 and sources <= FLOATS:
             spec = TensorSpec(spec.name, sources.pop(), spec.shape)
         yield _tensor(spec, [_taken(part, values) for part in target.parts], values, change)
 

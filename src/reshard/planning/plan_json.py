@@ -15,7 +15,7 @@ from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
 from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry, Origin, Placement, SourceObject
-from .change import Change
+from .change import FLOATS, Change
 from .cost import Cost
 from .cuts import Cut
 from .limits import Limits
@@ -172,18 +172,23 @@ def _attachment_from_json(value: object) -> Attachment:
 def _change_from_json(value: object) -> Change:
     body = fields_of(value, "change", [field.name for field in fields(Change)])
     scalings = mapping(body["scalings"], "scalings")
-    if not all(isinstance(each, float | int) and math.isfinite(each) for each in scalings.values()):
-        raise refused("scalings", "finite numbers", scalings)
+    if not all(isinstance(each, float) and math.isfinite(each) for each in scalings.values()):
+        raise refused("scalings", "finite numbers with a point", scalings)
     options = _counters(body["options"], "options")
+    if not all(isinstance(each, int | str) for each in options.values()):
+        raise refused("options", "integers, booleans or text", options)
+    dtype = None if body["dtype"] is None else choice(body["dtype"], "dtype", DType)
+    if dtype is not None and dtype not in FLOATS:
+        raise refused("dtype", f"one of {', '.join(sorted(FLOATS))}", dtype)
     return Change(
         family=text(body["family"], "family"),
         direction=text(body["direction"], "direction"),
         naming=text(body["naming"], "naming"),
-        options={key: each for key, each in options.items() if isinstance(each, int | str)},
+        options=options,  # type: ignore[arg-type]
         config=mapping(body["config"], "config"),
-        dtype=None if body["dtype"] is None else choice(body["dtype"], "dtype", DType),
+        dtype=dtype,
         kept=frozenset(_texts(body["kept"], "kept")),
-        scalings={key: float(each) for key, each in scalings.items()},  # type: ignore[arg-type]
+        scalings=scalings,  # type: ignore[arg-type]
         transposed=_boolean(body["transposed"], "transposed"),
     )
 

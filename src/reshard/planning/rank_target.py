@@ -105,7 +105,8 @@ class RankTarget:
         """What a rank holds of a tensor: one box, or none on another stage."""
         layout = self.strategy.layout(tensor.spec.name, rank)
         if layout is None:
-            return () if tensor.spec.name in self.strategy.names else (whole_box(tensor),)
+            is_elsewhere = any(tensor.spec.name in stage for stage in self.strategy.stages)
+            return () if is_elsewhere else (whole_box(tensor),)
         if tensor.spec.dtype.is_sub_byte:
             return (whole_box(tensor),)  # checked to be uncut
         return (layout.box_of(tensor.spec.shape, rank % self.strategy.device_count),)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from ..errors import PlanError
 from ..models.lora import adapter_boxes
 from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, view_boxes
+from ..tensor.patch import Views
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
 from .limits import Limits
@@ -31,6 +32,11 @@ __all__ = [
     "stored_at",
     "whole_reads",
 ]
+
+_MOST_HULL = 1.25
+"""Elements that are computed for each one that is needed, at most, rather than starting another tile."""
+_LEAST_TILE = 1 << 16
+"""Elements that are not worth a tile of their own: scales and adapters are gathered anew for each tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class Step:
 
 def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, Patch]]:
     """Find the patches that fill a box of a target tensor, each with its piece."""
+    cut: dict[Views, list[Box]] = {}  # stacked tensors have hundreds of pieces over the same factors
     for piece in recipe.tensors[tensor].pieces:
         patch = piece.patch
         if patch.is_plain:
@@ -151,7 +158,9 @@ def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, P
             if common is not None:
                 yield piece, common
             continue
-        for part in view_boxes(patch.target_views, box):
+        if patch.target_views not in cut:
+            cut[patch.target_views] = list(view_boxes(patch.target_views, box))
+        for part in cut[patch.target_views]:
             common = patch.within_target(part)
             if common is not None:
                 yield piece, common
@@ -263,14 +272,15 @@ class _Builder:
     def _gather(self, first_buffer: int, buffer_of: dict[int, int]) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
         tiles: list[Tile] = []
         sizes: list[int] = []
-        for (source, making), computed in self._tiles.items():
-            box, entries = computed.box, self._recipe.catalog.entries
+        entries = self._recipe.catalog.entries
+        every = ((*key, box, lays) for key, computed in self._tiles.items() for box, lays in computed.boxes())
+        for source, making, box, lays_of_box in every:
             inputs = inputs_of(source, making, box)
             for position, (entry, wanted) in enumerate(inputs, start=first_buffer + len(sizes)):
                 self._gather_input(entry, wanted, position)
             lays = tuple(
                 Copy(buffer_of[share.member], patch.transfer(box, share.box, itemsize).moved(target=part_start))
-                for share, patch, itemsize, part_start in computed.lays
+                for share, patch, itemsize, part_start in lays_of_box
             )
             nbytes = making.dtype.nbytes(box.element_count)
             tiles.append(Tile(making, source, box, inputs, first_buffer + len(sizes), nbytes, lays))
@@ -298,18 +308,37 @@ class _Builder:
             yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
+_Lay = tuple[Share, Patch, int, int]
+
+
 @dataclass(slots=True)
 class _Computed:
     """Where values of one tensor go that are computed in one step."""
 
-    lays: list[tuple[Share, Patch, int, int]] = field(default_factory=list)
+    lays: list[_Lay] = field(default_factory=list)
 
-    @property
-    def box(self) -> Box:
-        """All of the tensor that is needed: the values are computed once for all who take them."""
-        hulls = [patch.source_hull for _, patch, _, _ in self.lays]
-        starts, stops = zip(*((hull.start, hull.stop) for hull in hulls), strict=True)
-        return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
+    def boxes(self) -> Iterator[tuple[Box, list[_Lay]]]:
+        """What of the tensor is needed, each box with who takes its values.
+
+        Boxes that fill their hull together are one, computed once for all who take from it; those that
+        lie apart (row slices of several ranks) stay apart, or all between them would be read for nothing.
+        """
+        hulls: dict[Box, list[_Lay]] = {}
+        for lay in self.lays:
+            hulls.setdefault(lay[1].source_hull, []).append(lay)
+        joined: list[tuple[Box, list[_Lay]]] = []
+        for one in sorted(hulls.items(), key=lambda item: (item[0].start, item[0].stop)):
+            while joined and (box := _filled_hull(joined[-1][0], one[0])) is not None:
+                one = box, [*joined.pop()[1], *one[1]]
+            joined.append(one)
+        yield from joined
+
+
+def _filled_hull(a: Box, b: Box) -> Box | None:
+    """The hull of two boxes, None if more than a little of it is in neither."""
+    hull = Box(tuple(map(min, a.start, b.start)), tuple(map(max, a.stop, b.stop)))
+    most = _MOST_HULL * (a.element_count + b.element_count)
+    return hull if hull.element_count <= max(most, _LEAST_TILE) else None
 
 
 def inputs_of(source: int, making: Making, box: Box) -> tuple[tuple[int, Box], ...]:

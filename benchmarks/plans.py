@@ -1,0 +1,266 @@
+"""How long it takes to plan the largest models, from their numbers alone: no bytes, no store.
+
+Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
+MindSpore Transformers' rank shards. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each
+model is planned in a process of its own, so that the peak is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from reshard.api.arguments import parse_size
+from reshard.formats.safetensors import plan_header
+from reshard.models.detecting import detect
+from reshard.models.parallel_layouts import strategy_from_numbers
+from reshard.models.parallel_text import parse_parallel
+from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
+from reshard.planning.change import Change, make_tensors
+from reshard.planning.limits import Limits
+from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan_json import decode_plan, encode_plan
+from reshard.planning.sources import full_catalog
+from reshard.planning.target import RankTarget
+from reshard.tensor import Box, DType, Shape, Strategy, TensorSpec, extent_of
+
+_Made = TypeVar("_Made")
+Specs = Iterator[TensorSpec]
+FP8_BLOCK = 128
+FIRST_AND_LAST_SHORTER = "[0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0]"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as it is published, and how it is cut.
+
+    Parameters
+    ----------
+    config
+        What of its config.json decides the tensors.
+    tensors
+        Its tensors.
+    object_count
+        Objects that they are shared out over.
+    parallel
+        The numbers of the target.
+    """
+
+    config: Mapping[str, object]
+    tensors: Callable[[Mapping[str, int]], Specs]
+    object_count: int
+    parallel: str
+
+
+def dense(config: Mapping[str, int]) -> Specs:
+    """Llama's and Qwen2.5's tensors."""
+    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    has_bias = config["model_type"] == "qwen2"
+    yield TensorSpec("model.embed_tokens.weight", DType.BF16, (vocab, hidden))
+    for layer in range(config["num_hidden_layers"]):
+        head = f"model.layers.{layer}"
+        yield TensorSpec(f"{head}.input_layernorm.weight", DType.BF16, (hidden,))
+        yield TensorSpec(f"{head}.mlp.down_proj.weight", DType.BF16, (hidden, inner))
+        yield TensorSpec(f"{head}.mlp.gate_proj.weight", DType.BF16, (inner, hidden))
+        yield TensorSpec(f"{head}.mlp.up_proj.weight", DType.BF16, (inner, hidden))
+        yield TensorSpec(f"{head}.post_attention_layernorm.weight", DType.BF16, (hidden,))
+        for name, rows in (("q", hidden), ("k", keys), ("v", keys)):
+            yield TensorSpec(f"{head}.self_attn.{name}_proj.weight", DType.BF16, (rows, hidden))
+            if has_bias:
+                yield TensorSpec(f"{head}.self_attn.{name}_proj.bias", DType.BF16, (rows,))
+        yield TensorSpec(f"{head}.self_attn.o_proj.weight", DType.BF16, (hidden, hidden))
+    yield TensorSpec("model.norm.weight", DType.BF16, (hidden,))
+    yield TensorSpec("lm_head.weight", DType.BF16, (vocab, hidden))
+
+
+def deepseek(config: Mapping[str, int]) -> Specs:
+    """DeepSeek-V3's tensors: FP8 with scales, and the layer that predicts a second token."""
+    hidden, vocab, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
+    yield TensorSpec("model.embed_tokens.weight", DType.BF16, (vocab, hidden))
+    for layer in range(layers + config["num_nextn_predict_layers"]):
+        head = f"model.layers.{layer}"
+        yield from _attention(head, config)
+        yield from (
+            _experts(head, config)
+            if layer >= config["first_k_dense_replace"]
+            else _mlp(f"{head}.mlp", hidden, config["intermediate_size"])
+        )
+        if layer >= layers:
+            yield from _predicting(head, hidden, vocab)
+    yield TensorSpec("model.norm.weight", DType.BF16, (hidden,))
+    yield TensorSpec("lm_head.weight", DType.BF16, (vocab, hidden))
+
+
+def _attention(head: str, config: Mapping[str, int]) -> Specs:
+    hidden, heads, latent = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    queries = config["q_lora_rank"]
+    for name, extent in (("input_layernorm", hidden), ("post_attention_layernorm", hidden)):
+        yield TensorSpec(f"{head}.{name}.weight", DType.BF16, (extent,))
+    yield TensorSpec(f"{head}.self_attn.q_a_layernorm.weight", DType.BF16, (queries,))
+    yield TensorSpec(f"{head}.self_attn.kv_a_layernorm.weight", DType.BF16, (latent,))
+    yield from _scaled(f"{head}.self_attn.q_a_proj", (queries, hidden))
+    yield from _scaled(f"{head}.self_attn.q_b_proj", (heads * (nope + rope), queries))
+    yield from _scaled(f"{head}.self_attn.kv_a_proj_with_mqa", (latent + rope, hidden))
+    yield from _scaled(f"{head}.self_attn.kv_b_proj", (heads * (nope + value), latent))
+    yield from _scaled(f"{head}.self_attn.o_proj", (hidden, heads * value))
+
+
+def _experts(head: str, config: Mapping[str, int]) -> Specs:
+    hidden, inner, count = config["hidden_size"], config["moe_intermediate_size"], config["n_routed_experts"]
+    yield TensorSpec(f"{head}.mlp.gate.weight", DType.BF16, (count, hidden))
+    yield TensorSpec(f"{head}.mlp.gate.e_score_correction_bias", DType.F32, (count,))
+    yield from _mlp(f"{head}.mlp.shared_experts", hidden, inner * config["n_shared_experts"])
+    for expert in range(count):
+        yield from _mlp(f"{head}.mlp.experts.{expert}", hidden, inner)
+
+
+def _mlp(head: str, hidden: int, inner: int) -> Specs:
+    for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+        yield from _scaled(f"{head}.{name}_proj", shape)
+
+
+def _scaled(head: str, shape: Shape) -> Specs:
+    yield TensorSpec(f"{head}.weight", DType.F8_E4M3, shape)
+    yield TensorSpec(f"{head}.weight_scale_inv", DType.F32, tuple(-(-extent // FP8_BLOCK) for extent in shape))
+
+
+def _predicting(head: str, hidden: int, vocab: int) -> Specs:
+    yield TensorSpec(f"{head}.embed_tokens.weight", DType.BF16, (vocab, hidden))
+    yield TensorSpec(f"{head}.enorm.weight", DType.BF16, (hidden,))
+    yield TensorSpec(f"{head}.hnorm.weight", DType.BF16, (hidden,))
+    yield TensorSpec(f"{head}.eh_proj.weight", DType.BF16, (hidden, 2 * hidden))
+    yield TensorSpec(f"{head}.shared_head.norm.weight", DType.BF16, (hidden,))
+    yield TensorSpec(f"{head}.shared_head.head.weight", DType.BF16, (vocab, hidden))
+
+
+MODELS = {
+    "qwen2.5-72b": Model(
+        {
+            "model_type": "qwen2", "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False,
+        },
+        dense, 37, "mp=8,pp=4",
+    ),
+    "llama-3.1-405b": Model(
+        {
+            "model_type": "llama", "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126,
+            "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+        },
+        dense, 191, f"mp=8,pp=16,offset={FIRST_AND_LAST_SHORTER}",
+    ),
+    "deepseek-v3": Model(
+        {
+            "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+            "num_attention_heads": 128, "vocab_size": 129280, "first_k_dense_replace": 3, "n_routed_experts": 256,
+            "n_shared_experts": 1, "moe_intermediate_size": 2048, "num_nextn_predict_layers": 1, "q_lora_rank": 1536,
+            "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]},
+        },
+        deepseek, 163, f"dp=4,mp=4,pp=16,ep=16,sp=true,offset={FIRST_AND_LAST_SHORTER}",
+    ),
+}  # fmt: skip
+
+
+def catalog_of(model: Model) -> Catalog:
+    """The catalog of a model, its tensors shared out evenly over its objects."""
+    specs = list(model.tensors(model.config))  # type: ignore[arg-type]
+    wished = sum(spec.nbytes for spec in specs) / model.object_count
+    shares: list[list[TensorSpec]] = [[]]
+    held = 0
+    for spec in specs:
+        if held >= wished * len(shares) and len(shares) < model.object_count:
+            shares.append([])
+        shares[-1].append(spec)
+        held += spec.nbytes
+    opened = []
+    for number, share in enumerate(shares, start=1):
+        header = plan_header(share, {"format": "pt"}).header
+        stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
+        key = f"model-{number:05d}-of-{model.object_count:06d}.safetensors"
+        opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), Contents(tuple(stored))))
+    return full_catalog("s3://models/source", "Hugging Face checkpoint", opened)
+
+
+def strategy_of(model: Model, catalog: Catalog, change: Change) -> Strategy:
+    """The strategy that the numbers make."""
+    tensors = make_tensors(catalog, {}, change).tensors
+    return strategy_from_numbers(
+        change.family,
+        change.naming,
+        parse_parallel(model.parallel),
+        {tensor.spec.name: tensor.spec.shape for tensor in tensors},
+        nbytes={tensor.spec.name: tensor.spec.nbytes for tensor in tensors},
+        config=model.config,
+    )
+
+
+def timed(what: str, make: Callable[[], _Made]) -> _Made:
+    """Do something and print how long it took."""
+    begun = time.perf_counter()
+    made = make()
+    print(f"  {what:<28}{time.perf_counter() - begun:>9.1f} s", flush=True)
+    return made
+
+
+def measure(name: str, limits: Limits, *, profiled: bool) -> None:
+    """Plan one model and print what it took."""
+    model = MODELS[name]
+    catalog = timed("catalog", lambda: catalog_of(model))
+    found = timed("detect", lambda: detect(model.config, [entry.spec.name for entry in catalog.entries]))
+    change = Change(found.family.name, found.direction, found.naming, dict(found.options), model.config)
+    strategy = timed("rules and strategy", lambda: strategy_of(model, catalog, change))
+    ranks = tuple(range(strategy.rank_count))
+    target = RankTarget(strategy, ranks, "rank_{rank}/checkpoint_{rank}.safetensors")
+    profile = cProfile.Profile()
+    if profiled:
+        profile.enable()
+    plan = timed("plan", lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change))
+    profile.disable()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = timed("to JSON", lambda: encode_plan(plan))
+    _report(plan, len(catalog.entries), len(data), peak)
+    again = timed("from JSON, checked", lambda: decode_plan(data, "plan"))
+    assert again == plan
+    if profiled:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(12)
+
+
+def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int) -> None:
+    cost, groups = plan.cost, len(plan.groups)
+    print(f"  tensors {tensor_count} -> {len(plan.tensors)}; {len(plan.outputs)} outputs in {groups} groups")
+    print(f"  read {cost.read_bytes / 1e9:.1f} GB ({cost.read_bytes / cost.needed_bytes:.3f} x needed), ", end="")
+    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB")
+    print(f"  requests {cost.request_count} ({cost.get_count} GET), steps {cost.step_count}, ", end="")
+    print(f"buffers {cost.peak_bytes >> 20} MiB, limit {plan.limits.memory_bytes >> 20} MiB")
+    print(f"  plan JSON {json_bytes / 1e6:.1f} MB; peak RSS {peak_kib >> 10} MiB", flush=True)
+
+
+def main() -> None:
+    """Plan the models that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all by default")
+    parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
+    parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
+    options = parser.parse_args()
+    chosen = options.models or list(MODELS)
+    if len(chosen) > 1:
+        flags = ["--memory", options.memory, *(["--profile"] if options.profile else [])]
+        for name in chosen:
+            subprocess.run([sys.executable, __file__, name, *flags], check=True)
+        return
+    print(f"{chosen[0]}: {MODELS[chosen[0]].parallel}", flush=True)
+    measure(chosen[0], Limits(memory_bytes=parse_size(options.memory)), profiled=options.profile)
+
+
+if __name__ == "__main__":
+    main()
