@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from ..errors import FormatError, PlanError, raise_all
 from ..formats.containers import Container, frame_of
@@ -34,6 +36,8 @@ __all__ = [
 BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 MAX_NAME_LENGTH = 4096
 """Longest name of a tensor that a plan can say, in characters."""
+
+_FEW = 8  # pieces that are looked through faster than looked up
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,26 @@ class TargetTensor:
     origin: Origin = Origin.WHOLE
     tile_itemsize: int = 0
     unit: tuple[int, int] = (0, 1)
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        """Stacked tensors have hundreds of pieces one after the other: remember where each ends on axis 0."""
+        if len(self.pieces) > _FEW and self.spec.shape:
+            hulls = [piece.patch.target_hull for piece in self.pieces]
+            spans = [(hull.start[0], hull.stop[0]) for hull in hulls]
+            if all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)):
+                object.__setattr__(self, "_ends", tuple(stop for _, stop in spans))
+
+    def pieces_near(self, box: Box) -> Sequence[Piece]:
+        """The pieces that may fill some of a box, in their order."""
+        if not self._ends:
+            return self.pieces
+        first = bisect_right(self._ends, box.start[0])
+        last = bisect_left(self._ends, box.stop[0])
+        # Those that end beyond the box begin before its end only if they are side by side with the first such.
+        while last < len(self.pieces) and self.pieces[last].patch.target_hull.start[0] < box.stop[0]:
+            last += 1
+        return self.pieces[first:last]
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,8 @@ class Step:
 
 def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, Patch]]:
     """Find the patches that fill a box of a target tensor, each with its piece."""
-    cut: dict[Views, list[Box]] = {}  # stacked tensors have hundreds of pieces over the same factors
-    for piece in recipe.tensors[tensor].pieces:
+    cut: dict[Views, list[Box]] = {}  # pieces of a tensor mostly have the same factors
+    for piece in recipe.tensors[tensor].pieces_near(box):
         patch = piece.patch
         if patch.is_plain:
             common = patch.within_target(box)
@@ -168,7 +168,11 @@ def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, P
 
 def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placement, Patch]]:
     """Find the stored boxes that a patch takes from, each with the part of the patch it fills."""
-    for placement in recipe.catalog.entries[entry].placements:
+    placements = recipe.catalog.entries[entry].placements
+    if len(placements) == 1:  # it holds all of the tensor
+        yield placements[0], patch
+        return
+    for placement in placements:
         if patch.is_plain:
             common = patch.within_source(placement.box)
             if common is not None:

@@ -119,6 +119,11 @@ class Patch:
             least = min(least, self.along[index])
         return first
 
+    @property
+    def target_hull(self) -> Box:
+        """The smallest box of the target's axes that holds the target's box."""
+        return _hull(self.target_views, self.target_box)
+
     def within_target(self, box: Box) -> Patch | None:
         """The part of this patch inside a box of the target's factors, None if there is none."""
         common = self.target_box.intersect(box)
