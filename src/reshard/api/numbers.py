@@ -61,6 +61,7 @@ def make_strategy(
     TargetExists
         ``dst`` exists, and ``overwrite`` is not set.
     """
+    numbers = load_parallel(parallel)  # first: what is wrong with it needs no store
     catalog, said = inspect(checkpoint), load_config(config, checkpoint)
     if to is not None:
         return _of_converted(dst, catalog, checkpoint, parallel, _asked(to, family, naming, config, options), overwrite)
@@ -69,7 +70,7 @@ def make_strategy(
     strategy = strategy_from_numbers(
         family,
         naming or naming_of(family, shapes),
-        load_parallel(parallel),
+        numbers,
         shapes,
         nbytes={entry.spec.name: entry.spec.nbytes for entry in catalog.entries},
         config=said,

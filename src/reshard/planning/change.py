@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError, raise_all
@@ -197,21 +198,30 @@ def _taken(part: Part, values: Mapping[str, _Value]) -> tuple[_Value, Patch, Sca
 
 def _tensor(
     spec: TensorSpec,
-    parts: Iterable[tuple[_Value, Patch, Scale | None]],
+    parts: Sequence[tuple[_Value, Patch, Scale | None]],
     values: Mapping[str, _Value],
     change: Change,
     origin: Origin = Origin.WHOLE,
 ) -> TargetTensor:
+    if len(parts) > 1:  # one after the other, so that pieces are found by their place
+        parts = sorted(parts, key=lambda part: part[1].target_hull.start)
     pieces = tuple(
         Piece(patch, value.entry, _making(spec.dtype, value, scale, values, change)) for value, patch, scale in parts
     )
     held = [
-        (value.spec.dtype.itemsize + spec.dtype.itemsize) * (1 if patch.is_plain else 2)
+        (value.spec.dtype.itemsize + spec.dtype.itemsize + _beside(value, scale)) * (1 if patch.is_plain else 2)
         for (value, patch, _), piece in zip(parts, pieces, strict=True)
         if piece.making is not None
     ]
     unit = pieces[0].patch.unit if pieces else (0, 1)
     return TargetTensor(spec, pieces, origin, max(held, default=0), unit)
+
+
+def _beside(value: _Value, scale: Scale | None) -> int:
+    """Bytes of scales or adapters for each element, about: tiles of some 64 rows are taken to be the least."""
+    if scale is not None:
+        return -(-8 // math.prod(scale.block))
+    return -(-value.rank // 16)
 
 
 def _making(
