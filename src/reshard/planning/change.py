@@ -210,7 +210,7 @@ def _tensor(
     )
     held = [
         (value.spec.dtype.itemsize + spec.dtype.itemsize + _beside(value, scale)) * (1 if patch.is_plain else 2)
-        for (value, patch, _), piece in zip(parts, pieces, strict=True)
+        for (value, patch, scale), piece in zip(parts, pieces, strict=True)
         if piece.making is not None
     ]
     unit = pieces[0].patch.unit if pieces else (0, 1)
