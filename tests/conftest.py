@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,10 @@ from support.s3_servers import S3Server
 from support.settings import clear_settings
 
 pytest.register_assert_rewrite("storage.contract")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C; tests that send it need the usual answer.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first draw of text builds hypothesis's tables, which takes seconds on a fresh clone and a busy machine:
 # no judgement of the test that happens to draw first.

@@ -35,6 +35,7 @@ __all__ = [
     "load_config",
     "load_parallel",
     "naming_of",
+    "notes_on_numbers",
     "strategy_by_numbers",
 ]
 
@@ -63,6 +64,8 @@ def change_from(options: Options, catalog: Catalog, renamed: Mapping[str, str], 
         change = replace(change, scalings=scaled, transposed=transposed)
     notes: list[str] = []
     if options.get("to"):
+        if not config:
+            raise UsageError(f"{src}: there is no config.json beside it", hint="Name the model's: --config URL.")
         change, notes = _ruled(change, options, specs)
     patterns = listed(options.get("keep_dtype"))
     if patterns:
@@ -138,11 +141,6 @@ def _adapters(
 ) -> tuple[dict[str, float], bool]:
     """The scaling of every pair, and whether weights are stored turned over."""
     config, scaling = _adapter_config(options, src), options.get("lora_scaling")
-    if scaling is None and config is None:
-        raise UsageError(
-            "what the adapters' product is multiplied by is not said",
-            hint=f"Give --lora-scaling (alpha / rank), or put {_ADAPTER_CONFIG} beside the adapters.",
-        )
     is_apart = {i for i, item in enumerate(catalog.objects) if item.base}
     apart = {e.spec.name for e in catalog.entries if e.placements and e.placements[0].holders[0][0] in is_apart}
     transposed = config.fan_in_fan_out if config is not None else False
@@ -151,6 +149,11 @@ def _adapters(
         [spec for name, spec in specs.items() if name in apart],
         transposed=transposed,
     )
+    if scaling is None and config is None:
+        raise UsageError(
+            "what the adapters' product is multiplied by is not said",
+            hint=f"Give --lora-scaling (alpha / rank), or put {_ADAPTER_CONFIG} beside the adapters.",
+        )
     said = None if scaling is not None else config
     return scalings(found.pairs, scaling, said), transposed
 
@@ -228,6 +231,19 @@ def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
     found = [f"{naming}: {len(names)} unknown, {', '.join(names[:3])}" for naming, names in unknown.items() if names]
     told = f"the tensors fit {' and '.join(fitting) or 'none'} of the namings of {family}"
     raise UsageError(told, hint="Name the one that is meant: --naming.", problems=found)
+
+
+def notes_on_numbers(text: str | None, change: Change) -> list[str]:
+    """What numbers leave as it is, where people do not expect it."""
+    if text is None or change.naming == "mcore" or change.direction == "to_hf":
+        return []
+    numbers = load_parallel(text)
+    if not numbers.vocab_emb_dp or numbers.mp * numbers.cp == 1 or numbers.pp > 1:
+        return []
+    return [
+        "vocab_emb_dp is true, as MindSpore Transformers has it by default: embedding and output layer are whole on "
+        "every rank; vocab_emb_dp=false cuts them"
+    ]
 
 
 # What lies beside Hugging Face's weights.

@@ -36,7 +36,7 @@ from .arguments import (
     rank_target,
     target_base,
 )
-from .changes import add_adapters, attach_companions, change_from, strategy_by_numbers
+from .changes import add_adapters, attach_companions, change_from, notes_on_numbers, strategy_by_numbers
 from .options import Options, check_options, listed
 
 __all__ = [
@@ -153,6 +153,7 @@ def draw(
         raise UsageError(f"{src}: --keep and --drop leave no tensor", hint="reshard inspect lists names.")
     catalog, renamed = renamed_catalog(catalog, renames)
     change, notes = change_from(options, catalog, renamed, src)
+    notes += notes_on_numbers(options.get("parallel"), change)
     catalog = replace(catalog, notes=(*catalog.notes, *notes))
     if options.get("form") == "iteration":
         tensors, places = make_tensors(catalog, renamed, change).tensors, open_source(catalog.url)

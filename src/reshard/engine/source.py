@@ -24,6 +24,7 @@ from ..storage import Location, ObjectInfo
 from ..tensor import ByteRange, Shape, extent_of
 from .contents import blocks, container_of, read_all
 from .iterations import Iteration, find_iteration
+from .replicas import check_replicas
 from .strategies import StrategySource, read_object
 from .workers import Workers
 
@@ -342,6 +343,8 @@ def _joined(
     catalog, names = rank_catalog(
         found.base.url, shards, strategy, found.notes, names=wanted.names, keep_rank=wanted.keep_rank
     )
+    if workers is not None:
+        check_replicas(catalog, found.base, workers)
     if not names:
         return catalog
     if workers is None:

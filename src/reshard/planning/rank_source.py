@@ -198,7 +198,12 @@ class _RankCatalog:
         notes.append(f"{len(self._kept)} tensors without a layout are rank {self._keep_rank}'s: {_some(self._kept)}")
         told = self._flags.get("True", 0) and not lacking
         notes.append(f"{self._flagged()}, but no box of the strategy is missing anywhere")
-        applying = (absent, lacking, self._several, self._kept, told)
+        gone = [rank for rank in range(self._strategy.rank_count) if rank not in self._stored]
+        notes.append(
+            f"{len(gone)} of {self._strategy.rank_count} ranks have no shard ({_ranks(gone)}); the strategy gives "
+            "others all that they held"
+        )
+        applying = (absent, lacking, self._several, self._kept, told, gone)
         return tuple(note for note, applies in zip(notes, applying, strict=True) if applies)
 
     def _flagged(self) -> str:

@@ -64,7 +64,7 @@ def _check_cut(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
         PlanError,
         f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy",
         cut,
-        hint="Leave them out (--drop 'accu_grads.*', say), or give the strategy of a network that has them.",
+        hint=f"Leave them out ({_drops(cut)}), or give the strategy of a network that has them.",
     )
 
 
@@ -111,3 +111,9 @@ def _kind(name: str) -> str:
 
 def _named(names: Sequence[str], what: str) -> tuple[str, ...]:
     return (f"{len(names)} tensors {what}: {sample(names, 5)}",) if names else ()
+
+
+def _drops(names: Sequence[str], shown: int = 3) -> str:
+    """How to leave names out, by what stands before their first dot."""
+    heads = sorted({name.split(".")[0] for name in names})
+    return " ".join(f"--drop '{head}.*'" for head in heads[:shown]) + (" ..." if len(heads) > shown else "")
