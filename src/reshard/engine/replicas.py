@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from ..errors import CatalogError, raise_all
-from ..planning.catalog import Catalog, Entry, Origin
+from ..planning.catalog import Catalog, Entry, Origin, Placement
 from ..storage import Location
 from ..tensor import ByteRange, extent_of
+from .contents import blocks
 from .workers import Workers
 
-__all__ = ["check_replicas"]
+__all__ = ["check_replicas", "differing_copies"]
 
 _MOST_TENSORS = 16
 _MOST_COPIES = 4
@@ -48,3 +51,34 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
 
 def _is_copied(entry: Entry) -> bool:
     return any(len(placement.holders) > 1 for placement in entry.placements)
+
+
+def differing_copies(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> tuple[int, dict[str, str]]:
+    """The bytes read to compare copies, and of tensors that differ who has what, in words."""
+    digests: dict[tuple[str, int, int], str] = {}
+
+    def read(job: tuple[Entry, int, Placement, tuple[int, int]]) -> None:
+        entry, number, placement, (index, first) = job
+        item, digest = catalog.objects[index], hashlib.sha256()
+        nbytes = placement.box.element_count * extent_of(entry.spec)[1]
+        for span in blocks(ByteRange(first, first + nbytes)):
+            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
+        digests[entry.spec.name, number, index] = digest.hexdigest()
+
+    entries = [entry for entry in catalog.entries if entry.spec.name in names]
+    placed = [(entry, *numbered) for entry in entries for numbered in enumerate(entry.placements)]
+    workers.map(read, [(e, number, p, holder) for e, number, p in placed for holder in p.holders])
+    differing = {}
+    for entry, number, placement in placed:
+        keys: dict[str, list[str]] = {}
+        for index, _ in placement.holders:
+            key = catalog.objects[index].key
+            keys.setdefault(digests[entry.spec.name, number, index], []).append(key)
+        if len(keys) > 1:
+            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
+            differing[entry.spec.name] = f"{len(keys)} different contents ({sides})"
+    nbytes = sum(
+        placement.box.element_count * extent_of(entry.spec)[1] * len(placement.holders)
+        for entry, _, placement in placed
+    )
+    return nbytes, differing

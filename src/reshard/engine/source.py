@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from ..formats.iteration import CommonValue
 from ..formats.iteration_values import IterationMetadata
 from ..formats.rank_objects import RankMeta, RankObjects, choose, find_rank_objects, parse_meta
 from ..formats.weight_index import parse_param_name_map, parse_weight_index
-from ..planning.catalog import Catalog, Entry, Placement
+from ..planning.catalog import Catalog
 from ..planning.full_target import HYPER_NAME, MAP_NAME
 from ..planning.iteration_source import iteration_catalog
 from ..planning.rank_source import of_rank, rank_catalog
@@ -21,10 +20,10 @@ from ..planning.selection import NameFilter
 from ..planning.sources import Opened, full_catalog, tree_catalog
 from ..planning.tree_target import tree_name
 from ..storage import Location, ObjectInfo
-from ..tensor import ByteRange, Shape, extent_of
-from .contents import blocks, container_of, read_all
+from ..tensor import Shape
+from .contents import container_of, read_all
 from .iterations import Iteration, find_iteration
-from .replicas import check_replicas
+from .replicas import check_replicas, differing_copies
 from .strategies import StrategySource, read_object
 from .workers import Workers
 
@@ -364,7 +363,7 @@ def _compared(
     catalog: Catalog, names: Sequence[str], found: _Found, keep_rank: int | None, workers: Workers
 ) -> Catalog:
     """Raise CatalogError unless tensors without a layout are the same on every rank, or one rank decides."""
-    nbytes, differing = _differing(catalog, set(names), found.base, workers)
+    nbytes, differing = differing_copies(catalog, set(names), found.base, workers)
     some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     told = f"{len(names)} tensors have no layout in the source ({some}); {nbytes} bytes on all ranks were read"
     if keep_rank in found.ranks:
@@ -383,34 +382,3 @@ def _compared(
         "or take one rank's with --keep-rank.",
     )
     return replace(catalog, notes=(*catalog.notes, told if keep_rank in found.ranks else f"{told} and found equal"))
-
-
-def _differing(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> tuple[int, dict[str, str]]:
-    """The bytes read to compare copies, and of tensors that differ who has what, in words."""
-    digests: dict[tuple[str, int, int], str] = {}
-
-    def read(job: tuple[Entry, int, Placement, tuple[int, int]]) -> None:
-        entry, number, placement, (index, first) = job
-        item, digest = catalog.objects[index], hashlib.sha256()
-        nbytes = placement.box.element_count * extent_of(entry.spec)[1]
-        for span in blocks(ByteRange(first, first + nbytes)):
-            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
-        digests[entry.spec.name, number, index] = digest.hexdigest()
-
-    entries = [entry for entry in catalog.entries if entry.spec.name in names]
-    placed = [(entry, *numbered) for entry in entries for numbered in enumerate(entry.placements)]
-    workers.map(read, [(e, number, p, holder) for e, number, p in placed for holder in p.holders])
-    differing = {}
-    for entry, number, placement in placed:
-        keys: dict[str, list[str]] = {}
-        for index, _ in placement.holders:
-            key = catalog.objects[index].key
-            keys.setdefault(digests[entry.spec.name, number, index], []).append(key)
-        if len(keys) > 1:
-            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
-            differing[entry.spec.name] = f"{len(keys)} different contents ({sides})"
-    nbytes = sum(
-        placement.box.element_count * extent_of(entry.spec)[1] * len(placement.holders)
-        for entry, _, placement in placed
-    )
-    return nbytes, differing

@@ -18,24 +18,11 @@ from .catalog import Catalog, Entry, Origin, Placement, SourceObject
 from .change import FLOATS, Change
 from .cost import Cost
 from .cuts import Cut
+from .json_fields import choice, fields_of, integer, integers, items, mapping, name, refused, text
 from .limits import Limits
 from .output import Attachment
 from .plan import Plan
-from .plan_check import (
-    check_catalog,
-    check_plan,
-    check_spec,
-    check_strategy_size,
-    choice,
-    fields_of,
-    integer,
-    integers,
-    items,
-    mapping,
-    name,
-    refused,
-    text,
-)
+from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
 from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget
 
