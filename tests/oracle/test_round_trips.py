@@ -27,7 +27,7 @@ from reshard.formats.ms_strategy import encode_json, encode_protobuf, from_strat
 from reshard.storage import Location, MemoryStore
 from reshard.tensor import Layout, Strategy
 
-QUICK_COUNT, SLOW_COUNT = 50, 1000
+QUICK_COUNT, SLOW_COUNT = 50, 300
 DTYPES = ("F32", "F32", "BF16", "BF16", "F16", "I8", "U8", "I64", "BOOL", "F64")
 CONTAINERS = ("safetensors", "ckpt")
 
