@@ -6,7 +6,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oracle check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -97,6 +97,18 @@ $(oracle_stamp): Makefile | $(stamp)
 test-oracle: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## random cases, answered by MindSpore and by reshard, and compared
 	$(bin)/python -m pytest -m oracle tests/live/test_live.py $(ARGS)
 
+generate := .generate/venv
+GENERATE_PYTHON ?=
+$(generate)/.setup: Makefile | $(stamp)
+	@echo "making $(generate) with torch and transformers: some GB"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear $(generate); } || $(bin)/python -m venv --clear $(generate)
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(generate)/bin/python torch transformers; } \
+		|| $(generate)/bin/python -m pip install --quiet torch transformers
+	@touch $@
+
+test-generate: $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
+	$(bin)/python tests/generate/compare.py $(or $(GENERATE_PYTHON),$(generate)/bin/python)
+
 check: setup  ## everything that a change must pass: lint, format, types, import direction, tests
 	$(bin)/ruff check
 	$(bin)/ruff format --check
@@ -119,5 +131,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .oracle .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .oracle .generate .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """The library's statements, MindSpore's own calls, and the same for strategies; the command line calls nothing else."""
 
+from .numbers import make_strategy
 from .options import Options
 from .originals import (
     load_distributed_checkpoint,
@@ -21,6 +22,7 @@ __all__ = [
     "inspect",
     "load_distributed_checkpoint",
     "load_plan",
+    "make_strategy",
     "merge_pipeline_strategys",
     "merge_strategies",
     "plan",
