@@ -14,7 +14,7 @@ from ..formats.containers import Container
 from ..formats.iteration import CommonValue
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, Plan
-from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget
+from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget, ZarrTarget
 from ..storage import Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
@@ -116,9 +116,13 @@ def limits_for(target: Location, options: Options) -> Limits:
     return limits if concurrency is None else replace(limits, concurrency=concurrency)
 
 
-def full_target(name: str | None, options: Options, limits: Limits) -> FullTarget | PartsTarget:
-    """What a full checkpoint is written as; see :class:`Options`."""
+def full_target(
+    name: str | None, base: Location, options: Options, limits: Limits
+) -> FullTarget | PartsTarget | ZarrTarget:
+    """What a full checkpoint is written as below ``base``; see :class:`Options`."""
     size, prefix = options.get("part_size"), options.get("prefix")
+    if options.get("form") == "zarr" or _is_called_zarr(name, base, options):
+        return ZarrTarget(parse_size(size) if size is not None else limits.chunk_bytes)
     if options.get("form") == "mindspore":
         return PartsTarget(parse_size(size) if size is not None else limits.mindspore_part_bytes)
     object_bytes = parse_size(size) if size is not None else limits.object_bytes
@@ -139,6 +143,12 @@ def full_target(name: str | None, options: Options, limits: Limits) -> FullTarge
         "pt",
         object_bytes,
     )
+
+
+def _is_called_zarr(name: str | None, base: Location, options: Options) -> bool:
+    """Whether the target's name alone asks for zarr."""
+    others = any(options.get(option) for option in ("form", "format", "prefix"))
+    return name is None and base.key.endswith(".zarr") and not others
 
 
 def rank_target(strategy: Strategy, options: Options) -> RankTarget:

@@ -91,8 +91,9 @@ class Uploads:
         for index, output in enumerate(self._outputs):
             crc = combined_crc32c(value for _, value in sorted(self._crcs[index].items()))
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        for key, crc in self._document_crcs.items():
-            found.append(Receipt(key, self._put[key].nbytes, self._put[key].etag, crc))
+        for key in self._plan.keys:
+            if key in self._document_crcs:
+                found.append(Receipt(key, self._put[key].nbytes, self._put[key].etag, self._document_crcs[key]))
         return tuple(found)
 
     def undo(self) -> Sequence[str]:
