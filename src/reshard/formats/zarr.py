@@ -202,11 +202,13 @@ def encode_group(arrays: Iterable[ZarrArray], metadata: Mapping[str, str], texts
 
     Parameters
     ----------
+    arrays
+        In the order that readers shall see.
     metadata, texts
         What the checkpoint holds besides tensors.
     """
-    told = {"version": VERSION, "metadata": dict(sorted(metadata.items())), "texts": dict(sorted(texts.items()))}
-    documents = {array.path: array_document(array) for array in sorted(arrays, key=lambda array: array.path)}
+    told = {"version": VERSION, "metadata": dict(metadata), "texts": dict(texts)}
+    documents = {array.path: array_document(array) for array in arrays}
     return _encode(
         {
             "zarr_format": 3,
