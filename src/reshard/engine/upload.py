@@ -91,9 +91,8 @@ class Uploads:
         for index, output in enumerate(self._outputs):
             crc = combined_crc32c(value for _, value in sorted(self._crcs[index].items()))
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        for key in self._plan.keys:
-            if key in self._document_crcs:
-                found.append(Receipt(key, self._put[key].nbytes, self._put[key].etag, self._document_crcs[key]))
+        beside = [each.key for each in self._plan.attachments] + [each.key for each in self._plan.documents]
+        found += [Receipt(k, self._put[k].nbytes, self._put[k].etag, self._document_crcs[k]) for k in beside]
         return tuple(found)
 
     def undo(self) -> Sequence[str]:
