@@ -29,6 +29,7 @@ from ..tensor import Strategy
 from .arguments import (
     check_apart,
     check_sources_kept,
+    copied_from,
     full_target,
     iteration_target,
     limits_for,
@@ -169,7 +170,8 @@ def draw(
     attachments: Sequence[Attachment] = ()
     if name is None and isinstance(wished, FullTarget) and wished.index_name:  # as Hugging Face's tools open it
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
-    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments)
+    bases = copied_from(base, catalog, options)
+    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)
     check_sources_kept(made, open_source(catalog.url), base)
     return made
 
