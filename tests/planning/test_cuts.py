@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from reshard.formats.frame import make_frame
 from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
-from reshard.planning.streamed import Streamed
 from reshard.planning.limits import Limits
 from reshard.planning.output import Output, TargetTensor
+from reshard.planning.streamed import Streamed
 from reshard.tensor import Box, DType, TensorSpec
 
 

@@ -9,10 +9,10 @@ from support.checkpoints import catalog_of_ranks, encode, random_model, rank_key
 from support.patches import lay
 
 from reshard.planning.cuts import find_cuts, walk
-from reshard.planning.streamed import Streamed
 from reshard.planning.limits import Limits
 from reshard.planning.output import Piece, TargetTensor, make_output
 from reshard.planning.steps import Group, Recipe, group_steps, inputs_of
+from reshard.planning.streamed import Streamed
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 
