@@ -1,213 +1,268 @@
-"""Measures conversions against a roofline: the same ranged GETs and part PUTs with nothing in between.
+"""Measures conversions beside a roofline, MindSpore's tools and torch, in turn, against a real S3 server here.
 
-``make bench`` runs every workload several times, roofline and reshard in turn, each in a process of
-its own against a real S3 server on this machine, prints a table and writes ``benchmarks/results.json``.
-Compare ratios, not seconds: client and server share the machine's cores.
+``make bench`` runs every workload: first once through a proxy that counts requests and bytes, with memory and local
+disk watched closely and results compared tensor for tensor; then several times with nothing in between, for the
+seconds. It prints a table and writes ``benchmarks/results/bench.json`` and ``bench.svg``. Compare ratios, not seconds:
+client and server share the machine. ``--only hf_to_mp4 --repeats 1 --size 64MiB`` is a quick run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import measure
+import report
+from baselines import equal_count, fingerprints, keys_below, make_client
+from proxy import Request, ceilings, proxy
+from roofline import chosen
+from sources import BUCKET, put_source
+from ways import OUT, WAYS, Job, can_copy, interpreter, missing
+from workloads import WORKLOADS, Workload
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-
-BUCKET = "bench"
-LAYOUT = Path(__file__).with_name("mp4.yaml")
-WORKLOADS: dict[str, dict[str, Any]] = {
-    "full -> mp4": {"src": "full", "dst_layout": str(LAYOUT)},
-    "mp4 -> full": {"src": "mp4", "src_layout": str(LAYOUT)},
-}
+RESULTS = Path(__file__).with_name("results")
+SWEEP = "hf_to_mp4"
+SWEEP_WAYS = ("roofline", "reshard", "torch")
+TRIES = 3
 
 
-def make_source(store: Any, nbytes: int) -> None:
-    """Write a Hugging Face checkpoint of about ``nbytes``, an object a layer, never holding it all."""
-    from reshard.formats.safetensors import plan_header
-    from reshard.formats.weight_index import encode_weight_index
-    from reshard.tensor import DType, TensorSpec
+class Bench:
+    """One server with one workload's source; every run gets a target bucket of its own, which is then removed.
 
-    hidden, inner = 2048, 5632
-    shapes = {
-        "self_attn.q_proj.weight": (hidden, hidden),
-        "self_attn.o_proj.weight": (hidden, hidden),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-        "input_layernorm.weight": (hidden,),
-    }
-    layer_bytes = sum(TensorSpec("", DType.BF16, shape).nbytes for shape in shapes.values())
-    count, noise, weight_map = max(1, round(nbytes / layer_bytes)), os.urandom(layer_bytes), {}
-    for layer in range(count):
-        specs = [TensorSpec(f"model.layers.{layer}.{name}", DType.BF16, shape) for name, shape in shapes.items()]
-        key = f"model-{layer + 1:05d}-of-{count:05d}.safetensors"
-        store.put(f"full/{key}", plan_header(specs, {"format": "pt"}).data + noise)
-        weight_map |= {spec.name: key for spec in specs}
-    store.put("full/model.safetensors.index.json", encode_weight_index(weight_map, count * layer_bytes))
+    Removing a bucket frees its bytes at once; deleted objects would stay in the server's memory for a while.
+    """
 
+    def __init__(self, server: Any, job: Job, asked: argparse.Namespace, folder: Path) -> None:
+        self._server, self._asked, self._job = server, asked, job
+        self._numbers = itertools.count(1)
+        self._requests = folder / "requests.json"
+        self.client = make_client(server.endpoint)
 
-def convert(plan_url: str) -> None:
-    """The thing measured."""
-    import reshard
+    def put_source(self) -> int:
+        """Make the source; return its bytes."""
+        self.client.create_bucket(Bucket=BUCKET)
+        return put_source(self.client, self._job.workload, self._job.tensors)
 
-    reshard.convert(plan=plan_url, overwrite=True)
+    def cost(self, way: str) -> dict[str, Any]:
+        """What reshard plans."""
+        with self._target() as target:
+            return self._job.cost(way, target, self._server.environ)
 
+    def counted(self, ways: Sequence[str], expected: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+        """Every way once through a counting proxy; results are compared if there is somewhere to note the first."""
+        found = {}
+        with proxy(self._server.endpoint) as front:
+            for way in sorted(ways, key=lambda way: way != "reshard"):  # the others make its requests again
+                with self._target() as target:
+                    front.take()
+                    figures = self._run(way, target, front.endpoint, is_deep=True)
+                    seen = front.take()
+                    if way == "reshard":
+                        self._requests.write_text(json.dumps(chosen(seen, target)))
+                    if expected is not None and not way.startswith("roofline"):
+                        made = fingerprints(self.client, target, OUT)
+                        figures["equal_tensors"] = equal_count(way, expected.setdefault("first", made), made)
+                    found[way] = figures | {"counted": count(seen)}
+        return found
 
-def roofline(plan_url: str) -> None:
-    """The same requests with the same client and concurrency, and no conversion between them."""
-    import reshard
-    from reshard.storage import Location, Store, open_location
-    from reshard.tensor import ByteRange
+    def timed(self, way: str, endpoint: str | None = None) -> dict[str, Any]:
+        """One way once."""
+        with self._target() as target:
+            return self._run(way, target, endpoint or self._server.endpoint, is_deep=False)
 
-    plan = reshard.load_plan(plan_url)
-    source = open_location(plan.catalog.url)
-    target: Location = open_location(plan.target_url).child("roofline")
-    store = target.store
-    assert isinstance(store, Store)
-    body = bytearray(max(part.range.nbytes for g in range(len(plan.groups)) for s in plan.steps(g) for part in s.parts))
-    uploads = {key: store.create_upload(target.child(key).key) for output in plan.outputs for key in output.keys}
-    etags: dict[str, list[tuple[int, str]]] = {key: [] for key in uploads}
+    @contextlib.contextmanager
+    def delayed(self, delay_ms: float | None) -> Iterator[str]:
+        """An endpoint that holds requests back; None for the server's own."""
+        if delay_ms is None:
+            yield self._server.endpoint
+            return
+        with proxy(self._server.endpoint, delay_ms) as front:
+            yield front.endpoint
 
-    def read(key: str, span: ByteRange) -> None:
-        store_key = source.child(key).key
-        source.store.read_into(store_key, span, memoryview(bytearray(span.nbytes)))
+    def _run(self, way: str, target: str, endpoint: str, *, is_deep: bool) -> dict[str, Any]:
+        spec = self._job.spec(way, target, self._requests)
+        environ = self._server.environ | {"AWS_ENDPOINT_URL": endpoint}
+        for failed_count in range(TRIES):
+            try:
+                found = measure.run(spec, environ, self._server.pid, self._asked.disk, is_deep=is_deep)
+                return found | {"failed_count": failed_count}
+            except measure.Failed as error:
+                if way != "mindspore" or failed_count == TRIES - 1:  # its processes sometimes wait without end
+                    raise
+                print(error, flush=True)
+                self._empty(target)
+        raise AssertionError("one try returns or raises")
 
-    def send(key: str, number: int, span: ByteRange) -> None:
-        etags[key].append(
-            (number, store.upload_part(uploads[key], number, span.start, memoryview(body)[: span.nbytes]))
-        )
+    @contextlib.contextmanager
+    def _target(self) -> Iterator[str]:
+        target = f"target-{next(self._numbers)}"
+        self.client.create_bucket(Bucket=target)
+        try:
+            yield target
+        finally:
+            self._empty(target)
+            self.client.delete_bucket(Bucket=target)
 
-    with ThreadPoolExecutor(plan.limits.concurrency) as pool:
-        waiting = []
-        for group in range(len(plan.groups)):
-            for step in plan.steps(group):
-                waiting += [pool.submit(read, plan.catalog.objects[r.object].key, r.range) for r in step.reads]
-                for part in step.parts:
-                    for key in plan.outputs[part.output].keys:
-                        waiting.append(pool.submit(send, key, part.number, part.range))
-        for future in waiting:
-            future.result()
-    for key, upload in uploads.items():
-        store.complete_upload(upload, sorted(etags[key]))
-        store.delete(target.child(key).key)
-
-
-def measured(kind: str, plan_url: str) -> dict[str, float]:
-    """Run one of both in a fresh process."""
-    command = [sys.executable, __file__, "--one", kind, "--plan", plan_url]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, float] = json.loads(output.splitlines()[-1])
-    return found
-
-
-def run_one(kind: str, plan_url: str) -> None:
-    """In the fresh process: import first, then measure."""
-    import reshard
-
-    reshard.load_plan(plan_url)  # imports the client and opens its first connection
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    begun_s = time.monotonic()
-    {"reshard": convert, "roofline": roofline}[kind](plan_url)
-    wall_s = time.monotonic() - begun_s
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "peak_rss_kib": after.ru_maxrss, "rss_kib": before.ru_maxrss}))
+    def _empty(self, bucket: str) -> None:
+        for upload in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
+            self.client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        for key in keys_below(self.client, bucket, ""):
+            self.client.delete_object(Bucket=bucket, Key=key)
 
 
-def bench(nbytes: int, repeats: int, memory: str, server: Any) -> list[dict[str, Any]]:
-    """Run every workload, roofline and reshard in turn."""
-    import reshard
-    from reshard.api import save
-    from reshard.planning.plan_json import encode_plan
-    from reshard.storage import Store, open_location
-
-    os.environ.update(server.environ)
-    server.make_bucket(BUCKET)
-    store = open_location(f"s3://{BUCKET}").store
-    assert isinstance(store, Store)
-    make_source(store, nbytes)
-    rows = []
-    for name, options in WORKLOADS.items():
-        src = options["src"]
-        dst = f"s3://{BUCKET}/" + ("mp4" if src == "full" else "merged")
-        keywords = {key: value for key, value in options.items() if key != "src"}
-        plan = reshard.plan(f"s3://{BUCKET}/{src}", dst, memory=memory, **keywords)
-        plan_url = f"s3://{BUCKET}/plans/{src}.json"
-        save(plan_url, encode_plan(plan), overwrite=True)
-        runs: dict[str, list[dict[str, float]]] = {"roofline": [], "reshard": []}
-        for repeat in range(repeats + 1):
-            for kind, found in runs.items():
-                figures = measured(kind, plan_url)
-                if repeat:  # the first round warms the server up
-                    found.append(figures)
-        rows.append(_row(name, plan, runs))
-        print(_line(rows[-1]), flush=True)
-    return rows
-
-
-def _row(name: str, plan: Any, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    moved_gb = (plan.cost.read_bytes + plan.cost.written_bytes) / 2e9
-    ratios = [mine["wall_s"] / floor["wall_s"] for mine, floor in zip(runs["reshard"], runs["roofline"], strict=True)]
+def count(seen: Sequence[Request]) -> dict[str, Any]:
+    """Requests by kind, and bytes of content both ways."""
     return {
-        "workload": name,
-        "gb": moved_gb,
-        "over_read": plan.cost.read_bytes / plan.cost.needed_bytes,
-        "requests": plan.cost.request_count,
-        "planned_peak_mib": plan.cost.peak_bytes / 2**20,
-        "measured_peak_mib": max(r["peak_rss_kib"] - r["rss_kib"] for r in runs["reshard"]) / 2**10,
-        "wall_s": {kind: statistics.median(r["wall_s"] for r in found) for kind, found in runs.items()},
-        "cpu_s_per_gb": {kind: statistics.median(r["cpu_s"] for r in found) / moved_gb for kind, found in runs.items()},
-        "wall_ratio": statistics.median(ratios),
-        "runs": runs,
+        "requests": dict(sorted(Counter(request["kind"] for request in seen).items())),
+        "read_bytes": sum(r["received_bytes"] for r in seen if r["kind"] == "get"),
+        "written_bytes": sum(r["sent_bytes"] for r in seen if r["kind"] in ("put", "part")),
     }
 
 
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['workload']:<14} {row['gb']:.2f} GB each way  wall {row['wall_s']['reshard']:.1f} s, "
-        f"roofline {row['wall_s']['roofline']:.1f} s, ratio {row['wall_ratio']:.2f}  client CPU "
-        f"{row['cpu_s_per_gb']['reshard']:.2f} s/GB, roofline {row['cpu_s_per_gb']['roofline']:.2f}  "
-        f"peak +{row['measured_peak_mib']:.0f} MiB, planned {row['planned_peak_mib']:.0f}  "
-        f"over-read {row['over_read']:.3f}"
-    )
+@contextlib.contextmanager
+def bench_for(asked: argparse.Namespace, workload: Workload, nbytes: int) -> Iterator[Bench]:
+    """Start a server of its own for a workload: what it held before is gone with it."""
+    from support import s3_servers
+
+    job = Job(workload, workload.tensors(nbytes), asked.memory, asked.concurrency)
+    start = {"weed": s3_servers.weed_server, "juicefs": s3_servers.juicefs_server}[asked.server]
+    with start() as server, tempfile.TemporaryDirectory(prefix="reshard-bench-") as folder:
+        os.environ.update(server.environ)
+        yield Bench(server, job, asked, Path(folder))
+
+
+def run_workload(asked: argparse.Namespace, workload: Workload) -> dict[str, Any]:
+    """All ways of one workload, in turn."""
+    skipped = {way: reason for way in asked.ways if (reason := missing(way, workload))}
+    ways = [way for way in asked.ways if way not in skipped]
+    with bench_for(asked, workload, asked.size) as bench:
+        source_bytes = bench.put_source()
+        costs = {way: bench.cost(way) for way in ways if way.startswith("reshard")}
+        if "mindspore" in ways:
+            skipped |= _tried(bench, ways)
+        counted = bench.counted(ways, {} if asked.compare else None)
+        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        for repeat in range(asked.repeats):
+            for way, found in runs.items():
+                found.append(bench.timed(way))
+                print(f"{workload.name} {repeat + 1}/{asked.repeats} {way} {found[-1]['wall_s']:.2f} s", flush=True)
+    facts = {"name": workload.name, "title": workload.title, "source_bytes": source_bytes}
+    told = {way: told_of(way, counted[way], found, costs.get(way)) for way, found in runs.items()}
+    moved = counted["reshard"]["counted"]
+    moved_gib = (moved["read_bytes"] + moved["written_bytes"]) / 2**30
+    for each in told.values():
+        each["medians"]["cpu_s_per_gib"] = each["medians"]["cpu_s"] / moved_gib
+    return facts | {"moved_gib": moved_gib, "ways": told, "ratios": ratios(runs), "skipped": skipped}
+
+
+def _tried(bench: Bench, ways: list[str]) -> dict[str, str]:
+    """Why MindSpore's tool does not do this workload at all, if so; then it is not among the ways any more."""
+    try:
+        bench.timed("mindspore")
+    except measure.Failed as error:
+        print(error, flush=True)
+        ways.remove("mindspore")
+        return {"mindspore": f"its tool fails: {str(error).strip().splitlines()[-1]}"}
+    return {}
+
+
+def told_of(
+    way: str, counted: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], cost: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What there is to tell of one way: medians, counted figures, the plan, all runs."""
+    known = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+    found: dict[str, Any] = {"says": WAYS[way], "medians": {k: statistics.median(r[k] for r in runs) for k in known}}
+    watched = ("tree_peak_bytes", "tree_peak_with_files_bytes", "disk_bytes", "equal_tensors")
+    found["counted"] = counted["counted"] | {name: counted[name] for name in watched if name in counted}
+    if cost is not None:
+        found["planned"] = dict(cost)
+        found["counted"]["copied_bytes"] = cost.get("copied_bytes", 0)
+    return found | {"runs": list(runs)}
+
+
+def ratios(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Each way's seconds, and client's CPU, as multiples of the roofline's in the same round; medians."""
+    floor = runs.get("roofline")
+    if not floor:
+        return {}
+    return {
+        way: {
+            name: statistics.median(mine[name] / its[name] for mine, its in zip(found, floor, strict=True))
+            for name in ("wall_s", "cpu_s")
+        }
+        for way, found in runs.items()
+    }
+
+
+def sweep(asked: argparse.Namespace) -> dict[str, Any]:
+    """One workload with each request held back for a while; and what the proxy itself costs."""
+    workload = WORKLOADS[SWEEP]
+    ways = [way for way in SWEEP_WAYS if way in asked.ways and not missing(way, workload)]
+    rows = []
+    with bench_for(asked, workload, min(asked.size, asked.latency_size)) as bench:
+        source_bytes = bench.put_source()
+        bench.counted(["reshard"])
+        for delay_ms in (None, *asked.delays):
+            runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+            with bench.delayed(delay_ms) as endpoint:
+                for _ in range(asked.repeats):
+                    for way, found in runs.items():
+                        found.append(bench.timed(way, endpoint))
+                        print(f"latency {delay_ms} ms {way} {found[-1]['wall_s']:.2f} s", flush=True)
+            medians = {way: statistics.median(r["wall_s"] for r in found) for way, found in runs.items()}
+            rows.append({"delay_ms": delay_ms, "wall_s": medians, "ratios": ratios(runs), "runs": runs})
+    return {"workload": SWEEP, "source_bytes": source_bytes, "proxy_bytes_per_s": ceilings(), "rows": rows}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    from reshard.api.arguments import parse_size
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*WORKLOADS, "latency"], default=[*WORKLOADS, "latency"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--size", type=parse_size, default="2GiB", help="bytes of each source")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", default="512MiB", help="limit of reshard's buffers")
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--server", choices=["weed", "juicefs"], default="weed")
+    parser.add_argument("--latency-size", type=parse_size, default="512MiB")
+    parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 20.0, 100.0], help="ms a request is held back")
+    parser.add_argument("--no-compare", dest="compare", action="store_false", help="do not compare the results")
+    parser.add_argument("--disk", type=Path, help="folder for what the other ways download; the system's")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench.json", help="the plot goes beside it")
+    asked = parser.parse_args(arguments)
+    if "reshard" not in asked.ways:
+        asked.ways.insert(0, "reshard")  # its requests are what the roofline makes again
+    return asked
 
 
 def main() -> None:
-    """Parse, start a server, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", choices=["reshard", "roofline"])
-    parser.add_argument("--plan")
-    parser.add_argument("--mib", type=int, default=1024, help="size of the model")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory", default="256MiB")
-    parser.add_argument("--server", choices=["weed", "juicefs"], default="weed")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
-    asked = parser.parse_args()
-    if asked.one:
-        run_one(asked.one, asked.plan)
-        return
-    from support import s3_servers
-
-    with getattr(s3_servers, f"{asked.server}_server")() as server:
-        rows = bench(asked.mib << 20, asked.repeats, asked.memory, server)
-    machine = {
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "server": asked.server,
-        **{name: version(name) for name in ("boto3", "numpy", "awscrt")},
-    }
-    asked.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    """Run what is asked for; results are written after each workload."""
+    asked = parse()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]  # profiles and endpoints of whoever runs this
+    result = report.head(asked, {way: interpreter(way) for way in ("mindspore", "torch")}, can_copy=can_copy())
+    for name in asked.only:
+        if name != "latency":
+            result["workloads"].append(run_workload(asked, WORKLOADS[name]))
+            report.write(result, asked.out)
+    if "latency" in asked.only:
+        result["latency"] = sweep(asked)
+    report.write(result, asked.out)
+    report.print_table(result)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
     "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map",
     "--form", "--format", "--prefix", "--ranks",
-    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--iteration",
+    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--overwrite", "--drop", "--memory"}

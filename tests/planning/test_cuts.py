@@ -10,6 +10,7 @@ from reshard.formats.frame import make_frame
 from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
 from reshard.planning.limits import Limits
 from reshard.planning.output import Output, TargetTensor
+from reshard.planning.streamed import Streamed
 from reshard.tensor import Box, DType, TensorSpec
 
 
@@ -32,6 +33,10 @@ def frames_of(items, heads, leads=None, tails=None):
         tail = bytes((tails or [0] * len(heads))[member])
         made.append(make_frame(pieces, tail if pieces else bytes(head) + tail))
     return made
+
+
+def streams(frames):
+    return [Streamed(frame) for frame in frames]
 
 
 def pieces(items, frames, cuts):
@@ -86,7 +91,7 @@ def lead_of(frame, slot):
 )
 def test_cuts(items, headers, part_bytes, least, expected):
     frames = frames_of(items, headers)
-    found = find_cuts(items, frames, part_bytes, least)
+    found = find_cuts(items, streams(frames), part_bytes, least)
     assert pieces(items, frames, found.cuts) == expected
     assert found.step_bytes == max(map(sum, expected))
     assert found.part_bytes == max(map(max, expected))
@@ -95,7 +100,7 @@ def test_cuts(items, headers, part_bytes, least, expected):
 def test_bytes_at_the_end_have_no_step_of_their_own():
     items = [rows(0, (0, 4, 10))]
     frames = frames_of(items, [0], tails=[7])
-    found = find_cuts(items, frames, 20, 5)
+    found = find_cuts(items, streams(frames), 20, 5)
     assert pieces(items, frames, found.cuts) == [[20], [27]]
     assert (found.step_bytes, found.part_bytes) == (27, 27)
 
@@ -104,12 +109,12 @@ def test_what_stands_before_a_tensor_counts_only_with_it():
     """Ten bytes before the second tensor would make a part of the nine before them, but they are not yet there."""
     items = [rows(0, (0, 1, 9)), rows(1, (0, 2, 5))]
     frames = frames_of(items, [0], leads=[10])
-    found = find_cuts(items, frames, 15, 10)
+    found = find_cuts(items, streams(frames), 15, 10)
     assert pieces(items, frames, found.cuts) == [[24], [5]]
 
 
 def test_nothing_but_a_header():
-    found = find_cuts([], frames_of([], [24, 16]), 5, 5)
+    found = find_cuts([], streams(frames_of([], [24, 16])), 5, 5)
     assert (found.cuts, found.step_bytes, found.part_bytes) == ((), 40, 24)
 
 
@@ -129,7 +134,7 @@ def walks(draw):
 @given(walks())
 def test_any_cuts_are_legal(case):
     items, frames, part_bytes, least = case
-    found = find_cuts(items, frames, part_bytes, least)
+    found = find_cuts(items, streams(frames), part_bytes, least)
     steps = pieces(items, frames, found.cuts)
     assert list(found.cuts) == sorted(set(found.cuts))
     for member, frame in enumerate(frames):
@@ -150,7 +155,7 @@ def test_one_output_is_cut_as_soon_as_can_be(case):
         Rows(item.tensor, 1, share.row_count, (share,)) for item in items for share in item.shares if share.member == 0
     ]
     frames = frames_of(own, [3])
-    found = find_cuts(own, frames, part_bytes, least)
+    found = find_cuts(own, streams(frames), part_bytes, least)
     longest_row = max((share.row_elements for item in own for share in item.shares), default=0)
     parts = [step[0] for step in pieces(own, frames, found.cuts)]
     assert all(nbytes >= part_bytes for nbytes in parts[:-1])

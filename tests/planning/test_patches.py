@@ -12,6 +12,7 @@ from reshard.planning.cuts import find_cuts, walk
 from reshard.planning.limits import Limits
 from reshard.planning.output import Piece, TargetTensor, make_output
 from reshard.planning.steps import Group, Recipe, group_steps, inputs_of
+from reshard.planning.streamed import Streamed
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 
@@ -98,7 +99,7 @@ def run(recipe, part_bytes, held):
     """Carry out the steps of all outputs together."""
     objects = [encode(held[int(item.key.split("/")[0][5:])]) for item in recipe.catalog.objects]
     assert [item.key for item in recipe.catalog.objects] == [rank_key(rank) for rank in held]
-    frames = [output.frame for output in recipe.outputs]
+    frames = [Streamed(output.frame) for output in recipe.outputs]
     items = walk(recipe.outputs, recipe.tensors, recipe.limits)
     cuts = find_cuts(items, frames, part_bytes, 1)
     made = [b""] * len(recipe.outputs)

@@ -20,7 +20,7 @@ from reshard.planning.change import Change
 from reshard.planning.cuts import Cut
 from reshard.planning.limits import Limits
 from reshard.planning.output import Attachment
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import REPLICAS, Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
 from reshard.planning.sources import tree_catalog, with_adapters
@@ -75,6 +75,7 @@ CHANGES = {
     "renamed": lambda plan: {plan.catalog.entries[0].spec.name: "other"},
     "change": lambda plan: Change(transposed=True),
     "attachments": lambda plan: (Attachment("config.json", 0, plan.catalog.objects[0].nbytes),),
+    "copied_from": lambda plan: (REPLICAS, 0),
 }
 
 

@@ -46,7 +46,7 @@ from reshard.formats import containers
 from reshard.formats.containers import Container
 from reshard.formats.ms_ckpt import plan_ckpt
 from reshard.planning import plan_check
-from reshard.planning.plan import make_plan
+from reshard.planning.plan import REPLICAS, make_plan
 from reshard.planning.target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout
@@ -59,14 +59,17 @@ slow = settings(
 quick = settings(parent=slow, max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
-def checked(catalog, target, wished, renamed=None):
+COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
+
+
+def checked(catalog, target, wished, renamed=None, copied_from=()):
     """Check the plan, or else the one that is accepted according to the refusal."""
-    plan, needed_bytes = planned(catalog, target, wished, renamed)
+    plan, needed_bytes = planned(catalog, target, wished, renamed, copied_from)
     if needed_bytes:
         assert needed_bytes > wished.memory_bytes
-        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes), renamed)
+        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes), renamed, copied_from)
         assert plan
-        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1), renamed)
+        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1), renamed, copied_from)
         assert again == needed_bytes
     if plan:
         check_plan(plan)
@@ -74,10 +77,10 @@ def checked(catalog, target, wished, renamed=None):
         assert wished.max_part_count < 10_000  # these parts would be too many
 
 
-def planned(catalog, target, limits, renamed=None):
+def planned(catalog, target, limits, renamed=None, copied_from=()):
     """The plan, or the memory it needs, or neither."""
     try:
-        return make_plan(catalog, target, "memory://target", limits, renamed=renamed), 0
+        return make_plan(catalog, target, "memory://target", limits, renamed=renamed, copied_from=copied_from), 0
     except OverBudget as refusal:
         return None, refusal.needed_bytes
     except PlanError as error:
@@ -87,26 +90,26 @@ def planned(catalog, target, limits, renamed=None):
 
 
 @slow
-@given(st.data(), cases(1), limits())
-def test_full_to_ranks(data, case, wished):
+@given(st.data(), cases(1), limits(), COPIED_FROM)
+def test_full_to_ranks(data, case, wished, copied_from):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
-    checked(catalog, data.draw(rank_targets(case.strategies[0])), wished)
+    checked(catalog, data.draw(rank_targets(case.strategies[0])), wished, None, copied_from)
 
 
 @slow
-@given(st.data(), cases(1), limits())
-def test_ranks_to_full(data, case, wished):
+@given(st.data(), cases(1), limits(), COPIED_FROM)
+def test_ranks_to_full(data, case, wished, copied_from):
     [strategy] = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
-    checked(catalog, data.draw(full_targets()), wished)
+    checked(catalog, data.draw(full_targets()), wished, None, copied_from)
 
 
 @slow
-@given(st.data(), cases(2), limits())
-def test_ranks_to_ranks(data, case, wished):
+@given(st.data(), cases(2), limits(), COPIED_FROM)
+def test_ranks_to_ranks(data, case, wished, copied_from):
     source, target = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, source)), source)
-    checked(catalog, data.draw(rank_targets(covering(target, source))), wished)
+    checked(catalog, data.draw(rank_targets(covering(target, source))), wished, None, copied_from)
 
 
 def covering(target, source):
@@ -117,10 +120,10 @@ def covering(target, source):
 
 
 @slow
-@given(st.data(), cases(1), limits())
-def test_full_to_full(data, case, wished):
+@given(st.data(), cases(1), limits(), COPIED_FROM)
+def test_full_to_full(data, case, wished, copied_from):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
-    checked(catalog, data.draw(full_targets()), wished)
+    checked(catalog, data.draw(full_targets()), wished, None, copied_from)
 
 
 # Any source to any target.
@@ -177,8 +180,8 @@ def refusal_of_nothing(source, target):
 
 
 @quick
-@given(conversions(), limits())
-def test_any_source_to_any_target(conversion, wished):
+@given(conversions(), limits(), COPIED_FROM)
+def test_any_source_to_any_target(conversion, wished, copied_from):
     source, target, renamed = conversion
     catalog, problem = source.catalog(), unfit(*conversion)
     assert {entry.spec.name for entry in catalog.entries} == set(source.tensors)
@@ -188,7 +191,7 @@ def test_any_source_to_any_target(conversion, wished):
             make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
         return
     with refusal_of_nothing(source, target):
-        checked(catalog, target, wished, renamed)
+        checked(catalog, target, wished, renamed, copied_from)
 
 
 def everything_in(source):

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
-from storage.contract import StoreContract
+from storage.contract import StoreContract, body, content
+from storage.copy_contract import CopyContract
 
 from reshard.errors import Denied, NotFound, SourceChanged, StorageError, UsageError
 from reshard.storage import LocalStore, StoreLimits
 from reshard.tensor import ByteRange
 
 
-class TestLocalStore(StoreContract):
+class TestLocalStore(StoreContract, CopyContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> LocalStore:
         return LocalStore(tmp_path / "root", limits=StoreLimits(min_part_bytes=1000))
+
+    @pytest.fixture
+    def neighbour(self, tmp_path: Path) -> LocalStore:
+        return LocalStore(tmp_path / "neighbour")
 
 
 @pytest.fixture
@@ -189,3 +195,71 @@ def test_a_file_in_the_way_is_explained(store: LocalStore) -> None:
         store.put("a/b", b"x")
     with pytest.raises(StorageError):
         store.head("a/b")
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, None])
+def test_copies_by_hand_where_the_kernel_does_not(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    data, asked = body(20 << 20), []
+    source = store.put("a", data)
+
+    def refuse(*_: int) -> int:
+        asked.append(number)
+        if number is None:
+            return 0  # as some kernels do for files whose length they do not know
+        raise OSError(number, "made up")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    upload = store.create_upload("b")
+    parts = [
+        (1, store.upload_part(upload, 1, 0, b"first")),
+        (2, store.copy_part(upload, 2, 5, store, "a", ByteRange(3, source.nbytes), source.etag)),
+    ]
+    assert content(store, store.complete_upload(upload, parts)) == b"first" + data[3:]
+    assert len(asked) == (3 if number is None else 1)
+
+
+def test_copies_by_hand_where_there_is_no_such_call(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "copy_file_range")
+    store.put("a", b"hello")
+    upload = store.create_upload("b")
+    parts = [(1, store.copy_part(upload, 1, 0, store, "a", ByteRange(1, 4)))]
+    assert content(store, store.complete_upload(upload, parts)) == b"ell"
+
+
+def test_full_disk_is_told_of_a_copy(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store.put("a", b"hello")
+    upload = store.create_upload("b")
+    monkeypatch.setattr(os, "copy_file_range", full)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"Cannot write .*-b: No space left") as caught:
+        store.copy_part(upload, 1, 0, store, "a", ByteRange(0, 5))
+    assert "Free some space" in caught.value.hint
+
+
+def test_change_during_a_copy_is_seen(store: LocalStore, tmp_path: Path) -> None:
+    store.put("a", bytes(20 << 20))
+    upload = store.create_upload("b")
+    for change in (lambda file: file.truncate(100), lambda file: file.truncate(30 << 20)):
+
+        def meddle(change=change) -> bool:
+            with (tmp_path / "root/a").open("r+b") as file:
+                change(file)
+            return False
+
+        store.should_stop = meddle
+        with pytest.raises(SourceChanged):
+            store.copy_part(upload, 1, 0, store, "a", ByteRange(0, 20 << 20))
+        store.should_stop = lambda: False
+        store.put("a", bytes(20 << 20))
+
+
+def test_copies_cannot_leave_the_root(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    upload = store.create_upload("b")
+    with pytest.raises(UsageError, match="cannot be a key"):
+        store.copy_part(upload, 1, 0, store, "../secret", ByteRange(0, 1))

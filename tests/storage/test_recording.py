@@ -4,18 +4,33 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from storage.contract import StoreContract
+from storage.copy_contract import CopyContract
 from support.faulty_store import Fault, FaultyStore
 
-from reshard.errors import Transient
-from reshard.storage import MemoryStore, RecordingReadStore, RecordingStore, Store, StoreLimits, identity_of, recording
+from reshard.errors import NotFound, Transient, Unsupported
+from reshard.storage import (
+    MemoryStore,
+    RecordingReadStore,
+    RecordingStore,
+    Store,
+    StoreLimits,
+    Upload,
+    identity_of,
+    recording,
+    unwrapped,
+)
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
 
-class TestRecordingStore(StoreContract):
+class TestRecordingStore(StoreContract, CopyContract):
     @pytest.fixture
     def store(self) -> RecordingStore:
         return RecordingStore(MemoryStore(limits=StoreLimits(min_part_bytes=1000)))
+
+    @pytest.fixture
+    def neighbour(self) -> RecordingStore:
+        return RecordingStore(MemoryStore())
 
 
 def test_counts_by_kind() -> None:
@@ -33,6 +48,27 @@ def test_counts_by_kind() -> None:
     expected = {"put", "create", "part", "complete", "abort", "head", "list", "get", "delete", "uploads"}
     assert store.figures.requests == dict.fromkeys(expected, 1) | {"get": 2}
     assert (store.figures.read_bytes, store.figures.written_bytes, store.figures.request_count) == (6, 8, 11)
+
+
+def test_copies_count_where_they_go() -> None:
+    source, target = recording(MemoryStore()), RecordingStore(MemoryStore(limits=StoreLimits(min_copy_source_bytes=1)))
+    unwrapped(source).put("a", b"12345")
+    upload = target.create_upload("b")
+    target.copy_part(upload, 1, 0, source, "a", ByteRange(1, 4))
+    with pytest.raises(NotFound):
+        target.copy_part(upload, 2, 3, source, "none", ByteRange(1, 4))
+    figures = target.figures
+    assert figures.requests == {"create": 1, "copy": 2}
+    assert (figures.copied_bytes, figures.read_bytes, figures.written_bytes) == (3, 0, 0)
+    assert source.figures.request_count == 0
+
+
+def test_copies_only_if_the_wrapped_store_does() -> None:
+    store, source = RecordingStore(Plain(MemoryStore())), MemoryStore()
+    assert not store.copies_from(source)
+    with pytest.raises(Unsupported, match="cannot copy bytes from"):
+        store.copy_part(Upload("a", "1"), 1, 0, source, "a", ByteRange(0, 1))
+    assert store.figures.request_count == 0
 
 
 def test_figures_are_a_snapshot() -> None:
@@ -55,6 +91,15 @@ def test_failed_calls_count_without_bytes() -> None:
     with pytest.raises(Transient):
         store.put("a", b"x")
     assert (store.figures.requests["put"], store.figures.written_bytes) == (1, 0)
+
+
+class Plain:
+    """A store that cannot copy."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        for name in dir(Store):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(store, name))
 
 
 def test_wraps_by_what_the_store_can_do() -> None:

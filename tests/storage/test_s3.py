@@ -11,6 +11,7 @@ import pytest
 import trustme
 from botocore.exceptions import ClientError, ReadTimeoutError
 from storage.contract import StoreContract, Write
+from storage.copy_contract import CopyContract
 from support.s3_servers import ACCESS_KEY, S3Server
 from support.settings import clear_settings
 
@@ -32,10 +33,15 @@ def opened(server: S3Server, environ: dict[str, str], scheme: str, bucket: str =
     return store
 
 
-class S3Contract(StoreContract):
+class S3Contract(StoreContract, CopyContract):
     """What else holds for a bucket."""
 
     makes_buckets = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def neighbour(cls, server: S3Server) -> S3Store:
+        return cls.open(server)
 
     def test_missing_bucket_is_named(self, server: S3Server, clean_environ: pytest.MonkeyPatch) -> None:
         store = self.open(server, "no-such-bucket")
@@ -69,6 +75,9 @@ class S3Contract(StoreContract):
 
 
 class TestMoto(S3Contract):
+    honours_copy_etag = False
+    sees_copies_past_the_end = False
+
     @pytest.fixture(scope="class")
     @classmethod
     def server(cls, moto_url: S3Server) -> S3Server:

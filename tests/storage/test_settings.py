@@ -72,8 +72,8 @@ def test_addressing_can_be_insisted_on() -> None:
         provider_of(None, {"RESHARD_S3_ADDRESSING": "both"})
 
 
-def test_every_service_takes_the_same_parts() -> None:
-    assert {row.limits.min_part_bytes for row in PROVIDERS} == {5 << 20}
+def test_every_service_but_obs_takes_the_same_parts() -> None:
+    assert {row.limits.min_part_bytes for row in PROVIDERS if row.name != "Huawei OBS"} == {5 << 20}
 
 
 def test_s3_without_endpoint_is_aws(clean_environ: pytest.MonkeyPatch) -> None:

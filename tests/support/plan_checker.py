@@ -15,6 +15,7 @@ import numpy as np
 
 from reshard.planning.plan import Plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
+from reshard.planning.steps import CopiedPart
 from reshard.planning.target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
 
 from .checkpoints import CKPT_TYPES, array_shape, list_ckpt, list_safetensors, owned
@@ -82,28 +83,56 @@ def _run(plan, objects, counted):
     parts = [[] for _ in plan.outputs]
     for index, group in enumerate(plan.groups):
         steps = list(plan.steps(index))
-        assert group.is_small == (len(steps) == 1)
-        assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+        assert plan.recipe.is_small(group) == (len(steps) == 1)
         for step in steps:
             assert step.group == index
-            assert {part.output for part in step.parts} <= set(group.outputs)
-            assert 0 < step.nbytes <= arena_bytes, "a step does not fit the arena"
+            assert {part.output for part in (*step.parts, *step.copies)} <= set(group.outputs)
+            assert step.nbytes <= arena_bytes, "a step does not fit the arena"
+            assert bool(step.nbytes) == bool(step.parts) != bool(step.copies)
             counted.update(steps=1, filled=step.nbytes)
             bodies = _filled(plan, step, objects, counted)
             for part, body in zip(step.parts, bodies, strict=True):
                 parts[part.output].append((part, body))
+            for part in step.copies:
+                parts[part.output].append((part, _copied(plan, part, objects)))
     made = {}
     for number, (output, filled) in enumerate(zip(plan.outputs, parts, strict=True)):
-        is_small = next(group.is_small for group in plan.groups if number in group.outputs)
+        is_small = next(plan.recipe.is_small(group) for group in plan.groups if number in group.outputs)
+        filled.sort(key=lambda made: made[0].number)
         _check_parts(plan.limits, [part for part, _ in filled], is_small=is_small)
-        counted["puts" if is_small else "parts"] += len(filled) * len(output.keys)
         counted["uploads"] += 0 if is_small else len(output.keys)
         body = np.concatenate([body for _, body in filled])
-        counted["written"] += len(body) * len(output.keys)
+        key_count = _count_replicas(plan, output, counted, is_small=is_small)
+        for part, made_of in filled:
+            is_copy = isinstance(part, CopiedPart)
+            counted["copies" if is_copy else "puts" if is_small else "parts"] += key_count
+            counted["copied" if is_copy else "written"] += len(made_of) * key_count
         for key in output.keys:
             assert key not in made
             made[key] = body
     return made
+
+
+def _count_replicas(plan, output, counted, *, is_small):
+    """Count what is copied from an output's first key; returns to how many its parts are sent."""
+    if not plan.copied_from or is_small or output.nbytes < plan.limits.min_copy_source_bytes:
+        return len(output.keys)
+    others = len(output.keys) - 1
+    most = max(plan.limits.most_copied_bytes, -(-output.nbytes // plan.limits.max_part_count))
+    counted.update(copied=others * output.nbytes, copies=others * -(-output.nbytes // most))
+    return 1
+
+
+def _copied(plan, part, objects):
+    """The numbers in a part that the store makes."""
+    item = plan.catalog.objects[part.object]
+    assert item.base in plan.copied_from
+    assert item.nbytes >= plan.limits.min_copy_source_bytes
+    assert part.range.nbytes <= max(plan.limits.copy_bytes, 2 * plan.limits.min_part_bytes)
+    body = objects[part.object][part.first : part.first + part.range.nbytes]
+    assert len(body) == part.range.nbytes, "a copy reaches outside its source"
+    assert (body != NOTHING).all(), "a copy takes bytes of no tensor"
+    return body
 
 
 def _filled(plan, step, objects, counted):
@@ -115,7 +144,7 @@ def _filled(plan, step, objects, counted):
             first = place - part.range.start
             body[first : first + len(data)] = HEADER
         bodies.append(body)
-    assert len({part.output for part in step.parts}) == len(step.parts)
+    assert len({(part.output, part.number) for part in step.parts}) == len(step.parts)
     seen = {}
     for read in step.reads:
         _check_read(plan, read, objects, seen)
@@ -363,9 +392,11 @@ def _check_cost(plan, counted):
         "needed_bytes": plan.cost.needed_bytes,
         "read_bytes": counted["read"],
         "written_bytes": counted["written"],
+        "copied_bytes": counted["copied"],
         "get_count": counted["gets"],
         "put_count": counted["puts"],
         "part_count": counted["parts"],
+        "copy_count": counted["copies"],
         "upload_count": counted["uploads"],
         "step_count": counted["steps"],
         "peak_bytes": plan.cost.peak_bytes,
@@ -374,7 +405,7 @@ def _check_cost(plan, counted):
     assert counted["needed"] <= plan.cost.needed_bytes <= counted["read"]
     if _boxes_are_equal_or_apart(plan):
         assert plan.cost.needed_bytes == counted["needed"]
-    requests = counted["gets"] + counted["puts"] + counted["parts"] + 2 * counted["uploads"]
+    requests = counted["gets"] + counted["puts"] + counted["parts"] + counted["copies"] + 2 * counted["uploads"]
     assert plan.cost.request_count == requests
     assert counted["read"] <= limits.max_over_read * counted["needed"], "too much is read for what is needed"
 

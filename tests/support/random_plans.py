@@ -386,6 +386,8 @@ def limits(draw):
         client_bytes=draw(st.sampled_from([1, 100])),
         row_bytes=draw(st.sampled_from([1, 8, 100, 1 << 18])),
         min_part_bytes=min_part_bytes,
+        copy_bytes=draw(st.sampled_from([1, 200, 1 << 20])),
+        min_copy_source_bytes=draw(st.sampled_from([1, 1, 2000])),
         max_part_bytes=draw(st.sampled_from([1 << 20, 5 << 30])),
         max_part_count=draw(st.sampled_from([10_000, 10_000, 20, 3, 1])),
     )

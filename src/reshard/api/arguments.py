@@ -12,16 +12,18 @@ from ..engine.execute import writable
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
 from ..formats.iteration import CommonValue
+from ..planning.catalog import Catalog
 from ..planning.limits import Limits
-from ..planning.plan import MANIFEST_KEY, Plan
+from ..planning.plan import MANIFEST_KEY, REPLICAS, Plan
 from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget, ZarrTarget
-from ..storage import Location, open_source, open_target, open_target_object
+from ..storage import Copier, Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
 
 __all__ = [
     "check_apart",
     "check_sources_kept",
+    "copied_from",
     "full_target",
     "iteration_target",
     "limits_for",
@@ -109,11 +111,22 @@ def limits_for(target: Location, options: Options) -> Limits:
         max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
         max_part_count=accepted.max_part_count,
         max_object_bytes=accepted.max_object_bytes,
+        min_copy_source_bytes=accepted.min_copy_source_bytes,
     )
     memory, concurrency = options.get("memory"), options.get("concurrency")
     if memory is not None:
         limits = replace(limits, memory_bytes=parse_size(memory))
     return limits if concurrency is None else replace(limits, concurrency=concurrency)
+
+
+def copied_from(target: Location, catalog: Catalog, options: Options) -> tuple[int, ...]:
+    """What the target's store can copy by itself; see :class:`Plan`."""
+    store = writable(target)
+    if options.get("copy") == "never" or not (isinstance(store, Copier) and store.limits.can_copy):
+        return ()
+    places = (open_source(url) for url in (catalog.url, *catalog.others))
+    bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
+    return (REPLICAS, *bases) if store.copies_from(store) else ()
 
 
 def full_target(

@@ -74,6 +74,9 @@ class Options(TypedDict, total=False):
         Limit for all buffers, in bytes or like ``256MiB``.
     concurrency
         Requests in flight at once.
+    copy
+        ``auto``, the default, to leave to the store what it can copy by itself; ``never`` to move every byte
+        through the client, which then knows the checksum of each object.
     """
 
     src_strategy: str | None
@@ -107,6 +110,7 @@ class Options(TypedDict, total=False):
     part_size: Size | None
     memory: Size | None
     concurrency: int | None
+    copy: str | None
 
 
 def listed(texts: Iterable[str] | str | None) -> tuple[str, ...]:
@@ -156,6 +160,8 @@ def check_options(options: Mapping[str, Any]) -> None:
                 raise UsageError(f"--{flag} needs a target strategy or layout", hint="A full checkpoint has no ranks.")
         if form == "iteration":
             raise UsageError("--form iteration needs a target strategy or layout", hint="It is one object a rank.")
+    if options.get("copy") not in (None, "auto", "never"):
+        raise UsageError(f"--copy {options['copy']}: expected auto or never")
     if options.get("iteration") is not None and form != "iteration":
         raise UsageError("--iteration needs --form iteration")
     if form == "iteration" and options.get("ranks") is not None:

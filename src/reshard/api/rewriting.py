@@ -19,7 +19,7 @@ from ..planning.selection import Renames
 from ..planning.target import FullTarget, TreeTarget
 from ..planning.tree_target import tree_name
 from ..storage import Location, open_source, open_target, open_target_object
-from .arguments import check_sources_kept, limits_for
+from .arguments import check_sources_kept, copied_from, limits_for
 from .options import Options, Size
 from .originals import requests_for
 from .statements import name_map_from, renamed_catalog, run, wanted_from
@@ -124,7 +124,8 @@ class _Rewriting:
         catalog, renamed = renamed_catalog(catalog, Renames(self.name_map))
         name = location.key.rsplit("/", 1)[-1].removesuffix(self.old.suffix) + self.new.suffix
         target = FullTarget(name, name, "", "ms", limits.object_bytes, self.new)
-        made = make_plan(catalog, target, above.url, limits, f"{name}.manifest.json", renamed)
+        bases = copied_from(above, catalog, self.options)
+        made = make_plan(catalog, target, above.url, limits, f"{name}.manifest.json", renamed, copied_from=bases)
         return _kept(made, above)
 
     def _plan_tree(self, src: str, dst: str | None, pattern: re.Pattern[str] | None, on_event: Listener) -> Plan:
@@ -137,7 +138,8 @@ class _Rewriting:
         # What wrote the sources may have left its manifest there, and it stays true.
         in_place = target.identity == location.identity
         manifest_key = f"reshard-manifest-{self.new}.json" if in_place else MANIFEST_KEY
-        made = make_plan(catalog, TreeTarget(self.new), target.url, limits, manifest_key, renamed)
+        bases = copied_from(target, catalog, self.options)
+        made = make_plan(catalog, TreeTarget(self.new), target.url, limits, manifest_key, renamed, copied_from=bases)
         return _kept(made, target)
 
     def _renamed(self, catalog: Catalog) -> tuple[Catalog, dict[str, str]]:

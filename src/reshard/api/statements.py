@@ -29,6 +29,7 @@ from ..tensor import Strategy
 from .arguments import (
     check_apart,
     check_sources_kept,
+    copied_from,
     full_target,
     iteration_target,
     limits_for,
@@ -171,7 +172,8 @@ def draw(
     is_whole_model = isinstance(wished, ZarrTarget) or (isinstance(wished, FullTarget) and wished.index_name)
     if name is None and is_whole_model:  # as Hugging Face's tools open it, or families' rules ask for it later
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
-    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments)
+    bases = copied_from(base, catalog, options)
+    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)
     check_sources_kept(made, open_source(catalog.url), base)
     return made
 

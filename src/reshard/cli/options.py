@@ -59,6 +59,13 @@ class FloatType(StrEnum):
     BF16 = "bf16"
 
 
+class CopyMode(StrEnum):
+    """Whether stores copy bytes by themselves."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
 class Form(StrEnum):
     """How a checkpoint is laid out over objects."""
 
@@ -166,6 +173,10 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
         None,
     ),
     "memory": (_text("SIZE", "Limit for all buffers, like 256MiB.", default="512MiB"), None),
+    "copy": (
+        Annotated[CopyMode | None, typer.Option(show_default="auto", help="Whether the store copies what it can.")],
+        None,
+    ),
 }
 """All options of :class:`reshard.api.Options`, each with its default."""
 

@@ -107,6 +107,7 @@ def show_plan(plan: Plan, form: OutputForm, saved_as: str | None) -> None:
             ("outputs", f"{len(plan.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups"),
             ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
             ("write", f"{in_bytes(cost.written_bytes)} in {_writes(plan)}"),
+            *([("copy", _copies(plan))] if cost.copied_bytes else []),
             ("memory", f"{in_bytes(cost.peak_bytes)} at most, limit {in_bytes(plan.limits.memory_bytes)}"),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *(("note", note) for note in plan.notes),
@@ -132,7 +133,9 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
             *(("note", note) for note in manifest.plan.notes),
         ]
     )
-    rows = [(r.key, in_bytes(r.nbytes), f"{r.crc32c:08x}") for r in manifest.receipts]
+    rows = [
+        (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
+    ]
     _print_rows(("output", "size", "crc32c"), rows, 20)
 
 
@@ -228,6 +231,14 @@ def _extra(layout: Any) -> str:
 def _writes(plan: Plan) -> str:
     cost = plan.cost
     return f"{cost.part_count} parts of {cost.upload_count} uploads and {cost.put_count} single PUTs"
+
+
+def _copies(plan: Plan) -> str:
+    cost = plan.cost
+    share = cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
+    return (
+        f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests ({share:.1%} of all that is made)"
+    )
 
 
 def _keys(keys: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ class Progress:
     Parameters
     ----------
     read_bytes, written_bytes
-        Done so far.
+        Done so far; what the store copies by itself counts as written.
     total_read_bytes, total_written_bytes
         As planned.
     reading, writing

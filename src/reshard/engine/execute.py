@@ -10,7 +10,7 @@ from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetE
 from ..formats.iteration import iteration_name
 from ..planning.catalog import SourceObject
 from ..planning.output import Attachment
-from ..planning.plan import MANIFEST_KEY, Plan
+from ..planning.plan import MANIFEST_KEY, Plan, without_copies
 from ..planning.steps import Step
 from ..planning.target import IterationTarget, TreeTarget
 from ..storage import Location, ObjectInfo, Store
@@ -61,23 +61,40 @@ def execute(
     KeyboardInterrupt
         The user stopped it; nothing of this run stays in the target.
     """
+    try:
+        return _execute(plan, (source, *others), target, overwrite=overwrite, listener=listener)
+    except _CannotCopyError:
+        streamed = without_copies(plan)
+    return _execute(streamed, (source, *others), target, overwrite=overwrite, listener=listener)
+
+
+class _CannotCopyError(Exception):
+    """The target's store copies nothing by itself, unlike what it seemed to; nothing else has happened yet."""
+
+
+def _execute(
+    plan: Plan, sources: Sequence[Location], target: Location, *, overwrite: bool, listener: Listener
+) -> Manifest:
     store = writable(target)
     before, leftovers = check_target(plan, target, overwrite=overwrite)
-    _check_no_source(leftovers, plan, (source, *others), target)
-    uploads = Uploads(plan, target, store, before)
-    sources = (source, *others)
+    _check_no_source(leftovers, plan, sources, target)
+    uploads = Uploads(plan, sources, target, store, before)
     stores = {id(place.store): place.store for place in sources}.values()
     with _undone_on_failure(uploads), working(plan.limits.concurrency, *stores, store) as workers:
         check_source(plan, sources, workers)
+        _try_a_copy(plan, uploads)
         transfer = Transfer(plan, sources, workers, listener)
         listener(PhaseStarted("transfer"))
         transfer.run(_steps(plan, small=False), uploads)
+        if plan.cost.copied_bytes:
+            check_source(plan, sources, workers)  # some stores do not mind the etag that a copy is pinned to
         listener(PhaseStarted("commit"))
         if plan.manifest_key in before:
             # Until the new one is written, no manifest vouches for a mix of old and new.
             uploads.remove(plan.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
+        _replicate(plan, uploads, transfer, workers)
         for attachment in plan.attachments:
             uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
         # The last makes a checkpoint of the others.
@@ -88,6 +105,28 @@ def execute(
         manifest = Manifest(plan, uploads.receipts())
         uploads.put_document(plan.manifest_key, encode_manifest(manifest))
     return manifest
+
+
+def _try_a_copy(plan: Plan, uploads: Uploads) -> None:
+    """Have the store copy one part before anything else; only then is it known whether it can."""
+    steps = (step for step in _steps(plan, small=False) if step.copies) if plan.cost.copy_count else iter(())
+    for step in steps:
+        try:
+            for task in uploads.copies(step, step.copies[0]):
+                task()
+        except Unsupported as error:
+            raise _CannotCopyError from error
+        return
+
+
+def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Workers) -> None:
+    """Make equal outputs of the first of them."""
+    try:
+        uploads.replicate(workers)
+    except Unsupported:
+        groups = uploads.stream_replicas()
+        transfer.run((step for index in groups for step in plan.steps(index)), uploads)
+        uploads.complete(workers)
 
 
 def writable(target: Location) -> Store:
@@ -204,7 +243,7 @@ def head_or_none(location: Location) -> ObjectInfo | None:
 
 def _steps(plan: Plan, *, small: bool) -> Iterator[Step]:
     for index, group in enumerate(plan.groups):
-        if group.is_small == small:
+        if plan.recipe.is_small(group) == small:
             yield from plan.steps(index)
 
 

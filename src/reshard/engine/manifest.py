@@ -22,12 +22,16 @@ _CRC = re.compile("[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """One object that was written; ``key`` counts from the target's URL, ``crc32c`` is of all its bytes."""
+    """One object that was written.
+
+    ``key`` counts from the target's URL, ``crc32c`` is of all its bytes; None where the store copied
+    some of them by itself.
+    """
 
     key: str
     nbytes: int
     etag: str
-    crc32c: int
+    crc32c: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "key": receipt.key,
                 "nbytes": receipt.nbytes,
                 "etag": receipt.etag,
-                "crc32c": f"{receipt.crc32c:08x}",
+                "crc32c": None if receipt.crc32c is None else f"{receipt.crc32c:08x}",
                 "tensors": set_of_key.get(receipt.key),
             }
             for receipt in manifest.receipts
@@ -108,10 +112,16 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
 
 def _receipt(value: object) -> Receipt:
     output = fields_of(value, "output", ("key", "nbytes", "etag", "crc32c"), ("tensors",))
-    digits = text(output["crc32c"], "crc32c")
-    if not _CRC.fullmatch(digits):
-        raise refused("crc32c", "8 hex digits", digits)
     if output.get("tensors") is not None:
         integer(output["tensors"], "tensors")
     etag = text(output["etag"], "etag")
-    return Receipt(text(output["key"], "key"), integer(output["nbytes"], "nbytes"), etag, int(digits, 16))
+    return Receipt(text(output["key"], "key"), integer(output["nbytes"], "nbytes"), etag, _crc(output["crc32c"]))
+
+
+def _crc(value: object) -> int | None:
+    if value is None:
+        return None
+    digits = text(value, "crc32c")
+    if not _CRC.fullmatch(digits):
+        raise refused("crc32c", "8 hex digits", digits)
+    return int(digits, 16)

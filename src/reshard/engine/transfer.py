@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..planning.plan import Plan
-from ..planning.steps import FilledPart, Read, Step
+from ..planning.steps import CopiedPart, FilledPart, Read, Step
 from ..storage import Location
 from .arena import Arena, Lease, ThreadBuffers
 from .events import Listener, Progress
@@ -18,8 +18,8 @@ from .workers import Task, Workers
 
 __all__ = ["Sink", "Transfer"]
 
-# Sending frees memory, reading takes it: so sending goes first.
-_READ_URGENCY, _SEND_URGENCY = 0, 1
+# Sending frees memory, reading takes it: so sending goes first. What the store does by itself fills the gaps.
+_COPY_URGENCY, _READ_URGENCY, _SEND_URGENCY = -1, 0, 1
 
 
 class Sink(Protocol):
@@ -27,6 +27,10 @@ class Sink(Protocol):
 
     def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
         """Say what is to be done with one part; the bytes stay valid until all of it is done."""
+        ...
+
+    def copies(self, step: Step, part: CopiedPart) -> Iterable[Task]:
+        """Say what is to be done with one part whose bytes do not pass through here."""
         ...
 
 
@@ -80,6 +84,9 @@ class Transfer:
             The first failure; other steps may have been left half done.
         """
         for step in steps:
+            self._copy(step, sink)
+            if not step.parts:
+                continue
             sizes = [*(part.range.nbytes for part in step.parts), *step.tile_sizes]
             leases = self._arena.take(sizes, self._wait_for_memory)
             self._workers.check()
@@ -92,6 +99,12 @@ class Transfer:
         self._workers.wait(self._tell)
         self._tell()
 
+    def _copy(self, step: Step, sink: Sink) -> None:
+        for part in step.copies:
+            for task in sink.copies(step, part):
+                done = self._sending_task(task, part.range.nbytes, _Countdown(1, lambda: None))
+                self._workers.submit(done, urgency=_COPY_URGENCY)
+
     def _wait_for_memory(self) -> None:
         self._workers.check()
         self._tell(waits_for_memory=True)
@@ -103,7 +116,7 @@ class Transfer:
                 self._read_bytes,
                 self._written_bytes,
                 cost.read_bytes,
-                cost.written_bytes,
+                cost.written_bytes + cost.copied_bytes,
                 self._reading,
                 self._writing,
                 waits_for_memory,

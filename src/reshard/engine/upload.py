@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from ..errors import Denied, Interrupted, NotFound, StorageError, Unsupported
 from ..planning.plan import Plan
-from ..planning.steps import FilledPart, Step
-from ..storage import Location, ObjectInfo, Store, Upload
+from ..planning.steps import CopiedPart, FilledPart, Step
+from ..planning.streamed import whole_copies
+from ..storage import Copier, Location, ObjectInfo, Store, Upload
+from ..tensor import ByteRange
 from .digest import combined_crc32c, crc32c
 from .manifest import Receipt
 from .workers import Task, Workers
@@ -34,17 +37,28 @@ class Uploads:
     """A sink that writes parts to the target.
 
     Outputs of several parts are multipart uploads that stay invisible until :meth:`complete`;
-    small outputs are single PUTs, which is why their steps must run last.
+    small outputs are single PUTs, which is why their steps must run last. Equal outputs that the store
+    copies by itself are made of the first of them once that is complete.
 
     Parameters
     ----------
+    sources
+        Where the catalog's keys count from: its URL, then the others.
     before
         Keys that were there, and their etags: after a failure such an object is removed only if
         it is no longer what it was.
     """
 
-    def __init__(self, plan: Plan, target: Location, store: Store, before: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sequence[Location],
+        target: Location,
+        store: Store,
+        before: Mapping[str, str] | None = None,
+    ) -> None:
         self._plan = plan
+        self._sources = sources
         self._target = target
         self._store = store
         self._outputs = plan.outputs
@@ -56,14 +70,25 @@ class Uploads:
         self._document_crcs: dict[str, int] = {}
         self._touched: set[str] = set()
         self._is_undone = threading.Event()
+        recipe = plan.recipe
+        self._replicated = {i for group in plan.groups for i in group.outputs if recipe.is_replicated(group, i)}
 
     def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
-        """Send a part to every replica of its output."""
-        is_small = self._plan.groups[step.group].is_small
+        """Send a part to every replica of its output that is not copied from the first."""
+        is_small = self._plan.recipe.is_small(self._plan.groups[step.group])
         send = self._put_whole if is_small else self._send_part
-        keys = self._outputs[part.output].keys
-        for position, key in enumerate(keys):
+        for position, key in enumerate(self._written_keys(part.output)):
             yield partial(self._sent, send, part, key, data, is_first=not position)
+
+    def copies(self, _step: Step, part: CopiedPart) -> Iterable[Task]:
+        """Have the store make a part, unless it has."""
+        for key in self._written_keys(part.output):
+            if part.number not in self._objects[key].etags:
+                yield partial(self._copy_part, part, key)
+
+    def _written_keys(self, output: int) -> Sequence[str]:
+        keys = self._outputs[output].keys
+        return keys[:1] if output in self._replicated else keys
 
     def put_document(self, key: str, data: bytes) -> None:
         """Write a small object of known bytes."""
@@ -83,17 +108,53 @@ class Uploads:
         StorageError
             An object has not the length that was planned.
         """
-        workers.map(self._complete, [key for key, item in self._objects.items() if item.upload])
+        open_keys = [key for key, item in self._objects.items() if item.upload and key not in self._put]
+        workers.map(self._complete, open_keys)
+
+    def replicate(self, workers: Workers) -> None:
+        """Have the store copy complete outputs to their other keys.
+
+        Raises
+        ------
+        Unsupported
+            It cannot; nothing has been begun that :meth:`stream_replicas` would not go on with.
+        """
+        tasks: list[Task] = [
+            partial(self._copy_whole, self._outputs[output].keys[0], key, number, span)
+            for output in sorted(self._replicated)
+            for key in self._outputs[output].keys[1:]
+            for number, span in enumerate(whole_copies(self._outputs[output].nbytes, self._plan.limits), start=1)
+        ]
+        for task in tasks[:1]:  # here, so that the workers outlive a refusal
+            task()
+        workers.map(lambda task: task(), tasks[1:])
+        self.complete(workers)
+
+    def stream_replicas(self) -> Sequence[int]:
+        """From now on send parts to the keys that could not be copied; returns the groups to send again."""
+        groups = [i for i, group in enumerate(self._plan.groups) if self._replicated.intersection(group.outputs)]
+        self._outputs = tuple(
+            replace(output, keys=output.keys[1:]) if index in self._replicated else output
+            for index, output in enumerate(self._outputs)
+        )
+        self._replicated = set()
+        return groups
 
     def receipts(self) -> tuple[Receipt, ...]:
         """What was written, once all is complete."""
-        found = []
-        for index, output in enumerate(self._outputs):
-            crc = combined_crc32c(value for _, value in sorted(self._crcs[index].items()))
+        found: list[Receipt] = []
+        for index, output in enumerate(self._plan.outputs):
+            crc = self._crc_of(index)
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
         beside = [each.key for each in self._plan.attachments] + [each.key for each in self._plan.documents]
         found += [Receipt(k, self._put[k].nbytes, self._put[k].etag, self._document_crcs[k]) for k in beside]
         return tuple(found)
+
+    def _crc_of(self, output: int) -> int | None:
+        crcs = sorted(self._crcs[output].items())
+        if sum(nbytes for _, (_, nbytes) in crcs) != self._outputs[output].nbytes:
+            return None  # some of it was copied
+        return combined_crc32c(value for _, value in crcs)
 
     def undo(self) -> Sequence[str]:
         """Remove all that this run has written; returns what could not be removed, in words.
@@ -157,6 +218,25 @@ class Uploads:
         send(part, key, data)
 
     def _send_part(self, part: FilledPart, key: str, data: memoryview) -> None:
+        item, upload = self._objects[key], self._upload_of(key)
+        item.etags[part.number] = self._store.upload_part(upload, part.number, part.range.start, data)
+
+    def _copy_part(self, part: CopiedPart, key: str) -> None:
+        found = self._plan.catalog.objects[part.object]
+        place = self._sources[found.base].child(found.key)
+        self._copy(key, part.number, part.range.start, place, part.source_range, found.etag)
+
+    def _copy_whole(self, first_key: str, key: str, number: int, span: ByteRange) -> None:
+        self._copy(key, number, span.start, self._target.child(first_key), span, self._put[first_key].etag)
+
+    def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
+        if not isinstance(self._store, Copier):
+            raise Unsupported(f"{self._target.url}: this store copies nothing by itself")
+        upload = self._upload_of(key)
+        made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
+        self._objects[key].etags[number] = made
+
+    def _upload_of(self, key: str) -> Upload:
         item = self._objects[key]
         with item.lock:
             if item.upload is None:
@@ -164,7 +244,7 @@ class Uploads:
                 if self._is_undone.is_set():  # it came too late for undo to see it
                     self._store.abort_upload(item.upload)
                     raise Interrupted("stopped")
-        item.etags[part.number] = self._store.upload_part(item.upload, part.number, part.range.start, data)
+            return item.upload
 
     def _open(self, key: str, item: _Object) -> Upload:
         item.is_asked = True

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..formats.containers import Container
 from ..planning.output import Attachment, Document
 from ..planning.plan import Plan
-from ..planning.steps import FilledPart, Step
+from ..planning.steps import CopiedPart, FilledPart, Step
 from ..planning.zarr_target import ChunkOutput
 from ..storage import Location
 from ..tensor import ByteRange
@@ -108,7 +108,7 @@ def verify_manifest(
         check_source(plan, sources, workers)
         problems = _check_objects(manifest, target, workers)
         transfer = Transfer(plan, sources, workers, listener)
-        comparison = _Comparison(plan, target, frozenset(problems), transfer.buffers)
+        comparison = _Comparison(plan, sources, target, frozenset(problems), transfer.buffers)
         listener(PhaseStarted("verify"))
         transfer.run(_chosen(plan, subset), comparison)
         _check_documents(plan, sources, comparison, workers)
@@ -159,6 +159,7 @@ class _Comparison:
     """A sink that compares parts with what the target holds."""
 
     plan: Plan
+    sources: Sequence[Location]
     target: Location
     skipped: frozenset[str]
     buffers: ThreadBuffers
@@ -170,11 +171,39 @@ class _Comparison:
         """Compare a part in every replica."""
         for key in self.plan.outputs[part.output].keys:
             if key not in self.skipped:
-                yield partial(self.compare, key, part.range.start, data, part.output)
+                yield partial(self._compare_part, key, part, data)
 
-    def compare(self, key: str, start: int, expected: memoryview, output: int | None = None) -> None:
-        """Read what the target has at ``start`` block by block and compare."""
-        location, buffer = self.target.child(key), self.buffers.mine()
+    def _compare_part(self, key: str, part: FilledPart, data: memoryview) -> None:
+        self.compare(key, part.range.start, data, part.output)
+
+    def copies(self, _step: Step, part: CopiedPart) -> Iterable[Task]:
+        """Compare a part with where it was copied from, in every replica."""
+        for key in self.plan.outputs[part.output].keys:
+            if key not in self.skipped:
+                yield partial(self._compare_copy, key, part)
+
+    def _compare_copy(self, key: str, part: CopiedPart) -> None:
+        item = self.plan.catalog.objects[part.object]
+        place = self.sources[item.base].child(item.key)
+        buffer = self.buffers.mine()
+        half = len(buffer) // 2
+        for first in range(part.first, part.source_range.stop, half):
+            expected = buffer[half : half + min(half, part.source_range.stop - first)]
+            place.store.read_into(place.key, ByteRange(first, first + len(expected)), expected, item.etag)
+            start = part.range.start + first - part.first
+            if not self.compare(key, start, expected, part.output, buffer[:half]):
+                return
+
+    def compare(
+        self,
+        key: str,
+        start: int,
+        expected: memoryview,
+        output: int | None = None,
+        buffer: memoryview | None = None,
+    ) -> bool:
+        """Read what the target has at ``start`` block by block and compare; whether it is the same."""
+        location, buffer = self.target.child(key), self.buffers.mine() if buffer is None else buffer
         for first in range(0, len(expected), len(buffer)):
             wanted = expected[first : first + len(buffer)]
             span, found = ByteRange(start + first, start + first + len(wanted)), buffer[: len(wanted)]
@@ -184,9 +213,10 @@ class _Comparison:
                 at = span.start + differs_at
                 with self._lock:
                     self.problems.append(f"{location.url}: byte {at} differs{self._tensor_at(output, at)}")
-                return
+                return False
         with self._lock:
             self.checked_bytes += len(expected)
+        return True
 
     def _tensor_at(self, number: int | None, byte: int) -> str:
         if number is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .limits import Limits
 from .memory import Buffers, over_budget
-from .output import Attachment, Document
+from .output import Attachment, Document, Output
 from .steps import Group, Recipe, Step, group_steps
+from .streamed import whole_copies
 
 __all__ = ["Cost", "count_cost"]
 
@@ -25,8 +27,10 @@ class Cost:
         Bytes asked for, gaps included.
     written_bytes
         Bytes sent, replicas included.
-    get_count, put_count, part_count, upload_count
-        Ranged GETs, single PUTs, upload parts, multipart uploads (each is opened and completed).
+    copied_bytes
+        Bytes that the store copies by itself, from the source or from an equal output.
+    get_count, put_count, part_count, copy_count, upload_count
+        Ranged GETs, single PUTs, parts sent, parts copied, multipart uploads (each is opened and completed).
     step_count
         Independent units of work.
     peak_bytes
@@ -36,9 +40,11 @@ class Cost:
     needed_bytes: int
     read_bytes: int
     written_bytes: int
+    copied_bytes: int
     get_count: int
     put_count: int
     part_count: int
+    copy_count: int
     upload_count: int
     step_count: int
     peak_bytes: int
@@ -46,7 +52,7 @@ class Cost:
     @property
     def request_count(self) -> int:
         """All requests together."""
-        return self.get_count + self.put_count + self.part_count + 2 * self.upload_count
+        return self.get_count + self.put_count + self.part_count + self.copy_count + 2 * self.upload_count
 
 
 def count_cost(
@@ -63,30 +69,36 @@ def count_cost(
     OverBudget
         A step does not fit the memory.
     """
-    total = dict.fromkeys(("needed", "read", "written", "gets", "puts", "parts", "steps", "filled", "largest"), 0)
+    counted = ("needed", "read", "written", "copied", "gets", "puts", "parts", "copies", "steps", "filled", "largest")
+    total = dict.fromkeys(counted, 0)
     uploads = 0
     for index, group in enumerate(groups):
-        if not group.is_small:
+        if not recipe.is_small(group):
             uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
         for step in group_steps(recipe, index, group):
-            _add(total, recipe, step, is_small=group.is_small)
+            _add(total, recipe, step, group)
+        for output in group.outputs:
+            if recipe.is_replicated(group, output):
+                _add_replicas(total, recipe.outputs[output], recipe.limits)
     if total["largest"] > buffers.parts_bytes:  # what is computed was taken to be smaller
         raise over_budget(buffers, total["largest"])
-    copied = sum(each.nbytes for each in attachments)
+    attached = sum(each.nbytes for each in attachments)
     return Cost(
-        needed_bytes=total["needed"] + copied,
-        read_bytes=total["read"] + copied,
-        written_bytes=total["written"] + sum(len(document.data) for document in documents) + copied,
+        needed_bytes=total["needed"] + attached,
+        read_bytes=total["read"] + attached,
+        written_bytes=total["written"] + sum(len(document.data) for document in documents) + attached,
+        copied_bytes=total["copied"],
         get_count=total["gets"] + len(attachments),
         put_count=total["puts"] + len(documents) + len(attachments),
         part_count=total["parts"],
+        copy_count=total["copies"],
         upload_count=uploads,
         step_count=total["steps"],
         peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total["filled"]),
     )
 
 
-def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -> None:
+def _add(total: dict[str, int], recipe: Recipe, step: Step, group: Group) -> None:
     total["steps"] += 1
     total["filled"] += step.nbytes
     total["largest"] = max(total["largest"], step.nbytes)
@@ -97,6 +109,16 @@ def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -
         taken = {copy.transfer.source_runs for copy in read.copies}
         total["needed"] += min(read.range.nbytes, sum(runs.total_nbytes for runs in taken))
     for part in step.parts:
-        copies = len(recipe.outputs[part.output].keys)
-        total["written"] += copies * part.range.nbytes
-        total["puts" if is_small else "parts"] += copies
+        keys = 1 if recipe.is_replicated(group, part.output) else len(recipe.outputs[part.output].keys)
+        total["written"] += keys * part.range.nbytes
+        total["puts" if recipe.is_small(group) else "parts"] += keys
+    for copy in step.copies:
+        keys = 1 if recipe.is_replicated(group, copy.output) else len(recipe.outputs[copy.output].keys)
+        total["copied"] += keys * copy.range.nbytes
+        total["copies"] += keys
+
+
+def _add_replicas(total: dict[str, int], output: Output, limits: Limits) -> None:
+    others = len(output.keys) - 1
+    total["copied"] += others * output.nbytes
+    total["copies"] += others * len(whole_copies(output.nbytes, limits))

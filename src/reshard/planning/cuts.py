@@ -2,19 +2,21 @@
 
 A group's tensors are walked in file order, each in rows of its local shape. A cut is a place in
 that walk; it is legal when every output of the group has nothing, or at least the store's
-smallest part, since the cut before. Between two cuts lies a step.
+smallest part, since the cut before. Between two cuts lies a step. What the store copies by itself takes
+no part in this: each output is walked as if the stretches between stood end to end.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..formats.frame import Frame
 from ..tensor import Box, Shape, extent_of
 from .limits import Limits
 from .output import Output, TargetTensor
+from .streamed import Streamed
 
 __all__ = ["Cut", "Cuts", "Reach", "Rows", "Share", "find_cuts", "walk"]
 
@@ -126,16 +128,16 @@ def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
 
 
 class Reach:
-    """How far each output of a group has been filled, in bytes, while its walk goes on.
+    """How far each output of a group has been filled while its walk goes on, in places (see :class:`Streamed`).
 
     Bytes that a format puts before a tensor go with the tensor's first elements, those at the
     object's end with the last step.
     """
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self._frames = frames
-        self.starts = [0] * len(frames)
-        self.stops = [0] * len(frames)
+    def __init__(self, outputs: Sequence[Streamed]) -> None:
+        self._outputs = outputs
+        self.starts = [0] * len(outputs)
+        self.stops = [0] * len(outputs)
         self._tile_bytes = 0
 
     @property
@@ -154,15 +156,50 @@ class Reach:
             first, last = item.element_of(share, row), item.element_of(share, stop)
             self._tile_bytes += (last - first) * item.tile_itemsize
             if last > first:
-                self.stops[share.member] = self._frames[share.member].end_of(share.slot, last)
+                self.stops[share.member] = self._outputs[share.member].end_of(share.slot, last)
 
     def with_lead(self, item: Rows, share: Share, row: int) -> int:
         """Bytes since the last cut up to the first byte of a row."""
-        return self._frames[share.member].address(share.slot, item.element_of(share, row)) - self.starts[share.member]
+        return self._outputs[share.member].address(share.slot, item.element_of(share, row)) - self.starts[share.member]
+
+    def row_with(self, item: Rows, share: Share, row: int, nbytes: int) -> int | None:
+        """The first row after ``row`` with so many bytes of an output since the last cut, None if there is none."""
+        output = self._outputs[share.member]
+        if output.copied:
+            return self._row_at(item, share, row + 1, self.starts[share.member] + nbytes)
+        missing_bytes = nbytes - self.with_lead(item, share, row)
+        missing_rows = max(1, -(-missing_bytes // (share.row_elements * item.itemsize)))
+        wanted = row * share.row_count // item.row_count + missing_rows
+        return -(-wanted * item.row_count // share.row_count) if wanted <= share.row_count else None
+
+    def settled_row(self, item: Rows, share: Share, row: int, least: int) -> int | None:
+        """The first row from ``row`` on where parts of an output may end, None if there is none."""
+        output = self._outputs[share.member]
+        if not output.copied:
+            return row
+        here = self._place_of(item, share, row)
+        place = output.settled(self.starts[share.member], here, least)
+        return row if place == here else self._row_at(item, share, row, place)
+
+    def is_settled(self, member: int, least: int) -> bool:
+        """Whether parts of an output may end where it has been filled to."""
+        stop = self.stops[member]
+        return self._outputs[member].settled(self.starts[member], stop, least) == stop
+
+    def _place_of(self, item: Rows, share: Share, row: int) -> int:
+        element = item.element_of(share, row)
+        if not element:
+            return self.stops[share.member]
+        return self._outputs[share.member].end_of(share.slot, element)
+
+    def _row_at(self, item: Rows, share: Share, row: int, place: int) -> int | None:
+        rows = range(row, item.row_count + 1)
+        found = bisect_left(rows, place, key=lambda row: self._place_of(item, share, row))
+        return rows[found] if found < len(rows) else None
 
     def finish(self) -> None:
         """Fill what is left: what stands after the last tensor."""
-        self.stops = [frame.nbytes for frame in self._frames]
+        self.stops = [output.nbytes for output in self._outputs]
 
     def cut(self) -> None:
         """Begin anew from here."""
@@ -170,19 +207,19 @@ class Reach:
         self._tile_bytes = 0
 
 
-def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, min_part_bytes: int) -> Cuts:
+def find_cuts(items: Sequence[Rows], outputs: Sequence[Streamed], part_bytes: int, min_part_bytes: int) -> Cuts:
     """Cut a walk as soon as every output has a part's worth.
 
     Parameters
     ----------
     items
         The walk.
-    frames
-        Of each output.
+    outputs
+        What is streamed of each.
     part_bytes
         Wished bytes in each part, at least ``min_part_bytes``.
     """
-    reach, before = Reach(frames), [0] * len(frames)
+    reach, before = Reach(outputs), [0] * len(outputs)
     cuts: list[Cut] = []
     step_bytes = longest = 0
     for index, item in enumerate(items):
@@ -205,15 +242,27 @@ def find_cuts(items: Sequence[Rows], frames: Sequence[Frame], part_bytes: int, m
 def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where every output has enough, or None within this tensor."""
     cut, pending = row, reach.pending
-    waiting = {member for member, nbytes in enumerate(pending) if 0 < nbytes < min_part_bytes}
+    waiting = {
+        member for member, nbytes in enumerate(pending) if nbytes and not reach.is_settled(member, min_part_bytes)
+    }
     for share in item.shares:
         waiting.discard(share.member)
-        if pending[share.member] >= part_bytes:
-            continue
-        missing_bytes = part_bytes - reach.with_lead(item, share, row)
-        missing_rows = max(1, -(-missing_bytes // (share.row_elements * item.itemsize)))
-        wanted = row * share.row_count // item.row_count + missing_rows
-        if wanted > share.row_count:
-            return None
-        cut = max(cut, -(-wanted * item.row_count // share.row_count))
-    return None if waiting else cut
+        if pending[share.member] < part_bytes:
+            wanted = reach.row_with(item, share, row, part_bytes)
+            if wanted is None:
+                return None
+            cut = max(cut, wanted)
+    return None if waiting else _settled(item, cut, reach, min_part_bytes)
+
+
+def _settled(item: Rows, row: int, reach: Reach, min_part_bytes: int) -> int | None:
+    """The first row from ``row`` on where parts of every output may end, None if there is none."""
+    while True:
+        before = row
+        for share in item.shares:
+            settled = reach.settled_row(item, share, row, min_part_bytes)
+            if settled is None:
+                return None
+            row = settled
+        if row == before:
+            return row

@@ -8,6 +8,7 @@ from ..errors import PlanError
 from .cuts import Cuts, find_cuts, walk
 from .memory import Buffers, least_memory, over_budget
 from .steps import Group, Recipe, whole_reads
+from .streamed import Streamed
 
 __all__ = ["form_groups"]
 
@@ -55,7 +56,7 @@ def _least_steps(recipe: Recipe, family: Sequence[int]) -> dict[int, int]:
     size = len(family)
     while size:
         least = [_cut(recipe, share, _least_part_bytes(recipe, share)) for share in _shares(family, size)]
-        if all(_is_accepted(recipe, cuts) for cuts in least):
+        if all(_is_accepted(recipe, share, cuts) for share, cuts in zip(_shares(family, size), least, strict=True)):
             found[size] = max(cuts.step_bytes for cuts in least)
         size = -(-size // 2) if size > 1 else 0
     if not found:
@@ -75,7 +76,7 @@ def _best_size(recipe: Recipe, family: Sequence[int], fitting: Sequence[int]) ->
 
 
 def _bytes_read(recipe: Recipe, family: Sequence[int], size: int) -> int:
-    return sum(whole_reads(recipe, [recipe.outputs[i] for i in share]) for share in _shares(family, size))
+    return sum(whole_reads(recipe, share) for share in _shares(family, size))
 
 
 def _group(recipe: Recipe, members: Sequence[int], buffers: Buffers) -> Group:
@@ -85,25 +86,32 @@ def _group(recipe: Recipe, members: Sequence[int], buffers: Buffers) -> Group:
     wished = min(limits.part_bytes, limits.max_part_bytes, buffers.parts_bytes // (in_flight * len(members)))
     least = _least_part_bytes(recipe, members)
     cuts = _cut(recipe, members, max(least, wished))
-    if cuts.step_bytes > buffers.parts_bytes or not _is_accepted(recipe, cuts):
+    if cuts.step_bytes > buffers.parts_bytes or not _is_accepted(recipe, members, cuts):
         cuts = _cut(recipe, members, least)
     return Group(tuple(members), cuts.cuts)
 
 
 def _least_part_bytes(recipe: Recipe, members: Sequence[int]) -> int:
     """The smallest parts that are not too many."""
-    longest = max(recipe.outputs[i].nbytes for i in members)
-    fewest = -(-longest // max(1, recipe.limits.max_part_count - 1))
+    most = recipe.limits.max_part_count - 1
+    streamed = [recipe.streamed(i) for i in members]
+    fewest = max(-(-each.nbytes // max(1, most - _besides(recipe, each))) for each in streamed)
     return max(recipe.limits.min_part_bytes, fewest)
 
 
-def _is_accepted(recipe: Recipe, cuts: Cuts) -> bool:
+def _besides(recipe: Recipe, streamed: Streamed) -> int:
+    """Parts that an output has, at most, besides one in each step: copied ones, and one more at each seam."""
+    return sum(1 + -(-run.nbytes // recipe.limits.most_copied_bytes) for run in streamed.copied)
+
+
+def _is_accepted(recipe: Recipe, members: Sequence[int], cuts: Cuts) -> bool:
     """Whether the store takes parts as long and as many."""
-    return len(cuts.cuts) < recipe.limits.max_part_count and cuts.part_bytes <= recipe.limits.max_part_bytes
+    limits = recipe.limits
+    besides = max(_besides(recipe, recipe.streamed(i)) for i in members)
+    return len(cuts.cuts) + besides < limits.max_part_count and cuts.part_bytes <= limits.max_part_bytes
 
 
 def _cut(recipe: Recipe, members: Sequence[int], part_bytes: int) -> Cuts:
     outputs = [recipe.outputs[i] for i in members]
     items = walk(outputs, recipe.tensors, recipe.limits)
-    frames = [output.frame for output in outputs]
-    return find_cuts(items, frames, part_bytes, recipe.limits.min_part_bytes)
+    return find_cuts(items, [recipe.streamed(i) for i in members], part_bytes, recipe.limits.min_part_bytes)

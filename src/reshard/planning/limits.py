@@ -51,8 +51,12 @@ class Limits:
         What MindSpore's form holds in each part on average, at most.
     chunk_bytes
         Wished size of a zarr chunk.
+    copy_bytes
+        Largest part that a store is asked to copy by itself, where it can.
     min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
         What the target store accepts.
+    min_copy_source_bytes
+        Shortest object that it copies a range of.
 
     Examples
     --------
@@ -75,10 +79,17 @@ class Limits:
     object_bytes: int = 5_000_000_000
     mindspore_part_bytes: int = 3 << 30
     chunk_bytes: int = 64 * MIB
+    copy_bytes: int = 512 * MIB
     min_part_bytes: int = 5 * MIB
     max_part_bytes: int = 5 << 30
     max_part_count: int = 10_000
     max_object_bytes: int = 5 << 40
+    min_copy_source_bytes: int = 5 * MIB + 1
+
+    @property
+    def most_copied_bytes(self) -> int:
+        """The largest copied part; halves of what is longer are still long enough."""
+        return min(self.max_part_bytes, max(self.copy_bytes, 2 * self.min_part_bytes))
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

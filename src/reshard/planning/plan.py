@@ -13,6 +13,7 @@ from ..formats.ms_ckpt import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
 from .change import NO_CHANGE, Change, make_tensors
+from .copies import REPLICAS, with_copies
 from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import KERNEL_BYTES, Limits
@@ -21,7 +22,7 @@ from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTe
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
-__all__ = ["MANIFEST_KEY", "Plan", "check_texts", "make_plan"]
+__all__ = ["MANIFEST_KEY", "REPLICAS", "Plan", "check_texts", "make_plan", "without_copies"]
 
 MANIFEST_KEY = "reshard-manifest.json"
 
@@ -52,6 +53,9 @@ class Plan:
         What becomes of the tensors under these names before they are cut.
     attachments
         Small objects that are copied besides.
+    copied_from
+        Whose bytes the target's store copies by itself: bases of the catalog's objects, and
+        ``REPLICAS`` for equal outputs. Empty if it copies nothing.
     """
 
     catalog: Catalog
@@ -65,6 +69,7 @@ class Plan:
     renamed: Mapping[str, str] = field(default_factory=dict)
     change: Change = NO_CHANGE
     attachments: tuple[Attachment, ...] = ()
+    copied_from: tuple[int, ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TargetTensor, ...]:
@@ -86,10 +91,10 @@ class Plan:
         """Indices that are written beside the outputs."""
         return self.target.documents(self.outputs, self.tensors, self.carried)
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """What steps are derived from."""
-        return Recipe(self.catalog, self.tensors, self.outputs, self.limits)
+        return with_copies(Recipe(self.catalog, self.tensors, self.outputs, self.limits), self.copied_from)
 
     @property
     def buffers(self) -> Buffers:
@@ -116,6 +121,7 @@ def make_plan(
     renamed: Mapping[str, str] | None = None,
     change: Change = NO_CHANGE,
     attachments: Sequence[Attachment] = (),
+    copied_from: Sequence[int] = (),
 ) -> Plan:
     """Decide how to make a target of a source, or refuse.
 
@@ -135,6 +141,8 @@ def make_plan(
         What becomes of the tensors under these names.
     attachments
         Small objects to copy besides.
+    copied_from
+        What the target's store can copy from; see :class:`Plan`.
 
     Returns
     -------
@@ -155,23 +163,13 @@ def make_plan(
     tensors = made.tensors
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
-    buffers = share_memory(limits)
     carried = Carried.of(catalog, renamed)
     outputs = target.outputs(tensors, carried)
     check_texts(outputs)
     documents = target.documents(outputs, tensors, carried)
     check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
-    try:
-        recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-        groups = form_groups(recipe, families, buffers)
-    except OverBudget:
-        if all(tensor.unit == (0, 1) for tensor in tensors):
-            raise
-        # Rather read bytes again than refuse.
-        buffers = share_memory(replace(limits, unit_bytes=1))
-        recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-        groups = form_groups(recipe, families, buffers)
+    recipe, groups, buffers = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)
     cost = count_cost(recipe, groups, documents, attachments, buffers)
     return Plan(
         catalog,
@@ -185,6 +183,41 @@ def make_plan(
         renamed,
         change,
         tuple(attachments),
+        tuple(sorted(copied_from)) if recipe.copied else (),
+    )
+
+
+def _grouped(
+    wished: Recipe, families: Sequence[Sequence[int]], copied_from: Sequence[int]
+) -> tuple[Recipe, tuple[Group, ...], Buffers]:
+    """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse."""
+    attempts = [(wished.limits, copied_from)]
+    if copied_from:
+        attempts.append((wished.limits, ()))
+    if any(tensor.unit != (0, 1) for tensor in wished.tensors):
+        attempts.append((replace(wished.limits, unit_bytes=1), ()))
+    refusals: list[OverBudget] = []
+    for limits, bases in attempts:
+        buffers = share_memory(limits)
+        recipe = with_copies(replace(wished, limits=buffers.limits), bases)
+        try:
+            return recipe, form_groups(recipe, families, buffers), buffers
+        except OverBudget as refusal:
+            refusals.append(refusal)
+    raise min(refusals, key=lambda refusal: refusal.needed_bytes)
+
+
+def without_copies(plan: Plan) -> Plan:
+    """The same conversion by a store that copies nothing by itself."""
+    return make_plan(
+        plan.catalog,
+        plan.target,
+        plan.target_url,
+        plan.limits,
+        plan.manifest_key,
+        plan.renamed,
+        plan.change,
+        plan.attachments,
     )
 
 

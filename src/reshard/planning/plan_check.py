@@ -281,15 +281,16 @@ class _Work:
 
     def add(self, group: Group, rows: Sequence[Rows]) -> None:
         """Refuse steps that are too large, of too many reads, or that take too long to tell."""
-        outputs = [self._recipe.outputs[i] for i in group.outputs]
-        reach, last_edge = Reach([output.frame for output in outputs]), Cut(len(rows), 0)
+        outputs = [self._recipe.streamed(i) for i in group.outputs]
+        reach, last_edge = Reach(outputs), Cut(len(rows), 0)
         for begin, end in pairwise((Cut(0, 0), *group.cuts, last_edge)):
             wanted: dict[int, set[Runs]] = {}
             for item, first, last in rows_between(rows, begin, end):
                 for share in item.shares:
-                    start, stop = item.element_of(share, first), item.element_of(share, last)
-                    for local in row_major_boxes(share.box.shape, start, stop):
-                        self._find(item, share, local.shifted(share.box.start), wanted)
+                    elements = item.element_of(share, first), item.element_of(share, last)
+                    for start, stop, _, _ in outputs[share.member].spans(share.slot, *elements):
+                        for local in row_major_boxes(share.box.shape, start, stop):
+                            self._find(item, share, local.shifted(share.box.start), wanted)
                 reach.advance(item, first, last)
             if end == last_edge:
                 reach.finish()

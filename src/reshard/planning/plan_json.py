@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import pairwise
 from typing import Any
 
 from ..errors import FormatError, ReshardError
@@ -21,7 +22,7 @@ from .cuts import Cut
 from .json_fields import choice, fields_of, integer, integers, items, mapping, name, refused, text
 from .limits import Limits
 from .output import Attachment
-from .plan import Plan
+from .plan import REPLICAS, Plan
 from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
 from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
@@ -51,6 +52,7 @@ _PLAN_FIELDS = (
     "renamed",
     "change",
     "attachments",
+    "copied_from",
 )
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
@@ -81,6 +83,7 @@ def plan_to_json(plan: Plan) -> Json:
         "renamed": dict(plan.renamed),
         "attachments": [[each.key, each.index, each.nbytes] for each in plan.attachments],
         "change": {**asdict(plan.change), "kept": sorted(plan.change.kept)},
+        "copied_from": list(plan.copied_from),
     }
     return {"plan_id": _hash(body), **body}
 
@@ -147,8 +150,16 @@ def _plan_from_json(body: Json) -> Plan:
         manifest_key=text(found["manifest_key"], "manifest_key"),
         change=_change_from_json(found["change"]),
         attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
+        copied_from=_bases(found["copied_from"], len(catalog.others)),
         renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )
+
+
+def _bases(value: object, most: int) -> tuple[int, ...]:
+    found = tuple(integer(each, "copied_from", least=REPLICAS, most=most) for each in items(value, "copied_from"))
+    if found and (found[0] != REPLICAS or any(a >= b for a, b in pairwise(found))):
+        raise refused("copied_from", f"{REPLICAS} and then bases, ascending", list(found))
+    return found
 
 
 def _attachment_from_json(value: object) -> Attachment:

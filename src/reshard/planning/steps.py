@@ -16,8 +16,10 @@ from .cuts import Cut, Reach, Rows, Share, walk
 from .limits import Limits
 from .output import Making, Output, Piece, TargetTensor
 from .reads import coalesce, needed_ranges, split
+from .streamed import Copied, Streamed, split_evenly
 
 __all__ = [
+    "CopiedPart",
     "Copy",
     "FilledPart",
     "Group",
@@ -41,12 +43,31 @@ _LEAST_TILE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that steps are derived from, besides the cuts."""
+    """All that steps are derived from, besides the cuts.
+
+    ``copied`` tells for each output what its store copies by itself; where it is empty, the store copies
+    nothing, equal outputs neither.
+    """
 
     catalog: Catalog
     tensors: tuple[TargetTensor, ...]
     outputs: tuple[Output, ...]
     limits: Limits
+    copied: tuple[tuple[Copied, ...], ...] = ()
+
+    def streamed(self, output: int) -> Streamed:
+        """What of an output passes through the client."""
+        return Streamed(self.outputs[output].frame, self.copied[output] if self.copied else ())
+
+    def is_small(self, group: Group) -> bool:
+        """Whether one step writes a group's outputs whole, so that none needs a multipart upload."""
+        return not group.cuts and not any(self.copied[i] for i in group.outputs if self.copied)
+
+    def is_replicated(self, group: Group, output: int) -> bool:
+        """Whether an output is written under its first key, and copied from there to the others."""
+        found = self.outputs[output]
+        is_long = found.nbytes >= self.limits.min_copy_source_bytes
+        return bool(self.copied) and is_long and len(found.keys) > 1 and not self.is_small(group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +76,6 @@ class Group:
 
     outputs: tuple[int, ...]
     cuts: tuple[Cut, ...]
-
-    @property
-    def is_small(self) -> bool:
-        """Whether one step writes the outputs whole, so that none needs a multipart upload."""
-        return not self.cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +116,25 @@ class FilledPart:
 
 
 @dataclass(frozen=True, slots=True)
+class CopiedPart:
+    """One piece of an output that the store makes itself; ``range`` counts in the output.
+
+    Its bytes stand in the catalog's ``object``-th object, from byte ``first`` on.
+    """
+
+    output: int
+    number: int
+    range: ByteRange
+    object: int
+    first: int
+
+    @property
+    def source_range(self) -> ByteRange:
+        """Where its bytes stand in the source."""
+        return ByteRange(self.first, self.first + self.range.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A box of values that are computed.
 
@@ -132,12 +167,13 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The reads and parts between two cuts; needs nothing of any other step."""
+    """The reads and parts between two cuts, or parts that are copied; needs nothing of any other step."""
 
     group: int
     number: int
     reads: tuple[Read, ...]
     parts: tuple[FilledPart, ...]
+    copies: tuple[CopiedPart, ...] = ()
     tiles: tuple[Tile, ...] = ()
     tile_sizes: tuple[int, ...] = ()
     """Bytes of each buffer for tiles: all their inputs, then all results."""
@@ -185,31 +221,66 @@ def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placem
 
 
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
-    """Derive the steps of one group, in order."""
-    outputs = [recipe.outputs[i] for i in group.outputs]
-    items = walk(outputs, recipe.tensors, recipe.limits)
+    """Derive the steps of one group, in order: first those of the cuts, then what is copied."""
+    outputs = [recipe.streamed(i) for i in group.outputs]
+    items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
     edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
-    reach = Reach([output.frame for output in outputs])
-    for number, (begin, end) in enumerate(pairwise(edges), start=1):
+    ranges = list(_ranges(outputs, items, edges))
+    copies = [list(_copies(streamed, recipe.limits)) for streamed in outputs]
+    numbers = [_numbers(member, ranges, found) for member, found in enumerate(copies)]
+    for number, ((begin, end), here) in enumerate(zip(pairwise(edges), ranges, strict=True), start=1):
+        if not here:
+            continue
+        buffers = {where: position for position, where in enumerate(here)}
+        parts = tuple(FilledPart(group.outputs[m], numbers[m][span.start], span) for (m, _), span in here.items())
         builder = _Builder(recipe)
         for item, first_row, last_row in rows_between(items, begin, end):
             for share in item.shares:
                 elements = item.element_of(share, first_row), item.element_of(share, last_row)
-                for first, last, origin in outputs[share.member].frame.spans(share.slot, *elements):
-                    builder.add(item, share, (first, last), origin - reach.starts[share.member])
+                for first, last, segment, origin in outputs[share.member].spans(share.slot, *elements):
+                    buffer = buffers[share.member, segment]
+                    builder.add(item, share, (first, last), buffer, origin - parts[buffer].range.start)
+        step = builder.step(index, number, parts)
+        _check_filled(step, recipe)
+        yield step
+    for member, found in enumerate(copies):
+        for number, run in enumerate(found, start=len(edges)):
+            span = ByteRange(run.start, run.stop)
+            copy = CopiedPart(group.outputs[member], numbers[member][run.start], span, run.object, run.first)
+            yield Step(index, number, (), (), (copy,))
+
+
+_Ranges = dict[tuple[int, int], ByteRange]
+"""Bytes of outputs, by member of the group and number of copied ranges before them."""
+
+
+def _ranges(outputs: Sequence[Streamed], items: Sequence[Rows], edges: Sequence[Cut]) -> Iterator[_Ranges]:
+    """What each step fills."""
+    reach = Reach(outputs)
+    for begin, end in pairwise(edges):
+        for item, first_row, last_row in rows_between(items, begin, end):
             reach.advance(item, first_row, last_row)
         if end == edges[-1]:
             reach.finish()
-        parts: list[FilledPart] = []
-        renumbered: dict[int, int] = {}
-        for member, (start, stop) in enumerate(zip(reach.starts, reach.stops, strict=True)):
-            if start < stop:
-                renumbered[member] = len(parts)
-                parts.append(FilledPart(group.outputs[member], number, ByteRange(start, stop)))
-        step = builder.step(index, number, tuple(parts), renumbered)
-        _check_filled(step, recipe)
-        yield step
+        bounds = enumerate(zip(outputs, reach.starts, reach.stops, strict=True))
+        yield {
+            (member, segment): span
+            for member, (streamed, start, stop) in bounds
+            for segment, span in streamed.ranges(start, stop)
+        }
         reach.cut()
+
+
+def _copies(streamed: Streamed, limits: Limits) -> Iterator[Copied]:
+    for run in streamed.copied:
+        yield from split_evenly(run, limits.most_copied_bytes)
+
+
+def _numbers(member: int, ranges: Sequence[_Ranges], copies: Sequence[Copied]) -> dict[int, int]:
+    """Number the parts of one output by where they begin: as they stand in it, from 1 on."""
+    starts = [span.start for here in ranges for (found, _), span in here.items() if found == member]
+    starts += [item.start for item in copies]
+    return {start: number for number, start in enumerate(sorted(starts), start=1)}
 
 
 def _check_filled(step: Step, recipe: Recipe) -> None:
@@ -248,32 +319,37 @@ class _Builder:
         self._copies: dict[int, list[tuple[int, Transfer]]] = {}
         self._tiles: dict[tuple[int, Making], _Computed] = {}
 
-    def add(self, item: Rows, share: Share, elements: tuple[int, int], part_start: int) -> None:
-        """Add what one output holds of one tensor; ``elements`` counts in its local slice."""
+    def add(self, item: Rows, share: Share, elements: tuple[int, int], buffer: int, first_byte: int) -> None:
+        """Add what one output holds of one tensor.
+
+        Parameters
+        ----------
+        elements
+            Those to fill, counted in its local slice.
+        buffer, first_byte
+            Where they go: the part, and where in it the slice would begin.
+        """
         for local in row_major_boxes(share.box.shape, *elements):
             for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
                 if piece.making is not None:
                     computed = self._tiles.setdefault((piece.source, piece.making), _Computed())
-                    computed.lays.append((share, patch, item.itemsize, part_start))
+                    computed.lays.append((share, patch, item.itemsize, buffer, first_byte))
                     continue
                 for placement, common in stored_at(self._recipe, piece.source, patch):
                     move = common.transfer(placement.box, share.box, item.itemsize)
-                    self._add_copy(piece.source, placement, share.member, move.moved(target=part_start))
+                    self._add_copy(placement, buffer, move.moved(target=first_byte))
 
-    def _add_copy(self, entry: int, placement: Placement, buffer: int, move: Transfer) -> None:
-        # Replicas take turns by tensor: outputs share what is read, and none mixes two replicas.
-        holder, first_byte = placement.holders[entry % len(placement.holders)]
+    def _add_copy(self, placement: Placement, buffer: int, move: Transfer) -> None:
+        # Always the first replica: neighbours stand together in it, and outputs share what is read.
+        holder, first_byte = placement.holders[0]
         self._copies.setdefault(holder, []).append((buffer, move.moved(source=first_byte)))
 
-    def step(self, group: int, number: int, parts: tuple[FilledPart, ...], buffer_of: dict[int, int]) -> Step:
-        """Make the step; ``buffer_of`` tells the part that each member fills."""
-        self._copies = {
-            holder: [(buffer_of[member], move) for member, move in moves] for holder, moves in self._copies.items()
-        }
-        tiles, sizes = self._gather(len(parts), buffer_of)
-        return Step(group, number, tuple(self._reads()), parts, tiles, sizes)
+    def step(self, group: int, number: int, parts: tuple[FilledPart, ...]) -> Step:
+        """Make the step of these parts."""
+        tiles, sizes = self._gather(len(parts))
+        return Step(group, number, tuple(self._reads()), parts, (), tiles, sizes)
 
-    def _gather(self, first_buffer: int, buffer_of: dict[int, int]) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
+    def _gather(self, first_buffer: int) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
         tiles: list[Tile] = []
         sizes: list[int] = []
         entries = self._recipe.catalog.entries
@@ -283,8 +359,8 @@ class _Builder:
             for position, (entry, wanted) in enumerate(inputs, start=first_buffer + len(sizes)):
                 self._gather_input(entry, wanted, position)
             lays = tuple(
-                Copy(buffer_of[share.member], patch.transfer(box, share.box, itemsize).moved(target=part_start))
-                for share, patch, itemsize, part_start in lays_of_box
+                Copy(buffer, patch.transfer(box, share.box, itemsize).moved(target=first_byte))
+                for share, patch, itemsize, buffer, first_byte in lays_of_box
             )
             nbytes = making.dtype.nbytes(box.element_count)
             tiles.append(Tile(making, source, box, inputs, first_buffer + len(sizes), nbytes, lays))
@@ -297,7 +373,7 @@ class _Builder:
         assert patch is not None
         for placement, common in stored_at(self._recipe, entry, patch):
             move = common.transfer(placement.box, wanted, found.spec.dtype.itemsize)
-            self._add_copy(entry, placement, buffer, move)
+            self._add_copy(placement, buffer, move)
 
     def _reads(self) -> Iterator[Read]:
         limits = self._recipe.limits
@@ -312,7 +388,7 @@ class _Builder:
             yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
-_Lay = tuple[Share, Patch, int, int]
+_Lay = tuple[Share, Patch, int, int, int]
 
 
 @dataclass(slots=True)
@@ -373,16 +449,28 @@ def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tupl
             yield Read(holder, block, tuple(found))
 
 
-def whole_reads(recipe: Recipe, outputs: Sequence[Output]) -> int:
+def whole_reads(recipe: Recipe, outputs: Sequence[int]) -> int:
     """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
     total = 0
-    for item in walk(outputs, recipe.tensors, recipe.limits):
+    streamed = [recipe.streamed(i) for i in outputs]
+    for item in walk([recipe.outputs[i] for i in outputs], recipe.tensors, recipe.limits):
         wanted: dict[int, set[Runs]] = {}
         for share in item.shares:
-            for piece, patch in sources_of(recipe, item.tensor, share.box):
-                for placement, common in stored_at(recipe, piece.source, patch):
-                    _, itemsize = extent_of(recipe.catalog.entries[piece.source].spec)
-                    move = common.transfer(placement.box, share.box, itemsize)
-                    wanted.setdefault(id(placement), set()).add(move.source_runs)
+            for box in _streamed_boxes(streamed[share.member], share):
+                for piece, patch in sources_of(recipe, item.tensor, box):
+                    for placement, common in stored_at(recipe, piece.source, patch):
+                        _, itemsize = extent_of(recipe.catalog.entries[piece.source].spec)
+                        move = common.transfer(placement.box, share.box, itemsize)
+                        wanted.setdefault(id(placement), set()).add(move.source_runs)
         total += sum(one.nbytes for runs in wanted.values() for one in needed_ranges(runs, recipe.limits))
     return total
+
+
+def _streamed_boxes(streamed: Streamed, share: Share) -> Iterator[Box]:
+    """What of a slice passes through the client, in elements of the whole tensor."""
+    if not streamed.copied:
+        yield share.box
+        return
+    for first, last, _, _ in streamed.spans(share.slot, 0, share.box.element_count):
+        for local in row_major_boxes(share.box.shape, first, last):
+            yield local.shifted(share.box.start)

@@ -3,13 +3,27 @@
 from .local import LocalStore
 from .memory import MemoryStore
 from .open import Location, open_location, open_source, open_target, open_target_object
-from .protocol import Body, Identified, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
+from .protocol import (
+    Body,
+    Copier,
+    Identified,
+    ObjectInfo,
+    ReadStore,
+    Stoppable,
+    Store,
+    StoreLimits,
+    Upload,
+    Wrapper,
+    identity_of,
+    unwrapped,
+)
 from .recording import Figures, RecordingReadStore, RecordingStore, recording
 from .retry import RetryPolicy
 from .stopping import ShouldStop
 
 __all__ = [
     "Body",
+    "Copier",
     "Figures",
     "Identified",
     "LocalStore",
@@ -25,10 +39,12 @@ __all__ = [
     "Store",
     "StoreLimits",
     "Upload",
+    "Wrapper",
     "identity_of",
     "open_location",
     "open_source",
     "open_target",
     "open_target_object",
     "recording",
+    "unwrapped",
 ]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from ..errors import Denied, NotFound, ReshardError, StorageError
 from ..tensor import ByteRange
+from .copying import checked_span, not_copied
+from .local_copy import FileCopy
 from .local_paths import Temporary, is_temporary, make_folder, object_path, remove_empty, walk, writable_path
-from .protocol import Body, ObjectInfo, StoreLimits, Upload
+from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
 from .reading import beyond_end, changed, checked_target, expect_etag
 from .stopping import ShouldStop, check, never
 
@@ -70,6 +72,11 @@ class LocalStore:
         return self.url
 
     @property
+    def root(self) -> Path:
+        """Folder that keys count from, links resolved."""
+        return self._root
+
+    @property
     def limits(self) -> StoreLimits:
         """Part sizes for planners."""
         return self._limits
@@ -99,17 +106,12 @@ class LocalStore:
         path = object_path(self._root, key)
         if not span.nbytes:
             return
-        with _explained("read", path), _opened(path, _READ) as file:
-            before = _info(key, _regular(os.fstat(file), path))
-            expect_etag(f"{path}", etag, before.etag)
-            if span.stop > before.nbytes:
-                raise beyond_end(f"{path}", span, before.nbytes)
+        with _explained("read", path), _pinned(path, span, etag) as file:
             reader = io.FileIO(file, closefd=False)
             reader.seek(span.start)
             done = self._blocks(target, lambda block, _: reader.readinto(block) or 0)
-            after = _info(key, os.fstat(file))
-            if after != before or done < span.nbytes:
-                raise changed(f"{path}", before.etag, after.etag)
+        if done < span.nbytes:
+            raise beyond_end(f"{path}", span)
 
     def put(self, key: str, body: Body) -> ObjectInfo:
         """Store one object, replacing any other."""
@@ -151,6 +153,36 @@ class LocalStore:
         if done < view.nbytes:
             raise StorageError(f"{path} took {done} of {view.nbytes} bytes.")
         return f"{offset}+{view.nbytes}"
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """Whether ``source`` is on this machine too."""
+        return self.limits.can_copy and isinstance(unwrapped(source), LocalStore)
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,  # noqa: ARG002
+        offset: int,
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Let the kernel copy bytes of a file to their place in the hidden one; see :class:`.protocol.Copier`."""
+        peer = unwrapped(source)
+        if not (isinstance(peer, LocalStore) and self.copies_from(peer)):
+            raise not_copied(self, source)
+        path, target = object_path(peer.root, key), self._temporary(upload).path
+        with (
+            _explained("copy", path),
+            _pinned(path, checked_span(span), etag) as file,
+            _explained("write", target),
+            _opened(target, os.O_RDWR) as hidden,
+        ):
+            done = FileCopy(file, hidden, self.should_stop).run(span.start, offset, span.nbytes)
+        if done < span.nbytes:
+            raise beyond_end(f"{path}", span)
+        return f"{offset}+{span.nbytes}"
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Flush the hidden file and give it its name."""
@@ -254,6 +286,20 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
+
+
+@contextmanager
+def _pinned(path: Path, span: ByteRange, etag: str | None) -> Iterator[int]:
+    """Open an object that has these bytes; at the end it must still be the one it was."""
+    with _opened(path, _READ) as file:
+        before = _info("", _regular(os.fstat(file), path))
+        expect_etag(f"{path}", etag, before.etag)
+        if span.stop > before.nbytes:
+            raise beyond_end(f"{path}", span, before.nbytes)
+        yield file
+        after = _info("", os.fstat(file))
+        if after != before:
+            raise changed(f"{path}", before.etag, after.etag)
 
 
 @contextmanager

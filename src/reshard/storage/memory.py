@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ..errors import NotFound, StorageError
 from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, StoreLimits, Upload
+from .copying import checked_span, not_copied, too_short
+from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
 from .reading import beyond_end, checked_target, expect_etag
 from .stopping import ShouldStop, check, never
 
@@ -32,6 +33,17 @@ class _Space:
     uploads: dict[str, _Pending] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def url(self) -> str:
+        return f"memory://{self.name}"
+
+    def object(self, key: str) -> tuple[str, bytes]:
+        """Etag and body of one object."""
+        with self.lock:
+            if key not in self.objects:
+                raise NotFound(f"{self.url}/{key} does not exist.")
+            return self.objects[key]
+
 
 _spaces: dict[str, _Space] = {}
 _spaces_lock = threading.Lock()
@@ -41,6 +53,10 @@ _numbers = itertools.count(1)
 def _space(name: str) -> _Space:
     with _spaces_lock:
         return _spaces.setdefault(name, _Space(name))
+
+
+def _space_at(url: str) -> _Space:
+    return _space(url.removeprefix("memory://"))
 
 
 class MemoryStore:
@@ -74,7 +90,7 @@ class MemoryStore:
     @property
     def url(self) -> str:
         """``memory://name``."""
-        return f"memory://{self._space.name}"
+        return self._space.url
 
     @property
     def identity(self) -> str:
@@ -94,7 +110,7 @@ class MemoryStore:
 
     def head(self, key: str) -> ObjectInfo:
         """Describe one object."""
-        etag, body = self._object(key)
+        etag, body = self._space.object(key)
         return ObjectInfo(key, len(body), etag)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -115,7 +131,7 @@ class MemoryStore:
         checked_target(span, target)
         check(self.should_stop)
         if span.nbytes:
-            found, body = self._object(key)
+            found, body = self._space.object(key)
             expect_etag(self._name(key), etag, found)
             if span.stop > len(body):
                 raise beyond_end(self._name(key), span, len(body))
@@ -140,14 +156,33 @@ class MemoryStore:
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
         """Keep one part."""
-        check(self.should_stop)
-        if not 1 <= number <= self.limits.max_part_count:
-            raise StorageError(
-                f"{self._name(upload.key)}: part number {number} is not in 1..{self.limits.max_part_count}."
-            )
-        etag = f"{next(_numbers):08x}"
-        self._pending(upload).parts[number] = (etag, bytes(body))
-        return etag
+        return self._keep(upload, number, bytes(body))
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """Whether ``source`` is in this process's memory too."""
+        return self.limits.can_copy and isinstance(unwrapped(source), MemoryStore)
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,  # noqa: ARG002
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Keep one part of the bytes of an object; see :class:`.protocol.Copier`."""
+        peer = unwrapped(source)
+        if not (isinstance(peer, MemoryStore) and self.copies_from(peer)):
+            raise not_copied(self, source)
+        name, (found, body) = f"{peer.url}/{key}", _space_at(peer.url).object(key)
+        expect_etag(name, etag, found)
+        if checked_span(span).stop > len(body):
+            raise beyond_end(name, span, len(body))
+        if len(body) < self.limits.min_copy_source_bytes:
+            raise too_short(name, self.limits.min_copy_source_bytes)
+        return self._keep(upload, number, body[span.start : span.stop])
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Join the parts; the object becomes visible."""
@@ -174,17 +209,21 @@ class MemoryStore:
     def _name(self, key: str) -> str:
         return f"{self.url}/{key}"
 
-    def _object(self, key: str) -> tuple[str, bytes]:
-        with self._space.lock:
-            if key not in self._space.objects:
-                raise NotFound(f"{self._name(key)} does not exist.")
-            return self._space.objects[key]
-
     def _store(self, key: str, body: bytes) -> ObjectInfo:
         etag = f"{next(_numbers):08x}"
         with self._space.lock:
             self._space.objects[key] = (etag, body)
         return ObjectInfo(key, len(body), etag)
+
+    def _keep(self, upload: Upload, number: int, body: bytes) -> str:
+        check(self.should_stop)
+        if not 1 <= number <= self.limits.max_part_count:
+            raise StorageError(
+                f"{self._name(upload.key)}: part number {number} is not in 1..{self.limits.max_part_count}."
+            )
+        etag = f"{next(_numbers):08x}"
+        self._pending(upload).parts[number] = (etag, body)
+        return etag
 
     def _pending(self, upload: Upload) -> _Pending:
         with self._space.lock:

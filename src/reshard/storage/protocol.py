@@ -15,6 +15,7 @@ from .stopping import ShouldStop
 
 __all__ = [
     "Body",
+    "Copier",
     "Identified",
     "ObjectInfo",
     "ReadStore",
@@ -22,7 +23,9 @@ __all__ = [
     "Store",
     "StoreLimits",
     "Upload",
+    "Wrapper",
     "identity_of",
+    "unwrapped",
 ]
 
 Body = bytes | bytearray | memoryview
@@ -53,7 +56,9 @@ class StoreLimits:
     """What one upload to a store may look like; sizes in bytes.
 
     ``min_part_bytes`` binds every part but the last, ``max_put_bytes`` a single PUT,
-    ``max_object_bytes`` all parts together.
+    ``max_object_bytes`` all parts together. ``can_copy`` is whether the service is believed to make
+    parts of bytes it holds (:class:`Copier`), and ``min_copy_source_bytes`` the length that an
+    object must have at least for a range of it to be copied.
     """
 
     min_part_bytes: int = 5 << 20
@@ -61,6 +66,8 @@ class StoreLimits:
     max_part_count: int = 10_000
     max_put_bytes: int = 5 << 30
     max_object_bytes: int = 5 << 40
+    min_copy_source_bytes: int = (5 << 20) + 1
+    can_copy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,16 @@ class Identified(Protocol):
     @property
     def identity(self) -> str:
         """Equal for two stores that keep their objects in one place; for comparing, not for opening."""
+        ...
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """A store that lets another do the work."""
+
+    @property
+    def wrapped(self) -> ReadStore:
+        """The other one."""
         ...
 
 
@@ -197,6 +214,77 @@ class Store(ReadStore, Protocol):
         ...
 
 
+@runtime_checkable
+class Copier(Protocol):
+    """A store that can make a part of bytes that it, or a store of the same service, holds already.
+
+    Nothing passes through the client. That the class has the methods does not say that the service
+    has the operation: be ready for Unsupported, and send the bytes instead.
+
+    Examples
+    --------
+    >>> from reshard.storage.memory import MemoryStore
+    >>> store, source = MemoryStore(limits=StoreLimits(min_copy_source_bytes=1)), MemoryStore()
+    >>> _ = source.put("a", b"0123456789")
+    >>> isinstance(store, Copier) and store.copies_from(source)
+    True
+    >>> upload = store.create_upload("b")
+    >>> part = store.copy_part(upload, 1, 0, source, "a", ByteRange(2, 5))
+    >>> _ = store.complete_upload(upload, [(1, part)])
+    >>> store.read("b", ByteRange(0, 3))
+    b'234'
+    """
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """Whether :meth:`copy_part` may be asked to copy from ``source``; asks no service anything."""
+        ...
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Make one part of the bytes ``span`` of the object ``key`` in ``source``; return the part's etag.
+
+        Parameters
+        ----------
+        number, offset
+            As in :meth:`Store.upload_part`; copied and sent parts may be mixed in one upload.
+        source
+            One that :meth:`copies_from` says yes to.
+        span
+            Not empty, and wholly inside an object of at least ``limits.min_copy_source_bytes``.
+        etag
+            If given, raise SourceChanged when the object has another. Some services ignore it:
+            who must be sure looks at the source again afterwards.
+
+        Returns
+        -------
+        str
+            What :meth:`Store.complete_upload` wants to know of the part.
+
+        Raises
+        ------
+        NotFound
+            There is no such object.
+        SourceChanged
+            It is not the one with ``etag``.
+        Unsupported
+            The service cannot copy ranges, or not from ``source``.
+        StorageError
+            The object ends before ``span.stop``. Some services notice nothing and make a shorter
+            part: the length that completing the upload returns tells.
+        Transient
+            The tries ran out.
+        """
+        ...
+
+
 def identity_of(store: ReadStore) -> str:
     """Return what tells a store from others: its own answer, or else its URL.
 
@@ -207,3 +295,19 @@ def identity_of(store: ReadStore) -> str:
     'memory://lab'
     """
     return store.identity if isinstance(store, Identified) else store.url
+
+
+def unwrapped(store: ReadStore) -> ReadStore:
+    """Return the store that does the work for another, however many are in between.
+
+    Examples
+    --------
+    >>> from reshard.storage.memory import MemoryStore
+    >>> from reshard.storage.recording import recording
+    >>> store = MemoryStore()
+    >>> unwrapped(recording(recording(store))) is store, unwrapped(store) is store
+    (True, True)
+    """
+    while isinstance(store, Wrapper):
+        store = store.wrapped
+    return store

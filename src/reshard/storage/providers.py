@@ -41,8 +41,10 @@ class Provider:
     region
         Signing region, where the host does not tell.
     limits
-        Part sizes. Rows stay at the S3 floor of 5 MiB even where less is allowed, so that one
-        plan fits every service.
+        Part sizes, and what may be copied by ranges. Rows stay at the S3 floor of 5 MiB even where
+        less is allowed; but for OBS, because the smaller parts may be, the less passes through the
+        client beside what the service copies. Every service here has UploadPartCopy with a range.
+        Source: the services' own API references.
     unequal_parts
         Whether the parts of one upload may differ in length.
     list_version
@@ -79,13 +81,16 @@ PROVIDERS: tuple[Provider, ...] = (
     # boto3's "auto" means virtual here, but a path for bucket names with dots, which no certificate covers.
     Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2),
     # Path style on the public names was withdrawn from 2023-12-30 on: the answer is SecondLevelDomainForbidden, or a
-    # misleading 404. Real floor of a part: 100 KiB; at most 10 000 parts of 5 GiB: 48.8 TiB.
-    # Source: Huawei Cloud OBS API reference, "Initiating a Multipart Upload" and "Notes and Constraints".
+    # misleading 404. A part has 100 KiB at least, the last one any length; at most 10 000 parts of 5 GiB: 48.8 TiB.
+    # Of no object is it said that it is too short for a range of it to be copied; copies stay within a region, which is
+    # one endpoint.
+    # Source: Huawei Cloud OBS API reference, "Initiating a Multipart Upload", "Copying a Part" and "Notes and
+    # Constraints".
     Provider(
         "Huawei OBS",
         r"(?:.+\.)?obs(?:\.(?P<region>[a-z0-9-]+))?\.myhuaweicloud\.(?:com|eu)",
         "virtual",
-        limits=StoreLimits(max_object_bytes=10_000 * (5 << 30)),
+        limits=StoreLimits(min_part_bytes=100 << 10, max_object_bytes=10_000 * (5 << 30), min_copy_source_bytes=1),
     ),
     # Source: "Accessing OSS with the AWS SDK", Alibaba Cloud: virtual host, no chunked encoding.
     Provider("Alibaba OSS", r"(?:.+\.)?(?:s3\.)?oss-(?P<region>[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com", "virtual"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
+from .copying import not_copied
+from .protocol import Body, Copier, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
 from .stopping import ShouldStop, never
 
 __all__ = ["Figures", "RecordingReadStore", "RecordingStore", "recording"]
@@ -21,15 +22,16 @@ class Figures:
     Parameters
     ----------
     requests
-        Calls by kind: ``head list get put create part complete abort delete uploads``. A listing
-        counts once however many pages it has; a call that had to be tried again counts once.
-    read_bytes, written_bytes
-        Of calls that succeeded.
+        Calls by kind: ``head list get put create part copy complete abort delete uploads``. A
+        listing counts once however many pages it has; a call that had to be tried again counts once.
+    read_bytes, written_bytes, copied_bytes
+        Of calls that succeeded. What the store copied by itself was neither read nor written.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
     read_bytes: int = 0
     written_bytes: int = 0
+    copied_bytes: int = 0
 
     @property
     def request_count(self) -> int:
@@ -66,8 +68,12 @@ class RecordingReadStore:
     def figures(self) -> Figures:
         """A snapshot; later calls do not change it."""
         with self._lock:
-            now = self._figures
-            return Figures(Counter(now.requests), now.read_bytes, now.written_bytes)
+            return replace(self._figures, requests=Counter(self._figures.requests))
+
+    @property
+    def wrapped(self) -> ReadStore:
+        """The store that does the work."""
+        return self._inner
 
     @property
     def should_stop(self) -> ShouldStop:
@@ -116,14 +122,21 @@ class RecordingReadStore:
         with self._lock:
             self._figures.requests[kind] += 1
 
-    def _moved(self, *, read_bytes: int = 0, written_bytes: int = 0) -> None:
+    def _moved(self, *, read_bytes: int = 0, written_bytes: int = 0, copied_bytes: int = 0) -> None:
         with self._lock:
             now = self._figures
-            self._figures = Figures(now.requests, now.read_bytes + read_bytes, now.written_bytes + written_bytes)
+            self._figures = replace(
+                now,
+                read_bytes=now.read_bytes + read_bytes,
+                written_bytes=now.written_bytes + written_bytes,
+                copied_bytes=now.copied_bytes + copied_bytes,
+            )
 
 
 class RecordingStore(RecordingReadStore):
     """A store for reading and writing that counts; otherwise the one it wraps.
+
+    It copies parts from wherever the wrapped store does, and from nowhere if that one cannot.
 
     Parameters
     ----------
@@ -163,6 +176,28 @@ class RecordingStore(RecordingReadStore):
         etag = self._writable.upload_part(upload, number, offset, body)
         self._moved(written_bytes=memoryview(body).nbytes)
         return etag
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """What the wrapped store says; no, if it cannot copy."""
+        return isinstance(self._writable, Copier) and self._writable.copies_from(source)
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Count and pass on."""
+        if not isinstance(self._writable, Copier):
+            raise not_copied(self, source)
+        self._asked("copy")
+        part = self._writable.copy_part(upload, number, offset, source, key, span, etag)
+        self._moved(copied_bytes=span.nbytes)
+        return part
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Count and pass on."""

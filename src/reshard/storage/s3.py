@@ -9,11 +9,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, StoreLimits, Upload
+from .copying import checked_span, not_copied
+from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
 from .reading import checked_target
 from .retry import RetryPolicy, retrying
 from .s3_body import PartBody
 from .s3_client import find_settings, make_client
+from .s3_copy import PartCopy
 from .s3_errors import Asked, explain
 from .s3_read import RangedRead, bare_etag
 from .s3_settings import S3Settings
@@ -146,6 +148,38 @@ class S3Store:
         if not etag:
             raise StorageError(f"{self._asked('upload_part', upload.key)}: the store returned no etag for it.")
         return etag
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """Whether ``source`` is a bucket of the same service, reached in the same way and with the same credentials."""
+        peer = unwrapped(source)
+        return self.limits.can_copy and isinstance(peer, S3Store) and self._settings.reaches(peer.settings)
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,  # noqa: ARG002
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Let the service copy bytes of one of its objects into a part; see :class:`.protocol.Copier`."""
+        peer = unwrapped(source)
+        if not (isinstance(peer, S3Store) and self.copies_from(peer)):
+            raise not_copied(self, source)
+        origin = f"{peer.url}/{key}"
+        copy = PartCopy(
+            self._client,
+            {"Bucket": self._bucket, "Key": upload.key, "UploadId": upload.upload_id, "PartNumber": number},
+            {"Bucket": peer.settings.bucket, "Key": key},
+            checked_span(span),
+            etag,
+            origin,
+            Asked("copy", f"bytes of {origin} to {self.url}/{upload.key}", self._settings.place),
+            self.should_stop,
+        )
+        return retrying(copy.run, self._policy, self.should_stop)
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Join the parts; the object becomes visible.

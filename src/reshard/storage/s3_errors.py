@@ -87,6 +87,7 @@ _CODES: dict[str, _Row] = {
     "InvalidToken": _Row(Denied, "the session token is not valid", "Get new temporary credentials and run again."),
     "RequestTimeTooSkewed": _Row(Denied, "this machine's clock differs from the store's", _CLOCK),
     "InvalidObjectState": _Row(Denied, "the object is archived", "Restore it from its storage class first."),
+    "ObjectNotInActiveTierError": _Row(Denied, "the object is archived", "Restore it from its storage class first."),
     "PermanentRedirect": _Row(StorageError, "the bucket is in another region or at another endpoint", _REGION),
     "IllegalLocationConstraintException": _Row(StorageError, "the bucket is in another region", _REGION),
     "SecondLevelDomainForbidden": _Row(Unsupported, "the store wants the bucket in the host name", _VIRTUAL),

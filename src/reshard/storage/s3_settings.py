@@ -93,6 +93,24 @@ class S3Settings:
         port = f":{parts.port}" if parts.port not in (None, 80, 443) else ""
         return f"s3@{parts.hostname}{port}{parts.path}/{self.bucket}"
 
+    def reaches(self, other: S3Settings) -> bool:
+        """Whether this service knows the bucket of ``other``, and the same credentials open both.
+
+        Examples
+        --------
+        >>> here = s3_settings("a", {}, "http://store.example")
+        >>> here.reaches(s3_settings("b", {}, "http://store.example:80/"))
+        True
+        >>> here.reaches(s3_settings("b", {})), here.reaches(obs_settings("b", {"OBS_ENDPOINT": "http://other.example"}))
+        (False, False)
+        """
+        return self._service == other._service
+
+    @property
+    def _service(self) -> tuple[object, ...]:
+        place = self.identity.removesuffix(f"/{self.bucket}")
+        return place, self.provider, self.region, self.keys
+
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
     """Settings for ``s3://bucket``: everything as boto3 finds it.

@@ -1,0 +1,145 @@
+"""Which bytes a store can copy by itself: what stands together and unchanged in one object of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from ..tensor import Transfer
+from .limits import Limits
+from .output import Output
+from .steps import Recipe, sources_of, stored_at
+from .streamed import Copied, split_evenly
+
+__all__ = ["REPLICAS", "find_copies", "with_copies"]
+
+REPLICAS = -1
+"""Stands among the bases of a catalog's objects for the target itself."""
+
+
+def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
+    """The same recipe with all that can be copied left to the store.
+
+    Parameters
+    ----------
+    copied_from
+        Bases of the catalog's objects that the target's store can reach.
+    """
+    if not copied_from:
+        return recipe
+    return replace(recipe, copied=tuple(find_copies(recipe, output, copied_from) for output in recipe.outputs))
+
+
+def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> tuple[Copied, ...]:
+    """Choose what of an output the store copies, ascending.
+
+    Every range, and every stretch between two, is at least a part long.
+    """
+    limits = recipe.limits
+    least = limits.min_part_bytes
+    found = [run for run in _joined(sorted(_runs(recipe, output, copied_from))) if run.nbytes >= least]
+    while found:
+        chosen = _chosen(found, output, least)
+        parts = sum(len(split_evenly(run, limits.most_copied_bytes)) for run in chosen)
+        if parts + len(chosen) <= limits.max_part_count // 2:
+            return tuple(chosen)
+        least *= 2  # fewer, longer ones
+        found = [run for run in found if run.nbytes >= least]
+    return ()
+
+
+def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[Copied]:
+    """Bytes of an output that stand together in an object that can be copied from."""
+    reachable = _reachable(recipe, copied_from)
+    for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
+        if box.is_empty:
+            continue
+        count = box.element_count
+        itemsize = output.specs[slot].nbytes // count
+        extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
+        for piece, patch in sources_of(recipe, tensor, box):
+            if piece.making is not None:
+                continue
+            for placement, common in stored_at(recipe, piece.source, patch):
+                index, first = placement.holders[0]
+                if index not in reachable:
+                    continue
+                move = common.transfer(placement.box, box, itemsize)
+                if not _is_worth_it(move, recipe.limits):
+                    continue
+                starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
+                for source, target in starts:
+                    yield from _laid(target, move.nbytes, Copied(0, 0, index, first + source), extents)
+
+
+def _is_worth_it(move: Transfer, limits: Limits) -> bool:
+    """Whether runs may become parts: runs apart from each other must each be long enough."""
+    is_one = not move.counts
+    return is_one or (move.nbytes >= limits.min_part_bytes and move.source_runs.run_count <= limits.max_part_count)
+
+
+def _laid(target: int, nbytes: int, source: Copied, extents: Iterable[tuple[int, int, int]]) -> Iterator[Copied]:
+    """A run of a tensor's bytes, where the object has them."""
+    for low, high, origin in extents:
+        a, b = max(low, target), min(high, target + nbytes)
+        if a < b:
+            yield Copied(origin + a, origin + b, source.object, source.first + a - target)
+
+
+def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
+    least = recipe.limits.min_copy_source_bytes
+    return frozenset(
+        index for index, item in enumerate(recipe.catalog.objects) if item.base in copied_from and item.nbytes >= least
+    )
+
+
+def _joined(runs: Iterable[Copied]) -> list[Copied]:
+    """Make one of runs that follow each other on both sides."""
+    joined: list[Copied] = []
+    for run in runs:
+        if joined:
+            last = joined[-1]
+            if (last.stop, last.object, last.first + last.nbytes) == (run.start, run.object, run.first):
+                joined[-1] = Copied(last.start, run.stop, last.object, last.first)
+                continue
+        joined.append(run)
+    return joined
+
+
+def _chosen(runs: Sequence[Copied], output: Output, least: int) -> list[Copied]:
+    """Of runs that are parts each, those to copy: most bytes, with no stretch between that is no part.
+
+    A stretch that is too short takes what it lacks from the run after it. Only if that leaves too little
+    of this run is there a choice: whether to leave out this one or the one before.
+    """
+    taken: list[Copied] = []
+    for run in runs:
+        end = taken[-1].stop if taken else 0
+        trimmed = _trimmed(run, end, output, least)
+        if trimmed is not None:
+            taken.append(trimmed)
+        elif taken and run.nbytes > taken[-1].nbytes:
+            before = taken[-2].stop if len(taken) > 1 else 0
+            instead = _trimmed(run, before, output, least)
+            if instead is not None and instead.nbytes > taken[-1].nbytes:
+                taken[-1] = instead
+    return taken
+
+
+def _trimmed(run: Copied, end: int, output: Output, least: int) -> Copied | None:
+    """The run without what a short stretch before it needs; None if too little is left."""
+    start = run.start if run.start == end or run.start - end >= least else _element_at(output, end + least)
+    if run.stop - start < least:
+        return None
+    return Copied(start, run.stop, run.object, run.first + start - run.start)
+
+
+def _element_at(output: Output, byte: int) -> int:
+    """The first byte of an element, from some byte on."""
+    place = output.frame.place_of(byte)
+    if place is None:
+        return byte
+    slot, position = place
+    spec = output.specs[slot]
+    itemsize = spec.nbytes // max(1, output.boxes[slot].element_count)
+    return byte + -position % itemsize
