@@ -142,6 +142,20 @@ def test_a_strategy_of_another_model():
         ranks(Strategy(2, ({"other": ROWS},))).outputs(TENSORS, NOTHING)
 
 
+def test_a_strategy_of_another_naming():
+    with pytest.raises(StrategyError, match="name tensors differently") as caught:
+        ranks(Strategy(2, ({"embed": ROWS, "HEAD": COLUMNS},))).outputs(TENSORS, NOTHING)
+    assert caught.value.problems[:2] == ("only in the strategy: HEAD", "only in the source: head")
+
+
+def test_names_that_were_left_out_are_no_other_naming():
+    strategy = Strategy(2, ({"embed": ROWS, "gone": ROWS, "adam_m.gone": ROWS},))
+    with pytest.raises(StrategyError, match="name tensors differently"):
+        ranks(strategy).outputs(TENSORS, NOTHING)
+    first, _ = ranks(strategy).outputs(TENSORS, Carried(dropped=frozenset({"gone"})))
+    assert shapes(first) == {"step": (), "embed": (4, 6), "norm": (6,), "head": (4, 6)}
+
+
 def test_a_strategy_of_fewer_layers():
     tensors = tensors_of(
         catalog_of_objects({"m": random_model({f"layers.{i}.w": ("U8", (2, 2)) for i in range(3)})}), {}

@@ -13,10 +13,12 @@ from dataclasses import asdict
 
 import numpy as np
 
+from reshard.planning.output import Carried, TargetTensor
 from reshard.planning.plan import Plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
 from reshard.planning.steps import CopiedPart
 from reshard.planning.target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
+from reshard.tensor import TensorSpec
 
 from .checkpoints import CKPT_TYPES, array_shape, list_ckpt, list_safetensors, owned
 
@@ -312,7 +314,7 @@ def _check_whole(target, found, documents, tensors, outside):
 
 
 def _check_ranks(target, found, tensors):
-    strategy = target.strategy
+    strategy, places = target.strategy, _places(tensors)
     due = {target.name.replace("{rank}", str(rank)): (rank, _of_rank(strategy, rank, tensors)) for rank in target.ranks}
     assert set(found) == set(due), "outputs that are planned and outputs that should be differ"
     copies = Counter()
@@ -321,11 +323,20 @@ def _check_ranks(target, found, tensors):
         if not target.remove_redundancy:
             assert set(held) == set(expected), f"{key} has other tensors than it should"
         assert set(held) <= set(expected)
-        for name, value in expected.items():
+        for name, value in _of_rank(strategy, rank, places).items():
             copies[_copy_of(strategy, rank, name, value)] += name in held
+        for name, value in expected.items():
             assert name not in held or _same(held[name], value), f"{key}: {name} is made of the wrong bytes"
     if target.remove_redundancy:
-        _check_copies(target, tensors, copies)
+        _check_copies(target, places, copies)
+
+
+def _places(tensors):
+    """The same tensors of numbers that are all different: boxes of equal bytes are still different boxes."""
+    numbered = {}
+    for name, (dtype, shape, array) in tensors.items():
+        numbered[name] = (dtype, shape, np.arange(array.size).reshape(array.shape))
+    return numbered
 
 
 def _check_copies(target, tensors, copies):
@@ -346,6 +357,8 @@ def _check_copies(target, tensors, copies):
             assert copies[copy] == 1, f"{name}: {copies[copy]} copies of a box on stage {stage}"
         elif content:
             assert copies[copy] <= 1, f"{name}: {copies[copy]} copies of a box on stage {stage}"
+        elif written[copy] == owner_count:  # all empty boxes look the same
+            assert copies[copy] >= 1, f"{name}: on no rank of stage {stage}"
 
 
 def _copy_of(strategy, rank, name, value):
@@ -369,13 +382,25 @@ def _of_rank(strategy, rank, tensors):
 
 
 def is_fit_for_ckpt(target: Target, tensors, texts) -> bool:
-    """Whether ``.ckpt`` objects can hold what a target asks for; what single ranks hold is not dealt out here."""
-    if isinstance(target, RankTarget):
-        held = [_of_rank(target.strategy, rank, tensors) for rank in target.ranks]
-    else:
-        held = [tensors]
-    shapes = [(dtype.value, tuple(shape)) for of_one in held for dtype, shape, _ in of_one.values()]
-    return all(dtype in CKPT_TYPES and shape != (0,) for dtype, shape in shapes) and bool(texts or all(held))
+    """Whether ``.ckpt`` objects can hold what a target asks for."""
+    shapes = [[(dtype.value, tuple(shape)) for dtype, shape, _ in held.values()] for held in _asked(target, tensors)]
+    return all(texts or of_one for of_one in shapes) and all(
+        dtype in CKPT_TYPES and shape != (0,) for of_one in shapes for dtype, shape in of_one
+    )
+
+
+def _asked(target, tensors):
+    """What each object is to hold."""
+    if not isinstance(target, RankTarget):
+        return [tensors]
+    held = {rank: _of_rank(target.strategy, rank, tensors) for rank in target.ranks}
+    if not target.remove_redundancy:
+        return list(held.values())
+    # Which of several ranks writes a box is the planner's to say; what it says is checked where the plan is made.
+    whole = [TargetTensor(TensorSpec(name, dtype, tuple(shape)), ()) for name, (dtype, shape, _) in tensors.items()]
+    outputs = target.outputs(whole, Carried(dropped=target.strategy.names))
+    dealt = {key: [spec.name for spec in output.specs] for output in outputs for key in output.keys}
+    return [{name: held[rank][name] for name in dealt[target.name.replace("{rank}", str(rank))]} for rank in held]
 
 
 def _check_cost(plan, counted):

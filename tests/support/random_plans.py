@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -26,6 +26,8 @@ from .checkpoints import (
     encode_ckpt,
     held_by,
     held_by_ckpt,
+    list_ckpt,
+    list_safetensors,
     owned,
     rank_key,
     shards,
@@ -43,6 +45,14 @@ class Case:
 
     model: dict
     strategies: tuple[Strategy, ...]
+
+    def _repr_pretty_(self, printer, _cycle):
+        printer.text(f"Case({_without_bytes(self.model)}, {self.strategies})")
+
+
+def _without_bytes(model):
+    """A model as a failing test shows it: hypothesis prints every field of a dataclass, whatever its ``repr`` is."""
+    return {name: f"{dtype} {list(shape)}" for name, (dtype, shape, _) in model.items()}
 
 
 @st.composite
@@ -241,13 +251,21 @@ class Source:
     layout of the source has.
     """
 
-    objects: dict[str, bytes] = field(repr=False)
-    tensors: dict = field(repr=False)
+    objects: dict[str, bytes]
+    tensors: dict
     texts: dict[str, str]
     names: NameFilter
     strategy: Strategy | None
     outside: frozenset[str]
     is_tree: bool = False
+
+    def __repr__(self):
+        objects = {key: _listed(key, body) for key, body in self.objects.items()}
+        rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("objects", "tensors")}
+        return f"Source(objects={objects}, tensors={_without_bytes(self.tensors)}, {rest})"
+
+    def _repr_pretty_(self, printer, _cycle):
+        printer.text(repr(self))
 
     def catalog(self, url="memory://source"):
         """The catalog, made without a store."""
@@ -267,6 +285,12 @@ def _is_ckpt(key):
     return key.endswith(".ckpt")
 
 
+def _listed(key, body):
+    """What an object holds, and in how many bytes each piece of it."""
+    listed = list_ckpt(body)[0] if _is_ckpt(key) else list_safetensors(body)[0]
+    return [f"{name} {dtype} {list(shape)} {[b - a for a, b in spans]}" for name, dtype, shape, spans in listed]
+
+
 CKPT_DTYPES = st.sampled_from([*sorted(CKPT_TYPES), "F32", "BF16"])
 
 
@@ -281,10 +305,12 @@ def _can_be_ckpt(model):
 
 
 @st.composite
-def _bodies(draw, held, texts, container):
-    """Objects of some tensors each; of .ckpt each cuts its tensors as it likes."""
+def _bodies(draw, held, texts, container, *, is_alike=False):
+    """Objects of some tensors each; of .ckpt each cuts its tensors as it likes, unless all cut alike."""
     bodies = {}
     piece_counts = draw(st.sampled_from([[1], [7], [1, 3, 7, 20]]))
+    if is_alike:
+        piece_counts = [draw(st.sampled_from(piece_counts))]
     most = max((math.prod(shape) for model in held.values() for _, shape, _ in model.values()), default=0)
     for key, model in held.items():
         if container is Container.CKPT:
@@ -320,8 +346,10 @@ def any_sources(draw, case, strategy, *, is_tree=False):
         held = {key.removesuffix(".safetensors"): value for key, value in draw(object_shares(model)).items()}
         return Source(draw(_bodies(held, texts, container)), tensors, texts, names, None, frozenset())
     held = {rank_key(rank, suffix=""): value for rank, value in draw(rank_shares(model, strategy)).items()}
-    bodies = draw(_bodies(held, texts, container))
-    return Source(bodies, tensors, texts, names, strategy, frozenset(tensors) - strategy.names)
+    outside = frozenset(tensors) - strategy.names
+    # MindSpore cuts by size alone: what has no layout, and so is the same on every rank, is cut alike on all.
+    bodies = draw(_bodies(held, texts, container, is_alike=bool(outside)))
+    return Source(bodies, tensors, texts, names, strategy, outside)
 
 
 @st.composite

@@ -81,7 +81,7 @@ class IterationTarget:
         StrategyError, PlanError
             See :func:`check_strategy_fits`.
         """
-        check_strategy_fits(self.strategy, tensors)
+        check_strategy_fits(self.strategy, tensors, carried.dropped)
         stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
         boxes = {
             (shard.spec.name, rank): shard.box for shard in list_shards(stored, self.strategy) for rank in shard.ranks

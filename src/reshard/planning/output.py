@@ -180,7 +180,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What outputs hold besides tensors.
+    """What outputs hold besides tensors, and what was left out.
 
     Parameters
     ----------
@@ -191,21 +191,25 @@ class Carried:
     notes_of
         What the source's metadata says of a tensor, by the tensor's name in the target: MindSpore notes
         packed int4 there, and such a note goes where its tensor goes.
+    dropped
+        Names of tensors that were asked to be left out.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     notes_of: Mapping[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, catalog: Catalog, renamed: Mapping[str, str]) -> Carried:
         """Sort a source's metadata into what speaks of tensors and what does not."""
+        dropped = frozenset(catalog.dropped)
         if not catalog.metadata:
-            return cls(texts=catalog.texts)
-        names = {*(entry.spec.name for entry in catalog.entries), *catalog.dropped}
+            return cls(texts=catalog.texts, dropped=dropped)
+        names = {*(entry.spec.name for entry in catalog.entries), *dropped}
         general = {k: v for k, v in catalog.metadata.items() if k not in BOOKKEEPING and k not in names}
         notes = {renamed.get(k, k): v for k, v in catalog.metadata.items() if k in names}
-        return cls(general, catalog.texts, notes)
+        return cls(general, catalog.texts, notes, dropped)
 
     def metadata_for(self, names: Collection[str], **own: str) -> dict[str, str]:
         """Metadata of an object that holds some tensors; ``own`` is its format's bookkeeping."""

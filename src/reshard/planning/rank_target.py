@@ -54,7 +54,7 @@ class RankTarget:
             Tensors that were cut in the source and have no layout here.
         """
         order = file_order(tensors)
-        check_strategy_fits(self.strategy, tensors)
+        check_strategy_fits(self.strategy, tensors, carried.dropped)
         writers = self._writers(tensors) if self.remove_redundancy else None
         distinct: dict[tuple[object, ...], tuple[list[str], list[tuple[int, Box]]]] = {}
         for rank in self.ranks:

@@ -27,8 +27,13 @@ def names_on_one_side(strategy: Strategy, ranks: Sequence[int], tensors: Sequenc
     )
 
 
-def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
+def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
     """Refuse a strategy that cannot cut these tensors, or that is not theirs.
+
+    Parameters
+    ----------
+    dropped
+        Names that were asked to be left out: that they are missing says nothing of the strategy.
 
     Raises
     ------
@@ -37,7 +42,7 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor]) -> 
     PlanError
         Tensors that were cut in the source and have no layout here.
     """
-    _check_names(strategy, tensors)
+    _check_names(strategy, tensors, dropped)
     problems = []
     for tensor in tensors:
         for stage, layouts in enumerate(strategy.stages):
@@ -68,7 +73,7 @@ def _check_cut(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
     )
 
 
-def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
+def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
     """Refuse a strategy of another model or another naming: its weights would be left whole on every rank."""
     known, names = strategy.names, {tensor.spec.name for tensor in tensors}
     if tensors and not known & names:
@@ -85,7 +90,8 @@ def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
         hint="A pipeline stage is missing, or this is the strategy of a smaller model: "
         "name the merged strategy, or the prefix that holds the files of all stages.",
     )
-    unmet = sorted(name for name in known - names if not is_state(name, names))
+    seen = names.union(dropped)
+    unmet = sorted(name for name in known - seen if not is_state(name, seen))
     if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in known for t in tensors):
         sides = zip_longest(
             (f"only in the strategy: {name}" for name in unmet), (f"only in the source: {name}" for name in strange)
