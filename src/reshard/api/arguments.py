@@ -15,6 +15,7 @@ from ..formats.iteration import CommonValue
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, REPLICAS, Plan
+from ..planning.staging import StagingMode
 from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget, ZarrTarget
 from ..storage import Copier, Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
@@ -31,6 +32,7 @@ __all__ = [
     "parse_ranks",
     "parse_size",
     "rank_target",
+    "staging_mode",
     "target_base",
 ]
 
@@ -127,6 +129,39 @@ def copied_from(target: Location, catalog: Catalog, options: Options) -> tuple[i
     places = (open_source(url) for url in (catalog.url, *catalog.others))
     bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
     return (REPLICAS, *bases) if store.copies_from(store) else ()
+
+
+def staging_mode(target: Location, catalog: Catalog, options: Options) -> StagingMode | None:
+    """Whether to stage, and where; None for never.
+
+    Raises
+    ------
+    UsageError
+        The place is the source's or the target's, or inside one, or around one.
+    """
+    mode, url = options.get("staging") or "auto", options.get("staging_url")
+    if mode == "never":
+        if url:
+            raise UsageError("--staging-url is for staging, but --staging says never")
+        return None
+    if not url and not target.key:  # a whole bucket has nothing beside it
+        if mode == "always":
+            raise UsageError(f"--staging always needs --staging-url: there is no place beside {target.url}")
+        return None
+    name = target.key.rpartition("/")[2]
+    place = open_target(url) if url else target.parent.child(f"{name}.staging")
+    for other in (target, *map(open_source, (catalog.url, *catalog.others))):
+        _check_beside(place, other)
+    store = writable(target)
+    is_near = isinstance(store, Copier) and store.copies_from(place.store)
+    return StagingMode(place.url, is_near, is_always=mode == "always")
+
+
+def _check_beside(place: Location, other: Location) -> None:
+    """Refuse to stage where objects are that are read or written."""
+    here, there = f"{place.identity}/", f"{other.identity}/"
+    if here.startswith(there) or there.startswith(here):
+        raise UsageError(f"--staging-url {place.url} is not apart from {other.url}", hint="Choose a place of its own.")
 
 
 def full_target(

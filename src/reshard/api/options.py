@@ -77,6 +77,11 @@ class Options(TypedDict, total=False):
     copy
         ``auto``, the default, to leave to the store what it can copy by itself; ``never`` to move every byte
         through the client, which then knows the checksum of each object.
+    staging
+        ``auto``, the default, to write tensors to a zarr store first where reading them twice costs less than
+        streaming them in one pass; ``never``; or ``always``, for all that are cut across their rows.
+    staging_url
+        Where that store goes; by default beside the target.
     """
 
     src_strategy: str | None
@@ -111,6 +116,8 @@ class Options(TypedDict, total=False):
     memory: Size | None
     concurrency: int | None
     copy: str | None
+    staging: str | None
+    staging_url: str | None
 
 
 def listed(texts: Iterable[str] | str | None) -> tuple[str, ...]:
@@ -162,6 +169,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UsageError("--form iteration needs a target strategy or layout", hint="It is one object a rank.")
     if options.get("copy") not in (None, "auto", "never"):
         raise UsageError(f"--copy {options['copy']}: expected auto or never")
+    if options.get("staging") not in (None, "auto", "never", "always"):
+        raise UsageError(f"--staging {options['staging']}: expected auto, never or always")
     if options.get("iteration") is not None and form != "iteration":
         raise UsageError("--iteration needs --form iteration")
     if form == "iteration" and options.get("ranks") is not None:

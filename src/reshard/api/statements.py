@@ -23,6 +23,7 @@ from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.selection import NameFilter, Renames
+from ..planning.staging import staged_plan
 from ..planning.target import FullTarget, Target, ZarrTarget
 from ..storage import open_location, open_source, open_target, open_target_object
 from ..tensor import Strategy
@@ -35,6 +36,7 @@ from .arguments import (
     limits_for,
     manifest_url,
     rank_target,
+    staging_mode,
     target_base,
 )
 from .changes import add_adapters, attach_companions, change_from, notes_on_numbers, strategy_by_numbers
@@ -174,6 +176,8 @@ def draw(
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
     bases = copied_from(base, catalog, options)
     made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)
+    if (mode := staging_mode(base, catalog, options)) is not None:
+        made = staged_plan(made, mode)
     check_sources_kept(made, open_source(catalog.url), base)
     return made
 
@@ -212,6 +216,7 @@ def convert(
     *,
     plan: Plan | str | None = None,
     overwrite: bool = False,
+    keep_staging: bool = False,
     on_event: Listener = ignore,
     **options: Unpack[Options],
 ) -> Manifest:
@@ -225,6 +230,8 @@ def convert(
         A plan, or the URL of a saved one.
     overwrite
         Whether outputs that exist may be replaced.
+    keep_staging
+        Whether to keep what is staged, if anything is, for the next conversion of the same source.
     on_event
         Told how the run goes, a few times a second.
 
@@ -245,15 +252,23 @@ def convert(
         if src is None or dst is None:
             raise UsageError("convert needs SRC and DST, or a plan")
         made = _plan(src, dst, on_event=on_event, **options)
-    return run(made, overwrite=overwrite, on_event=on_event)
+    return run(made, overwrite=overwrite, keep_staging=keep_staging, on_event=on_event)
 
 
-def run(plan: Plan, *, overwrite: bool = False, on_event: Listener = ignore) -> Manifest:
+def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan."""
     source, target = open_source(plan.catalog.url), open_target(plan.target_url)
     check_sources_kept(plan, source, target)
     others = [open_source(url) for url in plan.catalog.others]
-    return execute(plan, source, target, others=others, overwrite=overwrite, listener=on_event)
+    return execute(
+        plan,
+        source,
+        target,
+        others=others,
+        overwrite=overwrite,
+        keep_staging=keep_staging,
+        listener=on_event,
+    )
 
 
 _plan = plan

@@ -18,6 +18,7 @@ def convert(
     src: Annotated[str | None, typer.Argument(help="URL or path of the source checkpoint.")] = None,
     dst: Annotated[str | None, typer.Argument(help="URL or path of the target.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    keep_staging: Annotated[bool, typer.Option("--keep-staging", help="Keep what is staged for the next run.")] = False,
     plan: Annotated[str | None, typer.Option(metavar="FILE", help="Carry out a saved plan instead.")] = None,
     output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
@@ -25,6 +26,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint: full to rank shards, rank shards to full, or from one layout to another."""
     with progress(quiet=quiet) as listener:
-        manifest = api.convert(src, dst, plan=plan, overwrite=overwrite, on_event=listener, **options)
+        manifest = api.convert(
+            src, dst, plan=plan, overwrite=overwrite, keep_staging=keep_staging, on_event=listener, **options
+        )
         signals.work_is_done()
     show_manifest(manifest, output)

@@ -66,6 +66,14 @@ class CopyMode(StrEnum):
     NEVER = "never"
 
 
+class Staging(StrEnum):
+    """Whether tensors are written to a zarr store in between."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 class Form(StrEnum):
     """How a checkpoint is laid out over objects."""
 
@@ -177,6 +185,13 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
         Annotated[CopyMode | None, typer.Option(show_default="auto", help="Whether the store copies what it can.")],
         None,
     ),
+    "staging": (
+        Annotated[
+            Staging | None, typer.Option(show_default="auto", help="Write tensors to zarr first: where it is cheaper.")
+        ],
+        None,
+    ),
+    "staging_url": (_text("URL", "Where that zarr store goes.", default="beside DST"), None),
 }
 """All options of :class:`reshard.api.Options`, each with its default."""
 

@@ -108,6 +108,7 @@ def show_plan(plan: Plan, form: OutputForm, saved_as: str | None) -> None:
             ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
             ("write", f"{in_bytes(cost.written_bytes)} in {_writes(plan)}"),
             *([("copy", _copies(plan))] if cost.copied_bytes else []),
+            *([("stage", _staged(plan.staging))] if plan.staging else []),
             ("memory", f"{in_bytes(cost.peak_bytes)} at most, limit {in_bytes(plan.limits.memory_bytes)}"),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *(("note", note) for note in plan.notes),
@@ -239,6 +240,13 @@ def _copies(plan: Plan) -> str:
     return (
         f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests ({share:.1%} of all that is made)"
     )
+
+
+def _staged(first: Plan) -> str:
+    cost = first.cost
+    read, written = in_bytes(cost.read_bytes + cost.copied_bytes), in_bytes(cost.written_bytes + cost.copied_bytes)
+    requests = f"{cost.request_count} requests, {in_bytes(cost.peak_bytes)} of memory"
+    return f"first {len(first.catalog.entries)} tensors, {read} read and {written} written, {requests}"
 
 
 def _keys(keys: Sequence[str]) -> str:

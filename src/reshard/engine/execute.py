@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
 from ..formats.iteration import iteration_name
 from ..planning.catalog import SourceObject
 from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, without_copies
+from ..planning.staging import with_etags
 from ..planning.steps import Step
 from ..planning.target import IterationTarget, TreeTarget
 from ..storage import Location, ObjectInfo, Store
 from ..tensor import ByteRange
 from .events import Listener, PhaseStarted, ignore
 from .manifest import Manifest, decode_manifest, encode_manifest
+from .staging import staged
 from .strategies import read_object
 from .transfer import Transfer
 from .upload import Uploads
@@ -37,6 +41,7 @@ def execute(
     *,
     others: Sequence[Location] = (),
     overwrite: bool = False,
+    keep_staging: bool = False,
     listener: Listener = ignore,
 ) -> Manifest:
     """Make every output of a plan, then the manifest.
@@ -47,6 +52,8 @@ def execute(
         Where the plan's keys count from; ``others`` as in the catalog.
     overwrite
         Whether outputs that exist may be replaced.
+    keep_staging
+        Whether to keep what is staged, for other conversions of this source.
     listener
         Told how the run goes, from this thread.
 
@@ -61,11 +68,18 @@ def execute(
     KeyboardInterrupt
         The user stopped it; nothing of this run stays in the target.
     """
+    places = (source, *others)
+    with staged(plan, places, keep=keep_staging, run=partial(_run, overwrite=True, listener=listener)) as ready:
+        return _run(ready, places, target, overwrite=overwrite, listener=listener)
+
+
+def _run(plan: Plan, sources: Sequence[Location], target: Location, *, overwrite: bool, listener: Listener) -> Manifest:
+    """Carry out one pass, without copies if the store cannot make them."""
     try:
-        return _execute(plan, (source, *others), target, overwrite=overwrite, listener=listener)
+        return _execute(plan, sources, target, overwrite=overwrite, listener=listener)
     except _CannotCopyError:
-        streamed = without_copies(plan)
-    return _execute(streamed, (source, *others), target, overwrite=overwrite, listener=listener)
+        streamed = replace(without_copies(plan), staging=plan.staging)
+    return _execute(streamed, sources, target, overwrite=overwrite, listener=listener)
 
 
 class _CannotCopyError(Exception):
@@ -102,7 +116,7 @@ def _execute(
         for document in plan.documents[-1:]:
             uploads.put_document(document.key, document.data)
         workers.map(uploads.remove, leftovers)
-        manifest = Manifest(plan, uploads.receipts())
+        manifest = Manifest(with_etags(plan, {}), uploads.receipts())
         uploads.put_document(plan.manifest_key, encode_manifest(manifest))
     return manifest
 
@@ -156,7 +170,8 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> N
                 f"{place.url}: expected {item.nbytes} bytes with etag {item.etag}, found {info.nbytes} with {info.etag}"
             )
 
-    workers.map(check, plan.catalog.objects)
+    staged_base = len(plan.catalog.others) if plan.staging else None
+    workers.map(check, [item for item in plan.catalog.objects if item.base != staged_base])
     hint = "Make the plan anew."
     raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)
 

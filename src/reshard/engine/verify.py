@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..errors import UsageError
 from ..formats.containers import Container
 from ..planning.output import Attachment, Document
 from ..planning.plan import Plan
+from ..planning.staging import without_staging
 from ..planning.steps import CopiedPart, FilledPart, Step
 from ..planning.zarr_target import ChunkOutput
 from ..storage import Location
@@ -101,7 +102,8 @@ def verify_manifest(
     SourceChanged
         The source is no longer what was converted, so nothing can be compared.
     """
-    plan = manifest.plan
+    plan = without_staging(manifest.plan)  # what was staged is gone
+    manifest = replace(manifest, plan=plan)
     sources = (source, *others)
     stores = {id(place.store): place.store for place in (*sources, target)}.values()
     with working(plan.limits.concurrency, *stores) as workers:

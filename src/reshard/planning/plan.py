@@ -56,6 +56,9 @@ class Plan:
     copied_from
         Whose bytes the target's store copies by itself: bases of the catalog's objects, and
         ``REPLICAS`` for equal outputs. Empty if it copies nothing.
+    staging
+        The first of two passes, if there are two: it writes some tensors to a zarr store, which is the last of
+        the catalog's other places.
     """
 
     catalog: Catalog
@@ -70,6 +73,7 @@ class Plan:
     change: Change = NO_CHANGE
     attachments: tuple[Attachment, ...] = ()
     copied_from: tuple[int, ...] = ()
+    staging: Plan | None = None
 
     @cached_property
     def tensors(self) -> tuple[TargetTensor, ...]:
@@ -250,14 +254,21 @@ def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> lis
     """Outputs that gain from being written together.
 
     They do where their boxes of a tensor lie between each other's bytes (one pipeline stage's column
-    slices). Outputs that hold each box as one run go with those of the same tensors.
+    slices of the same rows). Outputs that hold each box as one run go with those of the same tensors.
     """
-    families: dict[tuple[int, ...], list[int]] = {}
+    families: dict[tuple[object, ...], list[int]] = {}
     for index, output in enumerate(outputs):
         held = zip(output.tensors, output.boxes, strict=True)
-        scattered = tuple(t for t, box in held if not _is_one_run(box, extent_of(tensors[t].spec)[0]))
+        scattered = tuple(
+            (t, _first_row(tensors[t], box)) for t, box in held if not _is_one_run(box, extent_of(tensors[t].spec)[0])
+        )
         families.setdefault(scattered or output.tensors, []).append(index)
     return list(families.values())
+
+
+def _first_row(tensor: TargetTensor, box: Box) -> int:
+    """Where a box begins on the first axis, if boxes that begin elsewhere have no bytes between its own."""
+    return box.start[0] if all(piece.patch.keeps_order for piece in tensor.pieces_near(box)) else 0
 
 
 def _is_one_run(box: Box, shape: Shape) -> bool:

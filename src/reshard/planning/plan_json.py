@@ -16,7 +16,7 @@ from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
 from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry, Origin, Placement, SourceObject
-from .change import FLOATS, Change
+from .change import FLOATS, NO_CHANGE, Change
 from .cost import Cost
 from .cuts import Cut
 from .json_fields import choice, fields_of, integer, integers, items, mapping, name, refused, text
@@ -24,6 +24,7 @@ from .limits import Limits
 from .output import Attachment
 from .plan import REPLICAS, Plan
 from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
+from .staging import unstaged_catalog, with_chunks
 from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
 
@@ -53,6 +54,7 @@ _PLAN_FIELDS = (
     "change",
     "attachments",
     "copied_from",
+    "staging",
 )
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
@@ -84,6 +86,7 @@ def plan_to_json(plan: Plan) -> Json:
         "attachments": [[each.key, each.index, each.nbytes] for each in plan.attachments],
         "change": {**asdict(plan.change), "kept": sorted(plan.change.kept)},
         "copied_from": list(plan.copied_from),
+        "staging": plan.staging and plan_to_json(plan.staging),
     }
     return {"plan_id": _hash(body), **body}
 
@@ -121,6 +124,7 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
         if body.get("plan_id") != _hash(rest):
             raise refused("the plan was altered after it was made")
         plan = _plan_from_json(rest)
+        _check_staging(plan)
         check_plan(plan)
     except FormatError as error:
         what, place = f"the plan cannot be read: {error.what}", ": ".join(part for part in (where, error.where) if part)
@@ -151,8 +155,28 @@ def _plan_from_json(body: Json) -> Plan:
         change=_change_from_json(found["change"]),
         attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
         copied_from=_bases(found["copied_from"], len(catalog.others)),
+        staging=None if found["staging"] is None else _staging_from_json(found["staging"]),
         renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )
+
+
+def _staging_from_json(value: object) -> Plan:
+    body = mapping(value, "staging")
+    rest = {key: each for key, each in body.items() if key != "plan_id"}
+    if rest.get("format") != _FORMAT or rest.get("staging") is not None or body.get("plan_id") != _hash(rest):
+        raise refused("staging", "a plan in one pass, as it was made")
+    return _plan_from_json(rest)
+
+
+def _check_staging(plan: Plan) -> None:
+    """Refuse a first pass that does not make what the second reads."""
+    if plan.staging is None:
+        return
+    check_plan(plan.staging)
+    if not isinstance(plan.staging.target, ZarrTarget) or plan.staging.change != NO_CHANGE or plan.staging.renamed:
+        raise refused("staging", "whole tensors as they are, in zarr")
+    if not plan.catalog.others or plan.catalog != with_chunks(unstaged_catalog(plan), plan.staging):
+        raise refused("staging", "to make what the second pass reads")
 
 
 def _bases(value: object, most: int) -> tuple[int, ...]:

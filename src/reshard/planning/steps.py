@@ -32,6 +32,7 @@ __all__ = [
     "rows_between",
     "sources_of",
     "stored_at",
+    "streamed_boxes",
     "whole_reads",
 ]
 
@@ -456,7 +457,7 @@ def whole_reads(recipe: Recipe, outputs: Sequence[int]) -> int:
     for item in walk([recipe.outputs[i] for i in outputs], recipe.tensors, recipe.limits):
         wanted: dict[int, set[Runs]] = {}
         for share in item.shares:
-            for box in _streamed_boxes(streamed[share.member], share):
+            for box in streamed_boxes(streamed[share.member], share):
                 for piece, patch in sources_of(recipe, item.tensor, box):
                     for placement, common in stored_at(recipe, piece.source, patch):
                         _, itemsize = extent_of(recipe.catalog.entries[piece.source].spec)
@@ -466,7 +467,7 @@ def whole_reads(recipe: Recipe, outputs: Sequence[int]) -> int:
     return total
 
 
-def _streamed_boxes(streamed: Streamed, share: Share) -> Iterator[Box]:
+def streamed_boxes(streamed: Streamed, share: Share) -> Iterator[Box]:
     """What of a slice passes through the client, in elements of the whole tensor."""
     if not streamed.copied:
         yield share.box

@@ -108,6 +108,11 @@ class Patch:
         return 0, 1
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether elements follow each other in the target as they do in the source."""
+        return self._first_turned == len(self.along)
+
+    @property
     def _first_turned(self) -> int:
         """The first factor of the target that runs along a later one of the source than some factor after it."""
         least, first = len(self.source_start), len(self.along)

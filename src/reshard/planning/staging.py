@@ -1,0 +1,303 @@
+"""Tensors that are written in between, as zarr arrays whose chunks serve the source and the target both.
+
+Streaming reads bytes again and again where a target cuts a tensor across its rows into more outputs, or longer
+ones, than memory has room for at once. Two passes read it twice, however small the memory: the first writes
+bands of rows as chunks, the second finds each chunk's bytes together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import PlanError
+from ..tensor import Box, Runs, Shape, extent_of
+from .catalog import Catalog, Entry, Placement, SourceObject
+from .cost import Cost
+from .cuts import walk
+from .limits import Limits
+from .plan import REPLICAS, Plan, make_plan
+from .reads import needed_ranges
+from .steps import Recipe, sources_of, stored_at, streamed_boxes
+from .zarr_target import ZarrTarget, chunk_shape_for
+
+__all__ = ["StagingMode", "staged_plan", "unstaged_catalog", "with_chunks", "with_etags", "without_staging"]
+
+_WORTH_IT = 1.2
+"""Staging must be cheaper by this factor: a second pass is one more thing that can fail."""
+_MOST_WASTE = 1.05
+_MOST_SPLITS = 1024
+_LEAST_CHUNK_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class StagingMode:
+    """Whether to stage: only where it is cheaper, or all that is cut across its rows; and where.
+
+    Parameters
+    ----------
+    url
+        Where chunks go.
+    is_near
+        Whether the target's store can copy from there, and that one from wherever the target's can.
+    is_always
+        Whether to stage all that can be.
+    """
+
+    url: str
+    is_near: bool = True
+    is_always: bool = False
+
+
+@dataclass(slots=True)
+class _Reads:
+    """What streaming asks of one tensor of the source."""
+
+    nbytes: int = 0
+    count: int = 0
+
+
+def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
+    """The same conversion with some tensors staged, if that is cheaper; otherwise the same plan.
+
+    Parameters
+    ----------
+    plan
+        Without staging.
+    mode
+        Where chunks go, and whether to stage in any case.
+    """
+    limits = plan.limits
+    if not mode.is_always and _score(plan.cost, limits) <= _MOST_WASTE * _ideal(plan):
+        return plan
+    wanted = _wanted(plan, is_always=mode.is_always)
+    if not wanted:
+        return plan
+    best: Plan | None = None
+    for split_count in _split_counts(plan):
+        try:
+            made = _made(plan, wanted, split_count, mode)
+        except PlanError:  # too many chunks, or more memory than there is
+            continue
+        if best is not None and _total(made) > _total(best):
+            break
+        best = made
+    is_worth_it = best is not None and (mode.is_always or _WORTH_IT * _total(best) < _score(plan.cost, limits))
+    return best if is_worth_it and best is not None else plan
+
+
+def without_staging(plan: Plan) -> Plan:
+    """The same conversion in one pass; what it writes is the same."""
+    if plan.staging is None:
+        return plan
+    bases = [base for base in plan.copied_from if base < len(plan.catalog.others)]
+    return _again(plan, unstaged_catalog(plan), bases)
+
+
+def unstaged_catalog(plan: Plan) -> Catalog:
+    """What the source holds, without what is staged of it."""
+    if plan.staging is None:
+        return plan.catalog
+    catalog = plan.catalog
+    own = {entry.spec.name: entry for entry in plan.staging.catalog.entries}
+    return replace(
+        catalog,
+        others=catalog.others[:-1],
+        objects=tuple(item for item in catalog.objects if item.base < len(catalog.others)),
+        entries=tuple(own.get(entry.spec.name, entry) for entry in catalog.entries),
+    )
+
+
+def _again(plan: Plan, catalog: Catalog, copied_from: Sequence[int]) -> Plan:
+    made = make_plan(
+        catalog,
+        plan.target,
+        plan.target_url,
+        plan.limits,
+        plan.manifest_key,
+        plan.renamed,
+        plan.change,
+        plan.attachments,
+        copied_from,
+    )
+    return replace(made, notes=plan.notes)
+
+
+# Which tensors.
+
+
+def _wanted(plan: Plan, *, is_always: bool) -> dict[int, int]:
+    """Entries to stage, each with the axis to split it on."""
+    entries = plan.catalog.entries
+    axes = _cut_axes(plan)
+    reads = {} if is_always else _reads(plan)
+    found = {}
+    for index, axis in axes.items():
+        spec = entries[index].spec
+        if spec.dtype.is_sub_byte or not spec.nbytes:
+            continue
+        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < _read_score(reads[index], plan.limits):
+            found[index] = axis
+    return found
+
+
+def _cut_axes(plan: Plan) -> dict[int, int]:
+    """Of each entry that some output takes in pieces that lie apart: the innermost axis that is cut."""
+    found: dict[int, int] = {}
+    for output in plan.outputs:
+        for tensor, box in zip(output.tensors, output.boxes, strict=True):
+            if box.is_empty:
+                continue
+            for piece, patch in sources_of(plan.recipe, tensor, box):
+                shape = plan.catalog.entries[piece.source].spec.shape
+                axis = _cut_axis(patch.source_hull, shape)
+                if not patch.keeps_order:
+                    axis = len(shape) - 1
+                if axis > found.get(piece.source, 0):
+                    found[piece.source] = axis
+    return found
+
+
+def _cut_axis(hull: Box, shape: Shape) -> int:
+    """The innermost axis that a box does not span, 0 where it is contiguous."""
+    cut = [axis for axis, (low, high, n) in enumerate(zip(hull.start, hull.stop, shape, strict=True)) if high - low < n]
+    is_contiguous = all(hull.stop[axis] - hull.start[axis] == 1 for axis in range(cut[-1])) if cut else True
+    return 0 if is_contiguous else cut[-1]
+
+
+def _reads(plan: Plan) -> dict[int, _Reads]:
+    """What each entry's bytes cost to stream, by group."""
+    found: dict[int, _Reads] = {}
+    recipe = plan.recipe
+    for group in plan.groups:
+        streamed = [recipe.streamed(i) for i in group.outputs]
+        for item in walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits):
+            wanted: dict[tuple[int, int], set[Runs]] = {}
+            for share in item.shares:
+                for box in streamed_boxes(streamed[share.member], share):
+                    for source, key, runs in _runs(recipe, item.tensor, box, share.box):
+                        wanted.setdefault((source, key), set()).add(runs)
+            for (source, _), every in wanted.items():
+                reads = found.setdefault(source, _Reads())
+                for one in needed_ranges(every, recipe.limits):
+                    reads.nbytes += one.nbytes
+                    reads.count += -(-one.nbytes // recipe.limits.read_bytes)
+    return found
+
+
+def _runs(recipe: Recipe, tensor: int, box: Box, held: Box) -> Iterator[tuple[int, int, Runs]]:
+    for piece, patch in sources_of(recipe, tensor, box):
+        itemsize = extent_of(recipe.catalog.entries[piece.source].spec)[1]
+        for placement, common in stored_at(recipe, piece.source, patch):
+            yield piece.source, id(placement), common.transfer(placement.box, held, itemsize).source_runs
+
+
+# What it costs: bytes, and for each request as many as a connection carries meanwhile.
+
+
+def _score(cost: Cost, limits: Limits) -> int:
+    return cost.read_bytes + cost.written_bytes + limits.max_gap_bytes * cost.request_count
+
+
+def _ideal(plan: Plan) -> int:
+    """The score of a conversion that reads every byte once, in reads of full length."""
+    cost, limits = plan.cost, plan.limits
+    read_bytes = min(cost.read_bytes, plan.catalog.nbytes)
+    requests = cost.request_count - cost.get_count + -(-read_bytes // limits.read_bytes) + len(plan.catalog.entries)
+    return read_bytes + cost.written_bytes + limits.max_gap_bytes * requests
+
+
+def _total(plan: Plan) -> int:
+    assert plan.staging is not None
+    return _score(plan.cost, plan.limits) + _score(plan.staging.cost, plan.limits)
+
+
+def _read_score(reads: _Reads, limits: Limits) -> int:
+    return reads.nbytes + limits.max_gap_bytes * reads.count
+
+
+def _staged_score(nbytes: int, limits: Limits) -> int:
+    """At best: read, written and read again in full reads."""
+    return 3 * nbytes + limits.max_gap_bytes * 3 * -(-nbytes // limits.read_bytes)
+
+
+# How.
+
+
+def _split_counts(plan: Plan) -> Iterator[int]:
+    """Into how many columns of chunks: few make long reads, many let each output read no more than its own."""
+    count = 1
+    while count <= _MOST_SPLITS and _band_bytes(plan) // count >= min(_LEAST_CHUNK_BYTES, plan.limits.read_bytes):
+        yield count
+        count *= 2
+
+
+def _band_bytes(plan: Plan) -> int:
+    """Rows that are cut into chunks at one stroke; several such bands are in memory at once."""
+    return max(1, plan.buffers.parts_bytes // 4)
+
+
+def _made(plan: Plan, wanted: Mapping[int, int], split_count: int, mode: StagingMode) -> Plan:
+    """The plan with some tensors staged in so many columns of chunks."""
+    entries = plan.catalog.entries
+    staged = tuple(entries[index] for index in sorted(wanted))
+    shapes = {
+        entries[index].spec.name: _chunk_shape(entries[index], axis, split_count, _band_bytes(plan))
+        for index, axis in wanted.items()
+    }
+    source = replace(plan.catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
+    limits, target = plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
+    is_near = mode.is_near and REPLICAS in plan.copied_from
+    first = make_plan(source, target, mode.url, limits, copied_from=plan.copied_from if is_near else ())
+    catalog = with_chunks(plan.catalog, first)
+    bases = (*plan.copied_from, len(catalog.others)) if is_near else plan.copied_from
+    second = _again(plan, catalog, bases)
+    return replace(second, staging=first, notes=(*plan.notes, _note(plan, first, second)))
+
+
+def _chunk_shape(entry: Entry, axis: int, split_count: int, band_bytes: int) -> Shape:
+    """Bands of rows that memory holds, cut on an inner axis into so many columns or somewhat more."""
+    extent, itemsize = extent_of(entry.spec)
+    shape = list(chunk_shape_for(extent, itemsize, band_bytes))
+    columns = next(n for n in range(min(split_count, extent[axis]), extent[axis] + 1) if extent[axis] % n == 0)
+    shape[axis] = min(shape[axis], extent[axis] // columns)
+    while extent[axis] % shape[axis]:
+        shape[axis] -= 1
+    return tuple(shape)
+
+
+def with_chunks(catalog: Catalog, first: Plan) -> Catalog:
+    """The catalog whose staged tensors lie in chunks; their etags are not known yet."""
+    others = (*catalog.others, first.target_url)
+    objects, placements = list(catalog.objects), dict[str, list[Placement]]()
+    for output in first.outputs:
+        name = first.tensors[output.tensors[0]].spec.name
+        placements.setdefault(name, []).append(Placement(output.boxes[0], ((len(objects), 0),)))
+        objects.append(SourceObject(output.keys[0], output.nbytes, "", len(others)))
+    entries = tuple(
+        replace(entry, placements=tuple(placements[entry.spec.name])) if entry.spec.name in placements else entry
+        for entry in catalog.entries
+    )
+    return replace(catalog, others=others, objects=tuple(objects), entries=entries)
+
+
+def with_etags(plan: Plan, etags: Mapping[str, str]) -> Plan:
+    """A plan whose chunks have been written, with their etags by key; as it was before with none."""
+    if plan.staging is None:
+        return plan
+    base = len(plan.catalog.others)
+    objects = tuple(
+        replace(item, etag=etags.get(item.key, "")) if item.base == base else item for item in plan.catalog.objects
+    )
+    return replace(plan, catalog=replace(plan.catalog, objects=objects))
+
+
+def _note(plan: Plan, first: Plan, second: Plan) -> str:
+    names = [entry.spec.name for entry in first.catalog.entries]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    before, after = plan.cost, second.cost
+    return (
+        f"{names[0]}{more} ({first.catalog.nbytes} bytes) staged in {len(first.outputs)} zarr chunks at "
+        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, in two "
+        f"{first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
+    )
