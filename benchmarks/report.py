@@ -65,17 +65,20 @@ def write(result: Result, out: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ the table
 
+_HEADS = (
+    "wall s", "/ roofline", "CPU s/GiB", "memory MiB", "above start", "planned", "disk MiB", "read MiB", "written",
+    "copied", "requests",
+)  # fmt: skip
+
 
 def print_table(result: Result) -> None:
     """One line a workload and way."""
     asked = result["asked"]
     print(f"\n{asked['size_bytes'] / 2**30:.2f} GiB a source, {asked['server']}, medians of {asked['repeats']}")
-    heads = ("wall s", "/ roofline", "CPU s/GiB", "memory MiB", "above start", "planned", "disk MiB")
-    heads += ("read MiB", "written", "copied", "requests")
     for workload in result["workloads"]:
         moved = f"{workload['moved_gib']:.2f} GiB read and written"
         print(f"\n{workload['title']}: {workload['source_bytes'] / 2**30:.2f} GiB of source, {moved}")
-        print(f"  {'':<14}" + "".join(f"{name:>12}" for name in heads))
+        print(f"  {'':<14}" + "".join(f"{name:>12}" for name in _HEADS))
         for way, told in workload["ways"].items():
             ratio = workload["ratios"].get(way, {}).get("wall_s")
             print(f"  {way:<14}" + "".join(f"{cell:>12}" for cell in cells(told, ratio)))

@@ -81,7 +81,8 @@ class Bare:
     """http.client and presigned URLs: the least that a client in Python can do."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._signers = {r["bucket"]: make_client(find_settings("s3", r["bucket"])) for r in requests}
+        buckets = {request["bucket"] for request in requests}
+        self._signers = {bucket: make_client(find_settings("s3", bucket)) for bucket in buckets}
         self._mine = threading.local()
 
     def get(self, request: Request, into: memoryview) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -123,11 +124,13 @@ class Bench:
 
 
 def count(seen: Sequence[Request]) -> dict[str, Any]:
-    """Requests by kind, and bytes of content both ways."""
+    """Requests by kind, and bytes of content both ways; what an error says is no content."""
+    done = [request for request in seen if request["status"] < 300]
     return {
         "requests": dict(sorted(Counter(request["kind"] for request in seen).items())),
-        "read_bytes": sum(r["received_bytes"] for r in seen if r["kind"] == "get"),
-        "written_bytes": sum(r["sent_bytes"] for r in seen if r["kind"] in ("put", "part")),
+        "failed_count": len(seen) - len(done),
+        "read_bytes": sum(r["received_bytes"] for r in done if r["kind"] == "get"),
+        "written_bytes": sum(r["sent_bytes"] for r in done if r["kind"] in ("put", "part")),
     }
 
 
@@ -252,6 +255,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run what is asked for; results are written after each workload."""
     asked = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the server and its bytes must not stay behind
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]  # profiles and endpoints of whoever runs this
     result = report.head(asked, {way: interpreter(way) for way in ("mindspore", "torch")}, can_copy=can_copy())

@@ -15,6 +15,8 @@ from typing import Any
 from sources import BUCKET
 from workloads import Tensor, Workload, recipe_of, where_full
 
+from reshard.api import Options
+
 ROOT = Path(__file__).resolve().parent.parent
 RESHARD = str(Path(sys.executable).with_name("reshard"))
 OUT = "out"
@@ -90,8 +92,8 @@ def tool_arguments(workload: Workload) -> dict[str, Any]:
         places = {"src_checkpoints_dir": "in", "dst_checkpoints_dir": "out", "ckpt_prefix": "net_"}
         strategies = {"src_strategy_file": source, "dst_strategy_file": target}
         return places | strategies | {"process_num": 1, "output_format": "safetensors"}
-    places = {"network": None, "unified_safetensors_dir": "in", "dst_safetensors_dir": "out"}
-    return places | {"predict_strategy": target, "max_process_num": 2, "format": "safetensors"}
+    folders = {"unified_safetensors_dir": "in", "dst_safetensors_dir": "out"}
+    return folders | {"network": None, "predict_strategy": target, "max_process_num": 2, "format": "safetensors"}
 
 
 def copying(way: str) -> list[str]:
@@ -101,11 +103,9 @@ def copying(way: str) -> list[str]:
     return ["--copy", "auto" if way == "reshard_copy" else "never"]
 
 
-@lru_cache
 def can_copy() -> bool:
     """Whether this reshard can leave copying to the store, and be told not to."""
-    told = subprocess.run([RESHARD, "convert", "--help"], capture_output=True, text=True, check=True).stdout
-    return "--copy " in told
+    return "copy" in Options.__annotations__
 
 
 @lru_cache
