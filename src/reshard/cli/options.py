@@ -22,6 +22,7 @@ __all__ = [
     "Overwrite",
     "Quiet",
     "Side",
+    "Standing",
     "named",
     "truth",
     "with_options",
@@ -64,6 +65,13 @@ class CopyMode(StrEnum):
 
     AUTO = "auto"
     NEVER = "never"
+
+
+class Standing(StrEnum):
+    """Where this machine stands, seen from a store."""
+
+    REGION = "region"
+    INTERNET = "internet"
 
 
 class Form(StrEnum):
