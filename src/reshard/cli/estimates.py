@@ -14,6 +14,7 @@ __all__ = ["estimate_facts", "explanation_facts", "explanation_rows", "in_time"]
 Facts = list[tuple[str, str]]
 
 _MINUTE, _HOUR = 60, 3600
+_THOUSAND = 1000.0
 _FEW = 3  # sources that are named; --output json has all
 _CENT, _LEAST = 0.01, 0.0001  # of a currency: less is told with more decimals, or not at all
 
@@ -59,13 +60,21 @@ def _requests(estimate: Estimate) -> str:
 
 def _assumed(estimate: Estimate) -> str:
     defaults, speeds = Speeds(), estimate.speeds
-    bandwidth, latency = f"{speeds.bandwidth_bytes_s / 1e9:g} GB/s", f"{speeds.latency_s * 1e3:g} ms a request"
+    bandwidth, latency = _rate(speeds.bandwidth_bytes_s), f"{speeds.latency_s * 1e3:g} ms a request"
     assumed = [
         "bandwidth" * (speeds.bandwidth_bytes_s == defaults.bandwidth_bytes_s),
         "latency" * (speeds.latency_s == defaults.latency_s),
     ]
     told = " and ".join(name for name in assumed if name)
     return f"{bandwidth}, {latency}" + (f"; default {told}" if told else "")
+
+
+def _rate(bytes_s: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if bytes_s < _THOUSAND:
+            return f"{bytes_s:.3g} {unit}/s"
+        bytes_s /= _THOUSAND
+    return f"{bytes_s:.4g} GB/s"
 
 
 def _money(estimate: Estimate) -> Iterator[str]:
@@ -135,6 +144,10 @@ def explanation_rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tu
         ]
         return ("part", "bytes", "size", "group/step", "filled", "from"), rows
     return ("output", "box", "bytes", "parts", "from"), [_held(held) for held in explanation.held]
+
+
+def _part(part: PartExplanation) -> tuple[object, ...]:
+    return part.number, *_span(part.range), _where(part), *_how(part)
 
 
 def _span(span: ByteRange) -> tuple[str, int]:

@@ -158,7 +158,8 @@ class Work:
 class TimeEstimate:
     """How long, and what it is that takes so long.
 
-    ``limited_by`` is ``bandwidth``, ``latency``, ``copies``, ``connections``, ``cpu`` or ``commit``.
+    ``limited_by`` is ``bandwidth``, ``latency``, ``copies``, ``connections`` or ``cpu``; a commit is
+    nothing but latency.
     """
 
     seconds: float
@@ -258,7 +259,7 @@ def estimate_time(work: Work, speeds: Speeds) -> TimeEstimate:
     commit = (rounds + work.serial_count) * speeds.latency_s
     bounds = {"bandwidth": line, max(waits, key=waits.__getitem__): in_flight, "cpu": client}
     slowest = max(bounds, key=bounds.__getitem__)
-    by = "commit" if commit > bounds[slowest] else slowest
+    by = "latency" if commit > bounds[slowest] else slowest
     return TimeEstimate(bounds[slowest] + commit, by, line, in_flight, client, commit)
 
 
