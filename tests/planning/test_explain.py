@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -20,6 +21,7 @@ from reshard.planning.sources import full_catalog
 from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
 
+SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
 slow = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -165,6 +167,16 @@ def test_a_tensor_is_found_by_its_old_name():
     plan = make_plan(catalog(spec), target, "memory://target", SMALL, renamed={"old": "new"})
     assert explain(plan, "old") == explain(plan, "new")
     assert explain(plan, "new").made_of == ("old",)
+
+
+def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
+    plan = SimpleNamespace(
+        outputs=(), documents=(), attachments=(), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
+        tensors=[SimpleNamespace(spec=spec, pieces=[SimpleNamespace(source=0)]) for spec in (ONE, TWO)],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="2 tensors of the target are made of 'qkv'") as refused:
+        explain(plan, "qkv")
+    assert "q, k" in refused.value.hint
 
 
 @pytest.mark.parametrize(("name", "near"), [("w.wieght", "w.weight"), ("r0.safetensor", "r0.safetensors"), ("?", "")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
 from ..planning.cost import Cost
 from ..planning.estimate import Bill, Estimate, Speeds, total_money
@@ -16,7 +17,7 @@ Facts = list[tuple[str, str]]
 _MINUTE, _HOUR = 60, 3600
 _THOUSAND = 1000.0
 _FEW = 3  # sources that are named; --output json has all
-_CENT, _LEAST = 0.01, 0.0001  # of a currency: less is told with more decimals, or not at all
+_CENT = 0.01  # of a currency: less is told with more decimals
 
 
 def in_time(seconds: float) -> str:
@@ -106,9 +107,7 @@ def _outside(estimate: Estimate, bills: Sequence[Bill]) -> str:
 def _amount(money: float) -> str:
     if not money:
         return "0"
-    if money < _LEAST:
-        return f"under {_LEAST}"
-    return f"{money:,.2f}" if money >= _CENT else f"{money:.2g}"
+    return f"{money:,.2f}" if money >= _CENT else f"{Decimal(f'{money:.2g}'):f}"
 
 
 def explanation_facts(explanation: Explanation) -> Facts:

@@ -252,10 +252,7 @@ def _writes(plan: Plan) -> str:
 
 def _copies(plan: Plan) -> str:
     cost = plan.cost
-    share = cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
-    return (
-        f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests ({share:.1%} of all that is made)"
-    )
+    return f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
 
 
 def _keys(keys: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from ..errors import UsageError
 from ..formats.strict_json import shown
 from ..tensor import Box, ByteRange, extent_of, plain_patch
-from .output import Attachment, Document, Output
+from .output import Attachment, Document, Output, sample
 from .plan import Plan
 from .steps import CopiedPart, FilledPart, Recipe, Step, inputs_of, sources_of, stored_at
 from .streamed import whole_copies
@@ -179,7 +179,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     Parameters
     ----------
     name
-        A key of the target, or else a tensor's name in the target or, if no tensor there is called so, in the source.
+        A key of the target, or else a tensor's name there or, if none is called so, in the source.
 
     Raises
     ------
@@ -200,11 +200,19 @@ def explain(plan: Plan, name: str) -> Explanation:
 
 
 def _tensor_of(plan: Plan, name: str) -> int | None:
-    names = [tensor.spec.name for tensor in plan.tensors]
-    if name in names:
-        return names.index(name)
-    new = plan.renamed.get(name)
-    return names.index(new) if new in names else None
+    for index, tensor in enumerate(plan.tensors):
+        if tensor.spec.name == name:
+            return index
+    entries = plan.catalog.entries
+    made = [
+        index
+        for index, tensor in enumerate(plan.tensors)
+        if any(entries[piece.source].spec.name == name for piece in tensor.pieces)
+    ]
+    if len(made) > 1:
+        hint = f"Name one of them: {sample([plan.tensors[index].spec.name for index in made], _NEAR)}."
+        raise UsageError(f"{len(made)} tensors of the target are made of {shown(name)}", hint=hint)
+    return made[0] if made else None
 
 
 def _unknown(plan: Plan, name: str) -> UsageError:
