@@ -163,7 +163,7 @@ def test_an_empty_source_fits_any_strategy():
 def test_one_object_when_one_is_enough():
     [output] = full().outputs(TENSORS, NOTHING)
     assert output.keys == ("model.safetensors",)
-    assert full().documents([output], TENSORS) == ()
+    assert full().documents([output], TENSORS, Carried()) == ()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_objects_are_filled_in_the_order_of_the_source(object_bytes, shares):
 def test_the_index_of_several_objects():
     target = full(192)
     outputs = target.outputs(TENSORS, NOTHING)
-    [document] = target.documents(outputs, TENSORS)
+    [document] = target.documents(outputs, TENSORS, Carried())
     assert document.key == "index.json"
     index = json.loads(document.data)
     assert index["metadata"]["total_size"] == 272

@@ -15,7 +15,7 @@ from ..formats.iteration import CommonValue
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.plan import MANIFEST_KEY, REPLICAS, Plan
-from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget
+from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget, ZarrTarget
 from ..storage import Copier, Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
@@ -129,9 +129,13 @@ def copied_from(target: Location, catalog: Catalog, options: Options) -> tuple[i
     return (REPLICAS, *bases) if store.copies_from(store) else ()
 
 
-def full_target(name: str | None, options: Options, limits: Limits) -> FullTarget | PartsTarget:
-    """What a full checkpoint is written as; see :class:`Options`."""
+def full_target(
+    name: str | None, base: Location, options: Options, limits: Limits
+) -> FullTarget | PartsTarget | ZarrTarget:
+    """What a full checkpoint is written as below ``base``; see :class:`Options`."""
     size, prefix = options.get("part_size"), options.get("prefix")
+    if options.get("form") == "zarr" or _is_called_zarr(name, base, options):
+        return ZarrTarget(parse_size(size) if size is not None else limits.chunk_bytes)
     if options.get("form") == "mindspore":
         return PartsTarget(parse_size(size) if size is not None else limits.mindspore_part_bytes)
     object_bytes = parse_size(size) if size is not None else limits.object_bytes
@@ -152,6 +156,12 @@ def full_target(name: str | None, options: Options, limits: Limits) -> FullTarge
         "pt",
         object_bytes,
     )
+
+
+def _is_called_zarr(name: str | None, base: Location, options: Options) -> bool:
+    """Whether the target's name alone asks for zarr."""
+    others = any(options.get(option) for option in ("form", "format", "prefix"))
+    return name is None and base.key.endswith(".zarr") and not others
 
 
 def rank_target(strategy: Strategy, options: Options) -> RankTarget:

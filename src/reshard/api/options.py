@@ -53,10 +53,10 @@ class Options(TypedDict, total=False):
     parallel
         Numbers to cut the target by, like ``dp=2,mp=4,pp=2``, or the URL of a training job's YAML.
     form
-        For a full checkpoint ``hf`` (``model-0000i-of-0000n.safetensors`` with an index, the default)
-        or ``mindspore`` (``part<i>.safetensors`` with ``param_name_map.json`` and
-        ``hyper_param.safetensors``); for rank shards ``iteration``, the newer layout of MindSpore
-        Transformers.
+        For a full checkpoint ``hf`` (``model-0000i-of-0000n.safetensors`` with an index, the default),
+        ``mindspore`` (``part<i>.safetensors`` with ``param_name_map.json`` and
+        ``hyper_param.safetensors``) or ``zarr`` (one array a tensor; the default where ``dst`` ends in
+        ``.zarr``); for rank shards ``iteration``, the newer layout of MindSpore Transformers.
     format
         ``safetensors``, the default, or ``ckpt``.
     iteration
@@ -69,7 +69,7 @@ class Options(TypedDict, total=False):
     remove_redundancy
         Whether what several ranks own is written by one of them only, as MindSpore does.
     part_size
-        Largest object of a full checkpoint, in bytes or like ``4GB``.
+        Largest object of a full checkpoint, in bytes or like ``4GB``; in zarr about the size of a chunk.
     memory
         Limit for all buffers, in bytes or like ``256MiB``.
     concurrency
@@ -147,8 +147,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options.get("option") and not options.get("to"):
         raise UsageError("--option is of a family's rules: it needs --to")
     form, of_ranks = options.get("form"), (None, "iteration")
-    if form not in (None, "hf", "mindspore", "iteration"):
-        raise UsageError(f"--form {form}: expected hf, mindspore or iteration")
+    if form not in (None, "hf", "mindspore", "zarr", "iteration"):
+        raise UsageError(f"--form {form}: expected hf, mindspore, zarr or iteration")
     if options.get("format") not in (None, "safetensors", "ckpt"):
         raise UsageError(f"--format {options['format']}: expected safetensors or ckpt")
     if is_cut and form not in of_ranks:
@@ -170,5 +170,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UsageError(f"--prefix names rank shards, but --form {form} has names of its own")
     if options.get("part_size") is not None and (is_cut or options.get("format") == "ckpt" or options.get("prefix")):
         raise UsageError("--part-size is for full checkpoints of several objects")
+    if form == "zarr" and options.get("format"):
+        raise UsageError(f"--form zarr is made of plain chunks, but --format says {options['format']}")
     if form is not None and options.get("format") == "ckpt":
         raise UsageError(f"--form {form} is made of safetensors, but --format says ckpt")

@@ -23,7 +23,7 @@ from ..planning.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.selection import NameFilter, Renames
-from ..planning.target import FullTarget, Target
+from ..planning.target import FullTarget, Target, ZarrTarget
 from ..storage import open_location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .arguments import (
@@ -104,7 +104,8 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[O
         URLs. With a target strategy or layout ``dst`` gets ``rank_R/<prefix>R.safetensors``;
         without, a full checkpoint: one object if ``dst`` ends in ``.safetensors`` or ``.ckpt``,
         ``rank_0/<prefix>0.safetensors`` if a prefix is given (MindSpore's form for one device),
-        else Hugging Face's form with an index where needed, or what ``form`` says.
+        else Hugging Face's form with an index where needed, or what ``form`` says; a prefix that ends
+        in ``.zarr`` becomes a zarr store.
     on_event
         Told how reading the headers goes.
     options
@@ -165,10 +166,11 @@ def draw(
         catalog = replace(catalog, notes=(*catalog.notes, note))
     strategy = _target_strategy(target, change, catalog, renamed, options)
     options = {**options, **settle(catalog, strategy)}
-    wished = full_target(name, options, limits) if strategy is None else _cut_target(strategy, options, catalog)
+    wished = full_target(name, base, options, limits) if strategy is None else _cut_target(strategy, options, catalog)
     manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
     attachments: Sequence[Attachment] = ()
-    if name is None and isinstance(wished, FullTarget) and wished.index_name:  # as Hugging Face's tools open it
+    is_whole_model = isinstance(wished, ZarrTarget) or (isinstance(wished, FullTarget) and wished.index_name)
+    if name is None and is_whole_model:  # as Hugging Face's tools open it, or families' rules ask for it later
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
     bases = copied_from(base, catalog, options)
     made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)

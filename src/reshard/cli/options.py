@@ -79,6 +79,7 @@ class Form(StrEnum):
 
     HF = "hf"
     MINDSPORE = "mindspore"
+    ZARR = "zarr"
     ITERATION = "iteration"
 
 
@@ -115,6 +116,7 @@ _LESS = Annotated[
 _CONCURRENCY = Annotated[
     int | None, typer.Option(metavar="N", min=1, show_default="8", help="Requests in flight at once.")
 ]
+_PART_SIZES = "5GB; mindspore: 3GiB; zarr: 64MiB"
 
 SOURCE: dict[str, tuple[Any, object]] = {
     "src_strategy": (_text("S", "Strategy file of the source's shards, or a prefix with all stages'."), None),
@@ -160,7 +162,7 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
     "dst_strategy": (_text("S", "Strategy file of the target; without one it is a full checkpoint."), None),
     "dst_layout": (_text("L.yaml", "Layout file of the target instead."), None),
     "form": (
-        Annotated[Form | None, typer.Option(help="Of a full checkpoint hf or mindspore; of rank shards iteration.")],
+        Annotated[Form | None, typer.Option(help="Of a full checkpoint hf, mindspore or zarr; of ranks iteration.")],
         None,
     ),
     "format": (
@@ -174,7 +176,10 @@ CONVERSION: dict[str, tuple[Any, object]] = SOURCE | {
     "prefix": (_text("NAME", "Objects are called rank_R/NAMER.safetensors.", default="checkpoint_"), None),
     "ranks": (_text("LIST", "Write these ranks only, like 0-7,16."), None),
     "remove_redundancy": (_LESS, False),
-    "part_size": (_text("SIZE", "Largest object of a full checkpoint.", default="5GB; mindspore: 3GiB"), None),
+    "part_size": (
+        _text("SIZE", "Largest object of a full checkpoint.", default="5GB; mindspore: 3GiB; zarr: 64MiB"),
+        None,
+    ),
     "memory": (_text("SIZE", "Limit for all buffers, like 256MiB.", default="512MiB"), None),
     "copy": (
         Annotated[CopyMode | None, typer.Option(show_default="auto", help="Whether the store copies what it can.")],

@@ -26,7 +26,7 @@ __all__ = ["check_source", "check_target", "execute", "head_or_none", "read_atta
 
 _CHECKPOINT_OBJECT = re.compile(
     r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"
-    r"|param_name_map\.json|latest_checkpointed_iteration\.txt"
+    r"|param_name_map\.json|latest_checkpointed_iteration\.txt|(.+/)?zarr\.json"
 )
 
 
@@ -97,7 +97,9 @@ def _execute(
         _replicate(plan, uploads, transfer, workers)
         for attachment in plan.attachments:
             uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
-        for document in plan.documents:
+        # The last makes a checkpoint of the others.
+        workers.map(lambda document: uploads.put_document(document.key, document.data), plan.documents[:-1])
+        for document in plan.documents[-1:]:
             uploads.put_document(document.key, document.data)
         workers.map(uploads.remove, leftovers)
         manifest = Manifest(plan, uploads.receipts())

@@ -26,6 +26,7 @@ from .iterations import Iteration, find_iteration
 from .replicas import check_replicas, differing_copies
 from .strategies import StrategySource, read_object
 from .workers import Workers
+from .zarr import ZarrStore, find_zarr
 
 __all__ = ["Wanted", "read_catalog", "read_contents", "read_tree"]
 
@@ -76,6 +77,7 @@ class _Found:
     index_bytes: int = 0
     metadata: IterationMetadata | None = None
     counters: Mapping[str, CommonValue] = field(default_factory=dict)
+    zarr: ZarrStore | None = None
 
 
 def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
@@ -87,7 +89,7 @@ def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalo
     ----------
     location
         One object, or a prefix: with an index (Hugging Face's or MindSpore's), with a single
-        object, or with ``rank_<R>/`` below it.
+        object, with ``rank_<R>/`` below it, or with a zarr group.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalo
     StrategyError
         Shards that do not fit the strategy.
     """
-    return _catalog(_look(location, wanted), wanted, workers, compare=True)
+    return _catalog(_look(location, wanted, workers), wanted, workers, compare=True)
 
 
 def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
@@ -106,7 +108,7 @@ def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catal
 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
     """
-    found = _look(location, wanted)
+    found = _look(location, wanted, workers)
     if found.ranks in ((), (0,)) or wanted.strategy is not None:
         return _catalog(found, wanted, workers, compare=False)
     _check_asked(found, wanted)
@@ -176,7 +178,9 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
             hint="Leave --src-strategy and --src-layout out, or name the prefix that holds rank_0/.",
         )
     opened = read_all(found.base, found.infos, found.names, workers, check_crc=wanted.check_crc)
-    if found.metadata is not None:
+    if found.zarr is not None:
+        catalog = found.zarr.catalog(wanted.names)
+    elif found.metadata is not None:
         catalog = _iteration(found, found.metadata, opened, wanted, workers if compare else None)
     elif strategy is None:
         catalog = full_catalog(
@@ -207,6 +211,7 @@ def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterab
     """What was left out, and patterns that found nothing."""
     names = {stored.spec.name for _, contents in opened for stored in contents.tensors}
     names |= {name for _, contents in opened for name in contents.texts}
+    names |= {entry.spec.name for entry in catalog.entries} | catalog.texts.keys() | set(catalog.dropped)
     missed = wanted.names.unmatched_keep(names)
     raise_all(UsageError, f"{catalog.url}: --keep asks for what is not there", missed, "reshard inspect lists names.")
     if catalog.dropped:
@@ -217,7 +222,7 @@ def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterab
         yield f"--drop {pattern} matches no tensor"
 
 
-def _look(location: Location, wanted: Wanted) -> _Found:
+def _look(location: Location, wanted: Wanted, workers: Workers) -> _Found:
     """Find out what lies at a URL; where both forms do, a strategy asks for rank shards."""
     container = container_of(location.key)
     if container is not None:
@@ -225,6 +230,9 @@ def _look(location: Location, wanted: Wanted) -> _Found:
         name = location.key.rsplit("/", 1)[-1]
         return _Found(location.parent, f"one {container.value} object", (name,), {name: info}, {})
     infos = dict(location.named_objects())
+    zarr = find_zarr(location, infos, workers)
+    if zarr is not None:
+        return _Found(location, "zarr store", (), infos, {}, index_bytes=zarr.index_bytes, zarr=zarr)
     iteration = find_iteration(location, infos)
     if iteration is not None:
         return _of_iteration(iteration)
@@ -319,8 +327,8 @@ def _unindexed(location: Location, infos: Mapping[str, ObjectInfo], tensors: Seq
         )
     others = ", ".join(sorted(infos)[:5])
     raise CatalogError(
-        f"{location.url}: no checkpoint there: expected *.safetensors, {_HF_INDEX}, {MAP_NAME} or rank_<R>/, "
-        f"found {f'{len(infos)} other objects ({others})' if infos else 'nothing'}",
+        f"{location.url}: no checkpoint there: expected *.safetensors, {_HF_INDEX}, {MAP_NAME}, rank_<R>/ "
+        f"or zarr.json, found {f'{len(infos)} other objects ({others})' if infos else 'nothing'}",
         hint="Is the prefix right?",
     )
 

@@ -146,8 +146,8 @@ class Uploads:
         for index, output in enumerate(self._plan.outputs):
             crc = self._crc_of(index)
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        for key, crc in self._document_crcs.items():
-            found.append(Receipt(key, self._put[key].nbytes, self._put[key].etag, crc))
+        beside = [each.key for each in self._plan.attachments] + [each.key for each in self._plan.documents]
+        found += [Receipt(k, self._put[k].nbytes, self._put[k].etag, self._document_crcs[k]) for k in beside]
         return tuple(found)
 
     def _crc_of(self, output: int) -> int | None:

@@ -12,6 +12,7 @@ from ..formats.containers import Container
 from ..planning.output import Attachment, Document
 from ..planning.plan import Plan
 from ..planning.steps import CopiedPart, FilledPart, Step
+from ..planning.zarr_target import ChunkOutput
 from ..storage import Location
 from ..tensor import ByteRange
 from .arena import ThreadBuffers
@@ -223,6 +224,8 @@ class _Comparison:
         output = self.plan.outputs[number]
         place = output.frame.place_of(byte)
         if place is None:
+            if isinstance(output, ChunkOutput):
+                return " (in the padding)"
             return " (in the header)" if output.container is Container.SAFETENSORS else " (between tensors)"
         slot, position = place
         return f" (in tensor {output.specs[slot].name}, its byte {position})"

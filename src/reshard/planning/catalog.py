@@ -59,7 +59,8 @@ class SourceObject:
 class Placement:
     """One box of a tensor and every place that holds its bytes, row-major and contiguous.
 
-    ``holders`` are ``(index of the object in the catalog, first byte)``; they hold equal bytes.
+    ``holders`` are ``(index of the object in the catalog, first byte)``; they hold equal bytes. A box may hang
+    over its tensor's end, as the last chunks of zarr do: what lies there is padding, and never read.
     """
 
     box: Box
@@ -80,7 +81,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of the source; its placements tile ``extent_of(spec)`` exactly."""
+    """One tensor of the source; its placements tile ``extent_of(spec)``, each element once."""
 
     spec: TensorSpec
     placements: tuple[Placement, ...]

@@ -61,7 +61,9 @@ class FullTarget:
             for key, share in zip(keys, shares, strict=True)
         )
 
-    def documents(self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor]) -> tuple[Document, ...]:
+    def documents(
+        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+    ) -> tuple[Document, ...]:
         """The index of several objects."""
         if len(outputs) < 2 or not self.index_name:
             return ()
@@ -109,7 +111,9 @@ class PartsTarget:
             _whole(name, sorted(share, key=order.__getitem__), tensors, carried, "ms") for name, share in named
         )
 
-    def documents(self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor]) -> tuple[Document, ...]:
+    def documents(
+        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+    ) -> tuple[Document, ...]:
         """The map of the parts; hyper-parameters are not in it."""
         parts = [output for output in outputs if output.keys[0] != HYPER_NAME]
         weight_map = {spec.name: output.keys[0] for output in parts for spec in output.specs}

@@ -108,7 +108,9 @@ class IterationTarget:
         share = balanced_objects if self.remove_redundancy else replicated_objects
         return share(stored, self.strategy, states, self.prefix)
 
-    def documents(self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> tuple[Document, ...]:
+    def documents(
+        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: Carried
+    ) -> tuple[Document, ...]:
         """What makes a folder a checkpoint; the tracker, which makes it the latest, comes last."""
         folder = iteration_name(self.iteration)
         stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]

@@ -49,6 +49,8 @@ class Limits:
         Largest object of a full checkpoint in Hugging Face's form.
     mindspore_part_bytes
         What MindSpore's form holds in each part on average, at most.
+    chunk_bytes
+        Wished size of a zarr chunk.
     copy_bytes
         Largest part that a store is asked to copy by itself, where it can.
     min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
@@ -76,6 +78,7 @@ class Limits:
     unit_bytes: int = 128 * MIB
     object_bytes: int = 5_000_000_000
     mindspore_part_bytes: int = 3 << 30
+    chunk_bytes: int = 64 * MIB
     copy_bytes: int = 512 * MIB
     min_part_bytes: int = 5 * MIB
     max_part_bytes: int = 5 << 30

@@ -77,14 +77,19 @@ class Plan:
         return make_tensors(self.catalog, self.renamed, self.change).tensors
 
     @cached_property
+    def carried(self) -> Carried:
+        """What the target holds besides tensors."""
+        return Carried.of(self.catalog, self.renamed)
+
+    @cached_property
     def outputs(self) -> tuple[Output, ...]:
         """Every distinct object of the target."""
-        return self.target.outputs(self.tensors, Carried.of(self.catalog, self.renamed))
+        return self.target.outputs(self.tensors, self.carried)
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
         """Indices that are written beside the outputs."""
-        return self.target.documents(self.outputs, self.tensors)
+        return self.target.documents(self.outputs, self.tensors, self.carried)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -158,9 +163,10 @@ def make_plan(
     tensors = made.tensors
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
-    outputs = target.outputs(tensors, Carried.of(catalog, renamed))
+    carried = Carried.of(catalog, renamed)
+    outputs = target.outputs(tensors, carried)
     check_texts(outputs)
-    documents = target.documents(outputs, tensors)
+    documents = target.documents(outputs, tensors, carried)
     check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
     recipe, groups, buffers = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)

@@ -26,7 +26,8 @@ from .output import Output
 from .plan import Plan, check_texts
 from .reads import bridged
 from .steps import Group, Recipe, rows_between, sources_of, stored_at
-from .target import IterationTarget, RankTarget
+from .target import IterationTarget, RankTarget, ZarrTarget
+from .zarr_target import ChunkOutput
 
 __all__ = [
     "MAX_ATTACHMENT_BYTES",
@@ -93,9 +94,11 @@ def _check_tiling(entry: Entry) -> None:
         box = placement.box
         if len(box.start) != len(extent) or len(box.stop) != len(extent):
             raise refused(what, f"{len(extent)} axes", [list(box.start), list(box.stop)])
-        if min(box.shape, default=0) < 0 or not whole.contains(box):
+        # It may hang over the end: where it begins must be inside.
+        if min(box.shape, default=0) < 0 or (not box.is_empty and not whole.intersect(box)):
             raise refused(what, f"boxes inside {list(extent)}", [list(box.start), list(box.stop)])
-    if not whole.is_empty and not _tile([p.box for p in entry.placements if not p.box.is_empty], extent):
+    inside = [held for placement in entry.placements if (held := whole.intersect(placement.box))]
+    if not whole.is_empty and not _tile(inside, extent):
         raise refused(what, f"to tile {list(extent)}, each element once")
 
 
@@ -163,6 +166,8 @@ def _check_target(plan: Plan) -> None:
         outputs = len(ranks)
         _bound("tensors over all ranks", _pair_count(plan, target.strategy, ranks))
         _bound("tensors times stages", tensor_count * target.strategy.stage_count)
+    if isinstance(target, ZarrTarget):
+        target.check(plan.tensors)
     _bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
     _refuse_repeated([*(tensor.spec.name for tensor in plan.tensors), *plan.catalog.texts], "name in the target")
 
@@ -202,6 +207,9 @@ def _check_headers(outputs: Sequence[Output]) -> None:
         if output.container is Container.CKPT:
             pieces += sum(spec.nbytes // PIECE_BYTES for spec in output.specs)
             _bound("pieces of large tensors", pieces, MAX_PIECES)
+        if isinstance(output, ChunkOutput):
+            pieces += output.padding_bytes >> 20
+            _bound("padding of chunks in MiB", pieces, MAX_PIECES)
 
 
 # The whole.

@@ -25,7 +25,7 @@ from .output import Attachment
 from .plan import REPLICAS, Plan
 from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
 from .steps import Group
-from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget
+from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
 
 __all__ = [
     "BESIDE",
@@ -290,6 +290,8 @@ def _target_to_json(target: Target) -> Json:
         body["ranks"] = list(target.ranks)
     if isinstance(target, IterationTarget):
         body["common"] = dict(target.common)
+    if isinstance(target, ZarrTarget):
+        body["chunk_shapes"] = {key: list(shape) for key, shape in target.chunk_shapes.items()}
     return {"kind": _KIND_OF[type(target)], **body}
 
 
@@ -351,9 +353,12 @@ _TARGETS: dict[str, type[Target]] = {
     "parts": PartsTarget,
     "ranks": RankTarget,
     "tree": TreeTarget,
+    "zarr": ZarrTarget,
 }
 _KIND_OF = {made: kind for kind, made in _TARGETS.items()}
 _FIELDS: dict[str, Callable[[object, str], Any]] = {
+    "chunk_bytes": lambda value, what: integer(value, what, least=1),
+    "chunk_shapes": lambda value, what: {name(k, what): integers(n, what) for k, n in mapping(value, what).items()},
     "common": _counters,
     "iteration": lambda value, what: integer(value, what, most=10**18 - 1),
     "prefix": text,

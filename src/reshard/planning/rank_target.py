@@ -70,7 +70,9 @@ class RankTarget:
         metadata = carried.metadata_for([tensors[index].spec.name for index, _ in held], **own)
         return make_output(keys, held, tensors, metadata, self.container, carried.texts)
 
-    def documents(self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor]) -> tuple[Document, ...]:
+    def documents(
+        self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+    ) -> tuple[Document, ...]:
         """Rank shards need no index."""
         return ()
 

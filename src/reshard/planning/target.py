@@ -6,7 +6,8 @@ from .full_target import FullTarget, PartsTarget
 from .iteration_target import IterationTarget
 from .rank_target import RankTarget
 from .tree_target import TreeTarget
+from .zarr_target import ZarrTarget
 
-__all__ = ["FullTarget", "IterationTarget", "PartsTarget", "RankTarget", "Target", "TreeTarget"]
+__all__ = ["FullTarget", "IterationTarget", "PartsTarget", "RankTarget", "Target", "TreeTarget", "ZarrTarget"]
 
-Target = RankTarget | IterationTarget | FullTarget | PartsTarget | TreeTarget
+Target = RankTarget | IterationTarget | FullTarget | PartsTarget | TreeTarget | ZarrTarget

@@ -50,7 +50,9 @@ class TreeTarget:
         specs = tuple(replace(spec, name=_plain(spec.name)) for spec in made.specs)
         return replace(made, specs=specs)
 
-    def documents(self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor]) -> tuple[Document, ...]:
+    def documents(
+        self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+    ) -> tuple[Document, ...]:
         """An index of the source is about other objects."""
         return ()
 
