@@ -17,7 +17,7 @@ from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import KERNEL_BYTES, Limits
 from .memory import Buffers, share_memory
-from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, check_outputs
+from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
@@ -184,7 +184,7 @@ def make_plan(
 
 def check_texts(outputs: Sequence[Output]) -> None:
     """Refuse text where the format has no place for it."""
-    lost = {name for output in outputs if output.container is Container.SAFETENSORS for name in output.texts}
+    lost = {name for output in _distinct(outputs) if output.container is Container.SAFETENSORS for name in output.texts}
     raise_all(
         PlanError,
         "safetensors cannot hold values that are text",
@@ -195,14 +195,14 @@ def check_texts(outputs: Sequence[Output]) -> None:
 
 def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
     """Tell of names that MindSpore takes for its metadata: its ``load_checkpoint`` raises KeyError."""
-    ours = [o for o in outputs if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
+    ours = [o for o in _distinct(outputs) if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
     names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
     return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
 
 
 def _unwritten(outputs: Sequence[Output]) -> tuple[str, ...]:
     """Tell of metadata that ``.ckpt`` has no place for."""
-    ours = [output for output in outputs if output.container is Container.CKPT]
+    ours = [output for output in _distinct(outputs) if output.container is Container.CKPT]
     keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
     return (f"metadata that .ckpt cannot hold is not written: {', '.join(sorted(keys))}",) if keys else ()
 
@@ -214,11 +214,17 @@ def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> lis
     slices). Outputs that hold each box as one run go with those of the same tensors.
     """
     families: dict[tuple[int, ...], list[int]] = {}
-    for index, output in enumerate(outputs):
+    for positions in alike(outputs):
+        output = outputs[positions[0]]
         held = zip(output.tensors, output.boxes, strict=True)
         scattered = tuple(t for t, box in held if not _is_one_run(box, extent_of(tensors[t].spec)[0]))
-        families.setdefault(scattered or output.tensors, []).append(index)
-    return list(families.values())
+        families.setdefault(scattered or output.tensors, []).extend(positions)
+    return sorted(map(sorted, families.values()))
+
+
+def _distinct(outputs: Sequence[Output]) -> list[Output]:
+    """One output of each form."""
+    return [outputs[positions[0]] for positions in alike(outputs)]
 
 
 def _is_one_run(box: Box, shape: Shape) -> bool:
