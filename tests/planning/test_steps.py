@@ -6,7 +6,7 @@ from support.plan_checker import check_plan
 
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
-from reshard.planning.steps import whole_reads
+from reshard.planning.needs import Needs
 from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import ByteRange, Layout, RowSplit, Strategy
 
@@ -165,8 +165,8 @@ def test_norms_that_all_ranks_hold_are_needed_once():
 def test_whole_reads_counts_what_would_be_read():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
     plan = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    assert whole_reads(plan.recipe, plan.outputs) == 800
-    assert [whole_reads(plan.recipe, [output]) for output in plan.outputs] == [780, 780]  # all but half a row
+    assert Needs(plan.recipe).whole_reads(plan.outputs) == 800
+    assert [Needs(plan.recipe).whole_reads([output]) for output in plan.outputs] == [780, 780]  # all but half a row
 
 
 def test_a_step_is_derived_alike_however_often():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .counting import Counter
 from .memory import Buffers, over_budget
+from .needs import Needs
 from .output import Attachment, Document
-from .steps import Group, Recipe, Step, group_steps
+from .steps import Group, Recipe
 
 __all__ = ["Cost", "count_cost"]
 
@@ -15,6 +17,10 @@ __all__ = ["Cost", "count_cost"]
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes, requests and memory of one conversion, apart from headers, listings and the manifest.
+
+    All is counted step by step, unless there are more than :data:`MANY_SLICES` tensors over all outputs:
+    then ``needed_bytes``, ``read_bytes`` and ``get_count`` of groups that are cut alike are taken to be
+    those of the first of them. They differ by what neighbours in an object are read together, no more.
 
     Parameters
     ----------
@@ -55,48 +61,43 @@ def count_cost(
     documents: Sequence[Document],
     attachments: Sequence[Attachment],
     buffers: Buffers,
+    needs: Needs | None = None,
 ) -> Cost:
-    """Walk every step once and add up.
+    """Add up what every step does; ``needs`` are what planning has found out already.
 
     Raises
     ------
     OverBudget
         A step does not fit the memory.
     """
-    total = dict.fromkeys(("needed", "read", "written", "gets", "puts", "parts", "steps", "filled", "largest"), 0)
-    uploads = 0
-    for index, group in enumerate(groups):
-        if not group.is_small:
-            uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
-        for step in group_steps(recipe, index, group):
-            _add(total, recipe, step, is_small=group.is_small)
+    counter = Counter(recipe, needs)
+    total = dict.fromkeys(("needed", "read", "gets", "puts", "parts", "uploads", "steps", "filled", "largest"), 0)
+    written = 0
+    for group in groups:
+        found = counter.count(group)
+        copies = [len(recipe.outputs[i].keys) for i in group.outputs]
+        total["needed"] += found.needed_bytes
+        total["read"] += found.read_bytes
+        total["gets"] += found.get_count
+        total["steps"] += found.step_count
+        total["filled"] += found.filled_bytes
+        total["largest"] = max(total["largest"], found.largest_bytes)
+        total["puts" if group.is_small else "parts"] += sum(
+            a * b for a, b in zip(copies, found.part_counts, strict=True)
+        )
+        total["uploads"] += 0 if group.is_small else sum(copies)
+        written += sum(count * recipe.outputs[i].nbytes for i, count in zip(group.outputs, copies, strict=True))
     if total["largest"] > buffers.parts_bytes:  # what is computed was taken to be smaller
         raise over_budget(buffers, total["largest"])
     copied = sum(each.nbytes for each in attachments)
     return Cost(
         needed_bytes=total["needed"] + copied,
         read_bytes=total["read"] + copied,
-        written_bytes=total["written"] + sum(len(document.data) for document in documents) + copied,
+        written_bytes=written + sum(len(document.data) for document in documents) + copied,
         get_count=total["gets"] + len(attachments),
         put_count=total["puts"] + len(documents) + len(attachments),
         part_count=total["parts"],
-        upload_count=uploads,
+        upload_count=total["uploads"],
         step_count=total["steps"],
         peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total["filled"]),
     )
-
-
-def _add(total: dict[str, int], recipe: Recipe, step: Step, *, is_small: bool) -> None:
-    total["steps"] += 1
-    total["filled"] += step.nbytes
-    total["largest"] = max(total["largest"], step.nbytes)
-    total["gets"] += len(step.reads)
-    for read in step.reads:
-        total["read"] += read.range.nbytes
-        # What several outputs take is one needed byte; sets of runs that differ are taken to be disjoint.
-        taken = {copy.transfer.source_runs for copy in read.copies}
-        total["needed"] += min(read.range.nbytes, sum(runs.total_nbytes for runs in taken))
-    for part in step.parts:
-        copies = len(recipe.outputs[part.output].keys)
-        total["written"] += copies * part.range.nbytes
-        total["puts" if is_small else "parts"] += copies

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import mul
 from typing import overload
 
 from ..formats.frame import Frame
@@ -76,11 +75,14 @@ class Holding:
 class Shares(Sequence[Share]):
     """Shares by member, derived whenever they are asked for: many outputs of many tensors are too many to keep."""
 
-    __slots__ = ("_outputs", "holdings")
+    __slots__ = ("_kept", "holdings", "outputs")
 
     def __init__(self, outputs: Sequence[Output], holdings: tuple[Holding, ...]) -> None:
-        self._outputs = outputs
+        self.outputs = outputs
         self.holdings = holdings
+        self._kept: tuple[Share, ...] | None = None
+        if len(self) <= _FEW_SHARES:
+            self._kept = tuple(self)
 
     def __len__(self) -> int:
         """As many as outputs hold some of the tensor."""
@@ -88,9 +90,12 @@ class Shares(Sequence[Share]):
 
     def __iter__(self) -> Iterator[Share]:
         """Ascending by member."""
+        return self._derived() if self._kept is None else iter(self._kept)
+
+    def _derived(self) -> Iterator[Share]:
         every = ((member, holding) for holding in self.holdings for member in holding.members)
         for member, holding in every if len(self.holdings) == 1 else sorted(every, key=lambda one: one[0]):
-            box = self._outputs[member].boxes[holding.slot]
+            box = self.outputs[member].boxes[holding.slot]
             yield Share(member, holding.slot, box, holding.row_count, holding.row_elements)
 
     @overload
@@ -147,9 +152,7 @@ def _rows(
         if not box.is_empty
     )
     row_count = max((holding.row_count for holding in holdings), default=0)
-    shares: Sequence[Share] = Shares(outputs, holdings)
-    shares = tuple(shares) if len(shares) <= _FEW_SHARES else shares
-    return Rows(tensor, itemsize, row_count, shares, tensors[tensor].tile_itemsize)
+    return Rows(tensor, itemsize, row_count, Shares(outputs, holdings), tensors[tensor].tile_itemsize)
 
 
 def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
@@ -193,7 +196,7 @@ class Reach:
     @property
     def step_bytes(self) -> int:
         """Bytes of all outputs since the last cut, and what computing them takes besides."""
-        return sum(map(mul, self._counts, self.pending)) + self._tile_bytes
+        return sum(count * nbytes for count, nbytes in zip(self._counts, self.pending, strict=True)) + self._tile_bytes
 
     def advance(self, item: Rows, row: int, stop: int) -> None:
         """Fill the rows ``[row, stop)`` of a tensor."""

@@ -59,9 +59,7 @@ class Cuttings:
 
     def __init__(self) -> None:
         self._layouts: dict[Layout, tuple[Layout, dict[int, Shape]]] = {}
-        self._seen: dict[
-            int, tuple[Layout, dict[int, Shape]]
-        ] = {}  # by identity, which is quicker
+        self._seen: dict[int, tuple[Layout, dict[int, Shape]]] = {}  # by identity, which is quicker
         self._cuttings: dict[tuple[int, Shape], Cutting] = {}
         self._alive: list[Layout] = []
 

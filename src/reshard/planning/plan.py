@@ -17,6 +17,7 @@ from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import KERNEL_BYTES, Limits
 from .memory import Buffers, share_memory
+from .needs import Needs
 from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
@@ -158,15 +159,17 @@ def make_plan(
     families = _families(outputs, tensors)
     try:
         recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-        groups = form_groups(recipe, families, buffers)
+        needs = Needs(recipe)
+        groups = form_groups(recipe, families, buffers, needs)
     except OverBudget:
         if all(tensor.unit == (0, 1) for tensor in tensors):
             raise
         # Rather read bytes again than refuse.
         buffers = share_memory(replace(limits, unit_bytes=1))
         recipe = Recipe(catalog, tensors, outputs, buffers.limits)
-        groups = form_groups(recipe, families, buffers)
-    cost = count_cost(recipe, groups, documents, attachments, buffers)
+        needs = Needs(recipe)
+        groups = form_groups(recipe, families, buffers, needs)
+    cost = count_cost(recipe, groups, documents, attachments, buffers, needs)
     return Plan(
         catalog,
         target,

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from ..errors import PlanError
 from ..models.lora import adapter_boxes
-from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, view_boxes
+from ..tensor import Box, ByteRange, Patch, Transfer, plain_patch, row_major_boxes, view_boxes
 from ..tensor.patch import Views
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
@@ -18,6 +18,7 @@ from .output import Making, Output, Piece, TargetTensor
 from .reads import coalesce, needed_ranges, split
 
 __all__ = [
+    "Computed",
     "Copy",
     "FilledPart",
     "Group",
@@ -30,7 +31,6 @@ __all__ = [
     "rows_between",
     "sources_of",
     "stored_at",
-    "whole_reads",
 ]
 
 _MOST_HULL = 1.25
@@ -246,14 +246,14 @@ class _Builder:
         self._recipe = recipe
         # By object: the buffer, and the transfer with the source address in the object.
         self._copies: dict[int, list[tuple[int, Transfer]]] = {}
-        self._tiles: dict[tuple[int, Making], _Computed] = {}
+        self._tiles: dict[tuple[int, Making], Computed] = {}
 
     def add(self, item: Rows, share: Share, elements: tuple[int, int], part_start: int) -> None:
         """Add what one output holds of one tensor; ``elements`` counts in its local slice."""
         for local in row_major_boxes(share.box.shape, *elements):
             for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
                 if piece.making is not None:
-                    computed = self._tiles.setdefault((piece.source, piece.making), _Computed())
+                    computed = self._tiles.setdefault((piece.source, piece.making), Computed())
                     computed.lays.append((share, patch, item.itemsize, part_start))
                     continue
                 for placement, common in stored_at(self._recipe, piece.source, patch):
@@ -312,25 +312,25 @@ class _Builder:
             yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
-_Lay = tuple[Share, Patch, int, int]
+Lay = tuple[Share, Patch, int, int]
 
 
 @dataclass(slots=True)
-class _Computed:
+class Computed:
     """Where values of one tensor go that are computed in one step."""
 
-    lays: list[_Lay] = field(default_factory=list)
+    lays: list[Lay] = field(default_factory=list)
 
-    def boxes(self) -> Iterator[tuple[Box, list[_Lay]]]:
+    def boxes(self) -> Iterator[tuple[Box, list[Lay]]]:
         """What of the tensor is needed, each box with who takes its values.
 
         Boxes that fill their hull together are one, computed once for all who take from it; those that
         lie apart (row slices of several ranks) stay apart, or all between them would be read for nothing.
         """
-        hulls: dict[Box, list[_Lay]] = {}
+        hulls: dict[Box, list[Lay]] = {}
         for lay in self.lays:
             hulls.setdefault(lay[1].source_hull, []).append(lay)
-        joined: list[tuple[Box, list[_Lay]]] = []
+        joined: list[tuple[Box, list[Lay]]] = []
         for one in sorted(hulls.items(), key=lambda item: (item[0].start, item[0].stop)):
             while joined and (box := _filled_hull(joined[-1][0], one[0])) is not None:
                 one = box, [*joined.pop()[1], *one[1]]
@@ -371,18 +371,3 @@ def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tupl
     for block, found in zip(blocks, held, strict=True):
         if found:
             yield Read(holder, block, tuple(found))
-
-
-def whole_reads(recipe: Recipe, outputs: Sequence[Output]) -> int:
-    """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
-    total = 0
-    for item in walk(outputs, recipe.tensors, recipe.limits):
-        wanted: dict[int, set[Runs]] = {}
-        for share in item.shares:
-            for piece, patch in sources_of(recipe, item.tensor, share.box):
-                for placement, common in stored_at(recipe, piece.source, patch):
-                    _, itemsize = extent_of(recipe.catalog.entries[piece.source].spec)
-                    move = common.transfer(placement.box, share.box, itemsize)
-                    wanted.setdefault(id(placement), set()).add(move.source_runs)
-        total += sum(one.nbytes for runs in wanted.values() for one in needed_ranges(runs, recipe.limits))
-    return total
