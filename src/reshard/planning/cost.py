@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .counting import Counter
+from .counting import StepCounter
 from .memory import Buffers, over_budget
 from .needs import Needs
 from .output import Attachment, Document
@@ -70,7 +70,7 @@ def count_cost(
     OverBudget
         A step does not fit the memory.
     """
-    counter = Counter(recipe, needs)
+    counter = StepCounter(recipe, needs)
     total = dict.fromkeys(("needed", "read", "gets", "puts", "parts", "uploads", "steps", "filled", "largest"), 0)
     written = 0
     for group in groups:

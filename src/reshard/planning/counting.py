@@ -14,7 +14,7 @@ from .needs import Needs, Taken
 from .reads import NeededRange, coalesce, split
 from .steps import Group, Recipe, rows_between
 
-__all__ = ["MANY_SLICES", "Counter", "Counts"]
+__all__ = ["MANY_SLICES", "Counts", "Standing", "StepCounter"]
 
 _Rows = tuple[Rows, int, int]
 
@@ -34,8 +34,6 @@ class Counts:
         Of all steps' buffers.
     largest_bytes
         Of one step's.
-    has_tiles
-        Whether some buffers are for what is computed.
     """
 
     needed_bytes: int = 0
@@ -45,10 +43,9 @@ class Counts:
     filled_bytes: int = 0
     largest_bytes: int = 0
     part_counts: list[int] = field(default_factory=list)
-    has_tiles: bool = False
 
 
-class Counter:
+class StepCounter:
     """Counts groups, each by itself or, where slices are many, one of each kind.
 
     Parameters
@@ -64,19 +61,22 @@ class Counter:
         self._needs = needs or Needs(recipe)
         self._kinds = self._needs.kinds
         self._counted: dict[Hashable, Counts] = {}
-        self.is_exact = sum(len(output.tensors) for output in recipe.outputs) <= MANY_SLICES
+        slice_count = sum(len(output.tensors) for output in recipe.outputs)
+        # Sizes of tiles differ a little from place to place, and must fit the memory: there each group is counted.
+        self._is_exact = slice_count <= MANY_SLICES or any(tensor.tile_itemsize for tensor in recipe.tensors)
+
+    def kind(self, group: Group) -> Hashable:
+        """What groups have in common of which one is counted for all."""
+        if self._is_exact:
+            return group.outputs
+        return group.cuts, tuple(self._kinds.of_output(i) for i in group.outputs)
 
     def count(self, group: Group) -> Counts:
         """Count one group."""
-        if self.is_exact:
-            return self._count(group)
-        key = group.cuts, tuple(self._kinds.of_output(i) for i in group.outputs)
-        if key in self._counted:
-            return self._counted[key]
-        counts = self._count(group)
-        if not counts.has_tiles:  # their sizes differ a little from place to place, and must fit the memory
-            self._counted[key] = counts
-        return counts
+        kind = self.kind(group)
+        if kind not in self._counted:
+            self._counted[kind] = self._count(group)
+        return self._counted[kind]
 
     def _count(self, group: Group) -> Counts:
         counts = Counts()
@@ -87,7 +87,6 @@ class Counter:
             counts.step_count += 1
             counts.filled_bytes += nbytes
             counts.largest_bytes = max(counts.largest_bytes, nbytes)
-            counts.has_tiles |= tile_bytes > 0
         counts.part_counts = standing.part_counts()
         return counts
 
@@ -103,10 +102,10 @@ class Counter:
                 # Two tensors of the target may share one of the source.
                 found[at] = Taken.of(found[at].runs | one.runs, self._recipe.limits) if at in found else one
         by_object: dict[int, list[tuple[int, Taken]]] = {}
-        for (entry, place), taken in found.items():
+        for (entry, place), one in found.items():
             holders = self._recipe.catalog.entries[entry].placements[place].holders
             holder, first_byte = holders[entry % len(holders)]
-            by_object.setdefault(holder, []).append((first_byte, taken))
+            by_object.setdefault(holder, []).append((first_byte, one))
         for placed in by_object.values():
             _count_object(placed, self._recipe.limits, counts)
         return tile_bytes
@@ -133,26 +132,37 @@ class Counter:
 
 
 class Standing:
-    """A walk over a group in which one output stands for all that are filled alike."""
+    """A walk over a group in which one output stands for all that are filled alike.
+
+    Attributes
+    ----------
+    items
+        The walk, of all outputs.
+    output_count
+        Of the group.
+    step_bytes, part_bytes
+        Of the parts of the step that :meth:`steps` yielded last, all together and the longest.
+    """
 
     def __init__(self, recipe: Recipe, needs: Needs, group: Group) -> None:
         of_member: dict[Hashable, list[int]] = {}
         for position, output in enumerate(group.outputs):
             of_member.setdefault(needs.kinds.of_member(output), []).append(position)
         self._positions = list(of_member.values())
-        self._items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
+        self.output_count = len(group.outputs)
+        self.items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
         standing = [recipe.outputs[group.outputs[positions[0]]] for positions in self._positions]
         # Item by item the same, with fewer shares.
         is_every = len(standing) == len(group.outputs)
-        self._few = self._items if is_every else walk(standing, recipe.tensors, recipe.limits)
+        self._few = self.items if is_every else walk(standing, recipe.tensors, recipe.limits)
         self._cuts = group.cuts
         self._reach = Reach([output.frame for output in standing], [len(each) for each in self._positions])
         self._parts = [0] * len(standing)
-        self.step_bytes = 0
+        self.step_bytes = self.part_bytes = 0
 
     def steps(self) -> Iterator[Iterator[_Rows]]:
-        """Yield the rows of each step; ``step_bytes`` are then those of its parts."""
-        last_edge = Cut(len(self._items), 0)
+        """Yield the rows of each step."""
+        last_edge = Cut(len(self.items), 0)
         for begin, end in pairwise((Cut(0, 0), *self._cuts, last_edge)):
             for item, first, last in rows_between(self._few, begin, end):
                 self._reach.advance(item, first, last)
@@ -160,10 +170,11 @@ class Standing:
                 self._reach.finish()
             pending = self._reach.pending
             self._parts = [count + (nbytes > 0) for count, nbytes in zip(self._parts, pending, strict=True)]
+            self.part_bytes = max(pending)
             self.step_bytes = sum(
                 nbytes * len(positions) for nbytes, positions in zip(pending, self._positions, strict=True)
             )
-            yield rows_between(self._items, begin, end)
+            yield rows_between(self.items, begin, end)
             self._reach.cut()
 
     def part_counts(self) -> list[int]:
