@@ -1,8 +1,9 @@
 """How long it takes to plan the largest models, from their numbers alone: no bytes, no store.
 
 Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
-MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024 ranks. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each
-model is planned in a process of its own, so that the peak is its own.
+MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024
+ranks. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each model is planned in a process
+of its own, and its saved plan read in another, so that each peak is its own.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, ra
 from support.plan_checker import check_plan
 
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.needs import Needs
+from reshard.planning.plan import make_plan
 from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import ByteRange, Layout, RowSplit, Strategy
 
