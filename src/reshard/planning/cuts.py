@@ -80,9 +80,7 @@ class Shares(Sequence[Share]):
     def __init__(self, outputs: Sequence[Output], holdings: tuple[Holding, ...]) -> None:
         self.outputs = outputs
         self.holdings = holdings
-        self._kept: tuple[Share, ...] | None = None
-        if len(self) <= _FEW_SHARES:
-            self._kept = tuple(self)
+        self._kept: tuple[Share, ...] = ()
 
     def __len__(self) -> int:
         """As many as outputs hold some of the tensor."""
@@ -90,7 +88,9 @@ class Shares(Sequence[Share]):
 
     def __iter__(self) -> Iterator[Share]:
         """Ascending by member."""
-        return self._derived() if self._kept is None else iter(self._kept)
+        if not self._kept and len(self) <= _FEW_SHARES:
+            self._kept = tuple(self._derived())
+        return iter(self._kept) if self._kept else self._derived()
 
     def _derived(self) -> Iterator[Share]:
         every = ((member, holding) for holding in self.holdings for member in holding.members)
