@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ..tensor import Transfer
+from ..tensor import Transfer, extent_of
 from .limits import Limits
 from .output import Output
 from .steps import Recipe, sources_of, stored_at
@@ -37,6 +37,8 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
     """
     limits = recipe.limits
     least = limits.min_part_bytes
+    if not _may_hold_any(recipe, output):
+        return ()
     found = [run for run in _joined(sorted(_runs(recipe, output, copied_from))) if run.nbytes >= least]
     while found:
         chosen = _chosen(found, output, least)
@@ -46,6 +48,23 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
         least *= 2  # fewer, longer ones
         found = [run for run in found if run.nbytes >= least]
     return ()
+
+
+def _may_hold_any(recipe: Recipe, output: Output) -> bool:
+    """Whether any neighbours in an output could be one run together, told without looking where they lie.
+
+    Of a full source, slices of tensors that are cut meet at their ends at most: only two of them can.
+    """
+    least, entries = recipe.limits.min_part_bytes, recipe.catalog.entries
+    reached = before = 0
+    for tensor, box, spec in zip(output.tensors, output.boxes, output.specs, strict=True):
+        is_whole = box.shape == extent_of(recipe.tensors[tensor].spec)[0]
+        is_stored_whole = all(len(entries[p.source].placements) == 1 for p in recipe.tensors[tensor].pieces)
+        reached = spec.nbytes + (reached if is_whole or not is_stored_whole else before)
+        before = reached if is_whole or not is_stored_whole else spec.nbytes
+        if reached >= least:
+            return True
+    return False
 
 
 def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[Copied]:

@@ -298,6 +298,6 @@ def _note(plan: Plan, first: Plan, second: Plan) -> str:
     before, after = plan.cost, second.cost
     return (
         f"{names[0]}{more} ({first.catalog.nbytes} bytes) staged in {len(first.outputs)} zarr chunks at "
-        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, in two "
-        f"{first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
+        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, "
+        f"in two {first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
     )
