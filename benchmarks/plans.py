@@ -30,7 +30,7 @@ from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.limits import Limits
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import REPLICAS, Plan, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources import full_catalog
 from reshard.planning.target import RankTarget
@@ -276,7 +276,7 @@ def chosen(name: str) -> tuple[Catalog, Strategy, Change]:
     return catalog, strategy_of(model, catalog, change), change
 
 
-def measure(name: str, limits: Limits, *, profiled: bool) -> None:
+def measure(name: str, limits: Limits, *, profiled: bool, copied_from: tuple[int, ...]) -> None:
     """Plan one model and print what it took."""
     catalog, strategy, change = timed("catalog and strategy", lambda: chosen(name))
     target = RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/checkpoint_{rank}.safetensors")
@@ -284,7 +284,10 @@ def measure(name: str, limits: Limits, *, profiled: bool) -> None:
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
-    plan = timed("plan", lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change))
+    plan = timed(
+        "plan",
+        lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copied_from=copied_from),
+    )
     profile.disable()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = timed("to JSON", lambda: encode_plan(plan))
@@ -310,7 +313,8 @@ def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int, growt
     cost, groups = plan.cost, len(plan.groups)
     print(f"  tensors {tensor_count} -> {len(plan.tensors)}; {len(plan.outputs)} outputs in {groups} groups")
     print(f"  read {cost.read_bytes / 1e9:.1f} GB ({cost.read_bytes / cost.needed_bytes:.3f} x needed), ", end="")
-    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB")
+    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB, ", end="")
+    print(f"copied {cost.copied_bytes / (cost.copied_bytes + cost.written_bytes):.1%}")
     print(f"  requests {cost.request_count} ({cost.get_count} GET), steps {cost.step_count}, ", end="")
     print(f"buffers {cost.peak_bytes >> 20} MiB, limit {plan.limits.memory_bytes >> 20} MiB")
     print(
@@ -326,6 +330,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(every)}; all by default")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
     parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
+    parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="whether the store copies")
     parser.add_argument("--decode", metavar="PLAN", help="only read a saved plan")
     options = parser.parse_args()
     if options.decode:
@@ -333,12 +338,16 @@ def main() -> None:
         return
     names = options.models or every
     if len(names) > 1:
-        flags = ["--memory", options.memory, *(["--profile"] if options.profile else [])]
+        flags = ["--memory", options.memory, "--copy", options.copy, *(["--profile"] if options.profile else [])]
         for name in names:
             subprocess.run([sys.executable, __file__, name, *flags], check=True)
         return
     print(f"{names[0]}: {(MODELS.get(names[0]) or MADE_UP[names[0]]).parallel}", flush=True)
-    measure(names[0], Limits(memory_bytes=parse_size(options.memory)), profiled=options.profile)
+    limits, copied_from = (
+        Limits(memory_bytes=parse_size(options.memory)),
+        (REPLICAS, 0) if options.copy == "auto" else (),
+    )
+    measure(names[0], limits, profiled=options.profile, copied_from=copied_from)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..tensor import Transfer, extent_of
 from .limits import Limits
-from .output import Output
+from .output import Output, alike
 from .steps import Recipe, sources_of, stored_at
 from .streamed import Copied, split_evenly
 
@@ -27,7 +27,12 @@ def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
     """
     if not copied_from:
         return recipe
-    return replace(recipe, copied=tuple(find_copies(recipe, output, copied_from) for output in recipe.outputs))
+    copied: list[tuple[Copied, ...]] = [()] * len(recipe.outputs)
+    for positions in alike(recipe.outputs):
+        if _may_hold_any(recipe, recipe.outputs[positions[0]]):
+            for position in positions:
+                copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
+    return replace(recipe, copied=tuple(copied))
 
 
 def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> tuple[Copied, ...]:
@@ -37,8 +42,6 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
     """
     limits = recipe.limits
     least = limits.min_part_bytes
-    if not _may_hold_any(recipe, output):
-        return ()
     found = [run for run in _joined(sorted(_runs(recipe, output, copied_from))) if run.nbytes >= least]
     while found:
         chosen = _chosen(found, output, least)
