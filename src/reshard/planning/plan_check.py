@@ -90,14 +90,16 @@ def _refuse_repeated(names: Iterable[str], what: str) -> None:
 def _check_tiling(entry: Entry) -> None:
     extent, _ = extent_of(entry.spec)
     what, whole = f"boxes of {shown(entry.spec.name)}", Box.whole(extent)
+    inside = []
     for placement in entry.placements:
         box = placement.box
         if len(box.start) != len(extent) or len(box.stop) != len(extent):
             raise refused(what, f"{len(extent)} axes", [list(box.start), list(box.stop)])
+        held = whole.intersect(box)
         # It may hang over the end: where it begins must be inside.
-        if min(box.shape, default=0) < 0 or (not box.is_empty and not whole.intersect(box)):
+        if min(box.shape, default=0) < 0 or (held is None and not box.is_empty):
             raise refused(what, f"boxes inside {list(extent)}", [list(box.start), list(box.stop)])
-    inside = [held for placement in entry.placements if (held := whole.intersect(placement.box))]
+        inside += [held] if held else []
     if not whole.is_empty and not _tile(inside, extent):
         raise refused(what, f"to tile {list(extent)}, each element once")
 
