@@ -1,8 +1,8 @@
 """How long it takes to plan the largest models, from their numbers alone: no bytes, no store.
 
 Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
-MindSpore Transformers' rank shards. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each
-model is planned in a process of its own, so that the peak is its own.
+MindSpore Transformers' rank shards. Run ``python benchmarks/plans.py [MODEL ...] [--parallel mp=8] [--copy never]``;
+each model is planned in a process of its own, so that the peak is its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from reshard.api.arguments import parse_size
@@ -26,7 +26,7 @@ from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.change import Change, make_tensors
 from reshard.planning.limits import Limits
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import REPLICAS, Plan, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources import full_catalog
 from reshard.planning.target import RankTarget
@@ -212,9 +212,9 @@ def timed(what: str, make: Callable[[], _Made]) -> _Made:
     return made
 
 
-def measure(name: str, limits: Limits, *, profiled: bool) -> None:
+def measure(name: str, limits: Limits, parallel: str, *, copies: bool, profiled: bool) -> None:
     """Plan one model and print what it took."""
-    model = MODELS[name]
+    model = replace(MODELS[name], parallel=parallel)
     catalog = timed("catalog", lambda: catalog_of(model))
     found = timed("detect", lambda: detect(model.config, [entry.spec.name for entry in catalog.entries]))
     change = Change(found.family.name, found.direction, found.naming, dict(found.options), model.config)
@@ -224,7 +224,12 @@ def measure(name: str, limits: Limits, *, profiled: bool) -> None:
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
-    plan = timed("plan", lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change))
+    plan = timed(
+        "plan",
+        lambda: make_plan(
+            catalog, target, "s3://models/ranks", limits, change=change, copied_from=(REPLICAS, 0) if copies else ()
+        ),
+    )
     profile.disable()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = timed("to JSON", lambda: encode_plan(plan))
@@ -240,7 +245,12 @@ def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int) -> No
     print(f"  tensors {tensor_count} -> {len(plan.tensors)}; {len(plan.outputs)} outputs in {groups} groups")
     print(f"  read {cost.read_bytes / 1e9:.1f} GB ({cost.read_bytes / cost.needed_bytes:.3f} x needed), ", end="")
     print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB")
-    print(f"  requests {cost.request_count} ({cost.get_count} GET), steps {cost.step_count}, ", end="")
+    made = cost.written_bytes + cost.copied_bytes
+    print(f"  copied by the store {cost.copied_bytes / 1e9:.1f} GB, {cost.copied_bytes / made:.1%} of all that is made")
+    print(
+        f"  requests {cost.request_count} ({cost.get_count} GET, {cost.copy_count} copies), steps {cost.step_count}, ",
+        end="",
+    )
     print(f"buffers {cost.peak_bytes >> 20} MiB, limit {plan.limits.memory_bytes >> 20} MiB")
     print(f"  plan JSON {json_bytes / 1e6:.1f} MB; peak RSS {peak_kib >> 10} MiB", flush=True)
 
@@ -250,16 +260,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
+    parser.add_argument("--parallel", help="numbers of the target, like mp=8; by default those of the model")
+    parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="as of reshard plan")
     parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
     options = parser.parse_args()
     chosen = options.models or list(MODELS)
     if len(chosen) > 1:
-        flags = ["--memory", options.memory, *(["--profile"] if options.profile else [])]
+        flags = ["--memory", options.memory, "--copy", options.copy, *(["--profile"] if options.profile else [])]
+        flags += ["--parallel", options.parallel] if options.parallel else []
         for name in chosen:
             subprocess.run([sys.executable, __file__, name, *flags], check=True)
         return
-    print(f"{chosen[0]}: {MODELS[chosen[0]].parallel}", flush=True)
-    measure(chosen[0], Limits(memory_bytes=parse_size(options.memory)), profiled=options.profile)
+    parallel = options.parallel or MODELS[chosen[0]].parallel
+    print(f"{chosen[0]}: {parallel}", flush=True)
+    limits = Limits(memory_bytes=parse_size(options.memory))
+    measure(chosen[0], limits, parallel, copies=options.copy == "auto", profiled=options.profile)
 
 
 if __name__ == "__main__":

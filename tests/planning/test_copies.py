@@ -260,6 +260,29 @@ def test_replicas_of_the_source_do_not_break_what_stands_together():
     assert copies_of(plan) == [(LEAST, plan.outputs[0].nbytes, "rank_0/checkpoint_0.safetensors")]
 
 
+def test_small_replicas_are_taken_from_where_their_neighbours_are():
+    """Every rank has the norms: rank 1's matrices are copied with its own, not with those of rank 0."""
+    layouts = {name: cut(2, 0) for name in ("a.w", "b.w", "c.w")} | {
+        name: Layout((2,), ((),)) for name in ("a.n", "b.n")
+    }
+    strategy = Strategy(2, (layouts,))
+    model = model_of({"a.n": (9,), "a.w": (80, 40), "b.n": (7,), "b.w": (80, 40), "c.w": (80, 40)})
+    catalog = catalog_of_ranks(shards(model, strategy), strategy)
+    plan = plan_of(catalog, RankTarget(strategy, (0, 1), "rank_{rank}/d.safetensors"))
+    for rank in range(2):
+        assert copies_of(plan, rank) == [
+            (LEAST, plan.outputs[rank].nbytes, f"rank_{rank}/checkpoint_{rank}.safetensors")
+        ]
+
+
+def test_another_replica_is_copied_where_the_first_cannot_be():
+    strategy = Strategy(2, ({"w": Layout((2,), ((), ()))},))
+    catalog = catalog_of_ranks(shards(model_of({"w": (80, 40)}), strategy), strategy)
+    first, second = catalog.objects
+    catalog = replace(catalog, objects=(replace(first, base=1), second), others=("memory://elsewhere",))
+    assert [key for *_, key in copies_of(plan_of(catalog))] == ["rank_1/checkpoint_1.safetensors"]
+
+
 def test_a_cast_is_not_copied():
     catalog = catalog_of_objects({"m.safetensors": random_model({"a": ("F32", (40, 60)), "b": ("BF16", (40, 60))})})
     plan = plan_of(catalog, change=Change(dtype=DType.BF16))
