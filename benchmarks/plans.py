@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -263,12 +263,12 @@ def timed(what: str, make: Callable[[], _Made]) -> _Made:
     return made
 
 
-def chosen(name: str) -> tuple[Catalog, Strategy, Change]:
+def chosen(name: str, parallel: str | None) -> tuple[Catalog, Strategy, Change]:
     """The source and the target of one model."""
     if name in MADE_UP:
         made_up = MADE_UP[name]
         return catalog_of(list(made_up.specs()), 512), made_up.strategy(), NO_CHANGE
-    model = MODELS[name]
+    model = replace(MODELS[name], parallel=parallel or MODELS[name].parallel)
     specs = list(model.tensors(model.config))  # type: ignore[arg-type]
     catalog = catalog_of(specs, model.object_count)
     found = detect(model.config, [spec.name for spec in specs])
@@ -276,9 +276,9 @@ def chosen(name: str) -> tuple[Catalog, Strategy, Change]:
     return catalog, strategy_of(model, catalog, change), change
 
 
-def measure(name: str, limits: Limits, *, profiled: bool, copied_from: tuple[int, ...]) -> None:
+def measure(name: str, limits: Limits, parallel: str | None, *, profiled: bool, copied_from: tuple[int, ...]) -> None:
     """Plan one model and print what it took."""
-    catalog, strategy, change = timed("catalog and strategy", lambda: chosen(name))
+    catalog, strategy, change = timed("catalog and strategy", lambda: chosen(name, parallel))
     target = RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/checkpoint_{rank}.safetensors")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     profile = cProfile.Profile()
@@ -329,6 +329,7 @@ def main() -> None:
     every = [*MODELS, *MADE_UP]
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(every)}; all by default")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
+    parser.add_argument("--parallel", help="numbers of the target, like mp=8; by default those of the model")
     parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
     parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="whether the store copies")
     parser.add_argument("--decode", metavar="PLAN", help="only read a saved plan")
@@ -339,15 +340,16 @@ def main() -> None:
     names = options.models or every
     if len(names) > 1:
         flags = ["--memory", options.memory, "--copy", options.copy, *(["--profile"] if options.profile else [])]
+        flags += ["--parallel", options.parallel] if options.parallel else []
         for name in names:
             subprocess.run([sys.executable, __file__, name, *flags], check=True)
         return
-    print(f"{names[0]}: {(MODELS.get(names[0]) or MADE_UP[names[0]]).parallel}", flush=True)
+    print(f"{names[0]}: {options.parallel or (MODELS.get(names[0]) or MADE_UP[names[0]]).parallel}", flush=True)
     limits, copied_from = (
         Limits(memory_bytes=parse_size(options.memory)),
         (REPLICAS, 0) if options.copy == "auto" else (),
     )
-    measure(names[0], limits, profiled=options.profile, copied_from=copied_from)
+    measure(names[0], limits, options.parallel, profiled=options.profile, copied_from=copied_from)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..tensor import Transfer, extent_of
+from ..tensor import Box, Transfer, extent_of
+from .catalog import Placement
 from .limits import Limits
 from .output import Output, alike
 from .steps import Recipe, sources_of, stored_at
@@ -70,28 +71,54 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
     return False
 
 
-def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[Copied]:
-    """Bytes of an output that stand together in an object that can be copied from."""
+_Run = tuple[int, int, tuple[tuple[int, int], ...]]
+"""Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
+
+
+def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[_Run]:
+    """Bytes of an output that stand together in objects that can be copied from."""
     reachable = _reachable(recipe, copied_from)
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
         count = box.element_count
         itemsize = output.specs[slot].nbytes // count
+        if _lies_apart(recipe, tensor, box, itemsize):
+            continue
         extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
         for piece, patch in sources_of(recipe, tensor, box):
             if piece.making is not None:
                 continue
             for placement, common in stored_at(recipe, piece.source, patch):
-                index, first = placement.holders[0]
-                if index not in reachable:
+                holders = tuple(holder for holder in placement.holders if holder[0] in reachable)
+                if not holders:
                     continue
                 move = common.transfer(placement.box, box, itemsize)
                 if not _is_worth_it(move, recipe.limits):
                     continue
                 starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
                 for source, target in starts:
-                    yield from _laid(target, move.nbytes, Copied(0, 0, index, first + source), extents)
+                    for start, stop, begin in _laid(target, move.nbytes, extents):
+                        yield start, stop, tuple((index, first + source + begin) for index, first in holders)
+
+
+def _lies_apart(recipe: Recipe, tensor: int, box: Box, itemsize: int) -> bool:
+    """Whether a slice of a tensor that is taken as it is stored is in short runs: told at once, for most are."""
+    pieces = recipe.tensors[tensor].pieces
+    if len(pieces) > 1 or not pieces[0].patch.is_plain:
+        return False
+    shape = extent_of(recipe.tensors[tensor].spec)[0]
+    nbytes, is_cut = itemsize, False
+    for low, high, extent in zip(reversed(box.start), reversed(box.stop), reversed(shape), strict=True):
+        if is_cut and high - low > 1:
+            return nbytes < recipe.limits.min_part_bytes and len(_placements(recipe, pieces[0].source)) == 1
+        nbytes *= high - low
+        is_cut = is_cut or high - low < extent
+    return False
+
+
+def _placements(recipe: Recipe, entry: int) -> Sequence[Placement]:
+    return recipe.catalog.entries[entry].placements
 
 
 def _is_worth_it(move: Transfer, limits: Limits) -> bool:
@@ -100,12 +127,12 @@ def _is_worth_it(move: Transfer, limits: Limits) -> bool:
     return is_one or (move.nbytes >= limits.min_part_bytes and move.source_runs.run_count <= limits.max_part_count)
 
 
-def _laid(target: int, nbytes: int, source: Copied, extents: Iterable[tuple[int, int, int]]) -> Iterator[Copied]:
-    """A run of a tensor's bytes, where the object has them."""
+def _laid(target: int, nbytes: int, extents: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Where an object has a run of a tensor's bytes, each piece with the first byte of the run that is in it."""
     for low, high, origin in extents:
         a, b = max(low, target), min(high, target + nbytes)
         if a < b:
-            yield Copied(origin + a, origin + b, source.object, source.first + a - target)
+            yield origin + a, origin + b, a - target
 
 
 def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
@@ -115,17 +142,25 @@ def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
     )
 
 
-def _joined(runs: Iterable[Copied]) -> list[Copied]:
-    """Make one of runs that follow each other on both sides."""
-    joined: list[Copied] = []
-    for run in runs:
-        if joined:
-            last = joined[-1]
-            if (last.stop, last.object, last.first + last.nbytes) == (run.start, run.object, run.first):
-                joined[-1] = Copied(last.start, run.stop, last.object, last.first)
-                continue
-        joined.append(run)
-    return joined
+def _joined(runs: Iterable[_Run]) -> Iterator[Copied]:
+    """Make one of runs that follow each other on both sides, each from whichever replica takes it furthest."""
+    start = stop = 0
+    places: dict[int, int] = {}  # what has all of the run so far: objects, and the first byte there
+    for low, high, sources in runs:
+        here = dict(sources)
+        going = {index: first for index, first in places.items() if here.get(index) == first + low - start}
+        if low == stop and going:
+            places, stop = going, high
+            continue
+        yield from _first_of(start, stop, places)
+        start, stop, places = low, high, here
+    yield from _first_of(start, stop, places)
+
+
+def _first_of(start: int, stop: int, places: Mapping[int, int]) -> Iterator[Copied]:
+    for index, first in places.items():
+        yield Copied(start, stop, index, first)
+        return
 
 
 def _chosen(runs: Sequence[Copied], output: Output, least: int) -> list[Copied]:

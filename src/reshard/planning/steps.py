@@ -227,13 +227,18 @@ def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placem
 
 
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
-    """Derive the steps of one group, in order: first those of the cuts, then what is copied."""
+    """Derive the steps of one group: first what is copied, which needs no memory, then those of the cuts in order."""
     outputs = [recipe.streamed(i) for i in group.outputs]
     items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
     edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
     ranges = list(_ranges(outputs, items, edges))
     copies = [list(_copies(streamed, recipe.limits)) for streamed in outputs]
     numbers = [_numbers(member, ranges, found) for member, found in enumerate(copies)]
+    for member, found in enumerate(copies):
+        for number, run in enumerate(found, start=len(edges)):
+            span = ByteRange(run.start, run.stop)
+            copy = CopiedPart(group.outputs[member], numbers[member][run.start], span, run.object, run.first)
+            yield Step(index, number, (), (), (copy,))
     for number, ((begin, end), here) in enumerate(zip(pairwise(edges), ranges, strict=True), start=1):
         if not here:
             continue
@@ -249,11 +254,6 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
         step = builder.step(index, number, parts)
         _check_filled(step, recipe)
         yield step
-    for member, found in enumerate(copies):
-        for number, run in enumerate(found, start=len(edges)):
-            span = ByteRange(run.start, run.stop)
-            copy = CopiedPart(group.outputs[member], numbers[member][run.start], span, run.object, run.first)
-            yield Step(index, number, (), (), (copy,))
 
 
 _Ranges = dict[tuple[int, int], ByteRange]
