@@ -33,7 +33,7 @@ def published(name):
     config = {**model.config, "num_hidden_layers": 8}
     config |= {"n_routed_experts": 16, "num_nextn_predict_layers": 0} if name == "deepseek-v3" else {}
     model = replace(model, config=config, object_count=6)
-    catalog = benchmark()["catalog_of"](model)
+    catalog = benchmark()["catalog_of"](list(model.tensors(config)), model.object_count)
     found = detect(config, [entry.spec.name for entry in catalog.entries])
     return model, catalog, Change(found.family.name, found.direction, found.naming, dict(found.options), config)
 

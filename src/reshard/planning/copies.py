@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..tensor import Box, Transfer, extent_of
+from ..tensor import Box, Layout, Shape, Transfer, extent_of
 from .catalog import Placement
 from .limits import Limits
 from .output import Output, alike
@@ -57,34 +57,49 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
 def _may_hold_any(recipe: Recipe, output: Output) -> bool:
     """Whether any neighbours in an output could be one run together, told without looking where they lie.
 
-    Of a full source, slices of tensors that are cut meet at their ends at most: only two of them can.
+    Of a full source, slices of tensors that are cut meet at their ends at most: only two of them can, and
+    none that are cut alike, of which one rank has no end of the first and beginning of the second.
     """
     least, entries = recipe.limits.min_part_bytes, recipe.catalog.entries
-    reached = before = 0
-    for tensor, box, spec in zip(output.tensors, output.boxes, output.specs, strict=True):
+    cuttings = output.form.cuttings if output.form else None
+    chain = slice_bytes = 0  # whole tensors since the last slice, and that slice
+    layout: Layout | None = None
+    for slot, (tensor, box, spec) in enumerate(zip(output.tensors, output.boxes, output.specs, strict=True)):
         is_whole = box.shape == extent_of(recipe.tensors[tensor].spec)[0]
-        is_stored_whole = all(len(entries[p.source].placements) == 1 for p in recipe.tensors[tensor].pieces)
-        reached = spec.nbytes + (reached if is_whole or not is_stored_whole else before)
-        before = reached if is_whole or not is_stored_whole else spec.nbytes
+        if is_whole or any(len(entries[p.source].placements) > 1 for p in recipe.tensors[tensor].pieces):
+            chain += spec.nbytes
+            reached = slice_bytes + chain
+        else:
+            own = cuttings[slot].layout if cuttings else None
+            reached = chain + spec.nbytes + (0 if own is not None and own is layout else slice_bytes)
+            chain, slice_bytes, layout = 0, spec.nbytes, own
         if reached >= least:
             return True
     return False
 
 
+_SHORT, _LONG = -1, -2
 _Run = tuple[int, int, tuple[tuple[int, int], ...]]
 """Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
 
 
 def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[_Run]:
     """Bytes of an output that stand together in objects that can be copied from."""
-    reachable = _reachable(recipe, copied_from)
+    limits, reachable = recipe.limits, _reachable(recipe, copied_from)
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
+        made_of = recipe.tensors[tensor]
+        if len(made_of.pieces) == 1 and made_of.pieces[0].patch.is_plain and made_of.pieces[0].making is None:
+            [placement, *others] = recipe.catalog.entries[made_of.pieces[0].source].placements
+            first_byte = _first_byte(box, *extent_of(made_of.spec), limits.min_part_bytes)
+            if not others and first_byte == _SHORT:
+                continue
+            if not others and first_byte >= 0:
+                yield from _taken_together(output, slot, first_byte, placement, reachable)
+                continue
         count = box.element_count
         itemsize = output.specs[slot].nbytes // count
-        if _lies_apart(recipe, tensor, box, itemsize):
-            continue
         extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
         for piece, patch in sources_of(recipe, tensor, box):
             if piece.making is not None:
@@ -94,7 +109,7 @@ def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterato
                 if not holders:
                     continue
                 move = common.transfer(placement.box, box, itemsize)
-                if not _is_worth_it(move, recipe.limits):
+                if not _is_worth_it(move, limits):
                     continue
                 starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
                 for source, target in starts:
@@ -102,23 +117,31 @@ def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterato
                         yield start, stop, tuple((index, first + source + begin) for index, first in holders)
 
 
-def _lies_apart(recipe: Recipe, tensor: int, box: Box, itemsize: int) -> bool:
-    """Whether a slice of a tensor that is taken as it is stored is in short runs: told at once, for most are."""
-    pieces = recipe.tensors[tensor].pieces
-    if len(pieces) > 1 or not pieces[0].patch.is_plain:
-        return False
-    shape = extent_of(recipe.tensors[tensor].spec)[0]
-    nbytes, is_cut = itemsize, False
+def _first_byte(box: Box, shape: Shape, itemsize: int, least: int) -> int:
+    """Where a box begins in a tensor, if it is one run; else whether its runs are too short."""
+    first, stride, nbytes, is_cut = 0, itemsize, itemsize, False
     for low, high, extent in zip(reversed(box.start), reversed(box.stop), reversed(shape), strict=True):
         if is_cut and high - low > 1:
-            return nbytes < recipe.limits.min_part_bytes and len(_placements(recipe, pieces[0].source)) == 1
+            return _SHORT if nbytes < least else _LONG
+        first += low * stride
+        stride *= extent
         nbytes *= high - low
         is_cut = is_cut or high - low < extent
-    return False
+    return first
 
 
-def _placements(recipe: Recipe, entry: int) -> Sequence[Placement]:
-    return recipe.catalog.entries[entry].placements
+def _taken_together(
+    output: Output, slot: int, first_byte: int, placement: Placement, reachable: frozenset[int]
+) -> Iterator[_Run]:
+    """What an output holds of a tensor that lies in one piece, from a byte on."""
+    holders = [(index, first + first_byte) for index, first in placement.holders if index in reachable]
+    if not holders:
+        return
+    nbytes = output.specs[slot].nbytes
+    itemsize = nbytes // output.boxes[slot].element_count
+    for first, last, origin in output.frame.spans(slot, 0, nbytes // itemsize):
+        begin, stop = first * itemsize, last * itemsize
+        yield origin + begin, origin + stop, tuple((index, there + begin) for index, there in holders)
 
 
 def _is_worth_it(move: Transfer, limits: Limits) -> bool:
