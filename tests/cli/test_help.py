@@ -18,14 +18,15 @@ CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
     "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map",
     "--form", "--format", "--prefix", "--ranks",
-    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--iteration",
+    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
+    "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--overwrite", "--drop", "--memory"}
 REWRITING = EXTRAS | {"--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
-    "convert": CONVERSION | SHOWN | {"--plan"},
+    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging"},
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
