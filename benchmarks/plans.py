@@ -1,21 +1,25 @@
 """How long it takes to plan the largest models, from their numbers alone: no bytes, no store.
 
 Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
-MindSpore Transformers' rank shards. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each
-model is planned in a process of its own, so that the peak is its own.
+MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024
+ranks. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each model is planned in a process
+of its own, and its saved plan read in another, so that each peak is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import math
 import pstats
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from reshard.api.arguments import parse_size
@@ -24,13 +28,13 @@ from reshard.models.detecting import detect
 from reshard.models.parallel_layouts import strategy_from_numbers
 from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
-from reshard.planning.change import Change, make_tensors
+from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.limits import Limits
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import REPLICAS, Plan, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources import full_catalog
 from reshard.planning.target import RankTarget
-from reshard.tensor import Box, DType, Shape, Strategy, TensorSpec, extent_of
+from reshard.tensor import Box, DType, Layout, Shape, Strategy, TensorSpec, extent_of
 
 _Made = TypeVar("_Made")
 Specs = Iterator[TensorSpec]
@@ -171,14 +175,61 @@ MODELS = {
 }  # fmt: skip
 
 
-def catalog_of(model: Model) -> Catalog:
+@dataclass(frozen=True)
+class MadeUp:
+    """A model of 2500 equal layers of 18 tensors, and how it is cut: by device matrices, not by rules.
+
+    Parameters
+    ----------
+    stage_count
+        Pipeline stages, each of as many layers.
+    matrix
+        Devices of a stage: replicas, devices that cut rows, devices that cut columns.
+    shards_rows
+        Whether replicas share the rows of a slice out among them, so that no two ranks are equal.
+    """
+
+    stage_count: int
+    matrix: tuple[int, int, int]
+    shards_rows: bool
+
+    @property
+    def parallel(self) -> str:
+        """In words."""
+        return f"45 000 tensors, {self.stage_count} stages of {' x '.join(map(str, self.matrix))} devices"
+
+    def specs(self) -> Specs:
+        """Matrices of four shapes, and vectors."""
+        shapes = [(8192, 8192), (8192, 1024), (4096, 8192), (8192, 2048)] * 3 + [(8192,)] * 6
+        for layer in range(2500):
+            for number, shape in enumerate(shapes):
+                yield TensorSpec(f"model.layers.{layer}.block.{number}.weight", DType.BF16, shape)
+
+    def strategy(self) -> Strategy:
+        """Every other matrix is cut by columns first."""
+        size = -1 if self.shards_rows else 0
+        rows, columns = Layout(self.matrix, ((1,), (0,)), size), Layout(self.matrix, ((0, 1), ()), size)
+        vectors = Layout(self.matrix, ((),), size)
+        stages: list[dict[str, Layout]] = [{} for _ in range(self.stage_count)]
+        for number, spec in enumerate(self.specs()):
+            layout = vectors if len(spec.shape) == 1 else (rows, columns)[number % 2]
+            stages[number * self.stage_count // 45_000][spec.name] = layout
+        return Strategy(math.prod(self.matrix), tuple(stages))
+
+
+MADE_UP = {
+    "45000-one-stage": MadeUp(1, (32, 4, 8), shards_rows=True),
+    "45000-pp16-mp8-dp8": MadeUp(16, (8, 1, 8), shards_rows=False),
+}
+
+
+def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
     """The catalog of a model, its tensors shared out evenly over its objects."""
-    specs = list(model.tensors(model.config))  # type: ignore[arg-type]
-    wished = sum(spec.nbytes for spec in specs) / model.object_count
+    wished = sum(spec.nbytes for spec in specs) / object_count
     shares: list[list[TensorSpec]] = [[]]
     held = 0
     for spec in specs:
-        if held >= wished * len(shares) and len(shares) < model.object_count:
+        if held >= wished * len(shares) and len(shares) < object_count:
             shares.append([])
         shares[-1].append(spec)
         held += spec.nbytes
@@ -186,7 +237,7 @@ def catalog_of(model: Model) -> Catalog:
     for number, share in enumerate(shares, start=1):
         header = plan_header(share, {"format": "pt"}).header
         stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
-        key = f"model-{number:05d}-of-{model.object_count:06d}.safetensors"
+        key = f"model-{number:05d}-of-{object_count:06d}.safetensors"
         opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), Contents(tuple(stored))))
     return full_catalog("s3://models/source", "Hugging Face checkpoint", opened)
 
@@ -212,54 +263,93 @@ def timed(what: str, make: Callable[[], _Made]) -> _Made:
     return made
 
 
-def measure(name: str, limits: Limits, *, profiled: bool) -> None:
-    """Plan one model and print what it took."""
-    model = MODELS[name]
-    catalog = timed("catalog", lambda: catalog_of(model))
-    found = timed("detect", lambda: detect(model.config, [entry.spec.name for entry in catalog.entries]))
+def chosen(name: str, parallel: str | None) -> tuple[Catalog, Strategy, Change]:
+    """The source and the target of one model."""
+    if name in MADE_UP:
+        made_up = MADE_UP[name]
+        return catalog_of(list(made_up.specs()), 512), made_up.strategy(), NO_CHANGE
+    model = replace(MODELS[name], parallel=parallel or MODELS[name].parallel)
+    specs = list(model.tensors(model.config))  # type: ignore[arg-type]
+    catalog = catalog_of(specs, model.object_count)
+    found = detect(model.config, [spec.name for spec in specs])
     change = Change(found.family.name, found.direction, found.naming, dict(found.options), model.config)
-    strategy = timed("rules and strategy", lambda: strategy_of(model, catalog, change))
-    ranks = tuple(range(strategy.rank_count))
-    target = RankTarget(strategy, ranks, "rank_{rank}/checkpoint_{rank}.safetensors")
+    return catalog, strategy_of(model, catalog, change), change
+
+
+def measure(name: str, limits: Limits, parallel: str | None, *, profiled: bool, copied_from: tuple[int, ...]) -> None:
+    """Plan one model and print what it took."""
+    catalog, strategy, change = timed("catalog and strategy", lambda: chosen(name, parallel))
+    target = RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/checkpoint_{rank}.safetensors")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
-    plan = timed("plan", lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change))
+    plan = timed(
+        "plan",
+        lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copied_from=copied_from),
+    )
     profile.disable()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = timed("to JSON", lambda: encode_plan(plan))
-    _report(plan, len(catalog.entries), len(data), peak)
-    again = timed("from JSON, checked", lambda: decode_plan(data, "plan"))
-    assert again == plan
+    _report(plan, len(catalog.entries), len(data), peak, peak - before)
+    timed("first step of a group", lambda: next(plan.steps(0)))
     if profiled:
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)
+    with tempfile.NamedTemporaryFile() as saved:
+        saved.write(data)
+        saved.flush()
+        subprocess.run([sys.executable, __file__, "--decode", saved.name], check=True)
 
 
-def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int) -> None:
+def decode(path: str) -> None:
+    """Read a saved plan, in a process of its own."""
+    data = Path(path).read_bytes()
+    plan = timed("from JSON, checked", lambda: decode_plan(data, "plan"))
+    assert encode_plan(plan) == data
+    print(f"  peak RSS of that {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB", flush=True)
+
+
+def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int, growth_kib: int) -> None:
     cost, groups = plan.cost, len(plan.groups)
     print(f"  tensors {tensor_count} -> {len(plan.tensors)}; {len(plan.outputs)} outputs in {groups} groups")
     print(f"  read {cost.read_bytes / 1e9:.1f} GB ({cost.read_bytes / cost.needed_bytes:.3f} x needed), ", end="")
-    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB")
+    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB, ", end="")
+    print(f"copied {cost.copied_bytes / (cost.copied_bytes + cost.written_bytes):.1%}")
     print(f"  requests {cost.request_count} ({cost.get_count} GET), steps {cost.step_count}, ", end="")
     print(f"buffers {cost.peak_bytes >> 20} MiB, limit {plan.limits.memory_bytes >> 20} MiB")
-    print(f"  plan JSON {json_bytes / 1e6:.1f} MB; peak RSS {peak_kib >> 10} MiB", flush=True)
+    print(
+        f"  plan JSON {json_bytes / 1e6:.1f} MB; peak RSS {peak_kib >> 10} MiB, {growth_kib >> 10} of it planning",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Plan the models that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}; all by default")
+    every = [*MODELS, *MADE_UP]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(every)}; all by default")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
+    parser.add_argument("--parallel", help="numbers of the target, like mp=8; by default those of the model")
     parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
+    parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="whether the store copies")
+    parser.add_argument("--decode", metavar="PLAN", help="only read a saved plan")
     options = parser.parse_args()
-    chosen = options.models or list(MODELS)
-    if len(chosen) > 1:
-        flags = ["--memory", options.memory, *(["--profile"] if options.profile else [])]
-        for name in chosen:
+    if options.decode:
+        decode(options.decode)
+        return
+    names = options.models or every
+    if len(names) > 1:
+        flags = ["--memory", options.memory, "--copy", options.copy, *(["--profile"] if options.profile else [])]
+        flags += ["--parallel", options.parallel] if options.parallel else []
+        for name in names:
             subprocess.run([sys.executable, __file__, name, *flags], check=True)
         return
-    print(f"{chosen[0]}: {MODELS[chosen[0]].parallel}", flush=True)
-    measure(chosen[0], Limits(memory_bytes=parse_size(options.memory)), profiled=options.profile)
+    print(f"{names[0]}: {options.parallel or (MODELS.get(names[0]) or MADE_UP[names[0]]).parallel}", flush=True)
+    limits, copied_from = (
+        Limits(memory_bytes=parse_size(options.memory)),
+        (REPLICAS, 0) if options.copy == "auto" else (),
+    )
+    measure(names[0], limits, options.parallel, profiled=options.profile, copied_from=copied_from)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, whatever was there before.
 
-Run it after a change of providers, dtypes, errors or limits::
+Run it after a change of providers, dtypes, errors, limits or prices::
 
     python docs/make_tables.py
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from reshard import errors
 from reshard.planning.limits import Limits
 from reshard.planning.memory import share_memory
+from reshard.planning.prices import built_in_prices
 from reshard.storage.providers import PROVIDERS
 from reshard.tensor import DType
 
@@ -105,6 +106,17 @@ def _buffers() -> str:
     return _table(("`--concurrency`", "`--memory`", "one read", "reads and clients", "left for parts"), rows)
 
 
+def _prices() -> str:
+    titles = ("table", "for", "1000 GETs", "1000 PUTs, parts, copies, listings", "GiB to the internet", "of")
+    rows = []
+    for name, table in built_in_prices().items():
+        currency = "" if table.is_free else f"{table.currency} "
+        assert table.put.price == table.copy.price == table.list.price
+        amounts = (f"{currency}{each.price:g}" for each in (table.get, table.put, table.internet))
+        rows.append((f"`{name}`", ", ".join(table.providers), *amounts, table.as_of))
+    return _table(titles, rows)
+
+
 def _meanings(docstring: str) -> dict[str, str]:
     """What a numpydoc section says of each parameter."""
     section = inspect.cleandoc(docstring).partition("----------\n")[2].partition("\nExamples")[0]
@@ -128,6 +140,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "dtypes": _dtypes,
     "errors": _errors,
     "limits": _limits,
+    "prices": _prices,
     "buffers": _buffers,
 }
 

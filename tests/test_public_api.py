@@ -90,7 +90,10 @@ def test_the_command_line_takes_what_the_library_takes():
     library = set(inspect.signature(reshard.convert).parameters) - {"on_event", "options"} | options
     assert set(inspect.signature(convert).parameters) - {"output", "quiet"} == library
     library = set(inspect.signature(reshard.plan).parameters) - {"on_event", "options"} | options
-    assert set(inspect.signature(plan).parameters) - {"output", "quiet", "out", "overwrite"} == library
+    told = {"explain", *set(inspect.signature(reshard.estimate).parameters) - {"plan"}}
+    shown = set(inspect.signature(plan).parameters)
+    assert told < shown
+    assert shown - told - {"output", "quiet", "out", "overwrite", "plan"} == library
 
 
 def test_options_are_told_and_unknown_ones_refused():

@@ -18,15 +18,18 @@ CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
     "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map",
     "--form", "--format", "--prefix", "--ranks",
-    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--iteration",
+    "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
+    "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--overwrite", "--drop", "--memory"}
 REWRITING = EXTRAS | {"--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
-    "convert": CONVERSION | SHOWN | {"--plan"},
-    "plan": CONVERSION | SHOWN | {"--out"},
+    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging"},
+    "plan": CONVERSION | SHOWN | {
+        "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
+    },
     "inspect": SOURCE | {"--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
@@ -129,7 +132,7 @@ def test_without_a_command_help_is_shown(arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bogus"], ["inspect"], ["plan", "a"], ["convert", "a", "b", "c"], ["convert", "a", "b", "--bogus"],
+    [["bogus"], ["inspect"], ["plan", "a", "b", "c"], ["convert", "a", "b", "c"], ["convert", "a", "b", "--bogus"],
      ["inspect", "a", "--output", "xml"], ["convert", "a", "b", "--concurrency", "0"], ["strategy", "merge", "a"]],
     ids=" ".join,
 )  # fmt: skip

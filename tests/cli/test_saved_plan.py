@@ -26,7 +26,7 @@ def check_same_bytes(place, *flags):
     planned = ok("plan", *arguments, "--out", place.at("plan.json"), "--output", "json")
     assert place.keys("later") == []
     assert planned.err.split() == ["headers"]
-    assert json.loads(place.read("plan.json")) == planned.json
+    assert json.loads(place.read("plan.json")) == {key: planned.json[key] for key in planned.json if key != "estimate"}
     made = ok("convert", "--plan", place.at("plan.json"), "--output", "json")
     assert made.json["plan_id"] == planned.json["plan_id"]
     assert made.err.split() == ["transfer", "commit"]

@@ -25,6 +25,7 @@ from reshard.errors import CatalogError, FormatError, PlanError, StorageError, T
 from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
 from reshard.planning.catalog import Origin
+from reshard.planning.copies import REPLICAS
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
@@ -56,13 +57,14 @@ MODEL = random_model(
 
 
 def place(min_part_bytes=64):
-    return Location(MemoryStore(limits=StoreLimits(min_part_bytes=min_part_bytes)), "here")
+    accepted = StoreLimits(min_part_bytes=min_part_bytes, min_copy_source_bytes=1)
+    return Location(MemoryStore(limits=accepted), "here")
 
 
-def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None):
+def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None, copied_from=()):
     """Plan, save, load, carry out, verify; where it went, and what lies there but the manifest."""
     here = here or place(wished.min_part_bytes)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed)
+    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copied_from=copied_from)
     assert decode_plan(encode_plan(plan), "saved") == plan
     manifest = execute(plan, source, here)
     assert verify_manifest(manifest, "", source, here).is_ok
@@ -135,8 +137,8 @@ def journeys(draw):
 
 
 @slow
-@given(journeys(), limits())
-def test_zarr_between_changes_nothing(journey, wished):
+@given(journeys(), limits(), st.sampled_from([(), (REPLICAS, 0)]))
+def test_zarr_between_changes_nothing(journey, wished, copied_from):
     source, renamed, between, last = journey
     names = under(renamed, source.tensors)
     if count_of(between, names) > 2000:
@@ -147,9 +149,10 @@ def test_zarr_between_changes_nothing(journey, wished):
     if source.strategy is None and len(source.objects) > 1:
         put_index(there, source)
     wished = replace(wished, memory_bytes=1 << 25, max_part_count=10_000, read_bytes=max(wished.read_bytes, 64))
+    wished = replace(wished, min_copy_source_bytes=1)
     with working(2, there.store) as workers:
         catalog = read_catalog(there, Wanted(source.strategy and Known(source.strategy), source.names), workers)
-    here, written = converted(catalog, there, between, wished, renamed)
+    here, written = converted(catalog, there, between, wished, renamed, copied_from=copied_from)
     assert decode_zarr(written) == contents(names)
     again = catalog_at(here)
     assert [entry.spec for entry in again.entries] == [
@@ -157,7 +160,7 @@ def test_zarr_between_changes_nothing(journey, wished):
     ]
     assert again.texts == catalog.texts == source.texts
     _, straight = converted(catalog, there, last, wished, renamed)
-    _, around = converted(again, here, last, wished)
+    _, around = converted(again, here, last, wished, copied_from=copied_from)
     assert around == straight
 
 
@@ -165,6 +168,16 @@ def put_index(there, source):
     weight_map = {name: key for key, body in source.objects.items() for name in told_by(key, body)[0]}
     body = json.dumps({"weight_map": weight_map}).encode()
     there.store.put(there.child("model.safetensors.index.json").key, body)
+
+
+def test_the_store_copies_chunks_by_itself():
+    here, _ = zarr_of({"w": MODEL["model.layers.0.w"]}, 768)
+    wished = replace(PLAIN, min_copy_source_bytes=1)
+    source = catalog_at(here)
+    plan = make_plan(source, ONE, "memory://x", wished, copied_from=(0,))
+    assert (plan.cost.copied_bytes, plan.cost.read_bytes) == (1536, 0)
+    _, body = converted(source, here, ONE, wished, copied_from=(REPLICAS, 0))
+    assert decode(body["model.safetensors"])[0] == contents({"w": MODEL["model.layers.0.w"]})
 
 
 def test_zarr_to_zarr():

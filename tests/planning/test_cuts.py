@@ -10,7 +10,7 @@ from reshard.formats.frame import make_frame
 from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
 from reshard.planning.limits import Limits
 from reshard.planning.output import Output, TargetTensor
-from reshard.planning.streamed import Streamed
+from reshard.planning.streamed import Copied, Streamed
 from reshard.tensor import Box, DType, TensorSpec
 
 
@@ -146,6 +146,78 @@ def test_any_cuts_are_legal(case):
     assert all(nbytes == 0 or nbytes >= least for step in steps[:-1] for nbytes in step)
     assert any(steps[-1]) or not found.cuts
     assert (found.step_bytes, found.part_bytes) == (max(map(sum, steps)), max(map(max, steps)))
+
+
+@st.composite
+def seamed_walks(draw):
+    """A walk some of whose bytes are copied: every copied range, and every stretch between two, is a part."""
+    items, frames, part_bytes, least = draw(walks())
+    found = []
+    for frame in frames:
+        copied = []
+        for extent in frame.extents:
+            end = copied[-1].stop if copied else 0
+            if draw(st.booleans()) and extent.stop - extent.start >= least:
+                start = draw(st.integers(extent.start, extent.stop - least))
+                stop = draw(st.integers(start + least, extent.stop))
+                if start == end or start - end >= least:
+                    copied.append(Copied(start, stop, 0, 0))
+        found.append(Streamed(frame, tuple(copied)))
+    return items, found, part_bytes, least
+
+
+def parts_of(items, streamed, member, cuts):
+    """Bytes of one output that each step fills, one list a step, cut where copied bytes lie between."""
+    gone = {byte for copy in streamed.copied for byte in range(copy.start, copy.stop)}
+    edges = [0]
+    for cut in cuts:
+        reached = edges[-1]
+        for index, item in enumerate(items[: cut.item + 1]):
+            for share in (share for share in item.shares if share.member == member):
+                last = item.element_of(share, cut.row if index == cut.item else item.row_count)
+                if last:
+                    reached = max(reached, streamed.frame.end_of(share.slot, last))
+        edges.append(reached)
+    edges.append(streamed.frame.nbytes)
+    found = []
+    for a, b in itertools.pairwise(edges):
+        kept = [byte for byte in range(a, b) if byte not in gone]
+        found.append([])
+        for byte, before in zip(kept, [None, *kept], strict=False):
+            if before is None or byte - before > 1:
+                found[-1].append([])
+            found[-1][-1].append(byte)
+    return found
+
+
+@given(seamed_walks())
+def test_any_cuts_are_legal_between_copies(case):
+    items, streams, part_bytes, least = case
+    found = find_cuts(items, streams, part_bytes, least)
+    assert list(found.cuts) == sorted(set(found.cuts))
+    filled = [parts_of(items, streamed, member, found.cuts) for member, streamed in enumerate(streams)]
+    for streamed, steps in zip(streams, filled, strict=True):
+        parts = [part for step in steps for part in step]
+        assert sum(map(len, parts)) == streamed.nbytes
+        assert all(len(part) >= least or part[-1] == streamed.frame.nbytes - 1 for part in parts)
+    step_bytes = [sum(len(part) for steps in filled for part in steps[i]) for i in range(len(found.cuts) + 1)]
+    assert step_bytes[-1] or not found.cuts
+    assert found.step_bytes == max(step_bytes)
+    # What one step fills of an output counts as one part, however many lie between its seams: never too few bytes.
+    longest = max(sum(map(len, step)) for steps in filled for step in steps)
+    assert found.part_bytes == longest
+
+
+def test_a_part_ends_at_a_seam_or_far_enough_from_it():
+    """Of 100 bytes 40 are copied: 30 before, 30 after. A first part of 25 would leave 5, so it takes them too."""
+    items = [rows(0, (0, 100, 1))]
+    [frame] = frames_of(items, [0])
+    streamed = Streamed(frame, (Copied(30, 70, 0, 0),))
+    found = find_cuts(items, [streamed], 25, 10)
+    assert [[len(part) for part in step] for step in parts_of(items, streamed, 0, found.cuts)] == [[30], [25], [5]]
+    found = find_cuts(items, [streamed], 20, 10)
+    lengths = [[len(part) for part in step] for step in parts_of(items, streamed, 0, found.cuts)]
+    assert lengths == [[20], [10, 10], [20]]
 
 
 @given(walks())

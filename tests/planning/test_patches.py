@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from support.checkpoints import catalog_of_ranks, encode, random_model, rank_key, shards
 from support.patches import lay
 
+from reshard.planning.copies import with_copies
 from reshard.planning.cuts import find_cuts, walk
 from reshard.planning.limits import Limits
 from reshard.planning.output import Piece, TargetTensor, make_output
 from reshard.planning.steps import Group, Recipe, group_steps, inputs_of
-from reshard.planning.streamed import Streamed
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 
@@ -88,8 +88,17 @@ def test_any_patch_between_any_cuts(data, weave, dtype):
     wanted = cut(data.draw, target_shape)
     boxes = [wanted.box_of(target_shape, rank) for rank in range(wanted.device_count)]
     outputs = tuple(make_output([str(n)], [(0, box)], tensors, {}) for n, box in enumerate(boxes))
-    limits = Limits(row_bytes=data.draw(st.integers(1, 16)), read_bytes=64, max_gap_bytes=data.draw(st.integers(0, 9)))
-    made = run(Recipe(catalog, tensors, outputs, limits), data.draw(st.integers(1, 40)), held)
+    part_bytes = data.draw(st.integers(1, 40))
+    limits = Limits(
+        row_bytes=data.draw(st.integers(1, 16)),
+        read_bytes=64,
+        max_gap_bytes=data.draw(st.integers(0, 9)),
+        min_part_bytes=data.draw(st.integers(1, part_bytes)),
+        copy_bytes=data.draw(st.integers(1, 100)),
+        min_copy_source_bytes=1,
+    )
+    recipe = with_copies(Recipe(catalog, tensors, outputs, limits), data.draw(st.sampled_from([(), (0,)])))
+    made = run(recipe, part_bytes, held)
     for output, box, body in zip(outputs, boxes, made, strict=True):
         expected = whole[tuple(map(slice, box.start, box.stop))].tobytes()
         assert body[output.frame.extents[0].start :] == expected
@@ -99,10 +108,10 @@ def run(recipe, part_bytes, held):
     """Carry out the steps of all outputs together."""
     objects = [encode(held[int(item.key.split("/")[0][5:])]) for item in recipe.catalog.objects]
     assert [item.key for item in recipe.catalog.objects] == [rank_key(rank) for rank in held]
-    frames = [Streamed(output.frame) for output in recipe.outputs]
+    streams = [recipe.streamed(number) for number in range(len(recipe.outputs))]
     items = walk(recipe.outputs, recipe.tensors, recipe.limits)
-    cuts = find_cuts(items, frames, part_bytes, 1)
-    made = [b""] * len(recipe.outputs)
+    cuts = find_cuts(items, streams, part_bytes, recipe.limits.min_part_bytes)
+    made = [[] for _ in recipe.outputs]
     for step in group_steps(recipe, 0, Group(tuple(range(len(recipe.outputs))), cuts.cuts)):
         bodies = [bytearray(part.range.nbytes) for part in step.parts]
         for part, body in zip(step.parts, bodies, strict=True):
@@ -114,8 +123,23 @@ def run(recipe, part_bytes, held):
             for copy in read.copies:
                 move(copy.transfer, data, bodies[copy.part])
         for part, body in zip(step.parts, bodies, strict=True):
-            made[part.output] += bytes(body)
-    return made
+            made[part.output].append((part.number, part.range, bytes(body)))
+        for part in step.copies:
+            data = objects[part.object][part.source_range.start : part.source_range.stop]
+            made[part.output].append((part.number, part.range, data))
+    return [joined(parts, recipe.limits.min_part_bytes) for parts in made]
+
+
+def joined(parts, least):
+    """An output of its parts, which the store puts together by their numbers."""
+    parts.sort()
+    assert [number for number, *_ in parts] == sorted({number for number, *_ in parts})
+    body = b""
+    for _, span, data in parts:
+        assert (span.start, span.nbytes) == (len(body), len(data))
+        body += data
+    assert all(span.nbytes >= least for _, span, _ in parts[:-1])
+    return body
 
 
 def move(transfer, source, target):

@@ -76,6 +76,7 @@ CHANGES = {
     "change": lambda plan: Change(transposed=True),
     "attachments": lambda plan: (Attachment("config.json", 0, plan.catalog.objects[0].nbytes),),
     "copied_from": lambda plan: (REPLICAS, 0),
+    "staging": lambda plan: plan,
 }
 
 
@@ -351,10 +352,10 @@ def forged(forge, target=None):
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forged_plans_are_refused_at_once(name):
     data = forged(FORGERIES[name])
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(FormatError, match=r"^plan: the plan cannot be read") as refused:
         decode_plan(data, "plan")
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
     assert refused.value.hint == "Make it anew."
     assert len(str(refused.value)) < 2000
 
@@ -389,12 +390,12 @@ def test_many_boxes_are_checked_in_linear_time():
         )
         return Catalog("memory://s", "test", (SourceObject("o", rows * columns, ""),), (Entry(spec, placements),))
 
-    begun = time.monotonic()
+    begun = time.process_time()
     check_catalog(entry(boxes))
     for wrong in ([*boxes[1:], boxes[1]], boxes[1:], [*boxes[:-1], [[0, 0], [1, 1]]]):
         with pytest.raises(FormatError, match="boxes of 'w'"):
             check_catalog(entry(wrong))
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_layouts_of_boxes_that_are_no_grid():
@@ -531,10 +532,10 @@ def test_other_forged_plans_are_refused_at_once(name):
     kind, forge = OTHER_FORGERIES[name]
     body = json.loads(encode_plan(another_plan(kind)))
     forge(body)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(FormatError, match=r"^plan: .*the plan cannot be read") as refused:
         decode_plan(signed(body), "plan")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert len(str(refused.value)) < 2000
 
 
@@ -647,14 +648,14 @@ def test_nonsense_in_what_is_changed(path):
     for value in NONSENSE:
         body = json.loads(good)
         at(*path, to=value)(body)
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             plan = decode_plan(signed(body), "plan")
         except FormatError:
             pass
         else:
             assert json.loads(encode_plan(plan)) == json.loads(signed(body))
-        assert time.monotonic() - begun < 2
+        assert time.process_time() - begun < 2
 
 
 DEEPSEEK = {
@@ -676,10 +677,10 @@ def test_a_model_without_end_is_refused_at_once(naming, huge):
         "config": DEEPSEEK | huge,
         "scalings": {},
     }
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(FormatError, match="cannot be read"):
         decode_plan(signed(body), "plan")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from support.random_plans import (
     under_new_names,
 )
 
+from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
 from reshard.engine.source import Wanted, read_catalog
 from reshard.engine.verify import verify_manifest
@@ -45,7 +46,7 @@ from reshard.formats import containers
 from reshard.formats.containers import Container
 from reshard.formats.ms_ckpt import plan_ckpt
 from reshard.planning import plan_check
-from reshard.planning.plan import REPLICAS, make_plan
+from reshard.planning.plan import REPLICAS, make_plan, without_copies
 from reshard.planning.target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout
@@ -190,8 +191,8 @@ def everything_in(source):
 
 
 @quick
-@given(conversions().filter(lambda made: not made[0].is_tree), limits())
-def test_any_source_to_any_target_for_real(conversion, wished):
+@given(st.data(), conversions().filter(lambda made: not made[0].is_tree), limits(), COPIED_FROM)
+def test_any_source_to_any_target_for_real(data, conversion, wished, copied_from):
     source, target, renamed = conversion
     if unfit(*conversion):
         return
@@ -205,11 +206,13 @@ def test_any_source_to_any_target_for_real(conversion, wished):
     with working(2, there.store) as workers:
         strategy = Known(source.strategy) if source.strategy else None
         catalog = read_catalog(there, Wanted(strategy, source.names, check_crc=True), workers)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed)
+    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copied_from=copied_from)
     manifest = execute(plan, there, here)
     assert verify_manifest(manifest, "", there, here).is_ok
     written = stored(here)
     del written[plan.manifest_key]
+    check_streamed_is_the_same(plan, there, place(wished), written)
+    check_spoilt_copy_is_found(data, manifest, there, here)
     documents = {name: written.pop(name) for name in list(written) if name.endswith(".json")}
     found = {name: told_by(name, body) for name, body in written.items()}
     tensors = {renamed.get(name, name): value for name, value in source.tensors.items()}
@@ -217,9 +220,38 @@ def test_any_source_to_any_target_for_real(conversion, wished):
     check_objects(target, found, documents, tensors, outside, source.texts)
 
 
+def check_streamed_is_the_same(plan, source, target, written):
+    """A store that copies nothing gets the same objects."""
+    manifest = execute(without_copies(plan), source, target)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    streamed = stored(target)
+    del streamed[plan.manifest_key]
+    assert streamed == written
+    assert all(receipt.crc32c == crc32c(written[receipt.key]) for receipt in manifest.receipts)
+
+
+def check_spoilt_copy_is_found(data, manifest, source, target):
+    """One byte of something copied, under any key."""
+    plan = manifest.plan
+    copied = [copy for index in range(len(plan.groups)) for step in plan.steps(index) for copy in step.copies]
+    told = {receipt.key: receipt.crc32c for receipt in manifest.receipts}
+    for output in {copy.output for copy in copied}:
+        assert {told[key] for key in plan.outputs[output].keys} == {None}
+    if not copied:
+        return
+    copy = copied[data.draw(st.integers(0, len(copied) - 1))]  # a list of all would be too long to show
+    key = data.draw(st.sampled_from(plan.outputs[copy.output].keys))
+    byte = data.draw(st.integers(copy.range.start, copy.range.stop - 1))
+    body = stored(target)[key]
+    target.store.put(target.child(key).key, body[:byte] + bytes([body[byte] ^ 1]) + body[byte + 1 :])
+    [problem] = verify_manifest(manifest, "", source, target).problems
+    assert f"{target.child(key).url}: byte {byte} differs (in tensor " in problem
+
+
 def place(limits):
-    """A store of its own that insists on the smallest part."""
-    return Location(MemoryStore(limits=StoreLimits(min_part_bytes=limits.min_part_bytes)), "here")
+    """A store of its own that insists on the smallest part, and copies from what is long enough."""
+    accepted = StoreLimits(min_part_bytes=limits.min_part_bytes, min_copy_source_bytes=limits.min_copy_source_bytes)
+    return Location(MemoryStore(limits=accepted), "here")
 
 
 def runnable(wished):

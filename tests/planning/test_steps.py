@@ -5,6 +5,7 @@ from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, ra
 from support.plan_checker import check_plan
 
 from reshard.planning.limits import Limits
+from reshard.planning.needs import Needs
 from reshard.planning.plan import make_plan
 from reshard.planning.steps import whole_reads
 from reshard.planning.target import FullTarget, RankTarget
@@ -165,8 +166,9 @@ def test_norms_that_all_ranks_hold_are_needed_once():
 def test_whole_reads_counts_what_would_be_read():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
     plan = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    assert whole_reads(plan.recipe, [0, 1]) == 800
-    assert [whole_reads(plan.recipe, [output]) for output in (0, 1)] == [780, 780]  # all but half a row
+    assert Needs(plan.recipe).whole_reads(plan.outputs) == whole_reads(plan.recipe, [0, 1]) == 800
+    assert [Needs(plan.recipe).whole_reads([output]) for output in plan.outputs] == [780, 780]  # all but half a row
+    assert [whole_reads(plan.recipe, [output]) for output in (0, 1)] == [780, 780]
 
 
 def test_a_step_is_derived_alike_however_often():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reshard.engine.events import Listener, ignore
@@ -41,10 +42,15 @@ def ranks_of(strategy: Strategy) -> RankTarget:
 
 
 def planned(
-    source: Location, target: Location, wished: Target, limits: Limits, strategy: Strategy | None = None
+    source: Location,
+    target: Location,
+    wished: Target,
+    limits: Limits,
+    strategy: Strategy | None = None,
+    copied_from: Sequence[int] = (),
 ) -> Plan:
     """The plan of a conversion."""
-    return make_plan(catalog_at(source, strategy), wished, target.url, limits)
+    return make_plan(catalog_at(source, strategy), wished, target.url, limits, copied_from=copied_from)
 
 
 def convert(
@@ -56,7 +62,8 @@ def convert(
     *,
     overwrite: bool = False,
     listener: Listener = ignore,
+    copied_from: Sequence[int] = (),
 ) -> tuple[Plan, Manifest]:
     """Plan and execute."""
-    plan = planned(source, target, wished, limits, strategy)
+    plan = planned(source, target, wished, limits, strategy, copied_from)
     return plan, execute(plan, source, target, overwrite=overwrite, listener=listener)

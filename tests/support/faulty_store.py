@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Transient
-from reshard.storage import Body, ObjectInfo, ShouldStop, Store, StoreLimits, Upload
+from reshard.storage import Body, Copier, ObjectInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -38,6 +38,10 @@ class FaultyStore:
         self.calls: Counter[str] = Counter()
         self.log: list[tuple[str, str]] = []
         self._lock = threading.Lock()
+
+    @property
+    def wrapped(self) -> ReadStore:
+        return self.inner
 
     @property
     def url(self) -> str:
@@ -82,6 +86,23 @@ class FaultyStore:
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
         return self._do("upload_part", upload.key, lambda: self.inner.upload_part(upload, number, offset, body))
+
+    def copies_from(self, source: ReadStore) -> bool:
+        return isinstance(self.inner, Copier) and self.inner.copies_from(source)
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        assert isinstance(self.inner, Copier)
+        copy = self.inner.copy_part
+        return self._do("copy_part", upload.key, lambda: copy(upload, number, offset, source, key, span, etag))
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         return self._do("complete_upload", upload.key, lambda: self.inner.complete_upload(upload, parts))

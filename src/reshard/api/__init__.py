@@ -1,5 +1,6 @@
 """The library's statements, MindSpore's own calls, and the same for strategies; the command line calls nothing else."""
 
+from .estimates import Assumptions, estimate, explain
 from .numbers import make_strategy
 from .options import Options
 from .originals import (
@@ -14,11 +15,14 @@ from .strategies import convert_strategy, merge_strategies, read_strategy
 from .weights import convert_weight, transform_ckpt_lora
 
 __all__ = [
+    "Assumptions",
     "Options",
     "ckpt_to_safetensors",
     "convert",
     "convert_strategy",
     "convert_weight",
+    "estimate",
+    "explain",
     "inspect",
     "load_distributed_checkpoint",
     "load_plan",

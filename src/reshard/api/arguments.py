@@ -150,18 +150,29 @@ def staging_mode(target: Location, catalog: Catalog, options: Options) -> Stagin
         return None
     name = target.key.rpartition("/")[2]
     place = open_target(url) if url else target.parent.child(f"{name}.staging")
-    for other in (target, *map(open_source, (catalog.url, *catalog.others))):
-        _check_beside(place, other)
+    _check_beside(place, target)
+    _check_holds_no_source(place, catalog)
     store = writable(target)
     is_near = isinstance(store, Copier) and store.copies_from(place.store)
     return StagingMode(place.url, is_near, is_always=mode == "always")
 
 
-def _check_beside(place: Location, other: Location) -> None:
-    """Refuse to stage where objects are that are read or written."""
-    here, there = f"{place.identity}/", f"{other.identity}/"
+def _check_beside(place: Location, target: Location) -> None:
+    """Refuse to stage inside the target, or around it."""
+    here, there = f"{place.identity}/", f"{target.identity}/"
     if here.startswith(there) or there.startswith(here):
-        raise UsageError(f"--staging-url {place.url} is not apart from {other.url}", hint="Choose a place of its own.")
+        raise UsageError(f"--staging-url {place.url} is not apart from {target.url}", hint="Choose a place of its own.")
+
+
+def _check_holds_no_source(place: Location, catalog: Catalog) -> None:
+    """Refuse to stage, and then to tidy up, where objects are that are read."""
+    sources = [open_source(url) for url in (catalog.url, *catalog.others)]
+    inside = [
+        item.key
+        for item in catalog.objects
+        if sources[item.base].child(item.key).identity.startswith(f"{place.identity}/")
+    ]
+    raise_all(UsageError, f"--staging-url {place.url} has the source's objects", inside, "Choose a place of its own.")
 
 
 def full_target(

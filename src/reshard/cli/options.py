@@ -22,6 +22,7 @@ __all__ = [
     "Overwrite",
     "Quiet",
     "Side",
+    "Standing",
     "named",
     "truth",
     "with_options",
@@ -72,6 +73,13 @@ class Staging(StrEnum):
     AUTO = "auto"
     NEVER = "never"
     ALWAYS = "always"
+
+
+class Standing(StrEnum):
+    """Where this machine stands, seen from a store."""
+
+    REGION = "region"
+    INTERNET = "internet"
 
 
 class Form(StrEnum):

@@ -16,9 +16,12 @@ from ..engine.manifest import Manifest, manifest_to_json
 from ..engine.verify import Report
 from ..errors import ReshardError
 from ..planning.catalog import Catalog
+from ..planning.estimate import Estimate
+from ..planning.explain import Explanation, explanation_to_json
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import Strategy
+from .estimates import estimate_facts, explanation_facts, explanation_rows
 from .options import OutputForm
 
 __all__ = [
@@ -91,10 +94,23 @@ def _besides(catalog: Catalog) -> str:
     return "" if any(item.key.endswith(".ckpt") for item in catalog.objects) else ", no tensor bytes"
 
 
-def show_plan(plan: Plan, form: OutputForm, saved_as: str | None) -> None:
-    """Print what a plan will do."""
+def show_plan(
+    plan: Plan,
+    form: OutputForm,
+    saved_as: str | None,
+    estimate: Estimate,
+    explained: Sequence[Explanation] = (),
+) -> None:
+    """Print what a plan will do and what it comes to; or only how some of what it makes is made."""
     if form is OutputForm.JSON:
-        _print_json(plan_to_json(plan))
+        told = {"explained": [explanation_to_json(each) for each in explained]} if explained else {}
+        _print_json({**plan_to_json(plan), "estimate": estimate.to_json(), **told})
+        return
+    if explained:
+        for number, explanation in enumerate(explained):
+            sys.stdout.write("\n" * bool(number))
+            _print_facts(explanation_facts(explanation))
+            _print_rows(*explanation_rows(explanation), 0)
         return
     cost = plan.cost
     over_read = cost.read_bytes / cost.needed_bytes if cost.needed_bytes else 1.0
@@ -109,6 +125,7 @@ def show_plan(plan: Plan, form: OutputForm, saved_as: str | None) -> None:
             ("write", f"{in_bytes(cost.written_bytes)} in {_writes(plan)}"),
             *([("copy", _copies(plan))] if cost.copied_bytes else []),
             *([("stage", _staged(plan.staging))] if plan.staging else []),
+            *estimate_facts(cost, estimate),
             ("memory", f"{in_bytes(cost.peak_bytes)} at most, limit {in_bytes(plan.limits.memory_bytes)}"),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *(("note", note) for note in plan.notes),
@@ -236,10 +253,7 @@ def _writes(plan: Plan) -> str:
 
 def _copies(plan: Plan) -> str:
     cost = plan.cost
-    share = cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
-    return (
-        f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests ({share:.1%} of all that is made)"
-    )
+    return f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
 
 
 def _staged(first: Plan) -> str:

@@ -83,7 +83,7 @@ def _run(plan: Plan, sources: Sequence[Location], target: Location, *, overwrite
 
 
 class _CannotCopyError(Exception):
-    """The target's store copies nothing by itself, unlike what it seemed to; nothing else has happened yet."""
+    """The target's store does not copy what it seemed to; nothing is visible yet."""
 
 
 def _execute(
@@ -96,10 +96,11 @@ def _execute(
     stores = {id(place.store): place.store for place in sources}.values()
     with _undone_on_failure(uploads), working(plan.limits.concurrency, *stores, store) as workers:
         check_source(plan, sources, workers)
-        _try_a_copy(plan, uploads)
         transfer = Transfer(plan, sources, workers, listener)
         listener(PhaseStarted("transfer"))
-        transfer.run(_steps(plan, small=False), uploads)
+        with _told_if_it_cannot_copy(plan):
+            _try_a_copy(plan, uploads, transfer)
+            transfer.run(_steps(plan, small=False), uploads)
         if plan.cost.copied_bytes:
             check_source(plan, sources, workers)  # some stores do not mind the etag that a copy is pinned to
         listener(PhaseStarted("commit"))
@@ -121,26 +122,37 @@ def _execute(
     return manifest
 
 
-def _try_a_copy(plan: Plan, uploads: Uploads) -> None:
-    """Have the store copy one part before anything else; only then is it known whether it can."""
-    steps = (step for step in _steps(plan, small=False) if step.copies) if plan.cost.copy_count else iter(())
-    for step in steps:
-        try:
-            for task in uploads.copies(step, step.copies[0]):
-                task()
-        except Unsupported as error:
-            raise _CannotCopyError from error
-        return
+@contextmanager
+def _told_if_it_cannot_copy(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except Unsupported as error:
+        if not plan.copied_from:
+            raise
+        raise _CannotCopyError from error
+
+
+def _try_a_copy(plan: Plan, uploads: Uploads, transfer: Transfer) -> None:
+    """Have the store copy one part before anything else: mostly that tells whether it can."""
+    for step in _steps(plan, small=False) if any(plan.recipe.copied) else ():
+        for part in step.copies:
+            for task in uploads.copies(step, part):
+                return transfer.do(task, part.range.nbytes)
+    return None
 
 
 def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Workers) -> None:
-    """Make equal outputs of the first of them."""
+    """Make equal outputs of the first of them; the first copy tells whether the store can."""
+    copies = uploads.replicas()
     try:
-        uploads.replicate(workers)
+        for task, nbytes in copies[:1]:
+            transfer.do(task, nbytes)
     except Unsupported:
         groups = uploads.stream_replicas()
         transfer.run((step for index in groups for step in plan.steps(index)), uploads)
-        uploads.complete(workers)
+    else:
+        transfer.do_all(copies[1:])
+    uploads.complete(workers)
 
 
 def writable(target: Location) -> Store:

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
 from ..planning.json_fields import fields_of, integer, refused, text
+from ..planning.output import alike
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_from_json, plan_to_json
 
@@ -49,9 +50,10 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """
     plan = manifest.plan
     number_of: dict[object, int] = {}
-    set_of_key = {
-        key: number_of.setdefault(output.specs, len(number_of)) for output in plan.outputs for key in output.keys
-    }
+    set_of_key: dict[str, int] = {}
+    for positions in alike(plan.outputs):
+        number = number_of.setdefault(plan.outputs[positions[0]].specs, len(number_of))
+        set_of_key |= {key: number for position in positions for key in plan.outputs[position].keys}
     plan_json = plan_to_json(plan)
     return {
         "format": _FORMAT,

@@ -71,7 +71,7 @@ class Transfer:
         self._listener = listener
         self._outputs = plan.outputs
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
-        self.buffers = ThreadBuffers(plan.limits.read_bytes)
+        self.buffers = ThreadBuffers(max(2, plan.limits.read_bytes))  # who compares two sides halves it
         self._lock = threading.Lock()
         self._read_bytes = self._written_bytes = self._reading = self._writing = 0
 
@@ -99,11 +99,21 @@ class Transfer:
         self._workers.wait(self._tell)
         self._tell()
 
+    def do(self, task: Task, nbytes: int) -> None:
+        """Do at once what makes so many bytes of an output."""
+        self._counted_task(task, nbytes)()
+
+    def do_all(self, tasks: Iterable[tuple[Task, int]]) -> None:
+        """Do the same with many at a time; returns when all are done."""
+        for task, nbytes in tasks:
+            self._workers.submit(self._counted_task(task, nbytes))
+        self._workers.wait(self._tell)
+        self._tell()
+
     def _copy(self, step: Step, sink: Sink) -> None:
         for part in step.copies:
             for task in sink.copies(step, part):
-                done = self._sending_task(task, part.range.nbytes, _Countdown(1, lambda: None))
-                self._workers.submit(done, urgency=_COPY_URGENCY)
+                self._workers.submit(self._counted_task(task, part.range.nbytes), urgency=_COPY_URGENCY)
 
     def _wait_for_memory(self) -> None:
         self._workers.check()
@@ -115,7 +125,7 @@ class Transfer:
             progress = Progress(
                 self._read_bytes,
                 self._written_bytes,
-                cost.read_bytes,
+                max(cost.read_bytes, self._read_bytes),  # replicas that cannot be copied are read for again
                 cost.written_bytes + cost.copied_bytes,
                 self._reading,
                 self._writing,
@@ -177,12 +187,20 @@ class Transfer:
                 self._workers.submit(self._sending_task(task, len(lease.view), left), urgency=_SEND_URGENCY)
 
     def _sending_task(self, task: Task, nbytes: int, left: _Countdown) -> Task:
+        counted = self._counted_task(task, nbytes)
+
+        def last_frees_memory() -> None:
+            counted()
+            left.one_done()
+
+        return last_frees_memory
+
+    def _counted_task(self, task: Task, nbytes: int) -> Task:
         def counted() -> None:
             with self._counted("_writing"):
                 task()
             with self._lock:
                 self._written_bytes += nbytes
-            left.one_done()
 
         return counted
 

@@ -111,30 +111,20 @@ class Uploads:
         open_keys = [key for key, item in self._objects.items() if item.upload and key not in self._put]
         workers.map(self._complete, open_keys)
 
-    def replicate(self, workers: Workers) -> None:
-        """Have the store copy complete outputs to their other keys.
-
-        Raises
-        ------
-        Unsupported
-            It cannot; nothing has been begun that :meth:`stream_replicas` would not go on with.
-        """
-        tasks: list[Task] = [
-            partial(self._copy_whole, self._outputs[output].keys[0], key, number, span)
+    def replicas(self) -> Sequence[tuple[Task, int]]:
+        """Say how the store copies complete outputs to their other keys: tasks, each with its bytes."""
+        return [
+            (partial(self._copy_whole, self._outputs[output].keys[0], key, number, span), span.nbytes)
             for output in sorted(self._replicated)
             for key in self._outputs[output].keys[1:]
             for number, span in enumerate(whole_copies(self._outputs[output].nbytes, self._plan.limits), start=1)
         ]
-        for task in tasks[:1]:  # here, so that the workers outlive a refusal
-            task()
-        workers.map(lambda task: task(), tasks[1:])
-        self.complete(workers)
 
     def stream_replicas(self) -> Sequence[int]:
         """From now on send parts to the keys that could not be copied; returns the groups to send again."""
         groups = [i for i, group in enumerate(self._plan.groups) if self._replicated.intersection(group.outputs)]
-        self._outputs = tuple(
-            replace(output, keys=output.keys[1:]) if index in self._replicated else output
+        self._outputs = tuple(  # what else is in these groups is complete
+            replace(output, keys=output.keys[1:] if index in self._replicated else ())
             for index, output in enumerate(self._outputs)
         )
         self._replicated = set()

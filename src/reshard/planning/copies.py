@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..tensor import Transfer
+from ..tensor import Box, Layout, Shape, Transfer, extent_of
+from .catalog import Placement
 from .limits import Limits
-from .output import Output
+from .output import Output, alike
 from .steps import Recipe, sources_of, stored_at
 from .streamed import Copied, split_evenly
 
@@ -27,7 +28,12 @@ def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
     """
     if not copied_from:
         return recipe
-    return replace(recipe, copied=tuple(find_copies(recipe, output, copied_from) for output in recipe.outputs))
+    copied: list[tuple[Copied, ...]] = [()] * len(recipe.outputs)
+    for positions in alike(recipe.outputs):
+        if _may_hold_any(recipe, recipe.outputs[positions[0]]):
+            for position in positions:
+                copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
+    return replace(recipe, copied=tuple(copied))
 
 
 def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> tuple[Copied, ...]:
@@ -48,12 +54,50 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
     return ()
 
 
-def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[Copied]:
-    """Bytes of an output that stand together in an object that can be copied from."""
-    reachable = _reachable(recipe, copied_from)
+def _may_hold_any(recipe: Recipe, output: Output) -> bool:
+    """Whether any neighbours in an output could be one run together, told without looking where they lie.
+
+    Of a full source, slices of tensors that are cut meet at their ends at most: only two of them can, and
+    none that are cut alike, of which one rank has no end of the first and beginning of the second.
+    """
+    least, entries = recipe.limits.min_part_bytes, recipe.catalog.entries
+    cuttings = output.form.cuttings if output.form else None
+    chain = slice_bytes = 0  # whole tensors since the last slice, and that slice
+    layout: Layout | None = None
+    for slot, (tensor, box, spec) in enumerate(zip(output.tensors, output.boxes, output.specs, strict=True)):
+        is_whole = box.shape == extent_of(recipe.tensors[tensor].spec)[0]
+        if is_whole or any(len(entries[p.source].placements) > 1 for p in recipe.tensors[tensor].pieces):
+            chain += spec.nbytes
+            reached = slice_bytes + chain
+        else:
+            own = cuttings[slot].layout if cuttings else None
+            reached = chain + spec.nbytes + (0 if own is not None and own is layout else slice_bytes)
+            chain, slice_bytes, layout = 0, spec.nbytes, own
+        if reached >= least:
+            return True
+    return False
+
+
+_SHORT, _LONG = -1, -2
+_Run = tuple[int, int, tuple[tuple[int, int], ...]]
+"""Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
+
+
+def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[_Run]:
+    """Bytes of an output that stand together in objects that can be copied from."""
+    limits, reachable = recipe.limits, _reachable(recipe, copied_from)
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
+        made_of = recipe.tensors[tensor]
+        if len(made_of.pieces) == 1 and made_of.pieces[0].patch.is_plain and made_of.pieces[0].making is None:
+            [placement, *others] = recipe.catalog.entries[made_of.pieces[0].source].placements
+            first_byte = _first_byte(box, *extent_of(made_of.spec), limits.min_part_bytes)
+            if not others and first_byte == _SHORT:
+                continue
+            if not others and first_byte >= 0:
+                yield from _taken_together(output, slot, first_byte, placement, reachable)
+                continue
         count = box.element_count
         itemsize = output.specs[slot].nbytes // count
         extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
@@ -61,15 +105,43 @@ def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterato
             if piece.making is not None:
                 continue
             for placement, common in stored_at(recipe, piece.source, patch):
-                index, first = placement.holders[0]
-                if index not in reachable:
+                holders = tuple(holder for holder in placement.holders if holder[0] in reachable)
+                if not holders:
                     continue
                 move = common.transfer(placement.box, box, itemsize)
-                if not _is_worth_it(move, recipe.limits):
+                if not _is_worth_it(move, limits):
                     continue
                 starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
                 for source, target in starts:
-                    yield from _laid(target, move.nbytes, Copied(0, 0, index, first + source), extents)
+                    for start, stop, begin in _laid(target, move.nbytes, extents):
+                        yield start, stop, tuple((index, first + source + begin) for index, first in holders)
+
+
+def _first_byte(box: Box, shape: Shape, itemsize: int, least: int) -> int:
+    """Where a box begins in a tensor, if it is one run; else whether its runs are too short."""
+    first, stride, nbytes, is_cut = 0, itemsize, itemsize, False
+    for low, high, extent in zip(reversed(box.start), reversed(box.stop), reversed(shape), strict=True):
+        if is_cut and high - low > 1:
+            return _SHORT if nbytes < least else _LONG
+        first += low * stride
+        stride *= extent
+        nbytes *= high - low
+        is_cut = is_cut or high - low < extent
+    return first
+
+
+def _taken_together(
+    output: Output, slot: int, first_byte: int, placement: Placement, reachable: frozenset[int]
+) -> Iterator[_Run]:
+    """What an output holds of a tensor that lies in one piece, from a byte on."""
+    holders = [(index, first + first_byte) for index, first in placement.holders if index in reachable]
+    if not holders:
+        return
+    nbytes = output.specs[slot].nbytes
+    itemsize = nbytes // output.boxes[slot].element_count
+    for first, last, origin in output.frame.spans(slot, 0, nbytes // itemsize):
+        begin, stop = first * itemsize, last * itemsize
+        yield origin + begin, origin + stop, tuple((index, there + begin) for index, there in holders)
 
 
 def _is_worth_it(move: Transfer, limits: Limits) -> bool:
@@ -78,12 +150,12 @@ def _is_worth_it(move: Transfer, limits: Limits) -> bool:
     return is_one or (move.nbytes >= limits.min_part_bytes and move.source_runs.run_count <= limits.max_part_count)
 
 
-def _laid(target: int, nbytes: int, source: Copied, extents: Iterable[tuple[int, int, int]]) -> Iterator[Copied]:
-    """A run of a tensor's bytes, where the object has them."""
+def _laid(target: int, nbytes: int, extents: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Where an object has a run of a tensor's bytes, each piece with the first byte of the run that is in it."""
     for low, high, origin in extents:
         a, b = max(low, target), min(high, target + nbytes)
         if a < b:
-            yield Copied(origin + a, origin + b, source.object, source.first + a - target)
+            yield origin + a, origin + b, a - target
 
 
 def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
@@ -93,17 +165,25 @@ def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
     )
 
 
-def _joined(runs: Iterable[Copied]) -> list[Copied]:
-    """Make one of runs that follow each other on both sides."""
-    joined: list[Copied] = []
-    for run in runs:
-        if joined:
-            last = joined[-1]
-            if (last.stop, last.object, last.first + last.nbytes) == (run.start, run.object, run.first):
-                joined[-1] = Copied(last.start, run.stop, last.object, last.first)
-                continue
-        joined.append(run)
-    return joined
+def _joined(runs: Iterable[_Run]) -> Iterator[Copied]:
+    """Make one of runs that follow each other on both sides, each from whichever replica takes it furthest."""
+    start = stop = 0
+    places: dict[int, int] = {}  # what has all of the run so far: objects, and the first byte there
+    for low, high, sources in runs:
+        here = dict(sources)
+        going = {index: first for index, first in places.items() if here.get(index) == first + low - start}
+        if low == stop and going:
+            places, stop = going, high
+            continue
+        yield from _first_of(start, stop, places)
+        start, stop, places = low, high, here
+    yield from _first_of(start, stop, places)
+
+
+def _first_of(start: int, stop: int, places: Mapping[int, int]) -> Iterator[Copied]:
+    for index, first in places.items():
+        yield Copied(start, stop, index, first)
+        return
 
 
 def _chosen(runs: Sequence[Copied], output: Output, least: int) -> list[Copied]:

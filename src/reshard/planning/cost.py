@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .counting import Counts, StepCounter
 from .limits import Limits
 from .memory import Buffers, over_budget
+from .needs import Needs
 from .output import Attachment, Document, Output
 from .steps import Group, Recipe, Step, group_steps
 from .streamed import whole_copies
@@ -17,6 +19,10 @@ __all__ = ["Cost", "count_cost"]
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes, requests and memory of one conversion, apart from headers, listings and the manifest.
+
+    All is counted step by step, unless there are more than :data:`MANY_SLICES` tensors over all outputs:
+    then ``needed_bytes``, ``read_bytes`` and ``get_count`` of groups that are cut alike are taken to be
+    those of the first of them. They differ by what neighbours in an object are read together, no more.
 
     Parameters
     ----------
@@ -61,22 +67,27 @@ def count_cost(
     documents: Sequence[Document],
     attachments: Sequence[Attachment],
     buffers: Buffers,
+    needs: Needs | None = None,
 ) -> Cost:
-    """Walk every step once and add up.
+    """Add up what every step does; ``needs`` are what planning has found out already.
 
     Raises
     ------
     OverBudget
         A step does not fit the memory.
     """
+    counter = StepCounter(recipe, needs)
     counted = ("needed", "read", "written", "copied", "gets", "puts", "parts", "copies", "steps", "filled", "largest")
     total = dict.fromkeys(counted, 0)
     uploads = 0
     for index, group in enumerate(groups):
         if not recipe.is_small(group):
             uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
-        for step in group_steps(recipe, index, group):
-            _add(total, recipe, step, group)
+        if recipe.has_copies(group.outputs):
+            for step in group_steps(recipe, index, group):
+                _add(total, recipe, step, group)
+        else:
+            _add_counts(total, recipe, counter.count(group), group)
         for output in group.outputs:
             if recipe.is_replicated(group, output):
                 _add_replicas(total, recipe.outputs[output], recipe.limits)
@@ -122,3 +133,17 @@ def _add_replicas(total: dict[str, int], output: Output, limits: Limits) -> None
     others = len(output.keys) - 1
     total["copied"] += others * output.nbytes
     total["copies"] += others * len(whole_copies(output.nbytes, limits))
+
+
+def _add_counts(total: dict[str, int], recipe: Recipe, counts: Counts, group: Group) -> None:
+    """Add a group that nothing is copied of, as it was counted."""
+    total["steps"] += counts.step_count
+    total["filled"] += counts.filled_bytes
+    total["largest"] = max(total["largest"], counts.largest_bytes)
+    total["needed"] += counts.needed_bytes
+    total["read"] += counts.read_bytes
+    total["gets"] += counts.get_count
+    for output, parts in zip(group.outputs, counts.part_counts, strict=True):
+        keys = 1 if recipe.is_replicated(group, output) else len(recipe.outputs[output].keys)
+        total["written"] += keys * recipe.outputs[output].nbytes
+        total["puts" if recipe.is_small(group) else "parts"] += keys * parts

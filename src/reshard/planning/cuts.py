@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from ..tensor import Box, Shape, extent_of
 from .limits import Limits
-from .output import Output, TargetTensor
+from .output import Output, TargetTensor, alike
 from .streamed import Streamed
 
-__all__ = ["Cut", "Cuts", "Reach", "Rows", "Share", "find_cuts", "walk"]
+__all__ = ["Cut", "Cuts", "Holding", "Reach", "Rows", "Share", "Shares", "find_cuts", "walk"]
+
+_FEW_SHARES = 8  # of a tensor, that are quicker kept than derived again
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,13 +65,58 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """Outputs of one form that hold a tensor: which, in which slot, and their slices as rows, see :class:`Share`."""
+
+    members: tuple[int, ...]
+    slot: int
+    row_count: int
+    row_elements: int
+
+
+class Shares(Sequence[Share]):
+    """Shares by member, derived whenever they are asked for: many outputs of many tensors are too many to keep."""
+
+    __slots__ = ("_kept", "holdings", "outputs")
+
+    def __init__(self, outputs: Sequence[Output], holdings: tuple[Holding, ...]) -> None:
+        self.outputs = outputs
+        self.holdings = holdings
+        self._kept: tuple[Share, ...] = ()
+
+    def __len__(self) -> int:
+        """As many as outputs hold some of the tensor."""
+        return sum(len(holding.members) for holding in self.holdings)
+
+    def __iter__(self) -> Iterator[Share]:
+        """Ascending by member."""
+        if not self._kept and len(self) <= _FEW_SHARES:
+            self._kept = tuple(self._derived())
+        return iter(self._kept) if self._kept else self._derived()
+
+    def _derived(self) -> Iterator[Share]:
+        every = ((member, holding) for holding in self.holdings for member in holding.members)
+        for member, holding in every if len(self.holdings) == 1 else sorted(every, key=lambda one: one[0]):
+            box = self.outputs[member].boxes[holding.slot]
+            yield Share(member, holding.slot, box, holding.row_count, holding.row_elements)
+
+    @overload
+    def __getitem__(self, index: int) -> Share: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Share, ...]: ...
+    def __getitem__(self, index: int | slice) -> Share | tuple[Share, ...]:
+        """One, or some."""
+        return tuple(self)[index]
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """One tensor of a walk: who holds it, and in how many rows it can be cut."""
 
     tensor: int
     itemsize: int
     row_count: int
-    shares: tuple[Share, ...]
+    shares: Sequence[Share]
     tile_itemsize: int = 0
 
     def element_of(self, share: Share, row: int) -> int:
@@ -78,10 +126,10 @@ class Rows:
 
 def walk(outputs: Sequence[Output], tensors: Sequence[TargetTensor], limits: Limits) -> tuple[Rows, ...]:
     """List the tensors of a group of outputs in file order; tensors without bytes are left out."""
-    held: dict[int, list[tuple[int, int]]] = {}
-    for member, output in enumerate(outputs):
-        for slot, tensor in enumerate(output.tensors):
-            held.setdefault(tensor, []).append((member, slot))
+    held: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+    for members in map(tuple, alike(outputs)):
+        for slot, tensor in enumerate(outputs[members[0]].tensors):
+            held.setdefault(tensor, []).append((members, slot))
     order = sorted(held, key=lambda i: (-tensors[i].spec.dtype.order, tensors[i].spec.name))
     rows = [_rows(tensor, held[tensor], outputs, tensors, limits) for tensor in order]
     return tuple(item for item in rows if item.row_count)
@@ -89,24 +137,24 @@ def walk(outputs: Sequence[Output], tensors: Sequence[TargetTensor], limits: Lim
 
 def _rows(
     tensor: int,
-    holders: Sequence[tuple[int, int]],
+    holders: Sequence[tuple[tuple[int, ...], int]],
     outputs: Sequence[Output],
     tensors: Sequence[TargetTensor],
     limits: Limits,
 ) -> Rows:
     _, itemsize = extent_of(tensors[tensor].spec)
-    boxes = [outputs[member].boxes[slot] for member, slot in holders]
+    boxes = [outputs[members[0]].boxes[slot] for members, slot in holders]  # others of a form are cut alike
     largest = max((box.shape for box in boxes), key=math.prod)
     axis, count = tensors[tensor].unit
     if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
         axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1
-    shares = tuple(
-        Share(member, slot, box, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
-        for (member, slot), box in zip(holders, boxes, strict=True)
+    holdings = tuple(
+        Holding(members, slot, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
+        for (members, slot), box in zip(holders, boxes, strict=True)
         if not box.is_empty
     )
-    row_count = max((share.row_count for share in shares), default=0)
-    return Rows(tensor, itemsize, row_count, shares, tensors[tensor].tile_itemsize)
+    row_count = max((holding.row_count for holding in holdings), default=0)
+    return Rows(tensor, itemsize, row_count, Shares(outputs, holdings), tensors[tensor].tile_itemsize)
 
 
 def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
@@ -131,11 +179,13 @@ class Reach:
     """How far each output of a group has been filled while its walk goes on, in places (see :class:`Streamed`).
 
     Bytes that a format puts before a tensor go with the tensor's first elements, those at the
-    object's end with the last step.
+    object's end with the last step. An output may stand for several that are filled alike: as many as
+    ``counts`` says.
     """
 
-    def __init__(self, outputs: Sequence[Streamed]) -> None:
+    def __init__(self, outputs: Sequence[Streamed], counts: Sequence[int] | None = None) -> None:
         self._outputs = outputs
+        self._counts = counts or [1] * len(outputs)
         self.starts = [0] * len(outputs)
         self.stops = [0] * len(outputs)
         self._tile_bytes = 0
@@ -148,13 +198,13 @@ class Reach:
     @property
     def step_bytes(self) -> int:
         """Bytes of all outputs since the last cut, and what computing them takes besides."""
-        return sum(self.stops) - sum(self.starts) + self._tile_bytes
+        return sum(count * nbytes for count, nbytes in zip(self._counts, self.pending, strict=True)) + self._tile_bytes
 
     def advance(self, item: Rows, row: int, stop: int) -> None:
         """Fill the rows ``[row, stop)`` of a tensor."""
         for share in item.shares:
             first, last = item.element_of(share, row), item.element_of(share, stop)
-            self._tile_bytes += (last - first) * item.tile_itemsize
+            self._tile_bytes += (last - first) * item.tile_itemsize * self._counts[share.member]
             if last > first:
                 self.stops[share.member] = self._outputs[share.member].end_of(share.slot, last)
 
@@ -207,7 +257,13 @@ class Reach:
         self._tile_bytes = 0
 
 
-def find_cuts(items: Sequence[Rows], outputs: Sequence[Streamed], part_bytes: int, min_part_bytes: int) -> Cuts:
+def find_cuts(
+    items: Sequence[Rows],
+    outputs: Sequence[Streamed],
+    part_bytes: int,
+    min_part_bytes: int,
+    counts: Sequence[int] | None = None,
+) -> Cuts:
     """Cut a walk as soon as every output has a part's worth.
 
     Parameters
@@ -218,8 +274,10 @@ def find_cuts(items: Sequence[Rows], outputs: Sequence[Streamed], part_bytes: in
         What is streamed of each.
     part_bytes
         Wished bytes in each part, at least ``min_part_bytes``.
+    counts
+        How many outputs each stands for, one if not given.
     """
-    reach, before = Reach(outputs), [0] * len(outputs)
+    reach, before = Reach(outputs, counts), [0] * len(outputs)
     cuts: list[Cut] = []
     step_bytes = longest = 0
     for index, item in enumerate(items):

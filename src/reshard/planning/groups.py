@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from ..errors import PlanError
-from .cuts import Cuts, find_cuts, walk
+from .alike_cuts import AlikeCuts
+from .counting import MANY_SLICES
+from .cuts import Cuts
 from .memory import Buffers, least_memory, over_budget
+from .needs import Needs
 from .steps import Group, Recipe, whole_reads
 from .streamed import Streamed
 
@@ -15,7 +18,9 @@ __all__ = ["form_groups"]
 _WORTH_SHARING = 1.01
 
 
-def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buffers) -> tuple[Group, ...]:
+def form_groups(
+    recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buffers, needs: Needs | None = None
+) -> tuple[Group, ...]:
     """Share each family of outputs out over groups.
 
     Of the group sizes that fit the memory the one that reads the fewest bytes wins; among those that
@@ -26,6 +31,8 @@ def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buff
     families
         Outputs by index that may share bytes (the ranks of one pipeline stage, say), in an order
         in which neighbours share most.
+    needs
+        What has been found out already, if anything has.
 
     Raises
     ------
@@ -34,14 +41,17 @@ def form_groups(recipe: Recipe, families: Sequence[Sequence[int]], buffers: Buff
     PlanError
         An output cannot be written in parts that the store accepts.
     """
-    by_size = [_least_steps(recipe, family) for family in families]
+    needs = needs or Needs(recipe)
+    cuts = AlikeCuts(recipe, needs.kinds)
+    by_size = [_least_steps(recipe, cuts, family) for family in families]
     least_bytes = max((min(sizes.values()) for sizes in by_size), default=0)
     if least_memory(buffers.given, least_bytes) > buffers.given.memory_bytes:
         raise over_budget(buffers, least_bytes)
     groups: list[Group] = []
     for family, sizes in zip(families, by_size, strict=True):
         fitting = [size for size, step_bytes in sizes.items() if step_bytes <= buffers.parts_bytes]
-        groups += [_group(recipe, share, buffers) for share in _shares(family, _best_size(recipe, family, fitting))]
+        size = _best_size(recipe, needs, family, fitting)
+        groups += [_group(recipe, cuts, share, buffers) for share in _shares(family, size)]
     return tuple(groups)
 
 
@@ -50,12 +60,12 @@ def _shares(family: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield family[start : start + size]
 
 
-def _least_steps(recipe: Recipe, family: Sequence[int]) -> dict[int, int]:
+def _least_steps(recipe: Recipe, cutting: AlikeCuts, family: Sequence[int]) -> dict[int, int]:
     """Group sizes whose parts the store accepts, each with its largest step's bytes when cut as finely as can be."""
     found = {}
     size = len(family)
     while size:
-        least = [_cut(recipe, share, _least_part_bytes(recipe, share)) for share in _shares(family, size)]
+        least = [cutting.cut(share, _least_part_bytes(recipe, share)) for share in _shares(family, size)]
         if all(_is_accepted(recipe, share, cuts) for share, cuts in zip(_shares(family, size), least, strict=True)):
             found[size] = max(cuts.step_bytes for cuts in least)
         size = -(-size // 2) if size > 1 else 0
@@ -69,25 +79,42 @@ def _least_steps(recipe: Recipe, family: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _best_size(recipe: Recipe, family: Sequence[int], fitting: Sequence[int]) -> int:
-    costs = {size: _bytes_read(recipe, family, size) for size in fitting} if len(fitting) > 1 else {fitting[0]: 0}
+def _best_size(recipe: Recipe, needs: Needs, family: Sequence[int], fitting: Sequence[int]) -> int:
+    if len(fitting) == 1:
+        return fitting[0]
+    costs = {size: _bytes_read(recipe, needs, family, size) for size in fitting}
     least = min(costs.values())
     return min(size for size, cost in costs.items() if cost <= least * _WORTH_SHARING)
 
 
-def _bytes_read(recipe: Recipe, family: Sequence[int], size: int) -> int:
-    return sum(whole_reads(recipe, share) for share in _shares(family, size))
+def _bytes_read(recipe: Recipe, needs: Needs, family: Sequence[int], size: int) -> int:
+    """Bytes that groups of a size read; where slices are many, one group of each kind stands for all."""
+    is_many = sum(len(recipe.outputs[i].tensors) for i in family) > MANY_SLICES
+    found: dict[Hashable, int] = {}
+    total = 0
+    for share in _shares(family, size):
+        key: Hashable = tuple(map(needs.kinds.of_output, share)) if is_many else share[0]
+        if key not in found:
+            found[key] = _whole_reads(recipe, needs, share)
+        total += found[key]
+    return total
 
 
-def _group(recipe: Recipe, members: Sequence[int], buffers: Buffers) -> Group:
+def _whole_reads(recipe: Recipe, needs: Needs, members: Sequence[int]) -> int:
+    if recipe.has_copies(members):
+        return whole_reads(recipe, members)
+    return needs.whole_reads([recipe.outputs[i] for i in members])
+
+
+def _group(recipe: Recipe, cutting: AlikeCuts, members: Sequence[int], buffers: Buffers) -> Group:
     limits = recipe.limits
     # Enough steps in flight that reading one and sending another overlap, whatever the group's size.
     in_flight = max(2, -(-2 * limits.concurrency // len(members)))
     wished = min(limits.part_bytes, limits.max_part_bytes, buffers.parts_bytes // (in_flight * len(members)))
     least = _least_part_bytes(recipe, members)
-    cuts = _cut(recipe, members, max(least, wished))
+    cuts = cutting.cut(members, max(least, wished))
     if cuts.step_bytes > buffers.parts_bytes or not _is_accepted(recipe, members, cuts):
-        cuts = _cut(recipe, members, least)
+        cuts = cutting.cut(members, least)
     return Group(tuple(members), cuts.cuts)
 
 
@@ -109,9 +136,3 @@ def _is_accepted(recipe: Recipe, members: Sequence[int], cuts: Cuts) -> bool:
     limits = recipe.limits
     besides = max(_besides(recipe, recipe.streamed(i)) for i in members)
     return len(cuts.cuts) + besides < limits.max_part_count and cuts.part_bytes <= limits.max_part_bytes
-
-
-def _cut(recipe: Recipe, members: Sequence[int], part_bytes: int) -> Cuts:
-    outputs = [recipe.outputs[i] for i in members]
-    items = walk(outputs, recipe.tensors, recipe.limits)
-    return find_cuts(items, [recipe.streamed(i) for i in members], part_bytes, recipe.limits.min_part_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +14,7 @@ from ..formats.containers import Container, frame_of
 from ..formats.frame import Frame
 from ..tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, Origin
+from .forms import Form
 
 __all__ = [
     "BOOKKEEPING",
@@ -25,8 +26,10 @@ __all__ = [
     "Output",
     "Piece",
     "TargetTensor",
+    "alike",
     "check_outputs",
     "file_order",
+    "local_spec",
     "make_output",
     "sample",
     "tensors_of",
@@ -140,19 +143,24 @@ class Output:
         What else the object holds, as far as its format can.
     container
         Its format.
+    form
+        What it shares with other outputs, if it does; boxes are then derived when they are asked for.
     """
 
     keys: tuple[str, ...]
     tensors: tuple[int, ...]
-    boxes: tuple[Box, ...]
+    boxes: Sequence[Box]
     specs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
     container: Container = Container.SAFETENSORS
     texts: Mapping[str, str] = field(default_factory=dict)
+    form: Form | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def frame(self) -> Frame:
         """Everything of the object but its tensors' elements."""
+        if self.form is not None:
+            return self.form.frame
         return frame_of(self.container, self.specs, self.metadata, self.texts)
 
     @property
@@ -242,9 +250,17 @@ def make_output(
     texts: Mapping[str, str] | None = None,
 ) -> Output:
     """Make an output of some boxes of tensors, in file order."""
-    specs = tuple(_local_spec(tensors[index].spec, box) for index, box in held)
+    specs = tuple(local_spec(tensors[index].spec, box) for index, box in held)
     indices, boxes = tuple(i for i, _ in held), tuple(box for _, box in held)
     return Output(tuple(keys), indices, boxes, specs, metadata, container, texts or {})
+
+
+def alike(outputs: Sequence[Output]) -> Iterator[list[int]]:
+    """Positions of outputs that share a form, those of each form together and in order."""
+    found: dict[int, list[int]] = {}
+    for position, output in enumerate(outputs):
+        found.setdefault(id(output.form or output), []).append(position)
+    yield from found.values()
 
 
 def whole_box(tensor: TargetTensor) -> Box:
@@ -252,7 +268,8 @@ def whole_box(tensor: TargetTensor) -> Box:
     return Box.whole(extent_of(tensor.spec)[0])
 
 
-def _local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
+def local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
+    """A tensor as an object tells it that holds a box of it."""
     return spec if spec.dtype.is_sub_byte else TensorSpec(spec.name, spec.dtype, box.shape)
 
 
@@ -263,13 +280,14 @@ def sample(names: Sequence[str], shown: int = 3) -> str:
 
 def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachment], max_object_bytes: int) -> None:
     """Raise PlanError when two outputs would have one key, or one cannot hold what it should or is too large."""
-    for output in outputs:
+    distinct = [outputs[positions[0]] for positions in alike(outputs)]
+    for output in distinct:
         try:
             _ = output.frame
         except FormatError as error:
             message = f"{output.keys[0]} cannot be written: {error.message}"
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
-    names = {spec.name for output in outputs for spec in output.specs}
+    names = {spec.name for output in distinct for spec in output.specs}
     long = [f"{name[:80]}...: {len(name)}" for name in sorted(names) if len(name) > MAX_NAME_LENGTH]
     raise_all(PlanError, f"names of more than {MAX_NAME_LENGTH} characters", long, hint="--rename shortens them.")
     large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]

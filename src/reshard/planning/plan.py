@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +18,8 @@ from .cost import Cost, count_cost
 from .groups import form_groups
 from .limits import KERNEL_BYTES, Limits
 from .memory import Buffers, share_memory
-from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, check_outputs
+from .needs import Needs
+from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
 from .steps import Group, Recipe, Step, group_steps
 from .target import Target
 
@@ -173,8 +174,8 @@ def make_plan(
     documents = target.documents(outputs, tensors, carried)
     check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
-    recipe, groups, buffers = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)
-    cost = count_cost(recipe, groups, documents, attachments, buffers)
+    recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)
+    cost = count_cost(recipe, groups, documents, attachments, buffers, needs)
     return Plan(
         catalog,
         target,
@@ -193,7 +194,7 @@ def make_plan(
 
 def _grouped(
     wished: Recipe, families: Sequence[Sequence[int]], copied_from: Sequence[int]
-) -> tuple[Recipe, tuple[Group, ...], Buffers]:
+) -> tuple[Recipe, tuple[Group, ...], Buffers, Needs]:
     """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse."""
     attempts = [(wished.limits, copied_from)]
     if copied_from:
@@ -204,8 +205,9 @@ def _grouped(
     for limits, bases in attempts:
         buffers = share_memory(limits)
         recipe = with_copies(replace(wished, limits=buffers.limits), bases)
+        needs = Needs(recipe)
         try:
-            return recipe, form_groups(recipe, families, buffers), buffers
+            return recipe, form_groups(recipe, families, buffers, needs), buffers, needs
         except OverBudget as refusal:
             refusals.append(refusal)
     raise min(refusals, key=lambda refusal: refusal.needed_bytes)
@@ -227,7 +229,7 @@ def without_copies(plan: Plan) -> Plan:
 
 def check_texts(outputs: Sequence[Output]) -> None:
     """Refuse text where the format has no place for it."""
-    lost = {name for output in outputs if output.container is Container.SAFETENSORS for name in output.texts}
+    lost = {name for output in _distinct(outputs) if output.container is Container.SAFETENSORS for name in output.texts}
     raise_all(
         PlanError,
         "safetensors cannot hold values that are text",
@@ -238,14 +240,14 @@ def check_texts(outputs: Sequence[Output]) -> None:
 
 def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
     """Tell of names that MindSpore takes for its metadata: its ``load_checkpoint`` raises KeyError."""
-    ours = [o for o in outputs if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
+    ours = [o for o in _distinct(outputs) if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
     names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
     return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
 
 
 def _unwritten(outputs: Sequence[Output]) -> tuple[str, ...]:
     """Tell of metadata that ``.ckpt`` has no place for."""
-    ours = [output for output in outputs if output.container is Container.CKPT]
+    ours = [output for output in _distinct(outputs) if output.container is Container.CKPT]
     keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
     return (f"metadata that .ckpt cannot hold is not written: {', '.join(sorted(keys))}",) if keys else ()
 
@@ -256,19 +258,33 @@ def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> lis
     They do where their boxes of a tensor lie between each other's bytes (one pipeline stage's column
     slices of the same rows). Outputs that hold each box as one run go with those of the same tensors.
     """
-    families: dict[tuple[object, ...], list[int]] = {}
-    for index, output in enumerate(outputs):
+    families: dict[Hashable, list[int]] = {}
+    for positions in alike(outputs):
+        output = outputs[positions[0]]
         held = zip(output.tensors, output.boxes, strict=True)
-        scattered = tuple(
-            (t, _first_row(tensors[t], box)) for t, box in held if not _is_one_run(box, extent_of(tensors[t].spec)[0])
-        )
-        families.setdefault(scattered or output.tensors, []).append(index)
-    return list(families.values())
+        scattered = [slot for slot, (t, box) in enumerate(held) if not _is_one_run(box, extent_of(tensors[t].spec)[0])]
+        telling = _telling_rows(output, scattered, tensors)
+        which = tuple(output.tensors[slot] for slot in scattered) or output.tensors
+        for position in positions:
+            rows = tuple(outputs[position].boxes[slot].start[0] for slot in telling)
+            families.setdefault((which, rows), []).append(position)
+    return sorted(map(sorted, families.values()))
 
 
-def _first_row(tensor: TargetTensor, box: Box) -> int:
-    """Where a box begins on the first axis, if boxes that begin elsewhere have no bytes between its own."""
-    return box.start[0] if all(piece.patch.keeps_order for piece in tensor.pieces_near(box)) else 0
+def _telling_rows(output: Output, slots: Sequence[int], tensors: Sequence[TargetTensor]) -> list[int]:
+    """Slots that tell which rows an output holds, one for all tensors that are cut alike.
+
+    Outputs that hold other rows of a tensor have no bytes between its own, unless its axes are turned over.
+    """
+    kept = [slot for slot in slots if all(p.patch.keeps_order for p in tensors[output.tensors[slot]].pieces)]
+    if output.form is None:
+        return kept
+    return list({id(output.form.cuttings[slot]): slot for slot in kept}.values())
+
+
+def _distinct(outputs: Sequence[Output]) -> list[Output]:
+    """One output of each form."""
+    return [outputs[positions[0]] for positions in alike(outputs)]
 
 
 def _is_one_run(box: Box, shape: Shape) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -17,15 +17,17 @@ from ..formats.ms_ckpt import PIECE_BYTES
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem
-from ..tensor import Box, Runs, Shape, Strategy, TensorSpec, extent_of, row_major_boxes
+from ..tensor import Box, Shape, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry
 from .cost import count_cost
-from .cuts import Cut, Reach, Rows, Share, walk
+from .counting import Standing, StepCounter
+from .cuts import Rows
 from .json_fields import MAX_INTEGER, refused
-from .output import Output
+from .needs import Needs
+from .output import Output, alike
 from .plan import Plan, check_texts
-from .reads import bridged
-from .steps import Group, Recipe, rows_between, sources_of, stored_at
+from .plan_work import MAX_PAIRS, Work, bound
+from .steps import Group
 from .target import IterationTarget, RankTarget, ZarrTarget
 from .zarr_target import ChunkOutput
 
@@ -38,13 +40,11 @@ __all__ = [
 ]
 
 MAX_RANK_COUNT = 1 << 20
-MAX_PAIRS = 1 << 24
-"""Tensors over all outputs, and whatever else grows with two lists of the plan at once."""
+MAX_SLICES = 1 << 27
+"""Tensors over all ranks where ranks of one stage share a form: none is looked at by itself."""
 MAX_HEADER_TEXT = 1 << 31
 MAX_PIECES = 1 << 16  # 32 TiB in .ckpt tensors of more than one piece
-MAX_STEP_READS = 1 << 20
 MAX_ATTACHMENT_BYTES = 64 << 20
-MAX_WORK = 1 << 28
 _MAX_CORNERS = 1 << 24
 
 
@@ -90,14 +90,16 @@ def _refuse_repeated(names: Iterable[str], what: str) -> None:
 def _check_tiling(entry: Entry) -> None:
     extent, _ = extent_of(entry.spec)
     what, whole = f"boxes of {shown(entry.spec.name)}", Box.whole(extent)
+    inside = []
     for placement in entry.placements:
         box = placement.box
         if len(box.start) != len(extent) or len(box.stop) != len(extent):
             raise refused(what, f"{len(extent)} axes", [list(box.start), list(box.stop)])
+        held = whole.intersect(box)
         # It may hang over the end: where it begins must be inside.
-        if min(box.shape, default=0) < 0 or (not box.is_empty and not whole.intersect(box)):
+        if min(box.shape, default=0) < 0 or (held is None and not box.is_empty):
             raise refused(what, f"boxes inside {list(extent)}", [list(box.start), list(box.stop)])
-    inside = [held for placement in entry.placements if (held := whole.intersect(placement.box))]
+        inside += [held] if held else []
     if not whole.is_empty and not _tile(inside, extent):
         raise refused(what, f"to tile {list(extent)}, each element once")
 
@@ -164,11 +166,16 @@ def _check_target(plan: Plan) -> None:
     if isinstance(target, RankTarget | IterationTarget):
         ranks = _ranks_looked_at(target)
         outputs = len(ranks)
-        _bound("tensors over all ranks", _pair_count(plan, target.strategy, ranks))
-        _bound("tensors times stages", tensor_count * target.strategy.stage_count)
+        is_shared = isinstance(target, RankTarget) and not target.remove_redundancy
+        most = MAX_SLICES if is_shared else MAX_PAIRS
+        bound("tensors over all ranks", _pair_count(plan, target.strategy, ranks), most)
+        if is_shared:
+            bound("tensors over all forms", _form_count(plan, target.strategy, ranks))
+            bound("layouts over all ranks", _layout_count(plan, target.strategy) * len(ranks))
+        bound("tensors times stages", tensor_count * target.strategy.stage_count)
     if isinstance(target, ZarrTarget):
         target.check(plan.tensors)
-    _bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
+    bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
     _refuse_repeated([*(tensor.spec.name for tensor in plan.tensors), *plan.catalog.texts], "name in the target")
 
 
@@ -191,25 +198,44 @@ def _pair_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
     return sum(count * (outside + len(strategy.stages[stage])) for stage, count in stages.items())
 
 
-def _bound(what: str, count: int, most: int = MAX_PAIRS) -> None:
-    if count > most:
-        raise refused(what, f"at most {most}", count)
+def _form_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
+    """Tensors over all forms, at most: ranks of a stage have forms of their own where rows are split by hand."""
+    by_hand = {
+        number
+        for number, layouts in enumerate(strategy.stages)
+        if any(layout.row_split is not None for layout in layouts.values())
+    }
+    stages = {strategy.stage_of(rank) for rank in ranks}
+    one_each = [next(rank for rank in ranks if strategy.stage_of(rank) == stage) for stage in stages - by_hand]
+    return _pair_count(plan, strategy, [*one_each, *(rank for rank in ranks if strategy.stage_of(rank) in by_hand)])
+
+
+def _layout_count(plan: Plan, strategy: Strategy) -> int:
+    """Ways in which tensors are cut that ranks are told apart by, on all stages, at most."""
+    shapes = {tensor.spec.name: tensor.spec.shape for tensor in plan.tensors}
+    found = {
+        (number, layout, shapes[name] if layout.row_split else tuple(map(bool, shapes[name])))
+        for number, layouts in enumerate(strategy.stages)
+        for name, layout in layouts.items()
+        if name in shapes
+    }
+    return len(found)
 
 
 def _check_headers(outputs: Sequence[Output]) -> None:
     """Bound what stands between tensors, all together, before any is made."""
     nbytes = pieces = 0
-    for output in outputs:
+    for output in (outputs[positions[0]] for positions in alike(outputs)):
         nbytes += sum(4 * len(spec.name) + 100 + 20 * len(spec.shape) for spec in output.specs)
         held = (*output.metadata.items(), *output.texts.items())
         nbytes += sum(4 * len(key) + 4 * len(value) for key, value in held)
-        _bound("bytes of all headers", nbytes, MAX_HEADER_TEXT)
+        bound("bytes of all headers", nbytes, MAX_HEADER_TEXT)
         if output.container is Container.CKPT:
             pieces += sum(spec.nbytes // PIECE_BYTES for spec in output.specs)
-            _bound("pieces of large tensors", pieces, MAX_PIECES)
+            bound("pieces of large tensors", pieces, MAX_PIECES)
         if isinstance(output, ChunkOutput):
             pieces += output.padding_bytes >> 20
-            _bound("padding of chunks in MiB", pieces, MAX_PIECES)
+            bound("padding of chunks in MiB", pieces, MAX_PIECES)
 
 
 # The whole.
@@ -227,8 +253,9 @@ def check_plan(plan: Plan) -> None:
     _check_keys(keys, "output")
     _check_parents(keys)
     _check_attachments(plan)
-    _check_groups(plan)
-    _check_cost(plan)
+    needs = Needs(plan.recipe)
+    _check_groups(plan, needs)
+    _check_cost(plan, needs)
 
 
 def _check_attachments(plan: Plan) -> None:
@@ -250,16 +277,25 @@ def _check_parents(keys: Sequence[str]) -> None:
             end = key.find("/", end + 1)
 
 
-def _check_groups(plan: Plan) -> None:
+def _check_groups(plan: Plan, needs: Needs) -> None:
     numbers = sorted(number for group in plan.groups for number in group.outputs)
     if numbers != list(range(len(plan.outputs))) or not all(group.outputs for group in plan.groups):
         raise refused("groups", f"each of {len(plan.outputs)} outputs in one group", numbers)
-    work = _Work(plan)
+    work, counter = Work(plan, needs), StepCounter(plan.recipe, needs)
+    seen: set[Hashable] = set()
+    walked = 0
     for group in plan.groups:
-        rows = walk([plan.outputs[i] for i in group.outputs], plan.tensors, plan.limits)
-        _check_cuts(group, rows)
-        _bound("cuts of a group", len(group.cuts) + 1, plan.limits.max_part_count)
-        work.add(group, rows)
+        bound("cuts of a group", len(group.cuts) + 1, plan.limits.max_part_count)
+        kind = counter.kind(group)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        outputs = [plan.outputs[i] for i in group.outputs]
+        walked += sum(len(outputs[positions[0]].tensors) for positions in alike(outputs))
+        bound("tensors over all groups that differ", walked, MAX_PAIRS)
+        standing = Standing(plan.recipe, needs, group)
+        _check_cuts(group, standing.items)
+        work.add(standing)
 
 
 def _check_cuts(group: Group, rows: Sequence[Rows]) -> None:
@@ -271,64 +307,9 @@ def _check_cuts(group: Group, rows: Sequence[Rows]) -> None:
             raise refused("cuts", "ascending", [after.item, after.row])
 
 
-class _Work:
-    """Adds up what counting the steps will take, step by step and without any list of reads."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._recipe: Recipe = plan.recipe
-        self._parts_bytes = plan.cost.peak_bytes - plan.buffers.fixed_bytes
-        self._done = 0
-
-    def add(self, group: Group, rows: Sequence[Rows]) -> None:
-        """Refuse steps that are too large, of too many reads, or that take too long to tell."""
-        outputs = [self._recipe.streamed(i) for i in group.outputs]
-        reach, last_edge = Reach(outputs), Cut(len(rows), 0)
-        for begin, end in pairwise((Cut(0, 0), *group.cuts, last_edge)):
-            wanted: dict[int, set[Runs]] = {}
-            for item, first, last in rows_between(rows, begin, end):
-                for share in item.shares:
-                    elements = item.element_of(share, first), item.element_of(share, last)
-                    for start, stop, _, _ in outputs[share.member].spans(share.slot, *elements):
-                        for local in row_major_boxes(share.box.shape, start, stop):
-                            self._find(item, share, local.shifted(share.box.start), wanted)
-                reach.advance(item, first, last)
-            if end == last_edge:
-                reach.finish()
-            self._spend(len(outputs))
-            _bound("bytes of a step", sum(reach.pending), self._parts_bytes)
-            _bound("bytes of a part", max(reach.pending), self._recipe.limits.max_part_bytes)
-            self._count(wanted.values())
-            reach.cut()
-
-    def _find(self, item: Rows, share: Share, box: Box, wanted: dict[int, set[Runs]]) -> None:
-        pieces = self._recipe.tensors[item.tensor].pieces
-        entries = self._recipe.catalog.entries
-        self._spend(sum(len(entries[piece.source].placements) for piece in pieces))
-        for piece, patch in sources_of(self._recipe, item.tensor, box):
-            _, itemsize = extent_of(entries[piece.source].spec)
-            for placement, common in stored_at(self._recipe, piece.source, patch):
-                move = common.transfer(placement.box, share.box, itemsize)
-                wanted.setdefault(id(placement), set()).add(move.source_runs)
-
-    def _count(self, wanted: Iterable[set[Runs]]) -> None:
-        reads, limits = 0, self._recipe.limits
-        for found in wanted:
-            self._spend(len(found))
-            here = sum(runs.run_count for runs, _ in bridged(found, limits))
-            span = max(runs.stop for runs in found) - min(runs.first for runs in found)
-            here += min(span, sum(runs.total_nbytes for runs in found) * limits.max_over_read) // limits.read_bytes
-            reads += here
-            _bound("reads of a step", reads, MAX_STEP_READS)
-            self._spend(here * len(found))
-
-    def _spend(self, count: int) -> None:
-        self._done += count
-        _bound("work to tell the steps", self._done, MAX_WORK)
-
-
-def _check_cost(plan: Plan) -> None:
+def _check_cost(plan: Plan, needs: Needs) -> None:
     """Count anew; sharing out the memory twice may round the peak by less than one byte a request."""
-    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers)
+    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers, needs)
     if plan.cost != replace(counted, peak_bytes=plan.cost.peak_bytes):
         raise refused("cost", str(counted), str(plan.cost))
     if not 0 <= counted.peak_bytes - plan.cost.peak_bytes < plan.limits.concurrency:

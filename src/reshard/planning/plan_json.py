@@ -29,6 +29,7 @@ from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
 
 __all__ = [
+    "BESIDE",
     "catalog_to_json",
     "decode_plan",
     "encode_plan",
@@ -37,6 +38,9 @@ __all__ = [
     "plan_to_json",
     "strategy_to_json",
 ]
+
+BESIDE = ("estimate", "explained")
+"""What is printed with a plan without being part of it: left out when it is read again."""
 
 _FORMAT = "reshard-plan/1"
 _HINT = "Make it anew."
@@ -117,7 +121,7 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
 
     Anyone can write a plan with the right hash, so everything it says is checked, but nothing planned anew.
     """
-    rest = {key: value for key, value in body.items() if key != "plan_id"}
+    rest = {key: value for key, value in body.items() if key not in ("plan_id", *BESIDE)}
     if rest.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(rest.get("format")))
     try:

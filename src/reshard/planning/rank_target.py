@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..formats.containers import Container
 from ..tensor import Box, Strategy
 from .output import Carried, Document, Output, TargetTensor, file_order, make_output, whole_box
+from .rank_outputs import RankOutputs
 from .redundancy import assign_writers
 from .strategy_check import check_strategy_fits, names_on_one_side
 
@@ -53,21 +54,26 @@ class RankTarget:
         PlanError
             Tensors that were cut in the source and have no layout here.
         """
-        order = file_order(tensors)
         check_strategy_fits(self.strategy, tensors, carried.dropped)
-        writers = self._writers(tensors) if self.remove_redundancy else None
+        if not self.remove_redundancy:
+            made = RankOutputs(self.strategy, tensors, carried, self.container)
+            return made.outputs(self.ranks, self._key)
+        order, writers = file_order(tensors), self._writers(tensors)
         distinct: dict[tuple[object, ...], tuple[list[str], list[tuple[int, Box]]]] = {}
         for rank in self.ranks:
             held = [(index, box) for index in order for box in self._held(tensors[index], rank, writers)]
             keys, _ = distinct.setdefault(tuple(held), ([], held))
-            keys.append(self.name.replace("{rank}", str(rank)))
+            keys.append(self._key(rank))
         return tuple(self._output(keys, held, tensors, carried) for keys, held in distinct.values())
+
+    def _key(self, rank: int) -> str:
+        return self.name.replace("{rank}", str(rank))
 
     def _output(
         self, keys: Sequence[str], held: Sequence[tuple[int, Box]], tensors: Sequence[TargetTensor], carried: Carried
     ) -> Output:
-        own = {"format": "ms"} | ({"remove_redundancy": "True"} if self.remove_redundancy else {})
-        metadata = carried.metadata_for([tensors[index].spec.name for index, _ in held], **own)
+        names = [tensors[index].spec.name for index, _ in held]
+        metadata = carried.metadata_for(names, format="ms", remove_redundancy="True")
         return make_output(keys, held, tensors, metadata, self.container, carried.texts)
 
     def documents(

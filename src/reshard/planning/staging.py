@@ -27,7 +27,7 @@ _WORTH_IT = 1.2
 """Staging must be cheaper by this factor: a second pass is one more thing that can fail."""
 _MOST_WASTE = 1.05
 _MOST_SPLITS = 1024
-_LEAST_CHUNK_BYTES = 256 << 10
+_MOST_CHUNKS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
     if not wanted:
         return plan
     best: Plan | None = None
-    for split_count in _split_counts(plan):
+    staged_bytes = sum(plan.catalog.entries[index].spec.nbytes for index in wanted)
+    for split_count in _split_counts(_band_bytes(plan), staged_bytes):
         try:
             made = _made(plan, wanted, split_count, mode)
         except PlanError:  # too many chunks, or more memory than there is
@@ -149,7 +150,7 @@ def _cut_axes(plan: Plan) -> dict[int, int]:
             if box.is_empty:
                 continue
             for piece, patch in sources_of(plan.recipe, tensor, box):
-                shape = plan.catalog.entries[piece.source].spec.shape
+                shape = extent_of(plan.catalog.entries[piece.source].spec)[0]
                 axis = _cut_axis(patch.source_hull, shape)
                 if not patch.keeps_order:
                     axis = len(shape) - 1
@@ -224,10 +225,10 @@ def _staged_score(nbytes: int, limits: Limits) -> int:
 # How.
 
 
-def _split_counts(plan: Plan) -> Iterator[int]:
+def _split_counts(band_bytes: int, nbytes: int) -> Iterator[int]:
     """Into how many columns of chunks: few make long reads, many let each output read no more than its own."""
     count = 1
-    while count <= _MOST_SPLITS and _band_bytes(plan) // count >= min(_LEAST_CHUNK_BYTES, plan.limits.read_bytes):
+    while count <= _MOST_SPLITS and nbytes // band_bytes * count <= _MOST_CHUNKS:
         yield count
         count *= 2
 
@@ -298,6 +299,6 @@ def _note(plan: Plan, first: Plan, second: Plan) -> str:
     before, after = plan.cost, second.cost
     return (
         f"{names[0]}{more} ({first.catalog.nbytes} bytes) staged in {len(first.outputs)} zarr chunks at "
-        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, in two "
-        f"{first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
+        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, "
+        f"in two {first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
     )

@@ -19,6 +19,7 @@ from .reads import coalesce, needed_ranges, split
 from .streamed import Copied, Streamed, split_evenly
 
 __all__ = [
+    "Computed",
     "CopiedPart",
     "Copy",
     "FilledPart",
@@ -60,9 +61,13 @@ class Recipe:
         """What of an output passes through the client."""
         return Streamed(self.outputs[output].frame, self.copied[output] if self.copied else ())
 
+    def has_copies(self, outputs: Sequence[int]) -> bool:
+        """Whether the store copies some of these outputs from the source."""
+        return any(self.copied[i] for i in outputs) if self.copied else False
+
     def is_small(self, group: Group) -> bool:
         """Whether one step writes a group's outputs whole, so that none needs a multipart upload."""
-        return not group.cuts and not any(self.copied[i] for i in group.outputs if self.copied)
+        return not group.cuts and not self.has_copies(group.outputs)
 
     def is_replicated(self, group: Group, output: int) -> bool:
         """Whether an output is written under its first key, and copied from there to the others."""
@@ -222,13 +227,18 @@ def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placem
 
 
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
-    """Derive the steps of one group, in order: first those of the cuts, then what is copied."""
+    """Derive the steps of one group: first what is copied, which needs no memory, then those of the cuts in order."""
     outputs = [recipe.streamed(i) for i in group.outputs]
     items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
     edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
     ranges = list(_ranges(outputs, items, edges))
     copies = [list(_copies(streamed, recipe.limits)) for streamed in outputs]
     numbers = [_numbers(member, ranges, found) for member, found in enumerate(copies)]
+    for member, found in enumerate(copies):
+        for number, run in enumerate(found, start=len(edges)):
+            span = ByteRange(run.start, run.stop)
+            copy = CopiedPart(group.outputs[member], numbers[member][run.start], span, run.object, run.first)
+            yield Step(index, number, (), (), (copy,))
     for number, ((begin, end), here) in enumerate(zip(pairwise(edges), ranges, strict=True), start=1):
         if not here:
             continue
@@ -244,11 +254,6 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
         step = builder.step(index, number, parts)
         _check_filled(step, recipe)
         yield step
-    for member, found in enumerate(copies):
-        for number, run in enumerate(found, start=len(edges)):
-            span = ByteRange(run.start, run.stop)
-            copy = CopiedPart(group.outputs[member], numbers[member][run.start], span, run.object, run.first)
-            yield Step(index, number, (), (), (copy,))
 
 
 _Ranges = dict[tuple[int, int], ByteRange]
@@ -318,7 +323,7 @@ class _Builder:
         self._recipe = recipe
         # By object: the buffer, and the transfer with the source address in the object.
         self._copies: dict[int, list[tuple[int, Transfer]]] = {}
-        self._tiles: dict[tuple[int, Making], _Computed] = {}
+        self._tiles: dict[tuple[int, Making], Computed] = {}
 
     def add(self, item: Rows, share: Share, elements: tuple[int, int], buffer: int, first_byte: int) -> None:
         """Add what one output holds of one tensor.
@@ -333,7 +338,7 @@ class _Builder:
         for local in row_major_boxes(share.box.shape, *elements):
             for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
                 if piece.making is not None:
-                    computed = self._tiles.setdefault((piece.source, piece.making), _Computed())
+                    computed = self._tiles.setdefault((piece.source, piece.making), Computed())
                     computed.lays.append((share, patch, item.itemsize, buffer, first_byte))
                     continue
                 for placement, common in stored_at(self._recipe, piece.source, patch):
@@ -389,25 +394,25 @@ class _Builder:
             yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
-_Lay = tuple[Share, Patch, int, int, int]
+Lay = tuple[Share, Patch, int, int, int]
 
 
 @dataclass(slots=True)
-class _Computed:
+class Computed:
     """Where values of one tensor go that are computed in one step."""
 
-    lays: list[_Lay] = field(default_factory=list)
+    lays: list[Lay] = field(default_factory=list)
 
-    def boxes(self) -> Iterator[tuple[Box, list[_Lay]]]:
+    def boxes(self) -> Iterator[tuple[Box, list[Lay]]]:
         """What of the tensor is needed, each box with who takes its values.
 
         Boxes that fill their hull together are one, computed once for all who take from it; those that
         lie apart (row slices of several ranks) stay apart, or all between them would be read for nothing.
         """
-        hulls: dict[Box, list[_Lay]] = {}
+        hulls: dict[Box, list[Lay]] = {}
         for lay in self.lays:
             hulls.setdefault(lay[1].source_hull, []).append(lay)
-        joined: list[tuple[Box, list[_Lay]]] = []
+        joined: list[tuple[Box, list[Lay]]] = []
         for one in sorted(hulls.items(), key=lambda item: (item[0].start, item[0].stop)):
             while joined and (box := _filled_hull(joined[-1][0], one[0])) is not None:
                 one = box, [*joined.pop()[1], *one[1]]

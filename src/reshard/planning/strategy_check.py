@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
 from ..errors import PlanError, StrategyError, raise_all
-from ..tensor import Strategy
+from ..tensor import Shape, Strategy
 from .catalog import Origin
 from .output import TargetTensor, sample
 
@@ -44,15 +44,18 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
     """
     _check_names(strategy, tensors, dropped)
     problems = []
+    fitting: set[tuple[int, Shape, bool]] = set()  # most tensors are cut like another, on most stages
     for tensor in tensors:
         for stage, layouts in enumerate(strategy.stages):
             layout = layouts.get(tensor.spec.name)
-            if layout is None:
+            how = id(layout), tensor.spec.shape, tensor.spec.dtype.is_sub_byte
+            if layout is None or how in fitting:
                 continue
             try:
                 layout.check(tensor.spec.shape)
                 if tensor.spec.dtype.is_sub_byte and {*layout.cuts, layout.optimizer_pieces} - {1}:
                     raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
+                fitting.add(how)
             except StrategyError as error:
                 problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
     hint = "Is this the strategy of this very model? Axes must be as many as it maps, and divide by its cuts."

@@ -89,6 +89,11 @@ class Layout:
         return tuple(math.prod(self.device_matrix[-1 - e] for e in axis) for axis in self.tensor_map)
 
     @property
+    def pieces(self) -> Shape:
+        """Pieces on each axis, with the optimizer's."""
+        return (self.cuts[0] * self.optimizer_pieces, *self.cuts[1:]) if self.tensor_map else ()
+
+    @property
     def replica_count(self) -> int:
         """Ranks that share one slice, before the optimizer cuts it."""
         return math.prod(size for d, size in enumerate(self.device_matrix) if d not in self._used)
@@ -119,24 +124,32 @@ class Layout:
         and compiled strategies (optimizer pieces in the order that training uses).
         """
         self.check(shape)
-        coordinates = self._coordinates(rank)
-        start, stop = [], []
-        for axis, (extent, entries) in enumerate(zip(shape, self.tensor_map, strict=True)):
-            pieces, index = 1, 0
-            for entry in entries:
-                size = self.device_matrix[-1 - entry]
-                pieces, index = pieces * size, index * size + coordinates[-1 - entry]
-            if axis == 0 and self.row_split:
-                start.append(self.row_split.offsets[index])
-                stop.append(self.row_split.offsets[index] + self.row_split.counts[index])
-            else:
-                start.append(extent // pieces * index)
-                stop.append(extent // pieces * (index + 1))
-        if self.optimizer_pieces > 1:
-            rows = (stop[0] - start[0]) // self.optimizer_pieces
-            start[0] += rows * self._optimizer_index(coordinates)
-            stop[0] = start[0] + rows
+        place = self.place_of(rank)
+        start = [extent // pieces * index for extent, pieces, index in zip(shape, self.pieces, place, strict=True)]
+        stop = [extent // pieces + first for extent, pieces, first in zip(shape, self.pieces, start, strict=True)]
+        if self.row_split:
+            start[0] = self.row_split.offsets[place[0]]
+            stop[0] = start[0] + self.row_split.counts[place[0]]
         return Box(tuple(start), tuple(stop))
+
+    def place_of(self, rank: int) -> Shape:
+        """Which piece of each axis a rank owns, whatever the tensor's shape.
+
+        Examples
+        --------
+        >>> Layout((2, 2), ((0,), ()), optimizer_shard_size=-1).place_of(rank=2)
+        (1, 0)
+        """
+        coordinates = self._coordinates(rank)
+        place = []
+        for entries in self.tensor_map:
+            index = 0
+            for entry in entries:
+                index = index * self.device_matrix[-1 - entry] + coordinates[-1 - entry]
+            place.append(index)
+        if self.optimizer_pieces > 1:
+            place[0] = place[0] * self.optimizer_pieces + self._optimizer_index(coordinates)
+        return tuple(place)
 
     def full_shape(self, local_shape: Shape) -> Shape:
         """The shape of the full tensor, from what one rank holds of it.

@@ -211,6 +211,8 @@ def _steps(views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[i
 
 
 def _hull(views: Views, box: Box) -> Box:
+    if all(len(factors) == 1 for factors in views):
+        return box
     starts, stops = [], []
     low, high = list(box.start), list(box.stop)
     for factors in reversed(views):

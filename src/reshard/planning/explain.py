@@ -1,0 +1,383 @@
+"""How each byte of an output is made: looked up in a plan for one object or one tensor, without deriving the rest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from ..errors import UsageError
+from ..formats.strict_json import shown
+from ..tensor import Box, ByteRange, extent_of, plain_patch
+from .output import Attachment, Document, Output, sample
+from .plan import Plan
+from .steps import CopiedPart, FilledPart, Recipe, Step, inputs_of, sources_of, stored_at
+from .streamed import whole_copies
+
+__all__ = [
+    "Explanation",
+    "Held",
+    "ObjectExplanation",
+    "PartExplanation",
+    "Taken",
+    "TensorExplanation",
+    "explain",
+    "explanation_to_json",
+]
+
+Filled = Literal["copied", "streamed", "literal", "replica"]
+"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` of bytes known beforehand
+alone, or a ``replica``'s part: copied by the store from an equal output."""
+
+_NEAR = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Bytes of one object that something is made of.
+
+    Parameters
+    ----------
+    object
+        Its key, counted from the source's URL (or another of the catalog's bases); of a replica from the target's.
+    range
+        From the first byte to the last.
+    nbytes
+        How many of them: of a read all, of a tensor those that belong to it.
+    base
+        Where the key counts from: 0 is the catalog's URL, the others follow. -1 is the target.
+    """
+
+    object: str
+    range: ByteRange
+    nbytes: int
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PartExplanation:
+    """One part of an output.
+
+    Parameters
+    ----------
+    number
+        Of the upload part, from 1; a single PUT is part 1.
+    range
+        In the output.
+    filled
+        How.
+    sources
+        What is read, or copied. Reads are shared with other outputs of the group.
+    literal_nbytes
+        Bytes of the part that were known beforehand: headers and the like.
+    kernels
+        What computes values for it.
+    group, step
+        The unit of work; -1 and 0 where it is done beside all groups.
+    """
+
+    number: int
+    range: ByteRange
+    filled: Filled
+    sources: tuple[Taken, ...] = ()
+    literal_nbytes: int = 0
+    kernels: tuple[str, ...] = ()
+    group: int = -1
+    step: int = 0
+
+    def nbytes_by_way(self) -> dict[str, int]:
+        """Its bytes by how they are made."""
+        if self.filled in ("copied", "replica"):
+            return {"copied": self.range.nbytes}
+        return {"streamed": self.range.nbytes - self.literal_nbytes, "literal": self.literal_nbytes}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectExplanation:
+    """One object of the target.
+
+    Parameters
+    ----------
+    key, keys
+        The one asked for, and all that are equal to it.
+    nbytes
+        Of the object.
+    parts
+        In order; they cover it without gaps or overlaps.
+    copied_bytes, streamed_bytes, literal_bytes
+        What of it is made in which way.
+    """
+
+    key: str
+    keys: tuple[str, ...]
+    nbytes: int
+    parts: tuple[PartExplanation, ...]
+    copied_bytes: int
+    streamed_bytes: int
+    literal_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one output holds of a tensor.
+
+    Parameters
+    ----------
+    keys
+        Of the output, replicas included.
+    box
+        In elements of the whole tensor.
+    ranges
+        Where its bytes stand in the output.
+    parts
+        The parts that they are in, whole.
+    sources
+        What of the source they are made of; block scales and adapters are among it.
+    """
+
+    keys: tuple[str, ...]
+    box: Box
+    ranges: tuple[ByteRange, ...]
+    parts: tuple[PartExplanation, ...]
+    sources: tuple[Taken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorExplanation:
+    """One tensor of the target.
+
+    Parameters
+    ----------
+    name, dtype, shape
+        In the target, whole.
+    made_of
+        Names of the source's tensors that it is made of.
+    held
+        What each distinct output has of it.
+    copied_bytes, streamed_bytes
+        Of its bytes in these outputs, replicas counted once.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    made_of: tuple[str, ...]
+    held: tuple[Held, ...]
+    copied_bytes: int
+    streamed_bytes: int
+
+
+Explanation = ObjectExplanation | TensorExplanation
+
+
+def explain(plan: Plan, name: str) -> Explanation:
+    """Tell how an object or a tensor of the target is made.
+
+    Only the steps of the groups that it is in are derived.
+
+    Parameters
+    ----------
+    name
+        A key of the target, or else a tensor's name there or, if none is called so, in the source.
+
+    Raises
+    ------
+    UsageError
+        The plan makes nothing of this name; the error tells what is called like it.
+    """
+    for index, output in enumerate(plan.outputs):
+        if name in output.keys:
+            return _object(plan, index, name)
+    others: dict[str, Document | Attachment] = {each.key: each for each in plan.documents}
+    others |= {each.key: each for each in plan.attachments}
+    if name in others:
+        return _beside(plan, others[name])
+    found = _tensor_of(plan, name)
+    if found is None:
+        raise _unknown(plan, name)
+    return _tensor(plan, found)
+
+
+def _tensor_of(plan: Plan, name: str) -> int | None:
+    for index, tensor in enumerate(plan.tensors):
+        if tensor.spec.name == name:
+            return index
+    entries = plan.catalog.entries
+    made = [
+        index
+        for index, tensor in enumerate(plan.tensors)
+        if any(entries[piece.source].spec.name == name for piece in tensor.pieces)
+    ]
+    if len(made) > 1:
+        hint = f"Name one of them: {sample([plan.tensors[index].spec.name for index in made], _NEAR)}."
+        raise UsageError(f"{len(made)} tensors of the target are made of {shown(name)}", hint=hint)
+    return made[0] if made else None
+
+
+def _unknown(plan: Plan, name: str) -> UsageError:
+    names = [*plan.keys, *(tensor.spec.name for tensor in plan.tensors)]
+    near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
+    hint = (
+        f"Did you mean {' or '.join(near)}?" if near else "reshard plan lists the outputs, reshard inspect the tensors."
+    )
+    return UsageError(f"the plan makes no object and no tensor called {shown(name)}", hint=hint)
+
+
+def _object(plan: Plan, index: int, key: str) -> ObjectExplanation:
+    output, group = plan.outputs[index], _group_of(plan, index)
+    is_replica = plan.recipe.is_replicated(plan.groups[group], index) and key != output.keys[0]
+    parts = tuple(_replica_parts(plan, output)) if is_replica else _parts(plan, group, [index])[index]
+    return _explained(key, output.keys, output.nbytes, parts)
+
+
+def _explained(key: str, keys: tuple[str, ...], nbytes: int, parts: tuple[PartExplanation, ...]) -> ObjectExplanation:
+    total = {"copied": 0, "streamed": 0, "literal": 0}
+    for part in parts:
+        for way, count in part.nbytes_by_way().items():
+            total[way] += count
+    return ObjectExplanation(key, keys, nbytes, parts, total["copied"], total["streamed"], total["literal"])
+
+
+def _beside(plan: Plan, other: Document | Attachment) -> ObjectExplanation:
+    if isinstance(other, Document):
+        span = ByteRange(0, len(other.data))
+        part = PartExplanation(1, span, "literal", literal_nbytes=span.nbytes)
+    else:
+        span = ByteRange(0, other.nbytes)
+        part = PartExplanation(1, span, "streamed", (_taken(plan, other.index, span),))
+    return _explained(other.key, (other.key,), span.nbytes, (part,))
+
+
+def _replica_parts(plan: Plan, output: Output) -> Iterator[PartExplanation]:
+    for number, span in enumerate(whole_copies(output.nbytes, plan.limits), start=1):
+        yield PartExplanation(number, span, "replica", (Taken(output.keys[0], span, span.nbytes, -1),))
+
+
+def _group_of(plan: Plan, output: int) -> int:
+    return next(index for index, group in enumerate(plan.groups) if output in group.outputs)
+
+
+def _parts(plan: Plan, group: int, wanted: Sequence[int]) -> dict[int, tuple[PartExplanation, ...]]:
+    """The parts of some outputs of a group, in order."""
+    found: dict[int, list[PartExplanation]] = {index: [] for index in wanted}
+    for step in plan.steps(group):
+        for position, part in enumerate(step.parts):
+            if part.output in found:
+                found[part.output].append(_streamed_part(plan, step, position, part))
+        for copy in step.copies:
+            if copy.output in found:
+                found[copy.output].append(_copied_part(plan, step, copy))
+    return {index: tuple(sorted(parts, key=lambda part: part.number)) for index, parts in found.items()}
+
+
+def _copied_part(plan: Plan, step: Step, part: CopiedPart) -> PartExplanation:
+    taken = _taken(plan, part.object, part.source_range)
+    return PartExplanation(part.number, part.range, "copied", (taken,), group=step.group, step=step.number)
+
+
+def _streamed_part(plan: Plan, step: Step, position: int, part: FilledPart) -> PartExplanation:
+    tiles = [tile for tile in step.tiles if any(lay.part == position for lay in tile.lays)]
+    buffers = {position} | {tile.first_input + i for tile in tiles for i in range(len(tile.inputs))}
+    reads = [read for read in step.reads if any(copy.part in buffers for copy in read.copies)]
+    known = plan.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
+    literal = sum(len(data) for _, data in known)
+    return PartExplanation(
+        part.number,
+        part.range,
+        "literal" if literal == part.range.nbytes else "streamed",
+        tuple(_taken(plan, read.object, read.range) for read in reads),
+        literal,
+        tuple(sorted({tile.making.kernel for tile in tiles})),
+        step.group,
+        step.number,
+    )
+
+
+def _taken(plan: Plan, index: int, span: ByteRange, nbytes: int | None = None) -> Taken:
+    item = plan.catalog.objects[index]
+    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base)
+
+
+def _tensor(plan: Plan, tensor: int) -> TensorExplanation:
+    holders = [index for index, output in enumerate(plan.outputs) if tensor in output.tensors]
+    held: list[Held] = []
+    copied = total = 0
+    for group, members in _by_group(plan, holders).items():
+        parts = _parts(plan, group, members)
+        for index in members:
+            one = _held(plan, index, tensor, parts[index])
+            held.append(one)
+            total += sum(span.nbytes for span in one.ranges)
+            copied += sum(
+                _common(span, part.range) for span in one.ranges for part in one.parts if part.filled == "copied"
+            )
+    spec, entries = plan.tensors[tensor].spec, plan.catalog.entries
+    made_of = dict.fromkeys(entries[piece.source].spec.name for piece in plan.tensors[tensor].pieces)
+    return TensorExplanation(
+        spec.name, spec.dtype.value, spec.shape, tuple(made_of), tuple(held), copied, total - copied
+    )
+
+
+def _by_group(plan: Plan, outputs: Iterable[int]) -> dict[int, list[int]]:
+    wanted, found = set(outputs), dict[int, list[int]]()
+    for index, group in enumerate(plan.groups):
+        members = [output for output in group.outputs if output in wanted]
+        if members:
+            found[index] = members
+    return found
+
+
+def _held(plan: Plan, index: int, tensor: int, parts: Sequence[PartExplanation]) -> Held:
+    output = plan.outputs[index]
+    slot = output.tensors.index(tensor)
+    box = output.boxes[slot]
+    ranges = tuple(_ranges(output, slot))
+    here = tuple(part for part in parts if any(_common(span, part.range) for span in ranges))
+    return Held(output.keys, box, ranges, here, tuple(_sources(plan, tensor, box)))
+
+
+def _ranges(output: Output, slot: int) -> Iterator[ByteRange]:
+    """Where the bytes of one tensor of an output stand."""
+    for extent in output.frame.extents:
+        if extent.slot == slot:
+            yield ByteRange(extent.start, extent.stop)
+
+
+def _common(a: ByteRange, b: ByteRange) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
+
+
+def _sources(plan: Plan, tensor: int, box: Box) -> Iterator[Taken]:
+    """The bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
+    if box.is_empty:
+        return
+    recipe, entries = plan.recipe, plan.catalog.entries
+    for piece, patch in sources_of(recipe, tensor, box):
+        if piece.making is None:
+            itemsize = extent_of(entries[piece.source].spec)[1]
+            for placement, common in stored_at(recipe, piece.source, patch):
+                runs = common.transfer(placement.box, box, itemsize).source_runs
+                holder, first = placement.holders[0]
+                yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
+            continue
+        for entry, wanted in inputs_of(piece.source, piece.making, patch.source_hull):
+            yield from _inputs(plan, recipe, entry, wanted)
+
+
+def _inputs(plan: Plan, recipe: Recipe, entry: int, wanted: Box) -> Iterator[Taken]:
+    """The bytes of the source that a kernel's input is made of."""
+    spec = plan.catalog.entries[entry].spec
+    patch = plain_patch(spec.shape).within_target(wanted)
+    if patch is None:
+        return
+    for placement, common in stored_at(recipe, entry, patch):
+        runs = common.transfer(placement.box, wanted, spec.dtype.itemsize).source_runs
+        holder, first = placement.holders[0]
+        yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
+
+
+def explanation_to_json(explanation: Explanation) -> dict[str, object]:
+    """Express an explanation in JSON's types."""
+    kind = "object" if isinstance(explanation, ObjectExplanation) else "tensor"
+    return {"kind": kind, **asdict(explanation)}

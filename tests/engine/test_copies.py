@@ -1,0 +1,456 @@
+"""Parts that the store makes by itself: the same bytes, once each, and nothing left whatever fails."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from support.checkpoints import contents, decode, put_full, put_ranks, random_model, rank_key, shard, shards, stored
+from support.conversions import planned, ranks_of
+from support.faulty_store import Fault, FaultyStore
+
+from reshard.engine.digest import crc32c
+from reshard.engine.events import PhaseStarted, Progress
+from reshard.engine.execute import execute
+from reshard.engine.manifest import decode_manifest
+from reshard.engine.verify import Subset, verify_manifest
+from reshard.errors import SourceChanged, StorageError, Transient, Unsupported
+from reshard.planning.limits import Limits
+from reshard.planning.plan import MANIFEST_KEY, REPLICAS, without_copies
+from reshard.planning.target import FullTarget
+from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits
+from reshard.tensor import Layout, Strategy
+
+LEAST = 300
+LIMITS = Limits(
+    concurrency=3,
+    min_part_bytes=LEAST,
+    part_bytes=LEAST,
+    copy_bytes=1000,
+    min_copy_source_bytes=LEAST,
+    row_bytes=1,
+    read_bytes=200,
+)
+MODEL = random_model({f"{i}.w": ("F32", (24, 20)) for i in range(4)} | {"norm": ("F32", (12,)), "step": ("I64", ())})
+ROWS, WHOLE = Layout((2, 2), ((0,), ())), Layout((2, 2), ((), ()))
+ONE = Strategy(4, ({f"{i}.w": ROWS for i in range(4)} | {"norm": Layout((2, 2), ((),))},))
+"""Two replicas of two ranks."""
+TWO = Strategy(
+    4,
+    (
+        {f"{i}.w": ROWS for i in range(2)} | {"norm": Layout((2, 2), ((),))},
+        {f"{i}.w": ROWS for i in range(2, 4)},
+    ),
+)
+"""The same in two stages."""
+COLUMNS = Strategy(4, ({f"{i}.w": Layout((2, 2), ((), (0,))) for i in range(4)},))
+"""Nothing that stands together, but replicas."""
+SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json", "pt", 10**9)
+
+
+class IgnoringPins(MemoryStore):
+    """As some services: a copy takes whatever is there."""
+
+    def copy_part(self, upload, number, offset, source, key, span, etag=None):
+        return super().copy_part(upload, number, offset, source, key, span)
+
+
+def new_place(key="to", kind=MemoryStore):
+    return Location(kind(limits=StoreLimits(min_part_bytes=LEAST, min_copy_source_bytes=LEAST)), key)
+
+
+@pytest.fixture
+def source():
+    place = new_place("from")
+    put_ranks(place, shards(MODEL, TWO))
+    return place
+
+
+@pytest.fixture
+def target():
+    return new_place()
+
+
+def plan_of(source, wished=None, strategy=TWO, copied_from=(REPLICAS, 0)):
+    return planned(source, new_place(), wished or ranks_of(ONE), LIMITS, strategy, copied_from)
+
+
+def objects_at(location):
+    return {name: body for name, body in stored(location).items() if name != MANIFEST_KEY}
+
+
+def streamed(plan, source):
+    """What a store that copies nothing would hold."""
+    place = new_place()
+    execute(without_copies(plan), source, place)
+    return objects_at(place)
+
+
+def is_untouched(location):
+    return not list(location.store.list("")) and not list(location.store.open_uploads(""))
+
+
+def expected_shards(strategy):
+    return {rank_key(rank): contents(shard(MODEL, strategy, rank)) for rank in range(strategy.rank_count)}
+
+
+SCENARIOS = {
+    "stages and replicas": (ranks_of(ONE), TWO),
+    "to one object": (SINGLE, TWO),
+    "from one object": (ranks_of(TWO), None),
+    "replicas alone": (ranks_of(COLUMNS), None),
+    "some ranks": (replace(ranks_of(ONE), ranks=(0, 2, 3)), TWO),
+}
+
+
+def scenario(name):
+    wished, strategy = SCENARIOS[name]
+    place = new_place("from")
+    if strategy:
+        put_ranks(place, shards(MODEL, strategy))
+    else:
+        put_full(place, {"m.safetensors": MODEL})
+    return plan_of(place, wished, strategy), place
+
+
+# The right bytes, once.
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_same_bytes_as_when_they_are_streamed(name, target):
+    plan, source = scenario(name)
+    assert plan.cost.copied_bytes
+    manifest = execute(plan, source, target)
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert not list(target.store.open_uploads(""))
+
+
+def test_shards_are_right(source, target):
+    execute(plan_of(source), source, target)
+    assert {name: decode(body)[0] for name, body in objects_at(target).items()} == expected_shards(ONE)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_requests_and_bytes_are_those_of_the_plan(name, target):
+    plan, source = scenario(name)
+    counted_source, counted_target = (Location(RecordingStore(place.store), place.key) for place in (source, target))
+    execute(plan, counted_source, counted_target)
+    read, written, cost = counted_source.store.figures, counted_target.store.figures, plan.cost
+    manifest_bytes = target.store.head(target.child(MANIFEST_KEY).key).nbytes
+    assert (read.read_bytes, read.requests["get"]) == (cost.read_bytes, cost.get_count)
+    assert read.requests["head"] == 2 * len(plan.catalog.objects)  # before, and again after copies
+    assert written.written_bytes == cost.written_bytes + manifest_bytes
+    assert written.copied_bytes == cost.copied_bytes
+    requests = Counter(written.requests)
+    assert requests.pop("list") == 1
+    assert requests == +Counter(
+        put=cost.put_count + 1,
+        create=cost.upload_count,
+        part=cost.part_count,
+        copy=cost.copy_count,
+        complete=cost.upload_count,
+    )
+
+
+def test_replicas_are_sent_once_and_are_equal(target):
+    plan, source = scenario("replicas alone")
+    faulty = FaultyStore(target.store)
+    execute(plan, source, Location(faulty, "to"))
+    verbs = {}
+    for verb, key in faulty.log:
+        verbs.setdefault(key.removeprefix("to/"), []).append(verb)
+    for output in plan.outputs:
+        first, other = output.keys
+        assert set(verbs[first]) == {"create_upload", "upload_part", "complete_upload"}
+        assert set(verbs[other]) == {"create_upload", "copy_part", "complete_upload"}
+        assert verbs[other].count("copy_part") == -(-output.nbytes // 1000)
+        assert objects_at(target)[first] == objects_at(target)[other]
+    assert plan.cost.written_bytes == sum(output.nbytes for output in plan.outputs)
+    order = [verb for verb, _ in faulty.log]
+    assert order.index("copy_part") > order.index("complete_upload")
+
+
+def test_checksums_are_of_what_passed_through_here(source, target):
+    """Of an output that was sent whole, its replicas have the same; of one that was copied in part there is none."""
+    plan = plan_of(source)
+    manifest = execute(plan, source, target)
+    assert {receipt.crc32c for receipt in manifest.receipts} == {None}
+    assert decode_manifest(stored(target)[MANIFEST_KEY], "m") == manifest
+    plan, source = scenario("replicas alone")
+    place = new_place()
+    manifest = execute(plan, source, place)
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(place).items()}
+    assert decode_manifest(stored(place)[MANIFEST_KEY], "m") == manifest
+
+
+def test_a_saved_plan_copies_too(source, target):
+    from reshard.planning.plan_json import decode_plan, encode_plan
+
+    plan = decode_plan(encode_plan(plan_of(source)), "plan")
+    faulty = FaultyStore(target.store)
+    execute(plan, source, Location(faulty, "to"))
+    assert faulty.calls["copy_part"] == plan.cost.copy_count
+    assert objects_at(target) == streamed(plan, source)
+
+
+def test_overwriting_by_copies(source, target):
+    target.store.put(f"to/{rank_key(0)}", b"old")
+    target.store.put(f"to/{rank_key(2)}", b"old")
+    plan = plan_of(source)
+    execute(plan, source, target, overwrite=True)
+    assert objects_at(target) == streamed(plan, source)
+
+
+@pytest.mark.parametrize("subset", ["1/3", "2/3", "3/3"])
+def test_a_part_of_what_was_copied_is_compared(source, target, subset):
+    plan = plan_of(source)
+    manifest = execute(plan, source, target)
+    report = verify_manifest(manifest, "", source, target, subset=Subset.parse(subset))
+    assert report.is_ok
+    assert 0 < report.checked_bytes < report.total_bytes
+
+
+def test_every_byte_is_compared(source, target):
+    manifest = execute(plan_of(source), source, target)
+    report = verify_manifest(manifest, "", source, target)
+    assert report.checked_bytes == report.total_bytes == sum(map(len, objects_at(target).values()))
+    for name, body in objects_at(target).items():
+        for byte in range(0, len(body), 7):
+            target.store.put(f"to/{name}", body[:byte] + bytes([body[byte] ^ 1]) + body[byte + 1 :])
+            [problem] = verify_manifest(manifest, "", source, target).problems
+            assert f"{name}: byte {byte} differs" in problem
+        target.store.put(f"to/{name}", body)
+
+
+def test_reads_of_one_byte_are_no_reason_to_fail(source, target):
+    """No plan has them, but a manifest may say so."""
+    manifest = execute(plan_of(source), source, target)
+    odd = replace(manifest, plan=replace(manifest.plan, limits=replace(manifest.plan.limits, read_bytes=1)))
+    report = verify_manifest(odd, "", source, target)
+    assert report.is_ok
+
+
+# What is told while it runs.
+
+
+def check_progress(events, plan):
+    told = [event for event in events if isinstance(event, Progress)]
+    for before, after in itertools.pairwise(told):
+        assert before.read_bytes <= after.read_bytes
+        assert before.written_bytes <= after.written_bytes
+    for event in told:
+        assert event.read_bytes <= event.total_read_bytes
+        assert event.written_bytes <= event.total_written_bytes
+        assert 0 <= event.reading <= LIMITS.concurrency
+        assert 0 <= event.writing <= LIMITS.concurrency
+    last = told[-1]
+    assert last.read_bytes == last.total_read_bytes
+    assert last.written_bytes == last.total_written_bytes == plan.cost.written_bytes + plan.cost.copied_bytes
+    assert (last.reading, last.writing) == (0, 0)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_progress_ends_at_what_was_planned(name, target):
+    events = []
+    plan, source = scenario(name)
+    written = sum(len(document.data) for document in plan.documents)
+    assert not written
+    execute(plan, source, target, listener=events.append)
+    assert [event.name for event in events if isinstance(event, PhaseStarted)] == ["transfer", "commit"]
+    check_progress(events, plan)
+
+
+# Stores that turn out not to copy.
+
+
+def refusing(verb_calls, place):
+    return Location(
+        FaultyStore(place.store, *(Fault("copy_part", n, Unsupported("made up")) for n in verb_calls)), "to"
+    )
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_store_that_cannot_copy_after_all(name, target):
+    """The very first copy is refused: everything is streamed, and the manifest says so."""
+    plan, source = scenario(name)
+    events = []
+    place = refusing(range(1, 1000), target)
+    manifest = execute(plan, source, place, listener=events.append)
+    assert objects_at(target) == streamed(plan, source)
+    assert not list(target.store.open_uploads(""))
+    if plan.recipe.copied != ((),) * len(plan.outputs):
+        assert place.store.calls["copy_part"] == 1
+        assert manifest.plan == without_copies(plan)
+        check_progress(events, manifest.plan)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+    assert decode_manifest(stored(target)[MANIFEST_KEY], "m") == manifest
+
+
+def test_only_replicas_are_refused(target):
+    """They are streamed from the source, and the first of them is not sent again."""
+    plan, source = scenario("replicas alone")
+    events = []
+    place = refusing([1], target)
+    manifest = execute(plan, source, place, listener=events.append)
+    assert place.store.calls["copy_part"] == 1
+    assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == 4
+    assert place.store.calls["upload_part"] == 2 * plan.cost.part_count
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert not list(target.store.open_uploads(""))
+    check_progress(events, plan)
+
+
+def test_only_copies_of_replicas_are_refused(source, target):
+    """Parts of the source could be copied: so they are for the other keys."""
+    plan = plan_of(source)
+    copied = sum(len(step.copies) for index in range(len(plan.groups)) for step in plan.steps(index))
+    place = refusing([copied + 1], target)
+    manifest = execute(plan, source, place)
+    assert place.store.calls["copy_part"] == 2 * copied + 1
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert not list(target.store.open_uploads(""))
+
+
+def test_replicas_are_refused_beside_an_output_without_any(target):
+    """Rank 1 alone has its columns here: what is complete already is not sent again."""
+    source = new_place("from")
+    put_full(source, {"m.safetensors": MODEL})
+    plan = plan_of(source, replace(ranks_of(COLUMNS), ranks=(0, 1, 2)), None)
+    assert sorted(len(output.keys) for output in plan.outputs) == [1, 2]
+    assert len(plan.groups) == 1
+    place = refusing([1], target)
+    manifest = execute(plan, source, place)
+    assert place.store.calls["complete_upload"] == 3
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert not list(target.store.open_uploads(""))
+
+
+@pytest.mark.parametrize("call", [2, 3, 5])
+def test_a_later_copy_is_refused(source, target, call):
+    """As of an object that the service copies no range of, or in another place: everything is streamed."""
+    plan = plan_of(source)
+    manifest = execute(plan, source, refusing([call], target))
+    assert manifest.plan == without_copies(plan)
+    assert objects_at(target) == streamed(plan, source)
+    assert not list(target.store.open_uploads(""))
+
+
+def test_a_store_without_the_operation(source):
+    """A plan that was made for another store."""
+
+    class Plain:
+        """Everything but copies."""
+
+        def __init__(self, store):
+            self._store = store
+
+        def __getattr__(self, name):
+            if name in ("copy_part", "copies_from"):
+                raise AttributeError(name)
+            return getattr(self._store, name)
+
+    place = new_place()
+    plan = plan_of(source)
+    manifest = execute(plan, source, Location(Plain(place.store), "to"))
+    assert objects_at(place) == streamed(plan, source)
+    assert manifest.plan == without_copies(plan)
+
+
+def test_what_is_refused_for_other_reasons_is_not_tried_twice(source, target):
+    plan = plan_of(source, copied_from=())
+    faulty = FaultyStore(target.store, Fault("upload_part", 2, Unsupported("made up")))
+    with pytest.raises(Unsupported, match="made up"):
+        execute(plan, source, Location(faulty, "to"))
+    assert is_untouched(target)
+
+
+# A fault at any copy.
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "error",
+    [Transient("made up"), RuntimeError("made up"), KeyboardInterrupt("made up")],
+    ids=["transient", "bug", "^C"],
+)
+@pytest.mark.parametrize("name", ["stages and replicas", "replicas alone", "to one object"])
+def test_a_fault_at_any_call_leaves_nothing(name, error, after):
+    plan, source = scenario(name)
+    clean = FaultyStore(new_place().store)
+    execute(plan, source, Location(clean, "to"))
+    assert clean.calls["copy_part"] == plan.cost.copy_count
+    for verb in ("copy_part", "create_upload", "upload_part", "complete_upload", "put"):
+        for call in range(1, clean.calls[verb] + 1):
+            place = new_place()
+            faulty = FaultyStore(place.store, Fault(verb, call, error, after))
+            with pytest.raises(type(error), match="made up"):
+                execute(plan, source, Location(faulty, "to"))
+            assert is_untouched(place), f"{verb} {call}"
+
+
+def test_a_failed_look_at_the_source_after_copies_leaves_nothing(source, target):
+    plan = plan_of(source)
+    count = len(plan.catalog.objects)
+    for call in range(1, 2 * count + 1):
+        faulty = FaultyStore(source.store, Fault("head", call))
+        with pytest.raises(Transient):
+            execute(plan, Location(faulty, "from"), target)
+        assert is_untouched(target)
+
+
+# Sources that change.
+
+
+def replaced(source, key):
+    """Another object of the same length and header."""
+    body = stored(source)[key]
+    source.store.put(f"from/{key}", body[:-1] + bytes([body[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, IgnoringPins])
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_a_source_that_is_replaced_between_copies(source, kind, call):
+    """Only another look tells it where the store takes whatever is there."""
+    plan, place = plan_of(source), new_place(kind=kind)
+    faulty = FaultyStore(place.store, Fault("copy_part", call, lambda: replaced(source, rank_key(0))))
+    with pytest.raises(SourceChanged, match=r"rank_0/checkpoint_0\.safetensors"):
+        execute(plan, source, Location(faulty, "to"))
+    assert is_untouched(place)
+
+
+def test_a_source_that_is_replaced_before(source, target):
+    plan = plan_of(source)
+    replaced(source, rank_key(1))
+    faulty = FaultyStore(target.store)
+    with pytest.raises(SourceChanged, match="not what the plan was made from"):
+        execute(plan, source, Location(faulty, "to"))
+    assert not faulty.calls["copy_part"]
+    assert is_untouched(target)
+
+
+def test_a_first_output_that_is_replaced_before_its_replicas_are_made(target):
+    """By whoever else writes there: copies are pinned to what this run made."""
+    plan, source = scenario("replicas alone")
+    first = plan.outputs[0].keys[0]
+    faulty = FaultyStore(target.store, Fault("copy_part", 1, lambda: target.store.put(f"to/{first}", bytes(5000))))
+    with pytest.raises(SourceChanged):
+        execute(plan, source, Location(faulty, "to"))
+    assert is_untouched(target)
+
+
+def test_a_shorter_part_than_was_asked_for_is_no_success(source):
+    """As services do that copy what there is of a range."""
+
+    class Short(MemoryStore):
+        def copy_part(self, upload, number, offset, source, key, span, etag=None):
+            return super().copy_part(upload, number, offset, source, key, replace(span, stop=span.stop - 1), etag)
+
+    place = new_place(kind=Short)
+    with pytest.raises(StorageError, match=r"expected \d+ bytes in the store, found \d+"):
+        execute(plan_of(source), source, place)
+    assert is_untouched(place)

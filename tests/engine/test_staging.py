@@ -1,0 +1,195 @@
+"""Two passes through zarr make the same bytes as one, leave nothing behind, and can be begun at the second."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from support.checkpoints import stored
+
+import reshard
+from reshard.errors import FormatError, UsageError
+from reshard.planning.plan import make_plan
+from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
+from reshard.planning.staging import StagingMode, staged_plan, without_staging
+from reshard.storage import Location, MemoryStore, open_location
+
+WIDE = (2048, 2048)
+LAYOUT = b"""
+axes: {mp: 64}
+rules:
+  - {match: "*.inner", split: [null, mp]}
+  - {match: "*.middle", split: [null, mp, null]}
+  - {match: "*.outer", split: [mp]}
+  - {match: "*", split: []}
+"""
+
+
+@pytest.fixture
+def lab():
+    store = MemoryStore("staging")
+    store.clear()
+    numbers = np.random.default_rng(0)
+    tensors = {
+        "a.inner": numbers.integers(0, 1 << 16, WIDE, np.uint16),
+        "b.middle": numbers.integers(0, 1 << 8, (3, 128, 96), np.uint8),
+        "c.outer": numbers.integers(0, 1 << 16, (64, 500), np.uint16),
+        "d": np.arange(7, dtype=np.float32),
+    }
+    store.put("src/model.safetensors", save(tensors))
+    store.put("l.yaml", LAYOUT)
+    yield store
+    store.clear()
+
+
+def planned(dst, **options):
+    options = {"memory": "8MiB", "concurrency": 1, "copy": "never"} | options
+    return reshard.plan(
+        "memory://staging/src", f"memory://staging/{dst}", dst_layout="memory://staging/l.yaml", **options
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Outputs of some KiB have several parts."""
+    monkeypatch.setattr("reshard.storage.memory.MemoryStore.limits", small_limits())
+
+
+def small_limits():
+    from reshard.storage import StoreLimits
+
+    return property(lambda _store: StoreLimits(min_part_bytes=200_000, min_copy_source_bytes=1))
+
+
+def outputs(place):
+    """What is at a place, but the manifest."""
+    found = stored(Location(MemoryStore("staging"), place))
+    return {name: body for name, body in found.items() if not name.endswith("manifest.json")}
+
+
+@pytest.mark.parametrize("copy", ["never", "auto"])
+def test_the_same_bytes_in_two_passes(lab, copy):
+    streamed, staged = planned("one", staging="never"), planned("two", staging="always", copy=copy)
+    assert streamed.staging is None
+    assert {entry.spec.name for entry in staged.staging.catalog.entries} == {"a.inner", "b.middle"}
+    assert any("staged" in note for note in staged.notes)
+    for each in (streamed, staged):
+        reshard.convert(plan=each)
+    assert outputs("one") == outputs("two")
+    assert len(outputs("one")) == 64
+    assert not outputs("two.staging"), "nothing staged is left"
+    report = reshard.verify("memory://staging/two")
+    assert report.is_ok
+    assert report.checked_bytes == report.total_bytes
+
+
+def test_it_is_chosen_where_it_is_cheaper(lab):
+    """Requests count for little here, as they do where tensors are large."""
+    mode = StagingMode("memory://staging/two.staging", is_near=False)
+
+    def made(memory_bytes):
+        plan = planned("two", staging="never")
+        limits = replace(plan.limits, memory_bytes=memory_bytes, max_gap_bytes=5000, read_bytes=1 << 20)
+        return make_plan(plan.catalog, plan.target, plan.target_url, limits)
+
+    roomy, tight = made(512 << 20), made(3 << 20)
+    assert staged_plan(roomy, mode) is roomy
+    assert tight.cost.read_bytes > 3 * roomy.cost.read_bytes
+    staged = staged_plan(tight, mode)
+    assert staged.cost.read_bytes + staged.staging.cost.read_bytes < tight.cost.read_bytes / 2
+    assert max(staged.cost.peak_bytes, staged.staging.cost.peak_bytes) <= 3 << 20
+    reshard.convert(plan=staged)
+    reshard.convert(plan=planned("one", staging="never"))
+    assert outputs("one") == outputs("two")
+
+
+def test_a_saved_plan_keeps_its_first_pass(lab):
+    plan = planned("two", staging="always")
+    again = decode_plan(encode_plan(plan), "plan")
+    assert again == plan
+    reshard.convert(plan=again)
+    reshard.convert(plan=planned("one", staging="never"))
+    assert outputs("one") == outputs("two")
+
+
+@pytest.mark.parametrize("alter", ["staging", "entries", "kind"])
+def test_a_forged_first_pass_is_refused(lab, alter):
+    from reshard.planning import plan_json
+
+    body = plan_to_json(planned("two", staging="always"))
+    del body["plan_id"]
+    if alter == "staging":
+        body["staging"]["target_url"] += "x"
+    elif alter == "entries":
+        body["catalog"]["entries"][0][3] = body["catalog"]["entries"][0][3][:-1]
+    else:
+        body["staging"]["target"] = {"kind": "tree", "container": "safetensors"}
+        rest = {key: value for key, value in body["staging"].items() if key != "plan_id"}
+        body["staging"]["plan_id"] = plan_json._hash(rest)
+    body["plan_id"] = plan_json._hash(body)
+    with pytest.raises(FormatError):
+        decode_plan(json.dumps(body).encode(), "plan")
+
+
+def test_what_is_kept_is_used_again(lab, monkeypatch):
+    plan = planned("two", staging="always")
+    reshard.convert(plan=plan, keep_staging=True)
+    kept = outputs("two.staging")
+    assert len(kept) > len(plan.staging.outputs)
+    before = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
+    reshard.convert(plan=plan, overwrite=True, keep_staging=True)
+    after = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
+    assert before == after, "nothing is written anew"
+    # A chunk that is another's: all is written anew.
+    chunk = plan.staging.outputs[0].keys[0]
+    lab.put(f"two.staging/{chunk}", bytes(len(kept[chunk])))
+    reshard.convert(plan=plan, overwrite=True)
+    reshard.convert(plan=planned("one", staging="never"))
+    assert outputs("one") == outputs("two")
+    assert not outputs("two.staging")
+
+
+def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
+    plan = planned("two", staging="always")
+    put = MemoryStore.put
+
+    def failing(store, key, body):
+        if key.startswith("two/"):
+            raise RuntimeError("made up")
+        return put(store, key, body)
+
+    monkeypatch.setattr(MemoryStore, "put", failing)
+    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
+    with pytest.raises(RuntimeError, match="made up"):
+        reshard.convert(plan=plan)
+    assert not outputs("two")
+    assert not stored(Location(MemoryStore("staging"), "two.staging"))
+
+
+def test_without_staging_it_is_the_plan_of_one_pass(lab):
+    streamed, staged = planned("two", staging="never"), planned("two", staging="always")
+    back = without_staging(staged)
+    assert (back.catalog, back.groups, back.cost) == (streamed.catalog, streamed.groups, streamed.cost)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"staging": "sometimes"}, "expected auto, never or always"),
+        ({"staging": "never", "staging_url": "memory://staging/x"}, "says never"),
+        ({"staging_url": "memory://staging/two/x"}, "not apart"),
+        ({"staging_url": "memory://staging/src"}, "source's objects"),
+        ({"staging_url": "memory://staging"}, "not apart"),
+    ],
+)
+def test_places_that_are_refused(lab, options, told):
+    with pytest.raises(UsageError, match=told):
+        planned("two", **options)
+
+
+def test_another_place(lab):
+    plan = planned("two", staging="always", staging_url="memory://elsewhere/chunks")
+    assert plan.catalog.others[-1] == plan.staging.target_url == "memory://elsewhere/chunks"
+    reshard.convert(plan=plan)
+    assert reshard.verify("memory://staging/two").is_ok

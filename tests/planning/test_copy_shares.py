@@ -1,0 +1,102 @@
+"""How much of large models the store copies, from their headers alone: as published, with fewer layers."""
+
+import functools
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reshard.formats.safetensors import plan_header
+from reshard.models.detecting import detect
+from reshard.planning.catalog import Contents, SourceObject, Stored
+from reshard.planning.change import Change, make_tensors
+from reshard.planning.limits import MIB, Limits
+from reshard.planning.plan import REPLICAS, make_plan
+from reshard.planning.rank_source import rank_catalog
+from reshard.planning.target import FullTarget, RankTarget
+from reshard.tensor import Box, TensorSpec
+
+LIMITS = Limits(memory_bytes=1024 * MIB)
+SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json", "pt", 1 << 40)
+
+
+@functools.cache
+def benchmark():
+    return runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "plans.py"))
+
+
+@functools.cache
+def published(name):
+    """A model with a few of its layers: catalog, and what makes MindSpore Transformers' form of it."""
+    model = benchmark()["MODELS"][name]
+    config = {**model.config, "num_hidden_layers": 8}
+    config |= {"n_routed_experts": 16, "num_nextn_predict_layers": 0} if name == "deepseek-v3" else {}
+    model = replace(model, config=config, object_count=6)
+    catalog = benchmark()["catalog_of"](list(model.tensors(config)), model.object_count)
+    found = detect(config, [entry.spec.name for entry in catalog.entries])
+    return model, catalog, Change(found.family.name, found.direction, found.naming, dict(found.options), config)
+
+
+def strategy_of(name, parallel):
+    model, catalog, change = published(name)
+    return benchmark()["strategy_of"](replace(model, parallel=parallel), catalog, change)
+
+
+def ranks(strategy):
+    return RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/c.safetensors")
+
+
+def trained(name, parallel):
+    """The catalog of a model's rank shards."""
+    _, catalog, change = published(name)
+    strategy = strategy_of(name, parallel)
+    specs = {tensor.spec.name: tensor.spec for tensor in make_tensors(catalog, {}, change).tensors}
+    opened = {}
+    for rank in range(strategy.rank_count):
+        layouts = strategy.stages[rank // strategy.device_count]
+        boxes = {n: layouts[n].box_of(s.shape, rank % strategy.device_count) for n, s in specs.items() if n in layouts}
+        header = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {}).header
+        stored = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
+        key = f"rank_{rank}/checkpoint_{rank}.safetensors"
+        opened[rank] = SourceObject(key, header.nbytes, f"etag of {key}"), Contents(stored)
+    return rank_catalog("s3://models/ranks", opened, strategy)[0]
+
+
+def share(catalog, target, **more):
+    cost = make_plan(catalog, target, "s3://models/made", LIMITS, copied_from=(REPLICAS, 0), **more).cost
+    return cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "least"), [("mp=8", 0.6), ("mp=2", 0.6), ("pp=4", 0.99), ("dp=2", 0.99), ("dp=4,mp=8", 0.9)]
+)
+def test_qwen_to_ranks(parallel, least):
+    """Slices of the first axis are copied, those of the second are not: o_proj and down_proj, a third of it."""
+    _, catalog, change = published("qwen2.5-72b")
+    assert share(catalog, ranks(strategy_of("qwen2.5-72b", parallel)), change=change) >= least
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mp=4", "mp=4,pp=4"),
+        ("mp=4,pp=4", "mp=4"),
+        ("mp=2,pp=2", "mp=2,pp=4"),
+        ("mp=4", "dp=4,mp=4"),
+        ("dp=2,mp=4", "mp=4"),
+    ],
+)
+def test_changes_of_stages_and_replicas(before, after):
+    catalog = trained("qwen2.5-72b", before)
+    assert share(catalog, ranks(strategy_of("qwen2.5-72b", after))) >= 0.99
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 4), (4, 2)])
+def test_changes_of_experts(before, after):
+    catalog = trained("deepseek-v3", f"dp=4,mp=1,ep={before},sp=true")
+    assert share(catalog, ranks(strategy_of("deepseek-v3", f"dp=4,mp=1,ep={after},sp=true"))) >= 0.99
+
+
+def test_stages_are_merged():
+    assert share(trained("qwen2.5-72b", "pp=4"), SINGLE) >= 0.99

@@ -1,0 +1,103 @@
+"""Seconds and money, from a plan's figures."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.errors import UsageError
+from reshard.planning.cost import Cost
+from reshard.planning.estimate import Estimate, Speeds, Work, estimate_money, estimate_time, total_money
+from reshard.planning.prices import built_in_prices
+
+GIB = 1 << 30
+COST = Cost(
+    needed_bytes=100 * GIB, read_bytes=100 * GIB, written_bytes=100 * GIB, copied_bytes=0, get_count=12800,
+    put_count=0, part_count=6400, copy_count=0, upload_count=8, step_count=800, peak_bytes=GIB,
+)  # fmt: skip
+IDLE = replace(COST, read_bytes=0, written_bytes=0, get_count=0, part_count=0, upload_count=0)
+AWS, OBS, FREE = (built_in_prices()[name] for name in ("aws-us-east-1", "obs-cn-north-4", "free"))
+
+
+def time(cost=COST, concurrency=8, **speeds):
+    return estimate_time(Work(cost, concurrency), Speeds(**speeds))
+
+
+def test_the_narrowest_place_is_named():
+    assert time().limited_by == "bandwidth"
+    assert time(latency_s=0.5).limited_by == "latency"
+    assert time(bandwidth_bytes_s=1e11).limited_by == "cpu"
+    assert time(connection_bytes_s=1e6).limited_by == "connections"
+    copying = replace(IDLE, copied_bytes=100 * GIB, copy_count=200)
+    assert time(copying).limited_by == "copies"
+    assert time(replace(IDLE, upload_count=1000)).limited_by == "latency"
+
+
+def test_a_copy_is_told_by_its_speed_and_concurrency():
+    copying = replace(IDLE, copied_bytes=8 * 10**9, copy_count=16)
+    assert time(copying, latency_s=0, copy_bytes_s=1e8).seconds == pytest.approx(10)
+    assert time(copying, concurrency=80, latency_s=0, copy_bytes_s=1e8).seconds == pytest.approx(1)
+
+
+def test_both_ways_may_have_a_bandwidth_each():
+    assert time(is_shared=False).line_s == pytest.approx(time().line_s / 2)
+
+
+@given(
+    st.floats(1e6, 1e11), st.floats(0, 10), st.integers(1, 100), st.integers(0, 10**13), st.integers(0, 10**6)
+)  # fmt: skip
+def test_no_bound_is_broken(bandwidth, latency, concurrency, nbytes, count):
+    cost = replace(COST, read_bytes=nbytes, get_count=count)
+    found = time(cost, concurrency, bandwidth_bytes_s=bandwidth, latency_s=latency)
+    assert found.seconds >= (nbytes + cost.written_bytes) / bandwidth
+    assert found.seconds >= count * latency / concurrency
+    assert found.seconds <= found.line_s + found.requests_s + found.client_s + found.commit_s
+    assert time(cost, concurrency + 1, bandwidth_bytes_s=bandwidth, latency_s=latency).seconds <= found.seconds
+    assert time(cost, concurrency, bandwidth_bytes_s=2 * bandwidth, latency_s=latency).seconds <= found.seconds
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bandwidth_bytes_s": 0}, {"latency_s": -1}, {"copy_bytes_s": float("nan")}, {"connection_bytes_s": 0},
+     {"core_count": 0}, {"latency_s": float("inf")}],
+)  # fmt: skip
+def test_speeds_that_make_no_sense(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Speeds(**wrong)
+
+
+def test_money_by_hand():
+    work = Work(COST, 8, object_count=100, output_bytes=100 * GIB)
+    source, target = estimate_money(work, ("AWS S3", "AWS S3"), (AWS, AWS))
+    assert source.requests == pytest.approx((12800 + 100) / 1000 * 0.0004)
+    assert (source.egress, source.egress_outside) == (0, pytest.approx(9))
+    assert target.requests == pytest.approx((6400 + 1 + 16 + 1) / 1000 * 0.005)
+    assert (target.egress, target.egress_outside) == (0, 0)
+    assert (source.storage_month, target.storage_month) == (0, pytest.approx(2.3))
+    [source, _] = estimate_money(work, ("AWS S3", "AWS S3"), (AWS, AWS), "internet")
+    assert source.egress == source.egress_outside == pytest.approx(9)
+
+
+def test_copies_are_requests_and_no_egress():
+    work = Work(replace(IDLE, copied_bytes=GIB, copy_count=2000), 8)
+    source, target = estimate_money(work, ("Huawei OBS", "Huawei OBS"), (OBS, OBS), "internet")
+    assert source.total == 0
+    assert target.requests == pytest.approx((2000 + 1 + 1) / 1000 * 0.001)
+    assert work.requests.total == 2000 + 2
+
+
+def test_currencies_are_not_added():
+    bills = estimate_money(Work(COST, 8), ("AWS S3", "Huawei OBS"), (AWS, OBS))
+    assert list(total_money(bills)) == ["USD", "CNY"]
+    unknown = estimate_money(Work(COST, 8), ("gs://", "local"), (None, FREE))
+    assert [bill.is_known for bill in unknown] == [False, True]
+    assert total_money(unknown) == {"USD": 0}
+
+
+def test_an_estimate_is_json():
+    work = Work(COST, 8)
+    bills = estimate_money(work, ("AWS S3", "gs://"), (AWS, None))
+    found = Estimate(work.requests, Speeds(), estimate_time(work, Speeds()), "region", bills).to_json()
+    assert json.loads(json.dumps(found))["bills"][0]["currency"] == "USD"

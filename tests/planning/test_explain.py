@@ -1,0 +1,197 @@
+"""What is told of an output is what its steps do, byte for byte."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support.checkpoints import catalog_of_objects, catalog_of_ranks
+from support.random_plans import cases, full_targets, limits, object_shares, rank_shares, rank_targets
+
+from reshard.errors import OverBudget, PlanError, UsageError
+from reshard.formats.safetensors import plan_header
+from reshard.planning.catalog import Contents, SourceObject, Stored
+from reshard.planning.change import Change
+from reshard.planning.explain import explain, explanation_to_json
+from reshard.planning.limits import Limits
+from reshard.planning.plan import REPLICAS, make_plan
+from reshard.planning.sources import full_catalog
+from reshard.planning.target import FullTarget, RankTarget
+from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+
+SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
+slow = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
+SMALL = Limits(min_part_bytes=1, part_bytes=100, row_bytes=1, read_bytes=50, min_copy_source_bytes=1, copy_bytes=64)
+
+
+def random_plan(data, case, wished, copied_from):
+    """A plan of full or cut source and target, or no example."""
+    [strategy] = case.strategies
+    if data.draw(st.booleans()):
+        catalog = catalog_of_objects(data.draw(object_shares(case.model)))
+        target = data.draw(rank_targets(strategy))
+    else:
+        catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
+        target = data.draw(full_targets())
+    try:
+        return make_plan(catalog, target, "memory://target", wished, copied_from=copied_from)
+    except (OverBudget, PlanError):
+        assume(False)
+
+
+@slow
+@given(st.data(), cases(1), limits(), COPIED_FROM)
+def test_parts_cover_every_output_once_and_are_those_of_the_steps(data, case, wished, copied_from):
+    plan = random_plan(data, case, wished, copied_from)
+    planned = {(part.output, part.number): (part, step) for step, part in every_part(plan)}
+    for index, output in enumerate(plan.outputs):
+        for key in output.keys:
+            found = explain(plan, key)
+            assert_covered(found)
+            assert found.keys == output.keys
+            if any(part.filled == "replica" for part in found.parts):
+                assert key != output.keys[0]
+                assert found.copied_bytes == output.nbytes
+                continue
+            assert len(found.parts) == sum(place[0] == index for place in planned)
+            for part in found.parts:
+                check_part(plan, part, *planned[index, part.number])
+    for other in (*plan.documents, *plan.attachments):
+        assert_covered(explain(plan, other.key))
+
+
+def every_part(plan):
+    for group in range(len(plan.groups)):
+        for step in plan.steps(group):
+            yield from ((step, part) for part in (*step.parts, *step.copies))
+
+
+def assert_covered(found):
+    edges = [0, *(part.range.stop for part in found.parts)]
+    assert [part.range.start for part in found.parts] == edges[:-1]
+    assert edges[-1] == found.nbytes == found.copied_bytes + found.streamed_bytes + found.literal_bytes
+    assert all(a.number < b.number for a, b in itertools.pairwise(found.parts))
+
+
+def check_part(plan, told, part, step):
+    assert (told.range, told.step, told.group) == (part.range, step.number, step.group)
+    keys = [item.key for item in plan.catalog.objects]
+    if step.copies:
+        assert told.filled == "copied"
+        [source] = told.sources
+        assert (source.object, source.range) == (keys[part.object], part.source_range)
+        return
+    position = step.parts.index(part)
+    reads = [read for read in step.reads if any(copy.part == position for copy in read.copies)]
+    assert [(one.object, one.range) for one in told.sources] == [(keys[read.object], read.range) for read in reads]
+    filled = sum(copy.transfer.total_nbytes for read in reads for copy in read.copies if copy.part == position)
+    assert filled + told.literal_nbytes == part.range.nbytes
+    assert (told.filled == "literal") == (not reads)
+
+
+@slow
+@given(st.data(), cases(1), limits(), COPIED_FROM)
+def test_tensors_are_where_the_parts_are(data, case, wished, copied_from):
+    plan = random_plan(data, case, wished, copied_from)
+    for tensor in plan.tensors:
+        found = explain(plan, tensor.spec.name)
+        holders = [output for output in plan.outputs if tensor.spec.name in {spec.name for spec in output.specs}]
+        assert sorted(held.keys for held in found.held) == sorted(output.keys for output in holders)
+        total = 0
+        for held in found.held:
+            [output] = [output for output in holders if output.keys == held.keys]
+            nbytes = sum(span.nbytes for span in held.ranges)
+            total += nbytes
+            [spec] = [spec for spec in output.specs if spec.name == tensor.spec.name]
+            assert nbytes == spec.nbytes == sum(one.nbytes for one in held.sources)
+            assert set(held.parts) <= set(explain(plan, held.keys[0]).parts)
+            assert bool(held.parts) == bool(nbytes)
+        assert found.copied_bytes + found.streamed_bytes == total
+
+
+def catalog(specs):
+    header = plan_header(specs, {}).header
+    stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
+    return full_catalog("memory://source", "test", [(SourceObject("m", header.nbytes, "e"), Contents(tuple(stored)))])
+
+
+def ranks(**layouts):
+    return RankTarget(Strategy(2, ({n: Layout((2,), m) for n, m in layouts.items()},)), (0, 1), "r{rank}.safetensors")
+
+
+def test_only_the_groups_concerned_are_derived(monkeypatch):
+    spec = [TensorSpec(name, DType.U8, (400,)) for name in ("a", "b")]
+    target = FullTarget("{part}.safetensors", "m.safetensors", "index.json", "pt", 500)
+    plan = make_plan(catalog(spec), target, "memory://target", SMALL)
+    assert len(plan.groups) == 2
+    derived = []
+    steps = type(plan).steps
+    monkeypatch.setattr(type(plan), "steps", lambda plan, group: derived.append(group) or steps(plan, group))
+    explain(plan, plan.outputs[1].keys[0])
+    explain(plan, plan.outputs[1].specs[0].name)
+    [wanted] = [index for index, group in enumerate(plan.groups) if 1 in group.outputs]
+    assert derived == [wanted, wanted]
+
+
+def test_replicas_are_copied_from_the_first():
+    spec = [TensorSpec("w", DType.U8, (400,))]
+    plan = make_plan(catalog(spec), ranks(w=((),)), "memory://target", SMALL, copied_from=(REPLICAS,))
+    found = explain(plan, "r1.safetensors")
+    assert found.keys == ("r0.safetensors", "r1.safetensors")
+    assert {part.filled for part in found.parts} == {"replica"}
+    assert found.parts[0].sources[0].object == "r0.safetensors"
+    assert found.parts[0].sources[0].base == -1
+    assert explain(plan, "r0.safetensors").copied_bytes == 0
+
+
+def test_what_is_computed_says_so():
+    spec = [TensorSpec("w", DType.F32, (100, 4))]
+    target = FullTarget("m", "m.safetensors", "", "pt", 10**9)
+    plan = make_plan(catalog(spec), target, "memory://target", SMALL, change=Change(dtype=DType.F16))
+    parts = explain(plan, "m.safetensors").parts
+    assert {part.kernels for part in parts} == {("cast",)}
+    assert all(part.sources for part in parts)
+    found = explain(plan, "w")
+    assert (found.dtype, found.streamed_bytes) == ("F16", 800)
+    assert sum(one.nbytes for one in found.held[0].sources) == 1600
+
+
+def test_a_tensor_is_found_by_its_old_name():
+    spec = [TensorSpec("old", DType.U8, (40,)), TensorSpec("other", DType.U8, (40,))]
+    target = FullTarget("m", "m.safetensors", "", "pt", 10**9)
+    plan = make_plan(catalog(spec), target, "memory://target", SMALL, renamed={"old": "new"})
+    assert explain(plan, "old") == explain(plan, "new")
+    assert explain(plan, "new").made_of == ("old",)
+
+
+def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
+    plan = SimpleNamespace(
+        outputs=(), documents=(), attachments=(), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
+        tensors=[SimpleNamespace(spec=spec, pieces=[SimpleNamespace(source=0)]) for spec in (ONE, TWO)],
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="2 tensors of the target are made of 'qkv'") as refused:
+        explain(plan, "qkv")
+    assert "q, k" in refused.value.hint
+
+
+@pytest.mark.parametrize(("name", "near"), [("w.wieght", "w.weight"), ("r0.safetensor", "r0.safetensors"), ("?", "")])
+def test_an_unknown_name_tells_those_like_it(name, near):
+    plan = make_plan(
+        catalog([TensorSpec("w.weight", DType.U8, (4,))]), ranks(**{"w.weight": ((),)}), "memory://target", SMALL
+    )
+    with pytest.raises(UsageError, match="no object and no tensor") as refused:
+        explain(plan, name)
+    assert near in refused.value.hint
+    assert refused.value.hint
+
+
+def test_it_is_json():
+    plan = make_plan(catalog([TensorSpec("w", DType.U8, (4, 4))]), ranks(w=((0,), ())), "memory://target", SMALL)
+    told = json.loads(json.dumps(explanation_to_json(explain(plan, "w"))))
+    assert (told["kind"], told["held"][1]["box"]) == ("tensor", {"start": [2, 0], "stop": [4, 4]})
+    assert ByteRange(**told["held"][1]["ranges"][0]).nbytes == 8

@@ -1,0 +1,131 @@
+"""Outputs of ranks are derived from what they share, and are what they would be one by one."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from support.checkpoints import catalog_of_objects
+from support.random_plans import cases, rank_targets
+
+from reshard.planning import counting
+from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
+from reshard.planning.cost import count_cost
+from reshard.planning.forms import Cuttings
+from reshard.planning.limits import Limits
+from reshard.planning.output import Carried, file_order, make_output, tensors_of, whole_box
+from reshard.planning.plan import make_plan
+from reshard.planning.plan_json import decode_plan, encode_plan
+from reshard.planning.sources import full_catalog
+from reshard.planning.target import RankTarget
+from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
+
+
+def one_by_one(target, tensors):
+    """Every rank's boxes as its layouts say; ranks with equal boxes are one output."""
+    distinct = {}
+    for rank in target.ranks:
+        held = []
+        for index in file_order(tensors):
+            spec = tensors[index].spec
+            layout = target.strategy.layout(spec.name, rank)
+            if layout is not None and spec.dtype.bits >= 8:
+                held.append((index, layout.box_of(spec.shape, rank % target.strategy.device_count)))
+            elif layout is not None or spec.name not in target.strategy.names:
+                held.append((index, whole_box(tensors[index])))
+        distinct.setdefault(tuple(held), []).append(target.name.replace("{rank}", str(rank)))
+    return [make_output(keys, held, tensors, {"format": "ms"}) for held, keys in distinct.items()]
+
+
+@given(cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))))
+def test_derived_outputs_are_those_made_one_by_one(drawn):
+    case, target = drawn
+    tensors = tensors_of(catalog_of_objects({"all.safetensors": case.model}), {})
+    made, expected = target.outputs(tensors, Carried()), one_by_one(target, tensors)
+    assert [output.keys for output in made] == [output.keys for output in expected]
+    for output, other in zip(made, expected, strict=True):
+        assert (output.tensors, tuple(output.boxes), output.specs) == (other.tensors, other.boxes, other.specs)
+        assert (output.metadata, output.frame, output.nbytes) == (other.metadata, other.frame, other.nbytes)
+        assert output == other
+        assert [output.boxes[slot] for slot in range(len(output.boxes))] == list(other.boxes)
+
+
+def test_boxes_of_ranks_are_a_sequence():
+    layout = Layout((2, 2), ((1,), (0,)))
+    strategy = Strategy(4, ({"a": layout, "b": layout},))
+    model = {name: (DType.U8, (4, 4), np.zeros((4, 4), np.uint8)) for name in "ab"}
+    tensors = tensors_of(catalog_of_objects({"all.safetensors": model}), {})
+    outputs = RankTarget(strategy, (0, 1, 2, 3), "{rank}").outputs(tensors, Carried())
+    first, last = outputs[0].boxes, outputs[-1].boxes
+    assert len(last) == 2
+    assert last[:1] == (Box((2, 2), (4, 4)),)
+    assert (last == outputs[-1].boxes, first == last, last == (last[0], last[1])) == (True, False, True)
+    assert hash(last) == hash(tuple(last))
+    assert len({id(output.form) for output in outputs}) == 1
+
+
+def test_cuttings_of_equal_layouts_are_one():
+    cuttings = Cuttings()
+    made = cuttings.of((4,), Layout((2,), ((0,),)))
+    assert cuttings.of((4,), Layout((2,), ((0,),))) is made
+    assert cuttings.of((6,), Layout((2,), ((0,),))) is not made
+    assert cuttings.of((4,), None).box(1) == Box((0,), (4,))
+
+
+COUNT, SHAPE = 1100, (64, 128)
+LIMITS = Limits(memory_bytes=64 << 20, concurrency=2, part_bytes=8192, min_part_bytes=4096)
+
+
+@pytest.fixture(scope="module")
+def big_plan():
+    """A plan of more than a million slices, each of two by four elements."""
+    specs = [TensorSpec(f"t{number:04d}", DType.U8, SHAPE) for number in range(COUNT)]
+    starts = itertools.count(100, 64 * 128)
+    stored = tuple(Stored(spec, ((Box.whole(SHAPE), start),)) for spec, start in zip(specs, starts, strict=False))
+    opened = [(SourceObject("model.safetensors", 100 + COUNT * 64 * 128, "etag"), Contents(stored))]
+    catalog: Catalog = full_catalog("memory://source", "test", opened)
+    layouts = {spec.name: Layout((32, 32), ((1,), (0,))) for spec in specs}
+    target = RankTarget(Strategy(1024, (layouts,)), tuple(range(1024)), "rank_{rank}.safetensors")
+    return make_plan(catalog, target, "memory://target", LIMITS)
+
+
+def test_steps_of_one_output_of_a_big_plan(big_plan):
+    last = len(big_plan.outputs) - 1
+    [index] = [number for number, group in enumerate(big_plan.groups) if last in group.outputs]
+    output = big_plan.outputs[last]
+    sources = np.full(output.nbytes, -1)  # of each byte of the output, where it stands in the source
+    for step in big_plan.steps(index):
+        [number] = [number for number, part in enumerate(step.parts) if part.output == last]
+        here = sources[step.parts[number].range.start : step.parts[number].range.stop]
+        for read in step.reads:
+            for copy in read.copies:
+                if copy.part == number:
+                    runs = zip(copy.transfer.source_runs.starts(), copy.transfer.target_runs.starts(), strict=True)
+                    for source, place in runs:
+                        assert (here[place : place + copy.transfer.nbytes] == -1).all()
+                        first = read.range.start + source
+                        here[place : place + copy.transfer.nbytes] = range(first, first + copy.transfer.nbytes)
+    whole = np.arange(64 * 128).reshape(SHAPE)[62:64, 124:128].ravel()
+    [(_, header)] = output.frame.literals
+    expected = np.concatenate([100 + number * 64 * 128 + whole for number in range(COUNT)])
+    assert (sources[: len(header)] == -1).all()
+    assert (sources[len(header) :] == expected).all()
+
+
+def test_groups_of_a_kind_are_counted_once(big_plan, monkeypatch):
+    plan = big_plan
+    monkeypatch.setattr(counting, "MANY_SLICES", 1 << 30)
+    exact = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers)
+    assert replace(plan.cost, read_bytes=0, needed_bytes=0, get_count=0) == replace(
+        exact, read_bytes=0, needed_bytes=0, get_count=0
+    )
+    assert plan.cost.needed_bytes == exact.needed_bytes
+    assert plan.cost.read_bytes == pytest.approx(exact.read_bytes, rel=0.02)
+    assert plan.cost.get_count == pytest.approx(exact.get_count, rel=0.02)
+
+
+def test_a_big_plan_is_small_when_saved(big_plan):
+    data = encode_plan(big_plan)
+    assert len(data) < 1 << 20
+    assert decode_plan(data, "plan") == big_plan
