@@ -9,7 +9,7 @@ from ..tensor import Box, Layout, Shape, Transfer, extent_of
 from .catalog import Placement
 from .limits import Limits
 from .output import Output, alike
-from .steps import Recipe, sources_of, stored_at
+from .steps import Recipe, sources_of, stored_as_it_is, stored_at
 from .streamed import Copied, split_evenly
 
 __all__ = ["REPLICAS", "find_copies", "with_copies"]
@@ -89,14 +89,13 @@ def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterato
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
-        made_of = recipe.tensors[tensor]
-        if len(made_of.pieces) == 1 and made_of.pieces[0].patch.is_plain and made_of.pieces[0].making is None:
-            [placement, *others] = recipe.catalog.entries[made_of.pieces[0].source].placements
-            first_byte = _first_byte(box, *extent_of(made_of.spec), limits.min_part_bytes)
-            if not others and first_byte == _SHORT:
+        as_it_is = stored_as_it_is(recipe, tensor)
+        if as_it_is is not None:
+            first_byte = _first_byte(box, *extent_of(recipe.tensors[tensor].spec), limits.min_part_bytes)
+            if first_byte == _SHORT:
                 continue
-            if not others and first_byte >= 0:
-                yield from _taken_together(output, slot, first_byte, placement, reachable)
+            if first_byte >= 0:
+                yield from _taken_together(output, slot, first_byte, as_it_is, reachable)
                 continue
         count = box.element_count
         itemsize = output.specs[slot].nbytes // count

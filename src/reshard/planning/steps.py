@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from ..errors import PlanError
 from ..models.lora import adapter_boxes
-from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, view_boxes
+from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, transfer, view_boxes
 from ..tensor.patch import Views
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
@@ -32,6 +32,7 @@ __all__ = [
     "inputs_of",
     "rows_between",
     "sources_of",
+    "stored_as_it_is",
     "stored_at",
     "streamed_boxes",
     "whole_reads",
@@ -208,6 +209,16 @@ def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, P
                 yield piece, common
 
 
+def stored_as_it_is(recipe: Recipe, tensor: int) -> Placement | None:
+    """Where a target's tensor lies in one piece, if it is taken as it is; nearly all are."""
+    pieces = recipe.tensors[tensor].pieces
+    if len(pieces) != 1 or pieces[0].making is not None or not pieces[0].patch.is_plain:
+        return None
+    placements = recipe.catalog.entries[pieces[0].source].placements
+    is_whole = len(placements) == 1 and pieces[0].patch.shape == placements[0].box.shape
+    return placements[0] if is_whole else None
+
+
 def stored_at(recipe: Recipe, entry: int, patch: Patch) -> Iterator[tuple[Placement, Patch]]:
     """Find the stored boxes that a patch takes from, each with the part of the patch it fills."""
     placements = recipe.catalog.entries[entry].placements
@@ -335,8 +346,15 @@ class _Builder:
         buffer, first_byte
             Where they go: the part, and where in it the slice would begin.
         """
+        as_it_is = stored_as_it_is(self._recipe, item.tensor)
         for local in row_major_boxes(share.box.shape, *elements):
-            for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
+            box = local.shifted(share.box.start)
+            if as_it_is is not None:
+                source, target = (as_it_is.box.stop, box.start), (share.box.shape, local.start)
+                move = transfer(local.shape, source, target, item.itemsize)
+                self._add_copy(as_it_is, buffer, move.moved(target=first_byte))
+                continue
+            for piece, patch in sources_of(self._recipe, item.tensor, box):
                 if piece.making is not None:
                     computed = self._tiles.setdefault((piece.source, piece.making), Computed())
                     computed.lays.append((share, patch, item.itemsize, buffer, first_byte))

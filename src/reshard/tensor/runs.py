@@ -84,7 +84,7 @@ class Transfer:
     @property
     def source_stop(self) -> int:
         """One past the last source byte."""
-        return self.source_runs.stop
+        return self.source_runs.stop if self.counts else self.source + self.nbytes
 
     @property
     def source_runs(self) -> Runs:
