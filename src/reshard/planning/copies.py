@@ -65,7 +65,11 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
     chain = slice_bytes = 0  # whole tensors since the last slice, and that slice
     layout: Layout | None = None
     for slot, (tensor, box, spec) in enumerate(zip(output.tensors, output.boxes, output.specs, strict=True)):
-        is_whole = box.shape == extent_of(recipe.tensors[tensor].spec)[0]
+        extent, itemsize = extent_of(recipe.tensors[tensor].spec)
+        is_whole = box.shape == extent
+        if stored_as_it_is(recipe, tensor) and _first_byte(box, extent, itemsize, least) == _SHORT:
+            chain, slice_bytes, layout = 0, 0, None
+            continue
         if is_whole or any(len(entries[p.source].placements) > 1 for p in recipe.tensors[tensor].pieces):
             chain += spec.nbytes
             reached = slice_bytes + chain
