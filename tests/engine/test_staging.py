@@ -9,11 +9,12 @@ from safetensors.numpy import save
 from support.checkpoints import stored
 
 import reshard
-from reshard.errors import FormatError, UsageError
+from reshard.errors import FormatError, TargetExists, UsageError
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
+from reshard.tensor import ByteRange
 
 WIDE = (2048, 2048)
 LAYOUT = b"""
@@ -148,6 +149,25 @@ def test_what_is_kept_is_used_again(lab, monkeypatch):
     reshard.convert(plan=planned("one", staging="never"))
     assert outputs("one") == outputs("two")
     assert not outputs("two.staging")
+
+
+def test_other_objects_are_neither_replaced_nor_removed(lab):
+    plan = planned("two", staging="always")
+    lab.put("two.staging/zarr.json", b"{}")
+    lab.put("two.staging/w/c/0", b"another's")
+    with pytest.raises(TargetExists, match="no staging has written") as refusal:
+        reshard.convert(plan=plan)
+    assert refusal.value.problems == ("w/c/0",)
+    assert lab.read("two.staging/w/c/0", ByteRange(0, 9)) == b"another's"
+    assert not outputs("two")
+
+
+def test_what_a_killed_run_left_is_replaced(lab):
+    plan = planned("two", staging="always")
+    lab.put(f"two.staging/{plan.staging.outputs[3].keys[0]}", b"half")
+    reshard.convert(plan=plan)
+    assert reshard.verify("memory://staging/two").is_ok
+    assert not stored(Location(MemoryStore("staging"), "two.staging"))
 
 
 def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):

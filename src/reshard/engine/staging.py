@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ..errors import FormatError, NotFound
+from ..errors import FormatError, NotFound, TargetExists, raise_all
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of
 from ..planning.staging import with_etags
+from ..planning.target import ZarrTarget
 from ..storage import Location, Store
 from .manifest import Manifest, decode_manifest
 from .strategies import read_object
@@ -38,7 +39,10 @@ def staged(
         yield plan
         return
     *sources, place = places
-    manifest = _kept(plan.staging, place)
+    there = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
+    before = _manifest(plan.staging, place) if there else None
+    _check_ours(plan.staging, place, there, before)
+    manifest = before if before and _is_kept(plan.staging, before, there) else None
     try:
         if manifest is None:
             manifest = run(plan.staging, sources, place)
@@ -48,18 +52,33 @@ def staged(
             _remove(plan.staging, place)
 
 
-def _kept(first: Plan, place: Location) -> Manifest | None:
-    """What an earlier run left, if it is just what this one would write."""
+def _manifest(first: Plan, place: Location) -> Manifest | None:
+    """What an earlier run told that it left here."""
     found = place.child(first.manifest_key)
     try:
-        manifest = decode_manifest(read_object(found), found.url)
+        return decode_manifest(read_object(found), found.url)
     except (NotFound, FormatError):
         return None
-    if plan_id_of(manifest.plan) != plan_id_of(first):
-        return None
-    there = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
-    is_whole = all(there.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in manifest.receipts)
-    return manifest if is_whole else None
+
+
+def _check_ours(first: Plan, place: Location, there: Collection[str], before: Manifest | None) -> None:
+    """Refuse a place with objects that no staging wrote: they would be replaced, and then removed."""
+    ours = {first.manifest_key, *first.keys}
+    if before and isinstance(before.plan.target, ZarrTarget) and before.plan.target.chunk_shapes:
+        ours.update(receipt.key for receipt in before.receipts)
+    raise_all(
+        TargetExists,
+        f"{place.url}: objects are there that no staging has written",
+        sorted(name for name in there if name not in ours),
+        hint="Choose an empty place with --staging-url, or remove them.",
+    )
+
+
+def _is_kept(first: Plan, before: Manifest, there: Mapping[str, tuple[int, str]]) -> bool:
+    """Whether an earlier run left just what this one would write."""
+    if plan_id_of(before.plan) != plan_id_of(first):
+        return False
+    return all(there.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in before.receipts)
 
 
 def _remove(first: Plan, place: Location) -> None:

@@ -9,7 +9,18 @@ from itertools import pairwise
 
 from ..errors import PlanError
 from ..models.lora import adapter_boxes
-from ..tensor import Box, ByteRange, Patch, Runs, Transfer, extent_of, plain_patch, row_major_boxes, transfer, view_boxes
+from ..tensor import (
+    Box,
+    ByteRange,
+    Patch,
+    Runs,
+    Transfer,
+    extent_of,
+    plain_patch,
+    row_major_boxes,
+    transfer,
+    view_boxes,
+)
 from ..tensor.patch import Views
 from .catalog import Catalog, Placement
 from .cuts import Cut, Reach, Rows, Share, walk
