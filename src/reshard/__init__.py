@@ -10,7 +10,7 @@ Four statements do it all; the command line is the same four:
 """
 
 from .api import convert, estimate, explain, inspect, load_plan, plan, verify
-from .engine.events import Event, PhaseStarted, Progress
+from .engine.events import Event, Noted, PhaseStarted, Progress
 from .engine.manifest import Manifest, Receipt
 from .engine.verify import Report
 from .errors import ReshardError
@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "Limits",
     "Manifest",
+    "Noted",
     "ObjectExplanation",
     "PhaseStarted",
     "Plan",

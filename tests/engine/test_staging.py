@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from support.checkpoints import stored
 
 import reshard
-from reshard.errors import FormatError, TargetExists, UsageError
+from reshard.errors import Denied, FormatError, TargetExists, UsageError
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
@@ -69,6 +69,10 @@ def outputs(place):
     return {name: body for name, body in found.items() if not name.endswith("manifest.json")}
 
 
+def staged_objects():
+    return stored(Location(MemoryStore("staging"), "two.staging"))
+
+
 @pytest.mark.parametrize("copy", ["never", "auto"])
 def test_the_same_bytes_in_two_passes(lab, copy):
     streamed, staged = planned("one", staging="never"), planned("two", staging="always", copy=copy)
@@ -79,7 +83,7 @@ def test_the_same_bytes_in_two_passes(lab, copy):
         reshard.convert(plan=each)
     assert outputs("one") == outputs("two")
     assert len(outputs("one")) == 64
-    assert not outputs("two.staging"), "nothing staged is left"
+    assert not staged_objects(), "nothing staged is left"
     report = reshard.verify("memory://staging/two")
     assert report.is_ok
     assert report.checked_bytes == report.total_bytes
@@ -136,38 +140,62 @@ def test_a_forged_first_pass_is_refused(lab, alter):
 def test_what_is_kept_is_used_again(lab, monkeypatch):
     plan = planned("two", staging="always")
     reshard.convert(plan=plan, keep_staging=True)
-    kept = outputs("two.staging")
-    assert len(kept) > len(plan.staging.outputs)
+    assert len(staged_objects()) > len(plan.staging.outputs)
     before = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
     reshard.convert(plan=plan, overwrite=True, keep_staging=True)
     after = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
     assert before == after, "nothing is written anew"
     # A chunk that is another's: all is written anew.
-    chunk = plan.staging.outputs[0].keys[0]
-    lab.put(f"two.staging/{chunk}", bytes(len(kept[chunk])))
+    chunk = plan.staging.outputs[0]
+    lab.put(open_location(plan.staging.target_url).child(chunk.keys[0]).key, bytes(chunk.nbytes))
     reshard.convert(plan=plan, overwrite=True)
     reshard.convert(plan=planned("one", staging="never"))
     assert outputs("one") == outputs("two")
-    assert not outputs("two.staging")
+    assert not staged_objects()
 
 
 def test_other_objects_are_neither_replaced_nor_removed(lab):
     plan = planned("two", staging="always")
-    lab.put("two.staging/zarr.json", b"{}")
-    lab.put("two.staging/w/c/0", b"another's")
+    place = open_location(plan.staging.target_url)
+    before = {"two.staging/zarr.json": b"{}", place.child("w/c/0").key: b"another's"}
+    for key, body in before.items():
+        lab.put(key, body)
     with pytest.raises(TargetExists, match="no staging has written") as refusal:
         reshard.convert(plan=plan)
     assert refusal.value.problems == ("w/c/0",)
-    assert lab.read("two.staging/w/c/0", ByteRange(0, 9)) == b"another's"
+    assert {key: lab.read(key, ByteRange(0, len(body))) for key, body in before.items()} == before
     assert not outputs("two")
+
+
+def test_nothing_is_staged_for_a_target_that_is_refused(lab):
+    plan = planned("two", staging="always")
+    reshard.convert(plan=plan, keep_staging=True)
+    before = staged_objects()
+    with pytest.raises(TargetExists):
+        reshard.convert(plan=plan)
+    assert staged_objects() == before
+
+
+def test_a_finished_conversion_is_no_failure_if_chunks_stay(lab, monkeypatch):
+    plan, events, delete = planned("two", staging="always"), [], MemoryStore.delete
+
+    def refused(store, key):
+        if ".staging" in key and key.endswith("/c/0/0"):
+            raise Denied("not allowed")
+        delete(store, key)
+
+    monkeypatch.setattr(MemoryStore, "delete", refused)
+    reshard.convert(plan=plan, on_event=events.append)
+    assert any(isinstance(event, reshard.Noted) and "not allowed" in event.text for event in events)
+    assert reshard.verify("memory://staging/two").is_ok
 
 
 def test_what_a_killed_run_left_is_replaced(lab):
     plan = planned("two", staging="always")
-    lab.put(f"two.staging/{plan.staging.outputs[3].keys[0]}", b"half")
+    lab.put(open_location(plan.staging.target_url).child(plan.staging.outputs[3].keys[0]).key, b"half")
     reshard.convert(plan=plan)
     assert reshard.verify("memory://staging/two").is_ok
-    assert not stored(Location(MemoryStore("staging"), "two.staging"))
+    assert not staged_objects()
 
 
 def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
@@ -184,7 +212,7 @@ def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
     with pytest.raises(RuntimeError, match="made up"):
         reshard.convert(plan=plan)
     assert not outputs("two")
-    assert not stored(Location(MemoryStore("staging"), "two.staging"))
+    assert not staged_objects()
 
 
 def test_without_staging_it_is_the_plan_of_one_pass(lab):
@@ -199,7 +227,7 @@ def test_without_staging_it_is_the_plan_of_one_pass(lab):
         ({"staging": "sometimes"}, "expected auto, never or always"),
         ({"staging": "never", "staging_url": "memory://staging/x"}, "says never"),
         ({"staging_url": "memory://staging/two/x"}, "not apart"),
-        ({"staging_url": "memory://staging/src"}, "source's objects"),
+        ({"staging_url": "memory://staging/src"}, "the source's objects"),
         ({"staging_url": "memory://staging"}, "not apart"),
     ],
 )
@@ -210,6 +238,7 @@ def test_places_that_are_refused(lab, options, told):
 
 def test_another_place(lab):
     plan = planned("two", staging="always", staging_url="memory://elsewhere/chunks")
-    assert plan.catalog.others[-1] == plan.staging.target_url == "memory://elsewhere/chunks"
+    assert plan.catalog.others[-1] == plan.staging.target_url
+    assert plan.staging.target_url.startswith("memory://elsewhere/chunks/reshard-staging-")
     reshard.convert(plan=plan)
     assert reshard.verify("memory://staging/two").is_ok

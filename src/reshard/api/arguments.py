@@ -154,14 +154,16 @@ def staging_mode(target: Location, catalog: Catalog, options: Options) -> Stagin
     _check_holds_no_source(place, catalog)
     store = writable(target)
     is_near = isinstance(store, Copier) and store.copies_from(place.store)
-    return StagingMode(place.url, is_near, is_always=mode == "always")
+    return StagingMode(place.url, is_near, mode == "always", limits_for(place, options))
 
 
 def _check_beside(place: Location, target: Location) -> None:
     """Refuse to stage inside the target, or around it."""
     here, there = f"{place.identity}/", f"{target.identity}/"
     if here.startswith(there) or there.startswith(here):
-        raise UsageError(f"--staging-url {place.url} is not apart from {target.url}", hint="Choose a place of its own.")
+        raise UsageError(
+            f"staging at {place.url} is not apart from {target.url}", hint="Choose another place with --staging-url."
+        )
 
 
 def _check_holds_no_source(place: Location, catalog: Catalog) -> None:
@@ -172,7 +174,8 @@ def _check_holds_no_source(place: Location, catalog: Catalog) -> None:
         for item in catalog.objects
         if sources[item.base].child(item.key).identity.startswith(f"{place.identity}/")
     ]
-    raise_all(UsageError, f"--staging-url {place.url} has the source's objects", inside, "Choose a place of its own.")
+    hint = "Choose another place with --staging-url."
+    raise_all(UsageError, f"staging at {place.url} is where the source's objects are", inside, hint)
 
 
 def full_target(

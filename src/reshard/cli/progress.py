@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from ..engine.events import Event, Listener, PhaseStarted, ignore
+from ..engine.events import Event, Listener, Noted, PhaseStarted, ignore
 from ..engine.events import Progress as Moved
 from .output import in_bytes
 
@@ -51,6 +51,9 @@ class _Bar:
         if isinstance(event, PhaseStarted):
             self._bar.update(self._task, description=event.name)
             return
+        if isinstance(event, Noted):
+            self._bar.console.print(f"note: {event.text}", highlight=False, markup=False)
+            return
         self._bar.update(
             self._task,
             total=max(1, event.total_read_bytes + event.total_written_bytes),
@@ -69,6 +72,8 @@ class _Log:
         now_s = time.monotonic()
         if isinstance(event, PhaseStarted):
             sys.stderr.write(f"{event.name}\n")
+        elif isinstance(event, Noted):
+            sys.stderr.write(f"note: {event.text}\n")
         elif now_s - self._last_s > _LINE_EVERY_S:
             self._last_s = now_s
             sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")

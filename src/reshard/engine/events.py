@@ -47,7 +47,14 @@ class Progress:
         return "writes" if self.writing > self.reading else "reads"
 
 
-Event = PhaseStarted | Progress
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something a person should know, though the run goes well."""
+
+    text: str
+
+
+Event = PhaseStarted | Progress | Noted
 Listener = Callable[[Event], None]
 
 

@@ -69,7 +69,12 @@ def execute(
         The user stopped it; nothing of this run stays in the target.
     """
     places = (source, *others)
-    with staged(plan, places, keep=keep_staging, run=partial(_run, overwrite=True, listener=listener)) as ready:
+    if plan.staging:  # what would be refused in the end is refused before anything is staged
+        writable(target)
+        _, leftovers = check_target(plan, target, overwrite=overwrite)
+        _check_no_source(leftovers, plan, places, target)
+    first_pass = partial(_run, overwrite=True, listener=listener)
+    with staged(plan, places, keep=keep_staging, run=first_pass, listener=listener) as ready:
         return _run(ready, places, target, overwrite=overwrite, listener=listener)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ..errors import FormatError, NotFound, TargetExists, raise_all
+from ..errors import FormatError, NotFound, ReshardError, TargetExists, raise_all
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of
 from ..planning.staging import with_etags
-from ..planning.target import ZarrTarget
 from ..storage import Location, Store
+from .events import Listener, Noted
 from .manifest import Manifest, decode_manifest
 from .strategies import read_object
 from .workers import working
@@ -20,7 +20,12 @@ __all__ = ["staged"]
 
 @contextmanager
 def staged(
-    plan: Plan, places: Sequence[Location], *, keep: bool, run: Callable[[Plan, Sequence[Location], Location], Manifest]
+    plan: Plan,
+    places: Sequence[Location],
+    *,
+    keep: bool,
+    run: Callable[[Plan, Sequence[Location], Location], Manifest],
+    listener: Listener,
 ) -> Iterator[Plan]:
     """Write what a plan stages, and give the plan that reads it.
 
@@ -34,22 +39,28 @@ def staged(
         Whether to leave it there.
     run
         Carries out one pass.
+    listener
+        Told what could not be removed in the end: the conversion is complete all the same.
     """
     if plan.staging is None:
         yield plan
         return
     *sources, place = places
     there = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
+    _check_ours(plan.staging, place, there)
     before = _manifest(plan.staging, place) if there else None
-    _check_ours(plan.staging, place, there, before)
-    manifest = before if before and _is_kept(plan.staging, before, there) else None
+    kept = before if before and _is_kept(plan.staging, before, there) else None
     try:
-        if manifest is None:
-            manifest = run(plan.staging, sources, place)
+        manifest = kept or run(plan.staging, sources, place)
         yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
-    finally:
-        if not keep:
-            _remove(plan.staging, place)
+    except BaseException as error:
+        if not keep and not kept:
+            for problem in _remove(plan.staging, place):
+                error.add_note(problem)
+        raise
+    if not keep:
+        for problem in _remove(plan.staging, place):
+            listener(Noted(problem))
 
 
 def _manifest(first: Plan, place: Location) -> Manifest | None:
@@ -61,16 +72,14 @@ def _manifest(first: Plan, place: Location) -> Manifest | None:
         return None
 
 
-def _check_ours(first: Plan, place: Location, there: Collection[str], before: Manifest | None) -> None:
-    """Refuse a place with objects that no staging wrote: they would be replaced, and then removed."""
+def _check_ours(first: Plan, place: Location, there: Collection[str]) -> None:
+    """Refuse a place with objects that staging this source has not written: they would be replaced, and removed."""
     ours = {first.manifest_key, *first.keys}
-    if before and isinstance(before.plan.target, ZarrTarget) and before.plan.target.chunk_shapes:
-        ours.update(receipt.key for receipt in before.receipts)
     raise_all(
         TargetExists,
         f"{place.url}: objects are there that no staging has written",
         sorted(name for name in there if name not in ours),
-        hint="Choose an empty place with --staging-url, or remove them.",
+        hint="Choose another place with --staging-url, or remove them.",
     )
 
 
@@ -81,12 +90,19 @@ def _is_kept(first: Plan, before: Manifest, there: Mapping[str, tuple[int, str]]
     return all(there.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in before.receipts)
 
 
-def _remove(first: Plan, place: Location) -> None:
-    """Remove all that the first pass wrote, its manifest first: without it nothing vouches for the rest."""
-    store = place.store
+def _remove(first: Plan, place: Location) -> list[str]:
+    """Remove all that the first pass wrote, its manifest last; returns what could not be removed, in words."""
+    store, problems = place.store, list[str]()
     if not isinstance(store, Store):
-        return
-    keys = [first.manifest_key, *first.keys]
+        return problems
+
+    def remove(key: str) -> None:
+        try:
+            store.delete(place.child(key).key)
+        except ReshardError as error:
+            problems.append(f"could not delete {place.child(key).url}: {error.message}")
+
     with working(first.limits.concurrency, store) as workers:
-        store.delete(place.child(keys[0]).key)
-        workers.map(lambda key: store.delete(place.child(key).key), keys[1:])
+        workers.map(remove, first.keys)
+    remove(first.manifest_key)
+    return sorted(problems)

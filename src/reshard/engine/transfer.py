@@ -84,6 +84,7 @@ class Transfer:
             The first failure; other steps may have been left half done.
         """
         for step in steps:
+            self._workers.check()
             self._copy(step, sink)
             if not step.parts:
                 continue

@@ -10,7 +10,7 @@ from .catalog import Placement
 from .limits import Limits
 from .output import Output, alike
 from .steps import Recipe, sources_of, stored_as_it_is, stored_at
-from .streamed import Copied, split_evenly
+from .streamed import Copied
 
 __all__ = ["REPLICAS", "find_copies", "with_copies"]
 
@@ -29,10 +29,13 @@ def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
     if not copied_from:
         return recipe
     copied: list[tuple[Copied, ...]] = [()] * len(recipe.outputs)
+    part_count = 0
     for positions in alike(recipe.outputs):
         if _may_hold_any(recipe, recipe.outputs[positions[0]]):
             for position in positions:
-                copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
+                if part_count <= _MOST_PARTS:  # whatever a plan says, telling its steps ends
+                    copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
+                part_count += sum(-(-run.nbytes // recipe.limits.most_copied_bytes) for run in copied[position])
     return replace(recipe, copied=tuple(copied))
 
 
@@ -46,7 +49,7 @@ def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> t
     found = [run for run in _joined(sorted(_runs(recipe, output, copied_from))) if run.nbytes >= least]
     while found:
         chosen = _chosen(found, output, least)
-        parts = sum(len(split_evenly(run, limits.most_copied_bytes)) for run in chosen)
+        parts = sum(-(-run.nbytes // limits.most_copied_bytes) for run in chosen)
         if parts + len(chosen) <= limits.max_part_count // 2:
             return tuple(chosen)
         least *= 2  # fewer, longer ones
@@ -83,6 +86,7 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
 
 
 _SHORT, _LONG = -1, -2
+_MOST_PARTS = 1 << 20
 _Run = tuple[int, int, tuple[tuple[int, int], ...]]
 """Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
 

@@ -14,7 +14,7 @@ KERNEL_BYTES = 4 * MIB
 """No kernel takes more memory of its own than this."""
 
 # Beyond what any machine gains from: a saved plan's limits become threads and buffers.
-_MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30}
+_MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30, "max_part_count": 1 << 16}
 
 
 @dataclass(frozen=True, slots=True)

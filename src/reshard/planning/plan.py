@@ -214,8 +214,16 @@ def _grouped(
 
 
 def without_copies(plan: Plan) -> Plan:
-    """The same conversion by a store that copies nothing by itself."""
-    return make_plan(
+    """The same conversion by a store that copies nothing by itself.
+
+    Raises
+    ------
+    OverBudget
+        What was to be copied cannot be streamed within the memory.
+    """
+    if not plan.copied_from:
+        return plan
+    made = make_plan(
         plan.catalog,
         plan.target,
         plan.target_url,
@@ -225,6 +233,7 @@ def without_copies(plan: Plan) -> Plan:
         plan.change,
         plan.attachments,
     )
+    return replace(made, notes=plan.notes)
 
 
 def check_texts(outputs: Sequence[Output]) -> None:

@@ -24,7 +24,7 @@ from .limits import Limits
 from .output import Attachment
 from .plan import REPLICAS, Plan
 from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
-from .staging import unstaged_catalog, with_chunks
+from .staging import is_staging_url, unstaged_catalog, with_chunks
 from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
 
@@ -177,6 +177,8 @@ def _check_staging(plan: Plan) -> None:
     if plan.staging is None:
         return
     check_plan(plan.staging)
+    if not is_staging_url(plan.staging.target_url):
+        raise refused("staging", "a folder of its own", plan.staging.target_url)
     if not isinstance(plan.staging.target, ZarrTarget) or plan.staging.change != NO_CHANGE or plan.staging.renamed:
         raise refused("staging", "whole tensors as they are, in zarr")
     if not plan.catalog.others or plan.catalog != with_chunks(unstaged_catalog(plan), plan.staging):

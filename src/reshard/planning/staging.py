@@ -7,6 +7,9 @@ bands of rows as chunks, the second finds each chunk's bytes together.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,12 +24,21 @@ from .reads import needed_ranges
 from .steps import Recipe, sources_of, stored_at, streamed_boxes
 from .zarr_target import ZarrTarget, chunk_shape_for
 
-__all__ = ["StagingMode", "staged_plan", "unstaged_catalog", "with_chunks", "with_etags", "without_staging"]
+__all__ = [
+    "StagingMode",
+    "is_staging_url",
+    "staged_plan",
+    "unstaged_catalog",
+    "with_chunks",
+    "with_etags",
+    "without_staging",
+]
 
 _WORTH_IT = 1.2
 """Staging must be cheaper by this factor: a second pass is one more thing that can fail."""
 _MOST_WASTE = 1.05
 _MOST_SPLITS = 1024
+_FOLDER = "reshard-staging-"
 _MOST_CHUNKS = 20_000
 
 
@@ -42,11 +54,14 @@ class StagingMode:
         Whether the target's store can copy from there, and that one from wherever the target's can.
     is_always
         Whether to stage all that can be.
+    limits
+        Those of the store there; the plan's own if None.
     """
 
     url: str
     is_near: bool = True
     is_always: bool = False
+    limits: Limits | None = None
 
 
 @dataclass(slots=True)
@@ -247,13 +262,26 @@ def _made(plan: Plan, wanted: Mapping[int, int], split_count: int, mode: Staging
         for index, axis in wanted.items()
     }
     source = replace(plan.catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
-    limits, target = plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
+    limits, target = mode.limits or plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
     is_near = mode.is_near and REPLICAS in plan.copied_from
-    first = make_plan(source, target, mode.url, limits, copied_from=plan.copied_from if is_near else ())
+    url = f"{mode.url}/{_FOLDER}{_fingerprint(source, shapes)}"
+    first = make_plan(source, target, url, limits, copied_from=plan.copied_from if is_near else ())
     catalog = with_chunks(plan.catalog, first)
     bases = (*plan.copied_from, len(catalog.others)) if is_near else plan.copied_from
     second = _again(plan, catalog, bases)
     return replace(second, staging=first, notes=(*plan.notes, _note(plan, first, second)))
+
+
+def _fingerprint(source: Catalog, shapes: Mapping[str, Shape]) -> str:
+    """What tells chunks from those of other sources, and of the same source in other shapes."""
+    objects = [(item.key, item.nbytes, item.etag, item.base) for item in source.objects]
+    told = json.dumps([source.url, source.others, objects, sorted(shapes.items())])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def is_staging_url(url: str) -> bool:
+    """Whether a place is named as staging names its own: no other's objects are below it."""
+    return re.fullmatch(_FOLDER + "[0-9a-f]{16}", url.rpartition("/")[2]) is not None
 
 
 def _chunk_shape(entry: Entry, axis: int, split_count: int, band_bytes: int) -> Shape:

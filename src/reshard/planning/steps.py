@@ -226,6 +226,7 @@ def stored_as_it_is(recipe: Recipe, tensor: int) -> Placement | None:
     if len(pieces) != 1 or pieces[0].making is not None or not pieces[0].patch.is_plain:
         return None
     placements = recipe.catalog.entries[pieces[0].source].placements
+    # A single zarr chunk may hang over the tensor's end: its rows are longer than the tensor's.
     is_whole = len(placements) == 1 and pieces[0].patch.shape == placements[0].box.shape
     return placements[0] if is_whole else None
 
@@ -255,7 +256,7 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
     edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
     ranges = list(_ranges(outputs, items, edges))
     copies = [list(_copies(streamed, recipe.limits)) for streamed in outputs]
-    numbers = [_numbers(member, ranges, found) for member, found in enumerate(copies)]
+    numbers = _numbers(ranges, copies)
     for member, found in enumerate(copies):
         for number, run in enumerate(found, start=len(edges)):
             span = ByteRange(run.start, run.stop)
@@ -304,11 +305,13 @@ def _copies(streamed: Streamed, limits: Limits) -> Iterator[Copied]:
         yield from split_evenly(run, limits.most_copied_bytes)
 
 
-def _numbers(member: int, ranges: Sequence[_Ranges], copies: Sequence[Copied]) -> dict[int, int]:
-    """Number the parts of one output by where they begin: as they stand in it, from 1 on."""
-    starts = [span.start for here in ranges for (found, _), span in here.items() if found == member]
-    starts += [item.start for item in copies]
-    return {start: number for number, start in enumerate(sorted(starts), start=1)}
+def _numbers(ranges: Sequence[_Ranges], copies: Sequence[Sequence[Copied]]) -> list[dict[int, int]]:
+    """Number the parts of each output by where they begin: as they stand in it, from 1 on."""
+    starts = [[run.start for run in found] for found in copies]
+    for here in ranges:
+        for (member, _), span in here.items():
+            starts[member].append(span.start)
+    return [{start: number for number, start in enumerate(sorted(found), start=1)} for found in starts]
 
 
 def _check_filled(step: Step, recipe: Recipe) -> None:
