@@ -10,17 +10,23 @@ Run it after a change of providers, dtypes, errors, limits or prices::
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import patch
 
+import reshard
 from reshard import errors
+from reshard.formats.safetensors import plan_header
 from reshard.planning.limits import Limits
 from reshard.planning.memory import share_memory
 from reshard.planning.prices import built_in_prices
 from reshard.storage.providers import PROVIDERS
-from reshard.tensor import DType
+from reshard.tensor import DType, TensorSpec
 
 DOCS = Path(__file__).parent
 
@@ -106,6 +112,61 @@ def _buffers() -> str:
     return _table(("`--concurrency`", "`--memory`", "one read", "reads and clients", "left for parts"), rows)
 
 
+_STORE = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
+_MATRICES = {"self_attn.q_proj": (4096, 4096), "mlp.up_proj": (11008, 4096), "mlp.down_proj": (4096, 11008)}
+_LAYOUT = "axes: {mp: 8}\nrules:\n  - {match: '*down_proj*', split: [null, mp]}\n  - {match: '*', split: [mp]}\n"
+
+
+def _least() -> str:
+    """What plans ask for at least, of sources without bytes and a store that is not there."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, _STORE):
+        base = Path(folder)
+        (base / "mp8.yaml").write_text(_LAYOUT)
+        _write_sources(base)
+        conversions: list[tuple[str, str, dict[str, str]]] = [
+            ("to Hugging Face's form, or to zarr", "plain", {"rename": "layers=blocks"}),
+            ("to 8 ranks", "plain", {"dst_layout": str(base / "mp8.yaml")}),
+            ("BF16 to FP32", "plain", {"dtype": "fp32"}),
+            ("FP8 to BF16", "quantised", {"dtype": "bf16"}),
+            ("adapters of rank 16 merged", "plain", {"lora": str(base / "adapters")}),
+        ]
+        for title, src, options in conversions:
+            counts = (_least_bytes(str(base / src), concurrency, options) for concurrency in (4, 8, 32))
+            rows.append((title, *(f"{-(-nbytes >> 20)} MiB" for nbytes in counts)))
+    return _table(("conversion", *(f"`--concurrency {n}`" for n in (4, 8, 32))), rows)
+
+
+def _least_bytes(src: str, concurrency: int, options: dict[str, str]) -> int:
+    try:
+        reshard.plan(src, "s3://none/target", memory=1, concurrency=concurrency, **options)  # type: ignore[arg-type]
+    except errors.OverBudget as refusal:
+        return refusal.needed_bytes
+    raise AssertionError("a plan that needs no memory")
+
+
+def _write_sources(base: Path) -> None:
+    plain, quantised, adapters = [], [], []
+    for name, (rows, columns) in _MATRICES.items():
+        full = f"layers.0.{name}"
+        plain.append(TensorSpec(f"{full}.weight", DType.BF16, (rows, columns)))
+        quantised.append(TensorSpec(f"{full}.weight", DType.F8_E4M3, (rows, columns)))
+        quantised.append(TensorSpec(f"{full}.weight_scale_inv", DType.F32, (rows // 128, columns // 128)))
+        adapters.append(TensorSpec(f"base_model.model.{full}.lora_A.weight", DType.F32, (16, columns)))
+        adapters.append(TensorSpec(f"base_model.model.{full}.lora_B.weight", DType.F32, (rows, 16)))
+    for name, specs in (("plain", plain), ("quantised", quantised), ("adapters", adapters)):
+        (base / name).mkdir()
+        header = plan_header(specs, {"format": "pt"})
+        with (base / name / "model.safetensors").open("wb") as file:
+            file.write(header.data)
+            file.truncate(header.header.nbytes)
+    told = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]}
+    (base / "adapters" / "adapter_config.json").write_text(json.dumps(told))
+
+
 def _prices() -> str:
     titles = ("table", "for", "1000 GETs", "1000 PUTs, parts, copies, listings", "GiB to the internet", "of")
     rows = []
@@ -142,6 +203,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "limits": _limits,
     "prices": _prices,
     "buffers": _buffers,
+    "least": _least,
 }
 
 

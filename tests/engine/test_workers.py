@@ -218,3 +218,10 @@ def test_threads_are_daemons():
         daemons = []
         workers.map(lambda _: daemons.append(threading.current_thread().daemon), range(4))
     assert daemons == [True] * 4
+
+
+def test_threads_and_what_they_hold_are_gone_after_the_block():
+    with working(3) as workers:
+        workers.map(lambda _: None, range(9))
+        threads = workers._threads
+    assert not any(thread.is_alive() for thread in threads)

@@ -104,10 +104,13 @@ class Workers:
             except BaseException:  # noqa: BLE001, S112 - whoever waits has an error to raise already
                 continue
 
-    def close(self) -> None:
-        """Send the threads home."""
+    def close(self, wait_s: float = 0.0) -> None:
+        """Send the threads home, and wait ``wait_s`` at most until they and their buffers are gone."""
         for _ in self._threads:
             self._queue.put((1, next(self._order), None))
+        deadline = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         while True:
@@ -138,15 +141,17 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     """
     workers = Workers(count)
     _ask(stores, lambda: workers.is_stopped)
+    wait_s = _STOP_WAIT_S
     try:
         yield workers
     except BaseException:
+        wait_s = 0.0
         workers.stop()
         workers.settle()
         raise
     finally:
         _ask(stores, never)
-        workers.close()
+        workers.close(wait_s)  # two passes, or two conversions, do not hold memory at the same time
 
 
 def _ask(stores: Iterable[ReadStore], question: ShouldStop) -> None:
