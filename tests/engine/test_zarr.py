@@ -590,6 +590,18 @@ def test_we_cut_what_zarr_python_writes(zarr, tmp_path):
         assert held["plain"][2] == ARRAYS["plain"].tobytes()
 
 
+def test_a_single_chunk_that_is_wider_than_its_array(zarr, tmp_path):
+    """Rows of the chunk are longer than the tensor's: nothing of it stands together, though there is one chunk."""
+    values = np.arange(3000 * 600, dtype=np.float32).reshape(3000, 600)
+    root = zarr.create_group(tmp_path / "in")
+    array = root.create_array("w", shape=(3000, 600), chunks=(3000, 602), dtype="float32", compressors=None)
+    array[:] = values
+    for copy in ("never", "auto"):
+        api.convert(str(tmp_path / "in"), str(tmp_path / copy), copy=copy)
+        assert api.verify(str(tmp_path / copy)).is_ok
+        assert decode((tmp_path / copy / "model.safetensors").read_bytes())[0]["w"][2] == values.tobytes()
+
+
 def test_chunks_that_zarr_python_leaves_out(zarr, tmp_path):
     group = zarr.open_group(tmp_path / "a", mode="w")
     group.create_array("bias", shape=(8,), chunks=(4,), dtype="f4", compressors=None)[...] = np.zeros(8, "f4")
