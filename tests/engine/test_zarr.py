@@ -592,9 +592,9 @@ def test_we_cut_what_zarr_python_writes(zarr, tmp_path):
 
 def test_a_single_chunk_that_is_wider_than_its_array(zarr, tmp_path):
     """Rows of the chunk are longer than the tensor's: nothing of it stands together, though there is one chunk."""
-    values = np.arange(3000 * 600, dtype=np.float32).reshape(3000, 600)
+    values = np.arange(6000 * 600, dtype=np.float32).reshape(6000, 600)
     root = zarr.create_group(tmp_path / "in")
-    array = root.create_array("w", shape=(3000, 600), chunks=(3000, 602), dtype="float32", compressors=None)
+    array = root.create_array("w", shape=(6000, 600), chunks=(6000, 602), dtype="float32", compressors=None)
     array[:] = values
     for copy in ("never", "auto"):
         api.convert(str(tmp_path / "in"), str(tmp_path / copy), copy=copy)
