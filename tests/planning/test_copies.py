@@ -17,7 +17,7 @@ from reshard.planning.copies import REPLICAS, find_copies
 from reshard.planning.limits import Limits
 from reshard.planning.output import Piece, TargetTensor, make_output
 from reshard.planning.plan import make_plan, without_copies
-from reshard.planning.steps import Recipe
+from reshard.planning.recipe import Recipe
 from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 

@@ -12,7 +12,8 @@ from reshard.planning.copies import with_copies
 from reshard.planning.cuts import find_cuts, walk
 from reshard.planning.limits import Limits
 from reshard.planning.output import Piece, TargetTensor, make_output
-from reshard.planning.steps import Group, Recipe, group_steps, inputs_of
+from reshard.planning.recipe import Group, Recipe
+from reshard.planning.steps import group_steps, inputs_of
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 

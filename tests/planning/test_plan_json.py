@@ -23,8 +23,8 @@ from reshard.planning.output import Attachment
 from reshard.planning.plan import REPLICAS, Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
+from reshard.planning.recipe import Group
 from reshard.planning.sources import tree_catalog, with_adapters
-from reshard.planning.steps import Group
 from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
 from reshard.planning.tree_target import tree_name
 from reshard.tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec

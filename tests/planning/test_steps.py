@@ -4,10 +4,10 @@ import pytest
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, random_model, shards
 from support.plan_checker import check_plan
 
+from reshard.planning.group_reads import whole_reads
 from reshard.planning.limits import Limits
 from reshard.planning.needs import Needs
 from reshard.planning.plan import make_plan
-from reshard.planning.steps import whole_reads
 from reshard.planning.target import FullTarget, RankTarget
 from reshard.tensor import ByteRange, Layout, RowSplit, Strategy
 

@@ -171,6 +171,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UsageError(f"--copy {options['copy']}: expected auto or never")
     if options.get("staging") not in (None, "auto", "never", "always"):
         raise UsageError(f"--staging {options['staging']}: expected auto, never or always")
+    _check_objects(options, form, is_cut=is_cut)
+
+
+def _check_objects(options: Mapping[str, Any], form: str | None, *, is_cut: bool) -> None:
+    """Refuse what contradicts itself about the objects that are written."""
     if options.get("iteration") is not None and form != "iteration":
         raise UsageError("--iteration needs --form iteration")
     if form == "iteration" and options.get("ranks") is not None:

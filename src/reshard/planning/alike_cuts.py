@@ -9,7 +9,7 @@ from math import gcd
 
 from .cuts import Cuts, Rows, find_cuts, walk
 from .kinds import Kinds
-from .steps import Recipe
+from .recipe import Recipe
 
 __all__ = ["AlikeCuts"]
 

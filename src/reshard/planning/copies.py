@@ -9,7 +9,7 @@ from ..tensor import Box, Layout, Shape, Transfer, extent_of
 from .catalog import Placement
 from .limits import Limits
 from .output import Output, alike
-from .steps import Recipe, sources_of, stored_as_it_is, stored_at
+from .recipe import Recipe, sources_of, stored_as_it_is, stored_at
 from .streamed import Copied
 
 __all__ = ["REPLICAS", "find_copies", "with_copies"]

@@ -10,7 +10,8 @@ from .limits import Limits
 from .memory import Buffers, over_budget
 from .needs import Needs
 from .output import Attachment, Document, Output
-from .steps import Group, Recipe, Step, group_steps
+from .recipe import Group, Recipe
+from .steps import Step, group_steps
 from .streamed import whole_copies
 
 __all__ = ["Cost", "count_cost"]

@@ -12,7 +12,8 @@ from .cuts import Cut, Reach, Rows, walk
 from .limits import Limits
 from .needs import Needs, Taken
 from .reads import NeededRange, coalesce, split
-from .steps import Group, Recipe, rows_between
+from .recipe import Group, Recipe
+from .steps import rows_between
 
 __all__ = ["MANY_SLICES", "Counts", "Standing", "StepCounter"]
 

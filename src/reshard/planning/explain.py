@@ -12,7 +12,8 @@ from ..formats.strict_json import shown
 from ..tensor import Box, ByteRange, extent_of, plain_patch
 from .output import Attachment, Document, Output, sample
 from .plan import Plan
-from .steps import CopiedPart, FilledPart, Recipe, Step, inputs_of, sources_of, stored_at
+from .recipe import Recipe, sources_of, stored_at
+from .steps import CopiedPart, FilledPart, Step, inputs_of
 from .streamed import whole_copies
 
 __all__ = [

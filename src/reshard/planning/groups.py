@@ -8,9 +8,10 @@ from ..errors import PlanError
 from .alike_cuts import AlikeCuts
 from .counting import MANY_SLICES
 from .cuts import Cuts
+from .group_reads import whole_reads
 from .memory import Buffers, least_memory, over_budget
 from .needs import Needs
-from .steps import Group, Recipe, whole_reads
+from .recipe import Group, Recipe
 from .streamed import Streamed
 
 __all__ = ["form_groups"]

@@ -10,7 +10,19 @@ from ..errors import FormatError
 from ..formats.strict_json import json_kind, shown
 from .output import MAX_NAME_LENGTH
 
-__all__ = ["choice", "fields_of", "integer", "integers", "items", "mapping", "name", "refused", "text"]
+__all__ = [
+    "choice",
+    "counters",
+    "fields_of",
+    "integer",
+    "integers",
+    "items",
+    "mapping",
+    "name",
+    "refused",
+    "text",
+    "texts",
+]
 
 MAX_INTEGER = 2**63 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -75,3 +87,17 @@ def fields_of(value: object, what: str, required: Collection[str], optional: Col
     if not set(required) <= found.keys() <= {*required, *optional}:
         raise refused(f"{what}: wrong keys", ", ".join(required), sorted(found))
     return found
+
+
+def texts(value: object, what: str) -> tuple[str, ...]:
+    """A list of strings."""
+    return tuple(text(each, what) for each in items(value, what))
+
+
+def counters(value: object, what: str) -> dict[str, int | float | str | bool | None]:
+    """An object of numbers, text and null."""
+    found = mapping(value, what)
+    wrong = [each for each in found.values() if not isinstance(each, int | float | str | bool | None)]
+    if wrong:
+        raise refused(what, "numbers, text or null", wrong[0])
+    return dict(found)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from .catalog import Entry
 from .forms import Form
 from .output import Making, TargetTensor
-from .steps import Recipe
+from .recipe import Recipe
 
 __all__ = ["Kinds"]
 

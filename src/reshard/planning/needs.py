@@ -13,7 +13,8 @@ from .kinds import Kinds
 from .limits import Limits
 from .output import Making, Output
 from .reads import NeededRange, bridged, coalesce
-from .steps import Computed, Recipe, inputs_of, sources_of, stored_at
+from .recipe import Recipe, sources_of, stored_at
+from .steps import Computed, inputs_of
 
 __all__ = ["Need", "Needs", "Taken"]
 

@@ -20,7 +20,8 @@ from .limits import KERNEL_BYTES, Limits
 from .memory import Buffers, share_memory
 from .needs import Needs
 from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
-from .steps import Group, Recipe, Step, group_steps
+from .recipe import Group, Recipe
+from .steps import Step, group_steps
 from .target import Target
 
 __all__ = ["MANIFEST_KEY", "REPLICAS", "Plan", "check_texts", "make_plan", "without_copies"]

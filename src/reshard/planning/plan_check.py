@@ -27,7 +27,7 @@ from .needs import Needs
 from .output import Output, alike
 from .plan import Plan, check_texts
 from .plan_work import MAX_PAIRS, Work, bound
-from .steps import Group
+from .recipe import Group
 from .target import IterationTarget, RankTarget, ZarrTarget
 from .zarr_target import ChunkOutput
 

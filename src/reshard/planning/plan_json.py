@@ -14,18 +14,18 @@ from ..errors import FormatError, ReshardError
 from ..formats.containers import Container
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
-from ..tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec, extent_of
-from .catalog import Catalog, Entry, Origin, Placement, SourceObject
+from ..tensor import DType, Layout, RowSplit, Strategy
+from .catalog_json import catalog_from_json, catalog_to_json
 from .change import FLOATS, NO_CHANGE, Change
 from .cost import Cost
 from .cuts import Cut
-from .json_fields import choice, fields_of, integer, integers, items, mapping, name, refused, text
+from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .limits import Limits
 from .output import Attachment
 from .plan import REPLICAS, Plan
-from .plan_check import check_catalog, check_plan, check_spec, check_strategy_size
+from .plan_check import check_catalog, check_plan, check_strategy_size
+from .recipe import Group
 from .staging import is_staging_url, unstaged_catalog, with_chunks
-from .steps import Group
 from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
 
 __all__ = [
@@ -143,7 +143,7 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
 
 def _plan_from_json(body: Json) -> Plan:
     found = fields_of(body, "plan", _PLAN_FIELDS)
-    catalog = _catalog_from_json(found["catalog"])
+    catalog = catalog_from_json(found["catalog"])
     check_catalog(catalog)
     cost = fields_of(found["cost"], "cost", [field.name for field in fields(Cost)])
     limits = fields_of(found["limits"], "limits", (), [field.name for field in fields(Limits)])
@@ -154,7 +154,7 @@ def _plan_from_json(body: Json) -> Plan:
         limits=Limits(**{key: integer(value, f"limits: {key}") for key, value in limits.items()}),
         groups=tuple(_group_from_json(group) for group in items(found["groups"], "groups")),
         cost=Cost(**{key: integer(value, f"cost: {key}") for key, value in cost.items()}),
-        notes=_texts(found["notes"], "notes"),
+        notes=texts(found["notes"], "notes"),
         manifest_key=text(found["manifest_key"], "manifest_key"),
         change=_change_from_json(found["change"]),
         attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
@@ -202,7 +202,7 @@ def _change_from_json(value: object) -> Change:
     scalings = mapping(body["scalings"], "scalings")
     if not all(isinstance(each, float) and math.isfinite(each) for each in scalings.values()):
         raise refused("scalings", "finite numbers with a point", scalings)
-    options = _counters(body["options"], "options")
+    options = counters(body["options"], "options")
     if not all(isinstance(each, int | str) for each in options.values()):
         raise refused("options", "integers, booleans or text", options)
     dtype = None if body["dtype"] is None else choice(body["dtype"], "dtype", DType)
@@ -215,7 +215,7 @@ def _change_from_json(value: object) -> Change:
         options=options,  # type: ignore[arg-type]
         config=mapping(body["config"], "config"),
         dtype=dtype,
-        kept=frozenset(_texts(body["kept"], "kept")),
+        kept=frozenset(texts(body["kept"], "kept")),
         scalings=scalings,  # type: ignore[arg-type]
         transposed=_boolean(body["transposed"], "transposed"),
     )
@@ -227,85 +227,9 @@ def _group_from_json(value: object) -> Group:
     return Group(integers(outputs, "outputs of a group"), tuple(Cut(*integers(place, "a cut")) for place in places))
 
 
-def _texts(value: object, what: str) -> tuple[str, ...]:
-    return tuple(text(each, what) for each in items(value, what))
-
-
 def _hash(body: Mapping[str, object]) -> str:
     canonical = json.dumps(body, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def catalog_to_json(catalog: Catalog) -> Json:
-    """Express a catalog in JSON's types."""
-    return {
-        "url": catalog.url,
-        "kind": catalog.kind,
-        "others": list(catalog.others),
-        "objects": [[item.key, item.nbytes, item.etag, item.base] for item in catalog.objects],
-        "metadata": dict(catalog.metadata),
-        "notes": list(catalog.notes),
-        "header_bytes": catalog.header_bytes,
-        "texts": dict(catalog.texts),
-        "dropped": list(catalog.dropped),
-        "counters": dict(catalog.counters),
-        "entries": [
-            [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry), entry.origin]
-            for entry in catalog.entries
-        ],
-    }
-
-
-def _placements_to_json(entry: Entry) -> list[Any]:
-    whole = Box.whole(extent_of(entry.spec)[0])
-    return [
-        [
-            [] if placement.box == whole else [list(placement.box.start), list(placement.box.stop)],
-            [list(holder) for holder in placement.holders],
-        ]
-        for placement in entry.placements
-    ]
-
-
-def _catalog_from_json(value: object) -> Catalog:
-    body = fields_of(value, "catalog", [field.name for field in fields(Catalog)])
-    metadata = mapping(body["metadata"], "metadata")
-    return Catalog(
-        url=text(body["url"], "url of the source"),
-        kind=text(body["kind"], "kind of the source"),
-        objects=tuple(_object_from_json(item) for item in items(body["objects"], "objects")),
-        entries=tuple(_entry_from_json(entry) for entry in items(body["entries"], "entries")),
-        metadata={key: text(each, "metadata") for key, each in metadata.items()},
-        notes=_texts(body["notes"], "notes of the source"),
-        header_bytes=integer(body["header_bytes"], "header_bytes"),
-        texts={key: text(each, "texts") for key, each in mapping(body["texts"], "texts").items()},
-        dropped=_texts(body["dropped"], "dropped"),
-        counters=_counters(body["counters"], "counters"),
-        others=_texts(body["others"], "others"),
-    )
-
-
-def _object_from_json(value: object) -> SourceObject:
-    key, nbytes, etag, base = items(value, "an object of the source", 4)
-    return SourceObject(
-        text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"), integer(base, "base")
-    )
-
-
-def _entry_from_json(value: object) -> Entry:
-    called, dtype, shape, placements, origin = items(value, "an entry", 5)
-    spec = TensorSpec(name(called, "name of a tensor"), choice(dtype, "dtype", DType), integers(shape, "shape"))
-    check_spec(spec)
-    whole = Box.whole(extent_of(spec)[0])
-    held = tuple(_placement_from_json(each, whole) for each in items(placements, "placements"))
-    return Entry(spec, held, choice(origin, "origin", Origin))
-
-
-def _placement_from_json(value: object, whole: Box) -> Placement:
-    box, holders = items(value, "a placement", 2)
-    sides = [integers(side, "a box") for side in items(box, "a box", 0, 2)]
-    pairs = (integers(items(holder, "a holder", 2), "a holder") for holder in items(holders, "holders"))
-    return Placement(Box(*sides) if sides else whole, tuple((index, first) for index, first in pairs))
 
 
 def _target_to_json(target: Target) -> Json:
@@ -365,14 +289,6 @@ def _boolean(value: object, what: str) -> bool:
     return value
 
 
-def _counters(value: object, what: str) -> dict[str, int | float | str | bool | None]:
-    found = mapping(value, what)
-    wrong = [each for each in found.values() if not isinstance(each, int | float | str | bool | None)]
-    if wrong:
-        raise refused(what, "numbers, text or null", wrong[0])
-    return dict(found)  # type: ignore[arg-type]
-
-
 _TARGETS: dict[str, type[Target]] = {
     "full": FullTarget,
     "iteration": IterationTarget,
@@ -385,7 +301,7 @@ _KIND_OF = {made: kind for kind, made in _TARGETS.items()}
 _FIELDS: dict[str, Callable[[object, str], Any]] = {
     "chunk_bytes": lambda value, what: integer(value, what, least=1),
     "chunk_shapes": lambda value, what: {name(k, what): integers(n, what) for k, n in mapping(value, what).items()},
-    "common": _counters,
+    "common": counters,
     "iteration": lambda value, what: integer(value, what, most=10**18 - 1),
     "prefix": text,
     "container": lambda value, what: choice(value, what, Container),

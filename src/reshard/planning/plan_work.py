@@ -11,7 +11,7 @@ from .json_fields import refused
 from .needs import Needs
 from .plan import Plan
 from .reads import bridged
-from .steps import Recipe, sources_of, stored_at
+from .recipe import Recipe, sources_of, stored_at
 
 __all__ = ["MAX_PAIRS", "Work", "bound"]
 

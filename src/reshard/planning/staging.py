@@ -14,14 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import PlanError
-from ..tensor import Box, Runs, Shape, extent_of
+from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog, Entry, Placement, SourceObject
 from .cost import Cost
-from .cuts import walk
+from .group_reads import group_reads
 from .limits import Limits
 from .plan import REPLICAS, Plan, make_plan
-from .reads import needed_ranges
-from .steps import Recipe, sources_of, stored_at, streamed_boxes
+from .recipe import sources_of
 from .zarr_target import ZarrTarget, chunk_shape_for
 
 __all__ = [
@@ -184,28 +183,12 @@ def _cut_axis(hull: Box, shape: Shape) -> int:
 def _reads(plan: Plan) -> dict[int, _Reads]:
     """What each entry's bytes cost to stream, by group."""
     found: dict[int, _Reads] = {}
-    recipe = plan.recipe
     for group in plan.groups:
-        streamed = [recipe.streamed(i) for i in group.outputs]
-        for item in walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits):
-            wanted: dict[tuple[int, int], set[Runs]] = {}
-            for share in item.shares:
-                for box in streamed_boxes(streamed[share.member], share):
-                    for source, key, runs in _runs(recipe, item.tensor, box, share.box):
-                        wanted.setdefault((source, key), set()).add(runs)
-            for (source, _), every in wanted.items():
-                reads = found.setdefault(source, _Reads())
-                for one in needed_ranges(every, recipe.limits):
-                    reads.nbytes += one.nbytes
-                    reads.count += -(-one.nbytes // recipe.limits.read_bytes)
+        for source, one in group_reads(plan.recipe, group.outputs):
+            reads = found.setdefault(source, _Reads())
+            reads.nbytes += one.nbytes
+            reads.count += -(-one.nbytes // plan.limits.read_bytes)
     return found
-
-
-def _runs(recipe: Recipe, tensor: int, box: Box, held: Box) -> Iterator[tuple[int, int, Runs]]:
-    for piece, patch in sources_of(recipe, tensor, box):
-        itemsize = extent_of(recipe.catalog.entries[piece.source].spec)[1]
-        for placement, common in stored_at(recipe, piece.source, patch):
-            yield piece.source, id(placement), common.transfer(placement.box, held, itemsize).source_runs
 
 
 # What it costs: bytes, and for each request as many as a connection carries meanwhile.
