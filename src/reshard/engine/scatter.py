@@ -42,5 +42,5 @@ def first_difference(left: memoryview, right: memoryview) -> int | None:
 
 
 def _strided(buffer: memoryview, runs: Runs) -> npt.NDArray[np.void]:
-    """View the runs as an array with one element a run, so that a run is copied as one piece; numpy minds the bounds."""
+    """View the runs as an array of one element a run, which is copied as one piece; numpy minds the bounds."""
     return np.ndarray(runs.counts, f"V{runs.nbytes}", buffer, runs.first, runs.strides)
