@@ -649,7 +649,7 @@ def test_chunks_that_zarr_python_leaves_out(zarr, tmp_path, read_bytes):
     assert note.startswith(f"{absent} of 54 chunks are not stored and read as fill values: ")
     assert "b (6 of 6, True), c8 (5 of 6, [1.0, -2.0]), f2 (5 of 6, 0.0), ..." in note
     wished = replace(PLAIN, read_bytes=read_bytes, min_copy_source_bytes=1)
-    for copied_from in ((), (0,)):
+    for copied_from in ((), (REPLICAS, 0)):
         _, written = converted(catalog, source, ONE, wished, copied_from=copied_from)
         held = decode(written["model.safetensors"])[0]
         assert {name: body for name, (_, _, body) in held.items()} == {k: v.tobytes() for k, v in values.items()}
@@ -707,6 +707,19 @@ def test_fills_of_types_that_zarr_python_does_not_know():
     assert held["a"] == ("BF16", (10,), b"\xc1\x7f" * 3 + b"abcdef" + b"\xc1\x7f" * 4)
     assert held["b"] == ("F8_E4M3", (10,), b"\x80" * 10)
     assert held["c"] == ("BF16", (10,), b"\xc0\x3f" * 10)
+
+
+def test_the_store_copies_no_chunk_that_is_left_out():
+    here, written = zarr_of({"w": MODEL["model.layers.0.w"]}, 768)
+    root = json.loads(written["zarr.json"])
+    root["consolidated_metadata"]["metadata"]["w"]["attributes"] = {}  # as if another had written it
+    put(here, "zarr.json", root)
+    here.store.delete("here/w/c/1/0")
+    source, wished = catalog_at(here), replace(PLAIN, min_copy_source_bytes=1)
+    assert make_plan(source, ONE, "memory://x", wished, copied_from=(0,)).cost.copied_bytes == 768
+    _, body = converted(source, here, ONE, wished, copied_from=(REPLICAS, 0))
+    values = MODEL["model.layers.0.w"][2].tobytes()
+    assert decode(body["model.safetensors"])[0]["w"][2] == values[:768] + bytes(768)
 
 
 def test_fill_values_that_cannot_be_told_matter_only_where_chunks_lack():
