@@ -25,7 +25,7 @@ from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, PlanError, SourceChanged, StorageError, TargetExists, UsageError
 from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
-from reshard.planning import zarr_target
+from reshard.planning import zarr_source, zarr_target
 from reshard.planning.catalog import Origin
 from reshard.planning.copies import REPLICAS
 from reshard.planning.limits import Limits
@@ -736,7 +736,7 @@ def test_fill_values_that_cannot_be_told_matter_only_where_chunks_lack():
     ("shape", "chunk", "problem"),
     [
         ([1 << 59], [1], f"w: {1 << 59} chunks in 2 objects altogether"),
-        ([1 << 50], [1 << 40], f"w: {1 << 50} bytes so far, at most {1 << 44}"),
+        ([1 << 50], [1 << 40], f"w: at most {1 << 20} chunks and {1 << 44} bytes of all arrays can be"),
     ],
 )
 def test_small_documents_that_tell_of_endless_chunks(shape, chunk, problem):
@@ -748,6 +748,18 @@ def test_small_documents_that_tell_of_endless_chunks(shape, chunk, problem):
     with pytest.raises(CatalogError, match="cannot be filled") as caught:
         catalog_at(here)
     assert problem in str(caught.value)
+
+
+def test_chunks_are_filled_up_to_a_number_of_all_arrays(monkeypatch):
+    monkeypatch.setattr(zarr_source, "MAX_CHUNK_COUNT", 6)
+    here, stored = place(), dict.fromkeys(range(4), b"abc")
+    theirs(here, a=("uint8", 0, {}), b=("uint8", 0, {3: b"abc", 2: b"abc"}), c=("uint8", 0, stored))
+    [note] = catalog_at(here).notes
+    assert note.startswith("6 of 12 chunks are not stored")
+    here.store.delete("here/b/c/2")
+    with pytest.raises(CatalogError, match="cannot be filled") as caught:
+        catalog_at(here)
+    assert "b: at most 6 chunks and" in str(caught.value)
 
 
 @pytest.mark.parametrize("fill", ["", "0", "xx", "00" * 9, 7])
@@ -812,3 +824,24 @@ def test_tensorstore(tensorstore, tmp_path):
     }
     for name, (_, _, body) in found.items():
         assert body == values.astype(getattr(ml_dtypes, name)).tobytes()
+
+
+@pytest.mark.parametrize("fill", [math.nan, -0.0, 0.1])
+def test_chunks_that_tensorstore_leaves_out(tensorstore, tmp_path, fill):
+    expected = {}
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e5m2fnuz", "float32"):
+        array = tensorstore.open(
+            {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path}/t/{name}"}},
+            create=True,
+            dtype=getattr(tensorstore, name),
+            shape=(5, 3),
+            fill_value=fill,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=(2, 2)),
+        ).result()
+        array[0, 0] = 2
+        assert not (tmp_path / f"t/{name}/c/2").exists()
+        expected[name] = array.read().result().tobytes()
+    (tmp_path / "t/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    api.convert(f"{tmp_path}/t", f"{tmp_path}/one/model.safetensors")
+    found = decode((tmp_path / "one/model.safetensors").read_bytes())[0]
+    assert {name: body for name, (_, _, body) in found.items()} == expected

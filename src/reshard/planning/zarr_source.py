@@ -96,7 +96,7 @@ class _ZarrCatalog:
     def __init__(self, stored: Mapping[str, SourceObject]) -> None:
         self._stored = stored
         self._filled: list[str] = []
-        self._filled_count = self._filled_bytes = 0
+        self._filled_bytes, self._spare = 0, MAX_CHUNK_COUNT
         self.objects: list[SourceObject] = []
         self.lost: list[str] = []
         self.unfilled: list[str] = []
@@ -110,10 +110,13 @@ class _ZarrCatalog:
         fill, problem = _element(array)
         placements: list[Placement] = []
         missing: list[str] = []
+        most = _SHOWN if array.fill is None else self._spare
         for key, box in array.chunks():
             item = self._stored.get(key)
             if item is None:
                 missing.append(key)
+                if len(missing) > most:
+                    break
                 item = SourceObject(key, array.chunk_nbytes, "", fill=fill)
             elif item.nbytes != array.chunk_nbytes:
                 self.uneven.append(f"{key}: expected {array.chunk_nbytes} bytes, found {item.nbytes}")
@@ -125,7 +128,7 @@ class _ZarrCatalog:
 
     def _is_countable(self, array: ZarrArray) -> bool:
         """Whether an array's chunks can be counted out, and listed."""
-        spare = 0 if array.fill is None else MAX_CHUNK_COUNT - self._filled_count
+        spare = 0 if array.fill is None else max(0, self._spare)
         if array.chunk_count <= len(self._stored) + spare:
             return True
         told = f"{array.spec.name}: {array.chunk_count} chunks in {len(self._stored)} objects altogether"
@@ -138,10 +141,10 @@ class _ZarrCatalog:
         if array.fill is None:
             self.lost.append(f"{name}: of {array.chunk_count} chunks {sample(missing, _SHOWN)}")
             return
-        self._filled_count += count
+        self._spare -= count
         self._filled_bytes += count * array.chunk_nbytes
-        if self._filled_bytes > _MOST_FILLED_BYTES:
-            problem = f"{self._filled_bytes} bytes so far, at most {_MOST_FILLED_BYTES}"
+        if self._spare < 0 or self._filled_bytes > _MOST_FILLED_BYTES:
+            problem = f"at most {MAX_CHUNK_COUNT} chunks and {_MOST_FILLED_BYTES} bytes of all arrays can be"
         if problem:
             self.unfilled.append(f"{name}: {problem}")
         self._filled.append(f"{name} ({count} of {array.chunk_count}, {shown(array.fill.value)})")
@@ -149,8 +152,8 @@ class _ZarrCatalog:
     def notes(self) -> Iterator[str]:
         """What is filled: whether chunks were left out or lost, another writer's store does not tell."""
         if self._filled:
-            told = sample(self._filled, _SHOWN)
-            yield f"{self._filled_count} of {len(self.objects)} chunks are not stored and read as fill values: {told}"
+            count, told = MAX_CHUNK_COUNT - self._spare, sample(self._filled, _SHOWN)
+            yield f"{count} of {len(self.objects)} chunks are not stored and read as fill values: {told}"
 
 
 def _element(array: ZarrArray) -> tuple[bytes, str]:
