@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reshard.engine import scatter as scatter_module
-from reshard.engine.scatter import first_difference, scatter
+from reshard.engine.scatter import first_difference, repeat, scatter
 from reshard.tensor import Transfer, transfer
 
 
@@ -119,3 +119,10 @@ def test_comparing_takes_no_memory_to_speak_of():
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@given(st.binary(min_size=1, max_size=9), st.integers(0, 30), st.integers(0, 60))
+def test_an_element_again_and_again(element, first, nbytes):
+    target = bytearray(nbytes)
+    repeat(element, first, memoryview(target))
+    assert bytes(target) == (element * (first + nbytes))[first : first + nbytes]

@@ -1,5 +1,6 @@
 """zarr stores through the real engine: ours, zarr-python's and tensorstore's."""
 
+import hashlib
 import json
 import math
 import re
@@ -21,9 +22,10 @@ from reshard.engine.execute import execute
 from reshard.engine.source import Wanted, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
-from reshard.errors import CatalogError, FormatError, PlanError, StorageError, TargetExists, UsageError
+from reshard.errors import CatalogError, FormatError, PlanError, SourceChanged, StorageError, TargetExists, UsageError
 from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
+from reshard.planning import zarr_source, zarr_target
 from reshard.planning.catalog import Origin
 from reshard.planning.copies import REPLICAS
 from reshard.planning.limits import Limits
@@ -32,7 +34,7 @@ from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.selection import NameFilter
 from reshard.planning.target import FullTarget, PartsTarget, RankTarget, ZarrTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
-from reshard.tensor import DType, Layout, Strategy, TensorSpec
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 slow = settings(
     max_examples=60,
@@ -248,8 +250,22 @@ def test_too_many_chunks_and_too_long_names():
     many = random_model({"w": ("U8", (1 << 21,))})
     with pytest.raises(PlanError, match="2097152 chunks: at most 1048576"):
         zarr_of(many, 1)
+    for chunk_bytes in (0, -1):
+        with pytest.raises(PlanError, match=f"chunks of {chunk_bytes} bytes: expected at least 1"):
+            zarr_of(MODEL, chunk_bytes)
     with pytest.raises(PlanError, match="names of more than 255 characters"):
         zarr_of(random_model({"w" * 256: ("U8", (1,))}))
+
+
+def test_chunks_are_counted_before_they_are_shaped(monkeypatch):
+    """A search for the best rows, tensor by tensor, would take minutes to find that there are far too many."""
+    source = place()
+    put_full(source, {"model.safetensors": random_model({f"w{i}": ("U8", (1 << 18,)) for i in range(5)})})
+    catalog, searched = catalog_at(source), []
+    monkeypatch.setattr(zarr_target, "_rows_for", lambda *args: searched.append(args))
+    with pytest.raises(PlanError, match="1310720 chunks: at most 1048576"):
+        make_plan(catalog, ZarrTarget(1), "memory://x", PLAIN)
+    assert not searched
 
 
 # The statements.
@@ -417,7 +433,7 @@ def test_missing_chunks_are_told():
     with pytest.raises(CatalogError, match="chunks of zarr arrays are missing") as caught:
         catalog_at(here)
     assert "model.norm: of 1 chunks model.norm/c/0" in str(caught.value)
-    assert "write_empty_chunks" in str(caught.value)
+    assert "reshard stores every chunk, so these are lost or were removed" in str(caught.value)
 
 
 def test_chunks_of_another_length_are_told():
@@ -602,19 +618,180 @@ def test_a_single_chunk_that_is_wider_than_its_array(zarr, tmp_path):
         assert decode((tmp_path / copy / "model.safetensors").read_bytes())[0]["w"][2] == values.tobytes()
 
 
-def test_chunks_that_zarr_python_leaves_out(zarr, tmp_path):
-    group = zarr.open_group(tmp_path / "a", mode="w")
-    group.create_array("bias", shape=(8,), chunks=(4,), dtype="f4", compressors=None)[...] = np.zeros(8, "f4")
-    with pytest.raises(CatalogError, match="chunks of zarr arrays are missing") as caught:
-        api.inspect(str(tmp_path / "a"))
-    assert "bias: of 2 chunks bias/c/0, bias/c/1" in str(caught.value)
+SPARSE = {
+    "f2": ("float16", 0.0), "f4": ("float32", "NaN"), "f8": ("float64", -0.0), "inf": ("float32", "-Infinity"),
+    "i1": ("int8", -7), "i8": ("int64", -(2**40)), "u2": ("uint16", 65535), "b": ("bool", True),
+    "c8": ("complex64", 1 - 2j),
+}  # fmt: skip
 
 
-def test_compressed_arrays(zarr, tmp_path):
+def write_sparse(zarr, path):
+    """Arrays of which zarr-python leaves out some chunks by itself, what they hold, and how many are left out."""
+    group, found, absent = zarr.open_group(path, mode="w"), {}, 0
+    for number, (name, (dtype, fill)) in enumerate(SPARSE.items()):
+        fill = np.dtype(dtype).type(float(fill) if isinstance(fill, str) else fill)
+        array = group.create_array(name, shape=(6, 8), chunks=(4, 3), dtype=dtype, compressors=None, fill_value=fill)
+        values = np.full((6, 8), fill)
+        if number != 1:  # of that one, every chunk is left out
+            values[1:3, 4:6] = 3
+            array[...] = values
+        assert array[...].tobytes() == values.tobytes()
+        found[name], absent = values, absent + 6 - array.nchunks_initialized
+    return found, absent
+
+
+@pytest.mark.parametrize("read_bytes", [3, 1 << 20])
+def test_chunks_that_zarr_python_leaves_out(zarr, tmp_path, read_bytes):
+    values, absent = write_sparse(zarr, tmp_path / "a")
+    source = api.statements.open_source(str(tmp_path / "a"))
+    catalog = catalog_at(source)
+    [note] = catalog.notes
+    assert note.startswith(f"{absent} of 54 chunks are not stored and read as fill values: ")
+    assert "b (6 of 6, True), c8 (5 of 6, [1.0, -2.0]), f2 (5 of 6, 0.0), ..." in note
+    wished = replace(PLAIN, read_bytes=read_bytes, min_copy_source_bytes=1)
+    for copied_from in ((), (REPLICAS, 0)):
+        _, written = converted(catalog, source, ONE, wished, copied_from=copied_from)
+        held = decode(written["model.safetensors"])[0]
+        assert {name: body for name, (_, _, body) in held.items()} == {k: v.tobytes() for k, v in values.items()}
+    columns = ranks_of(Strategy(2, (dict.fromkeys(SPARSE, Layout((2,), ((), (0,)))),)))
+    _, written = converted(catalog, source, columns, wished)
+    for rank in range(2):
+        held = decode(written[f"rank_{rank}/checkpoint_{rank}.safetensors"])[0]
+        cut = {name: value[:, 4 * rank : 4 * rank + 4].tobytes() for name, value in values.items()}
+        assert {name: body for name, (_, _, body) in held.items()} == cut
+    _, written = converted(catalog, source, ZarrTarget(13), wished)
+    held = decode_zarr(written)
+    assert {name: body for name, (_, _, body) in held.items()} == {k: v.tobytes() for k, v in values.items()}
+
+
+def test_every_statement_with_chunks_left_out(zarr, tmp_path):
+    values, absent = write_sparse(zarr, tmp_path / "a")
+    catalog = api.inspect(str(tmp_path / "a"))
+    assert sum(bool(item.fill) for item in catalog.objects) == absent
+    source, target = str(tmp_path / "a"), str(tmp_path / "out")
+    manifest = api.convert(source, target, dtype="fp32", copy="auto")
+    assert any("are not stored" in note for note in manifest.plan.notes)
+    assert api.verify(target).is_ok
+    held = decode((tmp_path / "out/model.safetensors").read_bytes())[0]
+    assert np.array_equal(np.frombuffer(held["f2"][2], "<f4").reshape(6, 8), values["f2"])
+    # Another value in the target is found, and so is a chunk that was written since.
+    body = (tmp_path / "out/model.safetensors").read_bytes()
+    (tmp_path / "out/model.safetensors").write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    assert not api.verify(target).is_ok
+    array = zarr.open_group(tmp_path / "a", mode="r+")["f4"]
+    array[0, 0] = 1
+    for again in (
+        lambda: api.verify(target),
+        lambda: execute(manifest.plan, api.statements.open_source(source), place()),
+    ):
+        with pytest.raises(SourceChanged, match="f4/c/0/0: expected a chunk that is not stored, found 48 bytes"):
+            again()
+
+
+def theirs(here, **arrays):
+    """Arrays as other writers tell them: data type and fill value, of 4 chunks of 3 elements those that are given."""
+    put(here, "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+    for name, (data_type, fill_value, chunks) in arrays.items():
+        document = json.loads(encode_array(ZarrArray(name, TensorSpec(name, DType.U8, (10,)), (3,))))
+        told = {"attributes": {}, "data_type": data_type, "fill_value": fill_value}
+        put(here, f"{name}/zarr.json", document | told)
+        for index, chunk in chunks.items():
+            put(here, f"{name}/c/{index}", chunk)
+
+
+def test_fills_of_types_that_zarr_python_does_not_know():
+    here = place()
+    theirs(here, a=("bfloat16", "0x7fc1", {1: b"abcdef"}), b=("float8_e4m3fn", -0.0, {}), c=("bfloat16", 1.5, {}))
+    _, written = converted(catalog_at(here), here, ONE)
+    held = decode(written["model.safetensors"])[0]
+    assert held["a"] == ("BF16", (10,), b"\xc1\x7f" * 3 + b"abcdef" + b"\xc1\x7f" * 4)
+    assert held["b"] == ("F8_E4M3", (10,), b"\x80" * 10)
+    assert held["c"] == ("BF16", (10,), b"\xc0\x3f" * 10)
+
+
+def test_the_store_copies_no_chunk_that_is_left_out():
+    here, written = zarr_of({"w": MODEL["model.layers.0.w"]}, 768)
+    root = json.loads(written["zarr.json"])
+    root["consolidated_metadata"]["metadata"]["w"]["attributes"] = {}  # as if another had written it
+    put(here, "zarr.json", root)
+    here.store.delete("here/w/c/1/0")
+    source, wished = catalog_at(here), replace(PLAIN, min_copy_source_bytes=1)
+    assert make_plan(source, ONE, "memory://x", wished, copied_from=(0,)).cost.copied_bytes == 768
+    _, body = converted(source, here, ONE, wished, copied_from=(REPLICAS, 0))
+    values = MODEL["model.layers.0.w"][2].tobytes()
+    assert decode(body["model.safetensors"])[0]["w"][2] == values[:768] + bytes(768)
+
+
+def test_fill_values_that_cannot_be_told_matter_only_where_chunks_lack():
+    here = place()
+    theirs(here, a=("uint8", None, dict.fromkeys(range(4), b"abc")))
+    assert len(catalog_at(here).objects) == 4
+    theirs(here, b=("int8", 300, {}))
+    with pytest.raises(CatalogError, match="missing chunks of zarr arrays cannot be filled") as caught:
+        catalog_at(here)
+    assert "b: fill_value: expected a value of I8, found 300" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk", "problem"),
+    [
+        ([1 << 59], [1], f"w: {1 << 59} chunks in 2 objects altogether"),
+        ([1 << 50], [1 << 40], f"w: at most {1 << 20} chunks and {1 << 44} bytes of all arrays can be"),
+    ],
+)
+def test_small_documents_that_tell_of_endless_chunks(shape, chunk, problem):
+    here = place()
+    theirs(here, w=("uint8", 0, {}))
+    document = json.loads(here.store.read("here/w/zarr.json", ByteRange(0, here.store.head("here/w/zarr.json").nbytes)))
+    document |= {"shape": shape, "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}}}
+    put(here, "w/zarr.json", document)
+    with pytest.raises(CatalogError, match="cannot be filled") as caught:
+        catalog_at(here)
+    assert problem in str(caught.value)
+
+
+def test_chunks_are_filled_up_to_a_number_of_all_arrays(monkeypatch):
+    monkeypatch.setattr(zarr_source, "MAX_CHUNK_COUNT", 6)
+    here, stored = place(), dict.fromkeys(range(4), b"abc")
+    theirs(here, a=("uint8", 0, {}), b=("uint8", 0, {3: b"abc", 2: b"abc"}), c=("uint8", 0, stored))
+    [note] = catalog_at(here).notes
+    assert note.startswith("6 of 12 chunks are not stored")
+    here.store.delete("here/b/c/2")
+    with pytest.raises(CatalogError, match="cannot be filled") as caught:
+        catalog_at(here)
+    assert "b: at most 6 chunks and" in str(caught.value)
+
+
+@pytest.mark.parametrize("fill", ["", "0", "xx", "00" * 9, 7])
+def test_forged_fills(fill):
+    here = place()
+    theirs(here, w=("uint8", 0, {}))
+    body = json.loads(encode_plan(make_plan(catalog_at(here), ONE, "memory://x", PLAIN)))
+    assert body["catalog"]["objects"][0] == ["w/c/0", 3, "", 0, "00"]
+    body["catalog"]["objects"][0][4] = fill
+    del body["plan_id"]
+    told = json.dumps(body, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    body["plan_id"] = hashlib.sha256(told.encode()).hexdigest()
+    with pytest.raises(FormatError, match="fill"):
+        decode_plan(json.dumps(body).encode(), "forged")
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "'bytes', 'zstd'"),
+        ({"compressors": None, "shards": (8,)}, "'sharding_indexed'"),
+        ({"compressors": None, "filters": "transpose"}, "'transpose', 'bytes'"),
+    ],
+)
+def test_arrays_that_are_not_plain(zarr, tmp_path, settings, found):
+    if settings.get("filters"):
+        settings = settings | {"filters": [zarr.codecs.TransposeCodec(order=(0,))]}
     group = zarr.open_group(tmp_path / "a", mode="w")
-    group.create_array("w", shape=(8,), chunks=(4,), dtype="f4")[...] = 1
-    with pytest.raises(FormatError, match="codecs: expected bytes alone, found 'bytes', 'zstd'"):
+    group.create_array("w", shape=(8,), chunks=(4,), dtype="f4", **settings)[...] = 1
+    with pytest.raises(FormatError, match=f"codecs: expected bytes alone, found {found}") as caught:
         api.inspect(str(tmp_path / "a"))
+    assert "compressors=None" in str(caught.value)
 
 
 @pytest.fixture
@@ -647,3 +824,24 @@ def test_tensorstore(tensorstore, tmp_path):
     }
     for name, (_, _, body) in found.items():
         assert body == values.astype(getattr(ml_dtypes, name)).tobytes()
+
+
+@pytest.mark.parametrize("fill", [math.nan, -0.0, 0.1])
+def test_chunks_that_tensorstore_leaves_out(tensorstore, tmp_path, fill):
+    expected = {}
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e5m2fnuz", "float32"):
+        array = tensorstore.open(
+            {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path}/t/{name}"}},
+            create=True,
+            dtype=getattr(tensorstore, name),
+            shape=(5, 3),
+            fill_value=fill,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=(2, 2)),
+        ).result()
+        array[0, 0] = 2
+        assert not (tmp_path / f"t/{name}/c/2").exists()
+        expected[name] = array.read().result().tobytes()
+    (tmp_path / "t/zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    api.convert(f"{tmp_path}/t", f"{tmp_path}/one/model.safetensors")
+    found = decode((tmp_path / "one/model.safetensors").read_bytes())[0]
+    assert {name: body for name, (_, _, body) in found.items()} == expected

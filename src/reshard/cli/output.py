@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from ..engine.manifest import Manifest, manifest_to_json
 from ..engine.verify import Report
 from ..errors import ReshardError
-from ..planning.catalog import Catalog
+from ..planning.catalog import Catalog, SourceObject
 from ..planning.estimate import Estimate
 from ..planning.explain import Explanation, explanation_to_json
 from ..planning.plan import Plan
@@ -63,13 +63,13 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
     if form is OutputForm.JSON:
         _print_json(_catalog_json(catalog))
         return
-    stored = sum(item.nbytes for item in catalog.objects)
+    stored = [item for item in catalog.objects if not item.fill]
     dtypes = Counter(entry.spec.dtype.value for entry in catalog.entries)
     _print_facts(
         [
             ("source", catalog.url),
             ("kind", catalog.kind),
-            ("objects", f"{len(catalog.objects)}, {in_bytes(stored)}"),
+            ("objects", f"{len(stored)}, {in_bytes(sum(item.nbytes for item in stored))}"),
             ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
             ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
@@ -78,7 +78,7 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
             *(("note", note) for note in catalog.notes),
         ]
     )
-    _print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in catalog.objects], shown)
+    _print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
     _print_rows(
         ("tensor", "dtype", "shape", "size"),
         [
@@ -190,11 +190,15 @@ def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = No
     _print_rows(("stage", "tensor", "device matrix", "tensor map", "besides"), rows, 0)
 
 
+def _object_json(item: SourceObject) -> dict[str, Any]:
+    return {"key": item.key, "nbytes": item.nbytes, "etag": item.etag, "base": item.base}
+
+
 def _catalog_json(catalog: Catalog) -> dict[str, Any]:
     return {
         "url": catalog.url,
         "kind": catalog.kind,
-        "objects": [asdict(item) for item in catalog.objects],
+        "objects": [_object_json(item) for item in catalog.objects if not item.fill],
         "tensors": [
             {
                 "name": entry.spec.name,

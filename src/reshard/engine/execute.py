@@ -180,7 +180,10 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> N
     def check(item: SourceObject) -> None:
         place = sources[item.base].child(item.key)
         info = head_or_none(place)
-        if info is None:
+        if item.fill:
+            if info is not None:
+                problems.append(f"{place.url}: expected a chunk that is not stored, found {info.nbytes} bytes")
+        elif info is None:
             problems.append(f"{place.url}: gone")
         elif (info.nbytes, info.etag) != (item.nbytes, item.etag):
             problems.append(

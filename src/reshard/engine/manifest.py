@@ -60,7 +60,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "plan_id": plan_json["plan_id"],
         "source_url": plan.catalog.url,
         "target_url": plan.target_url,
-        "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in plan.catalog.objects],
+        "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in plan.catalog.objects if not o.fill],
         "outputs": [
             {
                 "key": receipt.key,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ..tensor import Runs, Transfer
 
-__all__ = ["first_difference", "scatter"]
+__all__ = ["first_difference", "repeat", "scatter"]
 
 _BLOCK_BYTES = 256 << 10
 
@@ -26,6 +26,25 @@ def scatter(move: Transfer, source: memoryview, target: memoryview) -> None:
         target[move.target : move.target + move.nbytes] = source[move.source : move.source + move.nbytes]
         return
     _strided(target, move.target_runs)[...] = _strided(source, move.source_runs)
+
+
+def repeat(element: bytes, first: int, target: memoryview) -> None:
+    """Fill a buffer with one element again and again; its first byte is the ``first``-th of that sequence.
+
+    Examples
+    --------
+    >>> target = bytearray(5)
+    >>> repeat(b"abc", 4, memoryview(target))
+    >>> bytes(target)
+    b'bcabc'
+    """
+    turn = first % len(element)
+    done = min(len(element), len(target))
+    target[:done] = (element[turn:] + element[:turn])[:done]
+    while done < len(target):
+        more = min(done, len(target) - done)
+        target[done : done + more] = target[:more]
+        done += more
 
 
 def first_difference(left: memoryview, right: memoryview) -> int | None:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..planning.catalog import SourceObject
 from ..planning.plan import Plan
 from ..planning.steps import CopiedPart, FilledPart, Read, Step
 from ..storage import Location
 from .arena import Arena, Lease, ThreadBuffers
 from .events import Listener, Progress
-from .scatter import scatter
+from .scatter import repeat, scatter
 from .tiles import compute
 from .workers import Task, Workers
 
@@ -159,11 +160,10 @@ class Transfer:
         place = self._sources[item.base].child(item.key)
         if read.is_direct:
             copy = read.copies[0]
-            target = leases[copy.part].view[copy.transfer.target : copy.transfer.target + copy.transfer.nbytes]
-            place.store.read_into(place.key, read.range, target, item.etag)
+            _read_into(place, item, read, leases[copy.part].view[copy.transfer.target :][: copy.transfer.nbytes])
             return
         scratch = self.buffers.mine()[: read.range.nbytes]
-        place.store.read_into(place.key, read.range, scratch, item.etag)
+        _read_into(place, item, read, scratch)
         for copy in read.copies:
             scatter(copy.transfer, scratch, leases[copy.part].view)
 
@@ -207,6 +207,14 @@ class Transfer:
 
     def _counted(self, name: str) -> _Count:
         return _Count(self, self._lock, name)
+
+
+def _read_into(place: Location, item: SourceObject, read: Read, target: memoryview) -> None:
+    """Receive a read, or make its bytes where the source left out what holds one value only."""
+    if item.fill:
+        repeat(item.fill, read.range.start, target)
+        return
+    place.store.read_into(place.key, read.range, target, item.etag)
 
 
 class _Countdown:

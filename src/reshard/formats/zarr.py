@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from ..tensor import Box, DType, Shape, TensorSpec, extent_of
+from .zarr_fill import Fill
 
 __all__ = [
     "ATTRIBUTE",
@@ -102,6 +103,8 @@ class ZarrArray:
         How the chunks are called.
     is_outside
         Whether the tensor was in no layout of the strategy that it came from.
+    fill
+        What chunks hold that are not stored; None if this package wrote the array: it stores every chunk.
 
     Examples
     --------
@@ -115,6 +118,7 @@ class ZarrArray:
     chunk_shape: Shape
     keys: ChunkKeys = ChunkKeys()
     is_outside: bool = False
+    fill: Fill | None = None
 
     @property
     def extent(self) -> Shape:

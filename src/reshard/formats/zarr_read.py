@@ -15,6 +15,7 @@ from .safetensors import MAX_AXIS_COUNT
 from .strict_json import json_kind, parse_json_object, shown
 from .weight_index import relative_key_problem
 from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, ZarrArray
+from .zarr_fill import Fill
 
 __all__ = ["ZarrGroup", "is_group", "parse_array", "parse_group", "parse_node"]
 
@@ -116,7 +117,8 @@ def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
     _check_size(spec, chunk_shape, where)
     _check_codecs(node["codecs"], stored, where)
     keys = _chunk_keys(node["chunk_key_encoding"], where)
-    return ZarrArray(path, spec, chunk_shape, keys, told.get("origin") == "outside")
+    fill = None if told else Fill(stored, node["fill_value"])
+    return ZarrArray(path, spec, chunk_shape, keys, told.get("origin") == "outside", fill)
 
 
 def _checked_node(node: Mapping[str, object], where: str) -> dict[str, object]:

@@ -47,12 +47,22 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object of a source; ``key`` counts from the catalog's URL, or from its ``base``-th other one."""
+    """One object of a source.
+
+    Parameters
+    ----------
+    key
+        Counts from the catalog's URL, or from its ``base``-th other one.
+    fill
+        An element that all of the object would consist of if it were there: it is a chunk that zarr leaves out,
+        and has no etag. Empty for objects that are stored.
+    """
 
     key: str
     nbytes: int
     etag: str
     base: int = 0
+    fill: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

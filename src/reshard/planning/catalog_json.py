@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
 from ..tensor import Box, DType, TensorSpec, extent_of
 from .catalog import Catalog, Entry, Origin, Placement, SourceObject
-from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, text, texts
+from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .plan_check import check_spec
 
 __all__ = ["catalog_from_json", "catalog_to_json"]
@@ -19,7 +20,10 @@ def catalog_to_json(catalog: Catalog) -> dict[str, Any]:
         "url": catalog.url,
         "kind": catalog.kind,
         "others": list(catalog.others),
-        "objects": [[item.key, item.nbytes, item.etag, item.base] for item in catalog.objects],
+        "objects": [
+            [item.key, item.nbytes, item.etag, item.base, *([item.fill.hex()] if item.fill else [])]
+            for item in catalog.objects
+        ],
         "metadata": dict(catalog.metadata),
         "notes": list(catalog.notes),
         "header_bytes": catalog.header_bytes,
@@ -64,10 +68,12 @@ def catalog_from_json(value: object) -> Catalog:
 
 
 def _object_from_json(value: object) -> SourceObject:
-    key, nbytes, etag, base = items(value, "an object of the source", 4)
-    return SourceObject(
-        text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"), integer(base, "base")
-    )
+    key, nbytes, etag, base, *more = items(value, "an object of the source", 4, 5)
+    fill = text(more[0], "fill") if more else ""
+    if more and not re.fullmatch("([0-9a-f]{2}){1,8}", fill):
+        raise refused("fill", "1 to 8 bytes in hexadecimal", fill)
+    stored = text(key, "key"), integer(nbytes, "bytes of an object"), text(etag, "etag"), integer(base, "base")
+    return SourceObject(*stored, bytes.fromhex(fill))
 
 
 def _entry_from_json(value: object) -> Entry:

@@ -168,7 +168,9 @@ def _laid(target: int, nbytes: int, extents: Iterable[tuple[int, int, int]]) -> 
 def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
     least = recipe.limits.min_copy_source_bytes
     return frozenset(
-        index for index, item in enumerate(recipe.catalog.objects) if item.base in copied_from and item.nbytes >= least
+        index
+        for index, item in enumerate(recipe.catalog.objects)
+        if item.base in copied_from and item.nbytes >= least and not item.fill
     )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..errors import CatalogError, raise_all
+from ..errors import CatalogError, FormatError, raise_all
+from ..formats.strict_json import shown
 from ..formats.zarr import ZarrArray
 from ..formats.zarr_read import ZarrGroup
 from .catalog import Catalog, Entry, Origin, Placement, SourceObject
+from .output import sample
 from .selection import NameFilter
+from .zarr_target import MAX_CHUNK_COUNT
 
 __all__ = ["zarr_catalog"]
 
-_SHOWN_CHUNKS = 3
-_ABSENT = (
-    "zarr leaves out chunks that hold nothing but the fill value: write them too, as zarr-python does with "
-    "zarr.config.set({'array.write_empty_chunks': True}), or leave these tensors out with --drop."
+_SHOWN = 3
+_LOST = (
+    "reshard stores every chunk, so these are lost or were removed: copy the store again, or leave these tensors out "
+    "with --drop. If other tools changed it since, they must write empty chunks too, as zarr-python does with "
+    "zarr.config.set({'array.write_empty_chunks': True})."
 )
+_MOST_FILLED_BYTES = 1 << 44  # a document of a few bytes may tell of any number
 
 
 def zarr_catalog(
@@ -41,13 +46,16 @@ def zarr_catalog(
     Raises
     ------
     CatalogError
-        Two arrays of one name or one inside another, chunks that are missing or of another length.
+        Two arrays of one name or one inside another, chunks of another length, missing chunks of arrays that
+        this package wrote, or more missing ones of others' than could be meant.
     """
     kept = [array for array in arrays if names.is_kept(array.spec.name)]
     _check_apart(url, arrays)
     builder = _ZarrCatalog(stored)
     entries = tuple(builder.entry(array) for array in kept)
-    raise_all(CatalogError, f"{url}: chunks of zarr arrays are missing", builder.absent, _ABSENT)
+    raise_all(CatalogError, f"{url}: chunks of zarr arrays are missing", builder.lost, _LOST)
+    hint = "Have chunks written that hold the fill value only, or leave these tensors out with --drop."
+    raise_all(CatalogError, f"{url}: missing chunks of zarr arrays cannot be filled", builder.unfilled, hint)
     hint = "Were they written without compression, and copied to their end?"
     raise_all(CatalogError, f"{url}: chunks of zarr arrays have another length than they should", builder.uneven, hint)
     known = [array.spec.name for array in arrays]
@@ -57,7 +65,7 @@ def zarr_catalog(
         tuple(builder.objects),
         entries,
         dict(group.metadata),
-        tuple(notes),
+        (*notes, *builder.notes()),
         texts={name: text for name, text in group.texts.items() if names.is_kept(name)},
         dropped=names.dropped((*known, *group.texts)),
     )
@@ -87,32 +95,72 @@ class _ZarrCatalog:
 
     def __init__(self, stored: Mapping[str, SourceObject]) -> None:
         self._stored = stored
+        self._filled: list[str] = []
+        self._filled_bytes, self._spare = 0, MAX_CHUNK_COUNT
         self.objects: list[SourceObject] = []
-        self.absent: list[str] = []
+        self.lost: list[str] = []
+        self.unfilled: list[str] = []
         self.uneven: list[str] = []
 
     def entry(self, array: ZarrArray) -> Entry:
         """Put a tensor together of its chunks."""
         origin = Origin.OUTSIDE if array.is_outside else Origin.WHOLE
+        if not self._is_countable(array):
+            return Entry(array.spec, (), origin)
+        fill, problem = _element(array)
         placements: list[Placement] = []
         missing: list[str] = []
-        if array.chunk_count > len(self._stored):  # not to be counted out, nor to be listed
-            self.absent.append(
-                f"{array.spec.name}: {array.chunk_count} chunks in {len(self._stored)} objects altogether"
-            )
-            return Entry(array.spec, (), origin)
+        most = _SHOWN if array.fill is None else self._spare
         for key, box in array.chunks():
             item = self._stored.get(key)
             if item is None:
                 missing.append(key)
-                if len(missing) > _SHOWN_CHUNKS:
+                if len(missing) > most:
                     break
-                continue
-            if item.nbytes != array.chunk_nbytes:
+                item = SourceObject(key, array.chunk_nbytes, "", fill=fill)
+            elif item.nbytes != array.chunk_nbytes:
                 self.uneven.append(f"{key}: expected {array.chunk_nbytes} bytes, found {item.nbytes}")
             placements.append(Placement(box, ((len(self.objects), 0),)))
             self.objects.append(item)
         if missing:
-            some = ", ".join(missing[:_SHOWN_CHUNKS]) + (", ..." if len(missing) > _SHOWN_CHUNKS else "")
-            self.absent.append(f"{array.spec.name}: of {array.chunk_count} chunks {some}")
+            self._filled_in(array, missing, problem)
         return Entry(array.spec, tuple(placements), origin)
+
+    def _is_countable(self, array: ZarrArray) -> bool:
+        """Whether an array's chunks can be counted out, and listed."""
+        spare = 0 if array.fill is None else max(0, self._spare)
+        if array.chunk_count <= len(self._stored) + spare:
+            return True
+        told = f"{array.spec.name}: {array.chunk_count} chunks in {len(self._stored)} objects altogether"
+        (self.lost if array.fill is None else self.unfilled).append(told)
+        return False
+
+    def _filled_in(self, array: ZarrArray, missing: Sequence[str], problem: str) -> None:
+        """Take down what is not stored, or why it cannot be told from other chunks."""
+        name, count = array.spec.name, len(missing)
+        if array.fill is None:
+            self.lost.append(f"{name}: of {array.chunk_count} chunks {sample(missing, _SHOWN)}")
+            return
+        self._spare -= count
+        self._filled_bytes += count * array.chunk_nbytes
+        if self._spare < 0 or self._filled_bytes > _MOST_FILLED_BYTES:
+            problem = f"at most {MAX_CHUNK_COUNT} chunks and {_MOST_FILLED_BYTES} bytes of all arrays can be"
+        if problem:
+            self.unfilled.append(f"{name}: {problem}")
+        self._filled.append(f"{name} ({count} of {array.chunk_count}, {shown(array.fill.value)})")
+
+    def notes(self) -> Iterator[str]:
+        """What is filled: whether chunks were left out or lost, another writer's store does not tell."""
+        if self._filled:
+            count, told = MAX_CHUNK_COUNT - self._spare, sample(self._filled, _SHOWN)
+            yield f"{count} of {len(self.objects)} chunks are not stored and read as fill values: {told}"
+
+
+def _element(array: ZarrArray) -> tuple[bytes, str]:
+    """What chunks consist of that are not stored; or why that cannot be told, which matters only if there are any."""
+    if array.fill is None:
+        return b"", ""
+    try:
+        return array.fill.element(), ""
+    except FormatError as error:
+        return b"", error.message

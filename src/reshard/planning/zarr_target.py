@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..errors import PlanError, raise_all
 from ..formats.frame import Extent, Frame
@@ -105,10 +105,20 @@ class ZarrTarget:
         long = [sample([name[:80]]) for name in names if len(node_of(name)) > MAX_NODE_LENGTH]
         hint = "--rename shortens them."
         raise_all(PlanError, f"names of more than {MAX_NODE_LENGTH} characters in zarr", sorted(long), hint)
-        count = sum(self._array(tensor).chunk_count for tensor in tensors)
-        if count > MAX_CHUNK_COUNT:
-            hint = "Make them larger: --part-size."
-            raise PlanError(f"{count} chunks: at most {MAX_CHUNK_COUNT} objects can be written", hint=hint)
+        if self.chunk_bytes < 1:
+            raise PlanError(f"chunks of {self.chunk_bytes} bytes: expected at least 1")
+        # Told by division first: how many rows are best is searched for only where there are few chunks.
+        for counts in (map(self._least_count, tensors), (self._array(tensor).chunk_count for tensor in tensors)):
+            if (count := sum(counts)) > MAX_CHUNK_COUNT:
+                told = f"{count} chunks: at most {MAX_CHUNK_COUNT} objects can be written"
+                raise PlanError(told, hint="Make them larger: --part-size.")
+
+    def _least_count(self, tensor: TargetTensor) -> int:
+        """Chunks of a tensor that is cut by rows, at least."""
+        spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
+        if spec.name in self.chunk_shapes or spec.dtype.is_sub_byte or 0 in extent:
+            return 0
+        return -(-math.prod(extent) * itemsize // max(self.chunk_bytes, itemsize))
 
     def _array(self, tensor: TargetTensor) -> ZarrArray:
         spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
@@ -169,6 +179,7 @@ def chunk_shape_for(extent: Shape, itemsize: int, chunk_bytes: int) -> Shape:
     return ()
 
 
+@lru_cache(1 << 16)  # searched for all outputs, all documents and all checks, and for tensors that are alike
 def _rows_for(count: int, row_bytes: int, most: int, chunk_bytes: int) -> int:
     """Rows in a chunk: what costs least, padding and requests weighed against each other."""
     fewest = -(-count // most)
