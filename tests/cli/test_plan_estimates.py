@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import numpy
+import numpy as np
 import pytest
 from cli.runner import ok, run
 from safetensors.numpy import save
@@ -129,7 +129,7 @@ def test_explain_outputs_and_tensors(place):
 
 def test_both_passes_are_told(memory):
     memory.put("columns.yaml", b'axes: {mp: 4}\nrules:\n  - {match: "*", split: [null, mp]}\n')
-    weights = {"w": numpy.zeros((64, 64), numpy.float32)}
+    weights = {"w": np.zeros((64, 64), np.float32)}
     source = memory.put("wide/model.safetensors", save(weights)).rpartition("/")[0]
     told = [source, memory.at("ranks"), "--dst-layout", memory.at("columns.yaml"), "--staging", "always", "--quiet"]
     done = ok("plan", *told)

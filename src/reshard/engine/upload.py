@@ -25,7 +25,7 @@ _NO_COPIES = "Give --copy never."
 
 
 class CopyRefused(Unsupported):
-    """The store that is written to does not copy what it seemed to be able to."""
+    """The store that is written to does not copy what it seemed to be able to; no user meets it."""
 
 
 class _Object:
