@@ -2,25 +2,31 @@
 
 Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
 MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024
-ranks. Run ``python benchmarks/plans.py [MODEL ...] [--memory 1GiB] [--profile]``; each model is planned in a process
-of its own, and its saved plan read in another, so that each peak is its own.
+ranks. ``python benchmarks/plans.py`` plans all of them and writes ``results/plans.json``; with names of models, only
+those. Each is planned in a process of its own, and its saved plan read in another, so that each peak is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import json
 import math
+import platform
 import pstats
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import report
 
 from reshard.api.arguments import parse_size
 from reshard.formats.safetensors import plan_header
@@ -30,7 +36,7 @@ from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.limits import Limits
-from reshard.planning.plan import REPLICAS, Plan, make_plan
+from reshard.planning.plan import REPLICAS, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources import full_catalog
 from reshard.planning.target import RankTarget
@@ -38,6 +44,7 @@ from reshard.tensor import Box, DType, Layout, Shape, Strategy, TensorSpec, exte
 
 _Made = TypeVar("_Made")
 Specs = Iterator[TensorSpec]
+Figures = dict[str, Any]
 FP8_BLOCK = 128
 FIRST_AND_LAST_SHORTER = "[0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0]"
 
@@ -223,6 +230,26 @@ MADE_UP = {
 }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model, the numbers of its target (its own, if None), and whether the plan looks for copies."""
+
+    model: str
+    parallel: str | None = None
+    copies: bool = False
+
+    @property
+    def says(self) -> str:
+        """The numbers in words."""
+        return self.parallel or (MODELS.get(self.model) or MADE_UP[self.model]).parallel
+
+
+CASES = [
+    *(Case("qwen2.5-72b", parallel, copies=True) for parallel in ("mp=8", "mp=8,pp=4", "pp=4", "dp=8")),
+    *(Case(model, copies=copies) for model in (*MODELS, *MADE_UP) for copies in (False, True)),
+]
+
+
 def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
     """The catalog of a model, its tensors shared out evenly over its objects."""
     wished = sum(spec.nbytes for spec in specs) / object_count
@@ -255,11 +282,11 @@ def strategy_of(model: Model, catalog: Catalog, change: Change) -> Strategy:
     )
 
 
-def timed(what: str, make: Callable[[], _Made]) -> _Made:
-    """Do something and print how long it took."""
-    begun = time.perf_counter()
+def timed(figures: Figures, name: str, make: Callable[[], _Made]) -> _Made:
+    """Do something, and note how long it took: on the clock, and of one core."""
+    begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     made = make()
-    print(f"  {what:<28}{time.perf_counter() - begun:>9.1f} s", flush=True)
+    figures[f"{name}_s"], figures[f"{name}_cpu_s"] = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
     return made
 
 
@@ -276,80 +303,125 @@ def chosen(name: str, parallel: str | None) -> tuple[Catalog, Strategy, Change]:
     return catalog, strategy_of(model, catalog, change), change
 
 
-def measure(name: str, limits: Limits, parallel: str | None, *, profiled: bool, copied_from: tuple[int, ...]) -> None:
-    """Plan one model and print what it took."""
-    catalog, strategy, change = timed("catalog and strategy", lambda: chosen(name, parallel))
+def measure(case: Case, limits: Limits, *, profiled: bool) -> Figures:
+    """Plan one model; return what it took, and what the plan says."""
+    figures: Figures = {}
+    catalog, strategy, change = timed(figures, "catalog", lambda: chosen(case.model, case.parallel))
     target = RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/checkpoint_{rank}.safetensors")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before_bytes = peak_rss_bytes()
+    copied_from = (REPLICAS, 0) if case.copies else ()
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
     plan = timed(
+        figures,
         "plan",
         lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copied_from=copied_from),
     )
     profile.disable()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    data = timed("to JSON", lambda: encode_plan(plan))
-    _report(plan, len(catalog.entries), len(data), peak, peak - before)
-    timed("first step of a group", lambda: next(plan.steps(0)))
+    figures |= {"rss_bytes": peak_rss_bytes(), "plan_rss_bytes": peak_rss_bytes() - before_bytes}
+    data = timed(figures, "encode", lambda: encode_plan(plan))
+    timed(figures, "first_step", lambda: next(plan.steps(0)))
     if profiled:
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)
     with tempfile.NamedTemporaryFile() as saved:
         saved.write(data)
         saved.flush()
-        subprocess.run([sys.executable, __file__, "--decode", saved.name], check=True)
+        figures |= child("--decode", saved.name)
+    cost = plan.cost
+    return figures | {
+        "plan_json_bytes": len(data),
+        "source_tensor_count": len(catalog.entries),
+        "source_bytes": plan.catalog.nbytes,
+        "output_count": len(plan.outputs),
+        "rank_count": strategy.rank_count,
+        "group_count": len(plan.groups),
+        "cost": asdict(cost) | {"request_count": cost.request_count},
+        "copied_share": cost.copied_bytes / (cost.copied_bytes + cost.written_bytes),
+    }
 
 
-def decode(path: str) -> None:
+def decode(path: str) -> Figures:
     """Read a saved plan, in a process of its own."""
+    figures: Figures = {}
     data = Path(path).read_bytes()
-    plan = timed("from JSON, checked", lambda: decode_plan(data, "plan"))
+    plan = timed(figures, "decode", lambda: decode_plan(data, "plan"))
     assert encode_plan(plan) == data
-    print(f"  peak RSS of that {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB", flush=True)
+    return figures | {"decode_rss_bytes": peak_rss_bytes()}
 
 
-def _report(plan: Plan, tensor_count: int, json_bytes: int, peak_kib: int, growth_kib: int) -> None:
-    cost, groups = plan.cost, len(plan.groups)
-    print(f"  tensors {tensor_count} -> {len(plan.tensors)}; {len(plan.outputs)} outputs in {groups} groups")
-    print(f"  read {cost.read_bytes / 1e9:.1f} GB ({cost.read_bytes / cost.needed_bytes:.3f} x needed), ", end="")
-    print(f"source {plan.catalog.nbytes / 1e9:.1f} GB, write {cost.written_bytes / 1e9:.1f} GB, ", end="")
-    print(f"copied {cost.copied_bytes / (cost.copied_bytes + cost.written_bytes):.1%}")
-    print(f"  requests {cost.request_count} ({cost.get_count} GET), steps {cost.step_count}, ", end="")
-    print(f"buffers {cost.peak_bytes >> 20} MiB, limit {plan.limits.memory_bytes >> 20} MiB")
+def peak_rss_bytes() -> int:
+    """Most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def child(*arguments: str) -> Figures:
+    """Run this file again, and return the figures that it prints last; the lines before are passed on."""
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    *lines, last = done.stdout.splitlines()
+    for line in lines:
+        print(line, flush=True)
+    found: Figures = json.loads(last)
+    return found
+
+
+def median_of(runs: Sequence[Figures]) -> Figures:
+    """Medians of what was timed; of the rest, which is always the same, the last."""
+    timings = [name for name, value in runs[0].items() if isinstance(value, float) and name.endswith("_s")]
+    return runs[-1] | {name: statistics.median(run[name] for run in runs) for name in timings}
+
+
+def print_case(case: Case, figures: Figures) -> None:
+    """Print a few lines."""
+    cost = figures["cost"]
+    print(f"{case.model}: {case.says}, copies {'found' if case.copies else 'not looked for'}")
+    steps = ("catalog", "plan", "encode", "first_step", "decode")
+    print("  " + ", ".join(f"{name} {figures[f'{name}_s']:.2f} s" for name in steps))
+    print(f"  {figures['source_tensor_count']} tensors -> {figures['output_count']} outputs of ", end="")
+    print(f"{figures['rank_count']} ranks in {figures['group_count']} groups")
     print(
-        f"  plan JSON {json_bytes / 1e6:.1f} MB; peak RSS {peak_kib >> 10} MiB, {growth_kib >> 10} of it planning",
-        flush=True,
+        f"  read {cost['read_bytes'] / 1e9:.1f} GB ({cost['read_bytes'] / cost['needed_bytes']:.3f} x needed), ", end=""
+    )
+    print(f"write {cost['written_bytes'] / 1e9:.1f} GB, copied {figures['copied_share']:.1%}")
+    print(f"  requests {cost['request_count']} ({cost['get_count']} GET), steps {cost['step_count']}, ", end="")
+    print(f"buffers {cost['peak_bytes'] >> 20} MiB")
+    print(f"  plan JSON {figures['plan_json_bytes'] / 1e6:.1f} MB; peak RSS {figures['rss_bytes'] >> 20} MiB, ", end="")
+    print(
+        f"{figures['plan_rss_bytes'] >> 20} of it planning, reading it {figures['decode_rss_bytes'] >> 20}", flush=True
     )
 
 
 def main() -> None:
     """Plan the models that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = [*MODELS, *MADE_UP]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(every)}; all by default")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join([*MODELS, *MADE_UP])}")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
     parser.add_argument("--parallel", help="numbers of the target, like mp=8; by default those of the model")
-    parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
     parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="whether the store copies")
-    parser.add_argument("--decode", metavar="PLAN", help="only read a saved plan")
-    options = parser.parse_args()
-    if options.decode:
-        decode(options.decode)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="what planning spends its time on")
+    parser.add_argument("--out", type=Path, help="where the figures go; plans.json, if no models are named")
+    parser.add_argument("--decode", metavar="PLAN", help=argparse.SUPPRESS)
+    parser.add_argument("--once", metavar="CASE", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.decode or asked.once:
+        limits = Limits(memory_bytes=parse_size(asked.memory))
+        once = lambda: measure(Case(**json.loads(asked.once)), limits, profiled=asked.profile)  # noqa: E731
+        print(json.dumps(decode(asked.decode) if asked.decode else once()))
         return
-    names = options.models or every
-    if len(names) > 1:
-        flags = ["--memory", options.memory, "--copy", options.copy, *(["--profile"] if options.profile else [])]
-        flags += ["--parallel", options.parallel] if options.parallel else []
-        for name in names:
-            subprocess.run([sys.executable, __file__, name, *flags], check=True)
-        return
-    print(f"{names[0]}: {options.parallel or (MODELS.get(names[0]) or MADE_UP[names[0]]).parallel}", flush=True)
-    limits, copied_from = (
-        Limits(memory_bytes=parse_size(options.memory)),
-        (REPLICAS, 0) if options.copy == "auto" else (),
-    )
-    measure(names[0], limits, options.parallel, profiled=options.profile, copied_from=copied_from)
+    cases = [Case(model, asked.parallel, copies=asked.copy == "auto") for model in asked.models] or CASES
+    flags = ["--memory", asked.memory, *(["--profile"] if asked.profile else [])]
+    found = []
+    for case in cases:
+        runs = [child("--once", json.dumps(asdict(case)), *flags) for _ in range(asked.repeats)]
+        figures = median_of(runs)
+        print_case(case, figures)
+        found.append(asdict(case) | {"says": case.says, "repeats": asked.repeats} | figures)
+    out = asked.out or (None if asked.models else report.RESULTS / "plans.json")
+    if out:
+        versions = {"python": platform.python_version(), "reshard": version("reshard"), "numpy": version("numpy")}
+        told = {"date": report.now(), "machine": report.machine(), "versions": versions, "memory": asked.memory}
+        report.write_json(told | {"cases": found}, out)
 
 
 if __name__ == "__main__":

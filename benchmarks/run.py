@@ -33,7 +33,6 @@ from workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-RESULTS = Path(__file__).with_name("results")
 SWEEP = "hf_to_mp4"
 SWEEP_WAYS = ("roofline", "reshard", "torch")
 TRIES = 3
@@ -46,7 +45,8 @@ class Bench:
     """
 
     def __init__(self, server: Any, job: Job, asked: argparse.Namespace, folder: Path) -> None:
-        self._server, self._asked, self._job = server, asked, job
+        self.job = job
+        self._server, self._asked = server, asked
         self._numbers = itertools.count(1)
         self._requests = folder / "requests.json"
         self.client = make_client(server.endpoint)
@@ -54,12 +54,12 @@ class Bench:
     def put_source(self) -> int:
         """Make the source; return its bytes."""
         self.client.create_bucket(Bucket=BUCKET)
-        return put_source(self.client, self._job.workload, self._job.tensors)
+        return put_source(self.client, self.job.workload, self.job.tensors)
 
     def cost(self, way: str) -> dict[str, Any]:
         """What reshard plans."""
         with self._target() as target:
-            return self._job.cost(way, target, self._server.environ)
+            return self.job.cost(way, target, self._server.environ)
 
     def counted(self, ways: Sequence[str], expected: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """Every way once through a counting proxy; results are compared if there is somewhere to note the first."""
@@ -93,7 +93,7 @@ class Bench:
             yield front.endpoint
 
     def _run(self, way: str, target: str, endpoint: str, *, is_deep: bool) -> dict[str, Any]:
-        spec = self._job.spec(way, target, self._requests)
+        spec = self.job.spec(way, target, self._requests)
         environ = self._server.environ | {"AWS_ENDPOINT_URL": endpoint}
         for failed_count in range(TRIES):
             try:
@@ -240,24 +240,30 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", default="512MiB", help="limit of reshard's buffers")
     parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--server", choices=["weed", "juicefs"], default="weed")
+    parser.add_argument("--server", choices=["weed", "juicefs"], default="juicefs")
     parser.add_argument("--latency-size", type=parse_size, default="512MiB")
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 20.0, 100.0], help="ms a request is held back")
     parser.add_argument("--no-compare", dest="compare", action="store_false", help="do not compare the results")
     parser.add_argument("--disk", type=Path, help="folder for what the other ways download; the system's")
-    parser.add_argument("--out", type=Path, default=RESULTS / "bench.json", help="the plot goes beside it")
+    parser.add_argument("--out", type=Path, default=report.RESULTS / "bench.json", help="the plot goes beside it")
     asked = parser.parse_args(arguments)
     if "reshard" not in asked.ways:
         asked.ways.insert(0, "reshard")  # its requests are what the roofline makes again
     return asked
 
 
+def prepare() -> None:
+    """Leave out of this process, and of those it starts, what belongs to whoever runs it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the server and its bytes must not stay behind
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]  # profiles and endpoints
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles all modules in every run
+
+
 def main() -> None:
     """Run what is asked for; results are written after each workload."""
     asked = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the server and its bytes must not stay behind
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]  # profiles and endpoints of whoever runs this
+    prepare()
     result = report.head(asked, {way: interpreter(way) for way in ("mindspore", "torch")}, can_copy=can_copy())
     for name in asked.only:
         if name != "latency":

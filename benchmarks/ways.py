@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Job:
     tensors: Sequence[Tensor]
     memory: str
     concurrency: int
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Other limits than reshard's own, which have no flags."""
 
     def arguments(self, target: str) -> list[str]:
         """What ``reshard plan`` and ``reshard convert`` are told."""
@@ -58,7 +60,8 @@ class Job:
             plain = {"requests": str(requests), "target": target, "concurrency": self.concurrency}
             return {"kind": way, **plain}
         if way.startswith("reshard"):
-            return {"kind": "reshard", "argv": ["convert", *self.arguments(target), *copying(way)]}
+            argv = ["convert", *self.arguments(target), *copying(way)]
+            return {"kind": "reshard", "argv": argv, "limits": dict(self.limits)}
         name = self.workload.name
         fetched = [(BUCKET, name, "in"), *([(BUCKET, f"strategy/{name}", "strategy")] if way == "mindspore" else [])]
         found = {"kind": way, "python": interpreter(way), "target": target, "target_prefix": OUT, "fetched": fetched}

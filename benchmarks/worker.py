@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
     import reshard.storage.s3  # noqa: F401 - the client's modules belong to the start
     from reshard.cli.app import main
 
+    if spec["limits"]:
+        _set_limits(spec["limits"])
     found = started()
     sys.argv = ["reshard", *spec["argv"]]
     try:
@@ -29,6 +32,14 @@ def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
         if ended.code:
             raise
     return found
+
+
+def _set_limits(limits: dict[str, int]) -> None:
+    """What a person cannot set."""
+    from reshard.api import statements
+
+    usual = statements.limits_for
+    statements.limits_for = lambda *asked: replace(usual(*asked), **limits)
 
 
 def run_roofline(spec: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Writes the tables in these pages that repeat what the code says.
+"""Writes the tables in these pages, and in the README, that repeat what the code or a benchmark's results say.
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, whatever was there before.
 
-Run it after a change of providers, dtypes, errors, limits or prices::
+Run it after a change of providers, dtypes, errors, limits, prices or results::
 
     python docs/make_tables.py
 """
@@ -13,8 +13,9 @@ import inspect
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
@@ -29,6 +30,9 @@ from reshard.storage.providers import PROVIDERS
 from reshard.tensor import DType, TensorSpec
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+import tables  # noqa: E402
+from tables import table as _table  # noqa: E402
 
 _REGION = re.compile(r"(?<=<!-- table )(?P<name>\w+)(?P<open> -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -41,7 +45,7 @@ def rendered(page: str) -> str:
 
 def pages() -> Iterator[Path]:
     """Yield every page that has such a table."""
-    for path in sorted(DOCS.rglob("*.md")):
+    for path in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
         if _REGION.search(path.read_text()):
             yield path
 
@@ -192,11 +196,6 @@ def _size(nbytes: int) -> str:
     return next(exact, f"{nbytes:,} bytes")
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 _TABLES: dict[str, Callable[[], str]] = {
     "providers": _providers,
     "dtypes": _dtypes,
@@ -205,6 +204,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "prices": _prices,
     "buffers": _buffers,
     "least": _least,
+    **tables.TABLES,
 }
 
 

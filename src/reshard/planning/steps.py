@@ -263,10 +263,11 @@ class _Builder:
             Where they go: the part, and where in it the slice would begin.
         """
         as_it_is = stored_as_it_is(self._recipe, item.tensor)
-        for local in row_major_boxes(share.box.shape, *elements):
+        shape = share.box.shape
+        for local in row_major_boxes(shape, *elements):
             box = local.shifted(share.box.start)
             if as_it_is is not None:
-                source, target = (as_it_is.box.stop, box.start), (share.box.shape, local.start)
+                source, target = (as_it_is.box.stop, box.start), (shape, local.start)
                 move = transfer(local.shape, source, target, item.itemsize)
                 self._add_copy(as_it_is, buffer, move.moved(target=first_byte))
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import add, sub
 
 from .dtype import DType
 
@@ -91,7 +92,7 @@ class Box:
     @property
     def shape(self) -> Shape:
         """Extent on each axis, in elements."""
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def element_count(self) -> int:
@@ -120,17 +121,11 @@ class Box:
 
     def relative_to(self, origin: Shape) -> Box:
         """The same region, counted from ``origin``."""
-        return Box(
-            tuple(a - o for a, o in zip(self.start, origin, strict=True)),
-            tuple(b - o for b, o in zip(self.stop, origin, strict=True)),
-        )
+        return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
 
     def shifted(self, offset: Shape) -> Box:
         """The same region, moved by ``offset``."""
-        return Box(
-            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
-            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
-        )
+        return Box(tuple(map(add, self.start, offset)), tuple(map(add, self.stop, offset)))
 
 
 def row_major_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:

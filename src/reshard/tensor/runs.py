@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 
 from .box import Box, Shape
 
@@ -42,11 +45,10 @@ class Runs:
     @property
     def stop(self) -> int:
         """One past the last byte."""
-        return (
-            self.first
-            + sum((count - 1) * stride for count, stride in zip(self.counts, self.strides, strict=True))
-            + self.nbytes
-        )
+        if not self.counts:
+            return self.first + self.nbytes
+        steps = ((count - 1) * stride for count, stride in zip(self.counts, self.strides, strict=True))
+        return self.first + sum(steps) + self.nbytes
 
     def starts(self) -> Iterator[int]:
         """Yield the first byte of each run, ascending."""
@@ -155,11 +157,7 @@ class Transfer:
 
 
 def _strides(shape: Shape, itemsize: int) -> list[int]:
-    strides, step = [], itemsize
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= extent
-    return strides[::-1]
+    return list(accumulate(reversed(shape[1:]), mul, initial=itemsize))[::-1] if shape else []
 
 
 def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, itemsize: int) -> Transfer:
@@ -200,6 +198,7 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
     return Transfer(source, target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1]))
 
 
+@lru_cache(1 << 12)  # a model's tensors are of few kinds
 def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Transfer:
     """Describe copying one box from a row-major tensor into another.
 
@@ -223,8 +222,7 @@ def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape,
     Transfer(source=2, target=0, nbytes=4, counts=(2,), source_strides=(8,), target_strides=(4,))
     """
     source_steps, target_steps = _strides(source[0], itemsize), _strides(target[0], itemsize)
-    first_source = sum(a * s for a, s in zip(source[1], source_steps, strict=True))
-    first_target = sum(a * s for a, s in zip(target[1], target_steps, strict=True))
+    first_source, first_target = sum(map(mul, source[1], source_steps)), sum(map(mul, target[1], target_steps))
     # Innermost first, as the sort of strided() leaves them.
     dims = zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True)
     return strided(dims, first_source, first_target, itemsize)

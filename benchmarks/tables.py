@@ -1,0 +1,161 @@
+"""Tables of the committed results, as pages show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+
+@lru_cache
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def setting() -> str:
+    """Where and when the benchmark ran."""
+    found = _read("bench.json")
+    machine, asked = found["machine"], found["asked"]
+    versions = ", ".join(f"{name} {is_}" for name, is_ in found["versions"].items())
+    return (
+        f"{found['date'][:10]}; {machine['cores']} cores ({machine['cpu']}), {_gib(machine['memory_bytes'])} GiB, "
+        f"Linux {machine['kernel'].partition('-')[0]}; {versions}. Sources of {_gib(asked['size_bytes'])} GiB, "
+        f"medians of {asked['repeats']}, `--memory {asked['memory']} --concurrency {asked['concurrency']}`."
+    )
+
+
+def seconds() -> str:
+    """Wall time of each way."""
+    titles = ("", "read and written", "roofline", "reshard", "with copies", "MindSpore's tool", "torch")
+    rows = []
+    for workload in _read("bench.json")["workloads"]:
+        ways, ratios = workload["ways"], workload["ratios"]
+        cells = [f"{workload['moved_gib']:.1f} GiB", f"{_wall_s(ways, 'roofline'):.1f} s"]
+        cells += [f"{_wall_s(ways, way):.1f} s ({ratios[way]['wall_s']:.2f})" for way in ("reshard", "reshard_copy")]
+        cells += [_beside(workload, way) for way in ("mindspore", "torch")]
+        rows.append((workload["title"], *cells))
+    return table(titles, rows)
+
+
+def resources() -> str:
+    """Client's CPU, memory, bytes, requests and local disk."""
+    titles = (
+        "", "CPU s/GiB: roofline, reshard, with copies", "peak above start: planned, measured", "bytes read / needed",
+        "copied", "requests", "local disk: reshard, MindSpore, torch",
+    )  # fmt: skip
+    rows = []
+    for workload in _read("bench.json")["workloads"]:
+        ways = workload["ways"]
+        plain, copying = ways["reshard"], ways["reshard_copy"]
+        cpu = (ways[way]["medians"]["cpu_s_per_gib"] for way in ("roofline", "reshard", "reshard_copy"))
+        peak = f"{_mib(planned_peak_bytes(plain['planned']))}, {_mib(plain['medians']['peak_bytes'])} MiB"
+        read = plain["counted"]["read_bytes"] / plain["planned"]["needed_bytes"]
+        share = copying["planned"]["copied_bytes"] / (
+            copying["planned"]["copied_bytes"] + copying["planned"]["written_bytes"]
+        )
+        requests = (sum(ways[way]["counted"]["requests"].values()) for way in ("reshard", "reshard_copy"))
+        disk = (
+            _gib(ways[way]["counted"]["disk_bytes"]) + " GiB" if way in ways else "-"
+            for way in ("reshard", "mindspore", "torch")
+        )
+        rows.append(
+            (workload["title"], ", ".join(f"{each:.2f}" for each in cpu), peak, f"{read:.4f}", f"{share:.0%}",
+             ", ".join(map(str, requests)), ", ".join(disk))
+        )  # fmt: skip
+    return table(titles, rows)
+
+
+def planned_peak_bytes(planned: Mapping[str, Any]) -> int:
+    """What a plan says of memory."""
+    return int(planned["peak_bytes"])
+
+
+def latency() -> str:
+    """Wall time where every request waits."""
+    found = _read("bench.json")["latency"]
+    ways = list(found["rows"][0]["wall_s"])
+    names = {"reshard_copy": "with copies", "mindspore": "MindSpore's tool"}
+    rows = [
+        (
+            "no proxy" if row["delay_ms"] is None else f"{row['delay_ms']:.0f} ms",
+            *(f"{row['wall_s'][way]:.1f} s" for way in ways),
+        )
+        for row in found["rows"]
+    ]
+    return table(("each request waits", *(names.get(way, way) for way in ways)), rows)
+
+
+def plans() -> str:
+    """How long planning takes."""
+    titles = ("model", "target", "copies", "plan, s", "CPU, s", "memory of it", "saved plan", "read again, s", "copied")
+    rows = [
+        (
+            case["model"],
+            case["says"],
+            "found" if case["copies"] else "not looked for",
+            f"{case['plan_s']:.1f}",
+            f"{case['plan_cpu_s']:.1f}",
+            f"{_mib(case['plan_rss_bytes'])} MiB",
+            f"{case['plan_json_bytes'] / 1e6:.1f} MB",
+            f"{case['decode_s']:.1f}",
+            f"{case['copied_share']:.1%}",
+        )
+        for case in _read("plans.json")["cases"]
+    ]
+    return table(titles, rows)
+
+
+def tuning() -> str:
+    """Wall time with other limits, as a multiple of that with the usual ones."""
+    found = _read("tuning.json")
+    sweeps = found["sweeps"]
+    waits = ("no delay" if each["delay_ms"] is None else f"{each['delay_ms']:.0f} ms a request" for each in sweeps)
+    rows = []
+    for places in zip(*(each["rows"] for each in sweeps), strict=True):
+        name, value = places[0]["limit"], places[0]["value"]
+        told = str(value) if name == "concurrency" else f"{value >> 20} MiB"
+        cells = (f"{row['wall_s']:.1f} s" if name == "usual" else f"{row['ratio']:.2f}" for row in places)
+        rows.append(("as it is" if name == "usual" else f"`{name}` {told}", *cells))
+    return table(("", *waits), rows)
+
+
+def _beside(workload: Mapping[str, Any], way: str) -> str:
+    """Another way's seconds, and how many times reshard's they are: every byte through the client, and with copies."""
+    ways = workload["ways"]
+    if way not in ways:
+        return "-"
+    wall_s = _wall_s(ways, way)
+    times = (f"{wall_s / _wall_s(ways, mine):.1f}" for mine in ("reshard", "reshard_copy"))
+    return f"{wall_s:.1f} s ({', '.join(times)} x)"
+
+
+def _wall_s(ways: Mapping[str, Any], way: str) -> float:
+    return float(ways[way]["medians"]["wall_s"])
+
+
+def _gib(nbytes: float) -> str:
+    return f"{nbytes / 2**30:.1f}".removesuffix(".0")
+
+
+def _mib(nbytes: float) -> str:
+    return f"{nbytes / 2**20:.0f}"
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "setting": setting,
+    "seconds": seconds,
+    "resources": resources,
+    "latency": latency,
+    "plans": plans,
+    "tuning": tuning,
+}
