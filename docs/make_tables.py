@@ -94,7 +94,8 @@ def _errors() -> str:
 def _tree(error: type[errors.ReshardError], depth: int) -> Iterator[tuple[int, type[errors.ReshardError]]]:
     yield depth, error
     for below in error.__subclasses__():
-        yield from _tree(below, depth + 1)
+        if below.__module__ == errors.__name__:  # others stay inside their rooms
+            yield from _tree(below, depth + 1)
 
 
 def _limits() -> str:

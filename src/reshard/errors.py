@@ -46,6 +46,7 @@ __all__ = [
     "Unsupported",
     "UsageError",
     "VerifyError",
+    "add_problems",
     "raise_all",
 ]
 
@@ -214,6 +215,22 @@ class Interrupted(ReshardError):
     """Stopped by the user; nothing half-written was left."""
 
     exit_code = 130
+
+
+def add_problems(error: BaseException, problems: Sequence[str]) -> None:
+    """Have an error on its way tell more: its problems if it is one of these, or else a note.
+
+    Examples
+    --------
+    >>> error = StorageError("no answer")
+    >>> add_problems(error, ["could not delete a"])
+    >>> error.problems
+    ('could not delete a',)
+    """
+    if isinstance(error, ReshardError):
+        error.problems = (*error.problems, *problems)
+    elif problems:
+        error.add_note("\n".join(problems))
 
 
 def raise_all(error: type[ReshardError], message: str, problems: Sequence[str], hint: str = "") -> None:

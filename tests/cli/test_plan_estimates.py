@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from cli.runner import ok, run
+from safetensors.numpy import save
 
 import reshard
 from reshard.api.estimates import provider_name
@@ -123,6 +125,31 @@ def test_explain_outputs_and_tensors(place):
     assert [each["kind"] for each in told] == ["object", "tensor"]
     assert len(told[1]["held"]) == 4
     assert told[0]["parts"][0]["sources"][0]["object"] == "rank_0/full.safetensors"
+
+
+def test_both_passes_are_told(memory):
+    memory.put("columns.yaml", b'axes: {mp: 4}\nrules:\n  - {match: "*", split: [null, mp]}\n')
+    weights = {"w": np.zeros((64, 64), np.float32)}
+    source = memory.put("wide/model.safetensors", save(weights)).rpartition("/")[0]
+    told = [source, memory.at("ranks"), "--dst-layout", memory.at("columns.yaml"), "--staging", "always", "--quiet"]
+    done = ok("plan", *told)
+    [read], [stage], [time], [requests] = (line(done, name) for name in ("read", "stage", "time", "requests"))
+    assert read.startswith("32.0 KiB in ")
+    assert "(2.000 x needed)" in read
+    assert stage.startswith("of this, first 1 tensors: 16.0 KiB read and ")
+    assert time.endswith("1 GB/s, 20 ms a request; default bandwidth and latency)")
+    assert "in two passes (limited by latency" in time
+    assert requests.endswith(" DELETE")
+    body = ok("plan", *told, "--output", "json").json
+    assert body["cost"]["read_bytes"] == body["staging"]["cost"]["read_bytes"] == 16 << 10
+    assert body["estimate"]["cost"]["read_bytes"] == 32 << 10
+    assert body["estimate"]["staged"]["requests"]["get"] == body["staging"]["cost"]["get_count"]
+    done = ok("plan", *told, "--explain", "rank_1/checkpoint_1.safetensors", "--explain", "w", "--explain", "w/c/0/0")
+    assert "chunk w/c/0/0 [" in done.out
+    staged = line(done, "staged")
+    assert len(staged) == 2
+    assert all(row.startswith("w [64, 64], ") and "makes of model.safetensors [" in row for row in staged)
+    assert line(done, "chunk")[0] == "w/c/0/0"
 
 
 def test_explain_of_nothing(memory):

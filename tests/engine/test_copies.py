@@ -10,11 +10,11 @@ from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 
 from reshard.engine.digest import crc32c
-from reshard.engine.events import PhaseStarted, Progress
+from reshard.engine.events import Noted, PhaseStarted, Progress
 from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.verify import Subset, verify_manifest
-from reshard.errors import SourceChanged, StorageError, Transient, Unsupported
+from reshard.errors import Denied, OverBudget, SourceChanged, StorageError, Transient, Unsupported
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY, REPLICAS, without_copies
 from reshard.planning.target import FullTarget
@@ -366,6 +366,107 @@ def test_what_is_refused_for_other_reasons_is_not_tried_twice(source, target):
     faulty = FaultyStore(target.store, Fault("upload_part", 2, Unsupported("made up")))
     with pytest.raises(Unsupported, match="made up"):
         execute(plan, source, Location(faulty, "to"))
+    assert is_untouched(target)
+
+
+@pytest.mark.parametrize(("verb", "call"), [("upload_part", 1), ("create_upload", 3)])
+def test_what_is_refused_beside_copies_is_an_error(source, target, verb, call):
+    """Only a copy that is refused can be made up for by streaming."""
+    faulty = FaultyStore(target.store, Fault(verb, call, Unsupported("made up")))
+    with pytest.raises(Unsupported, match="made up"):
+        execute(plan_of(source), source, Location(faulty, "to"))
+    assert faulty.calls["create_upload"] <= len(plan_of(source).keys), "not begun anew"
+    assert is_untouched(target)
+
+
+def test_a_read_that_is_refused_is_an_error(source, target):
+    plan = plan_of(source)
+    faulty = FaultyStore(source.store, Fault("read_into", 1, Unsupported("made up")))
+    with pytest.raises(Unsupported, match="made up"):
+        execute(plan, Location(faulty, "from"), target)
+    assert faulty.calls["head"] == len(plan.catalog.objects)
+    assert is_untouched(target)
+
+
+def notes(events):
+    return [event.text for event in events if isinstance(event, Noted)]
+
+
+def test_beginning_anew_is_told_before_figures_are_counted_from_zero(source, target):
+    events = []
+    execute(plan_of(source), source, refusing([3], target), listener=events.append)
+    assert notes(events) == ["made up: all is streamed instead, from the beginning"]
+    told = [event.name if isinstance(event, PhaseStarted) else "note" for event in events if not is_progress(event)]
+    assert told == ["transfer", "note", "transfer", "commit"]
+
+
+def is_progress(event):
+    return isinstance(event, Progress)
+
+
+def test_what_could_not_be_undone_before_streaming_is_told(source, target):
+    """An upload stays open, say because aborting it is not allowed: the run goes well, but not silently."""
+    events = []
+    faulty = FaultyStore(
+        target.store, Fault("copy_part", 1, Unsupported("made up")), Fault("abort_upload", 1, Denied("not allowed"))
+    )
+    plan = plan_of(source)
+    execute(plan, source, Location(faulty, "to"), listener=events.append)
+    assert objects_at(target) == streamed(plan, source)
+    [left] = target.store.open_uploads("")
+    assert notes(events)[1:] == [f"could not abort the upload of {target.store.url}/{left.key}: not allowed"]
+
+
+def test_what_could_not_be_undone_is_told_by_a_failure_too(source, target):
+    faulty = FaultyStore(
+        target.store,
+        Fault("copy_part", 1, Unsupported("made up")),
+        Fault("abort_upload", 1, Denied("not allowed")),
+        Fault("put", 1),
+    )
+    with pytest.raises(Transient) as failure:
+        execute(plan_of(source), source, Location(faulty, "to"))
+    [left] = target.store.open_uploads("")
+    assert failure.value.problems == (f"could not abort the upload of {target.store.url}/{left.key}: not allowed",)
+
+
+def test_a_plan_that_cannot_be_streamed_tells_what_was_refused(source, target, monkeypatch):
+    def refused(_plan):
+        raise OverBudget("too little", needed_bytes=5, hint="Allow more.")
+
+    monkeypatch.setattr("reshard.engine.execute.without_copies", refused)
+    with pytest.raises(OverBudget, match="too little") as failure:
+        execute(plan_of(source), source, refusing([1], target))
+    assert failure.value.problems == ("made up",)
+    assert is_untouched(target)
+
+
+@pytest.mark.parametrize("call", range(2, 11))
+def test_a_later_replica_is_refused(target, call):
+    """Those that were copied stay; only the one that was refused is streamed."""
+    plan, source = scenario("replicas alone")
+    assert plan.cost.copy_count == 2 * 5
+    events = []
+    place = refusing([call], target)
+    manifest = execute(plan, source, place, listener=events.append)
+    assert manifest.plan == plan
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, "", source, target).is_ok
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+    assert notes(events) == ["1 equal outputs could not be copied by the store: they are streamed instead"]
+    assert not list(target.store.open_uploads(""))
+    assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == 4
+    assert place.store.calls["upload_part"] == plan.cost.part_count * 3 // 2
+    last = [event for event in events if is_progress(event)][-1]
+    assert (last.read_bytes, last.written_bytes) == (last.total_read_bytes, last.total_written_bytes)
+
+
+def test_copies_of_the_source_are_refused_in_the_commit(source, target):
+    """They stood for bytes that the plan does not read: nothing stays, and what helps is said."""
+    plan = plan_of(source)
+    copied = sum(len(step.copies) for index in range(len(plan.groups)) for step in plan.steps(index))
+    with pytest.raises(Unsupported, match="--copy never"):
+        execute(plan, source, refusing([copied + 1, copied + 2], target))
     assert is_untouched(target)
 
 

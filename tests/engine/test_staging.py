@@ -1,7 +1,8 @@
 """Two passes through zarr make the same bytes as one, leave nothing behind, and can be begun at the second."""
 
 import json
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from safetensors.numpy import save
 from support.checkpoints import stored
 
 import reshard
-from reshard.errors import Denied, FormatError, TargetExists, UsageError
+from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
-from reshard.storage import Location, MemoryStore, open_location
+from reshard.storage import Location, MemoryStore, open_location, recording
 from reshard.tensor import ByteRange
 
 WIDE = (2048, 2048)
@@ -242,3 +243,138 @@ def test_another_place(lab):
     assert plan.staging.target_url.startswith("memory://elsewhere/chunks/reshard-staging-")
     reshard.convert(plan=plan)
     assert reshard.verify("memory://staging/two").is_ok
+
+
+# What it comes to, and how its outputs are made.
+
+
+def test_what_was_estimated_is_what_both_passes_ask(lab, monkeypatch):
+    from reshard.api import statements
+
+    plan, opened = planned("two", staging="always", copy="auto"), []
+
+    def counting(before):
+        def opening(url):
+            place = before(url)
+            opened.append(recording(place.store))
+            return Location(opened[-1], place.key)
+
+        return opening
+
+    for name in ("open_source", "open_target"):
+        monkeypatch.setattr(statements, name, counting(getattr(statements, name)))
+    reshard.convert(plan=plan)
+    asked = sum((store.figures.requests for store in opened), Counter())
+    estimated = asdict(reshard.estimate(plan).requests)
+    kinds = {"open": "create", "complete": "complete"}
+    assert {kind: asked[kinds.get(kind, kind)] for kind in estimated} == estimated
+
+
+def test_an_estimate_is_of_both_passes(lab):
+    plan = planned("two", staging="always")
+    found, first = reshard.estimate(plan), reshard.estimate(plan.staging)
+    assert found.cost.read_bytes == plan.cost.read_bytes + plan.staging.cost.read_bytes
+    assert found.cost.written_bytes == plan.cost.written_bytes + plan.staging.cost.written_bytes
+    assert found.cost.peak_bytes == max(plan.cost.peak_bytes, plan.staging.cost.peak_bytes)
+    assert found.time.seconds > found.staged.time.seconds > first.time.seconds, "chunks are removed too"
+    assert found.requests.get == plan.cost.get_count + found.staged.requests.get
+    assert found.staged.cost == plan.staging.cost
+    body = json.loads(json.dumps(found.to_json()))
+    assert body["staged"]["cost"]["read_bytes"] == plan.staging.cost.read_bytes
+    assert reshard.estimate(planned("one", staging="never")).staged is None
+
+
+def test_each_store_is_paid_for_its_part(lab):
+    """Chunks are written to and read from a third store; their bytes leave that one."""
+    plan = planned("two", staging="always")
+    found = reshard.estimate(plan, price_table="aws-us-east-1", egress="internet")
+    source, target, staging = found.bills
+    assert [bill.side for bill in found.bills] == ["source", "target", "staging"]
+    gib, chunks = 1 << 30, plan.staging.catalog.nbytes
+    assert source.egress + staging.egress == pytest.approx(found.cost.read_bytes / gib * 0.09)
+    assert staging.egress >= chunks / gib * 0.09
+    assert source.egress >= plan.staging.cost.read_bytes / gib * 0.09
+    assert staging.storage_month == 0
+    assert target.storage_month > 0
+    counts = found.requests
+    paid = (counts.get + counts.head) * 0.0004 + (counts.put + counts.part + 2 * counts.open + counts.list) * 0.005
+    assert sum(bill.requests for bill in found.bills) == pytest.approx(paid / 1000)
+
+
+def test_an_output_is_told_to_be_made_of_chunks(lab):
+    plan = planned("two", staging="always")
+    found = reshard.explain(plan, "rank_3/checkpoint_3.safetensors")
+    base, chunks = len(plan.catalog.others), {output.keys[0] for output in plan.staging.outputs}
+    taken = [one for part in found.parts for one in part.sources]
+    assert {one.is_staged for one in taken} == {True, False}
+    assert all(one.is_staged == (one.base == base) == (one.object in chunks) for one in taken)
+    assert [staged.name for staged in found.staged] == ["a.inner", "b.middle"]
+    wide = found.staged[0]
+    assert (wide.shape, wide.url) == (WIDE, plan.staging.target_url)
+    assert wide.chunk_shape == plan.staging.target.chunk_shapes["a.inner"]
+    assert 0 < wide.taken_count <= wide.chunk_count
+    assert wide.taken_count == len({one.object for one in taken if one.object.startswith("a.inner/")})
+    assert [one.object for one in wide.sources] == ["model.safetensors"]
+    nbytes = wide.taken_count * wide.chunk_shape[0] * wide.chunk_shape[1] * 2
+    assert wide.copied_bytes + wide.streamed_bytes == pytest.approx(nbytes, rel=0.1)
+
+
+def test_a_tensor_is_told_to_be_made_of_chunks(lab):
+    plan = planned("two", staging="always")
+    [staged] = reshard.explain(plan, "b.middle").staged
+    assert staged.taken_count == staged.chunk_count
+    assert staged.streamed_bytes == sum(one.nbytes for one in staged.sources) == 3 * 128 * 96
+    assert not reshard.explain(plan, "c.outer").staged
+
+
+def test_a_chunk_is_told_how_it_is_made(lab):
+    plan = planned("two", staging="always")
+    key = plan.staging.outputs[0].keys[0]
+    chunk = reshard.explain(plan, key)
+    assert chunk.is_chunk
+    assert {one.object for part in chunk.parts for one in part.sources} == {"model.safetensors"}
+    with pytest.raises(UsageError, match="no object and no tensor"):
+        reshard.explain(planned("one", staging="never"), key)
+
+
+# A store that turns out not to copy.
+
+
+def test_chunks_kept_by_a_run_that_could_not_copy_are_used_again(lab, monkeypatch):
+    def refused(*_):
+        raise Unsupported("made up")
+
+    plan, events = planned("two", staging="always", copy="auto"), []
+    assert plan.staging.cost.copied_bytes, "or there is nothing to refuse"
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "copy_part", refused)
+        reshard.convert(plan=plan, keep_staging=True, on_event=events.append)
+    assert any("streamed instead" in event.text for event in events if isinstance(event, reshard.Noted))
+    before = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
+    reshard.convert(plan=plan, overwrite=True, keep_staging=True)
+    after = {info.key: info.etag for info in open_location("memory://staging/two.staging").objects()}
+    assert before == after, "nothing is written anew"
+    reshard.convert(plan=planned("one", staging="never"))
+    assert outputs("one") == outputs("two")
+
+
+def test_chunks_that_cannot_be_removed_after_a_failure_are_told(lab, monkeypatch):
+    plan = planned("two", staging="always")
+    put, delete = MemoryStore.put, MemoryStore.delete
+
+    def failing(store, key, body):
+        if key.startswith("two/"):
+            raise Denied("made up")
+        return put(store, key, body)
+
+    def refused(store, key):
+        if key.endswith("/c/0/0"):
+            raise Denied("not allowed")
+        delete(store, key)
+
+    monkeypatch.setattr(MemoryStore, "put", failing)
+    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
+    monkeypatch.setattr(MemoryStore, "delete", refused)
+    with pytest.raises(Denied, match="made up") as failure:
+        reshard.convert(plan=plan)
+    assert any("a.inner/c/0/0" in problem and "not allowed" in problem for problem in failure.value.problems)

@@ -14,7 +14,8 @@ from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.formats.safetensors import plan_header
 from reshard.planning.catalog import Contents, SourceObject, Stored
 from reshard.planning.change import Change
-from reshard.planning.explain import explain, explanation_to_json
+from reshard.planning.explain import explain
+from reshard.planning.explained import explanation_to_json
 from reshard.planning.limits import Limits
 from reshard.planning.plan import REPLICAS, make_plan
 from reshard.planning.sources import full_catalog

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from ..engine.strategies import read_object
 from ..errors import ReshardError, UsageError
-from ..planning.estimate import Egress, Estimate, Speeds, Work, estimate_money, estimate_time
-from ..planning.explain import Explanation
+from ..planning.estimate import Egress, Estimate, Speeds
 from ..planning.explain import explain as _explain
+from ..planning.explained import Explanation
+from ..planning.passes import Payee, estimate_plan
 from ..planning.plan import Plan
 from ..planning.prices import PriceTable, choose_table, parse_prices
 from ..storage import LocalStore, MemoryStore, open_location, unwrapped
@@ -144,7 +145,7 @@ def estimate(
     prices: str | None = None,
     price_table: str | None = None,
 ) -> Estimate:
-    """Tell how long a plan would take and what it would cost; asks no store anything.
+    """Tell how long a plan would take and what it would cost, its first pass included; asks no store anything.
 
     Parameters
     ----------
@@ -172,17 +173,10 @@ def estimate(
     """
     given = Assumptions(bandwidth, latency, egress, prices, price_table)
     speeds, where, own = given.speeds(), given.where(), given.tables()
-    providers = provider_name(plan.catalog.url), provider_name(plan.target_url)
-    tables = choose_table(providers[0], own, price_table), choose_table(providers[1], own, price_table)
-    work = Work(
-        plan.cost,
-        plan.limits.concurrency,
-        object_count=len(plan.catalog.objects),
-        serial_count=len(plan.documents) + 2 * len(plan.attachments) + 1,
-        output_bytes=plan.cost.written_bytes + plan.cost.copied_bytes,
-    )
-    bills = estimate_money(work, providers, tables, where)
-    return Estimate(work.requests, speeds, estimate_time(work, speeds), where, bills)
+    urls = (plan.catalog.url, plan.target_url, *([plan.staging.target_url] if plan.staging else []))
+    providers = [provider_name(url) for url in urls]
+    payees = [Payee(provider, choose_table(provider, own, price_table)) for provider in providers]
+    return estimate_plan(plan, speeds, payees, where)
 
 
 def explain(plan: Plan, name: str) -> Explanation:

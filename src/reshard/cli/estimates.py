@@ -7,7 +7,15 @@ from decimal import Decimal
 
 from ..planning.cost import Cost
 from ..planning.estimate import Bill, Estimate, Speeds, total_money
-from ..planning.explain import Explanation, Held, ObjectExplanation, PartExplanation, Taken, TensorExplanation
+from ..planning.explained import (
+    Explanation,
+    Held,
+    ObjectExplanation,
+    PartExplanation,
+    StagedTensor,
+    Taken,
+    TensorExplanation,
+)
 from ..tensor import ByteRange
 
 __all__ = ["estimate_facts", "explanation_facts", "explanation_rows", "in_time"]
@@ -45,18 +53,25 @@ def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
     return [
         ("filled", f"{copied:.1%} copied by the store, {1 - copied:.1%} streamed through this machine"),
         ("requests", _requests(estimate)),
-        (
-            "time",
-            f"about {in_time(estimate.time.seconds)} (limited by {estimate.time.limited_by}; {_assumed(estimate)})",
-        ),
+        ("time", f"about {_seconds(estimate)} (limited by {estimate.time.limited_by}; {_assumed(estimate)})"),
         *(("money", line) for line in _money(estimate)),
     ]
+
+
+def _seconds(estimate: Estimate) -> str:
+    whole = estimate.time.seconds
+    if estimate.staged is None:
+        return in_time(whole)
+    first = estimate.staged.time.seconds
+    return f"{in_time(whole)}: {in_time(first)} + {in_time(whole - first)} in two passes"
 
 
 def _requests(estimate: Estimate) -> str:
     count = estimate.requests
     writes = f"{count.put} PUT, {count.part} parts sent, {count.copy} copied, {count.open} uploads opened and completed"
-    return f"{count.total}: {count.get} GET, {count.head} HEAD, {writes}, {count.list} LIST"
+    return f"{count.total}: {count.get} GET, {count.head} HEAD, {writes}, {count.list} LIST" + (
+        f", {count.delete} DELETE" if count.delete else ""
+    )
 
 
 def _assumed(estimate: Estimate) -> str:
@@ -119,14 +134,22 @@ def explanation_facts(explanation: Explanation) -> Facts:
             ("made of", made_of),
             ("held by", f"{len(explanation.held)} distinct outputs"),
             ("filled", _shares(explanation.copied_bytes, explanation.streamed_bytes, 0)),
+            *(("staged", _staged(staged)) for staged in explanation.staged),
         ]
     equal = f" (and {len(explanation.keys) - 1} equal)" if len(explanation.keys) > 1 else ""
     ways = explanation.copied_bytes, explanation.streamed_bytes, explanation.literal_bytes
     return [
-        ("output", f"{explanation.key}{equal}"),
+        ("chunk" if explanation.is_chunk else "output", f"{explanation.key}{equal}"),
         ("parts", f"{len(explanation.parts)}, {explanation.nbytes} bytes"),
         ("filled", _shares(*ways)),
+        *(("staged", _staged(staged)) for staged in explanation.staged),
     ]
+
+
+def _staged(staged: StagedTensor) -> str:
+    chunks = f"{staged.taken_count} of {staged.chunk_count} chunks {list(staged.chunk_shape)}"
+    made = f"of {_taken(staged.sources)}: {_shares(staged.copied_bytes, staged.streamed_bytes, 0)}"
+    return f"{staged.name} {list(staged.shape)}, {chunks} at {staged.url}, which the first pass makes {made}"
 
 
 def _shares(copied: int, streamed: int, literal: int) -> str:
@@ -170,7 +193,7 @@ def _how(part: PartExplanation) -> tuple[str, str]:
 
 
 def _taken(sources: Sequence[Taken]) -> str:
-    named = [f"{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
+    named = [f"{'chunk ' * one.is_staged}{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
     return "; ".join(named) + (f"; and {len(sources) - _FEW} more" if len(sources) > _FEW else "")
 
 

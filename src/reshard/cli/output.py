@@ -16,12 +16,13 @@ from ..engine.manifest import Manifest, manifest_to_json
 from ..engine.verify import Report
 from ..errors import ReshardError
 from ..planning.catalog import Catalog, SourceObject
-from ..planning.estimate import Estimate
-from ..planning.explain import Explanation, explanation_to_json
+from ..planning.cost import Cost
+from ..planning.estimate import Estimate, PassEstimate
+from ..planning.explained import Explanation, explanation_to_json
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import Strategy
-from .estimates import estimate_facts, explanation_facts, explanation_rows
+from .estimates import estimate_facts, explanation_facts, explanation_rows, in_time
 from .options import OutputForm
 
 __all__ = [
@@ -112,8 +113,8 @@ def show_plan(
             _print_facts(explanation_facts(explanation))
             _print_rows(*explanation_rows(explanation), 0)
         return
-    cost = plan.cost
-    over_read = cost.read_bytes / cost.needed_bytes if cost.needed_bytes else 1.0
+    cost, needed_bytes = estimate.cost, plan.cost.needed_bytes
+    over_read = cost.read_bytes / needed_bytes if needed_bytes else 1.0
     _print_facts(
         [
             ("plan", plan_id_of(plan)[:16]),
@@ -122,10 +123,10 @@ def show_plan(
             ("target", plan.target_url),
             ("outputs", f"{len(plan.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups"),
             ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
-            ("write", f"{in_bytes(cost.written_bytes)} in {_writes(plan)}"),
-            *([("copy", _copies(plan))] if cost.copied_bytes else []),
-            *([("stage", _staged(plan.staging))] if plan.staging else []),
-            *estimate_facts(cost, estimate),
+            ("write", f"{in_bytes(cost.written_bytes)} in {_writes(cost)}"),
+            *([("copy", _copies(cost))] if cost.copied_bytes else []),
+            *([("stage", _staged(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
+            *estimate_facts(plan.cost, estimate),
             ("memory", f"{in_bytes(cost.peak_bytes)} at most, limit {in_bytes(plan.limits.memory_bytes)}"),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *(("note", note) for note in plan.notes),
@@ -250,21 +251,20 @@ def _extra(layout: Any) -> str:
     return ", ".join(notes)
 
 
-def _writes(plan: Plan) -> str:
-    cost = plan.cost
+def _writes(cost: Cost) -> str:
     return f"{cost.part_count} parts of {cost.upload_count} uploads and {cost.put_count} single PUTs"
 
 
-def _copies(plan: Plan) -> str:
-    cost = plan.cost
+def _copies(cost: Cost) -> str:
     return f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
 
 
-def _staged(first: Plan) -> str:
-    cost = first.cost
+def _staged(first: Plan, estimate: PassEstimate) -> str:
+    """What of all that is told the first pass is."""
+    cost, count = estimate.cost, estimate.requests.total
     read, written = in_bytes(cost.read_bytes + cost.copied_bytes), in_bytes(cost.written_bytes + cost.copied_bytes)
-    requests = f"{cost.request_count} requests, {in_bytes(cost.peak_bytes)} of memory"
-    return f"first {len(first.catalog.entries)} tensors, {read} read and {written} written, {requests}"
+    takes = f"{count} requests, {in_time(estimate.time.seconds)}, {in_bytes(cost.peak_bytes)} of memory"
+    return f"of this, first {len(first.catalog.entries)} tensors: {read} read and {written} written, {takes}"
 
 
 def _keys(keys: Sequence[str]) -> str:

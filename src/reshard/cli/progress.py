@@ -18,6 +18,8 @@ from .output import in_bytes
 __all__ = ["progress"]
 
 _LINE_EVERY_S = 10.0
+_COUNTED_FROM_ZERO = ("transfer", "verify")
+"""Phases whose figures begin anew: a rate over all that went before would be too low."""
 
 
 @contextmanager
@@ -49,6 +51,8 @@ class _Bar:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
+            if event.name in _COUNTED_FROM_ZERO:
+                self._begun_s = time.monotonic()
             self._bar.update(self._task, description=event.name)
             return
         if isinstance(event, Noted):
@@ -71,6 +75,8 @@ class _Log:
     def __call__(self, event: Event) -> None:
         now_s = time.monotonic()
         if isinstance(event, PhaseStarted):
+            if event.name in _COUNTED_FROM_ZERO:
+                self._begun_s = now_s
             sys.stderr.write(f"{event.name}\n")
         elif isinstance(event, Noted):
             sys.stderr.write(f"note: {event.text}\n")

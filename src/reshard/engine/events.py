@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Event", "Listener", "PhaseStarted", "Progress", "ignore"]
+__all__ = ["Event", "Listener", "Noted", "PhaseStarted", "Progress", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A phase of a run begins: ``headers``, ``transfer``, ``commit`` or ``verify``."""
+    """A phase of a run begins: ``headers``, ``transfer``, ``commit`` or ``verify``.
+
+    Each ``transfer`` counts its :class:`Progress` from zero: the second of two passes does, and one that begins
+    anew because the store refused to copy, as a :class:`Noted` before it tells.
+    """
 
     name: str
 

@@ -8,7 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from ..errors import FormatError, NotFound, ReshardError, SourceChanged, TargetExists, Unsupported, raise_all
+from ..errors import (
+    FormatError,
+    NotFound,
+    OverBudget,
+    SourceChanged,
+    TargetExists,
+    Unsupported,
+    add_problems,
+    raise_all,
+)
 from ..formats.iteration import iteration_name
 from ..planning.catalog import SourceObject
 from ..planning.output import Attachment
@@ -18,13 +27,13 @@ from ..planning.steps import Step
 from ..planning.target import IterationTarget, TreeTarget
 from ..storage import Location, ObjectInfo, Store
 from ..tensor import ByteRange
-from .events import Listener, PhaseStarted, ignore
+from .events import Listener, Noted, PhaseStarted, ignore
 from .manifest import Manifest, decode_manifest, encode_manifest
 from .staging import staged
 from .strategies import read_object
 from .transfer import Transfer
-from .upload import Uploads
-from .workers import Workers, working
+from .upload import CopyRefused, Uploads
+from .workers import Task, Workers, working
 
 __all__ = ["check_source", "check_target", "execute", "head_or_none", "read_attachment", "writable"]
 
@@ -82,13 +91,18 @@ def _run(plan: Plan, sources: Sequence[Location], target: Location, *, overwrite
     """Carry out one pass, without copies if the store cannot make them."""
     try:
         return _execute(plan, sources, target, overwrite=overwrite, listener=listener)
-    except _CannotCopyError:
+    except CopyRefused as error:  # nothing is visible yet, and what was begun has been undone
+        refusal = error
+    listener(Noted(f"{refusal.message}: all is streamed instead, from the beginning"))
+    for problem in refusal.problems:
+        listener(Noted(problem))
+    try:
         streamed = replace(without_copies(plan), staging=plan.staging)
-    return _execute(streamed, sources, target, overwrite=overwrite, listener=listener)
-
-
-class _CannotCopyError(Exception):
-    """The target's store does not copy what it seemed to; nothing is visible yet."""
+        return _execute(streamed, sources, target, overwrite=overwrite, listener=listener)
+    except BaseException as error:
+        told = (refusal.message,) if isinstance(error, OverBudget) else ()
+        add_problems(error, (*told, *refusal.problems))
+        raise
 
 
 def _execute(
@@ -103,9 +117,8 @@ def _execute(
         check_source(plan, sources, workers)
         transfer = Transfer(plan, sources, workers, listener)
         listener(PhaseStarted("transfer"))
-        with _told_if_it_cannot_copy(plan):
-            _try_a_copy(plan, uploads, transfer)
-            transfer.run(_steps(plan, small=False), uploads)
+        _try_a_copy(plan, uploads, transfer)
+        transfer.run(_steps(plan, small=False), uploads)
         if plan.cost.copied_bytes:
             check_source(plan, sources, workers)  # some stores do not mind the etag that a copy is pinned to
         listener(PhaseStarted("commit"))
@@ -114,7 +127,7 @@ def _execute(
             uploads.remove(plan.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
-        _replicate(plan, uploads, transfer, workers)
+        _replicate(plan, uploads, transfer, workers, listener)
         for attachment in plan.attachments:
             uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
         # The last makes a checkpoint of the others.
@@ -127,16 +140,6 @@ def _execute(
     return manifest
 
 
-@contextmanager
-def _told_if_it_cannot_copy(plan: Plan) -> Iterator[None]:
-    try:
-        yield
-    except Unsupported as error:
-        if not plan.copied_from:
-            raise
-        raise _CannotCopyError from error
-
-
 def _try_a_copy(plan: Plan, uploads: Uploads, transfer: Transfer) -> None:
     """Have the store copy one part before anything else: mostly that tells whether it can."""
     for step in _steps(plan, small=False) if any(plan.recipe.copied) else ():
@@ -146,18 +149,37 @@ def _try_a_copy(plan: Plan, uploads: Uploads, transfer: Transfer) -> None:
     return None
 
 
-def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Workers) -> None:
-    """Make equal outputs of the first of them; the first copy tells whether the store can."""
-    copies = uploads.replicas()
-    try:
-        for task, nbytes in copies[:1]:
-            transfer.do(task, nbytes)
-    except Unsupported:
-        groups = uploads.stream_replicas()
-        transfer.run((step for index in groups for step in plan.steps(index)), uploads)
-    else:
-        transfer.do_all(copies[1:])
+def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Workers, listener: Listener) -> None:
+    """Make equal outputs of the first of them; those that the store does not copy are streamed."""
+    refused = _copy_replicas(uploads.replicas(), transfer)
+    if refused:
+        listener(Noted(f"{len(refused)} equal outputs could not be copied by the store: they are streamed instead"))
+        groups = uploads.stream_replicas(refused)
+        try:
+            transfer.run((step for index in groups for step in plan.steps(index)), uploads)
+        except CopyRefused as error:  # of the source, where it was copied before: too late to begin anew
+            raise Unsupported(error.message, hint=error.hint, problems=error.problems) from error
     uploads.complete(workers)
+
+
+def _copy_replicas(copies: Sequence[tuple[str, Task, int]], transfer: Transfer) -> set[str]:
+    """Have the store make equal outputs; returns the keys that it refused: all, if it refused the first part."""
+    refused = set[str]()
+
+    def tried(key: str, task: Task) -> None:
+        try:
+            if key not in refused:
+                task()
+        except CopyRefused:
+            refused.add(key)
+
+    try:
+        for _, task, nbytes in copies[:1]:
+            transfer.do(task, nbytes)
+    except CopyRefused:
+        return {key for key, _, _ in copies}
+    transfer.do_all((partial(tried, key, task), nbytes) for key, task, nbytes in copies[1:])
+    return refused
 
 
 def writable(target: Location) -> Store:
@@ -287,9 +309,5 @@ def _undone_on_failure(uploads: Uploads) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        left = uploads.undo()
-        if left and isinstance(error, ReshardError):
-            error.problems = (*error.problems, *left)
-        elif left:
-            error.add_note("\n".join(left))
+        add_problems(error, uploads.undo())
         raise

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from ..errors import FormatError, NotFound, ReshardError, TargetExists, raise_all
+from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, raise_all
 from ..planning.plan import Plan
-from ..planning.plan_json import plan_id_of
 from ..planning.staging import with_etags
 from ..storage import Location, Store
 from .events import Listener, Noted
@@ -55,8 +54,7 @@ def staged(
         yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
     except BaseException as error:
         if not keep and not kept:
-            for problem in _remove(plan.staging, place):
-                error.add_note(problem)
+            add_problems(error, _remove(plan.staging, place))
         raise
     if not keep:
         for problem in _remove(plan.staging, place):
@@ -84,10 +82,15 @@ def _check_ours(first: Plan, place: Location, there: Collection[str]) -> None:
 
 
 def _is_kept(first: Plan, before: Manifest, there: Mapping[str, tuple[int, str]]) -> bool:
-    """Whether an earlier run left just what this one would write."""
-    if plan_id_of(before.plan) != plan_id_of(first):
+    """Whether an earlier run left just what this one would write, in whatever way and memory it did so."""
+    if _chunks_of(before.plan) != _chunks_of(first):
         return False
     return all(there.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in before.receipts)
+
+
+def _chunks_of(plan: Plan) -> tuple[object, ...]:
+    """What decides the keys and the bytes of chunks."""
+    return plan.catalog, plan.target, plan.renamed, plan.change, plan.attachments
 
 
 def _remove(first: Plan, place: Location) -> list[str]:

@@ -128,7 +128,7 @@ class Transfer:
                 self._read_bytes,
                 self._written_bytes,
                 max(cost.read_bytes, self._read_bytes),  # replicas that cannot be copied are read for again
-                cost.written_bytes + cost.copied_bytes,
+                max(cost.written_bytes + cost.copied_bytes, self._written_bytes),  # and sent, if begun to be copied
                 self._reading,
                 self._writing,
                 waits_for_memory,

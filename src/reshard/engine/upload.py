@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,9 +18,14 @@ from .digest import combined_crc32c, crc32c
 from .manifest import Receipt
 from .workers import Task, Workers
 
-__all__ = ["Uploads"]
+__all__ = ["CopyRefused", "Uploads"]
 
 _TIDY_S = 30.0
+_NO_COPIES = "Give --copy never."
+
+
+class CopyRefused(Unsupported):
+    """The store that is written to does not copy what it seemed to be able to; no user meets it."""
 
 
 class _Object:
@@ -111,24 +116,24 @@ class Uploads:
         open_keys = [key for key, item in self._objects.items() if item.upload and key not in self._put]
         workers.map(self._complete, open_keys)
 
-    def replicas(self) -> Sequence[tuple[Task, int]]:
-        """Say how the store copies complete outputs to their other keys: tasks, each with its bytes."""
+    def replicas(self) -> Sequence[tuple[str, Task, int]]:
+        """Say how the store copies complete outputs to their other keys: the key, a task for a part, its bytes."""
         return [
-            (partial(self._copy_whole, self._outputs[output].keys[0], key, number, span), span.nbytes)
+            (key, partial(self._copy_whole, self._outputs[output].keys[0], key, number, span), span.nbytes)
             for output in sorted(self._replicated)
             for key in self._outputs[output].keys[1:]
             for number, span in enumerate(whole_copies(self._outputs[output].nbytes, self._plan.limits), start=1)
         ]
 
-    def stream_replicas(self) -> Sequence[int]:
-        """From now on send parts to the keys that could not be copied; returns the groups to send again."""
-        groups = [i for i, group in enumerate(self._plan.groups) if self._replicated.intersection(group.outputs)]
+    def stream_replicas(self, refused: Collection[str]) -> Sequence[int]:
+        """From now on send parts to these keys, which could not be copied; returns the groups to send again."""
         self._outputs = tuple(  # what else is in these groups is complete
-            replace(output, keys=output.keys[1:] if index in self._replicated else ())
-            for index, output in enumerate(self._outputs)
+            replace(output, keys=tuple(key for key in output.keys if key in refused)) for output in self._outputs
         )
         self._replicated = set()
-        return groups
+        for key in refused:  # copied parts are numbered otherwise; an upload is completed of those it is told of
+            self._objects[key].etags.clear()
+        return [i for i, group in enumerate(self._plan.groups) if any(self._outputs[o].keys for o in group.outputs)]
 
     def receipts(self) -> tuple[Receipt, ...]:
         """What was written, once all is complete."""
@@ -221,9 +226,12 @@ class Uploads:
 
     def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
         if not isinstance(self._store, Copier):
-            raise Unsupported(f"{self._target.url}: this store copies nothing by itself")
+            raise CopyRefused(f"{self._target.url}: this store copies nothing by itself", hint=_NO_COPIES)
         upload = self._upload_of(key)
-        made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
+        try:
+            made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
+        except Unsupported as error:
+            raise CopyRefused(error.message, hint=_NO_COPIES, problems=error.problems) from error
         self._objects[key].etags[number] = made
 
     def _upload_of(self, key: str) -> Upload:

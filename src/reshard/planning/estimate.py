@@ -6,8 +6,9 @@ The time is that of the narrowest place, as everything overlaps, and what must c
     line     = bytes read and written / bandwidth
     requests = (requests x latency + bytes copied / speed of a copy + bytes moved / speed of a connection) / concurrency
     client   = GiB moved x CPU seconds a GiB / cores
-    commit   = (uploads / concurrency, rounded up, + requests that are made one after the other) x latency
+    commit   = (uploads and deletes / concurrency, each rounded up, + requests made one after the other) x latency
 
+Two passes are two such sums: the second begins when the first is complete.
 It is an estimate: retries, a store that throttles, and values that are computed (casts, merges) are not in it.
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "Bill",
     "Egress",
     "Estimate",
+    "PassEstimate",
     "RequestCounts",
     "Speeds",
     "TimeEstimate",
@@ -95,7 +97,9 @@ class RequestCounts:
     open, complete
         Of multipart uploads.
     list
-        Listings of the target, if they take one page each.
+        Listings of the target and of the staged chunks, if they take one page each.
+    delete
+        Of staged chunks, once they have been read; no service asks money for them.
     """
 
     get: int
@@ -106,11 +110,17 @@ class RequestCounts:
     open: int
     complete: int
     list: int
+    delete: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
         return sum(asdict(self).values())
+
+    def plus(self, other: RequestCounts) -> RequestCounts:
+        """Those of both."""
+        theirs = asdict(other)
+        return RequestCounts(**{kind: count + theirs[kind] for kind, count in asdict(self).items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,11 @@ class Work:
     serial_count
         Requests that are made one after the other at the end: indices, companions, the manifest.
     output_bytes
-        Of all objects that are made.
+        Of all objects that are made and stay.
+    list_count
+        Listings of what lies where it writes.
+    delete_count
+        Objects that are removed in the end.
     """
 
     cost: Cost
@@ -136,6 +150,8 @@ class Work:
     object_count: int = 0
     serial_count: int = 1
     output_bytes: int = 0
+    list_count: int = 1
+    delete_count: int = 0
 
     @property
     def requests(self) -> RequestCounts:
@@ -150,7 +166,8 @@ class Work:
             copy=cost.copy_count,
             open=cost.upload_count,
             complete=cost.upload_count,
-            list=1,
+            list=self.list_count,
+            delete=self.delete_count,
         )
 
 
@@ -177,7 +194,7 @@ class Bill:
     Parameters
     ----------
     side
-        ``source`` or ``target``.
+        ``source``, ``target`` or ``staging``, where chunks lie between two passes.
     provider
         The service.
     table, title, currency, as_of
@@ -215,14 +232,33 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
+class PassEstimate:
+    """What the first of two passes comes to by itself."""
+
+    cost: Cost
+    requests: RequestCounts
+    time: TimeEstimate
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a plan comes to. It is no part of the plan: prices and speeds do not change what is done."""
+    """What a plan comes to. It is no part of the plan: prices and speeds do not change what is done.
+
+    Parameters
+    ----------
+    requests, time, bills, cost
+        Of all that is done: of both passes, where some tensors are staged. Their memory is that of the larger.
+    staged
+        What of it the first pass is; None where there is one pass only.
+    """
 
     requests: RequestCounts
     speeds: Speeds
     time: TimeEstimate
     egress: Egress
     bills: tuple[Bill, ...]
+    cost: Cost
+    staged: PassEstimate | None = None
 
     def to_json(self) -> dict[str, object]:
         """Express it in JSON's types."""
@@ -249,13 +285,13 @@ def estimate_time(work: Work, speeds: Speeds) -> TimeEstimate:
     moved = cost.read_bytes + cost.written_bytes
     line = (moved if speeds.is_shared else max(cost.read_bytes, cost.written_bytes)) / speeds.bandwidth_bytes_s
     waits = {
-        "latency": (requests.total - requests.complete - requests.list) * speeds.latency_s,
+        "latency": (requests.total - requests.complete - requests.list - requests.delete) * speeds.latency_s,
         "copies": cost.copied_bytes / speeds.copy_bytes_s,
         "connections": moved / speeds.connection_bytes_s if speeds.connection_bytes_s else 0.0,
     }
     in_flight = sum(waits.values()) / work.concurrency
     client = moved / _GIB * speeds.cpu_s_per_gib / speeds.core_count
-    rounds = -(-requests.complete // work.concurrency)
+    rounds = -(-requests.complete // work.concurrency) + -(-requests.delete // work.concurrency)
     commit = (rounds + work.serial_count) * speeds.latency_s
     bounds = {"bandwidth": line, max(waits, key=waits.__getitem__): in_flight, "cpu": client}
     slowest = max(bounds, key=bounds.__getitem__)

@@ -4,172 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import replace
 
 from ..errors import UsageError
 from ..formats.strict_json import shown
 from ..tensor import Box, ByteRange, extent_of, plain_patch
+from .explained import (
+    Explanation,
+    Held,
+    ObjectExplanation,
+    PartExplanation,
+    StagedTensor,
+    Taken,
+    TensorExplanation,
+)
 from .output import Attachment, Document, Output, sample
 from .plan import Plan
 from .recipe import Recipe, sources_of, stored_at
 from .steps import CopiedPart, FilledPart, Step, inputs_of
 from .streamed import whole_copies
 
-__all__ = [
-    "Explanation",
-    "Held",
-    "ObjectExplanation",
-    "PartExplanation",
-    "Taken",
-    "TensorExplanation",
-    "explain",
-    "explanation_to_json",
-]
-
-Filled = Literal["copied", "streamed", "literal", "replica"]
-"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` of bytes known beforehand
-alone, or a ``replica``'s part: copied by the store from an equal output."""
+__all__ = ["explain"]
 
 _NEAR = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Bytes of one object that something is made of.
-
-    Parameters
-    ----------
-    object
-        Its key, counted from the source's URL (or another of the catalog's bases); of a replica from the target's.
-    range
-        From the first byte to the last.
-    nbytes
-        How many of them: of a read all, of a tensor those that belong to it.
-    base
-        Where the key counts from: 0 is the catalog's URL, the others follow. -1 is the target.
-    """
-
-    object: str
-    range: ByteRange
-    nbytes: int
-    base: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PartExplanation:
-    """One part of an output.
-
-    Parameters
-    ----------
-    number
-        Of the upload part, from 1; a single PUT is part 1.
-    range
-        In the output.
-    filled
-        How.
-    sources
-        What is read, or copied. Reads are shared with other outputs of the group.
-    literal_nbytes
-        Bytes of the part that were known beforehand: headers and the like.
-    kernels
-        What computes values for it.
-    group, step
-        The unit of work; -1 and 0 where it is done beside all groups.
-    """
-
-    number: int
-    range: ByteRange
-    filled: Filled
-    sources: tuple[Taken, ...] = ()
-    literal_nbytes: int = 0
-    kernels: tuple[str, ...] = ()
-    group: int = -1
-    step: int = 0
-
-    def nbytes_by_way(self) -> dict[str, int]:
-        """Its bytes by how they are made."""
-        if self.filled in ("copied", "replica"):
-            return {"copied": self.range.nbytes}
-        return {"streamed": self.range.nbytes - self.literal_nbytes, "literal": self.literal_nbytes}
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectExplanation:
-    """One object of the target.
-
-    Parameters
-    ----------
-    key, keys
-        The one asked for, and all that are equal to it.
-    nbytes
-        Of the object.
-    parts
-        In order; they cover it without gaps or overlaps.
-    copied_bytes, streamed_bytes, literal_bytes
-        What of it is made in which way.
-    """
-
-    key: str
-    keys: tuple[str, ...]
-    nbytes: int
-    parts: tuple[PartExplanation, ...]
-    copied_bytes: int
-    streamed_bytes: int
-    literal_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What one output holds of a tensor.
-
-    Parameters
-    ----------
-    keys
-        Of the output, replicas included.
-    box
-        In elements of the whole tensor.
-    ranges
-        Where its bytes stand in the output.
-    parts
-        The parts that they are in, whole.
-    sources
-        What of the source they are made of; block scales and adapters are among it.
-    """
-
-    keys: tuple[str, ...]
-    box: Box
-    ranges: tuple[ByteRange, ...]
-    parts: tuple[PartExplanation, ...]
-    sources: tuple[Taken, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorExplanation:
-    """One tensor of the target.
-
-    Parameters
-    ----------
-    name, dtype, shape
-        In the target, whole.
-    made_of
-        Names of the source's tensors that it is made of.
-    held
-        What each distinct output has of it.
-    copied_bytes, streamed_bytes
-        Of its bytes in these outputs, replicas counted once.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    made_of: tuple[str, ...]
-    held: tuple[Held, ...]
-    copied_bytes: int
-    streamed_bytes: int
-
-
-Explanation = ObjectExplanation | TensorExplanation
 
 
 def explain(plan: Plan, name: str) -> Explanation:
@@ -180,24 +37,35 @@ def explain(plan: Plan, name: str) -> Explanation:
     Parameters
     ----------
     name
-        A key of the target, or else a tensor's name there or, if none is called so, in the source.
+        A key of the target, or else a tensor's name there or, if none is called so, in the source; or the key
+        of a chunk that the first pass writes.
 
     Raises
     ------
     UsageError
         The plan makes nothing of this name; the error tells what is called like it.
     """
+    explained = _explained_object(plan, name)
+    if explained is not None:
+        return replace(explained, staged=_staged(plan, (one for part in explained.parts for one in part.sources)))
+    found = _tensor_of(plan, name)
+    if found is not None:
+        holders = [index for index, output in enumerate(plan.outputs) if found in output.tensors]
+        tensor = _tensor(plan, found, holders)
+        return replace(tensor, staged=_staged(plan, (one for held in tensor.held for one in held.sources)))
+    chunk = _explained_object(plan.staging, name) if plan.staging else None
+    if chunk is None:
+        raise _unknown(plan, name)
+    return replace(chunk, is_chunk=True)
+
+
+def _explained_object(plan: Plan, key: str) -> ObjectExplanation | None:
     for index, output in enumerate(plan.outputs):
-        if name in output.keys:
-            return _object(plan, index, name)
+        if key in output.keys:
+            return _object(plan, index, key)
     others: dict[str, Document | Attachment] = {each.key: each for each in plan.documents}
     others |= {each.key: each for each in plan.attachments}
-    if name in others:
-        return _beside(plan, others[name])
-    found = _tensor_of(plan, name)
-    if found is None:
-        raise _unknown(plan, name)
-    return _tensor(plan, found)
+    return _beside(plan, others[key]) if key in others else None
 
 
 def _tensor_of(plan: Plan, name: str) -> int | None:
@@ -217,7 +85,7 @@ def _tensor_of(plan: Plan, name: str) -> int | None:
 
 
 def _unknown(plan: Plan, name: str) -> UsageError:
-    names = [*plan.keys, *(tensor.spec.name for tensor in plan.tensors)]
+    names = [*plan.keys, *(tensor.spec.name for tensor in plan.tensors), *(plan.staging.keys if plan.staging else ())]
     near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
     hint = (
         f"Did you mean {' or '.join(near)}?" if near else "reshard plan lists the outputs, reshard inspect the tensors."
@@ -297,11 +165,44 @@ def _streamed_part(plan: Plan, step: Step, position: int, part: FilledPart) -> P
 
 def _taken(plan: Plan, index: int, span: ByteRange, nbytes: int | None = None) -> Taken:
     item = plan.catalog.objects[index]
-    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base)
+    is_staged = plan.staging is not None and item.base == len(plan.catalog.others)
+    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base, is_staged)
 
 
-def _tensor(plan: Plan, tensor: int) -> TensorExplanation:
-    holders = [index for index, output in enumerate(plan.outputs) if tensor in output.tensors]
+def _staged(plan: Plan, taken: Iterable[Taken]) -> tuple[StagedTensor, ...]:
+    """How the chunks among what is taken are made, by tensor."""
+    first = plan.staging
+    if first is None:
+        return ()
+    keys = {one.object for one in taken if one.is_staged}
+    chunks: dict[int, list[int]] = {}
+    for index, output in enumerate(first.outputs):
+        chunks.setdefault(output.tensors[0], []).append(index)
+    found = ((t, every, [i for i in every if first.outputs[i].keys[0] in keys]) for t, every in chunks.items())
+    return tuple(_staged_tensor(first, tensor, every, wanted) for tensor, every, wanted in found if wanted)
+
+
+def _staged_tensor(first: Plan, tensor: int, every: Sequence[int], wanted: Sequence[int]) -> StagedTensor:
+    made = _tensor(first, tensor, wanted)
+    sources: dict[tuple[str, int], Taken] = {}
+    for one in (taken for held in made.held for taken in held.sources):
+        so_far = sources.get((one.object, one.base), replace(one, nbytes=0))
+        span = ByteRange(min(so_far.range.start, one.range.start), max(so_far.range.stop, one.range.stop))
+        sources[one.object, one.base] = replace(one, range=span, nbytes=so_far.nbytes + one.nbytes)
+    return StagedTensor(
+        made.name,
+        made.shape,
+        first.target_url,
+        first.outputs[every[0]].boxes[0].shape,
+        len(every),
+        len(wanted),
+        tuple(sources.values()),
+        made.copied_bytes,
+        made.streamed_bytes,
+    )
+
+
+def _tensor(plan: Plan, tensor: int, holders: Sequence[int]) -> TensorExplanation:
     held: list[Held] = []
     copied = total = 0
     for group, members in _by_group(plan, holders).items():
@@ -376,9 +277,3 @@ def _inputs(plan: Plan, recipe: Recipe, entry: int, wanted: Box) -> Iterator[Tak
         runs = common.transfer(placement.box, wanted, spec.dtype.itemsize).source_runs
         holder, first = placement.holders[0]
         yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
-
-
-def explanation_to_json(explanation: Explanation) -> dict[str, object]:
-    """Express an explanation in JSON's types."""
-    kind = "object" if isinstance(explanation, ObjectExplanation) else "tensor"
-    return {"kind": kind, **asdict(explanation)}
