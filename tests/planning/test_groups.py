@@ -90,6 +90,14 @@ def test_groups_shrink_to_fit_the_memory(memory_bytes, group_size, times_read):
     assert plan.cost.peak_bytes <= memory_bytes
 
 
+def test_exact_bytes_are_not_bought_with_a_request_for_each_row():
+    """One rank alone needs 1 of 128 bytes, too few to read the gaps; half the ranks read all rows in few reads."""
+    limits = replace(LIMITS, memory_bytes=45_000, max_over_read=64)
+    plan = plan_of({"w": (4000, 128)}, {"w": split(128, 1)}, limits)
+    assert sizes(plan) == [64, 64]
+    assert plan.cost.get_count < 4 * 4000 * 128 // limits.read_bytes
+
+
 def test_the_last_group_takes_what_is_left():
     limits = replace(LIMITS, memory_bytes=3000, read_bytes=100)
     plan = plan_of({"w": (1000, 48)}, {"w": split(6, 1)}, limits)

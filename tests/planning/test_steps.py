@@ -1,10 +1,12 @@
 """Steps derived by hand, for small cases that show one thing each."""
 
+from dataclasses import replace
+
 import pytest
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, random_model, shards
 from support.plan_checker import check_plan
 
-from reshard.planning.group_reads import whole_reads
+from reshard.planning.group_reads import group_score
 from reshard.planning.limits import Limits
 from reshard.planning.needs import Needs
 from reshard.planning.plan import make_plan
@@ -163,12 +165,15 @@ def test_norms_that_all_ranks_hold_are_needed_once():
     assert (plan.cost.needed_bytes, plan.cost.read_bytes) == (164, 184)
 
 
-def test_whole_reads_counts_what_would_be_read():
+def test_group_score_weighs_bytes_and_requests():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
     plan = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    assert Needs(plan.recipe).whole_reads(plan.outputs) == whole_reads(plan.recipe, [0, 1]) == 800
-    assert [Needs(plan.recipe).whole_reads([output]) for output in plan.outputs] == [780, 780]  # all but half a row
-    assert [whole_reads(plan.recipe, [output]) for output in (0, 1)] == [780, 780]
+    assert Needs(plan.recipe).group_score(plan.outputs) == group_score(plan.recipe, [0, 1]) == 800
+    assert [Needs(plan.recipe).group_score([output]) for output in plan.outputs] == [780, 780]  # all but half a row
+    assert [group_score(plan.recipe, [output]) for output in (0, 1)] == [780, 780]
+    no_gaps = replace(plan.recipe, limits=replace(plan.limits, max_gap_bytes=10, max_over_read=1))
+    apart = 400 + 19 * 10  # a range for each row; the first may be joined to what is before the tensor
+    assert Needs(no_gaps).group_score(plan.outputs[:1]) == group_score(no_gaps, [0]) == apart
 
 
 def test_a_step_is_derived_alike_however_often():

@@ -6,20 +6,23 @@ from collections.abc import Iterator, Sequence
 
 from ..tensor import Box, Runs, extent_of, row_major_boxes
 from .cuts import Share, walk
-from .reads import NeededRange, needed_ranges
+from .reads import NeededRange, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
 from .streamed import Streamed
 
-__all__ = ["group_reads", "whole_reads"]
+__all__ = ["group_reads", "group_score"]
 
 
-def whole_reads(recipe: Recipe, outputs: Sequence[int]) -> int:
-    """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
-    return sum(one.nbytes for _, one in group_reads(recipe, outputs))
+def group_score(recipe: Recipe, outputs: Sequence[int]) -> int:
+    """The score of what is read to write some outputs together, apart from what neighbouring tensors share."""
+    return sum(
+        whole_score(sum(one.nbytes for one in ranges), len(ranges), recipe.limits)
+        for _, ranges in group_reads(recipe, outputs)
+    )
 
 
-def group_reads(recipe: Recipe, outputs: Sequence[int]) -> Iterator[tuple[int, NeededRange]]:
-    """Yield what some outputs read together: an entry of the source, and a range of one of its boxes."""
+def group_reads(recipe: Recipe, outputs: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
+    """Yield what some outputs read together: an entry of the source, and the ranges of one of its boxes."""
     streamed = [recipe.streamed(i) for i in outputs]
     for item in walk([recipe.outputs[i] for i in outputs], recipe.tensors, recipe.limits):
         wanted: dict[tuple[int, int], set[Runs]] = {}
@@ -28,8 +31,7 @@ def group_reads(recipe: Recipe, outputs: Sequence[int]) -> Iterator[tuple[int, N
                 for source, placement, runs in _runs(recipe, item.tensor, box, share.box):
                     wanted.setdefault((source, placement), set()).add(runs)
         for (source, _), every in wanted.items():
-            for one in needed_ranges(every, recipe.limits):
-                yield source, one
+            yield source, needed_ranges(every, recipe.limits)
 
 
 def _runs(recipe: Recipe, tensor: int, box: Box, held: Box) -> Iterator[tuple[int, int, Runs]]:

@@ -8,7 +8,7 @@ from ..errors import PlanError
 from .alike_cuts import AlikeCuts
 from .counting import MANY_SLICES
 from .cuts import Cuts
-from .group_reads import whole_reads
+from .group_reads import group_score
 from .memory import Buffers, least_memory, over_budget
 from .needs import Needs
 from .recipe import Group, Recipe
@@ -24,8 +24,9 @@ def form_groups(
 ) -> tuple[Group, ...]:
     """Share each family of outputs out over groups.
 
-    Of the group sizes that fit the memory the one that reads the fewest bytes wins; among those that
-    read about as little the smallest wins, since smaller steps overlap better.
+    Of the group sizes that fit the memory the one whose reads cost least wins, by bytes and requests
+    together (:func:`reshard.planning.reads.score`); among those that cost about as little the smallest
+    wins, since smaller steps overlap better.
 
     Parameters
     ----------
@@ -83,28 +84,28 @@ def _least_steps(recipe: Recipe, cutting: AlikeCuts, family: Sequence[int]) -> d
 def _best_size(recipe: Recipe, needs: Needs, family: Sequence[int], fitting: Sequence[int]) -> int:
     if len(fitting) == 1:
         return fitting[0]
-    costs = {size: _bytes_read(recipe, needs, family, size) for size in fitting}
+    costs = {size: _score(recipe, needs, family, size) for size in fitting}
     least = min(costs.values())
     return min(size for size, cost in costs.items() if cost <= least * _WORTH_SHARING)
 
 
-def _bytes_read(recipe: Recipe, needs: Needs, family: Sequence[int], size: int) -> int:
-    """Bytes that groups of a size read; where slices are many, one group of each kind stands for all."""
+def _score(recipe: Recipe, needs: Needs, family: Sequence[int], size: int) -> int:
+    """What groups of a size read, as a score; where slices are many, one group of each kind stands for all."""
     is_many = sum(len(recipe.outputs[i].tensors) for i in family) > MANY_SLICES
     found: dict[Hashable, int] = {}
     total = 0
     for share in _shares(family, size):
         key: Hashable = tuple(map(needs.kinds.of_output, share)) if is_many else share[0]
         if key not in found:
-            found[key] = _whole_reads(recipe, needs, share)
+            found[key] = _group_score(recipe, needs, share)
         total += found[key]
     return total
 
 
-def _whole_reads(recipe: Recipe, needs: Needs, members: Sequence[int]) -> int:
+def _group_score(recipe: Recipe, needs: Needs, members: Sequence[int]) -> int:
     if recipe.has_copies(members):
-        return whole_reads(recipe, members)
-    return needs.whole_reads([recipe.outputs[i] for i in members])
+        return group_score(recipe, members)
+    return needs.group_score([recipe.outputs[i] for i in members])
 
 
 def _group(recipe: Recipe, cutting: AlikeCuts, members: Sequence[int], buffers: Buffers) -> Group:

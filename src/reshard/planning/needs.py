@@ -12,7 +12,7 @@ from .forms import RankBoxes
 from .kinds import Kinds
 from .limits import Limits
 from .output import Making, Output
-from .reads import NeededRange, bridged, coalesce
+from .reads import NeededRange, bridged, coalesce, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
 from .steps import Computed, inputs_of
 
@@ -141,11 +141,11 @@ class Needs:
 
     # Whole tensors.
 
-    def whole_reads(self, outputs: Sequence[Output]) -> int:
-        """Bytes read to write some outputs together, apart from what neighbouring tensors share."""
+    def group_score(self, outputs: Sequence[Output]) -> int:
+        """The score of what is read to write some outputs together, apart from what neighbouring tensors share."""
         form = outputs[0].form
         if form is None or any(output.form is not form for output in outputs):
-            return self._reads_apart(outputs)
+            return self._score_apart(outputs)
         devices = self._token(tuple(output.boxes.device for output in outputs))  # type: ignore[attr-defined]
         if id(form) not in self._samples:
             found: dict[tuple[int, int], list[int]] = {}
@@ -161,7 +161,7 @@ class Needs:
             total += count * self._whole[key]
         return total
 
-    def _reads_apart(self, outputs: Sequence[Output]) -> int:
+    def _score_apart(self, outputs: Sequence[Output]) -> int:
         """The same for outputs that have little in common."""
         held: dict[int, set[Box]] = {}
         for output in outputs:
@@ -180,7 +180,17 @@ class Needs:
         for box in boxes:
             if not box.is_empty:
                 finding.add_whole(tensor, box)
-        return sum(one.nbytes for runs in finding.runs.values() for one in Taken.of(runs, self._recipe.limits).ranges)
+        return sum(_score_of(runs, self._recipe.limits) for runs in finding.runs.values())
+
+
+def _score_of(wanted: Iterable[Runs], limits: Limits) -> int:
+    """The score of reading some runs of one stored box."""
+    found = list(bridged(wanted, limits))
+    if len(found) == 1:  # ranges of one length that lie apart, perhaps very many
+        runs = found[0][0]
+        return whole_score(runs.total_nbytes, runs.run_count, limits)
+    ranges = needed_ranges(wanted, limits)
+    return whole_score(sum(one.nbytes for one in ranges), len(ranges), limits)
 
 
 class _Finding:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..tensor import ByteRange, Runs, Shape
 from .limits import Limits
 
-__all__ = ["NeededRange", "bridged", "coalesce", "needed_ranges", "split"]
+__all__ = ["NeededRange", "bridged", "coalesce", "needed_ranges", "score", "split", "whole_score"]
 
 
 class NeededRange(NamedTuple):
@@ -23,6 +23,35 @@ class NeededRange(NamedTuple):
     def nbytes(self) -> int:
         """Length in bytes."""
         return self.stop - self.start
+
+
+def score(nbytes: int, request_count: int, limits: Limits) -> int:
+    """What it costs to move some bytes in so many requests, in bytes.
+
+    A request weighs as much as the longest gap that is read rather than asking anew, so what is chosen by
+    this score agrees with which gaps are read.
+
+    Examples
+    --------
+    >>> score(1000, 3, Limits(max_gap_bytes=100))
+    1300
+    """
+    return nbytes + limits.max_gap_bytes * request_count
+
+
+def whole_score(nbytes: int, range_count: int, limits: Limits) -> int:
+    """The score by which readers of one stored box are compared.
+
+    Only requests that start anew within the box count: its first range may be joined to a neighbour's, and
+    long ranges are cut by steps, whoever shares them.
+
+    Examples
+    --------
+    >>> limits = Limits(max_gap_bytes=100)
+    >>> whole_score(1000, 1, limits), whole_score(1000, 3, limits)
+    (1000, 1200)
+    """
+    return score(nbytes, range_count - 1, limits)
 
 
 def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:

@@ -20,6 +20,7 @@ from .cost import Cost
 from .group_reads import group_reads
 from .limits import Limits
 from .plan import REPLICAS, Plan, make_plan
+from .reads import score
 from .recipe import sources_of
 from .zarr_target import ZarrTarget, chunk_shape_for
 
@@ -61,14 +62,6 @@ class StagingMode:
     is_near: bool = True
     is_always: bool = False
     limits: Limits | None = None
-
-
-@dataclass(slots=True)
-class _Reads:
-    """What streaming asks of one tensor of the source."""
-
-    nbytes: int = 0
-    count: int = 0
 
 
 def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
@@ -145,13 +138,13 @@ def _wanted(plan: Plan, *, is_always: bool) -> dict[int, int]:
     """Entries to stage, each with the axis to split it on."""
     entries = plan.catalog.entries
     axes = _cut_axes(plan)
-    reads = {} if is_always else _reads(plan)
+    streamed = {} if is_always else _streamed_scores(plan)
     found = {}
     for index, axis in axes.items():
         spec = entries[index].spec
         if spec.dtype.is_sub_byte or not spec.nbytes:
             continue
-        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < _read_score(reads[index], plan.limits):
+        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < streamed[index]:
             found[index] = axis
     return found
 
@@ -180,22 +173,20 @@ def _cut_axis(hull: Box, shape: Shape) -> int:
     return 0 if is_contiguous else cut[-1]
 
 
-def _reads(plan: Plan) -> dict[int, _Reads]:
-    """What each entry's bytes cost to stream, by group."""
-    found: dict[int, _Reads] = {}
+def _streamed_scores(plan: Plan) -> dict[int, int]:
+    """What each entry's bytes cost to stream, all groups together."""
+    found: dict[int, int] = {}
     for group in plan.groups:
-        for source, one in group_reads(plan.recipe, group.outputs):
-            reads = found.setdefault(source, _Reads())
-            reads.nbytes += one.nbytes
-            reads.count += -(-one.nbytes // plan.limits.read_bytes)
+        for source, ranges in group_reads(plan.recipe, group.outputs):
+            found[source] = found.get(source, 0) + sum(_read_score(one.nbytes, plan.limits) for one in ranges)
     return found
 
 
-# What it costs: bytes, and for each request as many as a connection carries meanwhile.
+# What it costs, all told.
 
 
 def _score(cost: Cost, limits: Limits) -> int:
-    return cost.read_bytes + cost.written_bytes + limits.max_gap_bytes * cost.request_count
+    return score(cost.read_bytes + cost.written_bytes, cost.request_count, limits)
 
 
 def _ideal(plan: Plan) -> int:
@@ -203,7 +194,7 @@ def _ideal(plan: Plan) -> int:
     cost, limits = plan.cost, plan.limits
     read_bytes = min(cost.read_bytes, plan.catalog.nbytes)
     requests = cost.request_count - cost.get_count + -(-read_bytes // limits.read_bytes) + len(plan.catalog.entries)
-    return read_bytes + cost.written_bytes + limits.max_gap_bytes * requests
+    return score(read_bytes + cost.written_bytes, requests, limits)
 
 
 def _total(plan: Plan) -> int:
@@ -211,13 +202,13 @@ def _total(plan: Plan) -> int:
     return _score(plan.cost, plan.limits) + _score(plan.staging.cost, plan.limits)
 
 
-def _read_score(reads: _Reads, limits: Limits) -> int:
-    return reads.nbytes + limits.max_gap_bytes * reads.count
+def _read_score(nbytes: int, limits: Limits) -> int:
+    return score(nbytes, -(-nbytes // limits.read_bytes), limits)
 
 
 def _staged_score(nbytes: int, limits: Limits) -> int:
     """At best: read, written and read again in full reads."""
-    return 3 * nbytes + limits.max_gap_bytes * 3 * -(-nbytes // limits.read_bytes)
+    return 3 * _read_score(nbytes, limits)
 
 
 # How.
