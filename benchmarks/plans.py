@@ -26,8 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import report
-
 from reshard.api.arguments import parse_size
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
@@ -393,6 +391,8 @@ def print_case(case: Case, figures: Figures) -> None:
 
 def main() -> None:
     """Plan the models that are named, or all."""
+    import report  # here, because tests take models from this file
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join([*MODELS, *MADE_UP])}")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")

@@ -71,7 +71,7 @@ class Limits:
     read_bytes: int = 8 * MIB
     part_bytes: int = 16 * MIB
     max_gap_bytes: int = 512 * KIB
-    max_over_read: int = 64
+    max_over_read: int = 4096
     client_bytes: int = 1 * MIB
     kernel_bytes: int = 0
     row_bytes: int = 256 * KIB
