@@ -51,7 +51,7 @@ class Work:
 
     def _reads_of(self, item: Rows, first: int, last: int) -> int:
         key = self._needs.kinds.of_tensor(item.tensor), self._needs.holders(item), first, last
-        if self._recipe.copied or key not in self._reads:  # what is copied is left out of some
+        if key not in self._reads:  # what is copied counts as well: it is a bound
             wanted: dict[int, set[Runs]] = {}
             for share in item.shares:
                 start, stop = item.element_of(share, first), item.element_of(share, last)
