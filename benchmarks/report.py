@@ -104,7 +104,7 @@ def cells(told: Mapping[str, Any], ratio: float | None) -> list[str]:
     """The figures of one line."""
     medians, counted = told["medians"], told["counted"]
     is_own_process = "download_s" not in medians
-    planned = told.get("planned", {}).get("peak_bytes")
+    planned = told.get("planned", {}).get("process_bytes")
     return [
         f"{medians['wall_s']:.2f}",
         "-" if ratio is None else f"{ratio:.2f}",

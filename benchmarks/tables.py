@@ -58,7 +58,7 @@ def resources() -> str:
         ways = workload["ways"]
         plain, copying = ways["reshard"], ways["reshard_copy"]
         cpu = (ways[way]["medians"]["cpu_s_per_gib"] for way in ("roofline", "reshard", "reshard_copy"))
-        peak = f"{_mib(planned_peak_bytes(plain['planned']))}, {_mib(plain['medians']['peak_bytes'])} MiB"
+        peak = f"{_mib(plain['planned']['process_bytes'])}, {_mib(plain['medians']['peak_bytes'])} MiB"
         read = plain["counted"]["read_bytes"] / plain["planned"]["needed_bytes"]
         share = copying["planned"]["copied_bytes"] / (
             copying["planned"]["copied_bytes"] + copying["planned"]["written_bytes"]
@@ -73,11 +73,6 @@ def resources() -> str:
              ", ".join(map(str, requests)), ", ".join(disk))
         )  # fmt: skip
     return table(titles, rows)
-
-
-def planned_peak_bytes(planned: Mapping[str, Any]) -> int:
-    """What a plan says of memory."""
-    return int(planned["peak_bytes"])
 
 
 def latency() -> str:

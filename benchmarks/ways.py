@@ -76,7 +76,8 @@ class Job:
         done = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{self.workload.name}: {done.stderr}")
-        cost: dict[str, Any] = json.loads(done.stdout)["cost"]
+        told = json.loads(done.stdout)
+        cost: dict[str, Any] = told["cost"] | {"process_bytes": told["estimate"]["process_bytes"]}
         return cost
 
     def _name_map(self) -> dict[str, str]:

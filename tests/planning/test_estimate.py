@@ -99,5 +99,5 @@ def test_currencies_are_not_added():
 def test_an_estimate_is_json():
     work = Work(COST, 8)
     bills = estimate_money(work, ("AWS S3", "gs://"), (AWS, None))
-    found = Estimate(work.requests, Speeds(), estimate_time(work, Speeds()), "region", bills, COST).to_json()
+    found = Estimate(work.requests, Speeds(), estimate_time(work, Speeds()), "region", bills, COST, 1).to_json()
     assert json.loads(json.dumps(found))["bills"][0]["currency"] == "USD"

@@ -127,7 +127,7 @@ def show_plan(
             *([("copy", _copies(cost))] if cost.copied_bytes else []),
             *([("stage", _staged(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
             *estimate_facts(plan.cost, estimate),
-            ("memory", f"{in_bytes(cost.peak_bytes)} at most, limit {in_bytes(plan.limits.memory_bytes)}"),
+            ("memory", _memory(plan, estimate)),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *(("note", note) for note in plan.notes),
             *([("saved", saved_as)] if saved_as else []),
@@ -135,6 +135,11 @@ def show_plan(
     )
     rows = [(_keys(output.keys), len(output.specs), in_bytes(output.nbytes)) for output in plan.outputs]
     _print_rows(("output", "tensors", "size"), rows, 20)
+
+
+def _memory(plan: Plan, estimate: Estimate) -> str:
+    sizes = estimate.cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
+    return "{} of buffers at most, limit {}; the process grows by {} at most".format(*map(in_bytes, sizes))
 
 
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:

@@ -248,6 +248,8 @@ class Estimate:
     ----------
     requests, time, bills, cost
         Of all that is done: of both passes, where some tensors are staged. Their memory is that of the larger.
+    process_bytes
+        What the process grows by, at most, from where its libraries are loaded.
     staged
         What of it the first pass is; None where there is one pass only.
     """
@@ -258,6 +260,7 @@ class Estimate:
     egress: Egress
     bills: tuple[Bill, ...]
     cost: Cost
+    process_bytes: int
     staged: PassEstimate | None = None
 
     def to_json(self) -> dict[str, object]:

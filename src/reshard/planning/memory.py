@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import OverBudget
-from .limits import KIB, Limits
+from .limits import KIB, MIB, Limits
 
-__all__ = ["Buffers", "least_memory", "over_budget", "share_memory"]
+__all__ = ["Buffers", "least_memory", "over_budget", "process_bytes", "share_memory"]
 
 _LEAST_READ_BYTES = 256 * KIB
+_CLIENT_BYTES = 24 * MIB
+_TENSOR_BYTES = 5 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,20 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     rest = limits.concurrency * (limits.client_bytes + limits.kernel_bytes) + step_bytes
     with_an_eighth = (rest - 1) * 8 // 7 + 1
     return min(rest + most, max(rest + least, with_an_eighth))
+
+
+def process_bytes(buffer_bytes: int, tensor_count: int) -> int:
+    """Bound what a process grows by that does what buffers are for: they, and what stands beside them.
+
+    Measured, and rounded up: the client's models and connections, stacks of threads and objects in passing, and
+    for each tensor its places in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
+
+    Examples
+    --------
+    >>> process_bytes(512 << 20, tensor_count=1000) >> 20
+    540
+    """
+    return buffer_bytes + _CLIENT_BYTES + tensor_count * _TENSOR_BYTES
 
 
 def over_budget(buffers: Buffers, step_bytes: int) -> OverBudget:

@@ -18,6 +18,7 @@ from .estimate import (
     estimate_time,
 )
 from .group_reads import group_reads
+from .memory import process_bytes
 from .plan import Plan
 from .prices import PriceTable
 
@@ -54,15 +55,16 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
         is charged to that one; ``egress`` says where the machine stands as seen from there too.
     """
     cost, work = cost_of_passes(plan), _work(plan)
+    growth = process_bytes(cost.peak_bytes, len(plan.catalog.entries))
     time = estimate_time(work, speeds)
     if plan.staging is None:
         bills: tuple[Bill, ...] = _money(work, payees[0], payees[1], egress)
-        return Estimate(work.requests, speeds, time, egress, bills, cost)
+        return Estimate(work.requests, speeds, time, egress, bills, cost, growth)
     first = _first_work(plan.staging)
     staged = PassEstimate(first.cost, first.requests, estimate_time(first, speeds))
     bills = _bills(plan, first, work, payees, egress)
     requests = staged.requests.plus(work.requests)
-    return Estimate(requests, speeds, _added(staged.time, time), egress, bills, cost, staged)
+    return Estimate(requests, speeds, _added(staged.time, time), egress, bills, cost, growth, staged)
 
 
 def _work(plan: Plan) -> Work:
@@ -111,10 +113,10 @@ def _chunk_reads(plan: Plan) -> Work:
     names = {entry.spec.name for entry in plan.staging.catalog.entries}
     nbytes = count = 0
     for group in plan.groups:
-        for source, one in group_reads(plan.recipe, group.outputs):
+        for source, ranges in group_reads(plan.recipe, group.outputs):
             if plan.catalog.entries[source].spec.name in names:
-                nbytes += one.nbytes
-                count += -(-one.nbytes // plan.limits.read_bytes)
+                nbytes += sum(one.nbytes for one in ranges)
+                count += sum(-(-one.nbytes // plan.limits.read_bytes) for one in ranges)
     # Neighbours are read together: they are told apart only by what each wants.
     reads = {"read_bytes": min(nbytes, plan.cost.read_bytes), "get_count": min(count, plan.cost.get_count)}
     return Work(Cost(**{each.name: 0 for each in fields(Cost)} | reads), plan.limits.concurrency)
