@@ -21,6 +21,7 @@ __all__ = ["Sink", "Transfer"]
 
 # Sending frees memory, reading takes it: so sending goes first. What the store does by itself fills the gaps.
 _COPY_URGENCY, _READ_URGENCY, _SEND_URGENCY = -1, 0, 1
+_POLL_S = 0.2
 
 
 class Sink(Protocol):
@@ -74,6 +75,8 @@ class Transfer:
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
         self.buffers = ThreadBuffers(max(2, plan.limits.read_bytes))  # who compares two sides halves it
         self._lock = threading.Lock()
+        self._begun = threading.Condition()
+        self._waiting_reads = 0
         self._read_bytes = self._written_bytes = self._reading = self._writing = 0
 
     def run(self, steps: Iterable[Step], sink: Sink) -> None:
@@ -89,11 +92,14 @@ class Transfer:
             self._copy(step, sink)
             if not step.parts:
                 continue
+            self._wait_for_reads()
             sizes = [*(part.range.nbytes for part in step.parts), *step.tile_sizes]
             leases = self._arena.take(sizes, self._wait_for_memory)
             self._workers.check()
             self._fill_known(step, leases)
             filling = _Filling(step, leases, len(step.reads))
+            with self._begun:
+                self._waiting_reads += len(step.reads)
             for read in step.reads:
                 self._workers.submit(self._reading_task(filling, read, sink), urgency=_READ_URGENCY)
             if not step.reads:
@@ -116,6 +122,16 @@ class Transfer:
         for part in step.copies:
             for task in sink.copies(step, part):
                 self._workers.submit(self._counted_task(task, part.range.nbytes), urgency=_COPY_URGENCY)
+
+    def _wait_for_reads(self) -> None:
+        """Take memory only when reads run short: what was used just before costs the kernel and the caches least."""
+        while True:
+            with self._begun:
+                if self._waiting_reads < self._plan.limits.concurrency:
+                    return
+                self._begun.wait(_POLL_S)
+            self._workers.check()
+            self._tell()
 
     def _wait_for_memory(self) -> None:
         self._workers.check()
@@ -143,6 +159,9 @@ class Transfer:
 
     def _reading_task(self, filling: _Filling, read: Read, sink: Sink) -> Task:
         def task() -> None:
+            with self._begun:
+                self._waiting_reads -= 1
+                self._begun.notify()
             with self._counted("_reading"):
                 self._receive(read, filling.leases)
             with self._lock:
