@@ -34,7 +34,7 @@ from workloads import WORKLOADS, Workload
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 SWEEP = "hf_to_mp4"
-SWEEP_WAYS = ("roofline", "reshard", "torch")
+SWEEP_WAYS = ("roofline", "reshard", "reshard_copy", "torch")
 TRIES = 3
 
 
