@@ -47,6 +47,21 @@ def seconds() -> str:
     return table(titles, rows)
 
 
+def speed() -> str:
+    """Seconds and local disk in short."""
+    ways = {
+        "reshard": "reshard", "reshard_copy": "reshard, the store copies", "mindspore": "download, MindSpore's tool, upload",
+        "torch": "download, torch, upload",
+    }  # fmt: skip
+    rows = []
+    for workload in _read("bench.json")["workloads"]:
+        told = workload["ways"]
+        cells = (f"{_wall_s(told, way):.1f} s" if way in told else "-" for way in ways)
+        disk = max((told[way]["counted"]["disk_bytes"] for way in ("mindspore", "torch") if way in told), default=0)
+        rows.append((workload["title"], *cells, f"{_gib(told['reshard']['counted']['disk_bytes'])}, {_gib(disk)} GiB"))
+    return table(("", *ways.values(), "local disk: reshard, others"), rows)
+
+
 def resources() -> str:
     """Client's CPU, memory, bytes, requests and local disk."""
     titles = (
@@ -148,6 +163,7 @@ def _mib(nbytes: float) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "setting": setting,
+    "speed": speed,
     "seconds": seconds,
     "resources": resources,
     "latency": latency,
