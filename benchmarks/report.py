@@ -43,6 +43,28 @@ def now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
+def kept(out: Path, result: Result, only: Sequence[str]) -> Result:
+    """What an earlier result has of workloads that are not measured again.
+
+    Raises
+    ------
+    SystemExit
+        It was measured elsewhere, or of other sizes.
+    """
+    before: Result = json.loads(out.read_text())
+    for name in ("machine", "versions"):
+        if before[name] != result[name]:
+            raise SystemExit(f"{out}: another {name}: {before[name]}")
+    for name in ("size_bytes", "memory", "concurrency", "server"):
+        if before["asked"][name] != result["asked"][name]:
+            raise SystemExit(f"{out}: another {name}: {before['asked'][name]}")
+    found = {name: before[name] for name in ("latency",) if name in before and name not in only}
+    return found | {
+        "asked": result["asked"] | {"repeats": max(before["asked"]["repeats"], result["asked"]["repeats"])},
+        "workloads": [workload for workload in before["workloads"] if workload["name"] not in only],
+    }
+
+
 def machine() -> dict[str, Any]:
     """The machine it ran on."""
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]

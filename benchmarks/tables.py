@@ -50,7 +50,8 @@ def seconds() -> str:
 def speed() -> str:
     """Seconds and local disk in short."""
     ways = {
-        "reshard": "reshard", "reshard_copy": "reshard, the store copies", "mindspore": "download, MindSpore's tool, upload",
+        "reshard": "reshard", "reshard_copy": "reshard, the store copies",
+        "mindspore": "download, MindSpore's tool, upload",
         "torch": "download, torch, upload",
     }  # fmt: skip
     rows = []
