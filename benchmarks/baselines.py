@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = Path(__file__).with_name("tools.py")
-TOOL_S = 300  # MindSpore's own processes now and then wait for each other for ever
+TOOL_S = 100  # MindSpore's own processes now and then wait for each other for ever
 
 
 def run_tool(kind: str, python: str, folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
