@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import json
 import math
 import platform
@@ -405,6 +406,8 @@ def main() -> None:
     parser.add_argument("--once", metavar="CASE", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.decode or asked.once:
+        gc.freeze()  # as the command does
+        gc.set_threshold(20_000)
         limits = Limits(memory_bytes=parse_size(asked.memory))
         once = lambda: measure(Case(**json.loads(asked.once)), limits, profiled=asked.profile)  # noqa: E731
         print(json.dumps(decode(asked.decode) if asked.decode else once()))

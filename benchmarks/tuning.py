@@ -43,11 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=list(WORKLOADS), default="hf_to_mp4")
     parser.add_argument("--size", type=parse_size, default="1GiB")
+    # Enough that no limit is lowered: reads get an eighth of it.
+    parser.add_argument("--memory", default="2GiB")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--delays", type=float, nargs="*", default=[20.0], help="ms that requests wait, besides none")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "tuning.json")
     asked = parser.parse_args()
-    usual.size = asked.size
+    usual.size, usual.memory = asked.size, asked.memory
     run.prepare()
     sweeps = []
     with run.bench_for(usual, WORKLOADS[asked.workload], asked.size) as bench:

@@ -1,6 +1,8 @@
 """Parts that the store makes by itself: the same bytes, once each, and nothing left whatever fails."""
 
+import gc
 import itertools
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ from support.checkpoints import contents, decode, put_full, put_ranks, random_mo
 from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 
+from reshard.engine.arena import Arena
 from reshard.engine.digest import crc32c
 from reshard.engine.events import Noted, PhaseStarted, Progress
 from reshard.engine.execute import execute
@@ -338,6 +341,33 @@ def test_a_later_copy_is_refused(source, target, call):
     assert manifest.plan == without_copies(plan)
     assert objects_at(target) == streamed(plan, source)
     assert not list(target.store.open_uploads(""))
+
+
+class CopyingFew(MemoryStore):
+    """It copies four parts, and no more."""
+
+    copied = 0
+
+    def copy_part(self, *asked):
+        self.copied += 1
+        if self.copied > 4:
+            raise Unsupported("made up")
+        return super().copy_part(*asked)
+
+
+def test_memory_is_free_again_before_all_is_streamed(source, monkeypatch):
+    made = []
+
+    class Watched(Arena):
+        def __init__(self, nbytes):
+            gc.collect()
+            assert all(arena() is None for arena in made)
+            super().__init__(nbytes)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("reshard.engine.transfer.Arena", Watched)
+    execute(plan_of(source), source, new_place(kind=CopyingFew))
+    assert len(made) == 2
 
 
 def test_a_store_without_the_operation(source):

@@ -110,6 +110,23 @@ def test_it_is_chosen_where_it_is_cheaper(lab):
     assert outputs("one") == outputs("two")
 
 
+def test_tensors_that_are_copied_whole_are_left_alone(lab):
+    """Cut across their rows, but in runs as long as parts; the first of them is glued to what is streamed."""
+    numbers = np.random.default_rng(1)
+    slabs = {f"e{i}.middle": numbers.integers(0, 256, (2, 64, 210_000), np.uint8) for i in range(2)}
+    inner = numbers.integers(0, 1 << 16, WIDE, np.uint16)
+    lab.put("src/model.safetensors", save({"a.inner": inner, **slabs}))
+    wished = planned("slabs", staging="never", copy="auto")
+    limits = replace(wished.limits, memory_bytes=3 << 20, max_gap_bytes=5000, read_bytes=1 << 20)
+    tight = make_plan(wished.catalog, wished.target, wished.target_url, limits, copied_from=wished.copied_from)
+    assert tight.cost.copied_bytes >= 64 * 2 * 210_000
+    plan = staged_plan(tight, StagingMode("memory://staging/two.staging", is_near=False))
+    assert plan.staging is not None
+    assert [entry.spec.name for entry in plan.staging.catalog.entries] == ["a.inner"]
+    reshard.convert(plan=plan)
+    assert reshard.verify("memory://staging/slabs").is_ok
+
+
 def test_a_saved_plan_keeps_its_first_pass(lab):
     plan = planned("two", staging="always")
     again = decode_plan(encode_plan(plan), "plan")

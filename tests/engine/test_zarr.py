@@ -19,6 +19,7 @@ from support.zarr_arrays import decode_zarr
 
 from reshard import api
 from reshard.engine.execute import execute
+from reshard.engine.scatter import repeat
 from reshard.engine.source import Wanted, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
@@ -697,6 +698,22 @@ def theirs(here, **arrays):
         put(here, f"{name}/zarr.json", document | told)
         for index, chunk in chunks.items():
             put(here, f"{name}/c/{index}", chunk)
+
+
+def test_a_chunk_that_is_written_while_it_is_made(monkeypatch):
+    here = place()
+    theirs(here, a=("uint8", 7, {1: b"abc"}))
+
+    def overtaken(*made):
+        put(here, "a/c/0", b"new")
+        repeat(*made)
+
+    monkeypatch.setattr("reshard.engine.transfer.repeat", overtaken)
+    plan = make_plan(catalog_at(here), ONE, "memory://x", PLAIN)
+    there = place()
+    with pytest.raises(SourceChanged, match="a/c/0: expected a chunk that is not stored"):
+        execute(plan, here, there)
+    assert not stored(there)
 
 
 def test_fills_of_types_that_zarr_python_does_not_know():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.execute import head_or_none
+from ..engine.pins import head_or_none
 from ..engine.source import Wanted, read_catalog
 from ..engine.strategies import read_object
 from ..engine.workers import Workers

@@ -8,8 +8,9 @@ from typing import Unpack
 
 from ..engine.counters import read_counters
 from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.execute import execute, head_or_none, writable
+from ..engine.execute import execute, writable
 from ..engine.manifest import Manifest, decode_manifest
+from ..engine.pins import head_or_none
 from ..engine.source import Wanted, read_catalog, read_contents
 from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.verify import Report, Subset, verify_manifest

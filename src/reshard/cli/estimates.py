@@ -193,8 +193,12 @@ def _how(part: PartExplanation) -> tuple[str, str]:
 
 
 def _taken(sources: Sequence[Taken]) -> str:
-    named = [f"{'chunk ' * one.is_staged}{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
+    named = [f"{_kind(one)}{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
     return "; ".join(named) + (f"; and {len(sources) - _FEW} more" if len(sources) > _FEW else "")
+
+
+def _kind(one: Taken) -> str:
+    return "left-out chunk " if one.is_left_out else "chunk " if one.is_staged else ""
 
 
 def _held(held: Held) -> tuple[object, ...]:

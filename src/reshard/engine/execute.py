@@ -10,7 +10,6 @@ from functools import partial
 
 from ..errors import (
     FormatError,
-    NotFound,
     OverBudget,
     SourceChanged,
     TargetExists,
@@ -25,17 +24,18 @@ from ..planning.plan import MANIFEST_KEY, Plan, without_copies
 from ..planning.staging import with_etags
 from ..planning.steps import Step
 from ..planning.target import IterationTarget, TreeTarget
-from ..storage import Location, ObjectInfo, Store
+from ..storage import Location, Store
 from ..tensor import ByteRange
 from .events import Listener, Noted, PhaseStarted, ignore
 from .manifest import Manifest, decode_manifest, encode_manifest
+from .pins import head_or_none, stored_since
 from .staging import staged
 from .strategies import read_object
 from .transfer import Transfer
 from .upload import CopyRefused, Uploads
 from .workers import Task, Workers, working
 
-__all__ = ["check_source", "check_target", "execute", "head_or_none", "read_attachment", "writable"]
+__all__ = ["check_source", "check_target", "execute", "read_attachment", "writable"]
 
 _CHECKPOINT_OBJECT = re.compile(
     r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"
@@ -92,16 +92,16 @@ def _run(plan: Plan, sources: Sequence[Location], target: Location, *, overwrite
     try:
         return _execute(plan, sources, target, overwrite=overwrite, listener=listener)
     except CopyRefused as error:  # nothing is visible yet, and what was begun has been undone
-        refusal = error
-    listener(Noted(f"{refusal.message}: all is streamed instead, from the beginning"))
-    for problem in refusal.problems:
+        message, problems = error.message, error.problems  # the error itself holds the frames, and so their memory
+    listener(Noted(f"{message}: all is streamed instead, from the beginning"))
+    for problem in problems:
         listener(Noted(problem))
     try:
         streamed = replace(without_copies(plan), staging=plan.staging)
         return _execute(streamed, sources, target, overwrite=overwrite, listener=listener)
     except BaseException as error:
-        told = (refusal.message,) if isinstance(error, OverBudget) else ()
-        add_problems(error, (*told, *refusal.problems))
+        told = (message,) if isinstance(error, OverBudget) else ()
+        add_problems(error, (*told, *problems))
         raise
 
 
@@ -127,7 +127,7 @@ def _execute(
             uploads.remove(plan.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
-        _replicate(plan, uploads, transfer, workers, listener)
+        _replicate(plan, sources, uploads, transfer, workers, listener)
         for attachment in plan.attachments:
             uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
         # The last makes a checkpoint of the others.
@@ -142,14 +142,22 @@ def _execute(
 
 def _try_a_copy(plan: Plan, uploads: Uploads, transfer: Transfer) -> None:
     """Have the store copy one part before anything else: mostly that tells whether it can."""
-    for step in _steps(plan, small=False) if any(plan.recipe.copied) else ():
+    groups = (index for index, group in enumerate(plan.groups) if plan.recipe.has_copies(group.outputs))
+    for step in (step for index in groups for step in plan.steps(index)):
         for part in step.copies:
             for task in uploads.copies(step, part):
                 return transfer.do(task, part.range.nbytes)
     return None
 
 
-def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Workers, listener: Listener) -> None:
+def _replicate(
+    plan: Plan,
+    sources: Sequence[Location],
+    uploads: Uploads,
+    transfer: Transfer,
+    workers: Workers,
+    listener: Listener,
+) -> None:
     """Make equal outputs of the first of them; those that the store does not copy are streamed."""
     refused = _copy_replicas(uploads.replicas(), transfer)
     if refused:
@@ -159,6 +167,7 @@ def _replicate(plan: Plan, uploads: Uploads, transfer: Transfer, workers: Worker
             transfer.run((step for index in groups for step in plan.steps(index)), uploads)
         except CopyRefused as error:  # of the source, where it was copied before: too late to begin anew
             raise Unsupported(error.message, hint=error.hint, problems=error.problems) from error
+        check_source(plan, sources, workers)
     uploads.complete(workers)
 
 
@@ -201,11 +210,11 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> N
 
     def check(item: SourceObject) -> None:
         place = sources[item.base].child(item.key)
-        info = head_or_none(place)
         if item.fill:
-            if info is not None:
-                problems.append(f"{place.url}: expected a chunk that is not stored, found {info.nbytes} bytes")
-        elif info is None:
+            problems.extend(stored_since(place))
+            return
+        info = head_or_none(place)
+        if info is None:
             problems.append(f"{place.url}: gone")
         elif (info.nbytes, info.etag) != (item.nbytes, item.etag):
             problems.append(
@@ -288,14 +297,6 @@ def _check_no_source(leftovers: Collection[str], plan: Plan, sources: Sequence[L
         [key for key in leftovers if target.child(key).identity in taken],
         hint="Choose another destination.",
     )
-
-
-def head_or_none(location: Location) -> ObjectInfo | None:
-    """Describe an object, or return None when there is none."""
-    try:
-        return location.store.head(location.key)
-    except NotFound:
-        return None
 
 
 def _steps(plan: Plan, *, small: bool) -> Iterator[Step]:

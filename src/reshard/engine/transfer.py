@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..errors import SourceChanged
 from ..planning.catalog import SourceObject
 from ..planning.plan import Plan
 from ..planning.steps import CopiedPart, FilledPart, Read, Step
 from ..storage import Location
 from .arena import Arena, Lease, ThreadBuffers
 from .events import Listener, Progress
+from .pins import stored_since
 from .scatter import repeat, scatter
 from .tiles import compute
 from .workers import Task, Workers
@@ -129,9 +131,10 @@ class Transfer:
             with self._begun:
                 if self._waiting_reads < self._plan.limits.concurrency:
                     return
-                self._begun.wait(_POLL_S)
+                is_slow = not self._begun.wait(_POLL_S)
             self._workers.check()
-            self._tell()
+            if is_slow:
+                self._tell()
 
     def _wait_for_memory(self) -> None:
         self._workers.check()
@@ -232,6 +235,8 @@ def _read_into(place: Location, item: SourceObject, read: Read, target: memoryvi
     """Receive a read, or make its bytes where the source left out what holds one value only."""
     if item.fill:
         repeat(item.fill, read.range.start, target)
+        for problem in stored_since(place):  # no etag pins what is not there
+            raise SourceChanged(problem, hint="Make the plan anew.")
         return
     place.store.read_into(place.key, read.range, target, item.etag)
 

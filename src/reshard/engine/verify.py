@@ -18,8 +18,9 @@ from ..storage import Location
 from ..tensor import ByteRange
 from .arena import ThreadBuffers
 from .events import Listener, PhaseStarted, ignore
-from .execute import check_source, head_or_none, read_attachment
+from .execute import check_source, read_attachment
 from .manifest import Manifest, Receipt
+from .pins import head_or_none
 from .scatter import first_difference
 from .transfer import Transfer
 from .workers import Task, Workers, working

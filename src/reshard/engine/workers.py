@@ -152,6 +152,7 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     finally:
         _ask(stores, never)
         workers.close(wait_s)  # two passes, or two conversions, do not hold memory at the same time
+        workers.error = None  # its frames hold the workers, and all that these hold
 
 
 def _ask(stores: Iterable[ReadStore], question: ShouldStop) -> None:

@@ -29,11 +29,12 @@ def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
     if not copied_from:
         return recipe
     copied: list[tuple[Copied, ...]] = [()] * len(recipe.outputs)
-    part_count = 0
+    part_count = slice_count = 0
     for positions in alike(recipe.outputs):
         if _may_hold_any(recipe, recipe.outputs[positions[0]]):
             for position in positions:
-                if part_count <= _MOST_PARTS:  # whatever a plan says, telling its steps ends
+                slice_count += len(recipe.outputs[position].tensors)
+                if part_count <= _MOST_PARTS and slice_count <= _MOST_SLICES:  # whatever a plan says, this ends
                     copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
                 part_count += sum(-(-run.nbytes // recipe.limits.most_copied_bytes) for run in copied[position])
     return replace(recipe, copied=tuple(copied))
@@ -87,6 +88,7 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
 
 _SHORT, _LONG = -1, -2
 _MOST_PARTS = 1 << 20
+_MOST_SLICES = 1 << 24
 _Run = tuple[int, int, tuple[tuple[int, int], ...]]
 """Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
 

@@ -166,7 +166,7 @@ def _streamed_part(plan: Plan, step: Step, position: int, part: FilledPart) -> P
 def _taken(plan: Plan, index: int, span: ByteRange, nbytes: int | None = None) -> Taken:
     item = plan.catalog.objects[index]
     is_staged = plan.staging is not None and item.base == len(plan.catalog.others)
-    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base, is_staged)
+    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base, is_staged, bool(item.fill))
 
 
 def _staged(plan: Plan, taken: Iterable[Taken]) -> tuple[StagedTensor, ...]:

@@ -39,6 +39,8 @@ class Taken:
         Where the key counts from: 0 is the catalog's URL, the others follow. -1 is the target.
     is_staged
         Whether it is a chunk that the first pass writes.
+    is_left_out
+        Whether it is a chunk that the source left out: it reads as the fill value.
     """
 
     object: str
@@ -46,6 +48,7 @@ class Taken:
     nbytes: int
     base: int = 0
     is_staged: bool = False
+    is_left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,6 @@ class Cutting:
     layout: Layout | None
     _steps: Shape
     _places: dict[int, Shape]
-    _boxes: dict[int, Box] = field(default_factory=dict)
 
     def box(self, device: int) -> Box:
         """What one device of the stage holds.
@@ -44,12 +43,6 @@ class Cutting:
         >>> Cuttings().of((4, 6), Layout((2,), ((), (0,)))).box(1)
         Box(start=(0, 3), stop=(4, 6))
         """
-        box = self._boxes.get(device)
-        if box is None:
-            box = self._boxes[device] = self._box(device)
-        return box
-
-    def _box(self, device: int) -> Box:
         if self.layout is None:
             return Box.whole(self.extent)
         if self.layout.row_split:

@@ -11,7 +11,7 @@ __all__ = ["Buffers", "least_memory", "over_budget", "process_bytes", "share_mem
 
 _LEAST_READ_BYTES = 256 * KIB
 _CLIENT_BYTES = 24 * MIB
-_TENSOR_BYTES = 5 * KIB
+_ITEM_BYTES = 5 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +80,23 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     return min(rest + most, max(rest + least, with_an_eighth))
 
 
-def process_bytes(buffer_bytes: int, tensor_count: int) -> int:
-    """Bound what a process grows by that does what buffers are for: they, and what stands beside them.
+def process_bytes(buffer_bytes: int, item_count: int) -> int:
+    """About what a process grows by that does what buffers are for: they, and what stands beside them.
 
     Measured, and rounded up: the client's models and connections, stacks of threads and objects in passing, and
-    for each tensor its places in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
+    for each tensor and object its places in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
+
+    Parameters
+    ----------
+    item_count
+        Tensors and objects of the source, and objects to write.
 
     Examples
     --------
-    >>> process_bytes(512 << 20, tensor_count=1000) >> 20
+    >>> process_bytes(512 << 20, item_count=1000) >> 20
     540
     """
-    return buffer_bytes + _CLIENT_BYTES + tensor_count * _TENSOR_BYTES
+    return buffer_bytes + _CLIENT_BYTES + item_count * _ITEM_BYTES
 
 
 def over_budget(buffers: Buffers, step_bytes: int) -> OverBudget:

@@ -55,7 +55,7 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
         is charged to that one; ``egress`` says where the machine stands as seen from there too.
     """
     cost, work = cost_of_passes(plan), _work(plan)
-    growth = process_bytes(cost.peak_bytes, len(plan.catalog.entries))
+    growth = process_bytes(cost.peak_bytes, sum(map(_item_count, (plan, plan.staging))))
     time = estimate_time(work, speeds)
     if plan.staging is None:
         bills: tuple[Bill, ...] = _money(work, payees[0], payees[1], egress)
@@ -65,6 +65,10 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
     bills = _bills(plan, first, work, payees, egress)
     requests = staged.requests.plus(work.requests)
     return Estimate(requests, speeds, _added(staged.time, time), egress, bills, cost, growth, staged)
+
+
+def _item_count(plan: Plan | None) -> int:
+    return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.keys) if plan else 0
 
 
 def _work(plan: Plan) -> Work:

@@ -287,7 +287,7 @@ def _check_groups(plan: Plan, needs: Needs) -> None:
     for group in plan.groups:
         bound("cuts of a group", len(group.cuts) + 1, plan.limits.max_part_count)
         kind = counter.kind(group)
-        if kind in seen:
+        if kind in seen and not plan.recipe.has_copies(group.outputs):  # of those with copies every step is told
             continue
         seen.add(kind)
         outputs = [plan.outputs[i] for i in group.outputs]

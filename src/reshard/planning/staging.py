@@ -144,7 +144,8 @@ def _wanted(plan: Plan, *, is_always: bool) -> dict[int, int]:
         spec = entries[index].spec
         if spec.dtype.is_sub_byte or not spec.nbytes:
             continue
-        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < streamed[index]:
+        # What is copied whole is not streamed at all.
+        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < streamed.get(index, 0):
             found[index] = axis
     return found
 
