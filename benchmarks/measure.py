@@ -19,6 +19,7 @@ from baselines import used_bytes
 
 WORKER = Path(__file__).with_name("worker.py")
 LEAST_FREE_BYTES = 3 << 30
+WISHED_FREE_BYTES = 14 << 30
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -95,6 +96,13 @@ def free_bytes() -> int:
     """What the machine could still hand out."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def wait_for_memory(nbytes: int = WISHED_FREE_BYTES, most_s: float = 60.0) -> None:
+    """Wait until the machine has so much to hand out, or for a while."""
+    deadline = time.monotonic() + most_s
+    while free_bytes() < nbytes and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def cpu_s(pid: int) -> float:

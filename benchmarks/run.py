@@ -93,6 +93,7 @@ class Bench:
             yield front.endpoint
 
     def _run(self, way: str, target: str, endpoint: str, *, is_deep: bool) -> dict[str, Any]:
+        measure.wait_for_memory()  # servers free what was deleted in their own time
         spec = self.job.spec(way, target, self._requests)
         environ = self._server.environ | {"AWS_ENDPOINT_URL": endpoint}
         for failed_count in range(TRIES):
@@ -279,6 +280,7 @@ def main() -> None:
     for name in asked.only:
         if name != "latency":
             result["workloads"].append(run_workload(asked, WORKLOADS[name]))
+            result["workloads"].sort(key=lambda workload: list(WORKLOADS).index(workload["name"]))
             report.write(result, asked.out)
     if "latency" in asked.only:
         result["latency"] = sweep(asked)
