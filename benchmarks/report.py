@@ -49,18 +49,18 @@ def kept(out: Path, result: Result, only: Sequence[str]) -> Result:
     Raises
     ------
     SystemExit
-        It was measured elsewhere, or of other sizes.
+        It was measured elsewhere, or with other limits.
     """
     before: Result = json.loads(out.read_text())
     for name in ("machine", "versions"):
         if before[name] != result[name]:
             raise SystemExit(f"{out}: another {name}: {before[name]}")
-    for name in ("size_bytes", "memory", "concurrency", "server"):
+    for name in ("memory", "concurrency", "server"):
         if before["asked"][name] != result["asked"][name]:
             raise SystemExit(f"{out}: another {name}: {before['asked'][name]}")
     found = {name: before[name] for name in ("latency",) if name in before and name not in only}
     return found | {
-        "asked": result["asked"] | {"repeats": max(before["asked"]["repeats"], result["asked"]["repeats"])},
+        "asked": before["asked"],
         "workloads": [workload for workload in before["workloads"] if workload["name"] not in only],
     }
 

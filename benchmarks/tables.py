@@ -29,18 +29,19 @@ def setting() -> str:
     versions = ", ".join(f"{name} {is_}" for name, is_ in found["versions"].items())
     return (
         f"{found['date'][:10]}; {machine['cores']} cores ({machine['cpu']}), {_gib(machine['memory_bytes'])} GiB, "
-        f"Linux {machine['kernel'].partition('-')[0]}; {versions}. Sources of {_gib(asked['size_bytes'])} GiB, "
-        f"medians of {asked['repeats']}, `--memory {asked['memory']} --concurrency {asked['concurrency']}`."
+        f"Linux {machine['kernel'].partition('-')[0]}; {versions}. Medians "
+        f"of {asked['repeats']}, `--memory {asked['memory']} --concurrency {asked['concurrency']}`."
     )
 
 
 def seconds() -> str:
     """Wall time of each way."""
-    titles = ("", "read and written", "roofline", "reshard", "with copies", "MindSpore's tool", "torch")
+    titles = ("", "source", "read and written", "roofline", "reshard", "with copies", "MindSpore's tool", "torch")
     rows = []
     for workload in _read("bench.json")["workloads"]:
         ways, ratios = workload["ways"], workload["ratios"]
-        cells = [f"{workload['moved_gib']:.1f} GiB", f"{_wall_s(ways, 'roofline'):.1f} s"]
+        cells = [f"{_gib(workload['source_bytes'])} GiB", f"{workload['moved_gib']:.1f} GiB"]
+        cells.append(f"{_wall_s(ways, 'roofline'):.1f} s")
         cells += [f"{_wall_s(ways, way):.1f} s ({ratios[way]['wall_s']:.2f})" for way in ("reshard", "reshard_copy")]
         cells += [_beside(workload, way) for way in ("mindspore", "torch")]
         rows.append((workload["title"], *cells))
@@ -91,21 +92,6 @@ def resources() -> str:
     return table(titles, rows)
 
 
-def latency() -> str:
-    """Wall time where every request waits."""
-    found = _read("bench.json")["latency"]
-    ways = list(found["rows"][0]["wall_s"])
-    names = {"reshard_copy": "with copies", "mindspore": "MindSpore's tool"}
-    rows = [
-        (
-            "no proxy" if row["delay_ms"] is None else f"{row['delay_ms']:.0f} ms",
-            *(f"{row['wall_s'][way]:.1f} s" for way in ways),
-        )
-        for row in found["rows"]
-    ]
-    return table(("each request waits", *(names.get(way, way) for way in ways)), rows)
-
-
 def plans() -> str:
     """How long planning takes."""
     titles = ("model", "target", "copies", "plan, s", "CPU, s", "memory of it", "saved plan", "read again, s", "copied")
@@ -124,20 +110,6 @@ def plans() -> str:
         for case in _read("plans.json")["cases"]
     ]
     return table(titles, rows)
-
-
-def tuning() -> str:
-    """Wall time with other limits, as a multiple of that with the usual ones."""
-    found = _read("tuning.json")
-    sweeps = found["sweeps"]
-    waits = ("no delay" if each["delay_ms"] is None else f"{each['delay_ms']:.0f} ms a request" for each in sweeps)
-    rows = []
-    for places in zip(*(each["rows"] for each in sweeps), strict=True):
-        name, value = places[0]["limit"], places[0]["value"]
-        told = str(value) if name == "concurrency" else f"{value >> 20} MiB"
-        cells = (f"{row['wall_s']:.1f} s" if name == "usual" else f"{row['ratio']:.2f}" for row in places)
-        rows.append(("as it is" if name == "usual" else f"`{name}` {told}", *cells))
-    return table(("", *waits), rows)
 
 
 def _beside(workload: Mapping[str, Any], way: str) -> str:
@@ -167,7 +139,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "seconds": seconds,
     "resources": resources,
-    "latency": latency,
     "plans": plans,
-    "tuning": tuning,
 }
