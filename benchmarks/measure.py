@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from baselines import used_bytes
 
 WORKER = Path(__file__).with_name("worker.py")
 LEAST_FREE_BYTES = 3 << 30
-WISHED_FREE_BYTES = 14 << 30
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -98,11 +97,12 @@ def free_bytes() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
 
 
-def wait_for_memory(nbytes: int = WISHED_FREE_BYTES, most_s: float = 60.0) -> None:
-    """Wait until the machine has so much to hand out, or for a while."""
-    deadline = time.monotonic() + most_s
-    while free_bytes() < nbytes and time.monotonic() < deadline:
-        time.sleep(0.5)
+def free(command: Sequence[str]) -> None:
+    """Run a command that frees a part of a server's deleted data, as long as that gives memory back."""
+    before = -1
+    while command and free_bytes() > before + (64 << 20):
+        before = free_bytes()
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def cpu_s(pid: int) -> float:

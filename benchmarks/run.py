@@ -93,7 +93,6 @@ class Bench:
             yield front.endpoint
 
     def _run(self, way: str, target: str, endpoint: str, *, is_deep: bool) -> dict[str, Any]:
-        measure.wait_for_memory()  # servers free what was deleted in their own time
         spec = self.job.spec(way, target, self._requests)
         environ = self._server.environ | {"AWS_ENDPOINT_URL": endpoint}
         for failed_count in range(TRIES):
@@ -116,6 +115,7 @@ class Bench:
         finally:
             self._empty(target)
             self.client.delete_bucket(Bucket=target)
+            measure.free(self._server.free_command)
 
     def _empty(self, bucket: str) -> None:
         for upload in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
