@@ -59,7 +59,7 @@ app.command(rich_help_panel=_ORIGINALS)(transform_ckpt_lora.transform_ckpt_lora)
 
 def main() -> None:
     """Run the command line; errors become a message on stderr and an exit code by class."""
-    # Plans are millions of objects that all live on: by default a third of planning went into looking for cycles.
+    # Plans are very many objects that all live on: looking for cycles among them again and again finds none.
     gc.freeze()
     gc.set_threshold(20_000)
     signals.install()
