@@ -26,7 +26,7 @@ from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.selection import NameFilter, Renames
 from ..planning.staging import staged_plan
 from ..planning.target import FullTarget, Target, ZarrTarget
-from ..storage import open_location, open_source, open_target, open_target_object
+from ..storage import open_location, open_source, open_target, open_target_object, shared_connections
 from ..tensor import Strategy
 from .arguments import (
     check_apart,
@@ -98,6 +98,7 @@ def inspect(url: str, **options: Unpack[Options]) -> Catalog:
         return read_contents(location, wanted, workers)
 
 
+@shared_connections()
 def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[Options]) -> Plan:
     """Decide how to convert, from headers alone; nothing is written.
 
@@ -211,6 +212,7 @@ def renamed_catalog(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[s
     return replace(catalog, notes=(*catalog.notes, note)) if missed else catalog, renames.apply(names)
 
 
+@shared_connections()
 def convert(
     src: str | None = None,
     dst: str | None = None,
@@ -256,6 +258,7 @@ def convert(
     return run(made, overwrite=overwrite, keep_staging=keep_staging, on_event=on_event)
 
 
+@shared_connections()
 def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan."""
     source, target = open_source(plan.catalog.url), open_target(plan.target_url)
@@ -275,6 +278,7 @@ def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_e
 _plan = plan
 
 
+@shared_connections()
 def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) -> Report:
     """Compare a finished conversion with its source, bit for bit, in bounded memory.
 

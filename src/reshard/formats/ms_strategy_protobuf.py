@@ -49,8 +49,9 @@ def decode_protobuf(data: bytes, name: str) -> StrategyFile:
     current_stage = _one(fields, _CURRENT_STAGE, "current_stage", place).unsigned(32)
     operators = tuple(_operator(item.message(), name) for item in fields.get(_OPERATOR, []))
     layouts: dict[str, Layout] = {}
+    known: dict[bytes, Layout] = {}
     for item in fields.get(_LAYOUT, []):
-        parameter, layout = _layout_item(item.message(), name)
+        parameter, layout = _layout_item(item.message(), name, known)
         if parameter in layouts:
             raise FormatError("repeated parameter", where=f"{name}, byte {item.offset}", found=shown(parameter))
         layouts[parameter] = layout
@@ -66,11 +67,15 @@ def _operator(message: Message, name: str) -> OperatorItem:
     return OperatorItem(node, stage, tuple(cuts))
 
 
-def _layout_item(message: Message, name: str) -> tuple[str, Layout]:
+def _layout_item(message: Message, name: str, known: dict[bytes, Layout]) -> tuple[str, Layout]:
+    """A parameter and its layout; ``known`` holds those that were read, by their bytes: a model has few kinds."""
     fields, place = message.grouped(), f"{name}, byte {message.start}"
     parameter = _one(fields, _NAME, "param_name", place).message().text()
     body = _one(fields, _BODY, "parallel_layouts", place).message()
-    return parameter, _layout(body.grouped(), f"{place}, parameter {shown(parameter)}")
+    payload = body.payload
+    if payload not in known:
+        known[payload] = _layout(body.grouped(), f"{place}, parameter {shown(parameter)}")
+    return parameter, known[payload]
 
 
 def _layout(fields: _Fields, place: str) -> Layout:

@@ -117,6 +117,11 @@ class Message:
             fields.setdefault(field.number, []).append(field)
         return fields
 
+    @property
+    def payload(self) -> bytes:
+        """A copy of the bytes."""
+        return self.data[self.start : self.stop]
+
     def text(self) -> str:
         """Return the payload as UTF-8 text.
 
@@ -125,11 +130,10 @@ class Message:
         FormatError
             It is not UTF-8.
         """
-        payload = self.data[self.start : self.stop]
         try:
-            return payload.decode()
+            return self.payload.decode()
         except UnicodeDecodeError as error:
-            found = payload[error.start : error.start + 4].hex(" ")
+            found = self.payload[error.start : error.start + 4].hex(" ")
             raise _error("not text", self.where, self.start + error.start, "UTF-8", found) from error
 
     def varints(self) -> Iterator[int]:

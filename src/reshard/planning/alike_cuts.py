@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from math import gcd
 
-from .cuts import Cuts, Rows, find_cuts, walk
+from .cuts import Cuts, find_cuts
 from .kinds import Kinds
 from .recipe import Recipe
 
@@ -21,7 +21,6 @@ class AlikeCuts:
         self._recipe = recipe
         self._kinds = kinds
         self._found: dict[Hashable, Cuts] = {}
-        self._last: tuple[Sequence[int], Sequence[Rows]] = (), ()
 
     def cut(self, members: Sequence[int], part_bytes: int) -> Cuts:
         """Cut a group of outputs, by index, as :func:`find_cuts` does."""
@@ -38,8 +37,6 @@ class AlikeCuts:
         return replace(self._found[key], step_bytes=self._found[key].step_bytes * times)
 
     def _cut(self, standing: Sequence[int], counts: Sequence[int], part_bytes: int) -> Cuts:
-        outputs = [self._recipe.outputs[i] for i in standing]
-        if self._last[0] != standing:  # mostly the same is cut again, into other parts
-            self._last = standing, walk(outputs, self._recipe.tensors, self._recipe.limits)
         streamed = [self._recipe.streamed(i) for i in standing]
-        return find_cuts(self._last[1], streamed, part_bytes, self._recipe.limits.min_part_bytes, counts)
+        items = self._recipe.walk(standing)
+        return find_cuts(items, streamed, part_bytes, self._recipe.limits.min_part_bytes, counts)

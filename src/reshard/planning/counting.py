@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..tensor import ByteRange, Runs, Transfer
-from .cuts import Cut, Reach, Rows, walk
+from .cuts import Cut, Reach, Rows
 from .limits import Limits
 from .needs import Needs, Taken
 from .reads import NeededRange, coalesce, split
@@ -151,13 +151,11 @@ class Standing:
             of_member.setdefault(needs.kinds.of_member(output), []).append(position)
         self._positions = list(of_member.values())
         self.output_count = len(group.outputs)
-        self.items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
-        standing = [recipe.outputs[group.outputs[positions[0]]] for positions in self._positions]
-        # Item by item the same, with fewer shares.
-        is_every = len(standing) == len(group.outputs)
-        self._few = self.items if is_every else walk(standing, recipe.tensors, recipe.limits)
+        standing = [group.outputs[positions[0]] for positions in self._positions]
+        self._few = recipe.walk(standing)
+        self.items = recipe.walk(group.outputs)  # item by item the same, with more shares
         self._cuts = group.cuts
-        streamed = [recipe.streamed(group.outputs[positions[0]]) for positions in self._positions]
+        streamed = [recipe.streamed(i) for i in standing]
         self._reach = Reach(streamed, [len(each) for each in self._positions])
         self._parts = [0] * len(standing)
         self.step_bytes = self.part_bytes = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import overload
 
 from ..formats.containers import Container, frame_of
@@ -43,6 +43,10 @@ class Cutting:
         >>> Cuttings().of((4, 6), Layout((2,), ((), (0,)))).box(1)
         Box(start=(0, 3), stop=(4, 6))
         """
+        return _box(self, device)
+
+    def derived_box(self, device: int) -> Box:
+        """The same, derived anew."""
         if self.layout is None:
             return Box.whole(self.extent)
         if self.layout.row_split:
@@ -52,6 +56,11 @@ class Cutting:
             place = self._places[device] = self.layout.place_of(device)
         start = tuple([step * index for step, index in zip(self._steps, place, strict=True)])
         return Box(start, tuple([first + step for first, step in zip(start, self._steps, strict=True)]))
+
+
+@lru_cache(1 << 12)  # a few cuttings over a few devices are asked for again and again
+def _box(cutting: Cutting, device: int) -> Box:
+    return cutting.derived_box(device)
 
 
 class Cuttings:

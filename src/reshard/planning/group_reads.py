@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..tensor import Box, Runs, extent_of, row_major_boxes
-from .cuts import Share, walk
+from .cuts import Share
 from .reads import NeededRange, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
 from .streamed import Streamed
@@ -24,7 +24,7 @@ def group_score(recipe: Recipe, outputs: Sequence[int]) -> int:
 def group_reads(recipe: Recipe, outputs: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
     """Yield what some outputs read together: an entry of the source, and the ranges of one of its boxes."""
     streamed = [recipe.streamed(i) for i in outputs]
-    for item in walk([recipe.outputs[i] for i in outputs], recipe.tensors, recipe.limits):
+    for item in recipe.walk(outputs):
         wanted: dict[tuple[int, int], set[Runs]] = {}
         for share in item.shares:
             for box in _streamed_boxes(streamed[share.member], share):

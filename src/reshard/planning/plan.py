@@ -177,7 +177,7 @@ def make_plan(
     families = _families(outputs, tensors)
     recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)
     cost = count_cost(recipe, groups, documents, attachments, buffers, needs)
-    return Plan(
+    plan = Plan(
         catalog,
         target,
         target_url,
@@ -191,6 +191,9 @@ def make_plan(
         tuple(attachments),
         tuple(sorted(copied_from)) if recipe.copied else (),
     )
+    # What it would find anew when it is carried out.
+    vars(plan).update(tensors=tensors, carried=carried, outputs=outputs, documents=documents, recipe=recipe)
+    return plan
 
 
 def _grouped(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..tensor import Box, Patch, view_boxes
 from ..tensor.patch import Views
 from .catalog import Catalog, Placement
-from .cuts import Cut
+from .cuts import Cut, Rows, walk
 from .limits import Limits
 from .output import Output, Piece, TargetTensor
 from .streamed import Copied, Streamed
 
 __all__ = ["Group", "Recipe", "sources_of", "stored_as_it_is", "stored_at"]
+
+_KEPT_WALKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Recipe:
     """All that steps are derived from, besides the cuts.
 
     ``copied`` tells for each output what its store copies by itself; where it is empty, the store copies
-    nothing, equal outputs neither.
+    nothing, equal outputs neither. The walks of the last few groups are kept: each is cut, counted and gone
+    through step by step.
     """
 
     catalog: Catalog
@@ -29,6 +32,17 @@ class Recipe:
     outputs: tuple[Output, ...]
     limits: Limits
     copied: tuple[tuple[Copied, ...], ...] = ()
+    _walks: dict[tuple[int, ...], tuple[Rows, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def walk(self, outputs: Sequence[int]) -> tuple[Rows, ...]:
+        """The tensors of a group of outputs, see :func:`reshard.planning.cuts.walk`."""
+        key = tuple(outputs)
+        found = self._walks.get(key)
+        if found is None:
+            while len(self._walks) >= _KEPT_WALKS:
+                self._walks.pop(next(iter(self._walks)), None)
+            found = self._walks[key] = walk([self.outputs[i] for i in key], self.tensors, self.limits)
+        return found
 
     def streamed(self, output: int) -> Streamed:
         """What of an output passes through the client."""

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..errors import PlanError
 from ..models.lora import adapter_boxes
@@ -19,7 +20,7 @@ from ..tensor import (
     transfer,
 )
 from .catalog import Placement
-from .cuts import Cut, Reach, Rows, Share, walk
+from .cuts import Cut, Reach, Rows, Share
 from .limits import Limits
 from .output import Making
 from .reads import coalesce, needed_ranges, split
@@ -45,8 +46,7 @@ _LEAST_TILE = 1 << 16
 """Elements that are not worth a tile of their own: scales and adapters are gathered anew for each tile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """Bytes that go to one of a step's buffers, parts first, then what tiles take in.
 
     Source addresses count in the read or in what a tile gives out, targets in the buffer.
@@ -154,7 +154,7 @@ class Step:
 def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
     """Derive the steps of one group: first what is copied, which needs no memory, then those of the cuts in order."""
     outputs = [recipe.streamed(i) for i in group.outputs]
-    items = walk([recipe.outputs[i] for i in group.outputs], recipe.tensors, recipe.limits)
+    items = recipe.walk(group.outputs)
     edges = (Cut(0, 0), *group.cuts, Cut(len(items), 0))
     ranges = list(_ranges(outputs, items, edges))
     copies = [list(_copies(streamed, recipe.limits)) for streamed in outputs]
@@ -269,7 +269,7 @@ class _Builder:
             if as_it_is is not None:
                 source, target = (as_it_is.box.stop, box.start), (shape, local.start)
                 move = transfer(local.shape, source, target, item.itemsize)
-                self._add_copy(as_it_is, buffer, move.moved(target=first_byte))
+                self._add_copy(as_it_is, buffer, move, first_byte)
                 continue
             for piece, patch in sources_of(self._recipe, item.tensor, box):
                 if piece.making is not None:
@@ -278,12 +278,12 @@ class _Builder:
                     continue
                 for placement, common in stored_at(self._recipe, piece.source, patch):
                     move = common.transfer(placement.box, share.box, item.itemsize)
-                    self._add_copy(placement, buffer, move.moved(target=first_byte))
+                    self._add_copy(placement, buffer, move, first_byte)
 
-    def _add_copy(self, placement: Placement, buffer: int, move: Transfer) -> None:
+    def _add_copy(self, placement: Placement, buffer: int, move: Transfer, target: int = 0) -> None:
         # Always the first replica: neighbours stand together in it, and outputs share what is read.
-        holder, first_byte = placement.holders[0]
-        self._copies.setdefault(holder, []).append((buffer, move.moved(source=first_byte)))
+        holder, source = placement.holders[0]
+        self._copies.setdefault(holder, []).append((buffer, move.moved(source, target)))
 
     def step(self, group: int, number: int, parts: tuple[FilledPart, ...]) -> Step:
         """Make the step of these parts."""
@@ -378,10 +378,13 @@ def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tupl
     starts = [block.start for block in blocks]
     held: list[list[Copy]] = [[] for _ in blocks]
     for buffer, move in copies:
-        first = bisect_right(starts, move.source) - 1
+        first, stop = bisect_right(starts, move.source) - 1, move.source_stop
+        if stop <= blocks[first].stop:  # as most are
+            held[first].append(Copy(buffer, move.moved(source=-starts[first])))
+            continue
         for index in range(first, len(blocks)):
             block = blocks[index]
-            if block.start >= move.source_stop:
+            if block.start >= stop:
                 break
             for piece in move.clip_source(block.start, block.stop):
                 held[index].append(Copy(buffer, piece.moved(source=-block.start)))

@@ -2,7 +2,7 @@
 
 from .local import LocalStore
 from .memory import MemoryStore
-from .open import Location, open_location, open_source, open_target, open_target_object
+from .open import Location, open_location, open_source, open_target, open_target_object, shared_connections
 from .protocol import (
     Body,
     Copier,
@@ -46,5 +46,6 @@ __all__ = [
     "open_target",
     "open_target_object",
     "recording",
+    "shared_connections",
     "unwrapped",
 ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Unsupported, UsageError
 from .keys import join_key, normal_key
@@ -13,11 +16,15 @@ from .local import LocalStore
 from .memory import MemoryStore
 from .protocol import ObjectInfo, ReadStore, Store, identity_of
 
-__all__ = ["Location", "open_location", "open_source", "open_target", "open_target_object"]
+if TYPE_CHECKING:
+    from .s3 import S3Store
+
+__all__ = ["Location", "open_location", "open_source", "open_target", "open_target_object", "shared_connections"]
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # of two letters at least: C:/ is a drive
 _WRITABLE = ("file", "memory", "s3", "obs")
+_SHARED: ContextVar[dict[tuple[str, str], S3Store] | None] = ContextVar("_SHARED", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,17 @@ class Location:
         """Yield every object below this place with its name counted from here, in key order."""
         for info in self.objects():
             yield info.key.removeprefix(self.prefix), info
+
+
+@contextmanager
+def shared_connections() -> Iterator[None]:
+    """For the length of a block, or of a call of what this decorates, open each bucket's connections once."""
+    outer = _SHARED.get()
+    token = _SHARED.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
 
 
 def open_location(url: str) -> Location:
@@ -222,7 +240,12 @@ def _file_path(rest: str) -> str:
 def _bucket(scheme: str, bucket: str) -> Store:
     from .s3 import S3Store  # boto3 takes a while to import, and only here is it needed
 
-    return S3Store.find(scheme, bucket)
+    shared = _SHARED.get()
+    if shared is None:
+        return S3Store.find(scheme, bucket)
+    if (scheme, bucket) not in shared:
+        shared[scheme, bucket] = S3Store.find(scheme, bucket)
+    return shared[scheme, bucket].again()
 
 
 def _foreign(root: str) -> ReadStore:

@@ -54,21 +54,32 @@ class S3Store:
         How often to try what fails in passing.
     should_stop
         Whether to break transfers off; may be set later.
+    client
+        Made for these settings; None to make one.
     """
 
     def __init__(
-        self, settings: S3Settings, *, policy: RetryPolicy | None = None, should_stop: ShouldStop = never
+        self,
+        settings: S3Settings,
+        *,
+        policy: RetryPolicy | None = None,
+        should_stop: ShouldStop = never,
+        client: Any = None,
     ) -> None:
         self.should_stop = should_stop
         self._settings = settings
         self._bucket = settings.bucket
         self._policy = policy or RetryPolicy()
-        self._client = make_client(settings)
+        self._client = client or make_client(settings)
 
     @classmethod
     def find(cls, scheme: str, bucket: str) -> S3Store:
         """Open a bucket with what environment, profiles and AWS's configuration files say."""
         return cls(find_settings(scheme, bucket))
+
+    def again(self) -> S3Store:
+        """The same bucket through the same connections, to be stopped by itself."""
+        return S3Store(self._settings, policy=self._policy, client=self._client)
 
     def __repr__(self) -> str:
         return f"S3Store({self._settings!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 
 __all__ = ["DType"]
 
@@ -46,17 +47,17 @@ class DType(StrEnum):
     I64 = "I64"
     U64 = "U64"
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits of one element."""
         return _BITS[self]
 
-    @property
+    @cached_property
     def is_sub_byte(self) -> bool:
         """Whether several elements share a byte, so that a tensor can only be carried whole."""
         return self.bits < 8
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one element.
 
@@ -69,7 +70,7 @@ class DType(StrEnum):
             raise ValueError(f"{self} has {self.bits} bits an element: no whole number of bytes")
         return self.bits // 8
 
-    @property
+    @cached_property
     def order(self) -> int:
         """Position in the enumeration; writers sort by it, largest first."""
         return _ORDER[self]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 
 from .box import Box, Shape, row_major_boxes
@@ -231,6 +232,7 @@ def plain_views(shape: Shape) -> Views:
     return tuple((extent,) for extent in shape)
 
 
+@lru_cache(1 << 12)  # a model's tensors are of few kinds
 def plain_patch(shape: Shape) -> Patch:
     """The patch that takes a tensor as it is."""
     views, start = plain_views(shape), (0,) * len(shape)

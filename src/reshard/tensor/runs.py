@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
+from typing import NamedTuple
 
 from .box import Box, Shape
 
 __all__ = ["Runs", "Transfer", "byte_runs", "strided", "transfer"]
 
 
-@dataclass(frozen=True, slots=True)
-class Runs:
+class Runs(NamedTuple):
     """Equal runs of bytes: ``prod(counts)`` of them, ``nbytes`` each.
 
     Run ``(i, j, ...)`` starts at ``first + i * strides[0] + j * strides[1] + ...``; strides are
@@ -62,8 +61,7 @@ class Runs:
                 yield offset + start
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """One strided copy between two byte addresses: the same runs seen from both sides.
 
     Run ``(i, j, ...)`` moves ``nbytes`` bytes from ``source + i * source_strides[0] + ...`` to
