@@ -244,7 +244,7 @@ class Case:
 
 
 CASES = [
-    *(Case("qwen2.5-72b", parallel, copies=True) for parallel in ("mp=8", "mp=8,pp=4", "pp=4", "dp=8")),
+    *(Case("qwen2.5-72b", parallel, copies=True) for parallel in ("mp=8", "pp=4", "dp=8")),
     *(Case(model, copies=copies) for model in (*MODELS, *MADE_UP) for copies in (False, True)),
 ]
 

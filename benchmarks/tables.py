@@ -92,6 +92,21 @@ def resources() -> str:
     return table(titles, rows)
 
 
+def latency() -> str:
+    """Wall time where every request waits."""
+    found = _read("bench.json")["latency"]
+    ways = list(found["rows"][0]["wall_s"])
+    names = {"reshard_copy": "with copies", "mindspore": "MindSpore's tool"}
+    rows = [
+        (
+            "no proxy" if row["delay_ms"] is None else f"{row['delay_ms']:.0f} ms",
+            *(f"{row['wall_s'][way]:.1f} s" for way in ways),
+        )
+        for row in found["rows"]
+    ]
+    return table(("each request waits", *(names.get(way, way) for way in ways)), rows)
+
+
 def plans() -> str:
     """How long planning takes."""
     titles = ("model", "target", "copies", "plan, s", "CPU, s", "memory of it", "saved plan", "read again, s", "copied")
@@ -110,6 +125,20 @@ def plans() -> str:
         for case in _read("plans.json")["cases"]
     ]
     return table(titles, rows)
+
+
+def tuning() -> str:
+    """Wall time with other limits, as a multiple of that with the usual ones."""
+    found = _read("tuning.json")
+    sweeps = found["sweeps"]
+    waits = ("no delay" if each["delay_ms"] is None else f"{each['delay_ms']:.0f} ms a request" for each in sweeps)
+    rows = []
+    for places in zip(*(each["rows"] for each in sweeps), strict=True):
+        name, value = places[0]["limit"], places[0]["value"]
+        told = str(value) if name == "concurrency" else f"{value >> 20} MiB"
+        cells = (f"{row['wall_s']:.1f} s" if name == "usual" else f"{row['ratio']:.2f}" for row in places)
+        rows.append(("as it is" if name == "usual" else f"`{name}` {told}", *cells))
+    return table(("", *waits), rows)
 
 
 def _beside(workload: Mapping[str, Any], way: str) -> str:
