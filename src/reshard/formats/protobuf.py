@@ -35,6 +35,9 @@ class Wire(IntEnum):
     FIXED32 = 5
 
 
+_WIRES = {wire.value: wire for wire in Wire}
+
+
 def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
     """Read one varint that must end before ``stop``.
 
@@ -53,6 +56,8 @@ def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[i
     >>> read_varint(b"\\xac\\x02", 0, 2)
     (300, 2)
     """
+    if offset < stop and data[offset] < 0x80:  # as nearly all are
+        return data[offset], offset + 1
     value = shift = 0
     for position in range(offset, min(stop, offset + _VARINT_BYTES)):
         byte = data[position]
@@ -145,26 +150,25 @@ class Message:
 
     def _field(self, offset: int) -> tuple[Field, int]:
         tag, payload = read_varint(self.data, offset, self.stop, self.where)
-        number, wire = tag >> 3, tag & 7
+        number, wire = tag >> 3, _WIRES.get(tag & 7)
         if not 1 <= number <= _LARGEST_FIELD_NUMBER:
             raise _error("wrong field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
-        if wire == Wire.VARINT:
+        if wire is None:
+            raise _error(f"field {number}: wire type", self.where, offset, "0, 1, 2 or 5", str(tag & 7))
+        if wire is Wire.VARINT:
             value, stop = read_varint(self.data, payload, self.stop, self.where)
             return Field(number, Wire.VARINT, offset, value, Message(self.data, payload, stop, self.where)), stop
-        if wire not in (Wire.FIXED64, Wire.BYTES, Wire.FIXED32):
-            raise _error(f"field {number}: wire type", self.where, offset, "0, 1, 2 or 5", str(wire))
         length, start = self._length(wire, payload)
         if length > self.stop - start:
             found = f"{length} bytes, {self.stop - start} left"
             raise _error(f"field {number} is truncated", self.where, offset, "a payload inside its message", found)
-        return Field(
-            number, Wire(wire), offset, 0, Message(self.data, start, start + length, self.where)
-        ), start + length
+        end = start + length
+        return Field(number, wire, offset, 0, Message(self.data, start, end, self.where)), end
 
-    def _length(self, wire: int, offset: int) -> tuple[int, int]:
-        if wire == Wire.BYTES:
+    def _length(self, wire: Wire, offset: int) -> tuple[int, int]:
+        if wire is Wire.BYTES:
             return read_varint(self.data, offset, self.stop, self.where)
-        return (8 if wire == Wire.FIXED64 else 4), offset
+        return (8 if wire is Wire.FIXED64 else 4), offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,17 +300,17 @@ def find_cuts(
 def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where every output has enough, or None within this tensor."""
     cut, pending = row, reach.pending
-    waiting = {
-        member for member, nbytes in enumerate(pending) if nbytes and not reach.is_settled(member, min_part_bytes)
-    }
     for share in item.shares:
-        waiting.discard(share.member)
         if pending[share.member] < part_bytes:
             wanted = reach.row_with(item, share, row, part_bytes)
             if wanted is None:
                 return None
             cut = max(cut, wanted)
-    return None if waiting else _settled(item, cut, reach, min_part_bytes)
+    here = {share.member for share in item.shares}
+    for member, nbytes in enumerate(pending):
+        if nbytes and member not in here and not reach.is_settled(member, min_part_bytes):
+            return None
+    return _settled(item, cut, reach, min_part_bytes)
 
 
 def _settled(item: Rows, row: int, reach: Reach, min_part_bytes: int) -> int | None:
