@@ -165,6 +165,8 @@ def test_explain_of_nothing(memory):
         (["--bandwidth", "0"], "like 1GB/s"),
         (["--latency", "-1ms"], "like 20ms"),
         (["--latency", "20 minutes"], "like 20ms"),
+        (["--latency", "50"], "Write 50ms or 50s"),
+        (["--bandwidth", "200"], "Write 200MB/s"),
         (["--price-table", "aws"], "aws-us-east-1"),
     ],
     ids=" ".join,

@@ -375,8 +375,10 @@ def test_what_could_not_be_removed_is_told(source, target):
     )
     with pytest.raises(StorageError, match="made up") as caught:
         execute(plan, source, Location(broken, "to"))
-    assert caught.value.problems
-    assert all("could not abort the upload of" in problem and "not now" in problem for problem in caught.value.problems)
+    *problems, advice = caught.value.problems
+    assert problems
+    assert all("could not abort the upload of" in problem and "not now" in problem for problem in problems)
+    assert "lifecycle rule" in advice
 
 
 def test_what_could_not_be_removed_is_told_with_any_error(source, target):

@@ -302,6 +302,9 @@ def test_asked_for_by_name_or_by_form(url):
         api.plan(url, f"{TARGET}/c", form="zarr", format="safetensors")
     with pytest.raises(UsageError, match="--form zarr is of a full checkpoint"):
         api.plan(url, f"{TARGET}/c", form="zarr", parallel="mp=2")
+    for options in ({"parallel": "mp=2"}, {"prefix": "x"}):
+        with pytest.raises(UsageError, match=r"c\.zarr: the name says zarr"):
+            api.plan(url, f"{TARGET}/c.zarr", **options)
     assert not isinstance(api.plan(url, f"{TARGET}/c.zarr", form="hf").target, ZarrTarget)
 
 

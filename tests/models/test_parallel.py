@@ -137,6 +137,14 @@ def test_offsets_that_do_not_fit(offset):
         layer_stages(5, Parallel(pp=2, offset=offset), "legacy")
 
 
+def test_layers_that_are_left_over_ask_for_an_offset():
+    with pytest.raises(
+        StrategyError, match="5 layers do not divide by 2 stages of 1 chunks: 1 are left over"
+    ) as caught:
+        layer_stages(5, Parallel(pp=2), "legacy")
+    assert "with the sum 1" in caught.value.hint
+
+
 def test_interleave_counts_only_when_switched_on():
     assert layer_stages(8, Parallel(pp=2, pp_interleave_num=2), "legacy") == (0, 0, 0, 0, 1, 1, 1, 1)
 

@@ -91,10 +91,16 @@ def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
 
 def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
     """Where outputs' keys count from, and the name of the single object if ``dst`` is one."""
-    container = container_of(dst.rstrip("/"))
+    container, shards = container_of(dst.rstrip("/")), ("dst_strategy", "dst_layout", "parallel", "prefix")
     if container is None:
+        is_zarr = dst.rstrip("/").endswith(".zarr") and not options.get("form")
+        if is_zarr and any(options.get(name) for name in shards):
+            raise UsageError(
+                f"{dst}: the name says zarr, which is of a full checkpoint; rank shards were asked for",
+                hint="Write them below another name, or leave out the target's strategy and --prefix.",
+            )
         return open_target(dst), None
-    if any(options.get(name) for name in ("dst_strategy", "dst_layout", "parallel", "prefix", "form")):
+    if any(options.get(name) for name in (*shards, "form")):
         what = f"{options.get('form')} checkpoints" if options.get("form") else "rank shards"
         raise UsageError(
             f"{dst}: {what} need a prefix to lie below, not the name of one object",

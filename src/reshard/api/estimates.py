@@ -77,7 +77,7 @@ def parse_rate(rate: str | float) -> float:
     Raises
     ------
     UsageError
-        Not a number with, at most, a known unit.
+        Not a number of bytes a second, and no text of a number with a known unit.
 
     Examples
     --------
@@ -91,6 +91,8 @@ def parse_rate(rate: str | float) -> float:
     )
     if not match or match[2].upper() not in _RATE_UNITS or not float(match[1]):
         raise UsageError(f"rate {rate!r}: expected bytes or bits a second, like 1GB/s, 500MiB/s or 25Gbit/s")
+    if isinstance(rate, str) and not (match[2] or match[3]):
+        raise UsageError(f"rate {rate!r}: of what?", hint=f"Write {match[1]}MB/s, {match[1]}Mbit/s or {match[1]}B/s.")
     bits = 8 if (match[3] or "").lower() == "bit" else 1
     return float(match[1]) * _RATE_UNITS[match[2].upper()] / bits
 
@@ -101,7 +103,7 @@ def parse_duration(duration: str | float) -> float:
     Raises
     ------
     UsageError
-        Not a number with, at most, a known unit.
+        Not a number of seconds, and no text of a number with a known unit.
 
     Examples
     --------
@@ -110,7 +112,9 @@ def parse_duration(duration: str | float) -> float:
     """
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]+)?)\s*(us|ms|s)?\s*", str(duration))
     if not match:
-        raise UsageError(f"duration {duration!r}: expected seconds or a number with us, ms or s, like 20ms")
+        raise UsageError(f"duration {duration!r}: expected a number with us, ms or s, like 20ms")
+    if isinstance(duration, str) and not match[2] and float(match[1]):
+        raise UsageError(f"duration {duration!r}: seconds or milliseconds?", hint=f"Write {match[1]}ms or {match[1]}s.")
     return float(match[1]) * _DURATION_UNITS[match[2] or "s"]
 
 

@@ -248,7 +248,7 @@ def convert(
     if plan is not None and (src is not None or dst is not None or given):
         raise UsageError(
             "a plan is given, and arguments that it has decided already",
-            hint="Leave out SRC, DST and everything else but --overwrite.",
+            hint="Leave out SRC, DST and everything else but --overwrite and --keep-staging.",
         )
     made = load_plan(plan) if isinstance(plan, str) else plan
     if made is None:

@@ -204,7 +204,7 @@ def writable(target: Location) -> Store:
     return target.store
 
 
-def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> None:
+def check_source(plan: Plan, sources: Sequence[Location], workers: Workers, hint: str = "Make the plan anew.") -> None:
     """Raise SourceChanged unless every object is the one that the plan was made from."""
     problems: list[str] = []
 
@@ -223,7 +223,6 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers) -> N
 
     staged_base = len(plan.catalog.others) if plan.staging else None
     workers.map(check, [item for item in plan.catalog.objects if item.base != staged_base])
-    hint = "Make the plan anew."
     raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)
 
 

@@ -16,6 +16,9 @@ from .workers import working
 
 __all__ = ["staged"]
 
+_TOLD = 3
+"""Objects that could not be removed, of which each is told."""
+
 
 @contextmanager
 def staged(
@@ -108,4 +111,5 @@ def _remove(first: Plan, place: Location) -> list[str]:
     with working(first.limits.concurrency, store) as workers:
         workers.map(remove, first.keys)
     remove(first.manifest_key)
-    return sorted(problems)
+    more = len(problems) - _TOLD
+    return [*sorted(problems)[:_TOLD], *([f"and {more} more objects of {place.url}"] if more > 0 else [])]

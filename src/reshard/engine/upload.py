@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from ..errors import Denied, Interrupted, NotFound, StorageError, Unsupported
+from ..errors import Denied, Interrupted, NotFound, ReshardError, StorageError, Unsupported
 from ..planning.plan import Plan
 from ..planning.steps import CopiedPart, FilledPart, Step
 from ..planning.streamed import whole_copies
@@ -167,6 +167,10 @@ class Uploads:
                     tidy(what, partial(self._store.abort_upload, item.upload))
                 elif item.is_asked and not item.upload:  # it may be open, if only the answer was lost
                     tidy(f"abort uploads of {self._target.child(key).url}", partial(self._abort_all, key))
+        if any(problem.startswith("could not abort") for problem in problems):
+            problems.append(
+                "parts of an upload that stays open are invisible and paid for: a lifecycle rule removes them"
+            )
         return sorted(problems)
 
     @contextmanager
@@ -281,5 +285,5 @@ def _try(what: str, action: Task, left: set[str], problems: list[str]) -> None:
     try:
         action()
     except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-        problems.append(f"could not {what}: {error}")
+        problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
     left.discard(what)

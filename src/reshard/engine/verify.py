@@ -28,6 +28,7 @@ from .workers import Task, Workers, working
 __all__ = ["Report", "Subset", "verify_manifest"]
 
 _MAX_PROBLEMS = 1000
+_SOURCE_HINT = "There is nothing to compare with: bring the source's objects back, or convert anew what is there now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def verify_manifest(
     sources = (source, *others)
     stores = {id(place.store): place.store for place in (*sources, target)}.values()
     with working(plan.limits.concurrency, *stores) as workers:
-        check_source(plan, sources, workers)
+        check_source(plan, sources, workers, _SOURCE_HINT)
         problems = _check_objects(manifest, target, workers)
         transfer = Transfer(plan, sources, workers, listener)
         comparison = _Comparison(plan, sources, target, frozenset(problems), transfer.buffers)

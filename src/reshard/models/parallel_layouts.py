@@ -177,7 +177,7 @@ class _Maker:
         if "mp" in self.naming.experts and parallel.dp % parallel.ep:
             yield f"ep: {parallel.ep} does not divide dp = {parallel.dp}, as these networks need"
         if self.naming.seq_parallel_with_experts and parallel.mp > 1 and not parallel.use_seq_parallel:
-            yield "experts with mp > 1 need use_seq_parallel"
+            yield "experts with mp > 1 need use_seq_parallel: add sp=true"
 
     def place(self, name: str) -> tuple[Layout, tuple[int, ...]]:
         """The layout of a tensor, and the stages that hold it; none for what strategy files do not have."""

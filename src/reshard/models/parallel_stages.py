@@ -79,6 +79,12 @@ def _offset_counts(layer_count: int, parallel: Parallel) -> _Chunks:
     rows = _rows(offset, pp)
     problems = list(_wrong_shape(rows, offset, pp, chunk_count))
     total = offset if isinstance(offset, int) else sum(map(sum, rows))
+    if offset == 0 and remainder:
+        raise StrategyError(
+            f"{layer_count} layers do not divide by {pp} stages of {chunk_count} chunks: {remainder} are left over",
+            hint="offset says which stages hold more or fewer layers, like offset=[1,0]: a number for each stage, "
+            f"with the sum {remainder}.",
+        )
     if not problems and total != remainder:
         problems.append(
             f"the sum of the offset is {total}; {layer_count} layers over {pp} stages of {chunk_count} chunks "

@@ -31,6 +31,8 @@ _NAMES = {
     "param_init_type": "param_dtype",
     "params_dtype": "param_dtype",
 }
+_UNKNOWN = "no such number"
+_HINT = "There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see the page on strategies."
 _FIELDS = tuple(Parallel.__dataclass_fields__)
 _FLAGS = frozenset(
     {"vocab_emb_dp", "use_seq_parallel", "optimizer_shard", "pipeline_interleave", "zero_bubble_v", "use_legacy"}
@@ -96,6 +98,7 @@ def parse_parallel(text: str) -> Parallel:
     reshard.errors.UsageError: --parallel dp=two,xp=1 cannot be read
       - dp: expected a whole number, found 'two'
       - xp: no such number
+    There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see the page on strategies.
     """
     said: dict[str, Any] = {}
     problems: list[str] = []
@@ -104,7 +107,8 @@ def parse_parallel(text: str) -> Parallel:
             if name in said:
                 problems.append(f"{key}: given twice")
             _take(said, problems, key, name, plain)
-    raise_all(UsageError, f"--parallel {text} cannot be read", problems)
+    is_unknown = any(problem.endswith(_UNKNOWN) for problem in problems)
+    raise_all(UsageError, f"--parallel {text} cannot be read", problems, _HINT if is_unknown else "")
     return Parallel(**said)
 
 
@@ -127,7 +131,7 @@ def _expanded(key: str, value: str) -> list[tuple[str, object]]:
 
 def _take(said: dict[str, Any], problems: list[str], key: str, name: str, value: object) -> None:
     if name not in _FIELDS:
-        problems.append(f"{key}: no such number")
+        problems.append(f"{key}: {_UNKNOWN}")
         return
     try:
         said[name] = _reader(name)(value)
