@@ -139,7 +139,7 @@ def show_plan(
 
 def _memory(plan: Plan, estimate: Estimate) -> str:
     sizes = estimate.cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
-    return "{} of buffers at most, limit {}; the process grows by {} at most".format(*map(in_bytes, sizes))
+    return "{} of buffers at most, limit {}; the process grows by about {}".format(*map(in_bytes, sizes))
 
 
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:
