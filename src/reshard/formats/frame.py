@@ -102,7 +102,8 @@ class Frame:
             if all elements stood together with these.
         """
         low, high = self._of_slot[slot]
-        low = max(low, bisect_right(self.extents, first, low, high, key=lambda extent: extent.first_element) - 1)
+        if high - low > 1:
+            low = max(low, bisect_right(self.extents, first, low, high, key=lambda extent: extent.first_element) - 1)
         for index in range(low, high):
             extent = self.extents[index]
             if extent.first_element >= stop:

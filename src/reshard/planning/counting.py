@@ -10,7 +10,7 @@ from itertools import pairwise
 from ..tensor import ByteRange, Runs, Transfer
 from .cuts import Cut, Reach, Rows
 from .limits import Limits
-from .needs import Needs, Taken
+from .needs import Needs, BoxNeed
 from .reads import NeededRange, coalesce, split
 from .recipe import Group, Recipe
 from .steps import rows_between
@@ -93,7 +93,7 @@ class StepCounter:
 
     def _count_reads(self, items: Iterable[_Rows], counts: Counts) -> int:
         """Add up what some rows read; returns the bytes of buffers for tiles."""
-        found: dict[tuple[int, int], Taken] = {}
+        found: dict[tuple[int, int], BoxNeed] = {}
         tile_bytes = 0
         for rows in self._apart(items):
             taken, nbytes = self._taken(rows)
@@ -101,8 +101,8 @@ class StepCounter:
             for entry, place, one in taken:
                 at = entry, place
                 # Two tensors of the target may share one of the source.
-                found[at] = Taken.of(found[at].runs | one.runs, self._recipe.limits) if at in found else one
-        by_object: dict[int, list[tuple[int, Taken]]] = {}
+                found[at] = BoxNeed.of(found[at].runs | one.runs, self._recipe.limits) if at in found else one
+        by_object: dict[int, list[tuple[int, BoxNeed]]] = {}
         for (entry, place), one in found.items():
             holders = self._recipe.catalog.entries[entry].placements[place].holders
             holder, first_byte = holders[0]
@@ -111,7 +111,7 @@ class StepCounter:
             _count_object(placed, self._recipe.limits, counts)
         return tile_bytes
 
-    def _taken(self, rows: Sequence[_Rows]) -> tuple[Iterable[tuple[int, int, Taken]], int]:
+    def _taken(self, rows: Sequence[_Rows]) -> tuple[Iterable[tuple[int, int, BoxNeed]], int]:
         if len(rows) > 1:
             return self._needs.together(rows)
         [(item, first, last)] = rows
@@ -183,7 +183,7 @@ class Standing:
         return [found[position] for position in range(len(found))]
 
 
-def _count_object(placed: Sequence[tuple[int, Taken]], limits: Limits, counts: Counts) -> None:
+def _count_object(placed: Sequence[tuple[int, BoxNeed]], limits: Limits, counts: Counts) -> None:
     """Count the reads of one step in one object, from the first byte of each stored box and what it takes."""
     ranges = coalesce(
         (
@@ -213,7 +213,7 @@ def _count_object(placed: Sequence[tuple[int, Taken]], limits: Limits, counts: C
 
 
 def _shared_out(
-    first: int, taken: Taken, blocks: Sequence[ByteRange], starts: Sequence[int]
+    first: int, taken: BoxNeed, blocks: Sequence[ByteRange], starts: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
     """Yield how many needed bytes are in which block."""
     start, stop = first + taken.ranges[0].start, first + taken.ranges[-1].stop

@@ -16,12 +16,12 @@ from .reads import NeededRange, bridged, coalesce, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
 from .steps import Computed, inputs_of
 
-__all__ = ["Need", "Needs", "Taken"]
+__all__ = ["BoxNeed", "Need", "Needs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What is taken of one stored box; addresses count from its first byte.
+class BoxNeed:
+    """What is needed of one stored box; addresses count from its first byte.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Taken:
     is_dense: bool
 
     @classmethod
-    def of(cls, runs: Iterable[Runs], limits: Limits) -> Taken:
+    def of(cls, runs: Iterable[Runs], limits: Limits) -> BoxNeed:
         """Find the ranges."""
         once = frozenset(runs)
         found = list(bridged(once, limits))
@@ -68,7 +68,7 @@ class Need:
         Which of the entries values are computed of.
     """
 
-    taken: tuple[tuple[int, int, Taken], ...]
+    taken: tuple[tuple[int, int, BoxNeed], ...]
     tile_bytes: int
     computed: tuple[int, ...] = ()
 
@@ -124,7 +124,7 @@ class Needs:
         taken = ((slots[entry], place, found) for entry, place, found in finding.taken())
         return Need(tuple(taken), tile_bytes, computed)
 
-    def together(self, rows: Iterable[tuple[Rows, int, int]]) -> tuple[list[tuple[int, int, Taken]], int]:
+    def together(self, rows: Iterable[tuple[Rows, int, int]]) -> tuple[list[tuple[int, int, BoxNeed]], int]:
         """What some rows of several tensors need that values are computed for from the same entries.
 
         Returns
@@ -207,10 +207,10 @@ class _Finding:
         """The entries that values are computed of."""
         return sorted({source for source, _ in self._tiles})
 
-    def taken(self) -> Iterator[tuple[int, int, Taken]]:
+    def taken(self) -> Iterator[tuple[int, int, BoxNeed]]:
         """What is taken of which entry and which of its placements."""
         for (entry, place), runs in self.runs.items():
-            yield entry, place, Taken.of(runs, self._recipe.limits)
+            yield entry, place, BoxNeed.of(runs, self._recipe.limits)
 
     def add_rows(self, item: Rows, first: int, last: int) -> None:
         """Add some rows of what all outputs hold."""

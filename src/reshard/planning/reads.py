@@ -82,14 +82,14 @@ def bridged(wanted: Iterable[Runs], limits: Limits) -> Iterator[tuple[Runs, int]
         yield _bridge(runs, limits)
 
 
-def _side_by_side(wanted: Collection[Runs]) -> Collection[Runs]:
+def _side_by_side(wanted: set[Runs]) -> Collection[Runs]:
     """Join runs of equal steps where one begins at every step as the other ends."""
     while True:
         alike: dict[tuple[Shape, Shape], list[Runs]] = {}
         for runs in wanted:
             alike.setdefault((runs.counts, runs.strides), []).append(runs)
         joined = [runs for group in alike.values() for runs in _joined_runs(group)]
-        if set(joined) == set(wanted):
+        if len(joined) == len(wanted) and set(joined) == wanted:
             return joined
         wanted = set(joined)
 
@@ -112,6 +112,8 @@ def _joined_runs(alike: list[Runs]) -> Iterator[Runs]:
 def _flattened(runs: Runs) -> Runs:
     """The same bytes in fewer dimensions, where runs touch."""
     nbytes, counts, strides = runs.nbytes, runs.counts, runs.strides
+    if not counts or strides[-1] != nbytes:
+        return runs
     while counts and strides[-1] == nbytes:
         nbytes, counts, strides = nbytes * counts[-1], counts[:-1], strides[:-1]
     return Runs(runs.first, nbytes, counts, strides)

@@ -17,7 +17,7 @@ from ..tensor import (
     Transfer,
     plain_patch,
     row_major_boxes,
-    transfer,
+    slice_transfers,
 )
 from .catalog import Placement
 from .cuts import Cut, Reach, Rows, Share
@@ -263,14 +263,12 @@ class _Builder:
             Where they go: the part, and where in it the slice would begin.
         """
         as_it_is = stored_as_it_is(self._recipe, item.tensor)
-        shape = share.box.shape
-        for local in row_major_boxes(shape, *elements):
-            box = local.shifted(share.box.start)
-            if as_it_is is not None:
-                source, target = (as_it_is.box.stop, box.start), (shape, local.start)
-                move = transfer(local.shape, source, target, item.itemsize)
+        if as_it_is is not None:
+            for move in slice_transfers(as_it_is.box.stop, share.box.start, share.box.stop, elements, item.itemsize):
                 self._add_copy(as_it_is, buffer, move, first_byte)
-                continue
+            return
+        for local in row_major_boxes(share.box.shape, *elements):
+            box = local.shifted(share.box.start)
             for piece, patch in sources_of(self._recipe, item.tensor, box):
                 if piece.making is not None:
                     computed = self._tiles.setdefault((piece.source, piece.making), Computed())

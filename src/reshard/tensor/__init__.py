@@ -4,7 +4,7 @@ from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
 from .layout import Layout, RowSplit
 from .patch import Patch, Views, plain_patch, plain_views, view_boxes
-from .runs import Runs, Transfer, byte_runs, strided, transfer
+from .runs import Runs, Transfer, byte_runs, slice_transfers, strided, transfer
 from .strategy import Strategy
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "plain_patch",
     "plain_views",
     "row_major_boxes",
+    "slice_transfers",
     "strided",
     "transfer",
     "view_boxes",

@@ -9,9 +9,9 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
-from .box import Box, Shape
+from .box import Box, Shape, row_major_boxes
 
-__all__ = ["Runs", "Transfer", "byte_runs", "strided", "transfer"]
+__all__ = ["Runs", "Transfer", "byte_runs", "slice_transfers", "strided", "transfer"]
 
 
 class Runs(NamedTuple):
@@ -196,7 +196,6 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
     return Transfer(source, target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1]))
 
 
-@lru_cache(1 << 12)  # a model's tensors are of few kinds
 def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Transfer:
     """Describe copying one box from a row-major tensor into another.
 
@@ -224,6 +223,40 @@ def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape,
     # Innermost first, as the sort of strided() leaves them.
     dims = zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True)
     return strided(dims, first_source, first_target, itemsize)
+
+
+@lru_cache(1 << 12)  # a model's tensors are of few kinds
+def slice_transfers(
+    shape: Shape, start: Shape, stop: Shape, elements: tuple[int, int], itemsize: int
+) -> tuple[Transfer, ...]:
+    """Describe filling some elements of a row-major slice from the row-major tensor that it is of.
+
+    Parameters
+    ----------
+    shape
+        Of the tensor, in elements.
+    start, stop
+        The slice is the box ``[start, stop)`` of the tensor.
+    elements
+        First of those to fill and one past the last, counted in the slice.
+    itemsize
+        Bytes per element.
+
+    Returns
+    -------
+    tuple of Transfer
+        Addresses count bytes from the first byte of the tensor, and of the slice.
+
+    Examples
+    --------
+    >>> slice_transfers((4, 4), (0, 2), (4, 4), (2, 8), itemsize=2)
+    (Transfer(source=12, target=4, nbytes=4, counts=(3,), source_strides=(8,), target_strides=(4,)),)
+    """
+    held = Box(start, stop)
+    return tuple(
+        transfer(local.shape, (shape, local.shifted(start).start), (held.shape, local.start), itemsize)
+        for local in row_major_boxes(held.shape, *elements)
+    )
 
 
 def byte_runs(box: Box, shape: Shape, itemsize: int) -> Runs:
