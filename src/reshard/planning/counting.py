@@ -10,7 +10,7 @@ from itertools import pairwise
 from ..tensor import ByteRange, Runs, Transfer
 from .cuts import Cut, Reach, Rows
 from .limits import Limits
-from .needs import Needs, BoxNeed
+from .needs import BoxNeed, Needs
 from .reads import NeededRange, coalesce, split
 from .recipe import Group, Recipe
 from .steps import rows_between
