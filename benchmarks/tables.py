@@ -168,5 +168,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "speed": speed,
     "seconds": seconds,
     "resources": resources,
+    "latency": latency,
     "plans": plans,
+    "tuning": tuning,
 }
