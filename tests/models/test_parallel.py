@@ -138,11 +138,12 @@ def test_offsets_that_do_not_fit(offset):
 
 
 def test_layers_that_are_left_over_ask_for_an_offset():
-    with pytest.raises(
-        StrategyError, match="5 layers do not divide by 2 stages of 1 chunks: 1 are left over"
-    ) as caught:
+    with pytest.raises(StrategyError, match="5 layers do not divide by 2 stages: left over 1") as caught:
         layer_stages(5, Parallel(pp=2), "legacy")
-    assert "with the sum 1" in caught.value.hint
+    assert "2 numbers with the sum 1" in caught.value.hint
+    with pytest.raises(StrategyError, match="9 layers do not divide by 2 stages of 2 chunks: left over 1") as caught:
+        layer_stages(9, Parallel(pp=2, pp_interleave_num=2, pipeline_interleave=True), "legacy")
+    assert "2 numbers, in 2 lists, one for each chunk, with the sum 1" in caught.value.hint
 
 
 def test_interleave_counts_only_when_switched_on():

@@ -1,6 +1,8 @@
 """Outputs of ranks are derived from what they share, and are what they would be one by one."""
 
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -129,3 +131,38 @@ def test_a_big_plan_is_small_when_saved(big_plan):
     data = encode_plan(big_plan)
     assert len(data) < 1 << 20
     assert decode_plan(data, "plan") == big_plan
+
+
+@given(cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))))
+def test_a_plan_carries_what_it_would_derive(drawn):
+    case, target = drawn
+    plan = make_plan(catalog_of_objects({"all.safetensors": case.model}), target, "memory://t", Limits())
+    anew = replace(plan)
+    for name in ("tensors", "carried", "outputs", "documents", "recipe"):
+        assert name in vars(plan), "found while planning"
+        assert name not in vars(anew)
+        assert getattr(plan, name) == getattr(anew, name)
+    for group in range(len(plan.groups)):
+        assert list(plan.steps(group)) == list(anew.steps(group))
+
+
+def test_several_threads_may_walk_the_groups_of_one_plan():
+    layout = Layout((8,), ((0,), ()))
+    strategy = Strategy(8, ({"a": layout, "b": layout},))
+    model = {name: (DType.U8, (8, 4), np.zeros((8, 4), np.uint8)) for name in "ab"}
+    target = RankTarget(strategy, tuple(range(8)), "{rank}")
+    recipe = make_plan(catalog_of_objects({"all.safetensors": model}), target, "memory://t", Limits()).recipe
+    before = sys.getswitchinterval()
+
+    def walk_all(first):
+        for turn in range(300):
+            wanted = (first, (first + turn) % 8)[: 1 + (turn % 8 > 0)]
+            rows = recipe.walk(wanted)
+            assert [len(row.shares) for row in rows] == [len(wanted)] * 2
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(walk_all, range(4)))
+    finally:
+        sys.setswitchinterval(before)

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _DEFAULT_PREFIX = "checkpoint_"
+_OF_RANKS = ("dst_strategy", "dst_layout", "parallel", "prefix")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -91,16 +92,16 @@ def parse_ranks(ranks: str | Iterable[int], rank_count: int) -> tuple[int, ...]:
 
 def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
     """Where outputs' keys count from, and the name of the single object if ``dst`` is one."""
-    container, shards = container_of(dst.rstrip("/")), ("dst_strategy", "dst_layout", "parallel", "prefix")
+    container = container_of(dst.rstrip("/"))
     if container is None:
-        is_zarr = dst.rstrip("/").endswith(".zarr") and not options.get("form")
-        if is_zarr and any(options.get(name) for name in shards):
+        base = open_target(dst)
+        if _is_called_zarr(base, options) and any(options.get(name) for name in _OF_RANKS):
             raise UsageError(
                 f"{dst}: the name says zarr, which is of a full checkpoint; rank shards were asked for",
-                hint="Write them below another name, or leave out the target's strategy and --prefix.",
+                hint="Write them below another name.",
             )
-        return open_target(dst), None
-    if any(options.get(name) for name in (*shards, "form")):
+        return base, None
+    if any(options.get(name) for name in (*_OF_RANKS, "form")):
         what = f"{options.get('form')} checkpoints" if options.get("form") else "rank shards"
         raise UsageError(
             f"{dst}: {what} need a prefix to lie below, not the name of one object",
@@ -189,7 +190,7 @@ def full_target(
 ) -> FullTarget | PartsTarget | ZarrTarget:
     """What a full checkpoint is written as below ``base``; see :class:`Options`."""
     size, prefix = options.get("part_size"), options.get("prefix")
-    if options.get("form") == "zarr" or _is_called_zarr(name, base, options):
+    if options.get("form") == "zarr" or (name is None and _is_called_zarr(base, options)):
         return ZarrTarget(parse_size(size) if size is not None else limits.chunk_bytes)
     if options.get("form") == "mindspore":
         return PartsTarget(parse_size(size) if size is not None else limits.mindspore_part_bytes)
@@ -213,10 +214,9 @@ def full_target(
     )
 
 
-def _is_called_zarr(name: str | None, base: Location, options: Options) -> bool:
+def _is_called_zarr(base: Location, options: Options) -> bool:
     """Whether the target's name alone asks for zarr."""
-    others = any(options.get(option) for option in ("form", "format", "prefix"))
-    return name is None and base.key.endswith(".zarr") and not others
+    return base.key.endswith(".zarr") and not (options.get("form") or options.get("format"))
 
 
 def rank_target(strategy: Strategy, options: Options) -> RankTarget:

@@ -91,8 +91,9 @@ def parse_rate(rate: str | float) -> float:
     )
     if not match or match[2].upper() not in _RATE_UNITS or not float(match[1]):
         raise UsageError(f"rate {rate!r}: expected bytes or bits a second, like 1GB/s, 500MiB/s or 25Gbit/s")
-    if isinstance(rate, str) and not (match[2] or match[3]):
-        raise UsageError(f"rate {rate!r}: of what?", hint=f"Write {match[1]}MB/s, {match[1]}Mbit/s or {match[1]}B/s.")
+    if isinstance(rate, str) and not match[3]:
+        unit = match[2] or "M"
+        raise UsageError(f"rate {rate!r}: of what?", hint=f"Write {match[1]}{unit}B/s or {match[1]}{unit}bit/s.")
     bits = 8 if (match[3] or "").lower() == "bit" else 1
     return float(match[1]) * _RATE_UNITS[match[2].upper()] / bits
 

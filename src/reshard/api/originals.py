@@ -24,6 +24,7 @@ from ..planning.limits import Limits
 from ..planning.plan import Plan
 from ..planning.selection import NameFilter
 from ..planning.target import RankTarget
+from ..storage import shared_connections
 from ..tensor import Strategy
 from .options import Options, Size, check_options, listed
 from .statements import draw, load_strategy_source, name_map_from, run, wanted_from
@@ -55,6 +56,7 @@ class Extras(TypedDict, total=False):
     memory: Size | None
 
 
+@shared_connections()
 def unified_safetensors(
     mindspore_ckpt_dir: str,
     src_strategy_dirs: str,
@@ -113,6 +115,7 @@ def unified_safetensors(
     return run(replace(made, notes=(*made.notes, *notes)), overwrite=overwrite, on_event=on_event)
 
 
+@shared_connections()
 def transform_checkpoint(
     src_checkpoint: str,
     dst_checkpoint: str,
@@ -181,6 +184,7 @@ def transform_checkpoint(
     return run(_part_of(made), overwrite=overwrite, on_event=on_event)
 
 
+@shared_connections()
 def load_distributed_checkpoint(
     unified_safetensors_dir: str,
     dst_safetensors_dir: str,

@@ -18,7 +18,7 @@ from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.selection import Renames
 from ..planning.target import FullTarget, TreeTarget
 from ..planning.tree_target import tree_name
-from ..storage import Location, open_source, open_target, open_target_object
+from ..storage import Location, open_source, open_target, open_target_object, shared_connections
 from .arguments import check_sources_kept, copied_from, limits_for
 from .options import Options, Size
 from .originals import requests_for
@@ -29,6 +29,7 @@ __all__ = ["ckpt_to_safetensors", "safetensors_to_ckpt"]
 _BETWEEN = tree_name("", "")
 
 
+@shared_connections()
 def ckpt_to_safetensors(
     file_path: str,
     save_path: str | None = None,
@@ -70,6 +71,7 @@ def ckpt_to_safetensors(
     return run(job.plan(file_path, save_path, file_name_regex, on_event), overwrite=overwrite, on_event=on_event)
 
 
+@shared_connections()
 def safetensors_to_ckpt(
     file_path: str,
     save_path: str | None = None,

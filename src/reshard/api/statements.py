@@ -64,6 +64,7 @@ Settle = Callable[[Catalog, Strategy | None], Options]
 """Options that follow from what a source holds and how a target is cut."""
 
 
+@shared_connections()
 def inspect(url: str, **options: Unpack[Options]) -> Catalog:
     """Describe what lies at a URL, reading headers only.
 

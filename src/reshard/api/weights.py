@@ -23,7 +23,7 @@ from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
 from ..models.loading import load_family
 from ..models.settings import config_value
-from ..storage import open_location
+from ..storage import open_location, shared_connections
 from .changes import load_config
 from .options import Options, check_options
 from .originals import Extras, buffer_notes, extra_options, for_target, requests_for, text_or_none
@@ -36,6 +36,7 @@ _PICKLED = (".bin", ".pt", ".pth")
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
+@shared_connections()
 def convert_weight(
     model: str,
     input_path: str,
@@ -109,6 +110,7 @@ def convert_weight(
     return run(made, overwrite=overwrite, on_event=on_event)
 
 
+@shared_connections()
 def transform_ckpt_lora(
     src_ckpt_path_or_dir: str,
     dst_ckpt_dir: str,

@@ -17,7 +17,7 @@ from .workers import working
 __all__ = ["staged"]
 
 _TOLD = 3
-"""Objects that could not be removed, of which each is told."""
+"""How many objects that could not be removed are named."""
 
 
 @contextmanager
@@ -111,5 +111,5 @@ def _remove(first: Plan, place: Location) -> list[str]:
     with working(first.limits.concurrency, store) as workers:
         workers.map(remove, first.keys)
     remove(first.manifest_key)
-    more = len(problems) - _TOLD
-    return [*sorted(problems)[:_TOLD], *([f"and {more} more objects of {place.url}"] if more > 0 else [])]
+    told, more = sorted(problems)[:_TOLD], len(problems) - _TOLD
+    return [*told, f"could not delete {more} others below {place.url}"] if more > 0 else told

@@ -22,6 +22,8 @@ __all__ = ["CopyRefused", "Uploads"]
 
 _TIDY_S = 30.0
 _NO_COPIES = "Give --copy never."
+_ABORT = "abort"
+_STAYS_OPEN = "an upload that stays open is invisible; in a bucket a lifecycle rule removes it (docs/storage.md)"
 
 
 class CopyRefused(Unsupported):
@@ -163,15 +165,12 @@ class Uploads:
                 tidy(f"delete {self._target.child(key).url}", partial(self._take_back, key))
             for key, item in self._objects.items():
                 if item.upload and key not in self._put:
-                    what = f"abort the upload of {self._target.child(key).url}"
+                    what = f"{_ABORT} the upload of {self._target.child(key).url}"
                     tidy(what, partial(self._store.abort_upload, item.upload))
                 elif item.is_asked and not item.upload:  # it may be open, if only the answer was lost
-                    tidy(f"abort uploads of {self._target.child(key).url}", partial(self._abort_all, key))
-        if any(problem.startswith("could not abort") for problem in problems):
-            problems.append(
-                "parts of an upload that stays open are invisible and paid for: a lifecycle rule removes them"
-            )
-        return sorted(problems)
+                    tidy(f"{_ABORT} uploads of {self._target.child(key).url}", partial(self._abort_all, key))
+        advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
+        return [*sorted(problems), *advice]
 
     @contextmanager
     def _tidying(self, problems: list[str]) -> Iterator[Callable[[str, Task], None]]:

@@ -76,15 +76,16 @@ def _even_counts(layer_count: int, pp: int) -> tuple[int, ...]:
 def _offset_counts(layer_count: int, parallel: Parallel) -> _Chunks:
     pp, chunk_count, offset = parallel.pp, parallel.chunk_count, parallel.offset
     remainder = layer_count % (pp * chunk_count)
+    if offset == 0 and remainder:
+        places = f"{pp} stages" + (f" of {chunk_count} chunks" if chunk_count > 1 else "")
+        lists = f", in {chunk_count} lists, one for each chunk," if chunk_count > 1 else ""
+        raise StrategyError(
+            f"{layer_count} layers do not divide by {places}: left over {remainder}",
+            hint=f"offset says which stages hold more or fewer layers: {pp} numbers{lists} with the sum {remainder}.",
+        )
     rows = _rows(offset, pp)
     problems = list(_wrong_shape(rows, offset, pp, chunk_count))
     total = offset if isinstance(offset, int) else sum(map(sum, rows))
-    if offset == 0 and remainder:
-        raise StrategyError(
-            f"{layer_count} layers do not divide by {pp} stages of {chunk_count} chunks: {remainder} are left over",
-            hint="offset says which stages hold more or fewer layers, like offset=[1,0]: a number for each stage, "
-            f"with the sum {remainder}.",
-        )
     if not problems and total != remainder:
         problems.append(
             f"the sum of the offset is {total}; {layer_count} layers over {pp} stages of {chunk_count} chunks "

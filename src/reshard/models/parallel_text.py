@@ -32,7 +32,7 @@ _NAMES = {
     "params_dtype": "param_dtype",
 }
 _UNKNOWN = "no such number"
-_HINT = "There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see the page on strategies."
+_HINT = "There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see docs/howto/strategy.md."
 _FIELDS = tuple(Parallel.__dataclass_fields__)
 _FLAGS = frozenset(
     {"vocab_emb_dp", "use_seq_parallel", "optimizer_shard", "pipeline_interleave", "zero_bubble_v", "use_legacy"}
@@ -98,7 +98,7 @@ def parse_parallel(text: str) -> Parallel:
     reshard.errors.UsageError: --parallel dp=two,xp=1 cannot be read
       - dp: expected a whole number, found 'two'
       - xp: no such number
-    There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see the page on strategies.
+    There are dp, mp, cp, pp, ep, sp, po, offset, vpp and more, see docs/howto/strategy.md.
     """
     said: dict[str, Any] = {}
     problems: list[str] = []

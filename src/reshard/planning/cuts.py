@@ -299,14 +299,14 @@ def find_cuts(
 
 def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where every output has enough, or None within this tensor."""
-    cut, pending = row, reach.pending
+    cut, pending, here = row, reach.pending, set[int]()
     for share in item.shares:
+        here.add(share.member)
         if pending[share.member] < part_bytes:
             wanted = reach.row_with(item, share, row, part_bytes)
             if wanted is None:
                 return None
             cut = max(cut, wanted)
-    here = {share.member for share in item.shares}
     for member, nbytes in enumerate(pending):
         if nbytes and member not in here and not reach.is_settled(member, min_part_bytes):
             return None

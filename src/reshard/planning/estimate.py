@@ -249,7 +249,7 @@ class Estimate:
     requests, time, bills, cost
         Of all that is done: of both passes, where some tensors are staged. Their memory is that of the larger.
     process_bytes
-        About what the process grows by, at most, from where its libraries are loaded.
+        About what the process grows by, from where its libraries are loaded.
     staged
         What of it the first pass is; None where there is one pass only.
     """

@@ -28,11 +28,13 @@ class Cutting:
         Of the tensor, as its bytes are addressed.
     layout
         It fits the extent; None for a tensor that is whole everywhere.
+    steps
+        Elements of a slice along each axis.
     """
 
     extent: Shape
     layout: Layout | None
-    _steps: Shape
+    steps: Shape
     _places: dict[int, Shape]
 
     def box(self, device: int) -> Box:
@@ -45,22 +47,25 @@ class Cutting:
         """
         return _box(self, device)
 
-    def derived_box(self, device: int) -> Box:
-        """The same, derived anew."""
-        if self.layout is None:
-            return Box.whole(self.extent)
-        if self.layout.row_split:
-            return self.layout.box_of(self.extent, device)
+    def place_of(self, device: int) -> Shape:
+        """How many slices stand before a device's own, along each axis; of a tensor that a layout cuts evenly."""
         place = self._places.get(device)
         if place is None:
+            assert self.layout is not None
             place = self._places[device] = self.layout.place_of(device)
-        start = tuple([step * index for step, index in zip(self._steps, place, strict=True)])
-        return Box(start, tuple([first + step for first, step in zip(start, self._steps, strict=True)]))
+        return place
 
 
-@lru_cache(1 << 12)  # a few cuttings over a few devices are asked for again and again
+# A few cuttings over a few devices are asked for again and again; of very many, each is derived anew.
+@lru_cache(1 << 12)
 def _box(cutting: Cutting, device: int) -> Box:
-    return cutting.derived_box(device)
+    if cutting.layout is None:
+        return Box.whole(cutting.extent)
+    if cutting.layout.row_split:
+        return cutting.layout.box_of(cutting.extent, device)
+    places = cutting.place_of(device)
+    start = tuple([step * index for step, index in zip(cutting.steps, places, strict=True)])
+    return Box(start, tuple([first + step for first, step in zip(start, cutting.steps, strict=True)]))
 
 
 class Cuttings:

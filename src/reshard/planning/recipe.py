@@ -15,16 +15,14 @@ from .streamed import Copied, Streamed
 
 __all__ = ["Group", "Recipe", "sources_of", "stored_as_it_is", "stored_at"]
 
-_KEPT_WALKS = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """All that steps are derived from, besides the cuts.
 
     ``copied`` tells for each output what its store copies by itself; where it is empty, the store copies
-    nothing, equal outputs neither. The walks of the last few groups are kept: each is cut, counted and gone
-    through step by step.
+    nothing, equal outputs neither. The last two walks are kept: a group is cut, counted and gone through step
+    by step, as a whole and with one output standing for all of its kind.
     """
 
     catalog: Catalog
@@ -32,17 +30,20 @@ class Recipe:
     outputs: tuple[Output, ...]
     limits: Limits
     copied: tuple[tuple[Copied, ...], ...] = ()
-    _walks: dict[tuple[int, ...], tuple[Rows, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    # One tuple that is exchanged whole: plans are used from several threads.
+    _walks: list[tuple[tuple[tuple[int, ...], tuple[Rows, ...]], ...]] = field(
+        init=False, repr=False, compare=False, default_factory=lambda: [()]
+    )
 
     def walk(self, outputs: Sequence[int]) -> tuple[Rows, ...]:
         """The tensors of a group of outputs, see :func:`reshard.planning.cuts.walk`."""
-        key = tuple(outputs)
-        found = self._walks.get(key)
-        if found is None:
-            while len(self._walks) >= _KEPT_WALKS:
-                self._walks.pop(next(iter(self._walks)), None)
-            found = self._walks[key] = walk([self.outputs[i] for i in key], self.tensors, self.limits)
-        return found
+        key, kept = tuple(outputs), self._walks[0]
+        for known, rows in kept:
+            if known == key:
+                return rows
+        rows = walk([self.outputs[i] for i in key], self.tensors, self.limits)
+        self._walks[0] = (*kept[-1:], (key, rows))
+        return rows
 
     def streamed(self, output: int) -> Streamed:
         """What of an output passes through the client."""

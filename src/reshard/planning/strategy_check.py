@@ -103,7 +103,7 @@ def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: C
             f"the target strategy and the source name tensors differently: {len(unmet)} names of the strategy are "
             f"not in the source, {len(strange)} tensors of the source are not in the strategy",
             problems=[problem for pair in sides for problem in pair if problem],
-            hint="Bring both to one naming: --to ms or --to hf converts a model's names, --rename some. "
+            hint="Bring both to one naming: --to ms or --to hf converts a model's names, --rename single ones. "
             "To leave tensors whole on every rank, say so: a layout file's rule "
             '{match: "*", split: []} does.',
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .box import Box, Shape, row_major_boxes
 
+# Runs and Transfer are made by the hundred thousand: a named tuple takes a third of a frozen dataclass's time.
 __all__ = ["Runs", "Transfer", "byte_runs", "slice_transfers", "strided", "transfer"]
 
 
