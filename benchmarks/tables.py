@@ -36,16 +36,14 @@ def setting() -> str:
 
 def seconds() -> str:
     """Wall time of each way."""
-    titles = ("", "source", "read and written", "roofline", "reshard", "with copies", "MindSpore's tool", "torch")
-    rows = []
-    for workload in _read("bench.json")["workloads"]:
-        ways, ratios = workload["ways"], workload["ratios"]
-        cells = [f"{_gib(workload['source_bytes'])} GiB", f"{workload['moved_gib']:.1f} GiB"]
-        cells.append(f"{_wall_s(ways, 'roofline'):.1f} s")
-        cells += [f"{_wall_s(ways, way):.1f} s ({ratios[way]['wall_s']:.2f})" for way in ("reshard", "reshard_copy")]
-        cells += [_beside(workload, way) for way in ("mindspore", "torch")]
-        rows.append((workload["title"], *cells))
-    return table(titles, rows)
+    workloads = _read("bench.json")["workloads"]
+    rows = [(*_own(each), *(_beside(each, way) for way in ("mindspore", "torch"))) for each in workloads]
+    return table((*_OWN, "MindSpore's tool", "torch"), rows)
+
+
+def seaweedfs() -> str:
+    """The same of reshard against another server."""
+    return table(_OWN, map(_own, _read("weed.json")["workloads"]))
 
 
 def speed() -> str:
@@ -141,6 +139,17 @@ def tuning() -> str:
     return table(("", *waits), rows)
 
 
+_OWN = ("", "source", "read and written", "roofline", "reshard", "with copies")
+
+
+def _own(workload: Mapping[str, Any]) -> tuple[str, ...]:
+    """Reshard's seconds, and the roofline's."""
+    ways, ratios = workload["ways"], workload["ratios"]
+    told = (f"{_wall_s(ways, way):.1f} s ({ratios[way]['wall_s']:.2f})" for way in ("reshard", "reshard_copy"))
+    sizes = f"{_gib(workload['source_bytes'])} GiB", f"{workload['moved_gib']:.1f} GiB"
+    return workload["title"], *sizes, f"{_wall_s(ways, 'roofline'):.1f} s", *told
+
+
 def _beside(workload: Mapping[str, Any], way: str) -> str:
     """Another way's seconds, and how many times reshard's they are: every byte through the client, and with copies."""
     ways = workload["ways"]
@@ -167,6 +176,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "setting": setting,
     "speed": speed,
     "seconds": seconds,
+    "seaweedfs": seaweedfs,
     "resources": resources,
     "latency": latency,
     "plans": plans,
