@@ -155,7 +155,7 @@ def test_several_threads_may_walk_the_groups_of_one_plan():
     before = sys.getswitchinterval()
 
     def walk_all(first):
-        for turn in range(300):
+        for turn in range(1500):
             wanted = (first, (first + turn) % 8)[: 1 + (turn % 8 > 0)]
             rows = recipe.walk(wanted)
             assert [len(row.shares) for row in rows] == [len(wanted)] * 2
