@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--delays", type=float, nargs="*", default=[20.0], help="ms that requests wait, besides none")
     parser.add_argument("--out", type=Path, default=report.RESULTS / "tuning.json")
     asked = parser.parse_args()
-    usual.size, usual.memory = asked.size, asked.memory
+    usual.size, usual.memory, usual.repeats = asked.size, asked.memory, asked.repeats
     run.prepare()
     sweeps = []
     with run.bench_for(usual, WORKLOADS[asked.workload], asked.size) as bench:
