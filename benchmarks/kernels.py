@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from reshard.engine.compute import Cast, Dequantise, Kernel, MergeLora, Tile, cast, scale_box
+from reshard.engine.kernels.compute import Cast, Dequantise, Kernel, MergeLora, Tile, cast, scale_box
 from reshard.models.lora import adapter_boxes
 from reshard.tensor import Box, DType
 

@@ -35,10 +35,11 @@ from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.limits import Limits
-from reshard.planning.plan import REPLICAS, make_plan
+from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
-from reshard.planning.sources import full_catalog
-from reshard.planning.target import RankTarget
+from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Shape, Strategy, TensorSpec, extent_of
 
 _Made = TypeVar("_Made")

@@ -23,9 +23,9 @@ from unittest.mock import patch
 import reshard
 from reshard import errors
 from reshard.formats.safetensors import plan_header
+from reshard.planning.cost.memory import share_memory
+from reshard.planning.cost.prices import built_in_prices
 from reshard.planning.limits import Limits
-from reshard.planning.memory import share_memory
-from reshard.planning.prices import built_in_prices
 from reshard.storage.providers import PROVIDERS
 from reshard.tensor import DType, TensorSpec
 

@@ -21,7 +21,12 @@ PUBLIC = sorted(set(reshard.__all__) | {f"api.{name}" for name in reshard.api.__
 
 # What only some commands need, and what would take longer to import than the work.
 HEAVY = ("boto3", "botocore", "typer", "rich", "fsspec", "s3fs", "torch", "mindspore", "safetensors")
-PURE = ("reshard.tensor", "reshard.formats.safetensors", "reshard.formats.ms_strategy", "reshard.planning.plan")
+PURE = (
+    "reshard.tensor",
+    "reshard.formats.safetensors",
+    "reshard.formats.mindspore.ms_strategy",
+    "reshard.planning.plan",
+)
 IMPURE = (*HEAVY, "asyncio", "numpy", "awscrt", "reshard.storage", "reshard.engine")
 
 

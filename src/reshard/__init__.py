@@ -15,7 +15,7 @@ from .engine.manifest import Manifest, Receipt
 from .engine.verify import Report
 from .errors import ReshardError
 from .planning.catalog import Catalog
-from .planning.estimate import Estimate
+from .planning.cost.estimate import Estimate
 from .planning.explained import ObjectExplanation, TensorExplanation
 from .planning.limits import Limits
 from .planning.plan import Plan

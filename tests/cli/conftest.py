@@ -51,7 +51,7 @@ class Place:
 
     def read(self, name: str) -> bytes:
         place = open_target(self.at(name))
-        from reshard.engine.strategies import read_object
+        from reshard.engine.sources.strategy_files import read_object
 
         return read_object(place)
 

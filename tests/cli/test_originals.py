@@ -13,10 +13,10 @@ from safetensors.numpy import save
 from support.ckpt_parser import parse_ckpt
 
 from reshard import api
-from reshard.api.originals import requests_for
+from reshard.compat.checkpoints import requests_for
 from reshard.formats.containers import Container, frame_of
-from reshard.formats.ms_strategy import StrategyFile, encode_protobuf
-from reshard.formats.ms_strategy_file import OperatorItem
+from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
+from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout
 
 MANIFEST = "reshard-manifest.json"

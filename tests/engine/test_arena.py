@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.engine.arena import Arena, ThreadBuffers
+from reshard.engine.executors.arena import Arena, ThreadBuffers
 
 
 def never_wait():

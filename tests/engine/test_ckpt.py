@@ -22,16 +22,17 @@ from support.conversions import Known, planned
 from support.faulty_store import Fault, FaultyStore
 
 from reshard.engine.execute import execute
-from reshard.engine.source import Wanted, read_catalog, read_contents
+from reshard.engine.sources.read_source import Wanted, read_catalog, read_contents
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, Transient, UsageError
 from reshard.formats import containers
 from reshard.formats.containers import Container
-from reshard.formats.ms_ckpt import plan_ckpt
+from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from reshard.engine import compute_product
-from reshard.engine.compute import KERNEL_BYTES, Cast, Dequantise, MergeLora, Tile, can_cast, cast, scale_box
-from reshard.formats.ms_ckpt import read_index
+from reshard.engine.kernels import lora_product as compute_product
+from reshard.engine.kernels.compute import Cast, Dequantise, MergeLora, Tile, can_cast, cast, scale_box
+from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.models.lora import adapter_boxes, find_adapters
+from reshard.planning.limits import KERNEL_BYTES
 from reshard.tensor import Box, DType, TensorSpec
 
 CASES = Path(__file__).parent.parent / "conformance" / "mindformers"

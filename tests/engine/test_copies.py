@@ -11,16 +11,17 @@ from support.checkpoints import contents, decode, put_full, put_ranks, random_mo
 from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 
-from reshard.engine.arena import Arena
 from reshard.engine.digest import crc32c
 from reshard.engine.events import Noted, PhaseStarted, Progress
 from reshard.engine.execute import execute
+from reshard.engine.executors.arena import Arena
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.verify import Subset, verify_manifest
 from reshard.errors import Denied, OverBudget, SourceChanged, StorageError, Transient, Unsupported
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY, REPLICAS, without_copies
-from reshard.planning.target import FullTarget
+from reshard.planning.plan import MANIFEST_KEY, without_copies
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
@@ -365,7 +366,7 @@ def test_memory_is_free_again_before_all_is_streamed(source, monkeypatch):
             super().__init__(nbytes)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr("reshard.engine.transfer.Arena", Watched)
+    monkeypatch.setattr("reshard.engine.executors.threads.Arena", Watched)
     execute(plan_of(source), source, new_place(kind=CopyingFew))
     assert len(made) == 2
 

@@ -24,7 +24,7 @@ from support.checkpoints import (
 from support.conversions import convert, planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 
-from reshard.engine import upload as upload_module
+from reshard.engine import session as upload_module
 from reshard.engine import workers as workers_module
 from reshard.engine.events import PhaseStarted, Progress
 from reshard.engine.execute import execute
@@ -34,7 +34,7 @@ from reshard.errors import Interrupted, SourceChanged, StorageError, TargetExist
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import plan_id_of
-from reshard.planning.target import FullTarget
+from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, RecordingReadStore, RecordingStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 

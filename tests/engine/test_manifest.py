@@ -11,7 +11,7 @@ from reshard.engine.manifest import Manifest, Receipt, decode_manifest, encode_m
 from reshard.errors import FormatError
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget
+from reshard.planning.targets.full_target import FullTarget
 
 MODEL = random_model({"a": ("F32", (8, 6)), "b": ("BF16", (6,))})
 FULL = FullTarget("m-{part:05d}-of-{parts:05d}.safetensors", "m.safetensors", "i.json", "pt", 100)

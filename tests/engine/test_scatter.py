@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reshard.engine import scatter as scatter_module
-from reshard.engine.scatter import first_difference, repeat, scatter
+from reshard.engine.kernels.scatter import first_difference, repeat, scatter
+from reshard.engine.kernels import scatter as scatter_module
 from reshard.tensor import Transfer, transfer
 
 

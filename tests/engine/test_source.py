@@ -6,11 +6,13 @@ import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
 
-from reshard.engine.source import Wanted, read_catalog, read_contents
-from reshard.engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
+from reshard.engine.sources.read_source import Wanted, read_catalog, read_contents
+from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
-from reshard.formats.ms_strategy import encode_json, encode_protobuf, from_strategy
+from reshard.formats.mindspore.ms_strategy import from_strategy
+from reshard.formats.mindspore.ms_strategy_json import encode_json
+from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
 from reshard.storage import Location, MemoryStore, RecordingStore
 from reshard.tensor import Layout, Strategy
 

@@ -32,8 +32,8 @@ from reshard.planning.change import Change
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
-from reshard.planning.sources import with_adapters
-from reshard.planning.target import FullTarget
+from reshard.planning.sources.full_source import with_adapters
+from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import DType, Layout, Strategy
 
@@ -330,7 +330,7 @@ def test_faults_leave_nothing_behind(verb, call):
 def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
     from reshard.planning.catalog import Contents, SourceObject, Stored
-    from reshard.planning.sources import full_catalog
+    from reshard.planning.sources.full_source import full_catalog
     from reshard.tensor import Box, TensorSpec
 
     header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {}).header

@@ -13,7 +13,7 @@ from reshard.errors import SourceChanged, UsageError
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import plan_id_of
-from reshard.planning.target import FullTarget
+from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 

@@ -19,21 +19,24 @@ from support.zarr_arrays import decode_zarr
 
 from reshard import api
 from reshard.engine.execute import execute
-from reshard.engine.scatter import repeat
-from reshard.engine.source import Wanted, read_catalog
+from reshard.engine.kernels.scatter import repeat
+from reshard.engine.sources.read_source import Wanted, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, PlanError, SourceChanged, StorageError, TargetExists, UsageError
 from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
-from reshard.planning import zarr_source, zarr_target
+from reshard.planning.sources import zarr_source
+from reshard.planning.targets import zarr_target
 from reshard.planning.catalog import Origin
-from reshard.planning.copies import REPLICAS
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
-from reshard.planning.selection import NameFilter
-from reshard.planning.target import FullTarget, PartsTarget, RankTarget, ZarrTarget
+from reshard.planning.sources.selection import NameFilter
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.full_target import FullTarget, PartsTarget
+from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.zarr_target import ZarrTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
@@ -711,7 +714,7 @@ def test_a_chunk_that_is_written_while_it_is_made(monkeypatch):
         put(here, "a/c/0", b"new")
         repeat(*made)
 
-    monkeypatch.setattr("reshard.engine.transfer.repeat", overtaken)
+    monkeypatch.setattr("reshard.engine.executors.threads.repeat", overtaken)
     plan = make_plan(catalog_at(here), ONE, "memory://x", PLAIN)
     there = place()
     with pytest.raises(SourceChanged, match="a/c/0: expected a chunk that is not stored"):

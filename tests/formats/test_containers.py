@@ -10,7 +10,7 @@ from support.checkpoints import CKPT_TYPES, decode, decode_ckpt, list_ckpt, rand
 from reshard.errors import FormatError
 from reshard.formats import containers
 from reshard.formats.containers import Container, frame_of
-from reshard.formats.ms_ckpt import plan_ckpt
+from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.tensor import DType, TensorSpec
 
 SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple) | st.sampled_from([(0, 3), (2, 0), (1, 1, 40)])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError
-from reshard.formats.iteration import (
+from reshard.formats.mindspore.iteration import (
     COMMON_KEYS,
     ObjectName,
     encode_common,

@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.iteration import (
+from reshard.formats.mindspore.iteration import (
     parse_common,
     parse_tracker,
 )
-from reshard.formats.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
-from reshard.formats.iteration_metadata import parse_metadata
+from reshard.formats.mindspore.iteration_encode import (
+    ShardObject,
+    balanced_objects,
+    encode_metadata,
+    replicated_objects,
+)
+from reshard.formats.mindspore.iteration_metadata import parse_metadata
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
 
 # --- what is refused

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import StrategyError
-from reshard.formats.iteration import (
+from reshard.formats.mindspore.iteration import (
     is_optimizer_state,
 )
-from reshard.formats.iteration_encode import balanced_objects, encode_metadata, replicated_objects
-from reshard.formats.iteration_metadata import parse_metadata
-from reshard.formats.iteration_shards import (
+from reshard.formats.mindspore.iteration_encode import balanced_objects, encode_metadata, replicated_objects
+from reshard.formats.mindspore.iteration_metadata import parse_metadata
+from reshard.formats.mindspore.iteration_shards import (
     assign_shards,
     cut_layout,
     list_shards,

@@ -7,14 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.layout_file import (
-    LayoutRule,
-    LayoutRules,
-    StageRule,
-    encode_layout_file,
-    layer_number,
-    parse_layout_file,
-)
+from reshard.formats.layout_file import parse_layout_file
+from reshard.formats.layout_file_encode import encode_layout_file
+from reshard.formats.layout_rules import LayoutRule, LayoutRules, StageRule, layer_number
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 EXAMPLE = b"""

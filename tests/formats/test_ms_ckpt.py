@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import FormatError
-from reshard.formats.ms_ckpt import (
+from reshard.formats.mindspore.ckpt_read import read_index, scan_ckpt
+from reshard.formats.mindspore.ckpt_values import (
     CRC_TAIL_BYTES,
     DTYPE_OF,
     PIECE_BYTES,
     TYPE_NAME_OF,
     crc_tail,
     decode_text,
-    plan_ckpt,
-    read_index,
-    scan_ckpt,
 )
+from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.formats.protobuf import bytes_field, int_field, text_field
 from reshard.formats.safetensors import parse_header
 from reshard.tensor import Box, ByteRange, DType, TensorSpec

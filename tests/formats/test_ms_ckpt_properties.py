@@ -7,15 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError
-from reshard.formats.ms_ckpt import (
-    CRC_TAIL_BYTES,
-    DTYPE_OF,
-    READ_AHEAD_BYTES,
-    crc_tail,
-    decode_text,
-    plan_ckpt,
-    scan_ckpt,
-)
+from reshard.formats.mindspore.ckpt_read import READ_AHEAD_BYTES, scan_ckpt
+from reshard.formats.mindspore.ckpt_values import CRC_TAIL_BYTES, DTYPE_OF, crc_tail, decode_text
+from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.formats.protobuf import encode_varint
 from reshard.tensor import Box, TensorSpec
 

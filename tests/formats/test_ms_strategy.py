@@ -5,17 +5,11 @@ import json
 import pytest
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.ms_strategy import (
-    OperatorItem,
-    StrategyFile,
-    encode_json,
-    fold_expanded,
-    from_strategy,
-    merge_strategy_files,
-    parse_strategy_file,
-    split_stage,
-    to_strategy,
-)
+from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
+from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile, split_stage
+from reshard.formats.mindspore.ms_strategy_json import encode_json
+from reshard.formats.mindspore.ms_strategy_merge import merge_strategy_files, to_strategy
+from reshard.formats.mindspore.ms_strategy_nested import fold_expanded
 from reshard.formats.protobuf import bytes_field, int_field, text_field
 from reshard.tensor import Layout, RowSplit, Strategy
 

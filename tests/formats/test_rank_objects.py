@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from reshard.errors import CatalogError, FormatError
 from reshard.formats.containers import Container
-from reshard.formats.rank_names import epoch_step_of
-from reshard.formats.rank_objects import RankMeta, choose, find_rank_objects, find_root, parse_meta
+from reshard.formats.mindspore.rank_names import epoch_step_of
+from reshard.formats.mindspore.rank_objects import RankMeta, choose, find_rank_objects, find_root, parse_meta
 
 # Made once with MindSpore 2.10.0: the names were files in rank_R/ of a directory without digits in its path, given to
 # mindspore.parallel.transform_safetensors._collect_safetensor_files (ckpt: the loop of checkpoint_transform

@@ -15,13 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from reshard.formats.ms_strategy import (
-    encode_json,
-    encode_protobuf,
-    from_strategy,
-    parse_strategy_file,
-    to_strategy,
-)
+from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
+from reshard.formats.mindspore.ms_strategy_json import encode_json
+from reshard.formats.mindspore.ms_strategy_merge import to_strategy
+from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout, Strategy
 
 REAL = Path(__file__).parents[1] / "conformance" / "strategies"

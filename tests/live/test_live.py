@@ -12,7 +12,8 @@ from live.drawing import Drawn
 from oracle.cases import read_content, tensor
 
 import reshard
-from reshard.formats.ms_ckpt import decode_text, read_index
+from reshard.formats.mindspore.ckpt_read import read_index
+from reshard.formats.mindspore.ckpt_values import decode_text
 from reshard.tensor import ByteRange
 
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(1000)]

@@ -20,7 +20,7 @@ from safetensors import deserialize
 from support.ckpt_parser import parse_ckpt
 
 import reshard
-from reshard.engine.strategies import read_object
+from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import PlanError
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.storage import MemoryStore, open_location, open_target

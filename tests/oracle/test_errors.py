@@ -31,7 +31,8 @@ from reshard.errors import (
     StrategyError,
     UsageError,
 )
-from reshard.formats.ms_ckpt import crc_tail, read_index
+from reshard.formats.mindspore.ckpt_read import read_index
+from reshard.formats.mindspore.ckpt_values import crc_tail
 from reshard.formats.safetensors import plan_header
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.storage import MemoryStore

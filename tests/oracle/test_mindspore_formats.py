@@ -11,13 +11,13 @@ from support.ckpt_parser import parse_ckpt
 import reshard
 from reshard.engine.events import ignore
 from reshard.engine.execute import execute
-from reshard.engine.source import Wanted, read_tree
+from reshard.engine.sources.read_source import Wanted, read_tree
 from reshard.engine.workers import working
 from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
-from reshard.planning.tree_target import TreeTarget, tree_name
+from reshard.planning.targets.tree_target import TreeTarget, tree_name
 from reshard.storage import MemoryStore, open_source, open_target
 
 SAVED = Case.named("fmt_ckpt_all_types")

@@ -8,7 +8,7 @@ from support.checkpoints import catalog_of_objects, random_model
 from reshard.errors import PlanError, UsageError
 from reshard.models.loading import load_family
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
-from reshard.planning.sources import with_adapters
+from reshard.planning.sources.full_source import with_adapters
 from reshard.tensor import DType
 
 MODEL = {"a.weight": ("BF16", (6, 4)), "b.weight": ("F32", (4,)), "step": ("I64", (1,)), "packed": ("F4", (6,))}

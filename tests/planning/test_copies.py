@@ -13,12 +13,13 @@ from support.random_plans import cases, full_targets, limits, object_shares, ran
 from reshard.errors import OverBudget, PlanError
 from reshard.formats.containers import Container
 from reshard.planning.change import Change
-from reshard.planning.copies import REPLICAS, find_copies
 from reshard.planning.limits import Limits
-from reshard.planning.output import Piece, TargetTensor, make_output
+from reshard.planning.outputs.output import Piece, TargetTensor, make_output
 from reshard.planning.plan import make_plan, without_copies
-from reshard.planning.recipe import Recipe
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.steps.copies import REPLICAS, find_copies
+from reshard.planning.steps.recipe import Recipe
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 LEAST = 500

@@ -12,9 +12,11 @@ from reshard.models.detecting import detect
 from reshard.planning.catalog import Contents, SourceObject, Stored
 from reshard.planning.change import Change, make_tensors
 from reshard.planning.limits import MIB, Limits
-from reshard.planning.plan import REPLICAS, make_plan
-from reshard.planning.rank_source import rank_catalog
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.plan import make_plan
+from reshard.planning.sources.rank_source import rank_catalog
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, TensorSpec
 
 LIMITS = Limits(memory_bytes=1024 * MIB)

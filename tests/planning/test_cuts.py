@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.formats.frame import make_frame
-from reshard.planning.cuts import Cut, Rows, Share, find_cuts, walk
 from reshard.planning.limits import Limits
-from reshard.planning.output import Output, TargetTensor
-from reshard.planning.streamed import Copied, Streamed
+from reshard.planning.outputs.output import Output, TargetTensor
+from reshard.planning.outputs.streamed import Copied, Streamed
+from reshard.planning.steps.cuts import Cut, Rows, Share, find_cuts, walk
 from reshard.tensor import Box, DType, TensorSpec
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import UsageError
-from reshard.planning.cost import Cost
-from reshard.planning.estimate import Estimate, Speeds, Work, estimate_money, estimate_time, total_money
-from reshard.planning.prices import built_in_prices
+from reshard.planning.cost.cost import Cost
+from reshard.planning.cost.estimate import Estimate, Speeds, Work, estimate_money, estimate_time, total_money
+from reshard.planning.cost.prices import built_in_prices
 
 GIB = 1 << 30
 COST = Cost(

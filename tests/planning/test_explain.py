@@ -17,9 +17,11 @@ from reshard.planning.change import Change
 from reshard.planning.explain import explain
 from reshard.planning.explained import explanation_to_json
 from reshard.planning.limits import Limits
-from reshard.planning.plan import REPLICAS, make_plan
-from reshard.planning.sources import full_catalog
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.plan import make_plan
+from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
 
 SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))

@@ -11,16 +11,16 @@ from hypothesis import given
 from support.checkpoints import catalog_of_objects
 from support.random_plans import cases, rank_targets
 
-from reshard.planning import counting
+from reshard.planning.cost import counting
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
-from reshard.planning.cost import count_cost
-from reshard.planning.forms import Cuttings
+from reshard.planning.cost.cost import count_cost
 from reshard.planning.limits import Limits
-from reshard.planning.output import Carried, file_order, make_output, tensors_of, whole_box
+from reshard.planning.outputs.layouts import Cuttings
+from reshard.planning.outputs.output import Carried, file_order, make_output, tensors_of, whole_box
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
-from reshard.planning.sources import full_catalog
-from reshard.planning.target import RankTarget
+from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
 
 

@@ -7,10 +7,11 @@ from support.checkpoints import catalog_of_objects, catalog_of_ranks, random_mod
 from support.plan_checker import check_plan
 
 from reshard.errors import OverBudget
+from reshard.planning.cost.memory import least_memory
 from reshard.planning.limits import Limits
-from reshard.planning.memory import least_memory
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, RowSplit, Strategy
 
 LIMITS = Limits(

@@ -9,10 +9,11 @@ from support.checkpoints import catalog_of_objects, encode, random_model
 from support.plan_checker import check_plan
 
 from reshard.errors import OverBudget, PlanError, UsageError
+from reshard.planning.cost.memory import least_memory, share_memory
 from reshard.planning.limits import KIB, MIB, Limits
-from reshard.planning.memory import least_memory, share_memory
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, Strategy
 
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from support.checkpoints import catalog_of_ranks, encode, random_model, rank_key, shards
 from support.patches import lay
 
-from reshard.planning.copies import with_copies
-from reshard.planning.cuts import find_cuts, walk
 from reshard.planning.limits import Limits
-from reshard.planning.output import Piece, TargetTensor, make_output
-from reshard.planning.recipe import Group, Recipe
-from reshard.planning.steps import group_steps, inputs_of
+from reshard.planning.outputs.output import Piece, TargetTensor, make_output
+from reshard.planning.steps.copies import with_copies
+from reshard.planning.steps.cuts import find_cuts, walk
+from reshard.planning.steps.recipe import Group, Recipe
+from reshard.planning.steps.steps import group_steps, inputs_of
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 
@@ -151,7 +151,7 @@ def move(transfer, source, target):
 
 
 def test_boxes_of_inputs_follow_the_blocks():
-    from reshard.planning.output import Making
+    from reshard.planning.outputs.output import Making
 
     making = Making("dequantise", DType.BF16, (7,), (128, 128))
     found = inputs_of(3, making, Box((100, 256), (300, 400)))

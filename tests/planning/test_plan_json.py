@@ -17,16 +17,18 @@ from reshard.errors import FormatError
 from reshard.formats.containers import Container
 from reshard.planning.catalog import Catalog, Entry, Placement, SourceObject
 from reshard.planning.change import Change
-from reshard.planning.cuts import Cut
 from reshard.planning.limits import Limits
-from reshard.planning.output import Attachment
-from reshard.planning.plan import REPLICAS, Plan, make_plan
+from reshard.planning.outputs.output import Attachment
+from reshard.planning.plan import Plan, make_plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
-from reshard.planning.recipe import Group
-from reshard.planning.sources import tree_catalog, with_adapters
-from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
-from reshard.planning.tree_target import tree_name
+from reshard.planning.sources.full_source import tree_catalog, with_adapters
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.steps.cuts import Cut
+from reshard.planning.steps.recipe import Group
+from reshard.planning.targets.full_target import FullTarget, PartsTarget
+from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.tree_target import TreeTarget, tree_name
 from reshard.tensor import Box, DType, Layout, RowSplit, Strategy, TensorSpec
 
 MODEL = random_model({'é.\u4e2d"\\\n': ("F32", (8, 6)), "norm": ("F4", (6,)), "step": ("I64", ())})
@@ -110,7 +112,7 @@ from support.checkpoints import catalog_of_ranks, random_model, shards
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import plan_id_of
-from reshard.planning.target import RankTarget
+from reshard.planning.targets.target import RankTarget
 from reshard.tensor import Layout, Strategy
 model = random_model({name: ("U8", (12, 12)) for name in "abcdef"})
 source = Strategy(4, ({name: Layout((2, 2), ((0,), ())) for name in model},))

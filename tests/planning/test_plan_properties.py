@@ -38,16 +38,17 @@ from support.random_plans import (
 
 from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
-from reshard.engine.source import Wanted, read_catalog
+from reshard.engine.sources.read_source import Wanted, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
 from reshard.formats import containers
 from reshard.formats.containers import Container
-from reshard.formats.ms_ckpt import plan_ckpt
+from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.planning import plan_check
-from reshard.planning.plan import REPLICAS, make_plan, without_copies
-from reshard.planning.target import RankTarget
+from reshard.planning.plan import make_plan, without_copies
+from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reshard.errors import FormatError, UsageError
-from reshard.planning.prices import built_in_prices, choose_table, parse_prices
+from reshard.planning.cost.prices import built_in_prices, choose_table, parse_prices
 from reshard.storage.providers import PROVIDERS
 
 KINDS = ("get", "put", "copy", "list", "internet", "region")

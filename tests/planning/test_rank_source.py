@@ -15,10 +15,11 @@ from reshard.errors import CatalogError, PlanError, StrategyError
 from reshard.planning.catalog import Origin, SourceObject
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
-from reshard.planning.rank_source import of_rank, rank_catalog
-from reshard.planning.selection import NameFilter
-from reshard.planning.sources import ALL_NAMES
-from reshard.planning.target import PartsTarget, RankTarget
+from reshard.planning.sources.full_source import ALL_NAMES
+from reshard.planning.sources.rank_source import of_rank, rank_catalog
+from reshard.planning.sources.selection import NameFilter
+from reshard.planning.targets.full_target import PartsTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6)), "step": ("I64", (1,))})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.planning.limits import KIB, MIB, Limits
-from reshard.planning.reads import NeededRange, coalesce, needed_ranges, split
+from reshard.planning.steps.reads import NeededRange, coalesce, needed_ranges, split
 from reshard.tensor import Box, ByteRange, byte_runs
 
 NO_GAPS = Limits(max_gap_bytes=0)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.formats.ms_strategy import parse_strategy_file
-from reshard.planning.redundancy import assign_writers
+from reshard.formats.mindspore.ms_strategy import parse_strategy_file
+from reshard.planning.targets.redundancy import assign_writers
 from reshard.tensor import Box, Layout
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"

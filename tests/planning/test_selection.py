@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reshard.errors import PlanError, UsageError
-from reshard.planning.selection import NameFilter, Renames
+from reshard.planning.sources.selection import NameFilter, Renames
 
 NAMES = [
     "model.embed_tokens.weight",

@@ -5,8 +5,8 @@ from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, he
 
 from reshard.errors import CatalogError, StrategyError
 from reshard.planning.catalog import SourceObject
-from reshard.planning.rank_source import rank_catalog
-from reshard.planning.sources import common_metadata, full_catalog
+from reshard.planning.sources.full_source import common_metadata, full_catalog
+from reshard.planning.sources.rank_source import rank_catalog
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})

@@ -6,11 +6,12 @@ import pytest
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, random_model, shards
 from support.plan_checker import check_plan
 
-from reshard.planning.group_reads import group_score
 from reshard.planning.limits import Limits
-from reshard.planning.needs import Needs
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.steps.group_reads import group_score
+from reshard.planning.steps.needs import Needs
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import ByteRange, Layout, RowSplit, Strategy
 
 SMALL = Limits(min_part_bytes=200, part_bytes=200, row_bytes=40, read_bytes=10_000)

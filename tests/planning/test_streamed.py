@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reshard.formats.frame import make_frame
 from reshard.planning.limits import Limits
-from reshard.planning.streamed import Copied, Streamed, split_evenly, whole_copies
+from reshard.planning.outputs.streamed import Copied, Streamed, split_evenly, whole_copies
 from reshard.tensor import ByteRange
 
 

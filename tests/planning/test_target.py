@@ -8,9 +8,10 @@ from support.checkpoints import catalog_of_objects, random_model
 
 from reshard.errors import FormatError, PlanError, StrategyError
 from reshard.planning.limits import Limits
-from reshard.planning.output import Carried, tensors_of
+from reshard.planning.outputs.output import Carried, tensors_of
 from reshard.planning.plan import make_plan
-from reshard.planning.target import FullTarget, RankTarget
+from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6)), "step": ("I64", ())})

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from reshard.formats.ms_ckpt import read_index
+from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.formats.safetensors import parse_header, plan_header
 from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
-from reshard.planning.rank_source import rank_catalog
-from reshard.planning.sources import full_catalog
+from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.rank_source import rank_catalog
 from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
 
 Array = np.ndarray

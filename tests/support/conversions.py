@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from reshard.engine.events import Listener, ignore
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.source import Wanted, read_catalog
+from reshard.engine.sources.read_source import Wanted, read_catalog
 from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits
 from reshard.planning.plan import Plan, make_plan
-from reshard.planning.target import RankTarget, Target
+from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.target import Target
 from reshard.storage import Location
 from reshard.tensor import Strategy
 

@@ -13,11 +13,14 @@ from dataclasses import asdict
 
 import numpy as np
 
-from reshard.planning.output import Carried, TargetTensor
+from reshard.planning.outputs.output import Carried, TargetTensor
 from reshard.planning.plan import Plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
-from reshard.planning.steps import CopiedPart
-from reshard.planning.target import FullTarget, PartsTarget, RankTarget, Target, TreeTarget
+from reshard.planning.steps.steps import CopiedPart
+from reshard.planning.targets.full_target import FullTarget, PartsTarget
+from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.target import Target
+from reshard.planning.targets.tree_target import TreeTarget
 from reshard.tensor import TensorSpec
 
 from .checkpoints import CKPT_TYPES, array_shape, list_ckpt, list_safetensors, owned

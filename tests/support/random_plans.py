@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from reshard.formats.containers import Container
 from reshard.planning.catalog import SourceObject
 from reshard.planning.limits import Limits
-from reshard.planning.rank_source import rank_catalog
-from reshard.planning.selection import NameFilter
-from reshard.planning.sources import full_catalog, tree_catalog
-from reshard.planning.target import FullTarget, PartsTarget, RankTarget, TreeTarget
-from reshard.planning.tree_target import tree_name
+from reshard.planning.sources.full_source import full_catalog, tree_catalog
+from reshard.planning.sources.rank_source import rank_catalog
+from reshard.planning.sources.selection import NameFilter
+from reshard.planning.targets.full_target import FullTarget, PartsTarget
+from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.tree_target import TreeTarget, tree_name
 from reshard.tensor import DType, Layout, RowSplit, Strategy
 
 from .checkpoints import (

@@ -1,18 +1,18 @@
 """The library's statements, MindSpore's own calls, and the same for strategies; the command line calls nothing else."""
 
-from .estimates import Assumptions, estimate, explain
-from .numbers import make_strategy
-from .options import Options
-from .originals import (
+from ..compat.checkpoints import (
     load_distributed_checkpoint,
     merge_pipeline_strategys,
     transform_checkpoint,
     unified_safetensors,
 )
-from .rewriting import ckpt_to_safetensors, safetensors_to_ckpt
+from ..compat.rewriting import ckpt_to_safetensors, safetensors_to_ckpt
+from ..compat.weights import convert_weight, transform_ckpt_lora
+from .estimates import Assumptions, estimate, explain
+from .numbers import make_strategy
+from .options import Options
 from .statements import convert, inspect, load_plan, plan, save, verify
 from .strategies import convert_strategy, merge_strategies, read_strategy
-from .weights import convert_weight, transform_ckpt_lora
 
 __all__ = [
     "Assumptions",

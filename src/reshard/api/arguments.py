@@ -7,34 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from ..engine.contents import container_of
 from ..engine.execute import writable
+from ..engine.sources.headers import container_of
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
-from ..formats.iteration import CommonValue
+from ..formats.mindspore.iteration import CommonValue
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
-from ..planning.plan import MANIFEST_KEY, REPLICAS, Plan
+from ..planning.plan import MANIFEST_KEY, Plan
 from ..planning.staging import StagingMode
-from ..planning.target import FullTarget, IterationTarget, PartsTarget, RankTarget, ZarrTarget
+from ..planning.steps.copies import REPLICAS
+from ..planning.targets.full_target import FullTarget, PartsTarget
+from ..planning.targets.iteration_target import IterationTarget
+from ..planning.targets.rank_target import RankTarget
+from ..planning.targets.zarr_target import ZarrTarget
 from ..storage import Copier, Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
-
-__all__ = [
-    "check_apart",
-    "check_sources_kept",
-    "copied_from",
-    "full_target",
-    "iteration_target",
-    "limits_for",
-    "manifest_url",
-    "parse_ranks",
-    "parse_size",
-    "rank_target",
-    "staging_mode",
-    "target_base",
-]
 
 _DEFAULT_PREFIX = "checkpoint_"
 _OF_RANKS = ("dst_strategy", "dst_layout", "parallel", "prefix")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.pins import head_or_none
-from ..engine.source import Wanted, read_catalog
-from ..engine.strategies import read_object
+from ..engine.source_check import head_or_none
+from ..engine.sources.read_source import Wanted, read_catalog
+from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers
 from ..errors import NotFound, UsageError
 from ..formats.strict_json import parse_json_object
@@ -20,24 +20,13 @@ from ..models.parallel_rules import load_layouts
 from ..models.parallel_text import parse_parallel, parse_parallel_config
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
-from ..planning.output import Attachment, TargetTensor
+from ..planning.outputs.output import Attachment, TargetTensor
 from ..planning.plan_check import MAX_ATTACHMENT_BYTES
-from ..planning.selection import NameFilter
-from ..planning.sources import with_adapters
+from ..planning.sources.full_source import with_adapters
+from ..planning.sources.selection import NameFilter
 from ..storage import open_location, open_source
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .options import Options, listed
-
-__all__ = [
-    "add_adapters",
-    "attach_companions",
-    "change_from",
-    "load_config",
-    "load_parallel",
-    "naming_of",
-    "notes_on_numbers",
-    "strategy_by_numbers",
-]
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 _ADAPTER_CONFIG = "adapter_config.json"

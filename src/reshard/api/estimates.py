@@ -6,17 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..engine.strategies import read_object
+from ..engine.sources.strategy_files import read_object
 from ..errors import ReshardError, UsageError
-from ..planning.estimate import Egress, Estimate, Speeds
+from ..planning.cost.estimate import Egress, Estimate, Speeds
+from ..planning.cost.passes import Payee, estimate_plan
+from ..planning.cost.prices import PriceTable, choose_table, parse_prices
 from ..planning.explain import explain as _explain
 from ..planning.explained import Explanation
-from ..planning.passes import Payee, estimate_plan
 from ..planning.plan import Plan
-from ..planning.prices import PriceTable, choose_table, parse_prices
 from ..storage import LocalStore, MemoryStore, open_location, unwrapped
-
-__all__ = ["Assumptions", "estimate", "explain", "parse_duration", "parse_rate", "provider_name"]
 
 _RATE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}

@@ -14,8 +14,6 @@ from .options import Options
 from .statements import inspect, save
 from .strategies import encode_strategy
 
-__all__ = ["make_strategy"]
-
 
 def make_strategy(
     dst: str,

@@ -7,8 +7,6 @@ from typing import Any, TypedDict
 
 from ..errors import UsageError
 
-__all__ = ["Options", "Size", "check_options", "listed"]
-
 Size = int | str
 
 

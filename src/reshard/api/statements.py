@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from ..engine.counters import read_counters
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute, writable
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.pins import head_or_none
-from ..engine.source import Wanted, read_catalog, read_contents
-from ..engine.strategies import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.source_check import head_or_none
+from ..engine.sources.read_source import Wanted, read_catalog, read_contents
+from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.sources.training_state import read_counters
 from ..engine.verify import Report, Subset, verify_manifest
 from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
@@ -20,12 +20,14 @@ from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
 from ..planning.change import Change, make_tensors
 from ..planning.limits import Limits
-from ..planning.output import Attachment
+from ..planning.outputs.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
-from ..planning.selection import NameFilter, Renames
+from ..planning.sources.selection import NameFilter, Renames
 from ..planning.staging import staged_plan
-from ..planning.target import FullTarget, Target, ZarrTarget
+from ..planning.targets.full_target import FullTarget
+from ..planning.targets.target import Target
+from ..planning.targets.zarr_target import ZarrTarget
 from ..storage import open_location, open_source, open_target, open_target_object, shared_connections
 from ..tensor import Strategy
 from .arguments import (
@@ -42,23 +44,6 @@ from .arguments import (
 )
 from .changes import add_adapters, attach_companions, change_from, notes_on_numbers, strategy_by_numbers
 from .options import Options, check_options, listed
-
-__all__ = [
-    "Settle",
-    "convert",
-    "draw",
-    "inspect",
-    "load_plan",
-    "load_strategy_source",
-    "name_map_from",
-    "plan",
-    "renamed_catalog",
-    "renames_from",
-    "run",
-    "save",
-    "verify",
-    "wanted_from",
-]
 
 Settle = Callable[[Catalog, Strategy | None], Options]
 """Options that follow from what a source holds and how a target is cut."""

@@ -26,8 +26,6 @@ from . import (
 from .output import print_error
 from .signals import INTERRUPTED, Stopped, signals
 
-__all__ = ["app", "main"]
-
 
 def _with_dashes(name: str) -> str:
     """MindSpore's names have underscores: either spelling of a command or a flag is understood."""

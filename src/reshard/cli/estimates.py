@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from ..planning.cost import Cost
-from ..planning.estimate import Bill, Estimate, Speeds, total_money
+from ..planning.cost.cost import Cost
+from ..planning.cost.estimate import Bill, Estimate, Speeds, total_money
 from ..planning.explained import (
     Explanation,
     Held,
@@ -17,8 +17,6 @@ from ..planning.explained import (
     TensorExplanation,
 )
 from ..tensor import ByteRange
-
-__all__ = ["estimate_facts", "explanation_facts", "explanation_rows", "in_time"]
 
 Facts = list[tuple[str, str]]
 

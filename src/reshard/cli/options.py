@@ -10,24 +10,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = [
-    "CONVERSION",
-    "EXTRAS",
-    "REQUIRED",
-    "REWRITING",
-    "SOURCE",
-    "Format",
-    "Output",
-    "OutputForm",
-    "Overwrite",
-    "Quiet",
-    "Side",
-    "Standing",
-    "named",
-    "truth",
-    "with_options",
-]
-
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 

@@ -16,24 +16,14 @@ from ..engine.manifest import Manifest, manifest_to_json
 from ..engine.verify import Report
 from ..errors import ReshardError
 from ..planning.catalog import Catalog, SourceObject
-from ..planning.cost import Cost
-from ..planning.estimate import Estimate, PassEstimate
+from ..planning.cost.cost import Cost
+from ..planning.cost.estimate import Estimate, PassEstimate
 from ..planning.explained import Explanation, explanation_to_json
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import Strategy
 from .estimates import estimate_facts, explanation_facts, explanation_rows, in_time
 from .options import OutputForm
-
-__all__ = [
-    "in_bytes",
-    "print_error",
-    "show_catalog",
-    "show_manifest",
-    "show_plan",
-    "show_report",
-    "show_strategy",
-]
 
 _UNIT = 1024.0
 _PIPE_WIDTH = 1000

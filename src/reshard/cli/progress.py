@@ -15,8 +15,6 @@ from ..engine.events import Event, Listener, Noted, PhaseStarted, ignore
 from ..engine.events import Progress as Moved
 from .output import in_bytes
 
-__all__ = ["progress"]
-
 _LINE_EVERY_S = 10.0
 _COUNTED_FROM_ZERO = ("transfer", "verify")
 """Phases whose figures begin anew: a rate over all that went before would be too low."""

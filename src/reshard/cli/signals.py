@@ -6,8 +6,6 @@ import os
 import signal
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "Signals", "Stopped", "signals"]
-
 INTERRUPTED = 130
 """Exit code of a command that was stopped."""
 

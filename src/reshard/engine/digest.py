@@ -8,8 +8,6 @@ from awscrt import checksums
 
 from ..storage import Body
 
-__all__ = ["combined_crc32c", "crc32c"]
-
 
 def crc32c(data: Body) -> int:
     """CRC-32C of some bytes.

@@ -17,25 +17,24 @@ from ..errors import (
     add_problems,
     raise_all,
 )
-from ..formats.iteration import iteration_name
+from ..formats.mindspore.iteration import iteration_name
 from ..planning.catalog import SourceObject
-from ..planning.output import Attachment
+from ..planning.outputs.output import Attachment
 from ..planning.plan import MANIFEST_KEY, Plan, without_copies
 from ..planning.staging import with_etags
-from ..planning.steps import Step
-from ..planning.target import IterationTarget, TreeTarget
+from ..planning.steps.steps import Step
+from ..planning.targets.iteration_target import IterationTarget
+from ..planning.targets.tree_target import TreeTarget
 from ..storage import Location, Store
 from ..tensor import ByteRange
 from .events import Listener, Noted, PhaseStarted, ignore
+from .executors.threads import Transfer
 from .manifest import Manifest, decode_manifest, encode_manifest
-from .pins import head_or_none, stored_since
-from .staging import staged
-from .strategies import read_object
-from .transfer import Transfer
-from .upload import CopyRefused, Uploads
+from .session import CopyRefused, Uploads
+from .source_check import head_or_none, stored_since
+from .sources.strategy_files import read_object
+from .two_passes import staged
 from .workers import Task, Workers, working
-
-__all__ = ["check_source", "check_target", "execute", "read_attachment", "writable"]
 
 _CHECKPOINT_OBJECT = re.compile(
     r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"

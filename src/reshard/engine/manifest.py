@@ -10,11 +10,9 @@ from typing import Any
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
 from ..planning.json_fields import fields_of, integer, refused, text
-from ..planning.output import alike
+from ..planning.outputs.output import alike
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_from_json, plan_to_json
-
-__all__ = ["Manifest", "Receipt", "decode_manifest", "encode_manifest", "manifest_to_json"]
 
 _FORMAT = "reshard-manifest/1"
 _HINT = "Convert anew."

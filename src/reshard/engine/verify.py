@@ -9,23 +9,21 @@ from functools import partial
 
 from ..errors import OverBudget, UsageError
 from ..formats.containers import Container
-from ..planning.output import Attachment, Document
+from ..planning.outputs.output import Attachment, Document
 from ..planning.plan import Plan, without_copies
 from ..planning.staging import without_staging
-from ..planning.steps import CopiedPart, FilledPart, Step
-from ..planning.zarr_target import ChunkOutput
+from ..planning.steps.steps import CopiedPart, FilledPart, Step
+from ..planning.targets.zarr_target import ChunkOutput
 from ..storage import Location
 from ..tensor import ByteRange
-from .arena import ThreadBuffers
 from .events import Listener, PhaseStarted, ignore
 from .execute import check_source, read_attachment
+from .executors.arena import ThreadBuffers
+from .executors.threads import Transfer
+from .kernels.scatter import first_difference
 from .manifest import Manifest, Receipt
-from .pins import head_or_none
-from .scatter import first_difference
-from .transfer import Transfer
+from .source_check import head_or_none
 from .workers import Task, Workers, working
-
-__all__ = ["Report", "Subset", "verify_manifest"]
 
 _MAX_PROBLEMS = 1000
 _SOURCE_HINT = "There is nothing to compare with: bring the source's objects back, or convert anew what is there now."

@@ -14,8 +14,6 @@ from ..errors import Interrupted
 from ..storage.protocol import ReadStore, Stoppable
 from ..storage.stopping import ShouldStop, never
 
-__all__ = ["Task", "Workers", "working"]
-
 Task = Callable[[], None]
 T = TypeVar("T")
 _POLL_S = 0.2

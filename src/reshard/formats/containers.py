@@ -7,10 +7,9 @@ from enum import StrEnum
 
 from ..tensor import TensorSpec, extent_of
 from .frame import Frame, make_frame
-from .ms_ckpt import INT4, plan_ckpt
+from .mindspore.ckpt_values import INT4
+from .mindspore.ckpt_write import plan_ckpt
 from .safetensors import plan_header
-
-__all__ = ["Container", "frame_of"]
 
 
 class Container(StrEnum):

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Extent", "Frame", "make_frame"]
-
 
 @dataclass(frozen=True, slots=True)
 class Extent:

@@ -26,19 +26,9 @@ import re
 from collections.abc import Iterable
 
 from ..errors import FormatError, StrategyError
-from .layout_file_encode import encode_layout_file
-from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, layer_number
+from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule
 from .strict_json import shown
 from .strict_yaml import PlainValue, parse_yaml
-
-__all__ = [
-    "LayoutRule",
-    "LayoutRules",
-    "StageRule",
-    "encode_layout_file",
-    "layer_number",
-    "parse_layout_file",
-]
 
 _LARGEST_DEVICE_COUNT = 2**31 - 1
 _LARGEST_AXIS_COUNT = 64

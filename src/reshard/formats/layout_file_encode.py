@@ -12,10 +12,8 @@ import yaml
 
 from ..errors import StrategyError, raise_all
 from ..tensor import Layout, Strategy
-from .device_grid import grid_dimensions
 from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, layer_number
-
-__all__ = ["encode_layout_file"]
+from .mindspore.device_grid import grid_dimensions
 
 _NUMBER = re.compile(r"[0-9]+")
 _LARGEST_PATTERN_COUNT = 1000  # patterns are compared with each other

@@ -11,8 +11,6 @@ from itertools import pairwise
 from ..errors import StrategyError, raise_all
 from ..tensor import Layout, Shape, Strategy
 
-__all__ = ["PIPELINE_AXIS", "LayoutRule", "LayoutRules", "StageRule", "layer_number"]
-
 PIPELINE_AXIS = "pp"
 
 _LAYER_WORDS = frozenset({"layers", "layer", "h", "blocks"})

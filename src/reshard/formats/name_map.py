@@ -5,8 +5,6 @@ from __future__ import annotations
 from ..errors import FormatError
 from .strict_json import json_kind, parse_json_object, shown
 
-__all__ = ["parse_name_map"]
-
 
 def parse_name_map(data: bytes, where: str) -> dict[str, str]:
     """Parse a map from old tensor names to new ones.

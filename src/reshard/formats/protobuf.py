@@ -11,17 +11,6 @@ from enum import IntEnum
 
 from ..errors import FormatError
 
-__all__ = [
-    "Field",
-    "Message",
-    "Wire",
-    "bytes_field",
-    "encode_varint",
-    "int_field",
-    "read_varint",
-    "text_field",
-]
-
 _VARINT_BYTES = 10
 _LARGEST_FIELD_NUMBER = 2**29 - 1
 

@@ -27,19 +27,6 @@ from ..errors import FormatError
 from ..tensor import ByteRange, DType, Shape, TensorSpec
 from .strict_json import json_kind, parse_json_object, shown
 
-__all__ = [
-    "LENGTH_BYTES",
-    "MAX_AXIS_COUNT",
-    "MAX_HEADER_BYTES",
-    "METADATA_KEY",
-    "EncodedHeader",
-    "Header",
-    "StoredTensor",
-    "header_range",
-    "parse_header",
-    "plan_header",
-]
-
 LENGTH_BYTES = 8
 """Bytes before the JSON: its length, unsigned, little-endian."""
 

@@ -11,8 +11,6 @@ from functools import partial
 
 from ..errors import FormatError
 
-__all__ = ["json_kind", "parse_json_object", "shown"]
-
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 

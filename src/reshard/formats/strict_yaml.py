@@ -13,8 +13,6 @@ import yaml
 from ..errors import FormatError
 from .strict_json import shown
 
-__all__ = ["PlainValue", "parse_yaml"]
-
 PlainValue = dict[str, "PlainValue"] | list["PlainValue"] | str | int | bool | None
 
 # PyYAML needs some 30 microseconds a value: these keep the worst text within seconds.

@@ -11,15 +11,6 @@ from dataclasses import dataclass, field
 from ..errors import FormatError
 from .strict_json import json_kind, parse_json_object, shown
 
-__all__ = [
-    "WeightIndex",
-    "encode_param_name_map",
-    "encode_weight_index",
-    "parse_param_name_map",
-    "parse_weight_index",
-    "relative_key_problem",
-]
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # A drive letter or a URL scheme: on some stores such a "name" points elsewhere, whatever prefix stands before it.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")

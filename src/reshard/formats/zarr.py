@@ -24,20 +24,6 @@ from itertools import product
 from ..tensor import Box, DType, Shape, TensorSpec, extent_of
 from .zarr_fill import Fill
 
-__all__ = [
-    "ATTRIBUTE",
-    "DATA_TYPES",
-    "DOCUMENT",
-    "MAX_NODE_LENGTH",
-    "VERSION",
-    "ChunkKeys",
-    "ZarrArray",
-    "array_document",
-    "encode_array",
-    "encode_group",
-    "node_of",
-]
-
 DOCUMENT = "zarr.json"
 ATTRIBUTE = "reshard"
 """The attribute of groups and arrays that holds what zarr has no field for."""

@@ -14,8 +14,6 @@ from ..errors import FormatError
 from ..tensor import DType
 from .strict_json import shown
 
-__all__ = ["Fill"]
-
 
 class _Float(NamedTuple):
     """A type of floats: bits of the fraction, bias of the exponent, and patterns; None where it has no such value."""

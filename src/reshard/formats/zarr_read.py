@@ -17,8 +17,6 @@ from .weight_index import relative_key_problem
 from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, ZarrArray
 from .zarr_fill import Fill
 
-__all__ = ["ZarrGroup", "is_group", "parse_array", "parse_group", "parse_node"]
-
 _MAX_COUNT = 2**63  # of a tensor's bits or a chunk's bytes
 _MAX_PATH_LENGTH = 1024  # what keys may have altogether
 _PLAIN = "Write it anew without compression, filters and shards: zarr-python's create_array(..., compressors=None)."

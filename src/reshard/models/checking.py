@@ -9,8 +9,6 @@ from .family import Case, Condition, Family, Naming, Option, Row
 from .leaves import leaves_of
 from .pattern import TensorPattern
 
-__all__ = ["check_family", "shaped"]
-
 
 def check_family(family: Family, where: str) -> None:
     """Check that names are declared, and that both sides of every row have the same parts and factors.

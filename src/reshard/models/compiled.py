@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from ..tensor import Patch, Shape, TensorSpec
 from .family import OptionValue
 
-__all__ = ["Compiled", "Dropped", "Part", "Scale", "Target"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scale:

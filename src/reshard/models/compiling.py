@@ -15,8 +15,6 @@ from .loading import training_state
 from .scales import find_scales
 from .settings import Settings, find_options, is_layout, settle
 
-__all__ = ["DIRECTIONS", "compile_rules"]
-
 DIRECTIONS = ("to_ms", "to_hf")
 
 _FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)

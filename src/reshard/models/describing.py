@@ -9,8 +9,6 @@ from .family import Case, Family, Row
 from .leaves import Leaf, leaves_of
 from .pattern import TensorPattern
 
-__all__ = ["OPERATIONS", "operations"]
-
 OPERATIONS = {
     "rename": ("another name, the same tensor", "rename"),
     "concat": ("parts follow one another along an axis", "split"),

@@ -13,8 +13,6 @@ from .loading import family_names, load_family, training_state
 from .pattern import name_key
 from .settings import find_options
 
-__all__ = ["Detected", "detect"]
-
 _MOST_NAMES = 2**21
 
 

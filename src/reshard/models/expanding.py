@@ -15,8 +15,6 @@ from .leaves import Leaf, leaves_of, patches_between, shape_of
 from .pattern import TensorPattern
 from .settings import Settings
 
-__all__ = ["Expansion", "Expected", "Wanted", "expand", "name_values"]
-
 Positions = range | tuple[int, ...]
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from ..errors import FormatError, PlanError
 
-__all__ = ["Expression", "parse_expression"]
-
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]{1,9}|[-+*/()])")
 _Tree = int | str | tuple[str, "_Tree", "_Tree"]
 

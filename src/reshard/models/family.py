@@ -9,23 +9,6 @@ from ..tensor import DType
 from .expression import Expression
 from .pattern import NamePattern, TensorPattern
 
-__all__ = [
-    "SIDES",
-    "Case",
-    "Condition",
-    "Drop",
-    "DtypeRule",
-    "Family",
-    "Index",
-    "Naming",
-    "Option",
-    "OptionValue",
-    "Parameter",
-    "Quantised",
-    "Row",
-    "Tie",
-]
-
 SIDES = ("hf", "ms")
 """Hugging Face, MindSpore."""
 

@@ -11,9 +11,6 @@ from ..errors import PlanError
 from ..tensor import Patch, Shape, Views
 from .pattern import Group, TensorPattern
 
-__all__ = ["Leaf", "leaves_of", "patches_between", "shape_of"]
-
-
 _MOST_UNROLLED = 4096
 
 

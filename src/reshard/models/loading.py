@@ -32,8 +32,6 @@ from .family import (
 )
 from .pattern import TensorPattern, parse_name, parse_tensor
 
-__all__ = ["family_names", "load_family", "parse_family", "training_state"]
-
 _Map = Mapping[str, PlainValue]
 
 

@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from ..errors import PlanError, raise_all
 from ..tensor import Box, DType, TensorSpec
 
-__all__ = ["AdapterPair", "Adapters", "adapter_boxes", "find_adapters", "is_adapter_name", "working_dtype"]
-
 _LEAF = re.compile(
     r"(?P<stem>[^\n]+)\.(?:(?P<old>mindpet_delta_|tk_delta_)?lora_(?P<low>[ab])"
     r"|lora_(?P<up>[AB])(?:\.(?P<name>[^.\n]+))?\.weight)"

@@ -19,8 +19,6 @@ from ..errors import FormatError, PlanError, UsageError, raise_all
 from ..formats.strict_json import json_kind, parse_json_object, shown
 from .lora import AdapterPair
 
-__all__ = ["AdapterConfig", "parse_adapter_config", "scalings"]
-
 _T = TypeVar("_T")
 
 # fmt: off

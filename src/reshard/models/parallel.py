@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from ..errors import StrategyError, raise_all
 from ..tensor import DType
 
-__all__ = ["Offset", "Parallel"]
-
 Offset = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 _COUNTS = ("dp", "mp", "cp", "pp", "ep", "pp_interleave_num", "ulysses_degree_in_cp")

@@ -12,8 +12,6 @@ from .parallel import Parallel
 from .parallel_rules import CutRule, NamingLayouts, Place, load_layouts, plain_name, same_option
 from .parallel_stages import last_stage, layer_stages
 
-__all__ = ["strategy_from_numbers"]
-
 _LAYER_KEYS = ("num_hidden_layers", "num_layers")
 _TAIL_KEYS = ("num_nextn_predict_layers", "mtp_num_layers", "mtp_depth")
 _EXPERT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "num_routed_experts", "expert_num")

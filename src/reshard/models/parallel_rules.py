@@ -30,8 +30,6 @@ from ..errors import FormatError, UsageError, raise_all
 from ..formats.strict_yaml import parse_yaml
 from .parallel_stages import StageRules
 
-__all__ = ["CutRule", "NamingLayouts", "Place", "load_layouts", "plain_name", "same_option"]
-
 # What optimizers and gradient accumulation put before the name of the weight that a tensor belongs to.
 _STATE = re.compile(r"(?:adam_[mv]|accu_grads|accum|moments|moment[12]|muon_m|exp_avg|exp_avg_sq)\.(.+)", re.DOTALL)
 _LORA = re.compile(

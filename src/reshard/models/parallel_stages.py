@@ -8,8 +8,6 @@ from typing import Literal
 from ..errors import StrategyError, raise_all
 from .parallel import Parallel
 
-__all__ = ["StageRules", "last_stage", "layer_stages"]
-
 StageRules = Literal["legacy", "mcore", "even"]
 
 _Chunks = tuple[tuple[int, ...], ...]

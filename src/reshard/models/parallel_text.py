@@ -12,8 +12,6 @@ from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..tensor import DType
 from .parallel import Offset, Parallel
 
-__all__ = ["parse_parallel", "parse_parallel_config"]
-
 _NAMES = {
     "data_parallel": "dp",
     "model_parallel": "mp",

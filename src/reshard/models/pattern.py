@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from ..errors import FormatError
 from .expression import Expression, parse_expression
 
-__all__ = ["Alternative", "Group", "Item", "NamePattern", "TensorPattern", "name_key", "parse_name", "parse_tensor"]
-
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*:?|[()|])")
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 

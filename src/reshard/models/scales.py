@@ -9,8 +9,6 @@ from .compiled import Scale
 from .family import Quantised
 from .settings import config_value
 
-__all__ = ["find_scales"]
-
 _QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
 _SCALES = frozenset({DType.F32, DType.BF16, DType.F16, DType.F64})
 

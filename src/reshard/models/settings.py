@@ -11,8 +11,6 @@ from ..formats.strict_json import shown
 from .expression import Expression
 from .family import Condition, Family, Index, Option, OptionValue, Parameter
 
-__all__ = ["Settings", "config_value", "find_options", "is_layout", "settle"]
-
 Value = int | bool | str | tuple[int, ...]
 
 MOST_POSITIONS = 1 << 16

@@ -8,8 +8,6 @@ from enum import StrEnum
 
 from ..tensor import Box, TensorSpec
 
-__all__ = ["Catalog", "Contents", "Entry", "Origin", "Placement", "SourceObject", "Stored"]
-
 
 @dataclass(frozen=True, slots=True)
 class Stored:

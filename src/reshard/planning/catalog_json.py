@@ -11,8 +11,6 @@ from .catalog import Catalog, Entry, Origin, Placement, SourceObject
 from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .plan_check import check_spec
 
-__all__ = ["catalog_from_json", "catalog_to_json"]
-
 
 def catalog_to_json(catalog: Catalog) -> dict[str, Any]:
     """Express a catalog in JSON's types."""

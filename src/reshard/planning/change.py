@@ -16,9 +16,7 @@ from ..models.lora import AdapterPair, find_adapters, working_dtype
 from ..models.scales import find_scales
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, Origin
-from .output import Making, Piece, TargetTensor
-
-__all__ = ["FLOATS", "NO_CHANGE", "Change", "Made", "make_tensors"]
+from .outputs.output import Making, Piece, TargetTensor
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 """What can be cast, and to what."""

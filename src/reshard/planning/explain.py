@@ -18,13 +18,11 @@ from .explained import (
     Taken,
     TensorExplanation,
 )
-from .output import Attachment, Document, Output, sample
+from .outputs.output import Attachment, Document, Output, sample
+from .outputs.streamed import whole_copies
 from .plan import Plan
-from .recipe import Recipe, sources_of, stored_at
-from .steps import CopiedPart, FilledPart, Step, inputs_of
-from .streamed import whole_copies
-
-__all__ = ["explain"]
+from .steps.recipe import Recipe, sources_of, stored_at
+from .steps.steps import CopiedPart, FilledPart, Step, inputs_of
 
 _NEAR = 3
 

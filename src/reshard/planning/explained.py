@@ -7,17 +7,6 @@ from typing import Literal
 
 from ..tensor import Box, ByteRange
 
-__all__ = [
-    "Explanation",
-    "Held",
-    "ObjectExplanation",
-    "PartExplanation",
-    "StagedTensor",
-    "Taken",
-    "TensorExplanation",
-    "explanation_to_json",
-]
-
 Filled = Literal["copied", "streamed", "literal", "replica"]
 """``copied`` by the store from the source, ``streamed`` through the client, ``literal`` of bytes known beforehand
 alone, or a ``replica``'s part: copied by the store from an equal output."""

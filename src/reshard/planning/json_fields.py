@@ -8,21 +8,7 @@ from typing import TypeVar
 
 from ..errors import FormatError
 from ..formats.strict_json import json_kind, shown
-from .output import MAX_NAME_LENGTH
-
-__all__ = [
-    "choice",
-    "counters",
-    "fields_of",
-    "integer",
-    "integers",
-    "items",
-    "mapping",
-    "name",
-    "refused",
-    "text",
-    "texts",
-]
+from .outputs.output import MAX_NAME_LENGTH
 
 MAX_INTEGER = 2**63 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)

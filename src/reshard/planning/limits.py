@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 
 from ..errors import UsageError
 
-__all__ = ["KERNEL_BYTES", "KIB", "MIB", "Limits"]
-
 KIB = 1 << 10
 MIB = 1 << 20
 KERNEL_BYTES = 3 * MIB

@@ -9,22 +9,20 @@ from functools import cached_property
 
 from ..errors import OverBudget, PlanError, raise_all
 from ..formats.containers import Container
-from ..formats.ms_ckpt import INT4
+from ..formats.mindspore.ckpt_values import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
 from .change import NO_CHANGE, Change, make_tensors
-from .copies import REPLICAS, with_copies
-from .cost import Cost, count_cost
-from .groups import form_groups
+from .cost.cost import Cost, count_cost
+from .cost.memory import Buffers, share_memory
 from .limits import KERNEL_BYTES, Limits
-from .memory import Buffers, share_memory
-from .needs import Needs
-from .output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
-from .recipe import Group, Recipe
-from .steps import Step, group_steps
-from .target import Target
-
-__all__ = ["MANIFEST_KEY", "REPLICAS", "Plan", "check_texts", "make_plan", "without_copies"]
+from .outputs.output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
+from .steps.copies import with_copies
+from .steps.groups import form_groups
+from .steps.needs import Needs
+from .steps.recipe import Group, Recipe
+from .steps.steps import Step, group_steps
+from .targets.target import Target
 
 MANIFEST_KEY = "reshard-manifest.json"
 

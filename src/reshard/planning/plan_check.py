@@ -13,31 +13,24 @@ from dataclasses import replace
 from itertools import pairwise, product
 
 from ..formats.containers import Container
-from ..formats.ms_ckpt import PIECE_BYTES
+from ..formats.mindspore.ckpt_values import PIECE_BYTES
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem
 from ..tensor import Box, Shape, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry
-from .cost import count_cost
-from .counting import Standing, StepCounter
-from .cuts import Rows
+from .cost.cost import count_cost
+from .cost.counting import Standing, StepCounter
 from .json_fields import MAX_INTEGER, refused
-from .needs import Needs
-from .output import Output, alike
+from .outputs.output import Output, alike
 from .plan import Plan, check_texts
 from .plan_work import MAX_PAIRS, Work, bound
-from .recipe import Group
-from .target import IterationTarget, RankTarget, ZarrTarget
-from .zarr_target import ChunkOutput
-
-__all__ = [
-    "MAX_ATTACHMENT_BYTES",
-    "check_catalog",
-    "check_plan",
-    "check_spec",
-    "check_strategy_size",
-]
+from .steps.cuts import Rows
+from .steps.needs import Needs
+from .steps.recipe import Group
+from .targets.iteration_target import IterationTarget
+from .targets.rank_target import RankTarget
+from .targets.zarr_target import ChunkOutput, ZarrTarget
 
 MAX_RANK_COUNT = 1 << 20
 MAX_SLICES = 1 << 27

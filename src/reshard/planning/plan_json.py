@@ -17,27 +17,22 @@ from ..formats.strict_json import parse_json_object, shown
 from ..tensor import DType, Layout, RowSplit, Strategy
 from .catalog_json import catalog_from_json, catalog_to_json
 from .change import FLOATS, NO_CHANGE, Change
-from .cost import Cost
-from .cuts import Cut
+from .cost.cost import Cost
 from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .limits import Limits
-from .output import Attachment
-from .plan import REPLICAS, Plan
+from .outputs.output import Attachment
+from .plan import Plan
 from .plan_check import check_catalog, check_plan, check_strategy_size
-from .recipe import Group
 from .staging import is_staging_url, unstaged_catalog, with_chunks
-from .target import FullTarget, IterationTarget, PartsTarget, RankTarget, Target, TreeTarget, ZarrTarget
-
-__all__ = [
-    "BESIDE",
-    "catalog_to_json",
-    "decode_plan",
-    "encode_plan",
-    "plan_from_json",
-    "plan_id_of",
-    "plan_to_json",
-    "strategy_to_json",
-]
+from .steps.copies import REPLICAS
+from .steps.cuts import Cut
+from .steps.recipe import Group
+from .targets.full_target import FullTarget, PartsTarget
+from .targets.iteration_target import IterationTarget
+from .targets.rank_target import RankTarget
+from .targets.target import Target
+from .targets.tree_target import TreeTarget
+from .targets.zarr_target import ZarrTarget
 
 BESIDE = ("estimate", "explained")
 """What is printed with a plan without being part of it: left out when it is read again."""

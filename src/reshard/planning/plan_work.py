@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from ..tensor import Box, Runs, extent_of, row_major_boxes
-from .counting import Standing
-from .cuts import Rows, Share
+from .cost.counting import Standing
 from .json_fields import refused
-from .needs import Needs
 from .plan import Plan
-from .reads import bridged
-from .recipe import Recipe, sources_of, stored_at
-
-__all__ = ["MAX_PAIRS", "Work", "bound"]
+from .steps.cuts import Rows, Share
+from .steps.needs import Needs
+from .steps.reads import bridged
+from .steps.recipe import Recipe, sources_of, stored_at
 
 MAX_PAIRS = 1 << 24
 """Tensors over all outputs that are made one by one, and whatever else grows with two lists of the plan at once."""

@@ -16,23 +16,14 @@ from dataclasses import dataclass, replace
 from ..errors import PlanError
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog, Entry, Placement, SourceObject
-from .cost import Cost
-from .group_reads import group_reads
+from .cost.cost import Cost
 from .limits import Limits
-from .plan import REPLICAS, Plan, make_plan
-from .reads import score
-from .recipe import sources_of
-from .zarr_target import ZarrTarget, chunk_shape_for
-
-__all__ = [
-    "StagingMode",
-    "is_staging_url",
-    "staged_plan",
-    "unstaged_catalog",
-    "with_chunks",
-    "with_etags",
-    "without_staging",
-]
+from .plan import Plan, make_plan
+from .steps.copies import REPLICAS
+from .steps.group_reads import group_reads
+from .steps.reads import score
+from .steps.recipe import sources_of
+from .targets.zarr_target import ZarrTarget, chunk_shape_for
 
 _WORTH_IT = 1.2
 """Staging must be cheaper by this factor: a second pass is one more thing that can fail."""

@@ -6,8 +6,6 @@ from ..errors import Unsupported, UsageError
 from ..tensor import ByteRange
 from .protocol import ReadStore
 
-__all__ = ["checked_span", "not_copied", "too_short"]
-
 
 def checked_span(span: ByteRange) -> ByteRange:
     """Return a span that a part may be made of.

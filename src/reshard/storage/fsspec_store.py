@@ -22,8 +22,6 @@ from .retry import RetryPolicy, retrying
 from .s3_errors import Asked, explain
 from .stopping import ShouldStop, check, never
 
-__all__ = ["FsspecStore"]
-
 T = TypeVar("T")
 
 _BLOCK_BYTES = 8 << 20

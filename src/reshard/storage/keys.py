@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ..errors import UsageError
 
-__all__ = ["join_key", "normal_key"]
-
 
 def normal_key(text: str) -> str:
     """Drop the slashes at both ends, doubled ones and ``.`` segments.

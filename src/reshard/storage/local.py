@@ -21,8 +21,6 @@ from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrappe
 from .reading import beyond_end, changed, checked_target, expect_etag
 from .stopping import ShouldStop, check, never
 
-__all__ = ["LocalStore"]
-
 _BLOCK_BYTES = 8 << 20
 """Read or written between two looks at ``should_stop``: a few milliseconds."""
 

@@ -6,8 +6,6 @@ import os
 
 from .stopping import ShouldStop, check
 
-__all__ = ["FileCopy"]
-
 _BLOCK_BYTES = 8 << 20
 """Copied between two looks at ``should_stop``."""
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from ..errors import Denied, UsageError
 
-__all__ = ["Temporary", "is_temporary", "make_folder", "object_path", "remove_empty", "walk", "writable_path"]
-
 _TEMPORARY = re.compile(r"\.reshard-(?P<token>[0-9a-f]{16}-\d+)-(?P<name>.+)", re.DOTALL)
 
 

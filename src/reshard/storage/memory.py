@@ -14,8 +14,6 @@ from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrappe
 from .reading import beyond_end, checked_target, expect_etag
 from .stopping import ShouldStop, check, never
 
-__all__ = ["MemoryStore"]
-
 
 @dataclass(slots=True)
 class _Pending:

@@ -19,8 +19,6 @@ from .protocol import ObjectInfo, ReadStore, Store, identity_of
 if TYPE_CHECKING:
     from .s3 import S3Store
 
-__all__ = ["Location", "open_location", "open_source", "open_target", "open_target_object", "shared_connections"]
-
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # of two letters at least: C:/ is a drive
 _WRITABLE = ("file", "memory", "s3", "obs")

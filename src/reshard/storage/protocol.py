@@ -13,21 +13,6 @@ from typing import Protocol, runtime_checkable
 from ..tensor import ByteRange
 from .stopping import ShouldStop
 
-__all__ = [
-    "Body",
-    "Copier",
-    "Identified",
-    "ObjectInfo",
-    "ReadStore",
-    "Stoppable",
-    "Store",
-    "StoreLimits",
-    "Upload",
-    "Wrapper",
-    "identity_of",
-    "unwrapped",
-]
-
 Body = bytes | bytearray | memoryview
 """Bytes to send; a memoryview is contiguous and of format ``B``."""
 

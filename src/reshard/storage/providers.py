@@ -16,8 +16,6 @@ from urllib.parse import urlsplit
 from ..errors import UsageError
 from .protocol import StoreLimits
 
-__all__ = ["ADDRESSING_VARIABLE", "AWS", "PROVIDERS", "Addressing", "Provider", "provider_of"]
-
 Addressing = Literal["auto", "virtual", "path"]
 """Bucket in the host name (``virtual``), in the path (``path``), or boto3's choice (``auto``)."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ..errors import SourceChanged, StorageError, UsageError
 from ..tensor import ByteRange
 
-__all__ = ["beyond_end", "changed", "checked_target", "expect_etag"]
-
 
 def checked_target(span: ByteRange, target: memoryview) -> memoryview:
     """Return ``target`` if it can take exactly the bytes of ``span``.

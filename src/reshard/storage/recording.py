@@ -12,8 +12,6 @@ from .copying import not_copied
 from .protocol import Body, Copier, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
 from .stopping import ShouldStop, never
 
-__all__ = ["Figures", "RecordingReadStore", "RecordingStore", "recording"]
-
 
 @dataclass(frozen=True, slots=True)
 class Figures:

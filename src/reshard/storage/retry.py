@@ -11,8 +11,6 @@ from typing import TypeVar
 from ..errors import Transient
 from .stopping import ShouldStop, never, pause
 
-__all__ = ["Retries", "RetryPolicy", "retrying"]
-
 T = TypeVar("T")
 
 

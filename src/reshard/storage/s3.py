@@ -21,8 +21,6 @@ from .s3_read import RangedRead, bare_etag
 from .s3_settings import S3Settings
 from .stopping import ShouldStop, check, never
 
-__all__ = ["S3Store"]
-
 _SMALL_BYTES = 64 << 10
 """Below this a body is sent as bytes: a file makes boto3 ask first and wait for leave to send."""
 

@@ -7,8 +7,6 @@ import io
 from .protocol import Body
 from .stopping import ShouldStop, check, never
 
-__all__ = ["PartBody"]
-
 _BLOCK_BYTES = 1 << 20
 """Handed out at least, if there is as much. The HTTP library asks for 16 KiB, a system call each, but sends
 whatever it is given; blocks of 1 MiB save a sixth of the CPU time of sending."""

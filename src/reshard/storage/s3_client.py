@@ -16,8 +16,6 @@ from botocore.exceptions import BotoCoreError
 from ..errors import UsageError
 from .s3_settings import S3Settings, obs_settings, s3_settings
 
-__all__ = ["find_settings", "make_client"]
-
 
 def find_settings(scheme: str, bucket: str) -> S3Settings:
     """Gather how to reach a bucket from the environment, profiles and AWS's configuration files.

@@ -15,8 +15,6 @@ from .s3_errors import Asked, explain, status_of
 from .s3_read import bare_etag, quoted_etag
 from .stopping import ShouldStop, check
 
-__all__ = ["PartCopy"]
-
 
 @dataclass(frozen=True, slots=True)
 class PartCopy:

@@ -34,8 +34,6 @@ from botocore.exceptions import (
 
 from ..errors import Denied, NotFound, ReshardError, SourceChanged, StorageError, Transient, Unsupported, UsageError
 
-__all__ = ["Asked", "explain", "status_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:

@@ -20,8 +20,6 @@ from .retry import Retries, RetryPolicy
 from .s3_errors import Asked, explain, status_of
 from .stopping import ShouldStop, check
 
-__all__ = ["RangedRead", "bare_etag", "quoted_etag"]
-
 _BLOCK_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 

@@ -9,8 +9,6 @@ from urllib.parse import urlsplit, urlunsplit
 from ..errors import UsageError
 from .providers import AWS, Provider, provider_of
 
-__all__ = ["Keys", "S3Settings", "obs_settings", "s3_settings"]
-
 _DEFAULT_REGION = "us-east-1"  # what servers that have no regions expect in a signature
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from ..errors import Interrupted
 
-__all__ = ["ShouldStop", "check", "never", "pause"]
-
 ShouldStop = Callable[[], bool]
 """Whether to break off; once it answers yes it keeps doing so."""
 

@@ -9,8 +9,6 @@ from operator import add, sub
 
 from .dtype import DType
 
-__all__ = ["Box", "ByteRange", "Shape", "TensorSpec", "extent_of", "row_major_boxes"]
-
 Shape = tuple[int, ...]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import cached_property
 
-__all__ = ["DType"]
-
 
 class DType(StrEnum):
     """Element type of a tensor.

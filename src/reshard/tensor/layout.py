@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from ..errors import StrategyError
 from .box import Box, Shape
 
-__all__ = ["Layout", "RowSplit"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowSplit:

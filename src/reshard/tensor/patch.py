@@ -11,8 +11,6 @@ from itertools import product
 from .box import Box, Shape, row_major_boxes
 from .runs import Transfer, strided
 
-__all__ = ["Patch", "Views", "plain_patch", "plain_views", "view_boxes"]
-
 Views = tuple[Shape, ...]
 """For each axis of a tensor the factors of its extent, outermost first: an axis of 2 * f rows that come
 in pairs is ``(f, 2)``, one that is not taken apart ``(n,)``."""

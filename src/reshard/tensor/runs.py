@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 from .box import Box, Shape, row_major_boxes
 
+
 # Runs and Transfer are made for every slice of every output: named tuples are quicker to make than frozen dataclasses.
-__all__ = ["Runs", "Transfer", "byte_runs", "slice_transfers", "strided", "transfer"]
-
-
 class Runs(NamedTuple):
     """Equal runs of bytes: ``prod(counts)`` of them, ``nbytes`` each.
 

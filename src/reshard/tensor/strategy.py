@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from ..errors import StrategyError
 from .layout import Layout
 
-__all__ = ["Strategy"]
-
 
 @dataclass(frozen=True, slots=True)
 class Strategy:

@@ -1,0 +1,1 @@
+"""Turn steps into part receipts."""

@@ -1,0 +1,1 @@
+"""Compute and scatter within memory."""

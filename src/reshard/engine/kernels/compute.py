@@ -1,0 +1,334 @@
+"""Arithmetic on dense boxes: casts, block scales, and low-rank updates.
+
+What is computed for an element depends on that element's inputs alone: not on the box it is computed in, nor on
+threads, nor on the machine. So any way of cutting a tensor gives the same bytes, and a part can be made again anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from ...models.lora import adapter_boxes
+from ...tensor import Box, DType, Shape
+from .lora_product import merge_block
+
+_Array = npt.NDArray[Any]
+_BLOCK = 1 << 16  # elements: what one step converts fits the processor's cache, and the lock is released within
+_NUMPY = {
+    DType.F8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
+    DType.F8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
+    DType.F8_E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
+    DType.F8_E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
+    DType.F8_E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
+    DType.F16: np.dtype(np.float16),
+    DType.BF16: np.dtype(ml_dtypes.bfloat16),
+    DType.F32: np.dtype(np.float32),
+    DType.F64: np.dtype(np.float64),
+}
+_BITS: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
+_FLOATS = frozenset(_NUMPY) - {DType.F8_E8M0}
+_QUANTISED = {dtype for dtype in _FLOATS if dtype.itemsize == 1}
+_SCALES = {DType.F64, DType.F32, DType.BF16, DType.F16, DType.F8_E8M0}
+_MERGED = {DType.F32, DType.BF16, DType.F16}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A box of a tensor with its bytes: dense and row-major.
+
+    Parameters
+    ----------
+    box
+        Which elements of the whole tensor these are.
+    dtype
+        Of one element.
+    data
+        Exactly the bytes of the box; writable where a kernel writes.
+
+    Examples
+    --------
+    >>> Tile(Box((0, 2), (2, 4)), DType.F16, memoryview(bytes(8))).box.shape
+    (2, 2)
+    """
+
+    box: Box
+    dtype: DType
+    data: memoryview
+
+    def __post_init__(self) -> None:
+        expected = self.dtype.nbytes(self.box.element_count)
+        if self.data.nbytes != expected:
+            raise ValueError(f"{self.box} of {self.dtype} has {expected} bytes: found a buffer of {self.data.nbytes}")
+
+
+class Kernel(Protocol):
+    """What makes a box of a computed tensor from boxes of its inputs."""
+
+    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+        """Fill ``out`` from exactly the boxes that it needs, in the kernel's own order."""
+        ...
+
+
+def can_cast(source: DType, target: DType) -> bool:
+    """Whether a tensor can be cast: to what it is, or from a floating type to another.
+
+    Nothing is cast to F8_E8M0, which has neither sign nor zero: it is read as a scale only.
+
+    Examples
+    --------
+    >>> can_cast(DType.F32, DType.BF16), can_cast(DType.F8_E4M3, DType.F16), can_cast(DType.I8, DType.I8)
+    (True, True, True)
+    >>> can_cast(DType.I32, DType.F32), can_cast(DType.F32, DType.F8_E8M0), can_cast(DType.F4, DType.F32)
+    (False, False, False)
+    """
+    return source == target or (source in _NUMPY and target in _FLOATS)
+
+
+def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dtype: DType) -> None:
+    """Convert elements one by one, rounding to nearest and ties to even.
+
+    - Too large for the target becomes infinity, and NaN in F8_E4M3 and the FNUZ types, which have none.
+    - Results below the normal range are rounded too, not flushed to zero. NaN stays NaN, and loses its payload where
+      the target has no room for it.
+    - F64 reaches BF16 and the types of 8 bits through F32, so it is rounded twice; everything else is rounded once.
+
+    Raises
+    ------
+    ValueError
+        No such cast, or buffers that do not hold equally many elements.
+
+    Examples
+    --------
+    >>> target = bytearray(4)
+    >>> cast(memoryview(np.array([1, 1e9], "f4")).cast("B"), DType.F32, memoryview(target), DType.F16)
+    >>> np.frombuffer(target, np.float16)
+    array([ 1., inf], dtype=float16)
+    """
+    if not can_cast(source_dtype, target_dtype):
+        raise ValueError(f"no cast from {source_dtype} to {target_dtype}: only between floating types")
+    if source_dtype == target_dtype:
+        target[:] = source
+        return
+    read, write = np.frombuffer(source, _NUMPY[source_dtype]), np.frombuffer(target, _NUMPY[target_dtype])
+    if len(read) != len(write):
+        raise ValueError(f"a cast of {len(read)} elements into a buffer of {len(write)}")
+    for start in range(0, len(read), _BLOCK):
+        _convert(read[start : start + _BLOCK], write[start : start + _BLOCK])
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A tensor in another element type; input: the same box.
+
+    Examples
+    --------
+    >>> out = Tile(Box((0,), (2,)), DType.BF16, memoryview(bytearray(4)))
+    >>> Cast().run([Tile(out.box, DType.F32, memoryview(np.ones(2, "f4")).cast("B"))], out)
+    >>> bytes(out.data).hex()
+    '803f803f'
+    """
+
+    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+        """Cast the one input."""
+        (source,) = inputs
+        _expect("source", source.box, out.box)
+        cast(source.data, source.dtype, out.data, out.dtype)
+
+
+def scale_box(box: Box, block: Shape) -> Box:
+    """The scales that a box of weights needs: one for each block it touches.
+
+    Examples
+    --------
+    >>> scale_box(Box((100, 0), (300, 128)), (128, 128))
+    Box(start=(0, 0), stop=(3, 1))
+    """
+    start = tuple(a // size for a, size in zip(box.start, block, strict=True))
+    return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, block, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantise:
+    """8-bit floating weights times the scale of their block; inputs: the same box, and its ``scale_box``.
+
+    Weight and scale become F32, their product is rounded to F32, and then to the target: once more, if it is narrower.
+
+    Parameters
+    ----------
+    block
+        Elements that share a scale, on each axis; blocks at the ends may be smaller. An axis of
+        the tensor in which every index has its own scales (stacked experts) has 1.
+
+    Examples
+    --------
+    >>> weights = Tile(Box((1,), (4,)), DType.F8_E4M3, memoryview(bytes.fromhex("383840")))
+    >>> scales = Tile(Box((0,), (2,)), DType.F32, memoryview(np.array([0.5, 3], "f4")).cast("B"))
+    >>> out = Tile(weights.box, DType.F32, memoryview(bytearray(12)))
+    >>> Dequantise((2,)).run([weights, scales], out)
+    >>> np.frombuffer(out.data, np.float32)
+    array([0.5, 3. , 6. ], dtype=float32)
+
+    Source: research/deepseek3/convert_weight.py (weight_dequant) of MindSpore Transformers 1.5.
+    """
+
+    block: Shape
+
+    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+        """Multiply the weights by their scales."""
+        weights, scales = inputs
+        _expect("weights", weights.box, out.box)
+        _expect("scales", scales.box, scale_box(out.box, self.block))
+        _expect_dtype("weights", weights.dtype, _QUANTISED)
+        _expect_dtype("scales", scales.dtype, _SCALES)
+        _expect_dtype("result", out.dtype, _FLOATS)
+        coarse, codes, result = _array(scales), _array(weights), _array(out)
+        wide = np.empty(_BLOCK, np.float32)
+        for scale_rows, rows in _row_bands(out.box, self.block):
+            for start, columns in _column_blocks(out.box, self.block):
+                factors = np.empty(len(columns), np.float32)
+                _convert(coarse[scale_rows][columns], factors)
+                _scale_rows(codes[rows], factors, result[rows], slice(start, start + len(columns)), wide)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeLora:
+    """A weight with its low-rank update: W + (B·A)·scaling; inputs: W's box, and those of ``adapter_boxes``, A first.
+
+    The inner sum runs in F32 from the first to the last of the rank's elements, each product
+    added before it is rounded, as by a fused multiply-add. Then one rounding for each: the
+    product to ``working``, the scaling to ``working``, their product to ``working``, the sum
+    with W to F32, and that to W's type. The result is W's type, and may take its place in
+    memory.
+
+    Parameters
+    ----------
+    scaling
+        What the product is multiplied by: alpha / rank, usually.
+    rank
+        Length of the inner axis.
+    working
+        F32, or F16 to do as the original did where A and B are both F16.
+    transposed
+        Whether W is stored ``[in, out]``.
+
+    Examples
+    --------
+    >>> def tile(dtype, *rows):
+    ...     numbers = np.array(rows, dtype)
+    ...     return Tile(Box.whole(numbers.shape), DType.F32, memoryview(numbers).cast("B"))
+    >>> out = tile("f4", [0, 0], [0, 0])
+    >>> MergeLora(0.5, rank=1).run([tile("f4", [1, 1], [1, 1]), tile("f4", [2, 4]), tile("f4", [1], [10])], out)
+    >>> np.frombuffer(out.data, np.float32)
+    array([ 2.,  3., 11., 21.], dtype=float32)
+
+    Source: mindformers/tools/transform_ckpt_lora.py of MindSpore Transformers 1.6, run on a CPU;
+    transform_safetensors_lora.py of 2.1 always works in F32.
+    """
+
+    scaling: float
+    rank: int
+    working: DType = DType.F32
+    transposed: bool = False
+
+    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+        """Add the update to the weight."""
+        weight, a, b = inputs
+        _expect("weight", weight.box, out.box)
+        a_box, b_box = adapter_boxes(out.box, self.rank, transposed=self.transposed)
+        _expect("A", a.box, a_box)
+        _expect("B", b.box, b_box)
+        for what, tile in (("weight", weight), ("A", a), ("B", b)):
+            _expect_dtype(what, tile.dtype, _MERGED)
+        _expect_dtype("result", out.dtype, {weight.dtype})
+        _expect_dtype("working type", self.working, {DType.F32, DType.F16})
+        left, right = (_array(a).T, _array(b).T) if self.transposed else (_array(b), _array(a))
+        working = _NUMPY[self.working]
+        merge_block(_array(weight), left, right, working.type(self.scaling), _array(out))
+
+
+def _convert(source: _Array, target: _Array) -> None:
+    """Fill ``target`` with what ``source`` rounds to; at most a block."""
+    narrow = target.dtype.itemsize == 1 or target.dtype == _NUMPY[DType.BF16]
+    if source.dtype == np.float64 and narrow:  # said outright, not left to what ml_dtypes does inside
+        with np.errstate(all="ignore"):
+            source = source.astype(np.float32)
+    size: int = source.dtype.itemsize
+    if size == 1 or (size == 2 and target.dtype.itemsize == 1):
+        bits = source.view(_BITS[size])
+        # The index cannot be out of bounds; "clip" is what makes numpy write without a buffer.
+        np.take(_table(source.dtype, target.dtype), bits, out=target.view(_BITS[target.dtype.itemsize]), mode="clip")
+        return
+    with np.errstate(all="ignore"):  # infinities and NaN are results here, not accidents
+        np.copyto(target, source, casting="unsafe")
+
+
+@cache
+def _table(source: np.dtype[Any], target: np.dtype[Any]) -> _Array:
+    """What every bit pattern of a short type becomes: faster than converting, and the same by construction."""
+    size: int = source.itemsize
+    every = np.arange(1 << 8 * size).astype(_BITS[size]).view(source)
+    with np.errstate(all="ignore"):
+        made: _Array = every.astype(np.float32).astype(target)
+    return made.view(_BITS[target.itemsize])
+
+
+def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...]]]:
+    """Pair the rows that share their scales with the place of these in the tile of scales."""
+    if len(block) == 1:
+        yield (), ()
+        return
+    *outer, size = block[:-1]
+    first = scale_box(box, block).start
+    for index in np.ndindex(box.shape[:-2]):
+        place = tuple((a + i) // s - f for a, i, s, f in zip(box.start, index, outer, first, strict=False))
+        low, high = box.start[-2], box.stop[-2]
+        for band in range(low // size, -(-high // size)):
+            rows = slice(max(low, band * size) - low, min(high, (band + 1) * size) - low)
+            yield (*place, band - first[-2]), (*index, rows)
+
+
+def _column_blocks(box: Box, block: Shape) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Cut the columns into blocks; for each, where it starts, and which scale each of its columns has."""
+    low, high, size = box.start[-1], box.stop[-1], block[-1]
+    for start in range(low, high, _BLOCK):
+        columns = np.arange(start, min(start + _BLOCK, high), dtype=np.intp)
+        yield start - low, columns // size - low // size
+
+
+def _scale_rows(codes: _Array, factors: _Array, result: _Array, columns: slice, wide: _Array) -> None:
+    """Multiply rows of codes by one factor a column, as many rows at a time as a block holds."""
+    codes, result = np.atleast_2d(codes)[:, columns], np.atleast_2d(result)[:, columns]
+    step = max(1, _BLOCK // len(factors))
+    for start in range(0, len(codes), step):
+        some = codes[start : start + step]
+        product = wide[: some.size].reshape(some.shape)
+        _convert(some, product)
+        with np.errstate(all="ignore"):
+            np.multiply(product, factors, out=product)
+        _convert(product, result[start : start + step])
+
+
+def _array(tile: Tile) -> _Array:
+    return np.frombuffer(tile.data, _NUMPY[tile.dtype]).reshape(tile.box.shape)
+
+
+def _expect(what: str, found: Box, expected: Box) -> None:
+    if found != expected:
+        raise ValueError(f"{what}: expected {expected}, found {found}")
+
+
+def _expect_dtype(what: str, found: DType, expected: Set[DType]) -> None:
+    if found not in expected:
+        raise ValueError(f"{what}: expected one of {', '.join(sorted(expected))}, found {found}")

@@ -1,0 +1,123 @@
+"""Reads strategies and layout files from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...errors import CatalogError, FormatError, NotFound, SourceError
+from ...formats.layout_file import parse_layout_file
+from ...formats.layout_rules import LayoutRules
+from ...formats.mindspore.ms_strategy import parse_strategy_file
+from ...formats.mindspore.ms_strategy_file import StrategyFile
+from ...formats.mindspore.ms_strategy_merge import to_strategy
+from ...storage import Location
+from ...tensor import ByteRange, Shape, Strategy
+from ..workers import working
+
+_MAX_DOCUMENT_BYTES = 256 << 20
+_EXPECTED = (
+    "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
+)
+_STRATEGY_SUFFIXES = (".ckpt", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySource:
+    """A strategy as its files tell it; some forms need the tensors' shapes to become one."""
+
+    files: tuple[StrategyFile, ...] = ()
+    rules: LayoutRules | None = None
+
+    def strategy(self, shapes: Mapping[str, Shape], *, local: bool) -> Strategy:
+        """Make the strategy.
+
+        Parameters
+        ----------
+        shapes
+            Of every tensor: of what one rank holds if ``local``, else whole.
+
+        Raises
+        ------
+        StrategyError
+            The files do not make one strategy of these tensors.
+        """
+        if self.rules is not None:
+            return self.rules.strategy(shapes)
+        return to_strategy(self.files, shapes, local=local)
+
+
+def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
+    """Read one small object whole.
+
+    Raises
+    ------
+    NotFound
+        There is no such object.
+    FormatError
+        It is too long to be a document.
+    """
+    info = location.store.head(location.key)
+    if info.nbytes > max_nbytes:
+        raise FormatError(
+            "too long for a document", where=location.url, expected=f"<= {max_nbytes} bytes", found=str(info.nbytes)
+        )
+    return location.store.read(info.key, ByteRange(0, info.nbytes), info.etag) if info.nbytes else b""
+
+
+def read_layout_file(location: Location) -> StrategySource:
+    """Read a layout file; see :func:`reshard.formats.layout_file.parse_layout_file`."""
+    return StrategySource(rules=parse_layout_file(read_object(location), location.url))
+
+
+def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
+    """Read a strategy file, or every strategy file directly below a prefix.
+
+    Raises
+    ------
+    NotFound
+        Neither an object nor a prefix with strategy files.
+    CatalogError
+        Files of both forms side by side.
+    FormatError
+        A file that is none.
+    """
+    try:
+        data = read_object(location)
+    except NotFound:
+        return _read_directory(location, concurrency)
+    return StrategySource((_parsed(data, location),))
+
+
+def _read_directory(location: Location, concurrency: int) -> StrategySource:
+    names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
+    if not names:
+        raise NotFound(
+            f"{location.url}: no strategy there",
+            hint="Name a strategy file (.ckpt or .json), or a prefix that holds those of all stages.",
+        )
+    if len({name.rsplit(".", 1)[-1] for name in names}) > 1:
+        raise CatalogError(f"{location.url}: strategy files of both forms, expected only .ckpt or only .json")
+    # All ranks of a stage write the same bytes: each content is parsed once.
+    contents: dict[str, bytes] = {}
+
+    def read(name: str) -> None:
+        contents[name] = read_object(location.child(name))
+
+    with working(concurrency, location.store) as workers:
+        workers.map(read, names)
+    parsed: dict[bytes, StrategyFile] = {}
+    for name in names:
+        if contents[name] not in parsed:
+            parsed[contents[name]] = _parsed(contents[name], location.child(name))
+    return StrategySource(tuple(parsed.values()))
+
+
+def _parsed(data: bytes, location: Location) -> StrategyFile:
+    if not data:
+        raise SourceError(f"{location.url}: the strategy file is empty", hint=_EXPECTED)
+    try:
+        return parse_strategy_file(data, location.url)
+    except FormatError as error:
+        error.hint = error.hint or _EXPECTED
+        raise

@@ -1,0 +1,1 @@
+"""MindSpore's and MindSpore Transformers' formats: checkpoints, strategy files, rank shards, iteration folders."""

@@ -1,0 +1,159 @@
+"""What the name of a rank's object says: container, epoch and step, the rank itself, and which suffix fits it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ..containers import Container
+
+_DIGITS = re.compile(r"([0-9]+)")
+_EPOCH_STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})$")  # nobody counts further: a bound for hostile names
+_TASK_FORM = re.compile("_?[0-9]+-[0-9]+_[0-9]+")
+_FORMS = ((_TASK_FORM, "_"), (re.compile("-?[0-9]+_[0-9]+"), "-"), (re.compile("_?[0-9]+"), "_"))
+
+
+def base_of(name: str) -> str:
+    """Return the name without its prefix."""
+    return name.rpartition("/")[2]
+
+
+def container_of(name: str) -> Container | None:
+    """Say which container a name ends in; None for others, and for names with a dot in front, which MindSpore skips.
+
+    Examples
+    --------
+    >>> container_of("rank_0/a.ckpt"), container_of("rank_0/meta.json"), container_of("rank_0/.a.safetensors")
+    (<Container.CKPT: 'ckpt'>, None, None)
+    """
+    if base_of(name).startswith("."):
+        return None
+    return next((container for container in Container if name.endswith(f".{container}")), None)
+
+
+def epoch_step_of(name: str) -> tuple[int, int] | None:
+    """Read epoch and step off the end of a name, if it has them.
+
+    Examples
+    --------
+    >>> epoch_step_of("rank_3/llama_rank_3-1_20.safetensors"), epoch_step_of("rank_3/llama_3.ckpt")
+    ((1, 20), None)
+
+    Source: mindspore 2.10.0 ``ModelCheckpoint``, MindSpore Transformers ``CheckpointMonitor``.
+    """
+    match = _EPOCH_STEP.search(_stem(name))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def label_of(name: str, rank: int) -> str:
+    """Name an object in a message, alike on all ranks: epoch and step, else ``pattern_of``.
+
+    Examples
+    --------
+    >>> label_of("rank_3/llama_rank_3-1_20.safetensors", 3), label_of("rank_3/llama3_3.ckpt", 3)
+    ('1_20', 'llama3_{rank}.ckpt')
+    """
+    numbers = epoch_step_of(name)
+    return f"{numbers[0]}_{numbers[1]}" if numbers else pattern_of(name, rank)
+
+
+def pattern_of(name: str, rank: int) -> str:
+    """Write a name, for a message, without the last mention of its rank before epoch and step.
+
+    Examples
+    --------
+    >>> pattern_of("rank_3/llama3_rank_3-3_20.safetensors", 3)
+    'llama3_rank_{rank}-3_20.safetensors'
+    """
+    base, match = base_of(name), _EPOCH_STEP.search(_stem(name))
+    end = match.start() if match else len(_stem(name))
+    parts = _DIGITS.split(base[:end])
+    mentions = [place for place in range(1, len(parts), 2) if _number(parts[place]) == _number(str(rank))]
+    for place in mentions[-1:]:
+        parts[place] = "{rank}"
+    return "".join(parts) + base[end:]
+
+
+def natural(text: str) -> list[str | tuple[int, str]]:
+    """Return what sorts a text with its numbers as numbers.
+
+    Examples
+    --------
+    >>> sorted(["1_10", "1_9", "1_a"], key=natural)
+    ['1_9', '1_10', '1_a']
+    """
+    # Text is at even places and numbers at odd ones, so unlike things never meet.
+    return [_number(part) if place % 2 else part for place, part in enumerate(_DIGITS.split(text))]
+
+
+def last_two_numbers(name: str) -> list[tuple[int, str]]:
+    """Return what MindSpore sorts safetensors of one rank by.
+
+    It takes the last two numbers of the whole path, so a name with one number borrows its rank's,
+    and one without borrows another from whatever stands before ``rank_R/``; that one is left out here.
+
+    Examples
+    --------
+    >>> last_two_numbers("rank_3/net_7.ckpt") > last_two_numbers("rank_3/net-2_10.ckpt")
+    True
+
+    Source: mindspore 2.10.0, ``parallel/transform_safetensors.py``, ``_extract_last_two_numbers``.
+    """
+    prefix = name.split("/")[-2]
+    return [_number(digits) for digits in _DIGITS.findall(f"{prefix}/{_stem(name)}")[-2:]]
+
+
+def fitting(names: Sequence[str], suffix: str, container: Container) -> list[str]:
+    """Find what MindSpore finds for a suffix; it decides only where one name is left.
+
+    Where several names end in the suffix, it is completed with the sign in front that its form has,
+    and of what ends in that the shortest names are taken.
+
+    Examples
+    --------
+    >>> names = ["rank_0/a_rank_0-1_20.ckpt", "rank_0/a_rank_0-11_20.ckpt", "rank_0/a_rank_0_1-1_20.ckpt"]
+    >>> fitting(names, "1_20", Container.CKPT), fitting(names, "1-1_20", Container.CKPT)
+    (['rank_0/a_rank_0-1_20.ckpt'], ['rank_0/a_rank_0_1-1_20.ckpt'])
+
+    Source: mindspore 2.10.0, ``parallel/transform_safetensors.py``, ``_find_most_matching_file``.
+    """
+    ends = [name for name in names if base_of(name).endswith(f"{suffix}.{container}")]
+    sign = next((sign for form, sign in _FORMS if form.fullmatch(suffix)), None)
+    if len(ends) < 2 or sign is None:
+        return ends
+    full = sign + suffix.removeprefix(sign)
+    fit = [name for name in ends if name.endswith(f"{full}.{container}")]
+    if _TASK_FORM.fullmatch(suffix):  # in rank_1-10_20 the 1 is a rank, not a task
+        fit = [name for name in fit if not name.endswith(f"rank{full}.{container}")]
+    shortest = min((len(base_of(name)) for name in fit), default=0)
+    return [name for name in fit if len(base_of(name)) == shortest]
+
+
+def same_but_for_rank(by_rank: Mapping[int, str]) -> bool:
+    """Say whether all ranks have one name, in which each number is the same everywhere or each rank's own.
+
+    Examples
+    --------
+    >>> same_but_for_rank({0: "rank_0/llama3_0.ckpt", 3: "rank_3/llama3_3.ckpt"})
+    True
+    >>> same_but_for_rank({0: "rank_0/llama3_7.ckpt", 3: "rank_3/llama3_8.ckpt"})
+    False
+    """
+    split = [_DIGITS.split(_stem(name)) for name in by_rank.values()]
+    if len({len(parts) for parts in split}) > 1:
+        return False
+    own = [_number(str(rank)) for rank in by_rank]
+    return all(
+        len(set(parts)) == 1 or (place % 2 == 1 and [_number(part) for part in parts] == own)
+        for place, parts in enumerate(zip(*split, strict=True))
+    )
+
+
+def _stem(name: str) -> str:
+    return base_of(name).rpartition(".")[0]
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """Digits of any length in the order of their numbers; int() refuses thousands of them."""
+    digits = digits.lstrip("0")
+    return len(digits), digits

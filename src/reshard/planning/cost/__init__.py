@@ -1,0 +1,1 @@
+"""Count bytes, requests and memory, and estimate time and money."""

@@ -1,0 +1,1 @@
+"""Turn the headers of a source into one catalog of whole tensors; one module per kind of source."""

@@ -1,0 +1,1 @@
+"""Define what a conversion writes; one module per kind of target."""

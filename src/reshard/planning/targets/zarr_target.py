@@ -1,0 +1,191 @@
+"""A zarr store of whole tensors: one array each, cut into chunks that are objects of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from ...errors import PlanError, raise_all
+from ...formats.frame import Extent, Frame
+from ...formats.zarr import DOCUMENT, MAX_NODE_LENGTH, ZarrArray, encode_array, encode_group, node_of
+from ...tensor import Shape, TensorSpec, extent_of
+from ..catalog import Origin
+from ..limits import MIB
+from ..outputs.output import Carried, Document, Output, TargetTensor, sample, whole_box
+
+MAX_CHUNK_COUNT = 1 << 20
+"""Most chunks of one store."""
+
+_ZEROS = bytes(MIB)
+_MOST_TRIED = 4096
+_REQUEST_SHARE = 64  # one more request is worth this part of a chunk's bytes
+
+
+@dataclass(frozen=True)
+class ChunkOutput(Output):
+    """One chunk: the bytes of a box, and zeros up to the length that all chunks of an array have."""
+
+    padding_bytes: int = 0
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The box's elements from the first byte on, then the padding."""
+        [spec] = self.specs
+        shape, itemsize = extent_of(spec)
+        elements = Extent(0, 0, math.prod(shape), itemsize, 0)
+        stop = elements.stop + self.padding_bytes
+        zeros = ((at, _ZEROS[: min(MIB, stop - at)]) for at in range(elements.stop, stop, MIB))
+        return Frame(tuple(zeros), (elements,), stop)
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrTarget:
+    """Whole tensors as zarr arrays below one group, without compression.
+
+    Parameters
+    ----------
+    chunk_bytes
+        Wished size of a chunk.
+    chunk_shapes
+        Chunks of some tensors by the tensors' names, in elements as they are addressed, on any axes; others
+        are cut by rows. Only the first axis on which chunks are longer than 1 may hang over the end: the
+        padding of any other would stand between elements.
+    """
+
+    chunk_bytes: int
+    chunk_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def outputs(self, tensors: Sequence[TargetTensor], _carried: Carried) -> tuple[Output, ...]:
+        """Make one output of every chunk.
+
+        Raises
+        ------
+        PlanError
+            Chunk shapes that do not fit, names that no store could keep, or too many chunks.
+        """
+        self.check(tensors)
+        return tuple(
+            output for index, tensor in enumerate(tensors) for output in _chunks(self._array(tensor), index, tensor)
+        )
+
+    def documents(
+        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], carried: Carried
+    ) -> tuple[Document, ...]:
+        """Every array's document; the group's, which has all of them, comes last."""
+        arrays = [self._array(tensor) for tensor in tensors]
+        metadata = carried.metadata_for([tensor.spec.name for tensor in tensors])
+        group = Document(DOCUMENT, encode_group(arrays, metadata, carried.texts))
+        return (*(Document(f"{array.path}/{DOCUMENT}", encode_array(array)) for array in arrays), group)
+
+    def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
+        """Tensors that are called otherwise in zarr."""
+        odd = [tensor.spec.name for tensor in tensors if node_of(tensor.spec.name) != tensor.spec.name]
+        told = f"{len(odd)} names are written with % in zarr; their attributes tell them as they are: {sample(odd)}"
+        return (told,) if odd else ()
+
+    def check(self, tensors: Sequence[TargetTensor]) -> None:
+        """Refuse what cannot be made; cheap, and before anything is.
+
+        Raises
+        ------
+        PlanError
+            See :meth:`outputs`.
+        """
+        names = {tensor.spec.name for tensor in tensors}
+        problems = [f"{name}: there is no such tensor" for name in self.chunk_shapes if name not in names]
+        for tensor in tensors:
+            chunk_shape = self.chunk_shapes.get(tensor.spec.name)
+            if chunk_shape is not None and (problem := _shape_problem(tensor.spec, chunk_shape)):
+                problems.append(f"{tensor.spec.name} in chunks of {list(chunk_shape)}: {problem}")
+        raise_all(PlanError, "chunk shapes that do not fit their tensors", problems)
+        long = [sample([name[:80]]) for name in names if len(node_of(name)) > MAX_NODE_LENGTH]
+        hint = "--rename shortens them."
+        raise_all(PlanError, f"names of more than {MAX_NODE_LENGTH} characters in zarr", sorted(long), hint)
+        if self.chunk_bytes < 1:
+            raise PlanError(f"chunks of {self.chunk_bytes} bytes: expected at least 1")
+        # Told by division first: how many rows are best is searched for only where there are few chunks.
+        for counts in (map(self._least_count, tensors), (self._array(tensor).chunk_count for tensor in tensors)):
+            if (count := sum(counts)) > MAX_CHUNK_COUNT:
+                told = f"{count} chunks: at most {MAX_CHUNK_COUNT} objects can be written"
+                raise PlanError(told, hint="Make them larger: --part-size.")
+
+    def _least_count(self, tensor: TargetTensor) -> int:
+        """Chunks of a tensor that is cut by rows, at least."""
+        spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
+        if spec.name in self.chunk_shapes or spec.dtype.is_sub_byte or 0 in extent:
+            return 0
+        return -(-math.prod(extent) * itemsize // max(self.chunk_bytes, itemsize))
+
+    def _array(self, tensor: TargetTensor) -> ZarrArray:
+        spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
+        chunk_shape = self.chunk_shapes.get(spec.name)
+        if chunk_shape is None:
+            # Elements of less than a byte are carried whole.
+            whole = tuple(max(1, n) for n in extent)
+            chunk_shape = whole if spec.dtype.is_sub_byte else chunk_shape_for(extent, itemsize, self.chunk_bytes)
+        return ZarrArray(node_of(spec.name), spec, chunk_shape, is_outside=tensor.origin is Origin.OUTSIDE)
+
+
+def _chunks(array: ZarrArray, index: int, tensor: TargetTensor) -> Iterator[ChunkOutput]:
+    whole, itemsize = whole_box(tensor), extent_of(tensor.spec)[1]
+    for key, box in array.chunks():
+        held = box.intersect(whole)
+        assert held is not None
+        spec = tensor.spec
+        if not spec.dtype.is_sub_byte:
+            spec = TensorSpec(spec.name, spec.dtype, held.shape)
+        padding_bytes = array.chunk_nbytes - held.element_count * itemsize
+        yield ChunkOutput((key,), (index,), (held,), (spec,), {}, padding_bytes=padding_bytes)
+
+
+def _shape_problem(spec: TensorSpec, chunk_shape: Shape) -> str:
+    """Why an array cannot be cut so; empty if it can."""
+    extent, _ = extent_of(spec)
+    if spec.dtype.is_sub_byte and chunk_shape != extent:
+        return f"elements of {spec.dtype.bits} bits are carried whole"
+    if len(extent) != len(chunk_shape):
+        return f"the tensor has {len(extent)} axes"
+    if not all(1 <= size <= max(1, n) for n, size in zip(extent, chunk_shape, strict=True)):
+        return f"expected 1 up to {list(extent)}"
+    first = next((axis for axis, size in enumerate(chunk_shape) if size > 1), len(chunk_shape))
+    uneven = [axis for axis in range(first + 1, len(extent)) if extent[axis] % chunk_shape[axis]]
+    return f"axes {uneven} of {list(extent)} are not divided evenly" if uneven and 0 not in extent else ""
+
+
+def chunk_shape_for(extent: Shape, itemsize: int, chunk_bytes: int) -> Shape:
+    """Cut an array by rows, into chunks of about a wished size.
+
+    The rows are those of the first axis of which several fit a chunk; on the axes before it chunks have
+    extent 1. Somewhat smaller chunks are taken where they divide the rows evenly, or nearly so.
+
+    Examples
+    --------
+    >>> chunk_shape_for((151_936, 8192), 2, 64 << 20), chunk_shape_for((8, 14_336, 4096), 2, 64 << 20)
+    ((3999, 8192), (1, 7168, 4096))
+    >>> chunk_shape_for((11, 30 << 20), 1, 64 << 20), chunk_shape_for((), 8, 64 << 20), chunk_shape_for((0, 3), 2, 1)
+    ((1, 31457280), (), (1, 1))
+    """
+    if 0 in extent:
+        return (1,) * len(extent)
+    for axis, count in enumerate(extent):
+        row_bytes = math.prod(extent[axis + 1 :]) * itemsize
+        if row_bytes <= chunk_bytes or axis == len(extent) - 1:
+            rows = _rows_for(count, row_bytes, max(1, chunk_bytes // row_bytes), chunk_bytes)
+            return (*(1,) * axis, rows, *extent[axis + 1 :])
+    return ()
+
+
+@lru_cache(1 << 16)  # searched for all outputs, all documents and all checks, and for tensors that are alike
+def _rows_for(count: int, row_bytes: int, most: int, chunk_bytes: int) -> int:
+    """Rows in a chunk: what costs least, padding and requests weighed against each other."""
+    fewest = -(-count // most)
+
+    def cost(chunk_count: int) -> int:
+        rows = -(-count // chunk_count)
+        chunk_count = -(-count // rows)
+        return (chunk_count * rows - count) * row_bytes + chunk_count * chunk_bytes // _REQUEST_SHARE
+
+    best = min(range(fewest, min(4 * fewest, fewest + _MOST_TRIED, count) + 1), key=cost)
+    return -(-count // best)
