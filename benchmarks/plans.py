@@ -32,7 +32,7 @@ from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
 from reshard.models.parallel_layouts import strategy_from_numbers
 from reshard.models.parallel_text import parse_parallel
-from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
@@ -265,7 +265,7 @@ def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
         header = plan_header(share, {"format": "pt"}).header
         stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
         key = f"model-{number:05d}-of-{object_count:06d}.safetensors"
-        opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), Contents(tuple(stored))))
+        opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), ObjectHeader(tuple(stored))))
     return full_catalog("s3://models/source", "Hugging Face checkpoint", opened)
 
 
@@ -309,14 +309,14 @@ def measure(case: Case, limits: Limits, *, profiled: bool) -> Figures:
     catalog, strategy, change = timed(figures, "catalog", lambda: chosen(case.model, case.parallel))
     target = RankTarget(strategy, tuple(range(strategy.rank_count)), "rank_{rank}/checkpoint_{rank}.safetensors")
     before_bytes = peak_rss_bytes()
-    copied_from = (REPLICAS, 0) if case.copies else ()
+    copy_bases = (REPLICAS, 0) if case.copies else ()
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
     plan = timed(
         figures,
         "plan",
-        lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copied_from=copied_from),
+        lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copy_bases=copy_bases),
     )
     profile.disable()
     figures |= {"rss_bytes": peak_rss_bytes(), "plan_rss_bytes": peak_rss_bytes() - before_bytes}

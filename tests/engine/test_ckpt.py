@@ -22,7 +22,7 @@ from support.conversions import Known, planned
 from support.faulty_store import Fault, FaultyStore
 
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import Wanted, read_catalog, read_contents
+from reshard.engine.sources.read_source import SourceOptions, read_catalog, read_contents
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, Transient, UsageError
@@ -137,7 +137,7 @@ def test_tensors_and_texts_arrive(source):
 
 def read(place, **wanted):
     with working(2, place.store) as workers:
-        return read_catalog(place, Wanted(**wanted), workers)
+        return read_catalog(place, SourceOptions(**wanted), workers)
 
 
 def with_object(body, name="model.ckpt"):
@@ -254,7 +254,7 @@ def test_map_parameters_are_named():
 def test_hostile_objects_are_refused(body):
     place = with_object(body)
     with working(2, place.store) as workers, pytest.raises(FormatError, match=r"from/model\.ckpt"):
-        read_contents(place, Wanted(), workers)
+        read_contents(place, SourceOptions(), workers)
 
 
 VALID = encode_ckpt(MODEL, {"note": "x"}, piece_elements=100, has_crc=True)
@@ -266,7 +266,7 @@ def test_whatever_stands_in_an_object_it_is_read_or_refused(at, data, skipped):
     place = with_object(VALID[:at] + data + VALID[at + skipped :])
     with working(2, place.store) as workers:
         try:
-            catalog = read_contents(place, Wanted(check_crc=True), workers)
+            catalog = read_contents(place, SourceOptions(check_crc=True), workers)
         except FormatError as error:
             told = str(error)
         else:

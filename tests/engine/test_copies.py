@@ -75,8 +75,8 @@ def target():
     return new_place()
 
 
-def plan_of(source, wished=None, strategy=TWO, copied_from=(REPLICAS, 0)):
-    return planned(source, new_place(), wished or ranks_of(ONE), LIMITS, strategy, copied_from)
+def plan_of(source, wished=None, strategy=TWO, copy_bases=(REPLICAS, 0)):
+    return planned(source, new_place(), wished or ranks_of(ONE), LIMITS, strategy, copy_bases)
 
 
 def objects_at(location):
@@ -393,7 +393,7 @@ def test_a_store_without_the_operation(source):
 
 
 def test_what_is_refused_for_other_reasons_is_not_tried_twice(source, target):
-    plan = plan_of(source, copied_from=())
+    plan = plan_of(source, copy_bases=())
     faulty = FaultyStore(target.store, Fault("upload_part", 2, Unsupported("made up")))
     with pytest.raises(Unsupported, match="made up"):
         execute(plan, source, Location(faulty, "to"))

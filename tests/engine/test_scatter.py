@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reshard.engine.kernels.scatter import first_difference, repeat, scatter
 from reshard.engine.kernels import scatter as scatter_module
-from reshard.tensor import Transfer, transfer
+from reshard.engine.kernels.scatter import first_difference, repeat, scatter
+from reshard.tensor import Scatter, box_scatter
 
 
 @st.composite
@@ -36,7 +36,7 @@ def test_a_box_moves_as_numpy_moves_it(case, source_start, target_start):
 
     read = bytes(source_start) + full.tobytes()
     part = bytearray(target_start + math.prod(target[0]) * itemsize)
-    move = transfer(box, source, target, itemsize).moved(source_start, target_start)
+    move = box_scatter(box, source, target, itemsize).moved(source_start, target_start)
     scatter(move, memoryview(read), memoryview(part))
     assert bytes(part) == bytes(target_start) + expected.tobytes()
 
@@ -47,7 +47,7 @@ def test_a_clipped_copy_moves_its_share_and_nothing_else(case, data):
     numbers = np.random.default_rng(1)
     full = numbers.integers(1, 256, math.prod(source[0]) * itemsize, np.uint8).tobytes()
     size = math.prod(target[0]) * itemsize
-    move = transfer(box, source, target, itemsize)
+    move = box_scatter(box, source, target, itemsize)
     edge = data.draw(st.integers(move.source, move.source_stop))
     whole, halves, half = bytearray(size), bytearray(size), bytearray(size)
     scatter(move, memoryview(full), memoryview(whole))
@@ -63,10 +63,10 @@ def test_a_clipped_copy_moves_its_share_and_nothing_else(case, data):
 @pytest.mark.parametrize(
     "move",
     [
-        Transfer(1, 0, 4, (3,), (4,), (4,)),  # one byte past the source
-        Transfer(0, 1, 4, (3,), (4,), (4,)),  # one byte past the target
-        Transfer(-1, 0, 4, (3,), (4,), (4,)),
-        Transfer(0, -1, 4, (3,), (4,), (4,)),
+        Scatter(1, 0, 4, (3,), (4,), (4,)),  # one byte past the source
+        Scatter(0, 1, 4, (3,), (4,), (4,)),  # one byte past the target
+        Scatter(-1, 0, 4, (3,), (4,), (4,)),
+        Scatter(0, -1, 4, (3,), (4,), (4,)),
     ],
 )
 def test_runs_outside_a_buffer_are_refused(move):
@@ -77,7 +77,7 @@ def test_runs_outside_a_buffer_are_refused(move):
     assert not any(target)
 
 
-@pytest.mark.parametrize("move", [Transfer(9, 0, 4), Transfer(0, 9, 4)])
+@pytest.mark.parametrize("move", [Scatter(9, 0, 4), Scatter(0, 9, 4)])
 def test_a_single_run_outside_a_buffer_is_refused(move):
     with pytest.raises(ValueError, match="different structures"):
         scatter(move, memoryview(bytes(12)), memoryview(bytearray(12)))
@@ -85,7 +85,7 @@ def test_a_single_run_outside_a_buffer_is_refused(move):
 
 def test_nothing_is_written_beside_the_runs():
     target = bytearray(b".") * 20
-    scatter(Transfer(0, 2, 2, (3,), (2,), (5,)), memoryview(b"abcdef"), memoryview(target))
+    scatter(Scatter(0, 2, 2, (3,), (2,), (5,)), memoryview(b"abcdef"), memoryview(target))
     assert target == b"..ab...cd...ef......"
 
 

@@ -6,7 +6,7 @@ import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
 
-from reshard.engine.sources.read_source import Wanted, read_catalog, read_contents
+from reshard.engine.sources.read_source import SourceOptions, read_catalog, read_contents
 from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
@@ -45,7 +45,7 @@ def index(weight_map):
 
 def read(place, strategy=None):
     with working(2, place.store) as workers:
-        return read_catalog(place, Wanted(strategy), workers)
+        return read_catalog(place, SourceOptions(strategy), workers)
 
 
 # Kinds.
@@ -135,7 +135,7 @@ def test_ranks_are_numbers_not_texts(place):
 def test_rank_shards_without_a_strategy_are_listed_but_not_joined(place):
     put_ranks(place, shards(MODEL, ONE_STAGE))
     with working(2, place.store) as workers:
-        catalog = read_contents(place, Wanted(), workers)
+        catalog = read_contents(place, SourceOptions(), workers)
     assert names_of(catalog) == {f"rank_{rank}/{name}" for rank in range(2) for name in MODEL}
     with pytest.raises(UsageError, match="shards of 2 ranks") as caught:
         read(place)

@@ -118,7 +118,7 @@ def test_tensors_that_are_copied_whole_are_left_alone(lab):
     lab.put("src/model.safetensors", save({"a.inner": inner, **slabs}))
     wished = planned("slabs", staging="never", copy="auto")
     limits = replace(wished.limits, memory_bytes=3 << 20, max_gap_bytes=5000, read_bytes=1 << 20)
-    tight = make_plan(wished.catalog, wished.target, wished.target_url, limits, copied_from=wished.copied_from)
+    tight = make_plan(wished.catalog, wished.target, wished.target_url, limits, copy_bases=wished.copy_bases)
     assert tight.cost.copied_bytes >= 64 * 2 * 210_000
     plan = staged_plan(tight, StagingMode("memory://staging/two.staging", is_near=False))
     assert plan.staging is not None

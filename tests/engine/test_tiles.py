@@ -296,7 +296,10 @@ CHANGE = Change(dtype=DType.F32, config=BLOCKED)
 def test_flipped_bytes_are_found():
     source = Source(MODEL)
     plan, manifest, target = source.run(ranks_of(COLUMNS), LIMITS, CHANGE)
-    assert Counter(tile.making.kernel for step in plan.steps(0) for tile in step.tiles).keys() == {"cast", "dequantise"}
+    assert Counter(tile.computation.kernel for step in plan.steps(0) for tile in step.tiles).keys() == {
+        "cast",
+        "dequantise",
+    }
     for name, body in outputs(target).items():
         for byte in range(0, len(body), 41):
             target.store.put(target.child(name).key, body[:byte] + bytes([body[byte] ^ 1]) + body[byte + 1 :])
@@ -329,13 +332,13 @@ def test_faults_leave_nothing_behind(verb, call):
 
 def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
-    from reshard.planning.catalog import Contents, SourceObject, Stored
+    from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
     from reshard.planning.sources.full_source import full_catalog
     from reshard.tensor import Box, TensorSpec
 
     header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {}).header
     held = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
-    catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), Contents(held))])
+    catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), ObjectHeader(held))])
     limits = Limits(memory_bytes=memory_mib << 20)
     return make_plan(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 
@@ -357,5 +360,5 @@ def test_what_several_ranks_take_is_computed_once():
     plan = plan_of({"w": (8192, 8192)}, Strategy(8, ({"w": columns},)), 512)
     for step in plan.steps(0):
         [tile] = step.tiles
-        assert len({lay.part for lay in tile.lays}) == 8
+        assert len({lay.buffer for lay in tile.scatters}) == 8
         assert tile.box.shape[1] == 8192

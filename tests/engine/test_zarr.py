@@ -20,20 +20,20 @@ from support.zarr_arrays import decode_zarr
 from reshard import api
 from reshard.engine.execute import execute
 from reshard.engine.kernels.scatter import repeat
-from reshard.engine.sources.read_source import Wanted, read_catalog
+from reshard.engine.sources.read_source import SourceOptions, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, PlanError, SourceChanged, StorageError, TargetExists, UsageError
 from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
-from reshard.planning.sources import zarr_source
-from reshard.planning.targets import zarr_target
-from reshard.planning.catalog import Origin
+from reshard.planning.catalog import SourceSharding
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
+from reshard.planning.sources import zarr_source
 from reshard.planning.sources.selection import NameFilter
 from reshard.planning.steps.copies import REPLICAS
+from reshard.planning.targets import zarr_target
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
@@ -67,10 +67,10 @@ def place(min_part_bytes=64):
     return Location(MemoryStore(limits=accepted), "here")
 
 
-def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None, copied_from=()):
+def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None, copy_bases=()):
     """Plan, save, load, carry out, verify; where it went, and what lies there but the manifest."""
     here = here or place(wished.min_part_bytes)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copied_from=copied_from)
+    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     assert decode_plan(encode_plan(plan), "saved") == plan
     manifest = execute(plan, source, here)
     assert verify_manifest(manifest, "", source, here).is_ok
@@ -144,7 +144,7 @@ def journeys(draw):
 
 @slow
 @given(journeys(), limits(), st.sampled_from([(), (REPLICAS, 0)]))
-def test_zarr_between_changes_nothing(journey, wished, copied_from):
+def test_zarr_between_changes_nothing(journey, wished, copy_bases):
     source, renamed, between, last = journey
     names = under(renamed, source.tensors)
     if count_of(between, names) > 2000:
@@ -157,8 +157,8 @@ def test_zarr_between_changes_nothing(journey, wished, copied_from):
     wished = replace(wished, memory_bytes=1 << 25, max_part_count=10_000, read_bytes=max(wished.read_bytes, 64))
     wished = replace(wished, min_copy_source_bytes=1)
     with working(2, there.store) as workers:
-        catalog = read_catalog(there, Wanted(source.strategy and Known(source.strategy), source.names), workers)
-    here, written = converted(catalog, there, between, wished, renamed, copied_from=copied_from)
+        catalog = read_catalog(there, SourceOptions(source.strategy and Known(source.strategy), source.names), workers)
+    here, written = converted(catalog, there, between, wished, renamed, copy_bases=copy_bases)
     assert decode_zarr(written) == contents(names)
     again = catalog_at(here)
     assert [entry.spec for entry in again.entries] == [
@@ -166,7 +166,7 @@ def test_zarr_between_changes_nothing(journey, wished, copied_from):
     ]
     assert again.texts == catalog.texts == source.texts
     _, straight = converted(catalog, there, last, wished, renamed)
-    _, around = converted(again, here, last, wished, copied_from=copied_from)
+    _, around = converted(again, here, last, wished, copy_bases=copy_bases)
     assert around == straight
 
 
@@ -180,9 +180,9 @@ def test_the_store_copies_chunks_by_itself():
     here, _ = zarr_of({"w": MODEL["model.layers.0.w"]}, 768)
     wished = replace(PLAIN, min_copy_source_bytes=1)
     source = catalog_at(here)
-    plan = make_plan(source, ONE, "memory://x", wished, copied_from=(0,))
+    plan = make_plan(source, ONE, "memory://x", wished, copy_bases=(0,))
     assert (plan.cost.copied_bytes, plan.cost.read_bytes) == (1536, 0)
-    _, body = converted(source, here, ONE, wished, copied_from=(REPLICAS, 0))
+    _, body = converted(source, here, ONE, wished, copy_bases=(REPLICAS, 0))
     assert decode(body["model.safetensors"])[0] == contents({"w": MODEL["model.layers.0.w"]})
 
 
@@ -200,9 +200,9 @@ def test_outside_tensors_stay_outside():
     there = place()
     put_ranks(there, shards(model, strategy))
     here, _ = converted(catalog_at(there, strategy), there, ZarrTarget(8))
-    assert {entry.spec.name: entry.origin for entry in catalog_at(here).entries} == {
-        "w": Origin.WHOLE,
-        "epoch_num": Origin.OUTSIDE,
+    assert {entry.spec.name: entry.sharding for entry in catalog_at(here).entries} == {
+        "w": SourceSharding.WHOLE,
+        "epoch_num": SourceSharding.UNLISTED,
     }
     _, parts = converted(catalog_at(here), here, PartsTarget(100))
     assert set(decode(parts["hyper_param.safetensors"])[0]) == {"epoch_num"}
@@ -315,7 +315,7 @@ def test_keep_drop_and_rename(url):
     api.convert(url, f"{TARGET}/a.zarr")
     with working(1) as workers:
         place = Location(MemoryStore("zarr-target"), "a.zarr")
-        catalog = read_catalog(place, Wanted(names=NameFilter(keep=("model.*",), drop=("*.w",))), workers)
+        catalog = read_catalog(place, SourceOptions(names=NameFilter(keep=("model.*",), drop=("*.w",))), workers)
     assert {entry.spec.name for entry in catalog.entries} == {
         "model.norm",
         "model.embed.weight",
@@ -656,8 +656,8 @@ def test_chunks_that_zarr_python_leaves_out(zarr, tmp_path, read_bytes):
     assert note.startswith(f"{absent} of 54 chunks are not stored and read as fill values: ")
     assert "b (6 of 6, True), c8 (5 of 6, [1.0, -2.0]), f2 (5 of 6, 0.0), ..." in note
     wished = replace(PLAIN, read_bytes=read_bytes, min_copy_source_bytes=1)
-    for copied_from in ((), (REPLICAS, 0)):
-        _, written = converted(catalog, source, ONE, wished, copied_from=copied_from)
+    for copy_bases in ((), (REPLICAS, 0)):
+        _, written = converted(catalog, source, ONE, wished, copy_bases=copy_bases)
         held = decode(written["model.safetensors"])[0]
         assert {name: body for name, (_, _, body) in held.items()} == {k: v.tobytes() for k, v in values.items()}
     columns = ranks_of(Strategy(2, (dict.fromkeys(SPARSE, Layout((2,), ((), (0,)))),)))
@@ -739,8 +739,8 @@ def test_the_store_copies_no_chunk_that_is_left_out():
     put(here, "zarr.json", root)
     here.store.delete("here/w/c/1/0")
     source, wished = catalog_at(here), replace(PLAIN, min_copy_source_bytes=1)
-    assert make_plan(source, ONE, "memory://x", wished, copied_from=(0,)).cost.copied_bytes == 768
-    _, body = converted(source, here, ONE, wished, copied_from=(REPLICAS, 0))
+    assert make_plan(source, ONE, "memory://x", wished, copy_bases=(0,)).cost.copied_bytes == 768
+    _, body = converted(source, here, ONE, wished, copy_bases=(REPLICAS, 0))
     values = MODEL["model.layers.0.w"][2].tobytes()
     assert decode(body["model.safetensors"])[0]["w"][2] == values[:768] + bytes(768)
 

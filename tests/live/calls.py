@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from live.drawing import Cutting, Drawn
+from live.drawing import Drawn, Partition
 
 SUFFIX = {"safetensors": "safetensors", "ckpt": "ckpt"}
 Arguments = dict[str, Any]
@@ -37,7 +37,7 @@ class Step:
     applies: Callable[[Drawn], bool] = lambda drawn: True
 
 
-def strategy_path(cutting: Cutting, side: str) -> str:
+def strategy_path(cutting: Partition, side: str) -> str:
     """The one file that says all of a strategy; of several stages what MindSpore merged."""
     (name, *others) = cutting.files
     return f"strategy/{side}.ckpt" if others else f"strategy/{side}/{name}"

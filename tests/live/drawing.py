@@ -32,7 +32,7 @@ Specs = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 
 
 @dataclass(frozen=True)
-class Cutting:
+class Partition:
     """A strategy, and the files it is in, by their names."""
 
     origin: str
@@ -68,8 +68,8 @@ class Drawn:
     """What one case is about: a model, the strategy it is cut by first, and the one it is cut by then."""
 
     specs: Specs
-    first: Cutting
-    second: Cutting
+    first: Partition
+    second: Partition
     prefix: str
     rng: Random
 
@@ -103,7 +103,7 @@ def draw(seed: int, index: int, form: str) -> Drawn:
 
 
 @cache
-def real_cuttings() -> tuple[Cutting, ...]:
+def real_cuttings() -> tuple[Partition, ...]:
     """Strategies that MindSpore's compiler wrote, without what its tools get wrong."""
     found = []
     for folder in sorted(REAL.glob("*/ckpt")):
@@ -117,11 +117,11 @@ def real_cuttings() -> tuple[Cutting, ...]:
             by_stage.setdefault(file.stage, (path, file))
         strategy = to_strategy([file for _, file in by_stage.values()])
         files = {path.name: encode_protobuf(file) for path, file in by_stage.values()}
-        found.append(Cutting(folder.parent.name, strategy, files))
+        found.append(Partition(folder.parent.name, strategy, files))
     return tuple(found)
 
 
-def _in_some_form(rng: Random, cutting: Cutting, specs: Specs) -> Cutting:
+def _in_some_form(rng: Random, cutting: Partition, specs: Specs) -> Partition:
     """The strategy as it is, or as JSON where MindSpore can read it."""
     if cutting.strategy.stage_count > 1 or not cutting.is_flat or rng.random() < 0.7:
         return cutting
@@ -143,7 +143,7 @@ def _random_axes(rng: Random) -> dict[str, int]:
     return axes
 
 
-def _random_cutting(rng: Random, axes: Mapping[str, int], form: str) -> Cutting:
+def _random_cutting(rng: Random, axes: Mapping[str, int], form: str) -> Partition:
     stage_count = rng.choice([1, 1, 1, 2, 4]) if len(axes) >= 4 else 1
     device_count = rng.choice([1, 2, 4, 4, 8]) if stage_count == 1 else rng.choice([2, 4])
     stages: list[dict[str, Layout]] = [{} for _ in range(stage_count)]
@@ -158,7 +158,7 @@ def _random_cutting(rng: Random, axes: Mapping[str, int], form: str) -> Cutting:
         f"strategy_rank_{rank}.ckpt": encode_protobuf(replace(file, layouts=_shuffled(rng, file.layouts)))
         for rank, file in names.items()
     }
-    return Cutting("random", to_strategy(written), files)
+    return Partition("random", to_strategy(written), files)
 
 
 def _layout(rng: Random, device_count: int, axis_count: int, *, nested: bool, optimizer: bool) -> Layout:
@@ -192,7 +192,7 @@ def _shuffled(rng: Random, items: Mapping[str, Any]) -> dict[str, Any]:
     return {name: items[name] for name in rng.sample(sorted(items), len(items))}
 
 
-def _shape(rng: Random, name: str, axis_count: int, *cuttings: Cutting) -> tuple[int, ...]:
+def _shape(rng: Random, name: str, axis_count: int, *cuttings: Partition) -> tuple[int, ...]:
     """A shape that every strategy divides."""
     least = [1] * axis_count
     for cutting in cuttings:

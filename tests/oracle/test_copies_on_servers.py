@@ -72,7 +72,7 @@ def convert(src: str, dst: str, before: Strategy, after: Strategy) -> tuple[Mani
     source, target = recorded(src), recorded(dst)
     limits = limits_for(target, {})
     catalog = catalog_at(open_target(src), before)
-    plan = make_plan(catalog, ranks_of(after), target.url, limits, copied_from=(REPLICAS, 0))
+    plan = make_plan(catalog, ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
     return execute(plan, source, target), source.store.figures, target.store.figures
 
 

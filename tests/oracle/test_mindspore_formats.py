@@ -11,7 +11,7 @@ from support.ckpt_parser import parse_ckpt
 import reshard
 from reshard.engine.events import ignore
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import Wanted, read_tree
+from reshard.engine.sources.read_source import SourceOptions, read_tree
 from reshard.engine.workers import working
 from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container
@@ -134,7 +134,7 @@ def converted(src: str, dst: str, container: Container, pattern=None, new_names=
     source, target = open_source(src), open_target(dst)
     (other,) = set(Container) - {container}
     with working(2, source.store) as workers:
-        catalog = read_tree(source, other, pattern, Wanted(), workers)
+        catalog = read_tree(source, other, pattern, SourceOptions(), workers)
     renamed = {
         tree_name(key, old): tree_name(key, new)
         for key in {item.key for item in catalog.objects}

@@ -29,7 +29,7 @@ def dtypes(found):
 
 
 def kernels(found):
-    return {t.spec.name: piece.making.kernel for t in found.tensors for piece in t.pieces if piece.making}
+    return {t.spec.name: piece.computation.kernel for t in found.tensors for piece in t.pieces if piece.computation}
 
 
 def test_nothing_changes_unless_asked_for():
@@ -63,8 +63,8 @@ def test_scales_are_consumed_where_a_dtype_is_asked_for():
     found = made(Change(config=BLOCKED, dtype=DType.BF16), SCALED)
     assert dtypes(found) == {"w": "BF16", "v": "F8_E4M3"}
     assert kernels(found) == {"w": "dequantise"}
-    [making] = [piece.making for tensor in found.tensors for piece in tensor.pieces if piece.making]
-    assert making.blocks == (4, 4)
+    [computation] = [piece.computation for tensor in found.tensors for piece in tensor.pieces if piece.computation]
+    assert computation.blocks == (4, 4)
     with pytest.raises(PlanError, match="do not fit their tensors"):
         made(Change(dtype=DType.BF16), SCALED)  # blocks of 128
 
@@ -80,10 +80,10 @@ def test_adapters_leave_no_tensor_of_their_own(is_apart):
     assert dtypes(found) == {name: dtype for name, (dtype, _) in MODEL.items()}
     assert kernels(found) == {"a.weight": "merge_lora"}
     assert found.notes[0] == "1 adapters are merged, scaled by 2.0"
-    [making] = [piece.making for tensor in found.tensors for piece in tensor.pieces if piece.making]
-    names = [catalog.entries[index].spec.name for index in making.extras]
+    [computation] = [piece.computation for tensor in found.tensors for piece in tensor.pieces if piece.computation]
+    names = [catalog.entries[index].spec.name for index in computation.extras]
     assert names == ["a.lora_A.weight", "a.lora_B.weight"]
-    assert (making.rank, making.scaling, making.working) == (2, 2.0, DType.F32)
+    assert (computation.rank, computation.scaling, computation.working) == (2, 2.0, DType.F32)
     with pytest.raises(PlanError, match="without a scaling"):
         make_tensors(catalog, {}, replace(change, scalings={"other": 1.0}))
 

@@ -29,8 +29,8 @@ LIMITS = Limits(
 SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json", "pt", 10**9)
 
 
-def plan_of(catalog, target=SINGLE, limits=LIMITS, copied_from=(REPLICAS, 0), **more):
-    plan = make_plan(catalog, target, "memory://target", limits, copied_from=copied_from, **more)
+def plan_of(catalog, target=SINGLE, limits=LIMITS, copy_bases=(REPLICAS, 0), **more):
+    plan = make_plan(catalog, target, "memory://target", limits, copy_bases=copy_bases, **more)
     if not more:
         check_plan(plan)
     return plan
@@ -79,12 +79,12 @@ def test_ranges_and_stretches_between_are_parts(drawn):
     catalog, target, wished = drawn
     wished = replace(wished, memory_bytes=1 << 30)
     try:
-        plan = make_plan(catalog, target, "memory://target", wished, copied_from=(REPLICAS, 0))
+        plan = make_plan(catalog, target, "memory://target", wished, copy_bases=(REPLICAS, 0))
     except (PlanError, OverBudget):
         with pytest.raises((PlanError, OverBudget)):  # what cannot be copied in so few parts can be streamed, if at all
             make_plan(catalog, target, "memory://target", wished)
         return
-    if not plan.copied_from:
+    if not plan.copy_bases:
         return
     for output, copied in zip(plan.outputs, plan.recipe.copied, strict=True):
         edges = [0, *(edge for item in copied for edge in (item.start, item.stop))]
@@ -355,11 +355,11 @@ def test_only_bases_that_can_be_reached_are_copied_from():
         (REPLICAS,): set(),
     }
     for bases, keys in names.items():
-        assert {key for _, _, key in copies_of(plan_of(catalog, copied_from=bases))} == keys
+        assert {key for _, _, key in copies_of(plan_of(catalog, copy_bases=bases))} == keys
 
 
 def test_nothing_is_copied_unless_the_store_can():
-    plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"a": (4000,)})}), copied_from=())
+    plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"a": (4000,)})}), copy_bases=())
     assert plan.recipe.copied == ()
     assert (plan.cost.copied_bytes, plan.cost.copy_count) == (0, 0)
 
@@ -387,7 +387,7 @@ def test_parts_are_not_too_many(most):
 def test_equal_outputs_are_sent_once():
     strategy = Strategy(6, ({"w": Layout((3, 2), ((0,), ()))},))
     catalog = catalog_of_objects({"m.safetensors": model_of({"w": (2000, 4)})})
-    plan = plan_of(catalog, RankTarget(strategy, tuple(range(6)), "rank_{rank}/c.safetensors"), copied_from=(REPLICAS,))
+    plan = plan_of(catalog, RankTarget(strategy, tuple(range(6)), "rank_{rank}/c.safetensors"), copy_bases=(REPLICAS,))
     assert [len(output.keys) for output in plan.outputs] == [3, 3]
     assert plan.cost.written_bytes == sum(output.nbytes for output in plan.outputs)
     assert plan.cost.copied_bytes == 2 * plan.cost.written_bytes
@@ -413,9 +413,9 @@ def test_what_copies_take_too_much_memory_for_is_streamed():
             make_plan(catalog, SINGLE, "memory://target", wished)
         except OverBudget:
             continue
-        check_plan(make_plan(catalog, SINGLE, "memory://target", wished, copied_from=(REPLICAS, 0)))
+        check_plan(make_plan(catalog, SINGLE, "memory://target", wished, copy_bases=(REPLICAS, 0)))
 
 
 def test_without_copies_is_the_plan_of_a_store_that_copies_nothing():
     catalog = catalog_of_objects({"m.safetensors": model_of({"a": (4000,)})})
-    assert without_copies(plan_of(catalog)) == plan_of(catalog, copied_from=())
+    assert without_copies(plan_of(catalog)) == plan_of(catalog, copy_bases=())

@@ -9,7 +9,7 @@ import pytest
 
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
-from reshard.planning.catalog import Contents, SourceObject, Stored
+from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
 from reshard.planning.change import Change, make_tensors
 from reshard.planning.limits import MIB, Limits
 from reshard.planning.plan import make_plan
@@ -61,12 +61,12 @@ def trained(name, parallel):
         header = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {}).header
         stored = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
         key = f"rank_{rank}/checkpoint_{rank}.safetensors"
-        opened[rank] = SourceObject(key, header.nbytes, f"etag of {key}"), Contents(stored)
+        opened[rank] = SourceObject(key, header.nbytes, f"etag of {key}"), ObjectHeader(stored)
     return rank_catalog("s3://models/ranks", opened, strategy)[0]
 
 
 def share(catalog, target, **more):
-    cost = make_plan(catalog, target, "s3://models/made", LIMITS, copied_from=(REPLICAS, 0), **more).cost
+    cost = make_plan(catalog, target, "s3://models/made", LIMITS, copy_bases=(REPLICAS, 0), **more).cost
     return cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
 
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from reshard.formats.frame import make_frame
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Output, TargetTensor
-from reshard.planning.outputs.streamed import Copied, Streamed
-from reshard.planning.steps.cuts import Cut, Rows, Share, find_cuts, walk
+from reshard.planning.outputs.streamed import CopiedRange, Streamed
+from reshard.planning.steps.cuts import Cut, Slice, WalkItem, find_cuts, walk
 from reshard.tensor import Box, DType, TensorSpec
 
 
 def rows(tensor, *shares):
     """A tensor of a walk; each share is ``(member, rows, bytes a row)``, none for an output that has none of it."""
-    made = tuple(Share(member, tensor, Box((0,), (n * m,)), n, m) for member, n, m in shares)
-    return Rows(tensor, 1, max(n for _, n, _ in shares), made)
+    made = tuple(Slice(member, tensor, Box((0,), (n * m,)), n, m) for member, n, m in shares)
+    return WalkItem(tensor, 1, max(n for _, n, _ in shares), made)
 
 
 def frames_of(items, heads, leads=None, tails=None):
@@ -161,7 +161,7 @@ def seamed_walks(draw):
                 start = draw(st.integers(extent.start, extent.stop - least))
                 stop = draw(st.integers(start + least, extent.stop))
                 if start == end or start - end >= least:
-                    copied.append(Copied(start, stop, 0, 0))
+                    copied.append(CopiedRange(start, stop, 0, 0))
         found.append(Streamed(frame, tuple(copied)))
     return items, found, part_bytes, least
 
@@ -212,7 +212,7 @@ def test_a_part_ends_at_a_seam_or_far_enough_from_it():
     """Of 100 bytes 40 are copied: 30 before, 30 after. A first part of 25 would leave 5, so it takes them too."""
     items = [rows(0, (0, 100, 1))]
     [frame] = frames_of(items, [0])
-    streamed = Streamed(frame, (Copied(30, 70, 0, 0),))
+    streamed = Streamed(frame, (CopiedRange(30, 70, 0, 0),))
     found = find_cuts(items, [streamed], 25, 10)
     assert [[len(part) for part in step] for step in parts_of(items, streamed, 0, found.cuts)] == [[30], [25], [5]]
     found = find_cuts(items, [streamed], 20, 10)
@@ -224,7 +224,10 @@ def test_a_part_ends_at_a_seam_or_far_enough_from_it():
 def test_one_output_is_cut_as_soon_as_can_be(case):
     items, _, part_bytes, least = case
     own = [
-        Rows(item.tensor, 1, share.row_count, (share,)) for item in items for share in item.shares if share.member == 0
+        WalkItem(item.tensor, 1, share.row_count, (share,))
+        for item in items
+        for share in item.shares
+        if share.member == 0
     ]
     frames = frames_of(own, [3])
     found = find_cuts(own, streams(frames), part_bytes, least)

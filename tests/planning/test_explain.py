@@ -12,7 +12,7 @@ from support.random_plans import cases, full_targets, limits, object_shares, ran
 
 from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.formats.safetensors import plan_header
-from reshard.planning.catalog import Contents, SourceObject, Stored
+from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
 from reshard.planning.change import Change
 from reshard.planning.explain import explain
 from reshard.planning.explained import explanation_to_json
@@ -32,7 +32,7 @@ COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
 SMALL = Limits(min_part_bytes=1, part_bytes=100, row_bytes=1, read_bytes=50, min_copy_source_bytes=1, copy_bytes=64)
 
 
-def random_plan(data, case, wished, copied_from):
+def random_plan(data, case, wished, copy_bases):
     """A plan of full or cut source and target, or no example."""
     [strategy] = case.strategies
     if data.draw(st.booleans()):
@@ -42,15 +42,15 @@ def random_plan(data, case, wished, copied_from):
         catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
         target = data.draw(full_targets())
     try:
-        return make_plan(catalog, target, "memory://target", wished, copied_from=copied_from)
+        return make_plan(catalog, target, "memory://target", wished, copy_bases=copy_bases)
     except (OverBudget, PlanError):
         assume(False)
 
 
 @slow
 @given(st.data(), cases(1), limits(), COPIED_FROM)
-def test_parts_cover_every_output_once_and_are_those_of_the_steps(data, case, wished, copied_from):
-    plan = random_plan(data, case, wished, copied_from)
+def test_parts_cover_every_output_once_and_are_those_of_the_steps(data, case, wished, copy_bases):
+    plan = random_plan(data, case, wished, copy_bases)
     planned = {(part.output, part.number): (part, step) for step, part in every_part(plan)}
     for index, output in enumerate(plan.outputs):
         for key in output.keys:
@@ -90,17 +90,17 @@ def check_part(plan, told, part, step):
         assert (source.object, source.range) == (keys[part.object], part.source_range)
         return
     position = step.parts.index(part)
-    reads = [read for read in step.reads if any(copy.part == position for copy in read.copies)]
+    reads = [read for read in step.reads if any(copy.buffer == position for copy in read.scatters)]
     assert [(one.object, one.range) for one in told.sources] == [(keys[read.object], read.range) for read in reads]
-    filled = sum(copy.transfer.total_nbytes for read in reads for copy in read.copies if copy.part == position)
+    filled = sum(copy.scatter.total_nbytes for read in reads for copy in read.scatters if copy.buffer == position)
     assert filled + told.literal_nbytes == part.range.nbytes
     assert (told.filled == "literal") == (not reads)
 
 
 @slow
 @given(st.data(), cases(1), limits(), COPIED_FROM)
-def test_tensors_are_where_the_parts_are(data, case, wished, copied_from):
-    plan = random_plan(data, case, wished, copied_from)
+def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
+    plan = random_plan(data, case, wished, copy_bases)
     for tensor in plan.tensors:
         found = explain(plan, tensor.spec.name)
         holders = [output for output in plan.outputs if tensor.spec.name in {spec.name for spec in output.specs}]
@@ -120,7 +120,9 @@ def test_tensors_are_where_the_parts_are(data, case, wished, copied_from):
 def catalog(specs):
     header = plan_header(specs, {}).header
     stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
-    return full_catalog("memory://source", "test", [(SourceObject("m", header.nbytes, "e"), Contents(tuple(stored)))])
+    return full_catalog(
+        "memory://source", "test", [(SourceObject("m", header.nbytes, "e"), ObjectHeader(tuple(stored)))]
+    )
 
 
 def ranks(**layouts):
@@ -143,7 +145,7 @@ def test_only_the_groups_concerned_are_derived(monkeypatch):
 
 def test_replicas_are_copied_from_the_first():
     spec = [TensorSpec("w", DType.U8, (400,))]
-    plan = make_plan(catalog(spec), ranks(w=((),)), "memory://target", SMALL, copied_from=(REPLICAS,))
+    plan = make_plan(catalog(spec), ranks(w=((),)), "memory://target", SMALL, copy_bases=(REPLICAS,))
     found = explain(plan, "r1.safetensors")
     assert found.keys == ("r0.safetensors", "r1.safetensors")
     assert {part.filled for part in found.parts} == {"replica"}

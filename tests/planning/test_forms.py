@@ -11,12 +11,12 @@ from hypothesis import given
 from support.checkpoints import catalog_of_objects
 from support.random_plans import cases, rank_targets
 
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.cost import counting
-from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
 from reshard.planning.cost.cost import count_cost
 from reshard.planning.limits import Limits
-from reshard.planning.outputs.layouts import Cuttings
-from reshard.planning.outputs.output import Carried, file_order, make_output, tensors_of, whole_box
+from reshard.planning.outputs.layouts import Partitions
+from reshard.planning.outputs.output import SourceMetadata, file_order, make_output, tensors_of, whole_box
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
@@ -44,7 +44,7 @@ def one_by_one(target, tensors):
 def test_derived_outputs_are_those_made_one_by_one(drawn):
     case, target = drawn
     tensors = tensors_of(catalog_of_objects({"all.safetensors": case.model}), {})
-    made, expected = target.outputs(tensors, Carried()), one_by_one(target, tensors)
+    made, expected = target.outputs(tensors, SourceMetadata()), one_by_one(target, tensors)
     assert [output.keys for output in made] == [output.keys for output in expected]
     for output, other in zip(made, expected, strict=True):
         assert (output.tensors, tuple(output.boxes), output.specs) == (other.tensors, other.boxes, other.specs)
@@ -58,7 +58,7 @@ def test_boxes_of_ranks_are_a_sequence():
     strategy = Strategy(4, ({"a": layout, "b": layout},))
     model = {name: (DType.U8, (4, 4), np.zeros((4, 4), np.uint8)) for name in "ab"}
     tensors = tensors_of(catalog_of_objects({"all.safetensors": model}), {})
-    outputs = RankTarget(strategy, (0, 1, 2, 3), "{rank}").outputs(tensors, Carried())
+    outputs = RankTarget(strategy, (0, 1, 2, 3), "{rank}").outputs(tensors, SourceMetadata())
     first, last = outputs[0].boxes, outputs[-1].boxes
     assert len(last) == 2
     assert last[:1] == (Box((2, 2), (4, 4)),)
@@ -68,11 +68,11 @@ def test_boxes_of_ranks_are_a_sequence():
 
 
 def test_cuttings_of_equal_layouts_are_one():
-    cuttings = Cuttings()
-    made = cuttings.of((4,), Layout((2,), ((0,),)))
-    assert cuttings.of((4,), Layout((2,), ((0,),))) is made
-    assert cuttings.of((6,), Layout((2,), ((0,),))) is not made
-    assert cuttings.of((4,), None).box(1) == Box((0,), (4,))
+    partitions = Partitions()
+    made = partitions.of((4,), Layout((2,), ((0,),)))
+    assert partitions.of((4,), Layout((2,), ((0,),))) is made
+    assert partitions.of((6,), Layout((2,), ((0,),))) is not made
+    assert partitions.of((4,), None).box(1) == Box((0,), (4,))
 
 
 COUNT, SHAPE = 1100, (64, 128)
@@ -85,7 +85,7 @@ def big_plan():
     specs = [TensorSpec(f"t{number:04d}", DType.U8, SHAPE) for number in range(COUNT)]
     starts = itertools.count(100, 64 * 128)
     stored = tuple(Stored(spec, ((Box.whole(SHAPE), start),)) for spec, start in zip(specs, starts, strict=False))
-    opened = [(SourceObject("model.safetensors", 100 + COUNT * 64 * 128, "etag"), Contents(stored))]
+    opened = [(SourceObject("model.safetensors", 100 + COUNT * 64 * 128, "etag"), ObjectHeader(stored))]
     catalog: Catalog = full_catalog("memory://source", "test", opened)
     layouts = {spec.name: Layout((32, 32), ((1,), (0,))) for spec in specs}
     target = RankTarget(Strategy(1024, (layouts,)), tuple(range(1024)), "rank_{rank}.safetensors")
@@ -101,13 +101,13 @@ def test_steps_of_one_output_of_a_big_plan(big_plan):
         [number] = [number for number, part in enumerate(step.parts) if part.output == last]
         here = sources[step.parts[number].range.start : step.parts[number].range.stop]
         for read in step.reads:
-            for copy in read.copies:
-                if copy.part == number:
-                    runs = zip(copy.transfer.source_runs.starts(), copy.transfer.target_runs.starts(), strict=True)
+            for copy in read.scatters:
+                if copy.buffer == number:
+                    runs = zip(copy.scatter.source_runs.starts(), copy.scatter.target_runs.starts(), strict=True)
                     for source, place in runs:
-                        assert (here[place : place + copy.transfer.nbytes] == -1).all()
+                        assert (here[place : place + copy.scatter.nbytes] == -1).all()
                         first = read.range.start + source
-                        here[place : place + copy.transfer.nbytes] = range(first, first + copy.transfer.nbytes)
+                        here[place : place + copy.scatter.nbytes] = range(first, first + copy.scatter.nbytes)
     whole = np.arange(64 * 128).reshape(SHAPE)[62:64, 124:128].ravel()
     [(_, header)] = output.frame.literals
     expected = np.concatenate([100 + number * 64 * 128 + whole for number in range(COUNT)])

@@ -121,8 +121,8 @@ def run(recipe, part_bytes, held):
                 body[first : first + len(data)] = data
         for read in step.reads:
             data = objects[read.object][read.range.start : read.range.stop]
-            for copy in read.copies:
-                move(copy.transfer, data, bodies[copy.part])
+            for copy in read.scatters:
+                move(copy.scatter, data, bodies[copy.buffer])
         for part, body in zip(step.parts, bodies, strict=True):
             made[part.output].append((part.number, part.range, bytes(body)))
         for part in step.copies:
@@ -143,16 +143,16 @@ def joined(parts, least):
     return body
 
 
-def move(transfer, source, target):
-    for index in itertools.product(*map(range, transfer.counts)):
-        a = transfer.source + sum(i * s for i, s in zip(index, transfer.source_strides, strict=True))
-        b = transfer.target + sum(i * s for i, s in zip(index, transfer.target_strides, strict=True))
-        target[b : b + transfer.nbytes] = source[a : a + transfer.nbytes]
+def move(scatter, source, target):
+    for index in itertools.product(*map(range, scatter.counts)):
+        a = scatter.source + sum(i * s for i, s in zip(index, scatter.source_strides, strict=True))
+        b = scatter.target + sum(i * s for i, s in zip(index, scatter.target_strides, strict=True))
+        target[b : b + scatter.nbytes] = source[a : a + scatter.nbytes]
 
 
 def test_boxes_of_inputs_follow_the_blocks():
-    from reshard.planning.outputs.output import Making
+    from reshard.planning.outputs.output import Computation
 
-    making = Making("dequantise", DType.BF16, (7,), (128, 128))
-    found = inputs_of(3, making, Box((100, 256), (300, 400)))
+    computation = Computation("dequantise", DType.BF16, (7,), (128, 128))
+    found = inputs_of(3, computation, Box((100, 256), (300, 400)))
     assert found == ((3, Box((100, 256), (300, 400))), (7, Box((0, 2), (3, 4))))

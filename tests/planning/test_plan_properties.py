@@ -38,7 +38,7 @@ from support.random_plans import (
 
 from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import Wanted, read_catalog
+from reshard.engine.sources.read_source import SourceOptions, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
@@ -63,14 +63,14 @@ quick = settings(parent=slow, max_examples=40, phases=[Phase.explicit, Phase.reu
 COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
 
 
-def checked(catalog, target, wished, renamed=None, copied_from=()):
+def checked(catalog, target, wished, renamed=None, copy_bases=()):
     """Check the plan, or else the one that is accepted according to the refusal."""
-    plan, needed_bytes = planned(catalog, target, wished, renamed, copied_from)
+    plan, needed_bytes = planned(catalog, target, wished, renamed, copy_bases)
     if needed_bytes:
         assert needed_bytes > wished.memory_bytes
-        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes), renamed, copied_from)
+        plan, _ = planned(catalog, target, replace(wished, memory_bytes=needed_bytes), renamed, copy_bases)
         assert plan
-        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1), renamed, copied_from)
+        _, again = planned(catalog, target, replace(wished, memory_bytes=needed_bytes - 1), renamed, copy_bases)
         assert again == needed_bytes
     if plan:
         check_plan(plan)
@@ -78,10 +78,10 @@ def checked(catalog, target, wished, renamed=None, copied_from=()):
         assert wished.max_part_count < 10_000  # these parts would be too many
 
 
-def planned(catalog, target, limits, renamed=None, copied_from=()):
+def planned(catalog, target, limits, renamed=None, copy_bases=()):
     """The plan, or the memory it needs, or neither where parts would be too many or too long."""
     try:
-        return make_plan(catalog, target, "memory://target", limits, renamed=renamed, copied_from=copied_from), 0
+        return make_plan(catalog, target, "memory://target", limits, renamed=renamed, copy_bases=copy_bases), 0
     except OverBudget as refusal:
         return None, refusal.needed_bytes
     except PlanError as error:
@@ -92,25 +92,25 @@ def planned(catalog, target, limits, renamed=None, copied_from=()):
 
 @slow
 @given(st.data(), cases(1), limits(), COPIED_FROM)
-def test_full_to_ranks(data, case, wished, copied_from):
+def test_full_to_ranks(data, case, wished, copy_bases):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
-    checked(catalog, data.draw(rank_targets(case.strategies[0])), wished, None, copied_from)
+    checked(catalog, data.draw(rank_targets(case.strategies[0])), wished, None, copy_bases)
 
 
 @slow
 @given(st.data(), cases(1), limits(), COPIED_FROM)
-def test_ranks_to_full(data, case, wished, copied_from):
+def test_ranks_to_full(data, case, wished, copy_bases):
     [strategy] = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
-    checked(catalog, data.draw(full_targets()), wished, None, copied_from)
+    checked(catalog, data.draw(full_targets()), wished, None, copy_bases)
 
 
 @slow
 @given(st.data(), cases(2), limits(), COPIED_FROM)
-def test_ranks_to_ranks(data, case, wished, copied_from):
+def test_ranks_to_ranks(data, case, wished, copy_bases):
     source, target = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, source)), source)
-    checked(catalog, data.draw(rank_targets(covering(target, source))), wished, None, copied_from)
+    checked(catalog, data.draw(rank_targets(covering(target, source))), wished, None, copy_bases)
 
 
 def covering(target, source):
@@ -122,9 +122,9 @@ def covering(target, source):
 
 @slow
 @given(st.data(), cases(1), limits(), COPIED_FROM)
-def test_full_to_full(data, case, wished, copied_from):
+def test_full_to_full(data, case, wished, copy_bases):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
-    checked(catalog, data.draw(full_targets()), wished, None, copied_from)
+    checked(catalog, data.draw(full_targets()), wished, None, copy_bases)
 
 
 # Any source to any target.
@@ -171,7 +171,7 @@ def unfit(source, target, renamed):
 
 @quick
 @given(conversions(), limits(), COPIED_FROM)
-def test_any_source_to_any_target(conversion, wished, copied_from):
+def test_any_source_to_any_target(conversion, wished, copy_bases):
     source, target, renamed = conversion
     catalog, problem = source.catalog(), unfit(*conversion)
     assert {entry.spec.name for entry in catalog.entries} == set(source.tensors)
@@ -180,7 +180,7 @@ def test_any_source_to_any_target(conversion, wished, copied_from):
         with pytest.raises((PlanError, FormatError), match=problem):
             make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
         return
-    checked(catalog, target, wished, renamed, copied_from)
+    checked(catalog, target, wished, renamed, copy_bases)
 
 
 def everything_in(source):
@@ -193,7 +193,7 @@ def everything_in(source):
 
 @quick
 @given(st.data(), conversions().filter(lambda made: not made[0].is_tree), limits(), COPIED_FROM)
-def test_any_source_to_any_target_for_real(data, conversion, wished, copied_from):
+def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases):
     source, target, renamed = conversion
     if unfit(*conversion):
         return
@@ -206,8 +206,8 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copied_from
         there.store.put(there.child("model.safetensors.index.json").key, index)
     with working(2, there.store) as workers:
         strategy = Known(source.strategy) if source.strategy else None
-        catalog = read_catalog(there, Wanted(strategy, source.names, check_crc=True), workers)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copied_from=copied_from)
+        catalog = read_catalog(there, SourceOptions(strategy, source.names, check_crc=True), workers)
+    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     manifest = execute(plan, there, here)
     assert verify_manifest(manifest, "", there, here).is_ok
     written = stored(here)

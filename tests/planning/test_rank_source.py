@@ -12,7 +12,7 @@ from support.checkpoints import (
 )
 
 from reshard.errors import CatalogError, PlanError, StrategyError
-from reshard.planning.catalog import Origin, SourceObject
+from reshard.planning.catalog import SourceObject, SourceSharding
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.sources.full_source import ALL_NAMES
@@ -74,11 +74,11 @@ def lacking(held, rank, *names):
 
 def test_origins():
     catalog, to_compare = catalog_of(shards(MODEL, ONE), ONE)
-    assert {entry.spec.name: entry.origin for entry in catalog.entries} == {
-        "embed": Origin.CUT,
-        "norm": Origin.WHOLE,
-        "head": Origin.CUT,
-        "step": Origin.OUTSIDE,
+    assert {entry.spec.name: entry.sharding for entry in catalog.entries} == {
+        "embed": SourceSharding.SHARDED,
+        "norm": SourceSharding.WHOLE,
+        "head": SourceSharding.SHARDED,
+        "step": SourceSharding.UNLISTED,
     }
     assert to_compare == ("step",)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reshard.formats.frame import make_frame
 from reshard.planning.limits import Limits
-from reshard.planning.outputs.streamed import Copied, Streamed, split_evenly, whole_copies
+from reshard.planning.outputs.streamed import CopiedRange, Streamed, split_evenly, whole_copies
 from reshard.tensor import ByteRange
 
 
@@ -29,14 +29,14 @@ def frames(draw):
 def streams(draw):
     """A frame, some of whose elements are copied: ranges of whole elements, some of them next to each other."""
     frame = draw(frames())
-    copied: list[Copied] = []
+    copied: list[CopiedRange] = []
     for extent in frame.extents:
         if draw(st.booleans()):
             a = draw(st.integers(0, extent.element_count - 1))
             b = draw(st.integers(a + 1, extent.element_count))
             start, stop = extent.start + a * extent.itemsize, extent.start + b * extent.itemsize
             is_joined = copied and copied[-1].stop == start and draw(st.booleans())
-            copied.append(Copied(copied.pop().start if is_joined else start, stop, draw(st.integers(0, 1)), 7))
+            copied.append(CopiedRange(copied.pop().start if is_joined else start, stop, draw(st.integers(0, 1)), 7))
     return Streamed(frame, tuple(copied))
 
 
@@ -135,7 +135,7 @@ def test_nothing_copied_is_the_frame_itself():
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.integers(0, 50))
 def test_split_evenly(nbytes, most, first):
-    parts = split_evenly(Copied(10, 10 + nbytes, 3, first), most)
+    parts = split_evenly(CopiedRange(10, 10 + nbytes, 3, first), most)
     assert [part.start for part in parts] == [10, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == 10 + nbytes
     assert all(part.object == 3 and part.first - first == part.start - 10 for part in parts)
@@ -160,5 +160,5 @@ def test_halves_of_what_is_too_long_for_one_copy_are_parts():
     assert all(
         part.nbytes >= 10
         for nbytes in range(10, 99)
-        for part in split_evenly(Copied(0, nbytes, 0, 0), limits.most_copied_bytes)
+        for part in split_evenly(CopiedRange(0, nbytes, 0, 0), limits.most_copied_bytes)
     )

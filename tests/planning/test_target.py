@@ -8,7 +8,7 @@ from support.checkpoints import catalog_of_objects, random_model
 
 from reshard.errors import FormatError, PlanError, StrategyError
 from reshard.planning.limits import Limits
-from reshard.planning.outputs.output import Carried, tensors_of
+from reshard.planning.outputs.output import SourceMetadata, tensors_of
 from reshard.planning.plan import make_plan
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
@@ -21,7 +21,7 @@ ALL = Strategy(2, ({"embed": ROWS, "norm": NORM, "head": COLUMNS, "step": SCALAR
 STAGES = Strategy(2, ({"embed": ROWS, "norm": NORM}, {"head": COLUMNS, "norm": NORM}))
 CATALOG = catalog_of_objects({name: {name: value} for name, value in MODEL.items()})
 TENSORS = tensors_of(CATALOG, {})
-NOTHING = Carried()
+NOTHING = SourceMetadata()
 
 
 def ranks(strategy, chosen=None, name="rank_{rank}/c{rank}.safetensors"):
@@ -153,7 +153,7 @@ def test_names_that_were_left_out_are_no_other_naming():
     strategy = Strategy(2, ({"embed": ROWS, "gone": ROWS, "adam_m.gone": ROWS},))
     with pytest.raises(StrategyError, match="name tensors differently"):
         ranks(strategy).outputs(TENSORS, NOTHING)
-    first, _ = ranks(strategy).outputs(TENSORS, Carried(dropped=frozenset({"gone"})))
+    first, _ = ranks(strategy).outputs(TENSORS, SourceMetadata(dropped=frozenset({"gone"})))
     assert shapes(first) == {"step": (), "embed": (4, 6), "norm": (6,), "head": (4, 6)}
 
 
@@ -178,7 +178,7 @@ def test_an_empty_source_fits_any_strategy():
 def test_one_object_when_one_is_enough():
     [output] = full().outputs(TENSORS, NOTHING)
     assert output.keys == ("model.safetensors",)
-    assert full().documents([output], TENSORS, Carried()) == ()
+    assert full().documents([output], TENSORS, SourceMetadata()) == ()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_objects_are_filled_in_the_order_of_the_source(object_bytes, shares):
 def test_the_index_of_several_objects():
     target = full(192)
     outputs = target.outputs(TENSORS, NOTHING)
-    [document] = target.documents(outputs, TENSORS, Carried())
+    [document] = target.documents(outputs, TENSORS, SourceMetadata())
     assert document.key == "index.json"
     index = json.loads(document.data)
     assert index["metadata"]["total_size"] == 272
@@ -225,13 +225,13 @@ def test_a_name_without_parts_is_one_object():
 @pytest.mark.parametrize("form", ["pt", "ms"])
 def test_metadata_is_carried_but_bookkeeping_is_ours(form):
     metadata = {"author": "x", "format": "np", "crc_num": "1", "remove_redundancy": "True"}
-    [output] = full(form=form).outputs(TENSORS, Carried.of(replace(CATALOG, metadata=metadata), {}))
+    [output] = full(form=form).outputs(TENSORS, SourceMetadata.of(replace(CATALOG, metadata=metadata), {}))
     assert output.metadata == {"author": "x", "format": form}
 
 
 def test_notes_under_a_tensors_name_go_where_it_goes():
-    carried = Carried.of(replace(CATALOG, metadata={"embed": "int4", "author": "x"}), {})
-    by_key = {key: output for output in ranks(STAGES).outputs(TENSORS, carried) for key in output.keys}
+    source_metadata = SourceMetadata.of(replace(CATALOG, metadata={"embed": "int4", "author": "x"}), {})
+    by_key = {key: output for output in ranks(STAGES).outputs(TENSORS, source_metadata) for key in output.keys}
     assert by_key["rank_0/c0.safetensors"].metadata == {"embed": "int4", "author": "x", "format": "ms"}
     assert by_key["rank_2/c2.safetensors"].metadata == {"author": "x", "format": "ms"}
 

@@ -11,13 +11,13 @@ import pytest
 from storage.contract import ODD_NAMES, body, content
 
 from reshard.errors import Interrupted, NotFound, SourceChanged, StorageError, Unsupported, UsageError
-from reshard.storage import Copier, ObjectInfo, Store, Upload, recording
+from reshard.storage import ObjectInfo, PartCopier, Store, Upload, recording
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
 
 class CopyContract:
-    """Of :class:`reshard.storage.Copier`."""
+    """Of :class:`reshard.storage.PartCopier`."""
 
     odd_names = ODD_NAMES
     honours_copy_etag = True
@@ -38,7 +38,7 @@ class CopyContract:
         return store.limits.min_part_bytes
 
     def test_is_copier(self, store: Store, neighbour: Store) -> None:
-        assert isinstance(store, Copier)
+        assert isinstance(store, PartCopier)
         assert store.limits.can_copy
         for source in (store, neighbour, recording(store), recording(recording(neighbour))):
             assert store.copies_from(source)

@@ -17,7 +17,7 @@ import numpy as np
 
 from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.formats.safetensors import parse_header, plan_header
-from reshard.planning.catalog import Catalog, Contents, SourceObject, Stored
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.rank_source import rank_catalog
 from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
@@ -266,23 +266,23 @@ def _opened(key, model):
     return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
 
 
-def held_by(body: bytes) -> Contents:
+def held_by(body: bytes) -> ObjectHeader:
     """What a safetensors object holds."""
     header = parse_header(body, len(body))
     tensors = tuple(
         Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
     )
-    return Contents(tensors, header.metadata, index_bytes=header.data_start)
+    return ObjectHeader(tensors, header.metadata, index_bytes=header.data_start)
 
 
-def held_by_ckpt(body: bytes) -> Contents:
+def held_by_ckpt(body: bytes) -> ObjectHeader:
     """What a ``.ckpt`` object holds."""
     _, texts, packed = list_ckpt(body)
     index = read_index(len(body), lambda where: body[where.start : where.stop])
     tensors = tuple(
         Stored(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
     )
-    return Contents(tensors, packed, texts)
+    return ObjectHeader(tensors, packed, texts)
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reshard.engine.events import Listener, ignore
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.sources.read_source import Wanted, read_catalog
+from reshard.engine.sources.read_source import SourceOptions, read_catalog
 from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits
@@ -34,7 +34,7 @@ class Known:
 def catalog_at(location: Location, strategy: Strategy | None = None) -> Catalog:
     """The catalog of what lies at a place."""
     with working(2, location.store) as workers:
-        return read_catalog(location, Wanted(Known(strategy) if strategy else None), workers)
+        return read_catalog(location, SourceOptions(Known(strategy) if strategy else None), workers)
 
 
 def ranks_of(strategy: Strategy) -> RankTarget:
@@ -48,10 +48,10 @@ def planned(
     wished: Target,
     limits: Limits,
     strategy: Strategy | None = None,
-    copied_from: Sequence[int] = (),
+    copy_bases: Sequence[int] = (),
 ) -> Plan:
     """The plan of a conversion."""
-    return make_plan(catalog_at(source, strategy), wished, target.url, limits, copied_from=copied_from)
+    return make_plan(catalog_at(source, strategy), wished, target.url, limits, copy_bases=copy_bases)
 
 
 def convert(
@@ -63,8 +63,8 @@ def convert(
     *,
     overwrite: bool = False,
     listener: Listener = ignore,
-    copied_from: Sequence[int] = (),
+    copy_bases: Sequence[int] = (),
 ) -> tuple[Plan, Manifest]:
     """Plan and execute."""
-    plan = planned(source, target, wished, limits, strategy, copied_from)
+    plan = planned(source, target, wished, limits, strategy, copy_bases)
     return plan, execute(plan, source, target, overwrite=overwrite, listener=listener)

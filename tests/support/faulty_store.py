@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Transient
-from reshard.storage import Body, Copier, ObjectInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
+from reshard.storage import Body, ObjectInfo, PartCopier, ReadStore, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -88,7 +88,7 @@ class FaultyStore:
         return self._do("upload_part", upload.key, lambda: self.inner.upload_part(upload, number, offset, body))
 
     def copies_from(self, source: ReadStore) -> bool:
-        return isinstance(self.inner, Copier) and self.inner.copies_from(source)
+        return isinstance(self.inner, PartCopier) and self.inner.copies_from(source)
 
     def copy_part(
         self,
@@ -100,7 +100,7 @@ class FaultyStore:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        assert isinstance(self.inner, Copier)
+        assert isinstance(self.inner, PartCopier)
         copy = self.inner.copy_part
         return self._do("copy_part", upload.key, lambda: copy(upload, number, offset, source, key, span, etag))
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from reshard.planning.outputs.output import Carried, TargetTensor
+from reshard.planning.outputs.output import SourceMetadata, TargetTensor
 from reshard.planning.plan import Plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
 from reshard.planning.steps.steps import CopiedPart
@@ -120,7 +120,7 @@ def _run(plan, objects, counted):
 
 def _count_replicas(plan, output, counted, *, is_small):
     """Count what is copied from an output's first key; returns to how many its parts are sent."""
-    if not plan.copied_from or is_small or output.nbytes < plan.limits.min_copy_source_bytes:
+    if not plan.copy_bases or is_small or output.nbytes < plan.limits.min_copy_source_bytes:
         return len(output.keys)
     others = len(output.keys) - 1
     most = max(plan.limits.most_copied_bytes, -(-output.nbytes // plan.limits.max_part_count))
@@ -131,7 +131,7 @@ def _count_replicas(plan, output, counted, *, is_small):
 def _copied(plan, part, objects):
     """The numbers in a part that the store makes."""
     item = plan.catalog.objects[part.object]
-    assert item.base in plan.copied_from
+    assert item.base in plan.copy_bases
     assert item.nbytes >= plan.limits.min_copy_source_bytes
     assert part.range.nbytes <= max(plan.limits.copy_bytes, 2 * plan.limits.min_part_bytes)
     body = objects[part.object][part.first : part.first + part.range.nbytes]
@@ -155,11 +155,11 @@ def _filled(plan, step, objects, counted):
         _check_read(plan, read, objects, seen)
         source = objects[read.object][read.range.start : read.range.stop]
         needed = np.zeros(len(source), bool)
-        for copy in read.copies:
-            move = copy.transfer
+        for copy in read.scatters:
+            move = copy.scatter
             taken = _addresses(move.source, move.nbytes, move.counts, move.source_strides)
             filled = _addresses(move.target, move.nbytes, move.counts, move.target_strides)
-            body = bodies[copy.part]
+            body = bodies[copy.buffer]
             assert 0 <= taken.min() <= taken.max() < len(source), "a copy reaches outside its read"
             assert 0 <= filled.min() <= filled.max() < len(body), "a copy reaches outside its part"
             assert len(np.unique(filled)) == len(filled)
@@ -185,7 +185,7 @@ def _check_read(plan, read, objects, seen):
     start, stop = read.range.start, read.range.stop
     assert 0 <= start < stop <= len(objects[read.object]), "a read reaches outside its object"
     assert stop - start <= plan.limits.read_bytes, "a read is too long"
-    assert read.copies, "a read that nobody needs"
+    assert read.scatters, "a read that nobody needs"
     before = seen.setdefault(read.object, np.zeros(len(objects[read.object]), bool))
     assert not before[start:stop].any(), "a byte is read twice in one step"
     before[start:stop] = True
@@ -401,7 +401,7 @@ def _asked(target, tensors):
         return list(held.values())
     # Which of several ranks writes a box is the planner's to say; what it says is checked where the plan is made.
     whole = [TargetTensor(TensorSpec(name, dtype, tuple(shape)), ()) for name, (dtype, shape, _) in tensors.items()]
-    outputs = target.outputs(whole, Carried(dropped=target.strategy.names))
+    outputs = target.outputs(whole, SourceMetadata(dropped=target.strategy.names))
     dealt = {key: [spec.name for spec in output.specs] for output in outputs for key in output.keys}
     return [{name: held[rank][name] for name in dealt[target.name.replace("{rank}", str(rank))]} for rank in held]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.tensor import Box, Runs, Transfer, byte_runs, transfer
+from reshard.tensor import Box, Runs, Scatter, box_scatter, byte_runs
 
 
 def addresses(first, nbytes, counts, strides):
@@ -72,7 +72,7 @@ def test_runs_are_as_long_as_can_be(case):
 @given(boxes_in_tensors(copies=2))
 def test_a_transfer_moves_each_element_to_its_place(case):
     box, [source, target], itemsize = case
-    copy = transfer(box, source, target, itemsize)
+    copy = box_scatter(box, source, target, itemsize)
     pairs = zip(bytes_of(box, source, itemsize).tolist(), bytes_of(box, target, itemsize).tolist(), strict=True)
     assert moves(copy) == sorted(pairs)
     assert copy.total_nbytes == math.prod(box) * itemsize
@@ -83,14 +83,14 @@ def test_a_transfer_moves_each_element_to_its_place(case):
 @given(boxes_in_tensors(copies=2), st.integers(0, 99), st.integers(0, 99))
 def test_moving_a_transfer_moves_every_byte(case, by_source, by_target):
     box, [source, target], itemsize = case
-    copy = transfer(box, source, target, itemsize)
+    copy = box_scatter(box, source, target, itemsize)
     assert moves(copy.moved(by_source, by_target)) == [(a + by_source, b + by_target) for a, b in moves(copy)]
 
 
 @given(boxes_in_tensors(copies=2), st.data())
 def test_clipping_keeps_what_lies_in_the_range(case, data):
     box, [source, target], itemsize = case
-    copy = transfer(box, source, target, itemsize)
+    copy = box_scatter(box, source, target, itemsize)
     edges = st.integers(copy.source - 3, copy.source_stop + 3)
     start, stop = sorted(data.draw(st.tuples(edges, edges)))
     clipped = list(copy.clip_source(start, stop))
@@ -103,7 +103,7 @@ def test_clipping_keeps_what_lies_in_the_range(case, data):
 def test_blocks_share_a_transfer_out(case, data):
     """What the planner does: a read is cut into blocks, and each takes its share of the copy."""
     box, [source, target], itemsize = case
-    copy = transfer(box, source, target, itemsize)
+    copy = box_scatter(box, source, target, itemsize)
     block = data.draw(st.integers(1, copy.source_stop - copy.source + 1))
     pieces = [
         piece
@@ -116,14 +116,14 @@ def test_blocks_share_a_transfer_out(case, data):
 @pytest.mark.parametrize(
     ("copy", "start", "stop", "expected"),
     [
-        (Transfer(10, 0, 4), 0, 10, []),
-        (Transfer(10, 0, 4), 14, 20, []),
-        (Transfer(10, 0, 4), 12, 12, []),
-        (Transfer(10, 0, 4), 0, 11, [Transfer(10, 0, 1)]),
-        (Transfer(10, 0, 4), 13, 20, [Transfer(13, 3, 1)]),
-        (Transfer(0, 0, 2, (3,), (10,), (2,)), 2, 10, []),  # the gap between two runs
-        (Transfer(0, 0, 2, (3,), (10,), (2,)), 10, 22, [Transfer(10, 2, 2, (2,), (10,), (2,))]),
-        (Transfer(0, 0, 2, (3,), (10,), (2,)), 0, 22, [Transfer(0, 0, 2, (3,), (10,), (2,))]),
+        (Scatter(10, 0, 4), 0, 10, []),
+        (Scatter(10, 0, 4), 14, 20, []),
+        (Scatter(10, 0, 4), 12, 12, []),
+        (Scatter(10, 0, 4), 0, 11, [Scatter(10, 0, 1)]),
+        (Scatter(10, 0, 4), 13, 20, [Scatter(13, 3, 1)]),
+        (Scatter(0, 0, 2, (3,), (10,), (2,)), 2, 10, []),  # the gap between two runs
+        (Scatter(0, 0, 2, (3,), (10,), (2,)), 10, 22, [Scatter(10, 2, 2, (2,), (10,), (2,))]),
+        (Scatter(0, 0, 2, (3,), (10,), (2,)), 0, 22, [Scatter(0, 0, 2, (3,), (10,), (2,))]),
     ],
 )
 def test_clipping_at_edges(copy, start, stop, expected):
@@ -136,6 +136,6 @@ def test_runs_of_a_huge_tensor_take_no_longer():
 
 
 def test_clipping_a_huge_transfer_takes_no_longer():
-    copy = Transfer(0, 0, 8, (1 << 30, 1 << 20), (64 << 20, 64), (8 << 20, 8))
+    copy = Scatter(0, 0, 8, (1 << 30, 1 << 20), (64 << 20, 64), (8 << 20, 8))
     pieces = list(copy.clip_source((1 << 50) + 3, (1 << 55) + 5))
     assert sum(piece.total_nbytes for piece in pieces) == 8 * ((1 << 49) - (1 << 44)) - 3 + 5

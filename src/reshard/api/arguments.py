@@ -21,7 +21,7 @@ from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.zarr_target import ZarrTarget
-from ..storage import Copier, Location, open_source, open_target, open_target_object
+from ..storage import Location, PartCopier, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
 
@@ -117,10 +117,10 @@ def limits_for(target: Location, options: Options) -> Limits:
     return limits if concurrency is None else replace(limits, concurrency=concurrency)
 
 
-def copied_from(target: Location, catalog: Catalog, options: Options) -> tuple[int, ...]:
+def copy_bases(target: Location, catalog: Catalog, options: Options) -> tuple[int, ...]:
     """What the target's store can copy by itself; see :class:`Plan`."""
     store = writable(target)
-    if options.get("copy") == "never" or not (isinstance(store, Copier) and store.limits.can_copy):
+    if options.get("copy") == "never" or not (isinstance(store, PartCopier) and store.limits.can_copy):
         return ()
     places = (open_source(url) for url in (catalog.url, *catalog.others))
     bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
@@ -149,7 +149,7 @@ def staging_mode(target: Location, catalog: Catalog, options: Options) -> Stagin
     _check_beside(place, target)
     _check_holds_no_source(place, catalog)
     store = writable(target)
-    is_near = isinstance(store, Copier) and store.copies_from(place.store)
+    is_near = isinstance(store, PartCopier) and store.copies_from(place.store)
     return StagingMode(place.url, is_near, mode == "always", limits_for(place, options))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..engine.source_check import head_or_none
-from ..engine.sources.read_source import Wanted, read_catalog
+from ..engine.sources.read_source import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers
 from ..errors import NotFound, UsageError
@@ -122,7 +122,7 @@ def add_adapters(catalog: Catalog, options: Options, workers: Workers) -> Catalo
     place = open_source(url)
     alone = place.child("adapter_model.safetensors")  # beside a whole model, perhaps
     place = alone if not url.endswith(".safetensors") and head_or_none(alone) else place
-    return with_adapters(catalog, read_catalog(place, Wanted(), workers))
+    return with_adapters(catalog, read_catalog(place, SourceOptions(), workers))
 
 
 def _adapters(

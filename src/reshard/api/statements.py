@@ -10,7 +10,7 @@ from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute, writable
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.source_check import head_or_none
-from ..engine.sources.read_source import Wanted, read_catalog, read_contents
+from ..engine.sources.read_source import SourceOptions, read_catalog, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.sources.training_state import read_counters
 from ..engine.verify import Report, Subset, verify_manifest
@@ -33,7 +33,7 @@ from ..tensor import Strategy
 from .arguments import (
     check_apart,
     check_sources_kept,
-    copied_from,
+    copy_bases,
     full_target,
     iteration_target,
     limits_for,
@@ -115,7 +115,7 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Unpack[O
 def draw(
     src: str,
     dst: str,
-    wanted: Wanted,
+    wanted: SourceOptions,
     target: StrategySource | None,
     options: Options,
     *,
@@ -162,7 +162,7 @@ def draw(
     is_whole_model = isinstance(wished, ZarrTarget) or (isinstance(wished, FullTarget) and wished.index_name)
     if name is None and is_whole_model:  # as Hugging Face's tools open it, or families' rules ask for it later
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
-    bases = copied_from(base, catalog, options)
+    bases = copy_bases(base, catalog, options)
     made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)
     if (mode := staging_mode(base, catalog, options)) is not None:
         made = staged_plan(made, mode)
@@ -355,9 +355,9 @@ def _strategy_source(side: str, strategy: str | None, layout: str | None) -> Str
     return load_strategy_source(strategy) if strategy else None
 
 
-def wanted_from(options: Options) -> Wanted:
+def wanted_from(options: Options) -> SourceOptions:
     """What the options ask of a source."""
-    return Wanted(
+    return SourceOptions(
         strategy=_strategy_source("src", options.get("src_strategy"), options.get("src_layout")),
         names=NameFilter(listed(options.get("keep")), listed(options.get("drop"))),
         file_suffix=options.get("file_suffix"),

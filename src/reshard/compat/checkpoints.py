@@ -17,12 +17,12 @@ from ..api.strategies import merge_strategies
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
 from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import Wanted
+from ..engine.sources.read_source import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, raise_all
 from ..formats.containers import Container
 from ..formats.mindspore.ms_strategy_file import split_stage
-from ..planning.catalog import Catalog, Origin
+from ..planning.catalog import Catalog, SourceSharding
 from ..planning.limits import Limits
 from ..planning.plan import Plan
 from ..planning.sources.selection import NameFilter
@@ -270,11 +270,11 @@ class _NoBuffers(NameFilter):
         return tuple(pattern for pattern in missed if pattern != _DROP_BUFFERS)
 
 
-def _without_buffers(wanted: Wanted) -> Wanted:
+def _without_buffers(wanted: SourceOptions) -> SourceOptions:
     return replace(wanted, names=_NoBuffers(wanted.names.keep, (*wanted.names.drop, _DROP_BUFFERS)))
 
 
-def for_target(wanted: Wanted, target: StrategySource | None) -> Wanted:
+def for_target(wanted: SourceOptions, target: StrategySource | None) -> SourceOptions:
     """Leave buffers out that a target strategy has no layouts for; a layout file's rules may have."""
     if target is None or target.rules is not None:
         return wanted
@@ -289,7 +289,7 @@ def buffer_notes(made: Plan) -> tuple[str, ...]:
     return (told,) if buffers else ()
 
 
-def _redundancy_notes(made: Plan, wanted: Wanted, said: bool | None) -> tuple[str, ...]:
+def _redundancy_notes(made: Plan, wanted: SourceOptions, said: bool | None) -> tuple[str, ...]:
     """What was said of redundancy beside what the headers show."""
     if said is None or wanted.strategy is None:
         return ()
@@ -305,7 +305,7 @@ def _lacking_copies(catalog: Catalog, source: StrategySource) -> int:
     held = [
         {index for placement in entry.placements for index, _ in placement.holders}
         for entry in catalog.entries
-        if entry.origin is not Origin.OUTSIDE and entry.placements
+        if entry.sharding is not SourceSharding.UNLISTED and entry.placements
     ]
     return sum(strategy.device_count - len(objects) for objects in held)
 

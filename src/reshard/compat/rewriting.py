@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from ..api.arguments import check_sources_kept, copied_from, limits_for
+from ..api.arguments import check_sources_kept, copy_bases, limits_for
 from ..api.options import Options, Size
 from ..api.statements import name_map_from, renamed_catalog, run, wanted_from
 from ..engine.events import Listener, PhaseStarted, ignore
@@ -124,8 +124,8 @@ class _Rewriting:
         catalog, renamed = renamed_catalog(catalog, Renames(self.name_map))
         name = location.key.rsplit("/", 1)[-1].removesuffix(self.old.suffix) + self.new.suffix
         target = FullTarget(name, name, "", "ms", limits.object_bytes, self.new)
-        bases = copied_from(above, catalog, self.options)
-        made = make_plan(catalog, target, above.url, limits, f"{name}.manifest.json", renamed, copied_from=bases)
+        bases = copy_bases(above, catalog, self.options)
+        made = make_plan(catalog, target, above.url, limits, f"{name}.manifest.json", renamed, copy_bases=bases)
         return _kept(made, above)
 
     def _plan_tree(self, src: str, dst: str | None, pattern: re.Pattern[str] | None, on_event: Listener) -> Plan:
@@ -138,8 +138,8 @@ class _Rewriting:
         # What wrote the sources may have left its manifest there, and it stays true.
         in_place = target.identity == location.identity
         manifest_key = f"reshard-manifest-{self.new}.json" if in_place else MANIFEST_KEY
-        bases = copied_from(target, catalog, self.options)
-        made = make_plan(catalog, TreeTarget(self.new), target.url, limits, manifest_key, renamed, copied_from=bases)
+        bases = copy_bases(target, catalog, self.options)
+        made = make_plan(catalog, TreeTarget(self.new), target.url, limits, manifest_key, renamed, copy_bases=bases)
         return _kept(made, target)
 
     def _renamed(self, catalog: Catalog) -> tuple[Catalog, dict[str, str]]:

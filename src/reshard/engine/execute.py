@@ -28,7 +28,7 @@ from ..planning.targets.tree_target import TreeTarget
 from ..storage import Location, Store
 from ..tensor import ByteRange
 from .events import Listener, Noted, PhaseStarted, ignore
-from .executors.threads import Transfer
+from .executors.threads import ThreadExecutor
 from .manifest import Manifest, decode_manifest, encode_manifest
 from .session import CopyRefused, Uploads
 from .source_check import head_or_none, stored_since
@@ -114,7 +114,7 @@ def _execute(
     stores = {id(place.store): place.store for place in sources}.values()
     with _undone_on_failure(uploads), working(plan.limits.concurrency, *stores, store) as workers:
         check_source(plan, sources, workers)
-        transfer = Transfer(plan, sources, workers, listener)
+        transfer = ThreadExecutor(plan, sources, workers, listener)
         listener(PhaseStarted("transfer"))
         _try_a_copy(plan, uploads, transfer)
         transfer.run(_steps(plan, small=False), uploads)
@@ -139,7 +139,7 @@ def _execute(
     return manifest
 
 
-def _try_a_copy(plan: Plan, uploads: Uploads, transfer: Transfer) -> None:
+def _try_a_copy(plan: Plan, uploads: Uploads, transfer: ThreadExecutor) -> None:
     """Have the store copy one part before anything else: mostly that tells whether it can."""
     groups = (index for index, group in enumerate(plan.groups) if plan.recipe.has_copies(group.outputs))
     for step in (step for index in groups for step in plan.steps(index)):
@@ -153,7 +153,7 @@ def _replicate(
     plan: Plan,
     sources: Sequence[Location],
     uploads: Uploads,
-    transfer: Transfer,
+    transfer: ThreadExecutor,
     workers: Workers,
     listener: Listener,
 ) -> None:
@@ -170,7 +170,7 @@ def _replicate(
     uploads.complete(workers)
 
 
-def _copy_replicas(copies: Sequence[tuple[str, Task, int]], transfer: Transfer) -> set[str]:
+def _copy_replicas(copies: Sequence[tuple[str, Task, int]], transfer: ThreadExecutor) -> set[str]:
     """Have the store make equal outputs; returns the keys that it refused: all, if it refused the first part."""
     refused = set[str]()
 

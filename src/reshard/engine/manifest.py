@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
 from ..planning.json_fields import fields_of, integer, refused, text
-from ..planning.outputs.output import alike
+from ..planning.outputs.output import group_by_layout
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_from_json, plan_to_json
 
@@ -49,7 +49,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     plan = manifest.plan
     number_of: dict[object, int] = {}
     set_of_key: dict[str, int] = {}
-    for positions in alike(plan.outputs):
+    for positions in group_by_layout(plan.outputs):
         number = number_of.setdefault(plan.outputs[positions[0]].specs, len(number_of))
         set_of_key |= {key: number for position in positions for key in plan.outputs[position].keys}
     plan_json = plan_to_json(plan)

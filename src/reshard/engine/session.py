@@ -11,8 +11,8 @@ from functools import partial
 from ..errors import Denied, Interrupted, NotFound, ReshardError, StorageError, Unsupported
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan
-from ..planning.steps.steps import CopiedPart, FilledPart, Step
-from ..storage import Copier, Location, ObjectInfo, Store, Upload
+from ..planning.steps.steps import CopiedPart, Step, StreamedPart
+from ..storage import Location, ObjectInfo, PartCopier, Store, Upload
 from ..tensor import ByteRange
 from .digest import combined_crc32c, crc32c
 from .manifest import Receipt
@@ -78,7 +78,7 @@ class Uploads:
         recipe = plan.recipe
         self._replicated = {i for group in plan.groups for i in group.outputs if recipe.is_replicated(group, i)}
 
-    def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
+    def tasks(self, step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
         """Send a part to every replica of its output that is not copied from the first."""
         is_small = self._plan.recipe.is_small(self._plan.groups[step.group])
         send = self._put_whole if is_small else self._send_part
@@ -202,8 +202,8 @@ class Uploads:
 
     def _sent(
         self,
-        send: Callable[[FilledPart, str, memoryview], None],
-        part: FilledPart,
+        send: Callable[[StreamedPart, str, memoryview], None],
+        part: StreamedPart,
         key: str,
         data: memoryview,
         *,
@@ -213,7 +213,7 @@ class Uploads:
             self._crcs[part.output][part.number] = (crc32c(data), len(data))
         send(part, key, data)
 
-    def _send_part(self, part: FilledPart, key: str, data: memoryview) -> None:
+    def _send_part(self, part: StreamedPart, key: str, data: memoryview) -> None:
         item, upload = self._objects[key], self._upload_of(key)
         item.etags[part.number] = self._store.upload_part(upload, part.number, part.range.start, data)
 
@@ -226,7 +226,7 @@ class Uploads:
         self._copy(key, number, span.start, self._target.child(first_key), span, self._put[first_key].etag)
 
     def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
-        if not isinstance(self._store, Copier):
+        if not isinstance(self._store, PartCopier):
             raise CopyRefused(f"{self._target.url}: this store copies nothing by itself", hint=_NO_COPIES)
         upload = self._upload_of(key)
         try:
@@ -253,7 +253,7 @@ class Uploads:
             item.is_asked = False  # a refusal opens nothing; other errors may be about the answer only
             raise
 
-    def _put_whole(self, _part: FilledPart, key: str, data: memoryview) -> None:
+    def _put_whole(self, _part: StreamedPart, key: str, data: memoryview) -> None:
         self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
 
     def _complete(self, key: str) -> None:

@@ -12,14 +12,14 @@ from ..formats.containers import Container
 from ..planning.outputs.output import Attachment, Document
 from ..planning.plan import Plan, without_copies
 from ..planning.staging import without_staging
-from ..planning.steps.steps import CopiedPart, FilledPart, Step
+from ..planning.steps.steps import CopiedPart, Step, StreamedPart
 from ..planning.targets.zarr_target import ChunkOutput
 from ..storage import Location
 from ..tensor import ByteRange
 from .events import Listener, PhaseStarted, ignore
 from .execute import check_source, read_attachment
 from .executors.arena import ThreadBuffers
-from .executors.threads import Transfer
+from .executors.threads import ThreadExecutor
 from .kernels.scatter import first_difference
 from .manifest import Manifest, Receipt
 from .source_check import head_or_none
@@ -109,7 +109,7 @@ def verify_manifest(
     with working(plan.limits.concurrency, *stores) as workers:
         check_source(plan, sources, workers, _SOURCE_HINT)
         problems = _check_objects(manifest, target, workers)
-        transfer = Transfer(plan, sources, workers, listener)
+        transfer = ThreadExecutor(plan, sources, workers, listener)
         comparison = _Comparison(plan, sources, target, frozenset(problems), transfer.buffers)
         listener(PhaseStarted("verify"))
         transfer.run(_chosen(plan, subset), comparison)
@@ -179,13 +179,13 @@ class _Comparison:
     problems: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tasks(self, _step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
+    def tasks(self, _step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
         """Compare a part in every replica."""
         for key in self.plan.outputs[part.output].keys:
             if key not in self.skipped:
                 yield partial(self._compare_part, key, part, data)
 
-    def _compare_part(self, key: str, part: FilledPart, data: memoryview) -> None:
+    def _compare_part(self, key: str, part: StreamedPart, data: memoryview) -> None:
         self.compare(key, part.range.start, data, part.output)
 
     def copies(self, _step: Step, part: CopiedPart) -> Iterable[Task]:

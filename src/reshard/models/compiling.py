@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase, translate
 from ..errors import PlanError, UsageError, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
 from .compiled import Compiled, Dropped, Part, Target
-from .expanding import Expansion, Expected, Wanted, expand, name_values
+from .expanding import Expansion, Expected, SourceOptions, expand, name_values
 from .family import Drop, Family, Naming
 from .loading import training_state
 from .scales import find_scales
@@ -176,7 +176,7 @@ class _Compilation:
             said = f"shape {_shown(spec.shape)}, expected {_shown(expected.shape)} = [{expected.text}]"
             self._problems[f"{name}: {said}"] = None
 
-    def _target(self, wanted: Wanted) -> Target:
+    def _target(self, wanted: SourceOptions) -> Target:
         parts = [
             Part(expected.name, patch, self._scales.get(expected.name))
             for expected, patches in wanted.parts

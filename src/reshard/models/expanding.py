@@ -28,7 +28,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SourceOptions:
     """A target tensor of a row; a patch of None takes the source as it is."""
 
     name: str
@@ -53,7 +53,7 @@ class Expansion:
         sides = [", ".join(str(tensor.name) for tensor in case.tensors) for case in (self.source, self.target)]
         return " -> ".join(sides)
 
-    def targets(self) -> Iterator[Wanted]:
+    def targets(self) -> Iterator[SourceOptions]:
         """Yield every target tensor."""
         sources = {label: tensor for tensor in self.source.tensors for label in tensor.labels}
         for target in self.target.tensors:
@@ -64,12 +64,12 @@ class Expansion:
             plans = [_Plan(self, leaf, sources[leaf.label]) for leaf in leaves_of(target, self.sizes)]
             for numbers in self.numbers(target, self.settings.numbers):
                 parts = tuple(part for plan in plans for part in plan.parts(numbers))
-                yield Wanted(target.name.render(numbers), shape, parts)
+                yield SourceOptions(target.name.render(numbers), shape, parts)
 
-    def _whole(self, target: TensorPattern, source: TensorPattern) -> Iterator[Wanted]:
+    def _whole(self, target: TensorPattern, source: TensorPattern) -> Iterator[SourceOptions]:
         for numbers in self.numbers(target, self.settings.numbers):
             expected = Expected(source.name.render(numbers), None, source.text)
-            yield Wanted(target.name.render(numbers), None, ((expected, None),))
+            yield SourceOptions(target.name.render(numbers), None, ((expected, None),))
 
     @property
     def name_count(self) -> int:

@@ -22,7 +22,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ObjectHeader:
     """What one object holds, whatever its format.
 
     Parameters
@@ -75,16 +75,16 @@ class Placement:
     holders: tuple[tuple[int, int], ...]
 
 
-class Origin(StrEnum):
+class SourceSharding(StrEnum):
     """How the source held a tensor; it decides where a tensor goes that a target has no word for.
 
-    ``WHOLE``: in one piece. ``CUT``: in different pieces on different ranks. ``OUTSIDE``: in no layout of
+    ``WHOLE``: in one piece. ``SHARDED``: in different pieces on different ranks. ``UNLISTED``: in no layout of
     the source's strategy, as hyper-parameters (``global_step``, ``loss_scale``) are.
     """
 
     WHOLE = "whole"
-    CUT = "cut"
-    OUTSIDE = "outside"
+    SHARDED = "sharded"
+    UNLISTED = "unlisted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Entry:
 
     spec: TensorSpec
     placements: tuple[Placement, ...]
-    origin: Origin = Origin.WHOLE
+    sharding: SourceSharding = SourceSharding.WHOLE
 
 
 @dataclass(frozen=True, slots=True)

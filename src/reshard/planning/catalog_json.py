@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..tensor import Box, DType, TensorSpec, extent_of
-from .catalog import Catalog, Entry, Origin, Placement, SourceObject
+from .catalog import Catalog, Entry, Placement, SourceObject, SourceSharding
 from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .plan_check import check_spec
 
@@ -29,7 +29,13 @@ def catalog_to_json(catalog: Catalog) -> dict[str, Any]:
         "dropped": list(catalog.dropped),
         "counters": dict(catalog.counters),
         "entries": [
-            [entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), _placements_to_json(entry), entry.origin]
+            [
+                entry.spec.name,
+                entry.spec.dtype.value,
+                list(entry.spec.shape),
+                _placements_to_json(entry),
+                entry.sharding,
+            ]
             for entry in catalog.entries
         ],
     }
@@ -75,12 +81,12 @@ def _object_from_json(value: object) -> SourceObject:
 
 
 def _entry_from_json(value: object) -> Entry:
-    called, dtype, shape, placements, origin = items(value, "an entry", 5)
+    called, dtype, shape, placements, sharding = items(value, "an entry", 5)
     spec = TensorSpec(name(called, "name of a tensor"), choice(dtype, "dtype", DType), integers(shape, "shape"))
     check_spec(spec)
     whole = Box.whole(extent_of(spec)[0])
     held = tuple(_placement_from_json(each, whole) for each in items(placements, "placements"))
-    return Entry(spec, held, choice(origin, "origin", Origin))
+    return Entry(spec, held, choice(sharding, "sharding", SourceSharding))
 
 
 def _placement_from_json(value: object, whole: Box) -> Placement:

@@ -15,8 +15,8 @@ from ..models.loading import load_family
 from ..models.lora import AdapterPair, find_adapters, working_dtype
 from ..models.scales import find_scales
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
-from .catalog import Catalog, Origin
-from .outputs.output import Making, Piece, TargetTensor
+from .catalog import Catalog, SourceSharding
+from .outputs.output import Computation, Piece, TargetTensor
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 """What can be cast, and to what."""
@@ -75,7 +75,7 @@ class _Value:
 
     spec: TensorSpec
     entry: int
-    origin: Origin
+    sharding: SourceSharding
     pair: tuple[int, int] | None = None
     rank: int = 0
     working: DType | None = None
@@ -118,7 +118,7 @@ def _values(catalog: Catalog, renamed: Mapping[str, str], change: Change) -> tup
     for index, entry in enumerate(catalog.entries):
         name = renamed.get(entry.spec.name, entry.spec.name)
         spec = entry.spec if name == entry.spec.name else TensorSpec(name, entry.spec.dtype, entry.spec.shape)
-        values[name] = _Value(spec, index, entry.origin)
+        values[name] = _Value(spec, index, entry.sharding)
     if not change.scalings:
         return values, ()
     return _merged(catalog, values, change)
@@ -138,7 +138,7 @@ def _merged(catalog: Catalog, values: dict[str, _Value], change: Change) -> tupl
     for pair in adapters.pairs:
         left[pair.weight] = _with_pair(values, pair)
     for weight, name in adapters.replaced:
-        left[weight] = _Value(left[weight].spec, values[name].entry, left[weight].origin)
+        left[weight] = _Value(left[weight].spec, values[name].entry, left[weight].sharding)
     said = sorted({change.scalings[pair.weight] for pair in adapters.pairs})
     notes = [f"{len(adapters.pairs)} adapters are merged, scaled by {', '.join(map(str, said[:5]))}"]
     states = len(adapters.removed) - 2 * len(adapters.pairs)
@@ -150,7 +150,7 @@ def _merged(catalog: Catalog, values: dict[str, _Value], change: Change) -> tupl
 def _with_pair(values: Mapping[str, _Value], pair: AdapterPair) -> _Value:
     weight, a, b = values[pair.weight], values[pair.a], values[pair.b]
     working = working_dtype(a.spec.dtype, b.spec.dtype)
-    return _Value(weight.spec, weight.entry, weight.origin, (a.entry, b.entry), pair.rank, working)
+    return _Value(weight.spec, weight.entry, weight.sharding, (a.entry, b.entry), pair.rank, working)
 
 
 def _is_apart(catalog: Catalog, entry: int) -> bool:
@@ -172,7 +172,7 @@ def _plain(values: Mapping[str, _Value], change: Change) -> Iterable[TargetTenso
         dtype = _wished(value.spec, change) if scale is None else change.dtype or DType.BF16
         spec = TensorSpec(name, dtype, value.spec.shape)
         patch = plain_patch(extent_of(value.spec)[0])
-        yield _tensor(spec, [(value, patch, scale)], values, change, value.origin)
+        yield _tensor(spec, [(value, patch, scale)], values, change, value.sharding)
 
 
 def _wished(spec: TensorSpec, change: Change) -> DType:
@@ -199,7 +199,7 @@ def _tensor(
     parts: Sequence[tuple[_Value, Patch, Scale | None]],
     values: Mapping[str, _Value],
     change: Change,
-    origin: Origin = Origin.WHOLE,
+    sharding: SourceSharding = SourceSharding.WHOLE,
 ) -> TargetTensor:
     if len(parts) > 1:  # one after the other, so that pieces are found by their place
         parts = sorted(parts, key=lambda part: part[1].target_hull.start)
@@ -209,10 +209,10 @@ def _tensor(
     held = [
         (value.spec.dtype.itemsize + spec.dtype.itemsize + _beside(value, scale)) * (1 if patch.is_plain else 2)
         for (value, patch, scale), piece in zip(parts, pieces, strict=True)
-        if piece.making is not None
+        if piece.computation is not None
     ]
     unit = pieces[0].patch.unit if pieces else (0, 1)
-    return TargetTensor(spec, pieces, origin, max(held, default=0), unit)
+    return TargetTensor(spec, pieces, sharding, max(held, default=0), unit)
 
 
 def _beside(value: _Value, scale: Scale | None) -> int:
@@ -224,17 +224,17 @@ def _beside(value: _Value, scale: Scale | None) -> int:
 
 def _making(
     dtype: DType, value: _Value, scale: Scale | None, values: Mapping[str, _Value], change: Change
-) -> Making | None:
+) -> Computation | None:
     if scale is not None:
-        return Making("dequantise", dtype, (values[scale.tensor].entry,), scale.block)
+        return Computation("dequantise", dtype, (values[scale.tensor].entry,), scale.block)
     if value.pair is not None:
         return _merging(dtype, value, change)
-    return None if value.spec.dtype is dtype else Making("cast", dtype)
+    return None if value.spec.dtype is dtype else Computation("cast", dtype)
 
 
-def _merging(dtype: DType, value: _Value, change: Change) -> Making:
+def _merging(dtype: DType, value: _Value, change: Change) -> Computation:
     assert value.pair is not None
-    return Making(
+    return Computation(
         "merge_lora",
         dtype,
         value.pair,
@@ -260,9 +260,9 @@ def _rule_notes(compiled: Compiled) -> list[str]:
 def _cast_notes(tensors: Iterable[TargetTensor], catalog: Catalog) -> list[str]:
     """Which dtypes become which."""
     counts = Counter(
-        (piece.making.kernel, catalog.entries[piece.source].spec.dtype, piece.making.dtype)
+        (piece.computation.kernel, catalog.entries[piece.source].spec.dtype, piece.computation.dtype)
         for tensor in tensors
         for piece in tensor.pieces
-        if piece.making is not None
+        if piece.computation is not None
     )
     return [f"{kernel}: {count} tensors, {a} to {b}" for (kernel, a, b), count in sorted(counts.items())]

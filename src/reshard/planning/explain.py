@@ -22,7 +22,7 @@ from .outputs.output import Attachment, Document, Output, sample
 from .outputs.streamed import whole_copies
 from .plan import Plan
 from .steps.recipe import Recipe, sources_of, stored_at
-from .steps.steps import CopiedPart, FilledPart, Step, inputs_of
+from .steps.steps import CopiedPart, Step, StreamedPart, inputs_of
 
 _NEAR = 3
 
@@ -143,10 +143,10 @@ def _copied_part(plan: Plan, step: Step, part: CopiedPart) -> PartExplanation:
     return PartExplanation(part.number, part.range, "copied", (taken,), group=step.group, step=step.number)
 
 
-def _streamed_part(plan: Plan, step: Step, position: int, part: FilledPart) -> PartExplanation:
-    tiles = [tile for tile in step.tiles if any(lay.part == position for lay in tile.lays)]
+def _streamed_part(plan: Plan, step: Step, position: int, part: StreamedPart) -> PartExplanation:
+    tiles = [tile for tile in step.tiles if any(each.buffer == position for each in tile.scatters)]
     buffers = {position} | {tile.first_input + i for tile in tiles for i in range(len(tile.inputs))}
-    reads = [read for read in step.reads if any(copy.part in buffers for copy in read.copies)]
+    reads = [read for read in step.reads if any(each.buffer in buffers for each in read.scatters)]
     known = plan.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
     literal = sum(len(data) for _, data in known)
     return PartExplanation(
@@ -155,7 +155,7 @@ def _streamed_part(plan: Plan, step: Step, position: int, part: FilledPart) -> P
         "literal" if literal == part.range.nbytes else "streamed",
         tuple(_taken(plan, read.object, read.range) for read in reads),
         literal,
-        tuple(sorted({tile.making.kernel for tile in tiles})),
+        tuple(sorted({tile.computation.kernel for tile in tiles})),
         step.group,
         step.number,
     )
@@ -254,14 +254,14 @@ def _sources(plan: Plan, tensor: int, box: Box) -> Iterator[Taken]:
         return
     recipe, entries = plan.recipe, plan.catalog.entries
     for piece, patch in sources_of(recipe, tensor, box):
-        if piece.making is None:
+        if piece.computation is None:
             itemsize = extent_of(entries[piece.source].spec)[1]
             for placement, common in stored_at(recipe, piece.source, patch):
-                runs = common.transfer(placement.box, box, itemsize).source_runs
+                runs = common.scatter(placement.box, box, itemsize).source_runs
                 holder, first = placement.holders[0]
                 yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
             continue
-        for entry, wanted in inputs_of(piece.source, piece.making, patch.source_hull):
+        for entry, wanted in inputs_of(piece.source, piece.computation, patch.source_hull):
             yield from _inputs(plan, recipe, entry, wanted)
 
 
@@ -272,6 +272,6 @@ def _inputs(plan: Plan, recipe: Recipe, entry: int, wanted: Box) -> Iterator[Tak
     if patch is None:
         return
     for placement, common in stored_at(recipe, entry, patch):
-        runs = common.transfer(placement.box, wanted, spec.dtype.itemsize).source_runs
+        runs = common.scatter(placement.box, wanted, spec.dtype.itemsize).source_runs
         holder, first = placement.holders[0]
         yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)

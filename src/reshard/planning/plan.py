@@ -16,7 +16,16 @@ from .change import NO_CHANGE, Change, make_tensors
 from .cost.cost import Cost, count_cost
 from .cost.memory import Buffers, share_memory
 from .limits import KERNEL_BYTES, Limits
-from .outputs.output import BOOKKEEPING, Attachment, Carried, Document, Output, TargetTensor, alike, check_outputs
+from .outputs.output import (
+    BOOKKEEPING,
+    Attachment,
+    Document,
+    Output,
+    SourceMetadata,
+    TargetTensor,
+    check_outputs,
+    group_by_layout,
+)
 from .steps.copies import with_copies
 from .steps.groups import form_groups
 from .steps.needs import Needs
@@ -72,7 +81,7 @@ class Plan:
     renamed: Mapping[str, str] = field(default_factory=dict)
     change: Change = NO_CHANGE
     attachments: tuple[Attachment, ...] = ()
-    copied_from: tuple[int, ...] = ()
+    copy_bases: tuple[int, ...] = ()
     staging: Plan | None = None
 
     @cached_property
@@ -81,24 +90,24 @@ class Plan:
         return make_tensors(self.catalog, self.renamed, self.change).tensors
 
     @cached_property
-    def carried(self) -> Carried:
+    def source_metadata(self) -> SourceMetadata:
         """What the target holds besides tensors."""
-        return Carried.of(self.catalog, self.renamed)
+        return SourceMetadata.of(self.catalog, self.renamed)
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
         """Every distinct object of the target."""
-        return self.target.outputs(self.tensors, self.carried)
+        return self.target.outputs(self.tensors, self.source_metadata)
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
         """Indices that are written beside the outputs."""
-        return self.target.documents(self.outputs, self.tensors, self.carried)
+        return self.target.documents(self.outputs, self.tensors, self.source_metadata)
 
     @cached_property
     def recipe(self) -> Recipe:
         """What steps are derived from."""
-        return with_copies(Recipe(self.catalog, self.tensors, self.outputs, self.limits), self.copied_from)
+        return with_copies(Recipe(self.catalog, self.tensors, self.outputs, self.limits), self.copy_bases)
 
     @property
     def buffers(self) -> Buffers:
@@ -125,7 +134,7 @@ def make_plan(
     renamed: Mapping[str, str] | None = None,
     change: Change = NO_CHANGE,
     attachments: Sequence[Attachment] = (),
-    copied_from: Sequence[int] = (),
+    copy_bases: Sequence[int] = (),
 ) -> Plan:
     """Decide how to make a target of a source, or refuse.
 
@@ -167,13 +176,13 @@ def make_plan(
     tensors = made.tensors
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
-    carried = Carried.of(catalog, renamed)
-    outputs = target.outputs(tensors, carried)
+    source_metadata = SourceMetadata.of(catalog, renamed)
+    outputs = target.outputs(tensors, source_metadata)
     check_texts(outputs)
-    documents = target.documents(outputs, tensors, carried)
+    documents = target.documents(outputs, tensors, source_metadata)
     check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
-    recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copied_from)
+    recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copy_bases)
     cost = count_cost(recipe, groups, documents, attachments, buffers, needs)
     plan = Plan(
         catalog,
@@ -187,19 +196,21 @@ def make_plan(
         renamed,
         change,
         tuple(attachments),
-        tuple(sorted(copied_from)) if recipe.copied else (),
+        tuple(sorted(copy_bases)) if recipe.copied else (),
     )
     # What it would find anew when it is carried out.
-    vars(plan).update(tensors=tensors, carried=carried, outputs=outputs, documents=documents, recipe=recipe)
+    vars(plan).update(
+        tensors=tensors, source_metadata=source_metadata, outputs=outputs, documents=documents, recipe=recipe
+    )
     return plan
 
 
 def _grouped(
-    wished: Recipe, families: Sequence[Sequence[int]], copied_from: Sequence[int]
+    wished: Recipe, families: Sequence[Sequence[int]], copy_bases: Sequence[int]
 ) -> tuple[Recipe, tuple[Group, ...], Buffers, Needs]:
     """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse."""
-    attempts = [(wished.limits, copied_from)]
-    if copied_from:
+    attempts = [(wished.limits, copy_bases)]
+    if copy_bases:
         attempts.append((wished.limits, ()))
     if any(tensor.unit != (0, 1) for tensor in wished.tensors):
         attempts.append((replace(wished.limits, unit_bytes=1), ()))
@@ -223,7 +234,7 @@ def without_copies(plan: Plan) -> Plan:
     OverBudget
         What was to be copied cannot be streamed within the memory.
     """
-    if not plan.copied_from:
+    if not plan.copy_bases:
         return plan
     made = make_plan(
         plan.catalog,
@@ -270,7 +281,7 @@ def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> lis
     slices of the same rows). Outputs that hold each box as one run go with those of the same tensors.
     """
     families: dict[Hashable, list[int]] = {}
-    for positions in alike(outputs):
+    for positions in group_by_layout(outputs):
         output = outputs[positions[0]]
         held = zip(output.tensors, output.boxes, strict=True)
         scattered = [slot for slot, (t, box) in enumerate(held) if not _is_one_run(box, extent_of(tensors[t].spec)[0])]
@@ -290,12 +301,12 @@ def _telling_rows(output: Output, slots: Sequence[int], tensors: Sequence[Target
     kept = [slot for slot in slots if all(p.patch.keeps_order for p in tensors[output.tensors[slot]].pieces)]
     if output.form is None:
         return kept
-    return list({id(output.form.cuttings[slot]): slot for slot in kept}.values())
+    return list({id(output.form.partitions[slot]): slot for slot in kept}.values())
 
 
 def _distinct(outputs: Sequence[Output]) -> list[Output]:
     """One output of each form."""
-    return [outputs[positions[0]] for positions in alike(outputs)]
+    return [outputs[positions[0]] for positions in group_by_layout(outputs)]
 
 
 def _is_one_run(box: Box, shape: Shape) -> bool:

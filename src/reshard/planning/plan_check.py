@@ -22,10 +22,10 @@ from .catalog import Catalog, Entry
 from .cost.cost import count_cost
 from .cost.counting import Standing, StepCounter
 from .json_fields import MAX_INTEGER, refused
-from .outputs.output import Output, alike
+from .outputs.output import Output, group_by_layout
 from .plan import Plan, check_texts
 from .plan_work import MAX_PAIRS, Work, bound
-from .steps.cuts import Rows
+from .steps.cuts import WalkItem
 from .steps.needs import Needs
 from .steps.recipe import Group
 from .targets.iteration_target import IterationTarget
@@ -218,7 +218,7 @@ def _layout_count(plan: Plan, strategy: Strategy) -> int:
 def _check_headers(outputs: Sequence[Output]) -> None:
     """Bound what stands between tensors, all together, before any is made."""
     nbytes = pieces = 0
-    for output in (outputs[positions[0]] for positions in alike(outputs)):
+    for output in (outputs[positions[0]] for positions in group_by_layout(outputs)):
         nbytes += sum(4 * len(spec.name) + 100 + 20 * len(spec.shape) for spec in output.specs)
         held = (*output.metadata.items(), *output.texts.items())
         nbytes += sum(4 * len(key) + 4 * len(value) for key, value in held)
@@ -284,14 +284,14 @@ def _check_groups(plan: Plan, needs: Needs) -> None:
             continue
         seen.add(kind)
         outputs = [plan.outputs[i] for i in group.outputs]
-        walked += sum(len(outputs[positions[0]].tensors) for positions in alike(outputs))
+        walked += sum(len(outputs[positions[0]].tensors) for positions in group_by_layout(outputs))
         bound("tensors over all groups that differ", walked, MAX_PAIRS)
         standing = Standing(plan.recipe, needs, group)
         _check_cuts(group, standing.items)
         work.add(standing)
 
 
-def _check_cuts(group: Group, rows: Sequence[Rows]) -> None:
+def _check_cuts(group: Group, rows: Sequence[WalkItem]) -> None:
     for cut in group.cuts:
         if cut.item >= len(rows) or cut.row > rows[cut.item].row_count:
             raise refused("cuts", "within the tensors of their group", [cut.item, cut.row])

@@ -84,7 +84,7 @@ def plan_to_json(plan: Plan) -> Json:
         "renamed": dict(plan.renamed),
         "attachments": [[each.key, each.index, each.nbytes] for each in plan.attachments],
         "change": {**asdict(plan.change), "kept": sorted(plan.change.kept)},
-        "copied_from": list(plan.copied_from),
+        "copied_from": list(plan.copy_bases),
         "staging": plan.staging and plan_to_json(plan.staging),
     }
     return {"plan_id": _hash(body), **body}
@@ -153,7 +153,7 @@ def _plan_from_json(body: Json) -> Plan:
         manifest_key=text(found["manifest_key"], "manifest_key"),
         change=_change_from_json(found["change"]),
         attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
-        copied_from=_bases(found["copied_from"], len(catalog.others)),
+        copy_bases=_bases(found["copied_from"], len(catalog.others)),
         staging=None if found["staging"] is None else _staging_from_json(found["staging"]),
         renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )

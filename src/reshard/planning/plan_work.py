@@ -8,7 +8,7 @@ from ..tensor import Box, Runs, extent_of, row_major_boxes
 from .cost.counting import Standing
 from .json_fields import refused
 from .plan import Plan
-from .steps.cuts import Rows, Share
+from .steps.cuts import Slice, WalkItem
 from .steps.needs import Needs
 from .steps.reads import bridged
 from .steps.recipe import Recipe, sources_of, stored_at
@@ -47,7 +47,7 @@ class Work:
                 reads += self._reads_of(item, first, last)
                 bound("reads of a step", reads, MAX_STEP_READS)
 
-    def _reads_of(self, item: Rows, first: int, last: int) -> int:
+    def _reads_of(self, item: WalkItem, first: int, last: int) -> int:
         key = self._needs.kinds.of_tensor(item.tensor), self._needs.holders(item), first, last
         if key not in self._reads:  # what is copied counts as well: it is a bound
             wanted: dict[int, set[Runs]] = {}
@@ -58,14 +58,14 @@ class Work:
             self._reads[key] = self._count(wanted.values())
         return self._reads[key]
 
-    def _find(self, item: Rows, share: Share, box: Box, wanted: dict[int, set[Runs]]) -> None:
+    def _find(self, item: WalkItem, share: Slice, box: Box, wanted: dict[int, set[Runs]]) -> None:
         pieces = self._recipe.tensors[item.tensor].pieces
         entries = self._recipe.catalog.entries
         self._spend(sum(len(entries[piece.source].placements) for piece in pieces))
         for piece, patch in sources_of(self._recipe, item.tensor, box):
             _, itemsize = extent_of(entries[piece.source].spec)
             for placement, common in stored_at(self._recipe, piece.source, patch):
-                move = common.transfer(placement.box, share.box, itemsize)
+                move = common.scatter(placement.box, share.box, itemsize)
                 wanted.setdefault(id(placement), set()).add(move.source_runs)
 
     def _count(self, wanted: Iterable[set[Runs]]) -> int:

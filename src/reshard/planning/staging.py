@@ -89,7 +89,7 @@ def without_staging(plan: Plan) -> Plan:
     """The same conversion in one pass; what it writes is the same."""
     if plan.staging is None:
         return plan
-    bases = [base for base in plan.copied_from if base < len(plan.catalog.others)]
+    bases = [base for base in plan.copy_bases if base < len(plan.catalog.others)]
     return _again(plan, unstaged_catalog(plan), bases)
 
 
@@ -107,7 +107,7 @@ def unstaged_catalog(plan: Plan) -> Catalog:
     )
 
 
-def _again(plan: Plan, catalog: Catalog, copied_from: Sequence[int]) -> Plan:
+def _again(plan: Plan, catalog: Catalog, copy_bases: Sequence[int]) -> Plan:
     made = make_plan(
         catalog,
         plan.target,
@@ -117,7 +117,7 @@ def _again(plan: Plan, catalog: Catalog, copied_from: Sequence[int]) -> Plan:
         plan.renamed,
         plan.change,
         plan.attachments,
-        copied_from,
+        copy_bases,
     )
     return replace(made, notes=plan.notes)
 
@@ -229,11 +229,11 @@ def _made(plan: Plan, wanted: Mapping[int, int], split_count: int, mode: Staging
     }
     source = replace(plan.catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
     limits, target = mode.limits or plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
-    is_near = mode.is_near and REPLICAS in plan.copied_from
+    is_near = mode.is_near and REPLICAS in plan.copy_bases
     url = f"{mode.url}/{_FOLDER}{_fingerprint(source, shapes)}"
-    first = make_plan(source, target, url, limits, copied_from=plan.copied_from if is_near else ())
+    first = make_plan(source, target, url, limits, copy_bases=plan.copy_bases if is_near else ())
     catalog = with_chunks(plan.catalog, first)
-    bases = (*plan.copied_from, len(catalog.others)) if is_near else plan.copied_from
+    bases = (*plan.copy_bases, len(catalog.others)) if is_near else plan.copy_bases
     second = _again(plan, catalog, bases)
     return replace(second, staging=first, notes=(*plan.notes, _note(plan, first, second)))
 

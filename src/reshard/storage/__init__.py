@@ -5,9 +5,9 @@ from .memory import MemoryStore
 from .open import Location, open_location, open_source, open_target, open_target_object, shared_connections
 from .protocol import (
     Body,
-    Copier,
     Identified,
     ObjectInfo,
+    PartCopier,
     ReadStore,
     Stoppable,
     Store,
@@ -23,13 +23,13 @@ from .stopping import ShouldStop
 
 __all__ = [
     "Body",
-    "Copier",
     "Figures",
     "Identified",
     "LocalStore",
     "Location",
     "MemoryStore",
     "ObjectInfo",
+    "PartCopier",
     "ReadStore",
     "RecordingReadStore",
     "RecordingStore",

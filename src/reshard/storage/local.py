@@ -166,7 +166,7 @@ class LocalStore:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Let the kernel copy bytes of a file to their place in the hidden one; see :class:`.protocol.Copier`."""
+        """Let the kernel copy bytes of a file to their place in the hidden one; see :class:`.protocol.PartCopier`."""
         peer = unwrapped(source)
         if not (isinstance(peer, LocalStore) and self.copies_from(peer)):
             raise not_copied(self, source)

@@ -170,7 +170,7 @@ class MemoryStore:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Keep one part of the bytes of an object; see :class:`.protocol.Copier`."""
+        """Keep one part of the bytes of an object; see :class:`.protocol.PartCopier`."""
         peer = unwrapped(source)
         if not (isinstance(peer, MemoryStore) and self.copies_from(peer)):
             raise not_copied(self, source)

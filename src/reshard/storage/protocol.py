@@ -42,7 +42,7 @@ class StoreLimits:
 
     ``min_part_bytes`` binds every part but the last, ``max_put_bytes`` a single PUT,
     ``max_object_bytes`` all parts together. ``can_copy`` is whether the service is believed to make
-    parts of bytes it holds (:class:`Copier`), and ``min_copy_source_bytes`` the length that an
+    parts of bytes it holds (:class:`PartCopier`), and ``min_copy_source_bytes`` the length that an
     object must have at least for a range of it to be copied.
     """
 
@@ -200,7 +200,7 @@ class Store(ReadStore, Protocol):
 
 
 @runtime_checkable
-class Copier(Protocol):
+class PartCopier(Protocol):
     """A store that can make a part of bytes that it, or a store of the same service, holds already.
 
     Nothing passes through the client. That the class has the methods does not say that the service
@@ -211,7 +211,7 @@ class Copier(Protocol):
     >>> from reshard.storage.memory import MemoryStore
     >>> store, source = MemoryStore(limits=StoreLimits(min_copy_source_bytes=1)), MemoryStore()
     >>> _ = source.put("a", b"0123456789")
-    >>> isinstance(store, Copier) and store.copies_from(source)
+    >>> isinstance(store, PartCopier) and store.copies_from(source)
     True
     >>> upload = store.create_upload("b")
     >>> part = store.copy_part(upload, 1, 0, source, "a", ByteRange(2, 5))

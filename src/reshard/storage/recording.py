@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..tensor import ByteRange
 from .copying import not_copied
-from .protocol import Body, Copier, ObjectInfo, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
+from .protocol import Body, ObjectInfo, PartCopier, ReadStore, Stoppable, Store, StoreLimits, Upload, identity_of
 from .stopping import ShouldStop, never
 
 
@@ -177,7 +177,7 @@ class RecordingStore(RecordingReadStore):
 
     def copies_from(self, source: ReadStore) -> bool:
         """What the wrapped store says; no, if it cannot copy."""
-        return isinstance(self._writable, Copier) and self._writable.copies_from(source)
+        return isinstance(self._writable, PartCopier) and self._writable.copies_from(source)
 
     def copy_part(
         self,
@@ -190,7 +190,7 @@ class RecordingStore(RecordingReadStore):
         etag: str | None = None,
     ) -> str:
         """Count and pass on."""
-        if not isinstance(self._writable, Copier):
+        if not isinstance(self._writable, PartCopier):
             raise not_copied(self, source)
         self._asked("copy")
         part = self._writable.copy_part(upload, number, offset, source, key, span, etag)

@@ -173,7 +173,7 @@ class S3Store:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Let the service copy bytes of one of its objects into a part; see :class:`.protocol.Copier`."""
+        """Let the service copy bytes of one of its objects into a part; see :class:`.protocol.PartCopier`."""
         peer = unwrapped(source)
         if not (isinstance(peer, S3Store) and self.copies_from(peer)):
             raise not_copied(self, source)

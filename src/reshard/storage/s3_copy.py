@@ -49,7 +49,7 @@ class PartCopy:
         Raises
         ------
         NotFound, SourceChanged, Denied, StorageError
-            See :class:`reshard.storage.protocol.Copier`.
+            See :class:`reshard.storage.protocol.PartCopier`.
         Unsupported
             Also when the answer does not tell of a copied part: services that do not know the
             operation take the request for an empty part.

@@ -4,7 +4,7 @@ from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
 from .layout import Layout, RowSplit
 from .patch import Patch, Views, plain_patch, plain_views, view_boxes
-from .runs import Runs, Transfer, byte_runs, slice_transfers, strided, transfer
+from .runs import Runs, Scatter, box_scatter, byte_runs, slice_scatters, strided
 from .strategy import Strategy
 
 __all__ = [
@@ -15,18 +15,18 @@ __all__ = [
     "Patch",
     "RowSplit",
     "Runs",
+    "Scatter",
     "Shape",
     "Strategy",
     "TensorSpec",
-    "Transfer",
     "Views",
+    "box_scatter",
     "byte_runs",
     "extent_of",
     "plain_patch",
     "plain_views",
     "row_major_boxes",
-    "slice_transfers",
+    "slice_scatters",
     "strided",
-    "transfer",
     "view_boxes",
 ]

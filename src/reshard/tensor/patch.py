@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import product
 
 from .box import Box, Shape, row_major_boxes
-from .runs import Transfer, strided
+from .runs import Scatter, strided
 
 Views = tuple[Shape, ...]
 """For each axis of a tensor the factors of its extent, outermost first: an axis of 2 * f rows that come
@@ -151,7 +151,7 @@ class Patch:
                 shape[index] = common.stop[factor] - common.start[factor]
         return replace(self, target_start=tuple(start), shape=tuple(shape), source_start=common.start)
 
-    def transfer(self, source: Box, target: Box, itemsize: int) -> Transfer:
+    def scatter(self, source: Box, target: Box, itemsize: int) -> Scatter:
         """Describe copying this patch between row-major boxes of either tensor that hold it whole.
 
         Parameters
@@ -164,8 +164,8 @@ class Patch:
         Examples
         --------
         >>> rows = Patch(((3, 2), (4,)), ((3,), (4,)), (0, 1, 0), (3, 1, 4), (0, 0), (0, -1, 1))
-        >>> rows.transfer(Box((0, 0), (3, 4)), Box((0, 0), (6, 4)), itemsize=2)
-        Transfer(source=0, target=8, nbytes=8, counts=(3,), source_strides=(8,), target_strides=(16,))
+        >>> rows.scatter(Box((0, 0), (3, 4)), Box((0, 0), (6, 4)), itemsize=2)
+        Scatter(source=0, target=8, nbytes=8, counts=(3,), source_strides=(8,), target_strides=(16,))
         """
         from_steps, first_source = _steps(self.source_views, source, self.source_start, itemsize)
         to_steps, first_target = _steps(self.target_views, target, self.target_start, itemsize)

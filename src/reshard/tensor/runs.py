@@ -60,7 +60,7 @@ class Runs(NamedTuple):
                 yield offset + start
 
 
-class Transfer(NamedTuple):
+class Scatter(NamedTuple):
     """One strided copy between two byte addresses: the same runs seen from both sides.
 
     Run ``(i, j, ...)`` moves ``nbytes`` bytes from ``source + i * source_strides[0] + ...`` to
@@ -95,9 +95,9 @@ class Transfer(NamedTuple):
         """The runs as the target sees them."""
         return Runs(self.target, self.nbytes, self.counts, self.target_strides)
 
-    def moved(self, source: int = 0, target: int = 0) -> Transfer:
+    def moved(self, source: int = 0, target: int = 0) -> Scatter:
         """The same copy with both addresses counted from elsewhere."""
-        return Transfer(
+        return Scatter(
             self.source + source,
             self.target + target,
             self.nbytes,
@@ -106,14 +106,14 @@ class Transfer(NamedTuple):
             self.target_strides,
         )
 
-    def clip_source(self, start: int, stop: int) -> Iterator[Transfer]:
+    def clip_source(self, start: int, stop: int) -> Iterator[Scatter]:
         """Yield the parts of this copy whose source bytes lie in ``[start, stop)``.
 
         At most ``2 * len(counts) + 1`` transfers come out.
 
         Examples
         --------
-        >>> whole = Transfer(0, 0, 4, (3,), (8,), (4,))
+        >>> whole = Scatter(0, 0, 4, (3,), (8,), (4,))
         >>> [(t.source, t.target, t.total_nbytes) for t in whole.clip_source(2, 18)]
         [(2, 2, 2), (8, 4, 4), (16, 8, 2)]
         """
@@ -123,11 +123,11 @@ class Transfer(NamedTuple):
             if not self.counts:
                 first = max(start, self.source)
                 length = min(stop, self.source + self.nbytes) - first
-                yield Transfer(first, self.target + first - self.source, length)
+                yield Scatter(first, self.target + first - self.source, length)
             else:
                 yield from self._clip_outer(start, stop)
 
-    def _clip_outer(self, start: int, stop: int) -> Iterator[Transfer]:
+    def _clip_outer(self, start: int, stop: int) -> Iterator[Scatter]:
         stride, count = self.source_strides[0], self.counts[0]
         span = self._slice(0, 1).source_stop - self.source
         # Rows [low, high) touch the range; rows [inner_low, inner_high) lie wholly inside it.
@@ -142,22 +142,22 @@ class Transfer(NamedTuple):
         for index in range(inner_high, high):
             yield from self._slice(index, index + 1).clip_source(start, stop)
 
-    def _slice(self, low: int, high: int) -> Transfer:
+    def _slice(self, low: int, high: int) -> Scatter:
         source = self.source + low * self.source_strides[0]
         target = self.target + low * self.target_strides[0]
         if high - low == 1:
-            return Transfer(
+            return Scatter(
                 source, target, self.nbytes, self.counts[1:], self.source_strides[1:], self.target_strides[1:]
             )
         counts = (high - low, *self.counts[1:])
-        return Transfer(source, target, self.nbytes, counts, self.source_strides, self.target_strides)
+        return Scatter(source, target, self.nbytes, counts, self.source_strides, self.target_strides)
 
 
 def _strides(shape: Shape, itemsize: int) -> list[int]:
     return list(accumulate(reversed(shape[1:]), mul, initial=itemsize))[::-1] if shape else []
 
 
-def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, itemsize: int) -> Transfer:
+def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, itemsize: int) -> Scatter:
     """Describe a copy of elements that lie at equal steps, in as few dimensions as can be.
 
     Parameters
@@ -175,7 +175,7 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
     A matrix of 2 x 3 elements, turned over:
 
     >>> strided([(2, 6, 2), (3, 2, 4)], 0, 0, itemsize=2)
-    Transfer(source=0, target=0, nbytes=2, counts=(2, 3), source_strides=(6, 2), target_strides=(2, 4))
+    Scatter(source=0, target=0, nbytes=2, counts=(2, 3), source_strides=(6, 2), target_strides=(2, 4))
     """
     nbytes = itemsize
     counts: list[int] = []
@@ -192,10 +192,10 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
             counts.append(extent)
             from_steps.append(a)
             to_steps.append(b)
-    return Transfer(source, target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1]))
+    return Scatter(source, target, nbytes, tuple(counts[::-1]), tuple(from_steps[::-1]), tuple(to_steps[::-1]))
 
 
-def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Transfer:
+def box_scatter(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Scatter:
     """Describe copying one box from a row-major tensor into another.
 
     Parameters
@@ -214,8 +214,8 @@ def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape,
 
     Examples
     --------
-    >>> transfer((2, 2), ((2, 4), (0, 1)), ((2, 2), (0, 0)), itemsize=2)
-    Transfer(source=2, target=0, nbytes=4, counts=(2,), source_strides=(8,), target_strides=(4,))
+    >>> box_scatter((2, 2), ((2, 4), (0, 1)), ((2, 2), (0, 0)), itemsize=2)
+    Scatter(source=2, target=0, nbytes=4, counts=(2,), source_strides=(8,), target_strides=(4,))
     """
     source_steps, target_steps = _strides(source[0], itemsize), _strides(target[0], itemsize)
     first_source, first_target = sum(map(mul, source[1], source_steps)), sum(map(mul, target[1], target_steps))
@@ -225,9 +225,9 @@ def transfer(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape,
 
 
 @lru_cache(1 << 12)  # a model's tensors are of few kinds
-def slice_transfers(
+def slice_scatters(
     shape: Shape, start: Shape, stop: Shape, elements: tuple[int, int], itemsize: int
-) -> tuple[Transfer, ...]:
+) -> tuple[Scatter, ...]:
     """Describe filling some elements of a row-major slice from the row-major tensor that it is of.
 
     Parameters
@@ -248,12 +248,12 @@ def slice_transfers(
 
     Examples
     --------
-    >>> slice_transfers((4, 4), (0, 2), (4, 4), (2, 8), itemsize=2)
-    (Transfer(source=12, target=4, nbytes=4, counts=(3,), source_strides=(8,), target_strides=(4,)),)
+    >>> slice_scatters((4, 4), (0, 2), (4, 4), (2, 8), itemsize=2)
+    (Scatter(source=12, target=4, nbytes=4, counts=(3,), source_strides=(8,), target_strides=(4,)),)
     """
     held = Box(start, stop)
     return tuple(
-        transfer(local.shape, (shape, local.shifted(start).start), (held.shape, local.start), itemsize)
+        box_scatter(local.shape, (shape, local.shifted(start).start), (held.shape, local.start), itemsize)
         for local in row_major_boxes(held.shape, *elements)
     )
 
@@ -280,4 +280,4 @@ def byte_runs(box: Box, shape: Shape, itemsize: int) -> Runs:
     >>> byte_runs(Box((0, 1), (2, 3)), shape=(2, 4), itemsize=2)
     Runs(first=2, nbytes=4, counts=(2,), strides=(8,))
     """
-    return transfer(box.shape, (shape, box.start), (box.shape, (0,) * len(shape)), itemsize).source_runs
+    return box_scatter(box.shape, (shape, box.start), (box.shape, (0,) * len(shape)), itemsize).source_runs

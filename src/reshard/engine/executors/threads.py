@@ -10,7 +10,7 @@ from typing import Protocol
 from ...errors import SourceChanged
 from ...planning.catalog import SourceObject
 from ...planning.plan import Plan
-from ...planning.steps.steps import CopiedPart, FilledPart, Read, Step
+from ...planning.steps.steps import CopiedPart, Read, Step, StreamedPart
 from ...storage import Location
 from ..events import Listener, Progress
 from ..kernels.scatter import repeat, scatter
@@ -27,7 +27,7 @@ _POLL_S = 0.2
 class Sink(Protocol):
     """What becomes of filled parts."""
 
-    def tasks(self, step: Step, part: FilledPart, data: memoryview) -> Iterable[Task]:
+    def tasks(self, step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
         """Say what is to be done with one part; the bytes stay valid until all of it is done."""
         ...
 
@@ -46,7 +46,7 @@ class _Filling:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Transfer:
+class ThreadExecutor:
     """Moves the bytes of a plan, never holding more than the plan says.
 
     Parameters
@@ -179,13 +179,13 @@ class Transfer:
         item = self._plan.catalog.objects[read.object]
         place = self._sources[item.base].child(item.key)
         if read.is_direct:
-            copy = read.copies[0]
-            _read_into(place, item, read, leases[copy.part].view[copy.transfer.target :][: copy.transfer.nbytes])
+            only = read.scatters[0]
+            _read_into(place, item, read, leases[only.buffer].view[only.scatter.target :][: only.scatter.nbytes])
             return
         scratch = self.buffers.mine()[: read.range.nbytes]
         _read_into(place, item, read, scratch)
-        for copy in read.copies:
-            scatter(copy.transfer, scratch, leases[copy.part].view)
+        for each in read.scatters:
+            scatter(each.scatter, scratch, leases[each.buffer].view)
 
     def _finish(self, filling: _Filling, sink: Sink) -> None:
         """All reads are in: compute what is to be computed, and hand the parts over."""
@@ -194,8 +194,8 @@ class Transfer:
         for tile, result in zip(step.tiles, leases[first_result:], strict=True):
             inputs = leases[tile.first_input : tile.first_input + len(tile.inputs)]
             compute(tile, self._plan.catalog.entries, [lease.view for lease in inputs], result.view)
-            for lay in tile.lays:
-                scatter(lay.transfer, result.view, leases[lay.part].view)
+            for each in tile.scatters:
+                scatter(each.scatter, result.view, leases[each.buffer].view)
         for lease in leases[len(step.parts) :]:
             self._arena.give(lease)
         self._send(filling, sink)

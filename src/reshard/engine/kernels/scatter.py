@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...tensor import Runs, Transfer
+from ...tensor import Runs, Scatter
 
 _BLOCK_BYTES = 256 << 10
 
 
-def scatter(move: Transfer, source: memoryview, target: memoryview) -> None:
+def scatter(move: Scatter, source: memoryview, target: memoryview) -> None:
     """Copy the runs of ``move`` from one buffer to another; its addresses count in these buffers.
 
     Examples
     --------
     >>> target = bytearray(4)
-    >>> scatter(Transfer(1, 0, 2, (2,), (4,), (2,)), memoryview(b"abcdefgh"), memoryview(target))
+    >>> scatter(Scatter(1, 0, 2, (2,), (4,), (2,)), memoryview(b"abcdefgh"), memoryview(target))
     >>> bytes(target)
     b'bcfg'
     """

@@ -14,8 +14,8 @@ from .compute import Tile as Box
 def compute(tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], result: memoryview) -> None:
     """Fill ``result`` from the gathered inputs, which may be overwritten."""
     held = [Box(box, entries[entry].spec.dtype, data) for (entry, box), data in zip(tile.inputs, inputs, strict=True)]
-    out = Box(tile.box, tile.making.dtype, result)
-    if tile.making.kernel == "merge_lora" and held[0].dtype is not out.dtype:
+    out = Box(tile.box, tile.computation.dtype, result)
+    if tile.computation.kernel == "merge_lora" and held[0].dtype is not out.dtype:
         # In place: every element of the weight is read before its result is written.
         _kernel(tile).run(held, held[0])
         Cast().run(held[:1], out)
@@ -24,9 +24,9 @@ def compute(tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], 
 
 
 def _kernel(tile: Tile) -> Kernel:
-    making = tile.making
-    if making.kernel == "cast":
+    computation = tile.computation
+    if computation.kernel == "cast":
         return Cast()
-    if making.kernel == "dequantise":
-        return Dequantise(making.blocks)
-    return MergeLora(making.scaling, making.rank, making.working or DType.F32, making.transposed)
+    if computation.kernel == "dequantise":
+        return Dequantise(computation.blocks)
+    return MergeLora(computation.scaling, computation.rank, computation.working or DType.F32, computation.transposed)

@@ -10,7 +10,7 @@ from ...formats.containers import Container
 from ...formats.mindspore.ckpt_read import read_index
 from ...formats.mindspore.ckpt_values import INT4, CkptIndex, crc_tail, decode_text
 from ...formats.safetensors import LENGTH_BYTES, header_range, parse_header
-from ...planning.catalog import Contents, SourceObject, Stored
+from ...planning.catalog import ObjectHeader, SourceObject, Stored
 from ...planning.sources.full_source import Opened
 from ...storage import Location, ObjectInfo
 from ...tensor import Box, ByteRange, extent_of
@@ -57,13 +57,13 @@ def read_all(
     return [opened[name] for name in names]
 
 
-def _read(location: Location, info: ObjectInfo, *, check_crc: bool) -> Contents:
+def _read(location: Location, info: ObjectInfo, *, check_crc: bool) -> ObjectHeader:
     if container_of(info.key) is Container.CKPT:
         return _read_ckpt(location, info, check_crc=check_crc)
     return _read_safetensors(location, info)
 
 
-def _read_safetensors(location: Location, info: ObjectInfo) -> Contents:
+def _read_safetensors(location: Location, info: ObjectInfo) -> ObjectHeader:
     length = ByteRange(0, min(LENGTH_BYTES, info.nbytes))
     first = location.store.read(info.key, length, info.etag) if length.nbytes else b""
     span = header_range(first, info.nbytes)
@@ -71,10 +71,10 @@ def _read_safetensors(location: Location, info: ObjectInfo) -> Contents:
     tensors = tuple(
         Stored(stored.spec, ((Box.whole(extent_of(stored.spec)[0]), stored.range.start),)) for stored in header.tensors
     )
-    return Contents(tensors, header.metadata, index_bytes=header.data_start)
+    return ObjectHeader(tensors, header.metadata, index_bytes=header.data_start)
 
 
-def _read_ckpt(location: Location, info: ObjectInfo, *, check_crc: bool) -> Contents:
+def _read_ckpt(location: Location, info: ObjectInfo, *, check_crc: bool) -> ObjectHeader:
     read_bytes = 0
 
     def read(span: ByteRange) -> bytes:
@@ -90,7 +90,7 @@ def _read_ckpt(location: Location, info: ObjectInfo, *, check_crc: bool) -> Cont
         Stored(tensor.spec, tuple((box, where.start) for box, where in tensor.boxes())) for tensor in index.tensors
     )
     packed = {tensor.spec.name: INT4 for tensor in index.tensors if tensor.type_name == INT4}
-    return Contents(tensors, packed, texts, read_bytes)
+    return ObjectHeader(tensors, packed, texts, read_bytes)
 
 
 def _check_crc(location: Location, info: ObjectInfo, index: CkptIndex) -> None:

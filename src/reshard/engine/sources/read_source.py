@@ -37,7 +37,7 @@ _INDEXES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SourceOptions:
     """What is asked of a source.
 
     Parameters
@@ -78,7 +78,7 @@ class _Found:
     zarr: ZarrStore | None = None
 
 
-def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
+def read_catalog(location: Location, wanted: SourceOptions, workers: Workers) -> Catalog:
     """Describe a source from its headers.
 
     Tensors of rank shards that have no layout are read from every rank: they must be the same.
@@ -101,7 +101,7 @@ def read_catalog(location: Location, wanted: Wanted, workers: Workers) -> Catalo
     return _catalog(_look(location, wanted, workers), wanted, workers, compare=True)
 
 
-def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catalog:
+def read_contents(location: Location, wanted: SourceOptions, workers: Workers) -> Catalog:
     """Describe what lies at a URL from headers alone, also rank shards whose strategy is not known.
 
     Such shards are not joined: every rank's tensors are entries of their own, named ``rank_R/name``.
@@ -121,7 +121,7 @@ def read_contents(location: Location, wanted: Wanted, workers: Workers) -> Catal
 
 
 def read_tree(
-    location: Location, container: Container, pattern: re.Pattern[str] | None, wanted: Wanted, workers: Workers
+    location: Location, container: Container, pattern: re.Pattern[str] | None, wanted: SourceOptions, workers: Workers
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
@@ -157,7 +157,7 @@ def read_tree(
     return replace(made, header_bytes=sum(contents.index_bytes for _, contents in opened))
 
 
-def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) -> Catalog:
+def _catalog(found: _Found, wanted: SourceOptions, workers: Workers, *, compare: bool) -> Catalog:
     strategy = wanted.strategy
     if strategy is None and found.ranks and found.ranks != (0,):
         raise UsageError(
@@ -196,7 +196,7 @@ def _catalog(found: _Found, wanted: Wanted, workers: Workers, *, compare: bool) 
     return replace(catalog, header_bytes=_header_bytes(found, opened), notes=notes, counters=found.counters)
 
 
-def _check_asked(found: _Found, wanted: Wanted) -> None:
+def _check_asked(found: _Found, wanted: SourceOptions) -> None:
     """Refuse what only rank shards have, or a rank that is not there."""
     if wanted.file_suffix is not None and not found.ranks:
         raise UsageError(f"{found.base.url}: --file-suffix chooses among rank shards; this is {found.kind}")
@@ -205,7 +205,7 @@ def _check_asked(found: _Found, wanted: Wanted) -> None:
         raise UsageError(f"{found.base.url}: --keep-rank {wanted.keep_rank}, but there are {there}")
 
 
-def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterable[str]:
+def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: SourceOptions) -> Iterable[str]:
     """What was left out, and patterns that found nothing."""
     names = {stored.spec.name for _, contents in opened for stored in contents.tensors}
     names |= {name for _, contents in opened for name in contents.texts}
@@ -220,7 +220,7 @@ def _notes(opened: Sequence[Opened], catalog: Catalog, wanted: Wanted) -> Iterab
         yield f"--drop {pattern} matches no tensor"
 
 
-def _look(location: Location, wanted: Wanted, workers: Workers) -> _Found:
+def _look(location: Location, wanted: SourceOptions, workers: Workers) -> _Found:
     """Find out what lies at a URL; where both forms do, a strategy asks for rank shards."""
     container = container_of(location.key)
     if container is not None:
@@ -336,7 +336,7 @@ def _header_bytes(found: _Found, opened: Sequence[Opened]) -> int:
 
 
 def _joined(
-    found: _Found, opened: Sequence[Opened], source: StrategySource, wanted: Wanted, workers: Workers | None
+    found: _Found, opened: Sequence[Opened], source: StrategySource, wanted: SourceOptions, workers: Workers | None
 ) -> Catalog:
     """The catalog of rank shards; workers, if given, compare the copies of tensors without a layout."""
     shapes: dict[str, Shape] = {}
@@ -359,7 +359,7 @@ def _joined(
 
 
 def _iteration(
-    found: _Found, metadata: IterationMetadata, opened: Sequence[Opened], wanted: Wanted, workers: Workers | None
+    found: _Found, metadata: IterationMetadata, opened: Sequence[Opened], wanted: SourceOptions, workers: Workers | None
 ) -> Catalog:
     catalog, names = iteration_catalog(found.base.url, found.kind, metadata, opened, found.notes, wanted.names)
     return _compared(catalog, names, found, None, workers) if names and workers else catalog

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from ...errors import CatalogError, raise_all
-from ...planning.catalog import Catalog, Entry, Origin, Placement
+from ...planning.catalog import Catalog, Entry, Placement, SourceSharding
 from ...storage import Location
 from ...tensor import ByteRange, extent_of
 from ..workers import Workers
@@ -37,7 +37,9 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
         if len(found) > 1:
             problems.append(f"{entry.spec.name}: {' and '.join(found.values())} differ within {nbytes} bytes")
 
-    replicated = [e for e in catalog.entries if e.origin is not Origin.OUTSIDE and e.spec.nbytes and _is_copied(e)]
+    replicated = [
+        e for e in catalog.entries if e.sharding is not SourceSharding.UNLISTED and e.spec.nbytes and _is_copied(e)
+    ]
     workers.map(compare, sorted(replicated, key=lambda entry: -entry.spec.nbytes)[:_MOST_TENSORS])
     raise_all(
         CatalogError,

@@ -116,7 +116,7 @@ def _add(total: dict[str, int], recipe: Recipe, step: Step, group: Group) -> Non
     for read in step.reads:
         total["read"] += read.range.nbytes
         # What several outputs take is one needed byte; sets of runs that differ are taken to be disjoint.
-        taken = {copy.transfer.source_runs for copy in read.copies}
+        taken = {each.scatter.source_runs for each in read.scatters}
         total["needed"] += min(read.range.nbytes, sum(runs.total_nbytes for runs in taken))
     for part in step.parts:
         keys = 1 if recipe.is_replicated(group, part.output) else len(recipe.outputs[part.output].keys)

@@ -7,15 +7,15 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ...tensor import ByteRange, Runs, Transfer
+from ...tensor import ByteRange, Runs, Scatter
 from ..limits import Limits
-from ..steps.cuts import Cut, Reach, Rows
+from ..steps.cuts import Cursor, Cut, WalkItem
 from ..steps.needs import BoxNeed, Needs
 from ..steps.reads import NeededRange, coalesce, split
 from ..steps.recipe import Group, Recipe
 from ..steps.steps import rows_between
 
-_Rows = tuple[Rows, int, int]
+_Rows = tuple[WalkItem, int, int]
 
 MANY_SLICES = 1 << 20
 """Tensors over all outputs from which on one group of each kind is counted for all of its kind."""
@@ -154,7 +154,7 @@ class Standing:
         self.items = recipe.walk(group.outputs)  # item by item the same, with more shares
         self._cuts = group.cuts
         streamed = [recipe.streamed(i) for i in standing]
-        self._reach = Reach(streamed, [len(each) for each in self._positions])
+        self._reach = Cursor(streamed, [len(each) for each in self._positions])
         self._parts = [0] * len(standing)
         self.step_bytes = self.part_bytes = 0
 
@@ -237,7 +237,7 @@ def _clipped(
 ) -> Iterator[tuple[int, int]]:
     found: dict[int, set[Runs]] = {}
     for runs in every:
-        move = Transfer(first + runs.first, 0, runs.nbytes, runs.counts, runs.strides, runs.strides)
+        move = Scatter(first + runs.first, 0, runs.nbytes, runs.counts, runs.strides, runs.strides)
         for index in range(bisect_right(starts, move.source) - 1, len(blocks)):
             if blocks[index].start >= move.source_stop:
                 break

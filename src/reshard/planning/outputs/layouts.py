@@ -17,8 +17,8 @@ from ...tensor import Box, Layout, Shape, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cutting:
-    """How a tensor is cut over the devices of a stage; :class:`Cuttings` makes one of each kind.
+class Partition:
+    """How a tensor is cut over the devices of a stage; :class:`Partitions` makes one of each kind.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Cutting:
 
         Examples
         --------
-        >>> Cuttings().of((4, 6), Layout((2,), ((), (0,)))).box(1)
+        >>> Partitions().of((4, 6), Layout((2,), ((), (0,)))).box(1)
         Box(start=(0, 3), stop=(4, 6))
         """
         return _box(self, device)
@@ -56,7 +56,7 @@ class Cutting:
 
 # A few cuttings over a few devices are asked for again and again; of very many, each is derived anew.
 @lru_cache(1 << 12)
-def _box(cutting: Cutting, device: int) -> Box:
+def _box(cutting: Partition, device: int) -> Box:
     if cutting.layout is None:
         return Box.whole(cutting.extent)
     if cutting.layout.row_split:
@@ -66,25 +66,25 @@ def _box(cutting: Cutting, device: int) -> Box:
     return Box(start, tuple([first + step for first, step in zip(start, cutting.steps, strict=True)]))
 
 
-class Cuttings:
+class Partitions:
     """Every kind of cutting once, so that tensors that are cut alike are told by identity."""
 
     def __init__(self) -> None:
         self._layouts: dict[Layout, tuple[Layout, dict[int, Shape]]] = {}
         self._seen: dict[int, tuple[Layout, dict[int, Shape]]] = {}  # by identity, which is quicker
-        self._cuttings: dict[tuple[int, Shape], Cutting] = {}
+        self._cuttings: dict[tuple[int, Shape], Partition] = {}
         self._alive: list[Layout] = []
 
-    def of(self, extent: Shape, layout: Layout | None) -> Cutting:
+    def of(self, extent: Shape, layout: Layout | None) -> Partition:
         """The cutting of tensors of an extent, which the layout must fit."""
         if layout is None:
             key = 0, extent
-            return self._cuttings.get(key) or self._cuttings.setdefault(key, Cutting(extent, None, extent, {}))
+            return self._cuttings.get(key) or self._cuttings.setdefault(key, Partition(extent, None, extent, {}))
         known, places = self._known(layout)
         key = id(known), extent
         if key not in self._cuttings:
             steps = tuple(size // pieces for size, pieces in zip(extent, known.pieces, strict=True))
-            self._cuttings[key] = Cutting(extent, known, steps, places)
+            self._cuttings[key] = Partition(extent, known, steps, places)
         return self._cuttings[key]
 
     def _known(self, layout: Layout) -> tuple[Layout, dict[int, Shape]]:
@@ -95,7 +95,7 @@ class Cuttings:
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class OutputLayout:
     """All of an output but its keys and where in the tensors its boxes begin.
 
     Ranks of one stage share a form if their boxes have equal shapes; of a tensor whose rows are split by
@@ -103,7 +103,7 @@ class Form:
     """
 
     tensors: tuple[int, ...]
-    cuttings: tuple[Cutting, ...]
+    partitions: tuple[Partition, ...]
     specs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
     container: Container
@@ -115,13 +115,13 @@ class Form:
         return frame_of(self.container, self.specs, self.metadata, self.texts)
 
 
-class RankBoxes(Sequence[Box]):
+class DeviceBoxes(Sequence[Box]):
     """The boxes of one device of a stage, derived whenever they are asked for."""
 
-    __slots__ = ("cuttings", "device")
+    __slots__ = ("device", "partitions")
 
-    def __init__(self, cuttings: tuple[Cutting, ...], device: int) -> None:
-        self.cuttings = cuttings
+    def __init__(self, partitions: tuple[Partition, ...], device: int) -> None:
+        self.partitions = partitions
         self.device = device
 
     @overload
@@ -131,20 +131,20 @@ class RankBoxes(Sequence[Box]):
     def __getitem__(self, index: int | slice) -> Box | tuple[Box, ...]:
         """One box, or some."""
         if isinstance(index, slice):
-            return tuple(cutting.box(self.device) for cutting in self.cuttings[index])
-        return self.cuttings[index].box(self.device)
+            return tuple(cutting.box(self.device) for cutting in self.partitions[index])
+        return self.partitions[index].box(self.device)
 
     def __len__(self) -> int:
         """As many as tensors."""
-        return len(self.cuttings)
+        return len(self.partitions)
 
     def __iter__(self) -> Iterator[Box]:
         """In the order of the tensors."""
-        return (cutting.box(self.device) for cutting in self.cuttings)
+        return (cutting.box(self.device) for cutting in self.partitions)
 
     def __eq__(self, other: object) -> bool:
         """Whether the boxes are equal, derived or not."""
-        if isinstance(other, RankBoxes) and other.cuttings is self.cuttings and other.device == self.device:
+        if isinstance(other, DeviceBoxes) and other.partitions is self.partitions and other.device == self.device:
             return True
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(Box.__eq__, self, other))
 

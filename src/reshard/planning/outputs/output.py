@@ -13,8 +13,8 @@ from ...errors import FormatError, PlanError, raise_all
 from ...formats.containers import Container, frame_of
 from ...formats.frame import Frame
 from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
-from ..catalog import Catalog, Origin
-from .layouts import Form
+from ..catalog import Catalog, SourceSharding
+from .layouts import OutputLayout
 
 BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 MAX_NAME_LENGTH = 4096
@@ -24,7 +24,7 @@ _FEW = 8  # pieces that are looked through faster than looked up
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class Computation:
     """How values of a source tensor are computed before they are laid into a target.
 
     Parameters
@@ -61,7 +61,7 @@ class Piece:
 
     patch: Patch
     source: int
-    making: Making | None = None
+    computation: Computation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class TargetTensor:
 
     Parameters
     ----------
-    origin
+    sharding
         How the source held it.
     tile_itemsize
         Bytes that are held besides for each element while it is computed; 0 where nothing is.
@@ -80,7 +80,7 @@ class TargetTensor:
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
-    origin: Origin = Origin.WHOLE
+    sharding: SourceSharding = SourceSharding.WHOLE
     tile_itemsize: int = 0
     unit: tuple[int, int] = (0, 1)
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
@@ -134,7 +134,7 @@ class Output:
     metadata: Mapping[str, str]
     container: Container = Container.SAFETENSORS
     texts: Mapping[str, str] = field(default_factory=dict)
-    form: Form | None = field(default=None, repr=False, compare=False)
+    form: OutputLayout | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def frame(self) -> Frame:
@@ -167,7 +167,7 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class SourceMetadata:
     """What outputs hold besides tensors, and what was left out.
 
     Parameters
@@ -189,7 +189,7 @@ class Carried:
     dropped: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, catalog: Catalog, renamed: Mapping[str, str]) -> Carried:
+    def of(cls, catalog: Catalog, renamed: Mapping[str, str]) -> SourceMetadata:
         """Sort a source's metadata into what speaks of tensors and what does not."""
         dropped = frozenset(catalog.dropped)
         if not catalog.metadata:
@@ -212,7 +212,7 @@ def tensors_of(catalog: Catalog, renamed: Mapping[str, str]) -> tuple[TargetTens
         spec, (extent, _) = entry.spec, extent_of(entry.spec)
         if spec.name in renamed:
             spec = TensorSpec(renamed[spec.name], spec.dtype, spec.shape)
-        tensors.append(TargetTensor(spec, (Piece(plain_patch(extent), index),), entry.origin))
+        tensors.append(TargetTensor(spec, (Piece(plain_patch(extent), index),), entry.sharding))
     return tuple(tensors)
 
 
@@ -235,7 +235,7 @@ def make_output(
     return Output(tuple(keys), indices, boxes, specs, metadata, container, texts or {})
 
 
-def alike(outputs: Sequence[Output]) -> Iterator[list[int]]:
+def group_by_layout(outputs: Sequence[Output]) -> Iterator[list[int]]:
     """Positions of outputs that share a form, those of each form together and in order."""
     found: dict[int, list[int]] = {}
     for position, output in enumerate(outputs):
@@ -260,7 +260,7 @@ def sample(names: Sequence[str], shown: int = 3) -> str:
 
 def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachment], max_object_bytes: int) -> None:
     """Raise PlanError when two outputs would have one key, or one cannot hold what it should or is too large."""
-    distinct = [outputs[positions[0]] for positions in alike(outputs)]
+    distinct = [outputs[positions[0]] for positions in group_by_layout(outputs)]
     for output in distinct:
         try:
             _ = output.frame

@@ -14,7 +14,7 @@ from ..limits import Limits
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Copied:
+class CopiedRange:
     """Bytes ``[start, stop)`` of an output that stand together and unchanged in one object of the source.
 
     ``object`` is the catalog's index, ``first`` the byte there.
@@ -30,9 +30,9 @@ class Copied:
         """Length in bytes."""
         return self.stop - self.start
 
-    def within(self, span: ByteRange) -> Copied:
+    def within(self, span: ByteRange) -> CopiedRange:
         """The part of it that makes some bytes of the output."""
-        return Copied(span.start, span.stop, self.object, self.first + span.start - self.start)
+        return CopiedRange(span.start, span.stop, self.object, self.first + span.start - self.start)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Streamed:
     Examples
     --------
     >>> from reshard.formats.frame import make_frame
-    >>> streamed = Streamed(make_frame([(0, b"head", 0, 8, 2)]), (Copied(8, 16, 0, 0),))
+    >>> streamed = Streamed(make_frame([(0, b"head", 0, 8, 2)]), (CopiedRange(8, 16, 0, 0),))
     >>> streamed.nbytes, streamed.seams, streamed.address(0, 7)
     (12, (8,), 10)
     >>> list(streamed.spans(0, 0, 8)), list(streamed.ranges(4, 12))
@@ -54,7 +54,7 @@ class Streamed:
     """
 
     frame: Frame
-    copied: tuple[Copied, ...] = ()
+    copied: tuple[CopiedRange, ...] = ()
 
     @cached_property
     def _starts(self) -> tuple[int, ...]:
@@ -148,7 +148,7 @@ class Streamed:
                 return place
 
 
-def split_evenly(item: Copied, most: int) -> Sequence[Copied]:
+def split_evenly(item: CopiedRange, most: int) -> Sequence[CopiedRange]:
     """Cut a copied range into equal ones of at most ``most`` bytes."""
     return [item.within(ByteRange(item.start + a, item.start + b)) for a, b in _even_edges(item.nbytes, most)]
 

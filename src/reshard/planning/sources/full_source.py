@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
 from ...tensor import Shape
-from ..catalog import Catalog, Contents, Entry, Origin, Placement, SourceObject, Stored
+from ..catalog import Catalog, Entry, ObjectHeader, Placement, SourceObject, SourceSharding, Stored
 from .selection import NameFilter
 
 ALL_NAMES = NameFilter()
-Opened = tuple[SourceObject, Contents]
+Opened = tuple[SourceObject, ObjectHeader]
 
 
 def full_catalog(
@@ -45,14 +45,14 @@ def full_catalog(
     entries: dict[str, Entry] = {}
     problems = []
     for index, (item, contents) in enumerate(objects):
-        origin = Origin.OUTSIDE if item.key == hyper_key else Origin.WHOLE
+        sharding = SourceSharding.UNLISTED if item.key == hyper_key else SourceSharding.WHOLE
         for stored in contents.tensors:
             name = stored.spec.name
             if weight_map.get(name, item.key) != item.key or not names.is_kept(name):
                 continue
             if name in entries:
                 problems.append(f"{name}: in {_key_of(objects, entries[name])} and in {item.key}")
-            entries[name] = Entry(stored.spec, placements_of([(index, stored)]), origin)
+            entries[name] = Entry(stored.spec, placements_of([(index, stored)]), sharding)
     problems += [
         f"{name}: expected in {key}, not there"
         for name, key in weight_map.items()
@@ -162,11 +162,11 @@ def placements_of(held: Sequence[tuple[int, Stored]], origin: Shape | None = Non
         First element of the box within the whole tensor.
     """
     first = [box for box, _ in held[0][1].boxes]
-    alike = [(index, stored) for index, stored in held if [box for box, _ in stored.boxes] == first]
+    group_by_layout = [(index, stored) for index, stored in held if [box for box, _ in stored.boxes] == first]
     return tuple(
         Placement(
             box if origin is None else box.shifted(origin),
-            tuple((index, stored.boxes[number][1]) for index, stored in alike),
+            tuple((index, stored.boxes[number][1]) for index, stored in group_by_layout),
         )
         for number, box in enumerate(first)
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...errors import CatalogError, raise_all
 from ...formats.mindspore.iteration_values import IterationMetadata, IterationTensor, StoredShard
 from ...tensor import TensorSpec
-from ..catalog import Catalog, Entry, Origin, Placement, Stored
+from ..catalog import Catalog, Entry, Placement, SourceSharding, Stored
 from .full_source import Opened, common_metadata, dropped_names, placements_of
 from .selection import NameFilter
 
@@ -50,7 +50,8 @@ def iteration_catalog(
     to_compare = [
         entry.spec.name
         for entry in entries
-        if entry.origin is Origin.OUTSIDE and any(len(placement.holders) > 1 for placement in entry.placements)
+        if entry.sharding is SourceSharding.UNLISTED
+        and any(len(placement.holders) > 1 for placement in entry.placements)
     ]
     catalog = Catalog(
         url,
@@ -94,8 +95,14 @@ class _IterationCatalog:
             for name, count in named.items()
             if count > 1
         ]
-        origin = Origin.CUT if len(tensor.shards) > 1 else Origin.WHOLE if tensor.layout else Origin.OUTSIDE
-        return Entry(tensor.spec, tuple(placements), origin)
+        sharding = (
+            SourceSharding.SHARDED
+            if len(tensor.shards) > 1
+            else SourceSharding.WHOLE
+            if tensor.layout
+            else SourceSharding.UNLISTED
+        )
+        return Entry(tensor.spec, tuple(placements), sharding)
 
     def _placements(self, tensor: IterationTensor, shard: StoredShard) -> tuple[Placement, ...]:
         spec = tensor.spec

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ...errors import CatalogError, StrategyError, raise_all
 from ...tensor import Box, Layout, Strategy, TensorSpec, extent_of
-from ..catalog import Catalog, Entry, Origin, Placement, Stored
+from ..catalog import Catalog, Entry, Placement, SourceSharding, Stored
 from ..targets.strategy_check import is_state
 from .full_source import ALL_NAMES, Opened, common_metadata, common_texts, dropped_names, placements_of
 from .selection import NameFilter
@@ -128,7 +128,9 @@ class _RankCatalog:
                 placements += placements_of(holding, box.start)
             else:
                 self._missing.setdefault(tuple(owning), []).append(name)
-        self._found[name] = Entry(spec, tuple(placements), Origin.CUT if len(owners) > 1 else Origin.WHOLE)
+        self._found[name] = Entry(
+            spec, tuple(placements), SourceSharding.SHARDED if len(owners) > 1 else SourceSharding.WHOLE
+        )
 
     def _note_absent(self, name: str, ranks: range) -> None:
         """A tensor that no shard has was perhaps never saved; but only if all who may have it are there."""
@@ -171,7 +173,7 @@ class _RankCatalog:
         elif len(ranks) > 1:
             self.to_compare = (*self.to_compare, name)
         placements = placements_of([(self._index[rank], self._stored[rank][name]) for rank in ranks])
-        self._found[name] = Entry(specs[ranks[0]], placements, Origin.OUTSIDE)
+        self._found[name] = Entry(specs[ranks[0]], placements, SourceSharding.UNLISTED)
 
     def texts(self, objects: Sequence[Opened]) -> dict[str, str]:
         """Texts that all ranks agree on, or that one rank decides."""
@@ -217,7 +219,7 @@ class _RankCatalog:
         names = {name for tensors in self._stored.values() for name in tensors}
         unmet = sorted(name for name in set(self._absent) - set(self._found) if not is_state(name, names))
         strange = sorted(
-            name for name, e in self._found.items() if e.origin is Origin.OUTSIDE and len(e.spec.shape) > 1
+            name for name, e in self._found.items() if e.sharding is SourceSharding.UNLISTED and len(e.spec.shape) > 1
         )
         if unmet and strange:
             raise StrategyError(

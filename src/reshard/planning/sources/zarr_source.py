@@ -8,7 +8,7 @@ from ...errors import CatalogError, FormatError, raise_all
 from ...formats.strict_json import shown
 from ...formats.zarr import ZarrArray
 from ...formats.zarr_read import ZarrGroup
-from ..catalog import Catalog, Entry, Origin, Placement, SourceObject
+from ..catalog import Catalog, Entry, Placement, SourceObject, SourceSharding
 from ..outputs.output import sample
 from ..targets.zarr_target import MAX_CHUNK_COUNT
 from .selection import NameFilter
@@ -102,9 +102,9 @@ class _ZarrCatalog:
 
     def entry(self, array: ZarrArray) -> Entry:
         """Put a tensor together of its chunks."""
-        origin = Origin.OUTSIDE if array.is_outside else Origin.WHOLE
+        sharding = SourceSharding.UNLISTED if array.is_outside else SourceSharding.WHOLE
         if not self._is_countable(array):
-            return Entry(array.spec, (), origin)
+            return Entry(array.spec, (), sharding)
         fill, problem = _element(array)
         placements: list[Placement] = []
         missing: list[str] = []
@@ -122,7 +122,7 @@ class _ZarrCatalog:
             self.objects.append(item)
         if missing:
             self._filled_in(array, missing, problem)
-        return Entry(array.spec, tuple(placements), origin)
+        return Entry(array.spec, tuple(placements), sharding)
 
     def _is_countable(self, array: ZarrArray) -> bool:
         """Whether an array's chunks can be counted out, and listed."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ...tensor import Box, Layout, Shape, Transfer, extent_of
+from ...tensor import Box, Layout, Scatter, Shape, extent_of
 from ..catalog import Placement
 from ..limits import Limits
-from ..outputs.output import Output, alike
-from ..outputs.streamed import Copied
+from ..outputs.output import Output, group_by_layout
+from ..outputs.streamed import CopiedRange
 from .recipe import Recipe, sources_of, stored_as_it_is, stored_at
 
 REPLICAS = -1
 """Stands among the bases of a catalog's objects for the target itself."""
 
 
-def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
+def with_copies(recipe: Recipe, copy_bases: Sequence[int]) -> Recipe:
     """The same recipe with all that can be copied left to the store.
 
     Parameters
@@ -24,28 +24,28 @@ def with_copies(recipe: Recipe, copied_from: Sequence[int]) -> Recipe:
     copied_from
         Bases of the catalog's objects that the target's store can reach.
     """
-    if not copied_from:
+    if not copy_bases:
         return recipe
-    copied: list[tuple[Copied, ...]] = [()] * len(recipe.outputs)
+    copied: list[tuple[CopiedRange, ...]] = [()] * len(recipe.outputs)
     part_count = slice_count = 0
-    for positions in alike(recipe.outputs):
+    for positions in group_by_layout(recipe.outputs):
         if _may_hold_any(recipe, recipe.outputs[positions[0]]):
             for position in positions:
                 slice_count += len(recipe.outputs[position].tensors)
                 if part_count <= _MOST_PARTS and slice_count <= _MOST_SLICES:  # whatever a plan says, this ends
-                    copied[position] = find_copies(recipe, recipe.outputs[position], copied_from)
+                    copied[position] = find_copies(recipe, recipe.outputs[position], copy_bases)
                 part_count += sum(-(-run.nbytes // recipe.limits.most_copied_bytes) for run in copied[position])
     return replace(recipe, copied=tuple(copied))
 
 
-def find_copies(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> tuple[Copied, ...]:
+def find_copies(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> tuple[CopiedRange, ...]:
     """Choose what of an output the store copies, ascending.
 
     Every range, and every stretch between two, is at least a part long.
     """
     limits = recipe.limits
     least = limits.min_part_bytes
-    found = [run for run in _joined(sorted(_runs(recipe, output, copied_from))) if run.nbytes >= least]
+    found = [run for run in _joined(sorted(_runs(recipe, output, copy_bases))) if run.nbytes >= least]
     while found:
         chosen = _chosen(found, output, least)
         parts = sum(-(-run.nbytes // limits.most_copied_bytes) for run in chosen)
@@ -63,7 +63,7 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
     none that are cut alike, of which one rank has no end of the first and beginning of the second.
     """
     least, entries = recipe.limits.min_part_bytes, recipe.catalog.entries
-    cuttings = output.form.cuttings if output.form else None
+    partitions = output.form.partitions if output.form else None
     chain = slice_bytes = 0  # whole tensors since the last slice, and that slice
     layout: Layout | None = None
     for slot, (tensor, box, spec) in enumerate(zip(output.tensors, output.boxes, output.specs, strict=True)):
@@ -76,7 +76,7 @@ def _may_hold_any(recipe: Recipe, output: Output) -> bool:
             chain += spec.nbytes
             reached = slice_bytes + chain
         else:
-            own = cuttings[slot].layout if cuttings else None
+            own = partitions[slot].layout if partitions else None
             reached = chain + spec.nbytes + (0 if own is not None and own is layout else slice_bytes)
             chain, slice_bytes, layout = 0, spec.nbytes, own
         if reached >= least:
@@ -91,9 +91,9 @@ _Run = tuple[int, int, tuple[tuple[int, int], ...]]
 """Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
 
 
-def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterator[_Run]:
+def _runs(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> Iterator[_Run]:
     """Bytes of an output that stand together in objects that can be copied from."""
-    limits, reachable = recipe.limits, _reachable(recipe, copied_from)
+    limits, reachable = recipe.limits, _reachable(recipe, copy_bases)
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
@@ -109,13 +109,13 @@ def _runs(recipe: Recipe, output: Output, copied_from: Sequence[int]) -> Iterato
         itemsize = output.specs[slot].nbytes // count
         extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
         for piece, patch in sources_of(recipe, tensor, box):
-            if piece.making is not None:
+            if piece.computation is not None:
                 continue
             for placement, common in stored_at(recipe, piece.source, patch):
                 holders = tuple(holder for holder in placement.holders if holder[0] in reachable)
                 if not holders:
                     continue
-                move = common.transfer(placement.box, box, itemsize)
+                move = common.scatter(placement.box, box, itemsize)
                 if not _is_worth_it(move, limits):
                     continue
                 starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
@@ -151,7 +151,7 @@ def _taken_together(
         yield origin + begin, origin + stop, tuple((index, there + begin) for index, there in holders)
 
 
-def _is_worth_it(move: Transfer, limits: Limits) -> bool:
+def _is_worth_it(move: Scatter, limits: Limits) -> bool:
     """Whether runs may become parts: runs apart from each other must each be long enough."""
     is_one = not move.counts
     return is_one or (move.nbytes >= limits.min_part_bytes and move.source_runs.run_count <= limits.max_part_count)
@@ -165,16 +165,16 @@ def _laid(target: int, nbytes: int, extents: Iterable[tuple[int, int, int]]) -> 
             yield origin + a, origin + b, a - target
 
 
-def _reachable(recipe: Recipe, copied_from: Sequence[int]) -> frozenset[int]:
+def _reachable(recipe: Recipe, copy_bases: Sequence[int]) -> frozenset[int]:
     least = recipe.limits.min_copy_source_bytes
     return frozenset(
         index
         for index, item in enumerate(recipe.catalog.objects)
-        if item.base in copied_from and item.nbytes >= least and not item.fill
+        if item.base in copy_bases and item.nbytes >= least and not item.fill
     )
 
 
-def _joined(runs: Iterable[_Run]) -> Iterator[Copied]:
+def _joined(runs: Iterable[_Run]) -> Iterator[CopiedRange]:
     """Make one of runs that follow each other on both sides, each from whichever replica takes it furthest."""
     start = stop = 0
     places: dict[int, int] = {}  # what has all of the run so far: objects, and the first byte there
@@ -189,19 +189,19 @@ def _joined(runs: Iterable[_Run]) -> Iterator[Copied]:
     yield from _first_of(start, stop, places)
 
 
-def _first_of(start: int, stop: int, places: Mapping[int, int]) -> Iterator[Copied]:
+def _first_of(start: int, stop: int, places: Mapping[int, int]) -> Iterator[CopiedRange]:
     for index, first in places.items():
-        yield Copied(start, stop, index, first)
+        yield CopiedRange(start, stop, index, first)
         return
 
 
-def _chosen(runs: Sequence[Copied], output: Output, least: int) -> list[Copied]:
+def _chosen(runs: Sequence[CopiedRange], output: Output, least: int) -> list[CopiedRange]:
     """Of runs that are parts each, those to copy: most bytes, with no stretch between that is no part.
 
     A stretch that is too short takes what it lacks from the run after it. Only if that leaves too little
     of this run is there a choice: whether to leave out this one or the one before.
     """
-    taken: list[Copied] = []
+    taken: list[CopiedRange] = []
     for run in runs:
         end = taken[-1].stop if taken else 0
         trimmed = _trimmed(run, end, output, least)
@@ -215,12 +215,12 @@ def _chosen(runs: Sequence[Copied], output: Output, least: int) -> list[Copied]:
     return taken
 
 
-def _trimmed(run: Copied, end: int, output: Output, least: int) -> Copied | None:
+def _trimmed(run: CopiedRange, end: int, output: Output, least: int) -> CopiedRange | None:
     """The run without what a short stretch before it needs; None if too little is left."""
     start = run.start if run.start == end or run.start - end >= least else _element_at(output, end + least)
     if run.stop - start < least:
         return None
-    return Copied(start, run.stop, run.object, run.first + start - run.start)
+    return CopiedRange(start, run.stop, run.object, run.first + start - run.start)
 
 
 def _element_at(output: Output, byte: int) -> int:

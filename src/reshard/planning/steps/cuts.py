@@ -16,7 +16,7 @@ from typing import overload
 
 from ...tensor import Box, Shape, extent_of
 from ..limits import Limits
-from ..outputs.output import Output, TargetTensor, alike
+from ..outputs.output import Output, TargetTensor, group_by_layout
 from ..outputs.streamed import Streamed
 
 _FEW_SHARES = 8  # of a tensor, that are quicker kept than derived again
@@ -40,7 +40,7 @@ class Cuts:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Slice:
     """What one output of a group holds of a tensor, in rows.
 
     Parameters
@@ -63,8 +63,8 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """Outputs of one form that hold a tensor: which, in which slot, and their slices as rows, see :class:`Share`."""
+class SliceGroup:
+    """Outputs of one form that hold a tensor: which, in which slot, and their slices as rows, see :class:`Slice`."""
 
     members: tuple[int, ...]
     slot: int
@@ -72,60 +72,60 @@ class Holding:
     row_elements: int
 
 
-class Shares(Sequence[Share]):
+class Slices(Sequence[Slice]):
     """Shares by member, derived whenever they are asked for: many outputs of many tensors are too many to keep."""
 
     __slots__ = ("_kept", "holdings", "outputs")
 
-    def __init__(self, outputs: Sequence[Output], holdings: tuple[Holding, ...]) -> None:
+    def __init__(self, outputs: Sequence[Output], holdings: tuple[SliceGroup, ...]) -> None:
         self.outputs = outputs
         self.holdings = holdings
-        self._kept: tuple[Share, ...] = ()
+        self._kept: tuple[Slice, ...] = ()
 
     def __len__(self) -> int:
         """As many as outputs hold some of the tensor."""
         return sum(len(holding.members) for holding in self.holdings)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[Slice]:
         """Ascending by member."""
         if not self._kept and len(self) <= _FEW_SHARES:
             self._kept = tuple(self._derived())
         return iter(self._kept) if self._kept else self._derived()
 
-    def _derived(self) -> Iterator[Share]:
+    def _derived(self) -> Iterator[Slice]:
         every = ((member, holding) for holding in self.holdings for member in holding.members)
         for member, holding in every if len(self.holdings) == 1 else sorted(every, key=lambda one: one[0]):
             box = self.outputs[member].boxes[holding.slot]
-            yield Share(member, holding.slot, box, holding.row_count, holding.row_elements)
+            yield Slice(member, holding.slot, box, holding.row_count, holding.row_elements)
 
     @overload
-    def __getitem__(self, index: int) -> Share: ...
+    def __getitem__(self, index: int) -> Slice: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Share, ...]: ...
-    def __getitem__(self, index: int | slice) -> Share | tuple[Share, ...]:
+    def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
+    def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
         """One, or some."""
         return tuple(self)[index]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class WalkItem:
     """One tensor of a walk: who holds it, and in how many rows it can be cut."""
 
     tensor: int
     itemsize: int
     row_count: int
-    shares: Sequence[Share]
+    shares: Sequence[Slice]
     tile_itemsize: int = 0
 
-    def element_of(self, share: Share, row: int) -> int:
+    def element_of(self, share: Slice, row: int) -> int:
         """First local element of ``row``, which counts in rows of the largest share."""
         return row * share.row_count // self.row_count * share.row_elements
 
 
-def walk(outputs: Sequence[Output], tensors: Sequence[TargetTensor], limits: Limits) -> tuple[Rows, ...]:
+def walk(outputs: Sequence[Output], tensors: Sequence[TargetTensor], limits: Limits) -> tuple[WalkItem, ...]:
     """List the tensors of a group of outputs in file order; tensors without bytes are left out."""
     held: dict[int, list[tuple[tuple[int, ...], int]]] = {}
-    for members in map(tuple, alike(outputs)):
+    for members in map(tuple, group_by_layout(outputs)):
         for slot, tensor in enumerate(outputs[members[0]].tensors):
             held.setdefault(tensor, []).append((members, slot))
     order = sorted(held, key=lambda i: (-tensors[i].spec.dtype.order, tensors[i].spec.name))
@@ -139,7 +139,7 @@ def _rows(
     outputs: Sequence[Output],
     tensors: Sequence[TargetTensor],
     limits: Limits,
-) -> Rows:
+) -> WalkItem:
     _, itemsize = extent_of(tensors[tensor].spec)
     boxes = [outputs[members[0]].boxes[slot] for members, slot in holders]  # others of a form are cut alike
     largest = max((box.shape for box in boxes), key=math.prod)
@@ -147,12 +147,12 @@ def _rows(
     if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
         axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1
     holdings = tuple(
-        Holding(members, slot, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
+        SliceGroup(members, slot, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
         for (members, slot), box in zip(holders, boxes, strict=True)
         if not box.is_empty
     )
     row_count = max((holding.row_count for holding in holdings), default=0)
-    return Rows(tensor, itemsize, row_count, Shares(outputs, holdings), tensors[tensor].tile_itemsize)
+    return WalkItem(tensor, itemsize, row_count, Slices(outputs, holdings), tensors[tensor].tile_itemsize)
 
 
 def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
@@ -173,7 +173,7 @@ def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
     return len(shape) - 1 if shape else 0
 
 
-class Reach:
+class Cursor:
     """How far each output of a group has been filled while its walk goes on, in places (see :class:`Streamed`).
 
     Bytes that a format puts before a tensor go with the tensor's first elements, those at the
@@ -198,7 +198,7 @@ class Reach:
         """Bytes of all outputs since the last cut, and what computing them takes besides."""
         return sum(count * nbytes for count, nbytes in zip(self._counts, self.pending, strict=True)) + self._tile_bytes
 
-    def advance(self, item: Rows, row: int, stop: int) -> None:
+    def advance(self, item: WalkItem, row: int, stop: int) -> None:
         """Fill the rows ``[row, stop)`` of a tensor."""
         for share in item.shares:
             first, last = item.element_of(share, row), item.element_of(share, stop)
@@ -206,11 +206,11 @@ class Reach:
             if last > first:
                 self.stops[share.member] = self._outputs[share.member].end_of(share.slot, last)
 
-    def with_lead(self, item: Rows, share: Share, row: int) -> int:
+    def with_lead(self, item: WalkItem, share: Slice, row: int) -> int:
         """Bytes since the last cut up to the first byte of a row."""
         return self._outputs[share.member].address(share.slot, item.element_of(share, row)) - self.starts[share.member]
 
-    def row_with(self, item: Rows, share: Share, row: int, nbytes: int) -> int | None:
+    def row_with(self, item: WalkItem, share: Slice, row: int, nbytes: int) -> int | None:
         """The first row after ``row`` with so many bytes of an output since the last cut, None if there is none."""
         output = self._outputs[share.member]
         if output.copied:
@@ -220,7 +220,7 @@ class Reach:
         wanted = row * share.row_count // item.row_count + missing_rows
         return -(-wanted * item.row_count // share.row_count) if wanted <= share.row_count else None
 
-    def settled_row(self, item: Rows, share: Share, row: int, least: int) -> int | None:
+    def settled_row(self, item: WalkItem, share: Slice, row: int, least: int) -> int | None:
         """The first row from ``row`` on where parts of an output may end, None if there is none."""
         output = self._outputs[share.member]
         if not output.copied:
@@ -234,13 +234,13 @@ class Reach:
         stop = self.stops[member]
         return self._outputs[member].settled(self.starts[member], stop, least) == stop
 
-    def _place_of(self, item: Rows, share: Share, row: int) -> int:
+    def _place_of(self, item: WalkItem, share: Slice, row: int) -> int:
         element = item.element_of(share, row)
         if not element:
             return self.stops[share.member]
         return self._outputs[share.member].end_of(share.slot, element)
 
-    def _row_at(self, item: Rows, share: Share, row: int, place: int) -> int | None:
+    def _row_at(self, item: WalkItem, share: Slice, row: int, place: int) -> int | None:
         rows = range(row, item.row_count + 1)
         found = bisect_left(rows, place, key=lambda row: self._place_of(item, share, row))
         return rows[found] if found < len(rows) else None
@@ -256,7 +256,7 @@ class Reach:
 
 
 def find_cuts(
-    items: Sequence[Rows],
+    items: Sequence[WalkItem],
     outputs: Sequence[Streamed],
     part_bytes: int,
     min_part_bytes: int,
@@ -275,7 +275,7 @@ def find_cuts(
     counts
         How many outputs each stands for, one if not given.
     """
-    reach, before = Reach(outputs, counts), [0] * len(outputs)
+    reach, before = Cursor(outputs, counts), [0] * len(outputs)
     cuts: list[Cut] = []
     step_bytes = longest = 0
     for index, item in enumerate(items):
@@ -295,7 +295,7 @@ def find_cuts(
     return Cuts(tuple(cuts), max(step_bytes, reach.step_bytes), max(longest, *reach.pending))
 
 
-def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_bytes: int) -> int | None:
+def _next_cut(item: WalkItem, row: int, reach: Cursor, part_bytes: int, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where every output has enough, or None within this tensor."""
     cut, pending, here = row, reach.pending, set[int]()
     for share in item.shares:
@@ -311,7 +311,7 @@ def _next_cut(item: Rows, row: int, reach: Reach, part_bytes: int, min_part_byte
     return _settled(item, cut, reach, min_part_bytes)
 
 
-def _settled(item: Rows, row: int, reach: Reach, min_part_bytes: int) -> int | None:
+def _settled(item: WalkItem, row: int, reach: Cursor, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where parts of every output may end, None if there is none."""
     while True:
         before = row

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ...tensor import Box, Runs, extent_of, row_major_boxes
 from ..outputs.streamed import Streamed
-from .cuts import Share
+from .cuts import Slice
 from .reads import NeededRange, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
 
@@ -37,10 +37,10 @@ def _runs(recipe: Recipe, tensor: int, box: Box, held: Box) -> Iterator[tuple[in
     for piece, patch in sources_of(recipe, tensor, box):
         itemsize = extent_of(recipe.catalog.entries[piece.source].spec)[1]
         for placement, common in stored_at(recipe, piece.source, patch):
-            yield piece.source, id(placement), common.transfer(placement.box, held, itemsize).source_runs
+            yield piece.source, id(placement), common.scatter(placement.box, held, itemsize).source_runs
 
 
-def _streamed_boxes(streamed: Streamed, share: Share) -> Iterator[Box]:
+def _streamed_boxes(streamed: Streamed, share: Slice) -> Iterator[Box]:
     """What of a slice passes through the client, in elements of the whole tensor."""
     if not streamed.copied:
         yield share.box

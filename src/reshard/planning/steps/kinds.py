@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 from ..catalog import Entry
-from ..outputs.layouts import Form
-from ..outputs.output import Making, TargetTensor
+from ..outputs.layouts import OutputLayout
+from ..outputs.output import Computation, TargetTensor
 from .recipe import Recipe
 
 
@@ -47,10 +47,10 @@ class Kinds:
     def _copied(self, output: int) -> tuple[tuple[int, int], ...]:
         return tuple((run.start, run.stop) for run in self._recipe.copied[output]) if self._recipe.copied else ()
 
-    def _of_form(self, form: Form) -> int:
+    def _of_form(self, form: OutputLayout) -> int:
         if id(form) not in self._forms:
             held = tuple(
-                (self.of_tensor(t), id(cutting)) for t, cutting in zip(form.tensors, form.cuttings, strict=True)
+                (self.of_tensor(t), id(cutting)) for t, cutting in zip(form.tensors, form.partitions, strict=True)
             )
             self._forms[id(form)] = self._number(("output", held, form.frame.extents, form.frame.nbytes))
         return self._forms[id(form)]
@@ -65,14 +65,14 @@ class Kinds:
             target = self._recipe.tensors[tensor]
             slots: dict[int, int] = {}
             for piece in target.pieces:
-                for entry in (piece.source, *(piece.making.extras if piece.making else ())):
+                for entry in (piece.source, *(piece.computation.extras if piece.computation else ())):
                     slots.setdefault(entry, len(slots))
             self._tensors[tensor] = self._number(self._told(target, slots)), tuple(slots)
         return self._tensors[tensor]
 
     def _told(self, tensor: TargetTensor, slots: Mapping[int, int]) -> Hashable:
         """All of a tensor but its name and where its entries lie."""
-        pieces = tuple((piece.patch, slots[piece.source], _making(piece.making, slots)) for piece in tensor.pieces)
+        pieces = tuple((piece.patch, slots[piece.source], _making(piece.computation, slots)) for piece in tensor.pieces)
         entries = tuple(self._entry(entry) for entry in slots)
         return "tensor", tensor.spec.dtype, tensor.spec.shape, tensor.tile_itemsize, tensor.unit, pieces, entries
 
@@ -87,7 +87,7 @@ class Kinds:
         return self._numbers.setdefault(told, len(self._numbers))
 
 
-def _making(making: Making | None, slots: Mapping[int, int]) -> Making | None:
-    if making is None:
+def _making(computation: Computation | None, slots: Mapping[int, int]) -> Computation | None:
+    if computation is None:
         return None
-    return replace(making, extras=tuple(slots[entry] for entry in making.extras))
+    return replace(computation, extras=tuple(slots[entry] for entry in computation.extras))

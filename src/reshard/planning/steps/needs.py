@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ...errors import PlanError
 from ...tensor import Box, Patch, Runs, extent_of, plain_patch, row_major_boxes
 from ..limits import Limits
-from ..outputs.layouts import RankBoxes
-from ..outputs.output import Making, Output
-from .cuts import Holding, Rows, Share, Shares
+from ..outputs.layouts import DeviceBoxes
+from ..outputs.output import Computation, Output
+from .cuts import Slice, SliceGroup, Slices, WalkItem
 from .kinds import Kinds
 from .reads import NeededRange, bridged, coalesce, needed_ranges, whole_score
 from .recipe import Recipe, sources_of, stored_at
@@ -83,7 +83,7 @@ class Needs:
         self._tokens: dict[Hashable, int] = {}
         self._samples: dict[int, list[tuple[int, int, int]]] = {}
 
-    def of(self, item: Rows, first: int, last: int) -> Need:
+    def of(self, item: WalkItem, first: int, last: int) -> Need:
         """What the rows ``[first, last)`` of a tensor of a walk need."""
         key = (self.kinds.of_tensor(item.tensor), self.holders(item), first, last)
         found = self._found.get(key)
@@ -91,29 +91,29 @@ class Needs:
             found = self._found[key] = self._find(item, first, last)
         return found
 
-    def holders(self, item: Rows) -> Hashable:
+    def holders(self, item: WalkItem) -> Hashable:
         """Who holds what of a tensor of a walk, whichever tensor it is."""
         shares = item.shares
-        if not isinstance(shares, Shares):
+        if not isinstance(shares, Slices):
             return tuple(share.box for share in shares)
         return tuple(self._holder(shares.outputs, holding) for holding in shares.holdings)
 
-    def _holder(self, outputs: Sequence[Output], holding: Holding) -> Hashable:
+    def _holder(self, outputs: Sequence[Output], holding: SliceGroup) -> Hashable:
         boxes = outputs[holding.members[0]].boxes
-        if not isinstance(boxes, RankBoxes):
+        if not isinstance(boxes, DeviceBoxes):
             return tuple(outputs[member].boxes[holding.slot] for member in holding.members)
         if id(holding.members) not in self._devices:
             devices = tuple(outputs[member].boxes.device for member in holding.members)  # type: ignore[attr-defined]
             # The members are kept, or others could have their identity.
             self._devices[id(holding.members)] = holding.members, self._token(devices)
-        return id(boxes.cuttings[holding.slot]), self._devices[id(holding.members)][1]
+        return id(boxes.partitions[holding.slot]), self._devices[id(holding.members)][1]
 
     def _token(self, devices: tuple[int, ...]) -> int:
         return self._tokens.setdefault(devices, len(self._tokens))
 
     # Rows of a step.
 
-    def _find(self, item: Rows, first: int, last: int) -> Need:
+    def _find(self, item: WalkItem, first: int, last: int) -> Need:
         finding = _Finding(self._recipe)
         finding.add_rows(item, first, last)
         slots = {entry: slot for slot, entry in enumerate(self.kinds.entries(item.tensor))}
@@ -122,7 +122,7 @@ class Needs:
         taken = ((slots[entry], place, found) for entry, place, found in finding.taken())
         return Need(tuple(taken), tile_bytes, computed)
 
-    def together(self, rows: Iterable[tuple[Rows, int, int]]) -> tuple[list[tuple[int, int, BoxNeed]], int]:
+    def together(self, rows: Iterable[tuple[WalkItem, int, int]]) -> tuple[list[tuple[int, int, BoxNeed]], int]:
         """What some rows of several tensors need that values are computed for from the same entries.
 
         Returns
@@ -147,12 +147,12 @@ class Needs:
         devices = self._token(tuple(output.boxes.device for output in outputs))  # type: ignore[attr-defined]
         if id(form) not in self._samples:
             found: dict[tuple[int, int], list[int]] = {}
-            for slot, (tensor, cutting) in enumerate(zip(form.tensors, form.cuttings, strict=True)):
+            for slot, (tensor, cutting) in enumerate(zip(form.tensors, form.partitions, strict=True)):
                 found.setdefault((self.kinds.of_tensor(tensor), id(cutting)), []).append(slot)
             self._samples[id(form)] = [(key[0], slots[0], len(slots)) for key, slots in found.items()]
         total = 0
         for kind, slot, count in self._samples[id(form)]:
-            key = kind, id(form.cuttings[slot]), devices
+            key = kind, id(form.partitions[slot]), devices
             if key not in self._whole:
                 boxes = {output.boxes[slot] for output in outputs}
                 self._whole[key] = self._whole_tensor(form.tensors[slot], boxes)
@@ -197,7 +197,7 @@ class _Finding:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._places: dict[int, dict[int, int]] = {}
-        self._tiles: dict[tuple[int, Making], Computed] = {}
+        self._tiles: dict[tuple[int, Computation], Computed] = {}
         self.runs: dict[tuple[int, int], set[Runs]] = {}
 
     @property
@@ -210,7 +210,7 @@ class _Finding:
         for (entry, place), runs in self.runs.items():
             yield entry, place, BoxNeed.of(runs, self._recipe.limits)
 
-    def add_rows(self, item: Rows, first: int, last: int) -> None:
+    def add_rows(self, item: WalkItem, first: int, last: int) -> None:
         """Add some rows of what all outputs hold."""
         seen: set[tuple[Box, int, int]] = set()
         for share in item.shares:
@@ -219,19 +219,19 @@ class _Finding:
                 seen.add((share.box, start, stop))
                 self._add(item, share, start, stop)
 
-    def _add(self, item: Rows, share: Share, start: int, stop: int) -> None:
+    def _add(self, item: WalkItem, share: Slice, start: int, stop: int) -> None:
         """Add some elements of what one output holds."""
         shares = item.shares
-        assert isinstance(shares, Shares)
+        assert isinstance(shares, Slices)
         filled = 0
         for first, last, _ in shares.outputs[share.member].frame.spans(share.slot, start, stop):
             for local in row_major_boxes(share.box.shape, first, last):
                 for piece, patch in sources_of(self._recipe, item.tensor, local.shifted(share.box.start)):
-                    if piece.making is None:
+                    if piece.computation is None:
                         filled += self._add_stored(piece.source, patch, share.box, item.itemsize)
                         continue
-                    computed = self._tiles.setdefault((piece.source, piece.making), Computed())
-                    computed.lays.append((share, patch, item.itemsize, 0, 0))
+                    computed = self._tiles.setdefault((piece.source, piece.computation), Computed())
+                    computed.scatters.append((share, patch, item.itemsize, 0, 0))
                     filled += patch.element_count
         if filled != stop - start:
             name = self._recipe.tensors[item.tensor].spec.name
@@ -247,9 +247,9 @@ class _Finding:
         """Add what kernels take; returns the bytes of their buffers."""
         nbytes, entries = 0, self._recipe.catalog.entries
         every = ((*key, box) for key, computed in self._tiles.items() for box, _ in computed.boxes())
-        for source, making, box in every:
-            nbytes += making.dtype.nbytes(box.element_count)
-            for entry, wanted in inputs_of(source, making, box):
+        for source, computation, box in every:
+            nbytes += computation.dtype.nbytes(box.element_count)
+            for entry, wanted in inputs_of(source, computation, box):
                 spec = entries[entry].spec
                 nbytes += spec.dtype.nbytes(wanted.element_count)
                 patch = plain_patch(spec.shape).within_target(wanted)
@@ -261,7 +261,7 @@ class _Finding:
         """Add what a patch takes of its source; returns how many elements are there."""
         found = 0
         for placement, common in stored_at(self._recipe, entry, patch):
-            runs = common.transfer(placement.box, target, itemsize).source_runs
+            runs = common.scatter(placement.box, target, itemsize).source_runs
             self.runs.setdefault((entry, self._place(entry, id(placement))), set()).add(runs)
             found += common.element_count
         return found

@@ -83,19 +83,19 @@ def bridged(wanted: Iterable[Runs], limits: Limits) -> Iterator[tuple[Runs, int]
 def _side_by_side(wanted: set[Runs]) -> Collection[Runs]:
     """Join runs of equal steps where one begins at every step as the other ends."""
     while True:
-        alike: dict[tuple[Shape, Shape], list[Runs]] = {}
+        group_by_layout: dict[tuple[Shape, Shape], list[Runs]] = {}
         for runs in wanted:
-            alike.setdefault((runs.counts, runs.strides), []).append(runs)
-        joined = [runs for group in alike.values() for runs in _joined_runs(group)]
+            group_by_layout.setdefault((runs.counts, runs.strides), []).append(runs)
+        joined = [runs for group in group_by_layout.values() for runs in _joined_runs(group)]
         if len(joined) == len(wanted) and set(joined) == wanted:
             return joined
         wanted = set(joined)
 
 
-def _joined_runs(alike: list[Runs]) -> Iterator[Runs]:
-    alike.sort(key=lambda runs: runs.first)
-    last = alike[0]
-    for runs in alike[1:]:
+def _joined_runs(group_by_layout: list[Runs]) -> Iterator[Runs]:
+    group_by_layout.sort(key=lambda runs: runs.first)
+    last = group_by_layout[0]
+    for runs in group_by_layout[1:]:
         # Not across the next step: there the neighbour's own next run begins.
         if runs.first == last.first + last.nbytes and (
             not last.counts or last.nbytes + runs.nbytes <= last.strides[-1]

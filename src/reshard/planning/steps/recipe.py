@@ -10,8 +10,8 @@ from ...tensor.patch import Views
 from ..catalog import Catalog, Placement
 from ..limits import Limits
 from ..outputs.output import Output, Piece, TargetTensor
-from ..outputs.streamed import Copied, Streamed
-from .cuts import Cut, Rows, walk
+from ..outputs.streamed import CopiedRange, Streamed
+from .cuts import Cut, WalkItem, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Recipe:
     tensors: tuple[TargetTensor, ...]
     outputs: tuple[Output, ...]
     limits: Limits
-    copied: tuple[tuple[Copied, ...], ...] = ()
+    copied: tuple[tuple[CopiedRange, ...], ...] = ()
     # One tuple that is exchanged whole: plans are used from several threads.
-    _walks: list[tuple[tuple[tuple[int, ...], tuple[Rows, ...]], ...]] = field(
+    _walks: list[tuple[tuple[tuple[int, ...], tuple[WalkItem, ...]], ...]] = field(
         init=False, repr=False, compare=False, default_factory=lambda: [()]
     )
 
-    def walk(self, outputs: Sequence[int]) -> tuple[Rows, ...]:
+    def walk(self, outputs: Sequence[int]) -> tuple[WalkItem, ...]:
         """The tensors of a group of outputs, see :func:`reshard.planning.steps.cuts.walk`."""
         key, kept = tuple(outputs), self._walks[0]
         for known, rows in kept:
@@ -91,7 +91,7 @@ def sources_of(recipe: Recipe, tensor: int, box: Box) -> Iterator[tuple[Piece, P
 def stored_as_it_is(recipe: Recipe, tensor: int) -> Placement | None:
     """Where a target's tensor lies in one piece, if it is taken as it is; nearly all are."""
     pieces = recipe.tensors[tensor].pieces
-    if len(pieces) != 1 or pieces[0].making is not None or not pieces[0].patch.is_plain:
+    if len(pieces) != 1 or pieces[0].computation is not None or not pieces[0].patch.is_plain:
         return None
     placements = recipe.catalog.entries[pieces[0].source].placements
     # A single zarr chunk may hang over the tensor's end: its rows are longer than the tensor's.

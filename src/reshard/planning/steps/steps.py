@@ -14,16 +14,16 @@ from ...tensor import (
     Box,
     ByteRange,
     Patch,
-    Transfer,
+    Scatter,
     plain_patch,
     row_major_boxes,
-    slice_transfers,
+    slice_scatters,
 )
 from ..catalog import Placement
 from ..limits import Limits
-from ..outputs.output import Making
-from ..outputs.streamed import Copied, Streamed, split_evenly
-from .cuts import Cut, Reach, Rows, Share
+from ..outputs.output import Computation
+from ..outputs.streamed import CopiedRange, Streamed, split_evenly
+from .cuts import Cursor, Cut, Slice, WalkItem
 from .reads import coalesce, needed_ranges, split
 from .recipe import Group, Recipe, sources_of, stored_as_it_is, stored_at
 
@@ -33,14 +33,14 @@ _LEAST_TILE = 1 << 16
 """Elements that are not worth a tile of their own: scales and adapters are gathered anew for each tile."""
 
 
-class Copy(NamedTuple):
+class BufferScatter(NamedTuple):
     """Bytes that go to one of a step's buffers, parts first, then what tiles take in.
 
     Source addresses count in the read or in what a tile gives out, targets in the buffer.
     """
 
-    part: int
-    transfer: Transfer
+    buffer: int
+    scatter: Scatter
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,19 @@ class Read:
 
     object: int
     range: ByteRange
-    copies: tuple[Copy, ...]
+    scatters: tuple[BufferScatter, ...]
 
     @property
     def is_direct(self) -> bool:
         """Whether the bytes stand in one part as they come, and can be received there."""
-        if len(self.copies) != 1:
+        if len(self.scatters) != 1:
             return False
-        only = self.copies[0].transfer
+        only = self.scatters[0].scatter
         return not only.counts and only.nbytes == self.range.nbytes
 
 
 @dataclass(frozen=True, slots=True)
-class FilledPart:
+class StreamedPart:
     """One piece of an output, filled from reads; ``range`` counts in the output."""
 
     output: int
@@ -110,13 +110,13 @@ class Tile:
         Where the result goes.
     """
 
-    making: Making
+    computation: Computation
     source: int
     box: Box
     inputs: tuple[tuple[int, Box], ...]
     first_input: int
     nbytes: int
-    lays: tuple[Copy, ...]
+    scatters: tuple[BufferScatter, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Step:
     group: int
     number: int
     reads: tuple[Read, ...]
-    parts: tuple[FilledPart, ...]
+    parts: tuple[StreamedPart, ...]
     copies: tuple[CopiedPart, ...] = ()
     tiles: tuple[Tile, ...] = ()
     tile_sizes: tuple[int, ...] = ()
@@ -155,7 +155,7 @@ def group_steps(recipe: Recipe, index: int, group: Group) -> Iterator[Step]:
         if not here:
             continue
         buffers = {where: position for position, where in enumerate(here)}
-        parts = tuple(FilledPart(group.outputs[m], numbers[m][span.start], span) for (m, _), span in here.items())
+        parts = tuple(StreamedPart(group.outputs[m], numbers[m][span.start], span) for (m, _), span in here.items())
         builder = _Builder(recipe)
         for item, first_row, last_row in rows_between(items, begin, end):
             for share in item.shares:
@@ -172,9 +172,9 @@ _Ranges = dict[tuple[int, int], ByteRange]
 """Bytes of outputs, by member of the group and number of copied ranges before them."""
 
 
-def _ranges(outputs: Sequence[Streamed], items: Sequence[Rows], edges: Sequence[Cut]) -> Iterator[_Ranges]:
+def _ranges(outputs: Sequence[Streamed], items: Sequence[WalkItem], edges: Sequence[Cut]) -> Iterator[_Ranges]:
     """What each step fills."""
-    reach = Reach(outputs)
+    reach = Cursor(outputs)
     for begin, end in pairwise(edges):
         for item, first_row, last_row in rows_between(items, begin, end):
             reach.advance(item, first_row, last_row)
@@ -189,12 +189,12 @@ def _ranges(outputs: Sequence[Streamed], items: Sequence[Rows], edges: Sequence[
         reach.cut()
 
 
-def _copies(streamed: Streamed, limits: Limits) -> Iterator[Copied]:
+def _copies(streamed: Streamed, limits: Limits) -> Iterator[CopiedRange]:
     for run in streamed.copied:
         yield from split_evenly(run, limits.most_copied_bytes)
 
 
-def _numbers(ranges: Sequence[_Ranges], copies: Sequence[Sequence[Copied]]) -> list[dict[int, int]]:
+def _numbers(ranges: Sequence[_Ranges], copies: Sequence[Sequence[CopiedRange]]) -> list[dict[int, int]]:
     """Number the parts of each output by where they begin: as they stand in it, from 1 on."""
     starts = [[run.start for run in found] for found in copies]
     for here in ranges:
@@ -208,8 +208,8 @@ def _check_filled(step: Step, recipe: Recipe) -> None:
 
     A byte that nothing fills would be whatever its buffer held before: another tensor's.
     """
-    filled = sum(copy.transfer.total_nbytes for read in step.reads for copy in read.copies)
-    filled += sum(lay.transfer.total_nbytes for tile in step.tiles for lay in tile.lays)
+    filled = sum(each.scatter.total_nbytes for read in step.reads for each in read.scatters)
+    filled += sum(lay.scatter.total_nbytes for tile in step.tiles for lay in tile.scatters)
     filled += sum(tile.nbytes for tile in step.tiles)
     for part in step.parts:
         known = recipe.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
@@ -221,7 +221,7 @@ def _check_filled(step: Step, recipe: Recipe) -> None:
         )
 
 
-def rows_between(items: Sequence[Rows], begin: Cut, end: Cut) -> Iterator[tuple[Rows, int, int]]:
+def rows_between(items: Sequence[WalkItem], begin: Cut, end: Cut) -> Iterator[tuple[WalkItem, int, int]]:
     """The tensors between two cuts, each with its first row and one past the last."""
     for index in range(begin.item, min(end.item + 1, len(items))):
         first = begin.row if index == begin.item else 0
@@ -236,10 +236,10 @@ class _Builder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         # By object: the buffer, and the transfer with the source address in the object.
-        self._copies: dict[int, list[tuple[int, Transfer]]] = {}
-        self._tiles: dict[tuple[int, Making], Computed] = {}
+        self._copies: dict[int, list[tuple[int, Scatter]]] = {}
+        self._tiles: dict[tuple[int, Computation], Computed] = {}
 
-    def add(self, item: Rows, share: Share, elements: tuple[int, int], buffer: int, first_byte: int) -> None:
+    def add(self, item: WalkItem, share: Slice, elements: tuple[int, int], buffer: int, first_byte: int) -> None:
         """Add what one output holds of one tensor.
 
         Parameters
@@ -251,26 +251,26 @@ class _Builder:
         """
         as_it_is = stored_as_it_is(self._recipe, item.tensor)
         if as_it_is is not None:
-            for move in slice_transfers(as_it_is.box.stop, share.box.start, share.box.stop, elements, item.itemsize):
+            for move in slice_scatters(as_it_is.box.stop, share.box.start, share.box.stop, elements, item.itemsize):
                 self._add_copy(as_it_is, buffer, move, first_byte)
             return
         for local in row_major_boxes(share.box.shape, *elements):
             box = local.shifted(share.box.start)
             for piece, patch in sources_of(self._recipe, item.tensor, box):
-                if piece.making is not None:
-                    computed = self._tiles.setdefault((piece.source, piece.making), Computed())
-                    computed.lays.append((share, patch, item.itemsize, buffer, first_byte))
+                if piece.computation is not None:
+                    computed = self._tiles.setdefault((piece.source, piece.computation), Computed())
+                    computed.scatters.append((share, patch, item.itemsize, buffer, first_byte))
                     continue
                 for placement, common in stored_at(self._recipe, piece.source, patch):
-                    move = common.transfer(placement.box, share.box, item.itemsize)
+                    move = common.scatter(placement.box, share.box, item.itemsize)
                     self._add_copy(placement, buffer, move, first_byte)
 
-    def _add_copy(self, placement: Placement, buffer: int, move: Transfer, target: int = 0) -> None:
+    def _add_copy(self, placement: Placement, buffer: int, move: Scatter, target: int = 0) -> None:
         # Always the first replica: neighbours stand together in it, and outputs share what is read.
         holder, source = placement.holders[0]
         self._copies.setdefault(holder, []).append((buffer, move.moved(source, target)))
 
-    def step(self, group: int, number: int, parts: tuple[FilledPart, ...]) -> Step:
+    def step(self, group: int, number: int, parts: tuple[StreamedPart, ...]) -> Step:
         """Make the step of these parts."""
         tiles, sizes = self._gather(len(parts))
         return Step(group, number, tuple(self._reads()), parts, (), tiles, sizes)
@@ -279,17 +279,17 @@ class _Builder:
         tiles: list[Tile] = []
         sizes: list[int] = []
         entries = self._recipe.catalog.entries
-        every = ((*key, box, lays) for key, computed in self._tiles.items() for box, lays in computed.boxes())
-        for source, making, box, lays_of_box in every:
-            inputs = inputs_of(source, making, box)
+        every = ((*key, box, scatters) for key, computed in self._tiles.items() for box, scatters in computed.boxes())
+        for source, computation, box, lays_of_box in every:
+            inputs = inputs_of(source, computation, box)
             for position, (entry, wanted) in enumerate(inputs, start=first_buffer + len(sizes)):
                 self._gather_input(entry, wanted, position)
-            lays = tuple(
-                Copy(buffer, patch.transfer(box, share.box, itemsize).moved(target=first_byte))
+            scatters = tuple(
+                BufferScatter(buffer, patch.scatter(box, share.box, itemsize).moved(target=first_byte))
                 for share, patch, itemsize, buffer, first_byte in lays_of_box
             )
-            nbytes = making.dtype.nbytes(box.element_count)
-            tiles.append(Tile(making, source, box, inputs, first_buffer + len(sizes), nbytes, lays))
+            nbytes = computation.dtype.nbytes(box.element_count)
+            tiles.append(Tile(computation, source, box, inputs, first_buffer + len(sizes), nbytes, scatters))
             sizes += [entries[entry].spec.dtype.nbytes(wanted.element_count) for entry, wanted in inputs]
         return tuple(tiles), (*sizes, *(tile.nbytes for tile in tiles))
 
@@ -298,7 +298,7 @@ class _Builder:
         patch = plain_patch(found.spec.shape).within_target(wanted)
         assert patch is not None
         for placement, common in stored_at(self._recipe, entry, patch):
-            move = common.transfer(placement.box, wanted, found.spec.dtype.itemsize)
+            move = common.scatter(placement.box, wanted, found.spec.dtype.itemsize)
             self._add_copy(placement, buffer, move)
 
     def _reads(self) -> Iterator[Read]:
@@ -314,14 +314,14 @@ class _Builder:
             yield from _with_copies(holder, split(joined, limits.read_bytes), copies)
 
 
-Lay = tuple[Share, Patch, int, int, int]
+Lay = tuple[Slice, Patch, int, int, int]
 
 
 @dataclass(slots=True)
 class Computed:
     """Where values of one tensor go that are computed in one step."""
 
-    lays: list[Lay] = field(default_factory=list)
+    scatters: list[Lay] = field(default_factory=list)
 
     def boxes(self) -> Iterator[tuple[Box, list[Lay]]]:
         """What of the tensor is needed, each box with who takes its values.
@@ -330,7 +330,7 @@ class Computed:
         lie apart (row slices of several ranks) stay apart, or all between them would be read for nothing.
         """
         hulls: dict[Box, list[Lay]] = {}
-        for lay in self.lays:
+        for lay in self.scatters:
             hulls.setdefault(lay[1].source_hull, []).append(lay)
         joined: list[tuple[Box, list[Lay]]] = []
         for one in sorted(hulls.items(), key=lambda item: (item[0].start, item[0].stop)):
@@ -347,32 +347,32 @@ def _filled_hull(a: Box, b: Box) -> Box | None:
     return hull if hull.element_count <= max(most, _LEAST_TILE) else None
 
 
-def inputs_of(source: int, making: Making, box: Box) -> tuple[tuple[int, Box], ...]:
+def inputs_of(source: int, computation: Computation, box: Box) -> tuple[tuple[int, Box], ...]:
     """What a kernel needs to compute a box: of each entry, the tensor itself first, a box."""
-    if making.kernel == "dequantise":
-        start = tuple(a // n for a, n in zip(box.start, making.blocks, strict=True))
-        stop = tuple(-(-b // n) for b, n in zip(box.stop, making.blocks, strict=True))
-        return (source, box), (making.extras[0], Box(start, stop))
-    if making.kernel == "merge_lora":
-        boxes = adapter_boxes(box, making.rank, transposed=making.transposed)
-        return (source, box), *zip(making.extras, boxes, strict=True)
+    if computation.kernel == "dequantise":
+        start = tuple(a // n for a, n in zip(box.start, computation.blocks, strict=True))
+        stop = tuple(-(-b // n) for b, n in zip(box.stop, computation.blocks, strict=True))
+        return (source, box), (computation.extras[0], Box(start, stop))
+    if computation.kernel == "merge_lora":
+        boxes = adapter_boxes(box, computation.rank, transposed=computation.transposed)
+        return (source, box), *zip(computation.extras, boxes, strict=True)
     return ((source, box),)
 
 
-def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tuple[int, Transfer]]) -> Iterator[Read]:
+def _with_copies(holder: int, blocks: Sequence[ByteRange], copies: Sequence[tuple[int, Scatter]]) -> Iterator[Read]:
     starts = [block.start for block in blocks]
-    held: list[list[Copy]] = [[] for _ in blocks]
+    held: list[list[BufferScatter]] = [[] for _ in blocks]
     for buffer, move in copies:
         first, stop = bisect_right(starts, move.source) - 1, move.source_stop
         if stop <= blocks[first].stop:  # as most are
-            held[first].append(Copy(buffer, move.moved(source=-starts[first])))
+            held[first].append(BufferScatter(buffer, move.moved(source=-starts[first])))
             continue
         for index in range(first, len(blocks)):
             block = blocks[index]
             if block.start >= stop:
                 break
             for piece in move.clip_source(block.start, block.stop):
-                held[index].append(Copy(buffer, piece.moved(source=-block.start)))
+                held[index].append(BufferScatter(buffer, piece.moved(source=-block.start)))
     for block, found in zip(blocks, held, strict=True):
         if found:
             yield Read(holder, block, tuple(found))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...formats.containers import Container
 from ...formats.weight_index import encode_param_name_map, encode_weight_index
-from ..catalog import Origin
-from ..outputs.output import Carried, Document, Output, TargetTensor, file_order, make_output, whole_box
+from ..catalog import SourceSharding
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, make_output, whole_box
 from .part_shares import share_out
 
 HYPER_NAME = "hyper_param.safetensors"
@@ -42,7 +42,7 @@ class FullTarget:
     object_bytes: int
     container: Container = Container.SAFETENSORS
 
-    def outputs(self, tensors: Sequence[TargetTensor], carried: Carried) -> tuple[Output, ...]:
+    def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Fill one object after the other, in the order of the source."""
         shares: list[list[int]] = [[]]
         filled = 0
@@ -55,12 +55,12 @@ class FullTarget:
         order = _places(tensors)
         keys = [self._key(part, len(shares)) for part in range(1, len(shares) + 1)]
         return tuple(
-            _whole(key, sorted(share, key=order.__getitem__), tensors, carried, self.format, self.container)
+            _whole(key, sorted(share, key=order.__getitem__), tensors, source_metadata, self.format, self.container)
             for key, share in zip(keys, shares, strict=True)
         )
 
     def documents(
-        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: SourceMetadata
     ) -> tuple[Document, ...]:
         """The index of several objects."""
         if len(outputs) < 2 or not self.index_name:
@@ -97,20 +97,20 @@ class PartsTarget:
 
     part_bytes: int
 
-    def outputs(self, tensors: Sequence[TargetTensor], carried: Carried) -> tuple[Output, ...]:
+    def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Share the tensors out, the largest first, each to the part that has least."""
-        weights = [i for i, tensor in enumerate(tensors) if tensor.origin is not Origin.OUTSIDE]
-        hyper = [i for i, tensor in enumerate(tensors) if tensor.origin is Origin.OUTSIDE]
+        weights = [i for i, tensor in enumerate(tensors) if tensor.sharding is not SourceSharding.UNLISTED]
+        hyper = [i for i, tensor in enumerate(tensors) if tensor.sharding is SourceSharding.UNLISTED]
         shares = share_out([tensors[i].spec.nbytes for i in weights], self.part_bytes) if weights else ()
         order = _places(tensors)
         named = [(f"part{number}.safetensors", [weights[i] for i in share]) for number, share in enumerate(shares)]
         named += [(HYPER_NAME, hyper)] if hyper else []
         return tuple(
-            _whole(name, sorted(share, key=order.__getitem__), tensors, carried, "ms") for name, share in named
+            _whole(name, sorted(share, key=order.__getitem__), tensors, source_metadata, "ms") for name, share in named
         )
 
     def documents(
-        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+        self, outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: SourceMetadata
     ) -> tuple[Document, ...]:
         """The map of the parts; hyper-parameters are not in it."""
         parts = [output for output in outputs if output.keys[0] != HYPER_NAME]
@@ -132,10 +132,10 @@ def _whole(
     key: str,
     share: Collection[int],
     tensors: Sequence[TargetTensor],
-    carried: Carried,
+    source_metadata: SourceMetadata,
     form: str,
     container: Container = Container.SAFETENSORS,
 ) -> Output:
     held = [(index, whole_box(tensors[index])) for index in share]
-    metadata = carried.metadata_for([tensors[index].spec.name for index in share], format=form)
-    return make_output([key], held, tensors, metadata, container, carried.texts)
+    metadata = source_metadata.metadata_for([tensors[index].spec.name for index in share], format=form)
+    return make_output([key], held, tensors, metadata, container, source_metadata.texts)

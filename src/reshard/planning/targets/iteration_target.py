@@ -19,8 +19,8 @@ from ...formats.mindspore.iteration import (
 from ...formats.mindspore.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
 from ...formats.mindspore.iteration_shards import list_shards
 from ...tensor import Box, DType, Strategy
-from ..catalog import Origin
-from ..outputs.output import Carried, Document, Output, TargetTensor, file_order, make_output, sample
+from ..catalog import SourceSharding
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, make_output, sample
 from .strategy_check import check_strategy_fits, names_on_one_side
 
 COUNTER_CODES = {
@@ -44,7 +44,7 @@ def is_counter(tensor: TargetTensor) -> bool:
     """Whether this layout keeps a tensor as a number in ``common.json``."""
     spec = tensor.spec
     is_number = spec.dtype in COUNTER_CODES and set(spec.shape) <= {1}
-    return tensor.origin is Origin.OUTSIDE and spec.name in COMMON_KEYS and is_number
+    return tensor.sharding is SourceSharding.UNLISTED and spec.name in COMMON_KEYS and is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class IterationTarget:
     remove_redundancy: bool = False
     common: Mapping[str, CommonValue] = field(default_factory=dict)
 
-    def outputs(self, tensors: Sequence[TargetTensor], carried: Carried) -> tuple[Output, ...]:
+    def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Give every rank its objects; those of equal content become one output.
 
         Raises
@@ -79,7 +79,7 @@ class IterationTarget:
         StrategyError, PlanError
             See :func:`check_strategy_fits`.
         """
-        check_strategy_fits(self.strategy, tensors, carried.dropped)
+        check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
         boxes = {
             (shard.spec.name, rank): shard.box for shard in list_shards(stored, self.strategy) for rank in shard.ranks
@@ -91,13 +91,17 @@ class IterationTarget:
             names = sorted(item.tensors, key=places.__getitem__)
             held = tuple((order[name], boxes[name, item.rank]) for name in names)
             distinct.setdefault(held, []).append(f"{iteration_name(self.iteration)}/{item.name}")
-        return tuple(self._output(keys, held, tensors, carried) for held, keys in distinct.items())
+        return tuple(self._output(keys, held, tensors, source_metadata) for held, keys in distinct.items())
 
     def _output(
-        self, keys: Sequence[str], held: Sequence[tuple[int, Box]], tensors: Sequence[TargetTensor], carried: Carried
+        self,
+        keys: Sequence[str],
+        held: Sequence[tuple[int, Box]],
+        tensors: Sequence[TargetTensor],
+        source_metadata: SourceMetadata,
     ) -> Output:
-        metadata = carried.metadata_for([tensors[index].spec.name for index, _ in held], format="ms")
-        return make_output(keys, held, tensors, metadata, texts=carried.texts)
+        metadata = source_metadata.metadata_for([tensors[index].spec.name for index, _ in held], format="ms")
+        return make_output(keys, held, tensors, metadata, texts=source_metadata.texts)
 
     def _objects(self, tensors: Sequence[TargetTensor]) -> tuple[ShardObject, ...]:
         stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
@@ -107,7 +111,7 @@ class IterationTarget:
         return share(stored, self.strategy, states, self.prefix)
 
     def documents(
-        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: Carried
+        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: SourceMetadata
     ) -> tuple[Document, ...]:
         """What makes a folder a checkpoint; the tracker, which makes it the latest, comes last."""
         folder = iteration_name(self.iteration)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...formats.containers import Container
 from ...tensor import Box, Strategy
-from ..outputs.output import Carried, Document, Output, TargetTensor, file_order, make_output, whole_box
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, make_output, whole_box
 from .rank_outputs import RankOutputs
 from .redundancy import assign_writers
 from .strategy_check import check_strategy_fits, names_on_one_side
@@ -42,7 +42,7 @@ class RankTarget:
     container: Container = Container.SAFETENSORS
     remove_redundancy: bool = False
 
-    def outputs(self, tensors: Sequence[TargetTensor], carried: Carried) -> tuple[Output, ...]:
+    def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Share the tensors out over the ranks; ranks with equal content become one output.
 
         Raises
@@ -52,9 +52,9 @@ class RankTarget:
         PlanError
             Tensors that were cut in the source and have no layout here.
         """
-        check_strategy_fits(self.strategy, tensors, carried.dropped)
+        check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         if not self.remove_redundancy:
-            made = RankOutputs(self.strategy, tensors, carried, self.container)
+            made = RankOutputs(self.strategy, tensors, source_metadata, self.container)
             return made.outputs(self.ranks, self._key)
         order, writers = file_order(tensors), self._writers(tensors)
         distinct: dict[tuple[object, ...], tuple[list[str], list[tuple[int, Box]]]] = {}
@@ -62,20 +62,24 @@ class RankTarget:
             held = [(index, box) for index in order for box in self._held(tensors[index], rank, writers)]
             keys, _ = distinct.setdefault(tuple(held), ([], held))
             keys.append(self._key(rank))
-        return tuple(self._output(keys, held, tensors, carried) for keys, held in distinct.values())
+        return tuple(self._output(keys, held, tensors, source_metadata) for keys, held in distinct.values())
 
     def _key(self, rank: int) -> str:
         return self.name.replace("{rank}", str(rank))
 
     def _output(
-        self, keys: Sequence[str], held: Sequence[tuple[int, Box]], tensors: Sequence[TargetTensor], carried: Carried
+        self,
+        keys: Sequence[str],
+        held: Sequence[tuple[int, Box]],
+        tensors: Sequence[TargetTensor],
+        source_metadata: SourceMetadata,
     ) -> Output:
         names = [tensors[index].spec.name for index, _ in held]
-        metadata = carried.metadata_for(names, format="ms", remove_redundancy="True")
-        return make_output(keys, held, tensors, metadata, self.container, carried.texts)
+        metadata = source_metadata.metadata_for(names, format="ms", remove_redundancy="True")
+        return make_output(keys, held, tensors, metadata, self.container, source_metadata.texts)
 
     def documents(
-        self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: Carried
+        self, _outputs: Sequence[Output], _tensors: Sequence[TargetTensor], _carried: SourceMetadata
     ) -> tuple[Document, ...]:
         """Rank shards need no index."""
         return ()

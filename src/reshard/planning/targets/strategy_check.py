@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from ...errors import PlanError, StrategyError, raise_all
 from ...tensor import Shape, Strategy
-from ..catalog import Origin
+from ..catalog import SourceSharding
 from ..outputs.output import TargetTensor, sample
 
 _NUMBER = re.compile("[0-9]+")
@@ -65,7 +65,11 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
 def _check_cut(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
     """Refuse to put whole on every rank what the source had cut: nobody would look for it there."""
     names = strategy.names
-    cut = [tensor.spec.name for tensor in tensors if tensor.origin is Origin.CUT and tensor.spec.name not in names]
+    cut = [
+        tensor.spec.name
+        for tensor in tensors
+        if tensor.sharding is SourceSharding.SHARDED and tensor.spec.name not in names
+    ]
     raise_all(
         PlanError,
         f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy",

@@ -11,9 +11,9 @@ from ...errors import PlanError, raise_all
 from ...formats.frame import Extent, Frame
 from ...formats.zarr import DOCUMENT, MAX_NODE_LENGTH, ZarrArray, encode_array, encode_group, node_of
 from ...tensor import Shape, TensorSpec, extent_of
-from ..catalog import Origin
+from ..catalog import SourceSharding
 from ..limits import MIB
-from ..outputs.output import Carried, Document, Output, TargetTensor, sample, whole_box
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, sample, whole_box
 
 MAX_CHUNK_COUNT = 1 << 20
 """Most chunks of one store."""
@@ -57,7 +57,7 @@ class ZarrTarget:
     chunk_bytes: int
     chunk_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
-    def outputs(self, tensors: Sequence[TargetTensor], _carried: Carried) -> tuple[Output, ...]:
+    def outputs(self, tensors: Sequence[TargetTensor], _carried: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of every chunk.
 
         Raises
@@ -71,12 +71,12 @@ class ZarrTarget:
         )
 
     def documents(
-        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], carried: Carried
+        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
     ) -> tuple[Document, ...]:
         """Every array's document; the group's, which has all of them, comes last."""
         arrays = [self._array(tensor) for tensor in tensors]
-        metadata = carried.metadata_for([tensor.spec.name for tensor in tensors])
-        group = Document(DOCUMENT, encode_group(arrays, metadata, carried.texts))
+        metadata = source_metadata.metadata_for([tensor.spec.name for tensor in tensors])
+        group = Document(DOCUMENT, encode_group(arrays, metadata, source_metadata.texts))
         return (*(Document(f"{array.path}/{DOCUMENT}", encode_array(array)) for array in arrays), group)
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class ZarrTarget:
             # Elements of less than a byte are carried whole.
             whole = tuple(max(1, n) for n in extent)
             chunk_shape = whole if spec.dtype.is_sub_byte else chunk_shape_for(extent, itemsize, self.chunk_bytes)
-        return ZarrArray(node_of(spec.name), spec, chunk_shape, is_outside=tensor.origin is Origin.OUTSIDE)
+        return ZarrArray(node_of(spec.name), spec, chunk_shape, is_outside=tensor.sharding is SourceSharding.UNLISTED)
 
 
 def _chunks(array: ZarrArray, index: int, tensor: TargetTensor) -> Iterator[ChunkOutput]:
