@@ -26,7 +26,8 @@ collected and raised together: ``problems`` lists them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 __all__ = [
     "CatalogError",
@@ -47,10 +48,45 @@ __all__ = [
     "UsageError",
     "VerifyError",
     "add_problems",
+    "option",
     "raise_all",
+    "write_options",
 ]
 
 _SHOWN_PROBLEMS = 50
+# Brackets that no key, tensor name or path of ours holds mark an option until someone writes the text for its reader.
+_OPTION = re.compile("\u27e6([a-z_]+)(?:=([^\u27e7]*))?\u27e7")
+
+
+def option(name: str, value: object = None) -> str:
+    """Mark an option of a request in a message, so that each front end can spell it its own way.
+
+    Examples
+    --------
+    >>> print(UsageError(f"{option('iteration')} needs {option('form', 'iteration')}."))
+    `iteration` needs form='iteration'.
+    """
+    return f"\u27e6{name}\u27e7" if value is None else f"\u27e6{name}={value}\u27e7"
+
+
+def write_options(text: str, spell: Callable[[str, str | None], str]) -> str:
+    """Spell every option that a text marks.
+
+    Parameters
+    ----------
+    spell
+        Takes the option's name and its value, if the text gives one.
+
+    Examples
+    --------
+    >>> write_options(f"Raise {option('memory')}.", lambda name, value: f"--{name}")
+    'Raise --memory.'
+    """
+    return _OPTION.sub(lambda match: spell(match[1], match[2]), text)
+
+
+def _as_argument(name: str, value: str | None) -> str:
+    return f"`{name}`" if value is None else f"{name}={value!r}"
 
 
 class ReshardError(Exception):
@@ -83,10 +119,14 @@ class ReshardError(Exception):
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
+        return self.text(_as_argument)
+
+    def text(self, spell: Callable[[str, str | None], str]) -> str:
+        """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""
         shown = [f"  - {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
         if len(self.problems) > _SHOWN_PROBLEMS:
             shown.append(f"  ... and {len(self.problems) - _SHOWN_PROBLEMS} more")
-        return "\n".join([self.message, *shown, *([self.hint] if self.hint else [])])
+        return write_options("\n".join([self.message, *shown, *([self.hint] if self.hint else [])]), spell)
 
 
 class UsageError(ReshardError):

@@ -44,9 +44,20 @@ def in_bytes(nbytes: float) -> str:
     return f"{nbytes:.2f} TiB"
 
 
+def as_flag(name: str, value: str | None) -> str:
+    """Spell an option as a flag of the command line.
+
+    Examples
+    --------
+    >>> as_flag("dst_layout", "l.yaml")
+    '--dst-layout l.yaml'
+    """
+    return " ".join([f"--{name.replace('_', '-')}", *([] if value is None else [value])])
+
+
 def print_error(error: ReshardError) -> None:
     """Tell what failed on stderr."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {error.text(as_flag)}\n")
 
 
 def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
