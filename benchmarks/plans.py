@@ -40,7 +40,7 @@ from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, DType, Layout, Shape, Strategy, TensorSpec, extent_of
+from reshard.tensor import DType, Layout, Shape, Strategy, TensorSpec
 
 _Made = TypeVar("_Made")
 Specs = Iterator[TensorSpec]
@@ -262,10 +262,10 @@ def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
         held += spec.nbytes
     opened = []
     for number, share in enumerate(shares, start=1):
-        header = plan_header(share, {"format": "pt"}).header
-        stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
+        encoded = plan_header(share, {"format": "pt"})
+        stored = [Stored(t.spec, t.boxes) for t in encoded.header.tensors]
         key = f"model-{number:05d}-of-{object_count:06d}.safetensors"
-        opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), ObjectHeader(tuple(stored))))
+        opened.append((SourceObject(key, encoded.nbytes, f'"{number:032x}"'), ObjectHeader(tuple(stored))))
     return full_catalog("s3://models/source", "Hugging Face checkpoint", opened)
 
 

@@ -24,7 +24,7 @@ HEAVY = ("boto3", "botocore", "typer", "rich", "fsspec", "s3fs", "torch", "minds
 PURE = (
     "reshard.tensor",
     "reshard.formats.safetensors",
-    "reshard.formats.mindspore.ms_strategy",
+    "reshard.formats.mindspore.strategy_merge",
     "reshard.planning.plan",
 )
 IMPURE = (*HEAVY, "asyncio", "numpy", "awscrt", "reshard.storage", "reshard.engine")

@@ -15,8 +15,8 @@ from support.ckpt_parser import parse_ckpt
 from reshard import api
 from reshard.compat.checkpoints import requests_for
 from reshard.formats.containers import Container, frame_of
-from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout
 
 MANIFEST = "reshard-manifest.json"

@@ -1,12 +1,12 @@
 """MindSpore's .ckpt from end to end: whole or not at all, every byte verified, and hostile objects refused."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import (
+    ckpt_in_pieces,
     ckpt_value,
     contents,
     decode_ckpt,
@@ -26,9 +26,7 @@ from reshard.engine.sources.read_source import SourceOptions, read_catalog, read
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, Transient, UsageError
-from reshard.formats import containers
 from reshard.formats.containers import Container
-from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.planning.limits import Limits
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.targets.full_target import FullTarget
@@ -55,7 +53,7 @@ TARGETS = {"ranks": RANKS, "no redundancy": replace(RANKS, remove_redundancy=Tru
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(containers, "plan_ckpt", partial(plan_ckpt, piece_bytes=250))
+    monkeypatch.setattr(Container.CKPT, "definition", ckpt_in_pieces(250))
 
 
 def new_place(key="to"):

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
+from support.checkpoints import content_of, header_of
 
 from reshard.engine.kernels import lora_product as compute_product
 from reshard.engine.kernels.compute import Cast, Dequantise, MergeLora, Tile, can_cast, cast, scale_box
-from reshard.formats.mindspore.ckpt_read import read_index
+from reshard.formats.containers import Container
 from reshard.models.lora import adapter_boxes, find_adapters
 from reshard.planning.limits import KERNEL_BYTES
 from reshard.tensor import Box, DType, TensorSpec
@@ -179,11 +180,8 @@ def read(path):
     if path.suffix == ".safetensors":
         found = {name: (DType(item["dtype"]), item["shape"], item["data"]) for name, item in deserialize(data)}
     else:
-        tensors = read_index(len(data), lambda where: data[where.start : where.stop]).tensors
-        found = {
-            t.spec.name: (t.spec.dtype, t.spec.shape, b"".join(data[r.start : r.stop] for r in t.ranges))
-            for t in tensors
-        }
+        tensors = header_of(data, Container.CKPT).tensors
+        found = {t.spec.name: (t.spec.dtype, t.spec.shape, content_of(t, data)) for t in tensors}
     return {
         name: np.frombuffer(content, NUMPY[dtype]).reshape(shape) for name, (dtype, shape, content) in found.items()
     }

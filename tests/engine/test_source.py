@@ -10,9 +10,9 @@ from reshard.engine.sources.read_source import SourceOptions, read_catalog, read
 from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.storage import Location, MemoryStore, RecordingStore
 from reshard.tensor import Layout, Strategy
 

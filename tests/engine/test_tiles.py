@@ -334,11 +334,11 @@ def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
     from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
     from reshard.planning.sources.full_source import full_catalog
-    from reshard.tensor import Box, TensorSpec
+    from reshard.tensor import TensorSpec
 
-    header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {}).header
-    held = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
-    catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), ObjectHeader(held))])
+    encoded = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {})
+    held = tuple(Stored(t.spec, t.boxes) for t in encoded.header.tensors)
+    catalog = full_catalog("memory://s", "test", [(SourceObject("m", encoded.nbytes, ""), ObjectHeader(held))])
     limits = Limits(memory_bytes=memory_mib << 20)
     return make_plan(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 

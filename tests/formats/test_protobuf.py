@@ -70,8 +70,8 @@ def test_other_fields_are_stepped_over():
         (b"\x0b", "field 1: wire type: expected 0, 1, 2 or 5, found 3"),
         (b"\x0c", "found 4"),
         (b"\x0e", "found 6"),
-        (b"\x00\x00", "wrong field number"),
-        (b"\x80\x80\x80\x80\x10\x00", "wrong field number"),
+        (b"\x00\x00", "invalid field number"),
+        (b"\x80\x80\x80\x80\x10\x00", "invalid field number"),
         (b"\x08\x01\x0b", "byte 2: field 1: wire type"),
     ],
 )

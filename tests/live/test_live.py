@@ -10,11 +10,11 @@ import pytest
 from live.calls import Step
 from live.drawing import Drawn
 from oracle.cases import read_content, tensor
+from support.checkpoints import content_of as bytes_of
+from support.checkpoints import header_of, list_ckpt
 
 import reshard
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.mindspore.ckpt_values import decode_text
-from reshard.tensor import ByteRange
+from reshard.formats.containers import Container
 
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(1000)]
 
@@ -97,14 +97,8 @@ def content_of(path: Path) -> tuple[dict, dict[str, str], dict[str, str]]:
         content = read_content(data)
         metadata = {key: value for key, value in content.metadata.items() if key not in WRITER_NOTES}
         return dict(content.tensors), {}, metadata
-    index = read_index(len(data), lambda where: data[where.start : where.stop])
-    texts = {text.name: decode_text(part(data, text.range), text.name) for text in index.texts}
+    header = header_of(data, Container.CKPT)
     tensors = {
-        held.spec.name: tensor(held.spec.dtype.value, held.spec.shape, b"".join(part(data, r) for r in held.ranges))
-        for held in index.tensors
+        held.spec.name: tensor(held.spec.dtype.value, held.spec.shape, bytes_of(held, data)) for held in header.tensors
     }
-    return tensors, texts, {"types": {held.spec.name: held.type_name for held in index.tensors}}
-
-
-def part(data: bytes, where: ByteRange) -> bytes:
-    return data[where.start : where.stop]
+    return tensors, dict(header.texts), {"types": list_ckpt(data)[2]}

@@ -76,7 +76,7 @@ def _write_model(store: Store, prefix: str, layers: int) -> None:
     weight_map = {}
     for layer in range(layers):
         header, key = plan_header(_specs(layer), {"format": "pt"}), f"model-{layer}.safetensors"
-        store.put(f"{prefix}/{key}", header.data + os.urandom(header.header.nbytes - len(header.data)))
+        store.put(f"{prefix}/{key}", header.data + os.urandom(header.nbytes - len(header.data)))
         weight_map |= {spec.name: key for spec in _specs(layer)}
     store.put(f"{prefix}/model.safetensors.index.json", encode_weight_index(weight_map, 0))
 
@@ -177,7 +177,7 @@ def _write_experts(store: Store, prefix: str, experts: int) -> None:
     norms = ("model.norm", f"{head}.input_layernorm", f"{head}.post_attention_layernorm")
     shapes |= {f"{name}.weight": (hidden,) for name in norms}
     header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {"format": "pt"})
-    store.put(f"{prefix}/model.safetensors", header.data + os.urandom(header.header.nbytes - len(header.data)))
+    store.put(f"{prefix}/model.safetensors", header.data + os.urandom(header.nbytes - len(header.data)))
     store.put(f"{prefix}/config.json", json.dumps(config).encode())
 
 

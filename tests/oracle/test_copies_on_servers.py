@@ -19,8 +19,8 @@ from reshard.api.arguments import limits_for
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
 from reshard.engine.verify import Subset, verify_manifest
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.plan import make_plan
 from reshard.planning.steps.copies import REPLICAS
 from reshard.storage import Figures, Location, RecordingStore, Store, open_target

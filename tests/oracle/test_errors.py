@@ -7,7 +7,6 @@ which numpy computes here. What MindSpore did is in ``errors.json`` under the sa
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import pytest
 from oracle.cases import FOLDER, memory_url, objects_below, read_content
 from safetensors import deserialize
 from safetensors.numpy import save
-from support.checkpoints import owned
+from support.checkpoints import crc_tail, header_of, owned
 
 import reshard
 from reshard.api.strategies import merge_strategies, read_strategy
@@ -31,8 +30,7 @@ from reshard.errors import (
     StrategyError,
     UsageError,
 )
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.mindspore.ckpt_values import crc_tail
+from reshard.formats.containers import Container
 from reshard.formats.safetensors import plan_header
 from reshard.planning.plan import MANIFEST_KEY
 from reshard.storage import MemoryStore
@@ -385,10 +383,10 @@ def made_inputs() -> dict[str, bytes]:
 def flipped_ckpts() -> dict[str, bytes]:
     """A .ckpt with its checksum and one bit flipped: in an element, which parses, and in a length, which does not."""
     data = (FOLDER / "fmt_ckpt_to_safetensors" / "in" / "a.ckpt").read_bytes()
-    content = read_index(len(data), lambda where: data[where.start : where.stop]).tensors[-1].ranges[0]
-    checked = data + crc_tail(zlib.crc32(data))
+    _, content = header_of(data, Container.CKPT).tensors[-1].boxes[0]
+    checked = data + crc_tail(data)
     return {
-        "in/flipped_content.ckpt": flip(checked, content.start),
+        "in/flipped_content.ckpt": flip(checked, content),
         "in/flipped_length.ckpt": flip(checked, 1),
     }
 

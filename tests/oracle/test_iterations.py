@@ -11,8 +11,8 @@ from support.checkpoints import decode
 import reshard
 from reshard.errors import CatalogError, UsageError
 from reshard.formats.mindspore.iteration_metadata import parse_metadata
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 
 CASE = Path(__file__).parents[1] / "conformance" / "mindformers" / "ckpt2_dp2tp2_noredund"
 SAVED = CASE / "mf" / "checkpoint"

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 import reshard
 from reshard.errors import CatalogError, FormatError, TargetExists
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout, Strategy
 
 TENSORS = {name: np.arange(8, dtype=np.float32) + i for i, name in enumerate(("a.w", "b.w", "c.w", "d.w"))}

@@ -17,7 +17,7 @@ from reshard.planning.sources.rank_source import rank_catalog
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, TensorSpec
+from reshard.tensor import TensorSpec
 
 LIMITS = Limits(memory_bytes=1024 * MIB)
 SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json", "pt", 1 << 40)
@@ -58,10 +58,10 @@ def trained(name, parallel):
     for rank in range(strategy.rank_count):
         layouts = strategy.stages[rank // strategy.device_count]
         boxes = {n: layouts[n].box_of(s.shape, rank % strategy.device_count) for n, s in specs.items() if n in layouts}
-        header = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {}).header
-        stored = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
+        encoded = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {})
+        stored = tuple(Stored(t.spec, t.boxes) for t in encoded.header.tensors)
         key = f"rank_{rank}/checkpoint_{rank}.safetensors"
-        opened[rank] = SourceObject(key, header.nbytes, f"etag of {key}"), ObjectHeader(stored)
+        opened[rank] = SourceObject(key, encoded.nbytes, f"etag of {key}"), ObjectHeader(stored)
     return rank_catalog("s3://models/ranks", opened, strategy)[0]
 
 

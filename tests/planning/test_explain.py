@@ -22,7 +22,7 @@ from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
 slow = settings(
@@ -118,10 +118,10 @@ def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
 
 
 def catalog(specs):
-    header = plan_header(specs, {}).header
-    stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
+    encoded = plan_header(specs, {})
+    stored = [Stored(t.spec, t.boxes) for t in encoded.header.tensors]
     return full_catalog(
-        "memory://source", "test", [(SourceObject("m", header.nbytes, "e"), ObjectHeader(tuple(stored)))]
+        "memory://source", "test", [(SourceObject("m", encoded.nbytes, "e"), ObjectHeader(tuple(stored)))]
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from support.checkpoints import (
     catalog_of_objects,
     catalog_of_ranks,
+    ckpt_in_pieces,
     contents,
     decode,
     put_full,
@@ -42,9 +42,7 @@ from reshard.engine.sources.read_source import SourceOptions, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
-from reshard.formats import containers
 from reshard.formats.containers import Container
-from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.planning import plan_check
 from reshard.planning.plan import make_plan, without_copies
 from reshard.planning.steps.copies import REPLICAS
@@ -134,7 +132,7 @@ def test_full_to_full(data, case, wished, copy_bases):
 def small_pieces():
     """Tensors of a few bytes are several values of a .ckpt."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containers, "plan_ckpt", partial(plan_ckpt, piece_bytes=100))
+        patch.setattr(Container.CKPT, "definition", ckpt_in_pieces(100))
         patch.setattr(plan_check, "PIECE_BYTES", 100)
         yield
 

@@ -12,15 +12,20 @@ import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.safetensors import parse_header, plan_header
+from reshard.formats.container_format import ContainerFormat, ContainerHeader, HeaderTensor
+from reshard.formats.containers import Container, read_header
+from reshard.formats.frame import Frame
+from reshard.formats.mindspore.ckpt import plan_ckpt
+from reshard.formats.safetensors import plan_header
 from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.rank_source import rank_catalog
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of, row_major_boxes
 
 Array = np.ndarray
 Model = Mapping[str, tuple[DType, tuple[int, ...], Array]]
@@ -140,7 +145,7 @@ def encode_ckpt(
             body += ckpt_value(name, shape, called, content[first : first + piece])
     for name, text in (texts or {}).items():
         body += ckpt_value(name, (0,), "str", text.encode("utf-32-le") or bytes(4))
-    return body + b"crc_num" + zlib.crc32(body).to_bytes(10, "big") if has_crc else body
+    return body + crc_tail(body) if has_crc else body
 
 
 def ckpt_value(name: str, shape: Sequence[int], called: str, content: bytes) -> bytes:
@@ -266,23 +271,62 @@ def _opened(key, model):
     return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
 
 
+def header_of(body: bytes, container: Container = Container.SAFETENSORS) -> ContainerHeader:
+    """The header of an object."""
+    return read_header(container, len(body), lambda span: body[span.start : span.stop])
+
+
+def planned_header(frame: Frame, specs: Sequence[TensorSpec]) -> tuple[HeaderTensor, ...]:
+    """The tensors that a frame lays out, as the header of the finished object has them."""
+    boxes: list[list[tuple[Box, int]]] = [[] for _ in specs]
+    for extent in frame.extents:
+        start = extent.start
+        stop = extent.first_element + extent.element_count
+        for box in row_major_boxes(extent_of(specs[extent.slot])[0], extent.first_element, stop):
+            boxes[extent.slot].append((box, start))
+            start += box.element_count * extent.itemsize
+    return tuple(HeaderTensor(spec, tuple(held)) for spec, held in zip(specs, boxes, strict=True))
+
+
+def assembled(frame: Frame, contents: Sequence[bytes]) -> bytes:
+    """The object of a frame, from the bytes of each of its tensors."""
+    body = bytearray(frame.nbytes)
+    for place, data in frame.literals:
+        body[place : place + len(data)] = data
+    for extent in frame.extents:
+        first = extent.first_element * extent.itemsize
+        body[extent.start : extent.stop] = contents[extent.slot][first : first + extent.stop - extent.start]
+    return bytes(body)
+
+
+def ckpt_in_pieces(piece_bytes: int) -> ContainerFormat:
+    """The ``.ckpt`` format with smaller values, so that tensors of a few bytes are several."""
+    return replace(Container.CKPT.definition, make_frame=partial(plan_ckpt, piece_bytes=piece_bytes))
+
+
+def content_of(tensor: HeaderTensor, body: bytes) -> bytes:
+    """A tensor's bytes in its object."""
+    itemsize = extent_of(tensor.spec)[1]
+    return b"".join(body[start : start + box.element_count * itemsize] for box, start in tensor.boxes)
+
+
 def held_by(body: bytes) -> ObjectHeader:
     """What a safetensors object holds."""
-    header = parse_header(body, len(body))
-    tensors = tuple(
-        Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
-    )
-    return ObjectHeader(tensors, header.metadata, index_bytes=header.data_start)
+    header = header_of(body)
+    tensors = tuple(Stored(tensor.spec, tensor.boxes) for tensor in header.tensors)
+    return ObjectHeader(tensors, header.metadata, index_bytes=header.read_bytes)
 
 
 def held_by_ckpt(body: bytes) -> ObjectHeader:
     """What a ``.ckpt`` object holds."""
     _, texts, packed = list_ckpt(body)
-    index = read_index(len(body), lambda where: body[where.start : where.stop])
-    tensors = tuple(
-        Stored(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
-    )
+    tensors = tuple(Stored(tensor.spec, tensor.boxes) for tensor in header_of(body, Container.CKPT).tensors)
     return ObjectHeader(tensors, packed, texts)
+
+
+def crc_tail(body: bytes) -> bytes:
+    """The checksum that may end a ``.ckpt`` object."""
+    return b"crc_num" + zlib.crc32(body).to_bytes(10, "big")
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 from ..engine.execute import writable
-from ..engine.sources.headers import container_of
 from ..errors import PlanError, UsageError, raise_all
-from ..formats.containers import Container
+from ..formats.containers import Container, container_of
 from ..formats.mindspore.iteration import CommonValue
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError
-from ..formats.layout_file_encode import encode_layout_file
-from ..formats.mindspore.ms_strategy import from_strategy
-from ..formats.mindspore.ms_strategy_file import StrategyFile, split_stage
-from ..formats.mindspore.ms_strategy_json import encode_json
-from ..formats.mindspore.ms_strategy_merge import merge_strategy_files
-from ..formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from ..formats.layout_file import encode_layout_file
+from ..formats.mindspore.strategy_file import StrategyFile, split_stage
+from ..formats.mindspore.strategy_json import encode_json
+from ..formats.mindspore.strategy_merge import from_strategy, merge_strategy_files
+from ..formats.mindspore.strategy_protobuf import encode_protobuf
 from ..tensor import Shape, Strategy
 from .statements import inspect, load_strategy_source, save
 

@@ -11,11 +11,10 @@ from ..api.options import Options, Size
 from ..api.statements import name_map_from, renamed_catalog, run, wanted_from
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.manifest import Manifest
-from ..engine.sources.headers import container_of
 from ..engine.sources.read_source import read_catalog, read_tree
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, raise_all
-from ..formats.containers import Container
+from ..formats.containers import Container, container_of
 from ..planning.catalog import Catalog
 from ..planning.plan import MANIFEST_KEY, Plan, make_plan
 from ..planning.sources.selection import Renames

@@ -17,10 +17,9 @@ from ..api.options import Options, check_options
 from ..api.statements import draw, load_strategy_source, run, wanted_from
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
-from ..engine.sources.headers import container_of
 from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, UsageError, raise_all
-from ..formats.containers import Container
+from ..formats.containers import Container, container_of
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter

@@ -1,7 +1,8 @@
-"""Rules over tensor names that cut a model over a grid of devices: what a layout file says."""
+"""Rules over tensor names that cut a model over a grid of devices: the content of a layout file."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
-    """How the tensors are cut whose names match.
+    """How the tensors with matching names are cut.
 
     Parameters
     ----------
     match
-        Globs; one is enough.
+        Globs, one of which must match.
     split
         For each tensor axis, the axes of the device grid that cut it, most significant first.
     optimizer_shard
-        Pieces of the first axis of a slice over its repeats; -1 for all of them, 0 for none.
+        Pieces of the first axis of a slice over its replicas; -1 for one a replica, 0 for none.
     """
 
     match: tuple[str, ...]
@@ -39,13 +40,13 @@ class LayoutRule:
 
 @dataclass(frozen=True, slots=True)
 class StageRule:
-    """What one pipeline stage holds: names that match, and layers ``first..last``, both included."""
+    """The tensors of one pipeline stage: names that match, and layers ``first..last``, both included."""
 
     match: tuple[str, ...] = ()
     layers: tuple[tuple[int, int], ...] = ()
 
     def has_layer(self, number: int | None) -> bool:
-        """Whether a tensor of this layer belongs to the stage."""
+        """Return whether a tensor of this layer belongs to the stage."""
         return number is not None and any(first <= number <= last for first, last in self.layers)
 
 
@@ -58,7 +59,7 @@ class LayoutRules:
     axes
         Name and size of each axis of the grid, slowest first; ``pp``, if any, is the first.
     rules
-        The first whose globs match a tensor decides.
+        The first rule that matches a tensor decides.
     stages
         One a pipeline stage; empty for a single stage that holds everything.
 
@@ -81,10 +82,9 @@ class LayoutRules:
         return tuple(axis for axis in self.axes if axis[0] != PIPELINE_AXIS)
 
     def layout(self, rule: LayoutRule, axis_count: int) -> Layout:
-        """The layout that a rule gives a tensor of ``axis_count`` axes.
+        """Return the layout that a rule gives a tensor of ``axis_count`` axes.
 
-        Optimizer shards are left out where there is nothing to cut or no repeat to cut over, as
-        training does.
+        As in training, optimizer shards are left out for scalars and for slices without replicas.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class LayoutRules:
         Raises
         ------
         StrategyError
-            A tensor is matched by no rule, has fewer axes than its rule cuts, or is on no stage.
+            No rule matches a tensor, it has fewer axes than its rule cuts, or no stage holds it.
         """
         rule_of = _Globs([rule.match for rule in self.rules])
         stage_globs = _Globs([stage.match for stage in self.stages])
@@ -131,13 +131,9 @@ class LayoutRules:
                 continue
             for stage in holders:
                 stages[stage][name] = layout
-        hint = 'A last rule {match: "*", split: []} keeps whatever no other rule matches whole on every rank.'
+        hint = 'A last rule {match: "*", split: []} keeps all other tensors whole on every rank.'
         raise_all(StrategyError, "the layout file does not fit the tensors", problems, hint)
-        return Strategy(self._device_count, tuple(stages))
-
-    @property
-    def _device_count(self) -> int:
-        return Layout(tuple(size for _, size in self.grid) or (1,), ()).device_count
+        return Strategy(math.prod(size for _, size in self.grid), tuple(stages))
 
     def _layout_of(self, rule: int | None, axis_count: int, made: dict[tuple[int, int], Layout]) -> Layout:
         if rule is None:
@@ -157,7 +153,7 @@ class LayoutRules:
 
 
 def layer_number(name: str) -> int | None:
-    """The layer of a tensor, or None when it belongs to none.
+    """Return the layer of a tensor, None if it belongs to no layer.
 
     Examples
     --------
@@ -171,18 +167,17 @@ def layer_number(name: str) -> int | None:
 
 
 class _Globs:
-    """Lists of globs, asked which of them match a name; names without wildcards cost one look-up."""
+    """Lists of globs, compiled to find those that match a name; globs without wildcards cost one look-up."""
 
     def __init__(self, lists: Sequence[Sequence[str]]) -> None:
-        self._lists = [_compiled(globs) for globs in lists]
+        self._lists: list[tuple[frozenset[str], re.Pattern[str] | None]] = []
+        for globs in lists:
+            wild = [glob for glob in globs if _WILDCARD.search(glob)]
+            pattern = re.compile("|".join(map(translate, wild))) if wild else None
+            self._lists.append((frozenset(globs).difference(wild), pattern))
 
     def matches(self, name: str) -> Iterator[int]:
         """Yield the positions of the lists that match, ascending."""
         for position, (exact, pattern) in enumerate(self._lists):
             if name in exact or (pattern and pattern.match(name)):
                 yield position
-
-
-def _compiled(globs: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
-    wild = [glob for glob in globs if _WILDCARD.search(glob)]
-    return frozenset(globs).difference(wild), re.compile("|".join(map(translate, wild))) if wild else None

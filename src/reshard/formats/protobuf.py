@@ -1,6 +1,6 @@
-"""The protocol buffer wire format, read strictly and written plainly; what fields mean is the caller's business.
+"""The protocol buffer wire format, read strictly and written; the caller knows what the fields mean.
 
-Source: protobuf.dev, "Encoding"; fields with numbers that the caller does not ask for are stepped over.
+Source: protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[i
     Raises
     ------
     FormatError
-        The varint is cut off, or is longer than its value needs.
+        The varint is truncated, or longer than its value needs.
 
     Examples
     --------
@@ -71,9 +71,9 @@ class Message:
     data
         The whole buffer; offsets in errors count from its start.
     start, stop
-        The bytes ``[start, stop)`` of the buffer that are the message's.
+        The message is the bytes ``[start, stop)`` of the buffer.
     where
-        What the buffer is, for errors.
+        Name of the buffer, for errors.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class Message:
 
     @classmethod
     def whole(cls, data: bytes, where: str = "") -> Message:
-        """The message that fills a buffer."""
+        """Return the message that fills a buffer."""
         return cls(data, 0, len(data), where)
 
     def fields(self) -> Iterator[Field]:
@@ -141,41 +141,28 @@ class Message:
         tag, payload = read_varint(self.data, offset, self.stop, self.where)
         number, wire = tag >> 3, _WIRES.get(tag & 7)
         if not 1 <= number <= _LARGEST_FIELD_NUMBER:
-            raise _error("wrong field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
+            raise _error("invalid field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
         if wire is None:
             raise _error(f"field {number}: wire type", self.where, offset, "0, 1, 2 or 5", str(tag & 7))
         if wire is Wire.VARINT:
             value, stop = read_varint(self.data, payload, self.stop, self.where)
             return Field(number, Wire.VARINT, offset, value, Message(self.data, payload, stop, self.where)), stop
-        length, start = self._length(wire, payload)
+        length, start = 8 if wire is Wire.FIXED64 else 4, payload
+        if wire is Wire.BYTES:
+            length, start = read_varint(self.data, payload, self.stop, self.where)
         if length > self.stop - start:
             found = f"{length} bytes, {self.stop - start} left"
             raise _error(f"field {number} is truncated", self.where, offset, "a payload inside its message", found)
         end = start + length
         return Field(number, wire, offset, 0, Message(self.data, start, end, self.where)), end
 
-    def _length(self, wire: Wire, offset: int) -> tuple[int, int]:
-        if wire is Wire.BYTES:
-            return read_varint(self.data, offset, self.stop, self.where)
-        return (8 if wire is Wire.FIXED64 else 4), offset
-
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """One field of a message.
 
-    Parameters
-    ----------
-    number
-        Of the field in its message.
-    wire
-        How the payload is laid out.
-    offset
-        Of the tag in the buffer.
-    value
-        The number of a varint field, unsigned; 0 for the other wire types.
-    payload
-        Where the payload lies.
+    ``offset`` is that of its tag in the buffer; ``value`` is the number of a varint field, unsigned, and 0 for
+    the other wire types.
     """
 
     number: int
@@ -192,20 +179,12 @@ class Field:
         FormatError
             The field has another wire type.
         """
-        if self.wire is not Wire.BYTES:
-            raise self._wrong_wire(Wire.BYTES)
+        self._check_wire(Wire.BYTES)
         return self.payload
 
     def unsigned(self, bits: int) -> int:
-        """Return a varint as an unsigned number.
-
-        Raises
-        ------
-        FormatError
-            The field has another wire type, or the number needs more bits.
-        """
-        if self.wire is not Wire.VARINT:
-            raise self._wrong_wire(Wire.VARINT)
+        """Return a varint as an unsigned number; raise FormatError as ``signed`` does."""
+        self._check_wire(Wire.VARINT)
         return self._in_bits(self.value, 0, bits)
 
     def signed(self, bits: int) -> int:
@@ -222,16 +201,15 @@ class Field:
         >>> field.signed(32)
         -1
         """
-        if self.wire is not Wire.VARINT:
-            raise self._wrong_wire(Wire.VARINT)
+        self._check_wire(Wire.VARINT)
         return self._in_bits(_two_complement(self.value), -(1 << (bits - 1)), bits - 1)
 
     def unsigned_numbers(self, bits: int) -> list[int]:
-        """Return what this field adds to a repeated unsigned number, packed or not."""
+        """Return the elements that this field adds to a repeated unsigned number, packed or not."""
         return [self._in_bits(value, 0, bits) for value in self._varints()]
 
     def signed_numbers(self, bits: int) -> list[int]:
-        """Return what this field adds to a repeated signed number, packed or not."""
+        """Return the elements that this field adds to a repeated signed number, packed or not."""
         low = -(1 << (bits - 1))
         return [self._in_bits(_two_complement(value), low, bits - 1) for value in self._varints()]
 
@@ -246,15 +224,10 @@ class Field:
             raise _error(f"field {self.number}: number", self.payload.where, self.offset, expected, str(value))
         return value
 
-    def _wrong_wire(self, expected: Wire) -> FormatError:
-        what = f"field {self.number}: wire type"
-        return _error(
-            what,
-            self.payload.where,
-            self.offset,
-            f"{expected.value} ({expected.name})",
-            f"{self.wire.value} ({self.wire.name})",
-        )
+    def _check_wire(self, expected: Wire) -> None:
+        if self.wire is not expected:
+            what, found = f"field {self.number}: wire type", f"{self.wire.value} ({self.wire.name})"
+            raise _error(what, self.payload.where, self.offset, f"{expected.value} ({expected.name})", found)
 
 
 def encode_varint(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""JSON that others wrote, read without forgiving anything that two readers could understand differently."""
+"""JSON of other writers, parsed so strictly that no two readers could understand it differently."""
 
 from __future__ import annotations
 
@@ -46,19 +46,17 @@ def json_kind(value: object) -> str:
 
 
 def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[str, object]:
-    """Parse bytes that must be one JSON object and nothing else.
+    """Parse UTF-8 bytes that must be one JSON object and nothing else.
 
-    Refused, though many parsers take them: repeated keys at any level, NaN and infinities (spelled
-    out or by overflow), lone surrogates, a byte order mark, integers of thousands of digits.
+    Refused, though many parsers accept them: repeated keys at any level, NaN and infinities (spelled
+    out or by overflow), unpaired surrogates, a byte order mark, integers of thousands of digits.
 
     Parameters
     ----------
-    data
-        UTF-8 text.
     where
-        What the text is, for messages.
+        Name of the text, for errors.
     first_byte
-        Where ``data`` begins in its object; byte offsets in messages count from the object's start.
+        Position of ``data`` in its object; byte offsets in errors count from the object's start.
 
     Returns
     -------
@@ -77,10 +75,14 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     >>> parse_json_object(b'{"a": 1, "a": 2}', "index")
     Traceback (most recent call last):
     ...
-    reshard.errors.FormatError: index: repeated keys: expected every key once in an object, found 1 repeated
+    reshard.errors.FormatError: index: repeated keys: expected unique keys in every object, found 1 repeated
       - 'a'
     """
-    text = _decode(data, where, first_byte)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place, found = f"{where}, byte {first_byte + error.start}", shown(data[error.start : error.start + 4])
+        raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
     repeated: list[str] = []
     try:
         value = _load(text, repeated)
@@ -91,29 +93,17 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     except UnicodeEncodeError as error:
         found = shown(error.object[max(0, error.start - 20) : error.end + 20])
         raise FormatError(
-            "half of a surrogate pair", where=where, expected="text that UTF-8 can hold", found=found
+            "unpaired surrogate", where=where, expected="text that UTF-8 can encode", found=found
         ) from error
     except ValueError as error:
-        raise FormatError(
-            "a number out of bounds", where=where, expected="finite, at most 4300 digits", found=str(error)
-        ) from error
+        expected = "finite numbers of at most 4300 digits"
+        raise FormatError("number out of bounds", where=where, expected=expected, found=str(error)) from error
     if repeated:
-        found = f"{len(repeated)} repeated"
-        raise FormatError(
-            "repeated keys", where=where, expected="every key once in an object", found=found, problems=repeated
-        )
+        expected, found = "unique keys in every object", f"{len(repeated)} repeated"
+        raise FormatError("repeated keys", where=where, expected=expected, found=found, problems=repeated)
     if not isinstance(value, dict):
         raise FormatError("wrong top level", where=where, expected="an object", found=json_kind(value))
     return value
-
-
-def _decode(data: bytes, where: str, first_byte: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = f"{where}, byte {first_byte + error.start}"
-        found = shown(data[error.start : error.start + 4])
-        raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
 
 
 def _load(text: str, repeated: list[str]) -> object:
@@ -124,7 +114,7 @@ def _load(text: str, repeated: list[str]) -> object:
         parse_float=_finite,
     )
     if _SURROGATE_ESCAPE.search(text):
-        # Proper pairs have become one character by now; whatever does not encode is a half.
+        # Proper pairs have become one character by now; only an unpaired surrogate fails to encode.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
@@ -152,7 +142,7 @@ def _broken(error: json.JSONDecodeError, where: str, first_byte: int) -> FormatE
     offset = first_byte + len(error.doc[: error.pos].encode("utf-8"))
     rest = error.doc[error.pos : error.pos + 20]
     return FormatError(
-        f"broken JSON ({error.msg})",
+        f"invalid JSON ({error.msg})",
         where=f"{where}, byte {offset}",
         expected="one JSON object and nothing after it",
         found=shown(rest) if rest else "the end",

@@ -1,4 +1,4 @@
-"""Which object holds which tensor: Hugging Face's index and MindSpore's ``param_name_map.json``."""
+"""Indexes of which object holds which tensor: Hugging Face's and MindSpore's ``param_name_map.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class WeightIndex:
     weight_map
         Tensor name to object name, relative to the prefix that holds the index; never leads out of it.
     metadata
-        Whatever else the writer said, as parsed; writers put ``total_size`` (bytes) here.
+        As parsed; writers put ``total_size`` (bytes) here.
 
     Examples
     --------
@@ -46,13 +46,6 @@ def parse_weight_index(data: bytes, where: str) -> WeightIndex:
     """Parse a Hugging Face index such as ``model.safetensors.index.json``.
 
     Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
 
     Raises
     ------
@@ -76,13 +69,6 @@ def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
 
     Source: MindSpore 2.7 ``unified_safetensors`` writes ``{"metadata": ..., "weight_map": {name: file}}``;
     MindFormers' converters write ``{name: file}``; MindSpore reads both.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
 
     Raises
     ------
@@ -117,7 +103,7 @@ def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) ->
     Raises
     ------
     FormatError
-        Object names that lead out of the prefix (all are listed).
+        Object names lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -137,21 +123,10 @@ def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) ->
 def encode_param_name_map(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
     """Write MindSpore's ``param_name_map.json`` in its nested form: four spaces, no newline at the end.
 
-    Names are sorted; MindSpore leaves them in the order of its parts.
+    Arguments and errors are those of :func:`encode_weight_index`. Names are sorted; MindSpore leaves them
+    in the order of its parts.
 
     Source: MindSpore 2.7 ``unified_safetensors``.
-
-    Parameters
-    ----------
-    weight_map
-        Parameter name to object name, relative to the map.
-    total_size_bytes
-        Bytes of all parameters together, without headers.
-
-    Raises
-    ------
-    FormatError
-        Object names that lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -162,7 +137,7 @@ def encode_param_name_map(weight_map: Mapping[str, str], total_size_bytes: int) 
 
 
 def relative_key_problem(name: str) -> str:
-    """Say why a name from an index must not be joined to a prefix; empty when it may be.
+    """Return why a name from an index must not be joined to a prefix; empty if it may be.
 
     Examples
     --------
@@ -204,13 +179,9 @@ def _checked_map(weight_map: Mapping[str, object], where: str) -> dict[str, str]
         if trouble := relative_key_problem(name):
             problems.append(f"object {shown(name)} of {tensor_count} tensors: {trouble}")
     if problems:
-        raise FormatError(
-            "unusable object names",
-            where=where,
-            expected="plain keys relative to the index, such as rank_0/part0.safetensors",
-            found=f"{len(problems)} that are not",
-            problems=problems,
-        )
+        expected = "plain keys relative to the index, such as rank_0/part0.safetensors"
+        found = f"{len(problems)} that are not"
+        raise FormatError("unusable object names", where=where, expected=expected, found=found, problems=problems)
     return names
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ..errors import OverBudget, PlanError, raise_all
 from ..formats.containers import Container
-from ..formats.mindspore.ckpt_values import INT4
+from ..formats.mindspore.ckpt import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
 from .change import NO_CHANGE, Change, make_tensors

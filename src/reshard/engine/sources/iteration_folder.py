@@ -18,8 +18,7 @@ from ...formats.mindspore.iteration import (
     parse_object_name,
     parse_tracker,
 )
-from ...formats.mindspore.iteration_metadata import parse_metadata
-from ...formats.mindspore.iteration_values import IterationMetadata
+from ...formats.mindspore.iteration_metadata import IterationMetadata, parse_metadata
 from ...storage import Location, ObjectInfo
 from .strategy_files import read_object
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ...errors import CatalogError, UsageError, raise_all
-from ...formats.containers import Container
+from ...formats.containers import Container, container_of
 from ...formats.mindspore.iteration import CommonValue
-from ...formats.mindspore.iteration_values import IterationMetadata
+from ...formats.mindspore.iteration_metadata import IterationMetadata
 from ...formats.mindspore.rank_objects import RankMeta, RankObjects, choose, find_rank_objects, parse_meta
 from ...formats.weight_index import parse_param_name_map, parse_weight_index
 from ...planning.catalog import Catalog
@@ -22,7 +22,7 @@ from ...planning.targets.tree_target import tree_name
 from ...storage import Location, ObjectInfo
 from ...tensor import Shape
 from ..workers import Workers
-from .headers import container_of, read_all
+from .headers import read_all
 from .iteration_folder import Iteration, find_iteration
 from .replica_check import check_replicas, differing_copies
 from .strategy_files import StrategySource, read_object

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ...errors import CatalogError, FormatError, NotFound, SourceError
 from ...formats.layout_file import parse_layout_file
 from ...formats.layout_rules import LayoutRules
-from ...formats.mindspore.ms_strategy import parse_strategy_file
-from ...formats.mindspore.ms_strategy_file import StrategyFile
-from ...formats.mindspore.ms_strategy_merge import to_strategy
+from ...formats.mindspore.strategy_file import StrategyFile
+from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from ...storage import Location
 from ...tensor import ByteRange, Shape, Strategy
 from ..workers import working

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import CatalogError, FormatError, raise_all
+from ...formats.containers import container_of
 from ...formats.zarr import DOCUMENT, ZarrArray
 from ...formats.zarr_read import ZarrGroup, is_group, parse_array, parse_group, parse_node
 from ...planning.catalog import Catalog, SourceObject
@@ -13,7 +14,6 @@ from ...planning.sources.selection import NameFilter
 from ...planning.sources.zarr_source import zarr_catalog
 from ...storage import Location, ObjectInfo
 from ..workers import Workers
-from .headers import container_of
 from .strategy_files import read_object
 
 _VERSION_2 = (".zmetadata", ".zgroup", ".zarray")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import CatalogError, raise_all
-from ...formats.mindspore.iteration_values import IterationMetadata, IterationTensor, StoredShard
+from ...formats.mindspore.iteration_metadata import IterationMetadata, IterationTensor, StoredShard
 from ...tensor import TensorSpec
 from ..catalog import Catalog, Entry, Placement, SourceSharding, Stored
 from .full_source import Opened, common_metadata, dropped_names, placements_of

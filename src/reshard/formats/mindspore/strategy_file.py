@@ -1,4 +1,4 @@
-"""What a MindSpore strategy file says, whichever of its two forms it has."""
+"""The content of a MindSpore strategy file, whichever of its two forms it has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OperatorItem:
     stage
         Pipeline stage that runs it.
     cuts
-        For each input, the pieces on each of its axes; empty when MindSpore did not record them.
+        For each input, the pieces on each of its axes; empty if MindSpore did not record them.
     """
 
     name: str
@@ -47,13 +47,13 @@ class StrategyFile:
     layouts
         Of each parameter, by its name in the file: ``<stage>-<name>`` in a merged file.
     expanded_shapes
-        What only the JSON form records: the full shape of a parameter, in elements, with an axis
-        that several device dimensions cut expanded to as many axes. Left out where MindSpore
+        Recorded by the JSON form alone: the full shape of a parameter, in elements, in which an axis
+        that several device dimensions cut is expanded to as many axes. Left out where MindSpore
         writes a wrong one (uneven pieces).
     current_stage
         A save counter, not a pipeline stage; merged files have 1.
     name
-        What the file is called, for errors; files that differ in nothing else are equal.
+        Of the file, for errors; it does not count when files are compared.
 
     Examples
     --------
@@ -76,12 +76,12 @@ class StrategyFile:
 
     @property
     def operator_stages(self) -> frozenset[int]:
-        """The stages that operators are recorded for."""
+        """The stages that have operators."""
         return frozenset(item.stage for item in self.operators)
 
     @property
     def stage(self) -> int | None:
-        """The one stage the file is of, or None when it is merged or does not say."""
+        """The one stage of the file; None if it is merged or does not record one."""
         if self.is_merged or len(self.operator_stages) != 1:
             return None
         return min(self.operator_stages)
@@ -90,7 +90,7 @@ class StrategyFile:
 def split_stage(name: str) -> tuple[int | None, str]:
     """Split a name of a merged file into the stage and the parameter's own name.
 
-    Only the first dash counts, and only after nothing but digits: names may have dashes of their own.
+    Only the first dash counts, and only after digits alone: names may have dashes of their own.
 
     Examples
     --------
@@ -118,8 +118,6 @@ def make_layout(
     ----------
     where
         The place of the numbers, for errors.
-    device_matrix
-        As in the file.
     tensor_map
         For each tensor axis, its entries; -1 for none.
     optimizer_shard
@@ -139,7 +137,14 @@ def make_layout(
     >>> make_layout("f", [4, 2], [[0], [-1]], (2, -1), ([], []), 0).tensor_map
     ((0,), ())
     """
-    _check_sizes(where, device_matrix, tensor_map)
+    entry_count = sum(max(1, len(axis)) for axis in tensor_map)
+    if max(len(device_matrix), entry_count) > _LARGEST_AXIS_COUNT:
+        found = f"{len(device_matrix)} in the device matrix, {entry_count} in the tensor map"
+        raise FormatError("too many axes", where=where, expected=f"at most {_LARGEST_AXIS_COUNT}", found=found)
+    device_count = math.prod(device_matrix)
+    if device_count > _LARGEST_DEVICE_COUNT:
+        expected = f"at most {_LARGEST_DEVICE_COUNT}"
+        raise FormatError("too many devices", where=where, expected=expected, found=str(device_count))
     counts, offsets = map(tuple, row_split)
     entries = tuple(tuple(entry for entry in axis if entry != -1) for axis in tensor_map)
     step, size = optimizer_shard
@@ -148,13 +153,3 @@ def make_layout(
         return Layout(tuple(device_matrix), entries, size, step, split, field_size)
     except StrategyError as error:
         raise FormatError("impossible layout", where=where, found=error.message) from error
-
-
-def _check_sizes(where: str, device_matrix: Sequence[int], tensor_map: Sequence[Sequence[int]]) -> None:
-    entry_count = sum(max(1, len(axis)) for axis in tensor_map)
-    if max(len(device_matrix), entry_count) > _LARGEST_AXIS_COUNT:
-        found = f"{len(device_matrix)} in the device matrix, {entry_count} in the tensor map"
-        raise FormatError("too many axes", where=where, expected=f"at most {_LARGEST_AXIS_COUNT}", found=found)
-    if math.prod(device_matrix) > _LARGEST_DEVICE_COUNT:
-        expected = f"at most {_LARGEST_DEVICE_COUNT}"
-        raise FormatError("too many devices", where=where, expected=expected, found=str(math.prod(device_matrix)))

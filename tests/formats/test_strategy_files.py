@@ -5,11 +5,14 @@ import json
 import pytest
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile, split_stage
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_merge import merge_strategy_files, to_strategy
-from reshard.formats.mindspore.ms_strategy_nested import fold_expanded
+from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile, split_stage
+from reshard.formats.mindspore.strategy_json import encode_json, fold_expanded
+from reshard.formats.mindspore.strategy_merge import (
+    from_strategy,
+    merge_strategy_files,
+    parse_strategy_file,
+    to_strategy,
+)
 from reshard.formats.protobuf import bytes_field, int_field, text_field
 from reshard.tensor import Layout, RowSplit, Strategy
 
@@ -127,7 +130,7 @@ def test_json_shape_of_uneven_pieces_is_not_trusted():
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"", "broken JSON"),
+        (b"", "invalid JSON"),
         (b"[]", "expected an object"),
         (b"[" * 100_000, "nested too deeply"),
         (b"{}", "'parallel_strategy_item': expected an object, found nothing"),
@@ -147,7 +150,7 @@ def test_json_shape_of_uneven_pieces_is_not_trusted():
         (json_file(dev_matrix=[[2]]), "found an array"),
         (json_file(field=...), "'field'"),
         (json_file(tensor_map=[1]), "impossible layout"),
-        (json_file(tensor_shape=[2, 3]), "expected 1 axes as in tensor_map"),
+        (json_file(tensor_shape=[2, 3]), "expected 1 axes, like tensor_map"),
         (json_file(tensor_shape=None), "found null: None"),
     ],
 )
@@ -177,7 +180,7 @@ NESTED = Layout((2, 2, 2), ((2,), (0,), (1,)))
 
 def test_folding_needs_the_shape():
     file = stage_file(0, {"w": NESTED}, expanded_shapes={"w": (2, 4, 16)})
-    with pytest.raises(StrategyError, match="unless shapes settle them") as caught:
+    with pytest.raises(StrategyError, match="leaves layouts undetermined") as caught:
         to_strategy([file])
     assert "w is [2, 4, 16]" in caught.value.problems[0]
     folded = Layout((2, 2, 2), ((2, 0), (1,)))
@@ -234,9 +237,9 @@ def test_merge_of_a_single_stage():
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ([stage_file(0), stage_file(2)], "stages 0..2 are expected: 1 of them missing, found [0, 2]"),
-        ([stage_file(1)], "stages 0..1 are expected: 1 of them missing, found [1]"),
-        ([stage_file(2**31)], "2147483648 of them missing"),
+        ([stage_file(0), stage_file(2)], "expected stages 0..2: 1 are missing, found [0, 2]"),
+        ([stage_file(1)], "expected stages 0..1: 1 are missing, found [1]"),
+        ([stage_file(2**31)], "2147483648 are missing"),
         ([stage_file(0, name="a"), stage_file(0, {"w": ROW}, name="b")], "a and b are both of stage 0 and differ"),
         ([StrategyFile((), {"w": ROW}, name="a")], "a is empty: it has 0 operators, 1 parameters"),
         ([stage_file(0, {}, name="a")], "a is empty"),
@@ -285,9 +288,9 @@ def test_parameters_of_several_stages():
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ([], "no strategy"),
-        ([stage_file(0, {})], "no strategy"),
-        ([stage_file(0, {"0-w": ROW, "v": ROW})], "some names carry their stage"),
+        ([], "the strategy is empty"),
+        ([stage_file(0, {})], "the strategy is empty"),
+        ([stage_file(0, {"0-w": ROW, "v": ROW})], "only some names of a strategy file have a stage prefix"),
         ([stage_file(0, {"0-w": ROW}), stage_file(0, {"0-v": ROW})], "one merged strategy file and no other"),
         ([stage_file(0, {"0-w": ROW, "2-w": ROW}, name="a")], "a does not hold all stages"),
         ([stage_file(1, {"0-w": ROW, "2-w": ROW})], None),

@@ -1,22 +1,22 @@
-"""The device matrix of a layout with everything taken out that makes no difference to where a slice lies."""
+"""The device matrix of a layout, reduced to the dimensions that decide which slice a rank has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...tensor import Layout
+from ..tensor import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class GridDimension:
-    """A dimension of a device matrix by the ranks that differ in it.
+    """A dimension of a device matrix.
 
     Parameters
     ----------
     step
-        Distance of neighbouring ranks.
+        Distance between ranks that are neighbours in it.
     stop
-        Ranks up to the end of the dimension: step times size.
+        Step times size.
     axis
         The tensor axis that it cuts, None for a free dimension.
     place
@@ -33,18 +33,12 @@ class GridDimension:
         """Devices along the dimension."""
         return self.stop // self.step
 
-    def continues(self, faster: GridDimension) -> bool:
-        """Whether the two, neighbours in the matrix, cut one axis as a single dimension would."""
-        return self.axis is not None and self.axis == faster.axis and self.place == faster.place - 1
-
 
 def grid_dimensions(layout: Layout, *, join_free: bool) -> tuple[GridDimension, ...]:
-    """The dimensions of more than one device, fastest first, those that act as one joined.
+    """Return the dimensions of more than one device, fastest first; those that act as one are joined.
 
     Parameters
     ----------
-    layout
-        Whose device matrix to look at.
     join_free
         Whether to join neighbours that cut nothing, too.
 
@@ -65,7 +59,9 @@ def grid_dimensions(layout: Layout, *, join_free: bool) -> tuple[GridDimension, 
             continue
         dimension = GridDimension(step, step * size, *cut.get(entry, (None, 0)))
         faster = dimensions[-1] if dimensions else None
-        if faster and (dimension.continues(faster) or (join_free and dimension.axis is faster.axis is None)):
+        # Two neighbours that cut one axis act as one only if the slower is also the next more significant.
+        acts_as_one = join_free if dimension.axis is None else faster and dimension.place == faster.place - 1
+        if faster and dimension.axis == faster.axis and acts_as_one:
             dimension = GridDimension(dimensions.pop().step, dimension.stop, dimension.axis, dimension.place)
         dimensions.append(dimension)
         step *= size

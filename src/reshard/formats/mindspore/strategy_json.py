@@ -1,34 +1,31 @@
-"""The JSON form of MindSpore strategy files, read and written.
+"""The JSON form of MindSpore strategy files, read and written, and its expanded layouts folded back.
 
-Source: mindspore 2.10.0, ``parallel/_parallel_serialization.py``, ``_build_json_strategy``, and files that
-its compiler wrote. Keys this reader does not know are stepped over, as MindSpore does.
+MindSpore expands an axis that several device dimensions cut to as many axes, and leaves no trace of it: 8 rows cut
+by device dimensions of 2 and 2 become the axes 2 and 4, cut by one dimension each.
+
+Source: mindspore 2.10.0, ``parallel/_parallel_serialization.py``, ``_build_json_strategy``, and JSON and protobuf
+files of one compilation side by side. Keys that this reader does not know are skipped, as MindSpore does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain, pairwise
 
 from ...errors import FormatError, StrategyError
 from ...tensor import Layout, Shape
 from ..strict_json import json_kind, parse_json_object, shown
-from .ms_strategy_file import OperatorItem, StrategyFile, make_layout
+from .strategy_file import OperatorItem, StrategyFile, make_layout
 
+_LARGEST_AXIS_COUNT = 16
 _JsonObject = dict[str, object]
 
 
 def decode_json(data: bytes, name: str) -> StrategyFile:
-    """Read the JSON form.
-
-    An axis that several device dimensions cut is expanded to several axes in this form, without a
-    trace; the layouts come out as the file has them (see ``fold_expanded``).
-
-    Parameters
-    ----------
-    data
-        The whole file.
-    name
-        What it is called, for errors.
+    """Read the JSON form of the file ``name``; its layouts may be expanded, see :func:`fold_expanded`.
 
     Raises
     ------
@@ -84,7 +81,8 @@ def _layout(item: _JsonObject, place: str) -> Layout:
 def _shape(item: _JsonObject, axis_count: int, place: str) -> Shape:
     shape = tuple(_numbers(item, "tensor_shape", 63, place, low=0))
     if len(shape) != axis_count:
-        raise FormatError("tensor_shape", where=place, expected=f"{axis_count} axes as in tensor_map", found=str(shape))
+        expected = f"{axis_count} axes, like tensor_map"
+        raise FormatError("tensor_shape", where=place, expected=expected, found=shown(list(shape)))
     return shape
 
 
@@ -119,12 +117,10 @@ def _wrong(item: _JsonObject, key: str, place: str, expected: str) -> FormatErro
 def encode_json(file: StrategyFile, shapes: Mapping[str, Shape] | None = None) -> bytes:
     """Write the JSON form, which MindSpore reads under names that end in ``.json``.
 
-    Where operators of two stages have one name, the later stays, as in MindSpore's own merge.
+    If operators of two stages have one name, the later one stays, as in MindSpore's own merge.
 
     Parameters
     ----------
-    file
-        What to write.
     shapes
         Full shapes to record for parameters that ``file.expanded_shapes`` does not have, by the
         name in the file; MindSpore does not read them.
@@ -172,3 +168,95 @@ def _item(layout: Layout, shape: Shape | None) -> _JsonObject:
     if layout.row_split:
         item["param_split_shape"], item["indices_offset"] = layout.row_split.counts, layout.row_split.offsets
     return item
+
+
+def may_be_expanded(layout: Layout, expanded_shape: Shape) -> bool:
+    """Return whether two neighbouring axes could be one axis of the tensor that MindSpore expanded.
+
+    Examples
+    --------
+    >>> layout = Layout((2, 4), ((1,), (0,)))
+    >>> may_be_expanded(layout, (2, 12)), may_be_expanded(layout, (8, 12))
+    (True, False)
+    """
+    pairs = range(len(layout.tensor_map) - 1)
+    return any(_is_outer(layout, expanded_shape, axis) and layout.tensor_map[axis + 1] for axis in pairs)
+
+
+def fold_expanded(layout: Layout, expanded_shape: Shape, real_shape: Shape, *, local: bool = False) -> Layout:
+    """Recover the layout of a tensor from the expanded one, by the shape that the tensor really has.
+
+    Parameters
+    ----------
+    layout
+        Of the expanded axes.
+    expanded_shape
+        The full shape beside it in the file, in elements.
+    real_shape
+        Of the tensor, in elements; with as many axes as ``layout``, nothing was expanded.
+    local
+        Whether ``real_shape`` is one rank's shard, not the full tensor.
+
+    Raises
+    ------
+    StrategyError
+        No folding gives the real shape, or more than one does.
+
+    Examples
+    --------
+    >>> fold_expanded(Layout((2, 2, 2), ((2,), (0,), (1,))), (2, 4, 16), (8, 16)).tensor_map
+    ((2, 0), (1,))
+    """
+    if len(real_shape) == len(layout.tensor_map):
+        return layout
+    foldings = _foldings(layout, expanded_shape, real_shape, local)
+    if len(foldings) != 1:
+        found = "fits in more than one way" if foldings else "does not fit"
+        kind = "shard" if local else "tensor"
+        hint = "Use the protobuf form of the strategy: it holds the layout itself."
+        raise StrategyError(f"expanded shape {list(expanded_shape)} {found} a {kind} of {list(real_shape)}", hint=hint)
+    bounds = pairwise((0, *foldings[0]))
+    folded = tuple(tuple(chain.from_iterable(layout.tensor_map[start:stop])) for start, stop in bounds)
+    return replace(layout, tensor_map=folded)
+
+
+def _foldings(layout: Layout, expanded_shape: Shape, real_shape: Shape, local: bool) -> list[tuple[int, ...]]:
+    """Return up to two ways to group the expanded axes: for each real axis, the end of its group.
+
+    ``tails[start]`` are the ways to make the real axes so far, last first, of the expanded axes from ``start`` on.
+    Two of each are enough to tell a unique folding from an ambiguous one, and keep the work polynomial.
+    """
+    count = len(expanded_shape)
+    if count > _LARGEST_AXIS_COUNT or count != len(layout.tensor_map):
+        return []
+    tails: dict[int, list[tuple[int, ...]]] = {count: [()]}
+    for axis in reversed(range(len(real_shape))):
+        pieces = layout.optimizer_pieces if axis == 0 else 1
+        extent = real_shape[axis] * (pieces if local else 1)
+        tails = {
+            start: [
+                (stop, *tail)
+                for stop, rest in tails.items()
+                if _is_axis(layout, expanded_shape, (start, stop), extent, local)
+                for tail in rest
+            ][:2]
+            for start in range(count)
+        }
+    return tails.get(0, [])
+
+
+def _is_axis(layout: Layout, expanded_shape: Shape, group: tuple[int, int], extent: int, local: bool) -> bool:
+    """Return whether a group ``[start, stop)`` of expanded axes could be one real axis of ``extent`` elements."""
+    start, stop = group
+    if stop <= start:
+        return False
+    whole = math.prod(expanded_shape[start:stop])
+    if whole != extent * (math.prod(layout.cuts[start:stop]) if local else 1):
+        return False
+    outer = all(_is_outer(layout, expanded_shape, axis) for axis in range(start, stop - 1))
+    return outer and (stop - start == 1 or bool(layout.tensor_map[stop - 1]))
+
+
+def _is_outer(layout: Layout, expanded_shape: Shape, axis: int) -> bool:
+    """Return whether one device dimension cuts an axis into single elements, as all but the last of a group are."""
+    return bool(layout.tensor_map[axis]) and expanded_shape[axis] == layout.cuts[axis]

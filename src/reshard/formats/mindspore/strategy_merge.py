@@ -1,20 +1,39 @@
-"""Strategy files of pipeline stages: put together into one file, or into one ``Strategy``.
+"""MindSpore strategy files parsed by name, merged over pipeline stages, and turned into a ``Strategy`` and back.
 
-Source: mindspore 2.10.0, ``merge_pipeline_strategys`` and ``_convert_to_list``. What they pass over in
-silence (a missing stage, two different files of one stage) is an error here.
+Source: mindspore 2.10.0, ``merge_pipeline_strategys`` and ``_convert_to_list``. What they ignore silently
+(a missing stage, two different files of one stage) is an error here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ...errors import StrategyError, raise_all
 from ...tensor import Layout, Shape, Strategy
-from .ms_strategy_file import StrategyFile, split_stage
-from .ms_strategy_nested import fold_expanded, may_be_expanded
+from ..device_grid import grid_dimensions
+from .strategy_file import OperatorItem, StrategyFile, split_stage
+from .strategy_json import decode_json, fold_expanded, may_be_expanded
+from .strategy_protobuf import decode_protobuf
 
-_Layouts = dict[str, Layout]
+
+def parse_strategy_file(data: bytes, name: str) -> StrategyFile:
+    """Read a strategy file: JSON if its name ends in ``.json``, protobuf otherwise, as MindSpore decides.
+
+    Raises
+    ------
+    FormatError
+        The bytes are no strategy file of that form.
+
+    Examples
+    --------
+    >>> parse_strategy_file(bytes.fromhex("0802"), "ckpt_strategy_rank_0.ckpt").current_stage
+    2
+
+    Source: mindspore 2.10.0, ``parallel/_parallel_serialization.py``, ``_build_searched_strategy``.
+    """
+    return decode_json(data, name) if name.endswith(".json") else decode_protobuf(data, name)
 
 
 def merge_strategy_files(files: Sequence[StrategyFile]) -> StrategyFile:
@@ -32,13 +51,18 @@ def merge_strategy_files(files: Sequence[StrategyFile]) -> StrategyFile:
 
     Examples
     --------
-    >>> from .ms_strategy_file import OperatorItem
     >>> stages = [StrategyFile((OperatorItem("MatMul", s),), {"w": Layout((2,), ((0,),))}) for s in (1, 0)]
     >>> list(merge_strategy_files(stages).layouts)
     ['0-w', '1-w']
     """
-    problems = [problem for file in files for problem in _merge_problems(file)]
-    raise_all(StrategyError, "strategy files that cannot be merged", problems)
+    problems = []
+    for file in files:
+        if not file.operators or not file.layouts:
+            found = f"{len(file.operators)} operators, {len(file.layouts)} parameters"
+            problems.append(f"{_called(file)} is empty: it has {found}")
+        elif file.is_merged:
+            problems.append(f"{_called(file)} is merged already")
+    raise_all(StrategyError, "strategy files cannot be merged", problems)
     stages = _by_stage(files, whole_files=True)
     merged = [(f"{stage}-", stages[stage]) for stage in sorted(stages)]
     return StrategyFile(
@@ -46,12 +70,6 @@ def merge_strategy_files(files: Sequence[StrategyFile]) -> StrategyFile:
         {prefix + name: layout for prefix, file in merged for name, layout in file.layouts.items()},
         {prefix + name: shape for prefix, file in merged for name, shape in file.expanded_shapes.items()},
     )
-
-
-def _merge_problems(file: StrategyFile) -> list[str]:
-    if not file.operators or not file.layouts:
-        return [f"{_called(file)} is empty: it has {len(file.operators)} operators, {len(file.layouts)} parameters"]
-    return [f"{_called(file)} is merged already"] if file.is_merged else []
 
 
 def to_strategy(
@@ -68,13 +86,12 @@ def to_strategy(
         written in expanded form. Tensors that are not among them keep the layout of the file;
         without any shape such layouts are refused.
     local
-        Whether ``shapes`` are what one rank holds.
+        Whether ``shapes`` are one rank's.
 
     Raises
     ------
     StrategyError
-        Stages are missing, files disagree, layouts count different devices, or a layout cannot be
-        understood.
+        Stages are missing, files disagree, layouts count different devices, or a layout is ambiguous.
 
     Examples
     --------
@@ -82,7 +99,7 @@ def to_strategy(
     8
     """
     if not any(file.layouts for file in files):
-        raise StrategyError("no strategy: none of the files has the layout of any parameter")
+        raise StrategyError("the strategy is empty: no file has the layout of any parameter")
     stages = [_folded(file, shapes, local) for file in _stage_files(files)]
     counts = Counter(layout.device_count for layouts in stages for layout in layouts.values())
     strategy = Strategy(counts.most_common(1)[0][0], tuple(stages))
@@ -92,7 +109,7 @@ def to_strategy(
 
 
 def _stage_files(files: Sequence[StrategyFile]) -> list[StrategyFile]:
-    """One file a stage, all names plain."""
+    """Return one file a stage, with plain names."""
     problems = [
         f"{_called(file)}: {name}"
         for file in files
@@ -100,7 +117,7 @@ def _stage_files(files: Sequence[StrategyFile]) -> list[StrategyFile]:
         for name in file.layouts
         if split_stage(name)[0] is not None
     ]
-    raise_all(StrategyError, "some names carry their stage and others in the same file do not", problems)
+    raise_all(StrategyError, "only some names of a strategy file have a stage prefix", problems)
     if not any(file.is_merged for file in files):
         stages = _by_stage(files, whole_files=False)
     elif all(file == files[0] for file in files[1:]):
@@ -117,17 +134,17 @@ def _by_stage(files: Sequence[StrategyFile], *, whole_files: bool) -> dict[int, 
         if len(file.operator_stages) > 1:
             problems.append(f"{_called(file)} has operators of stages {sorted(file.operator_stages)}: expected one")
             continue
-        stage = file.stage or 0  # without operators nothing says so, and a run without stages need not have any
+        stage = file.stage or 0  # without operators no stage is recorded, and a run without stages need not have any
         first = stages.setdefault(stage, file)
         if first is not file and not _same(first, file, whole_files):
             problems.append(f"{_called(first)} and {_called(file)} are both of stage {stage} and differ")
     problems += _missing_stages(stages)
-    raise_all(StrategyError, "strategy files that do not make one strategy", problems)
+    raise_all(StrategyError, "strategy files do not make one strategy", problems)
     return stages
 
 
 def _same(a: StrategyFile, b: StrategyFile, whole_files: bool) -> bool:
-    """Whether two files say the same; the order of items is arbitrary in what MindSpore writes."""
+    """Compare two files; the order of items is arbitrary in files that MindSpore writes."""
     if a.layouts != b.layouts:
         return False
     return not whole_files or (set(a.operators) == set(b.operators) and a.expanded_shapes == b.expanded_shapes)
@@ -136,7 +153,7 @@ def _same(a: StrategyFile, b: StrategyFile, whole_files: bool) -> bool:
 def _unmerged(file: StrategyFile) -> dict[int, StrategyFile]:
     stages = sorted({split_stage(name)[0] or 0 for name in file.layouts} | file.operator_stages)
     raise_all(StrategyError, f"{_called(file)} does not hold all stages", _missing_stages(stages))
-    layouts: list[_Layouts] = [{} for _ in stages]
+    layouts: list[dict[str, Layout]] = [{} for _ in stages]
     shapes: list[dict[str, Shape]] = [{} for _ in stages]
     for name, layout in file.layouts.items():
         stage, own_name = split_stage(name)
@@ -147,14 +164,14 @@ def _unmerged(file: StrategyFile) -> dict[int, StrategyFile]:
 
 
 def _missing_stages(stages: Sequence[int] | Mapping[int, object]) -> list[str]:
-    """Name the stages that lack; a single made-up stage number must not make a list of millions."""
+    """Describe gaps between stages; a single made-up stage number must not make a list of millions."""
     last = max(stages, default=-1)
     if len(stages) == last + 1:
         return []
-    return [f"stages 0..{last} are expected: {last + 1 - len(stages)} of them missing, found {sorted(stages)[:20]}"]
+    return [f"expected stages 0..{last}: {last + 1 - len(stages)} are missing, found {sorted(stages)[:20]}"]
 
 
-def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool) -> _Layouts:
+def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool) -> dict[str, Layout]:
     layouts, problems = dict(file.layouts), []
     for name, expanded in file.expanded_shapes.items():
         layout = layouts[name]
@@ -167,9 +184,70 @@ def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool)
             except StrategyError as error:
                 problems.append(f"{_called(file)}: {name}: {error.message}")
     hint = "Use the protobuf form of the strategy: it holds the layouts themselves."
-    raise_all(StrategyError, "layouts that the JSON form leaves open unless shapes settle them", problems, hint)
+    raise_all(StrategyError, "the JSON form of the strategy leaves layouts undetermined", problems, hint)
     return layouts
 
 
 def _called(file: StrategyFile) -> str:
     return file.name or "a strategy file"
+
+
+def from_strategy(strategy: Strategy, stage: int | None = None) -> StrategyFile:
+    """Make the strategy file that MindSpore would have written.
+
+    Parameters
+    ----------
+    stage
+        The pipeline stage to write; None for all of them: one merged file when there are several.
+
+    Returns
+    -------
+    StrategyFile
+        One operator item a stage stands in for the network's own: the stage is recorded nowhere else.
+
+    Raises
+    ------
+    StrategyError
+        There is no such stage, or a name has a dash, which MindSpore's tools cannot read.
+
+    Examples
+    --------
+    >>> strategy = Strategy(2, ({"w": Layout((2,), ((0,),))}, {"v": Layout((2,), ((),))}))
+    >>> list(from_strategy(strategy).layouts), list(from_strategy(strategy, stage=1).layouts)
+    (['0-w', '1-v'], ['v'])
+    """
+    dashed = sorted(name for name in strategy.names if "-" in name)
+    raise_all(StrategyError, "MindSpore cannot read parameter names with a dash", dashed)
+    stages = range(strategy.stage_count) if stage is None else [stage]
+    if stage is not None and not 0 <= stage < strategy.stage_count:
+        raise StrategyError(f"stage {stage} does not exist: the strategy has {strategy.stage_count}")
+    layouts = {
+        (f"{s}-{name}" if len(stages) > 1 else name): _as_mindspore(layout)
+        for s in stages
+        for name, layout in strategy.stages[s].items()
+    }
+    return StrategyFile(tuple(OperatorItem(f"reshard_stage_{s}", s) for s in stages), layouts)
+
+
+def _as_mindspore(layout: Layout) -> Layout:
+    """Return the same slices in the form that most of MindSpore's tools read, with the optimizer shard's step.
+
+    Dimensions of size 1 go, and so does nesting where one larger dimension does the same: JSON and
+    the tools for .ckpt checkpoints know flat maps only.
+
+    Source: mindspore 2.10.0, compiled strategies: the step is always the product of the dimensions
+    right of the last one that the tensor map leaves free.
+    """
+    dimensions = grid_dimensions(layout, join_free=False)
+    axes: list[list[tuple[int, int]]] = [[] for _ in layout.tensor_map]
+    for entry, dimension in enumerate(dimensions):
+        if dimension.axis is not None:
+            axes[dimension.axis].append((dimension.place, entry))
+    is_cut = layout.optimizer_pieces > 1
+    return replace(
+        layout,
+        device_matrix=tuple(dimension.size for dimension in reversed(dimensions)) or (1,),
+        tensor_map=tuple(tuple(entry for _, entry in sorted(axis)) for axis in axes),
+        optimizer_shard_size=layout.optimizer_shard_size if is_cut else 0,
+        optimizer_shard_step=next(d.step for d in dimensions if d.axis is None) if is_cut else 0,
+    )

@@ -11,7 +11,7 @@ from ...errors import FormatError
 from ...tensor import Layout, Shape
 from ..protobuf import Field, Message, bytes_field, int_field, text_field
 from ..strict_json import shown
-from .ms_strategy_file import OperatorItem, StrategyFile, make_layout
+from .strategy_file import OperatorItem, StrategyFile, make_layout
 
 _CURRENT_STAGE, _OPERATOR, _LAYOUT = 1, 2, 3  # ParallelStrategyMap
 _NAME, _BODY = 1, 2  # ParallelStrategyItem and ParallelLayoutItem alike
@@ -23,14 +23,7 @@ _Fields = dict[int, list[Field]]
 
 
 def decode_protobuf(data: bytes, name: str) -> StrategyFile:
-    """Read the protobuf form.
-
-    Parameters
-    ----------
-    data
-        The whole file.
-    name
-        What it is called, for errors.
+    """Read the protobuf form of the file ``name``.
 
     Raises
     ------
@@ -43,8 +36,7 @@ def decode_protobuf(data: bytes, name: str) -> StrategyFile:
     StrategyFile(operators=(), layouts={}, expanded_shapes={}, current_stage=2, name='s.ckpt')
     """
     fields = Message.whole(data, name).grouped()
-    place = f"{name}: ParallelStrategyMap"
-    current_stage = _one(fields, _CURRENT_STAGE, "current_stage", place).unsigned(32)
+    current_stage = _one(fields, _CURRENT_STAGE, "current_stage", f"{name}: ParallelStrategyMap").unsigned(32)
     operators = tuple(_operator(item.message(), name) for item in fields.get(_OPERATOR, []))
     layouts: dict[str, Layout] = {}
     known: dict[bytes, Layout] = {}
@@ -61,12 +53,12 @@ def _operator(message: Message, name: str) -> OperatorItem:
     node = _one(fields, _NAME, "node_name", place).message().text()
     body = _one(fields, _BODY, "parallel_strategys", place).message().grouped()
     stage = _one(body, _STAGE, "stage", place).unsigned(32)
-    cuts = (tuple(_unsigned(_dims(cut.message()))) for cut in body.get(_CUTS, []))
+    cuts = (tuple(_unsigned(cut)) for cut in body.get(_CUTS, []))
     return OperatorItem(node, stage, tuple(cuts))
 
 
 def _layout_item(message: Message, name: str, known: dict[bytes, Layout]) -> tuple[str, Layout]:
-    """A parameter and its layout; ``known`` holds those that were read, by their bytes: a model has few kinds."""
+    """Read a parameter and its layout; ``known`` has the layouts so far by their bytes, few for a whole model."""
     fields, place = message.grouped(), f"{name}, byte {message.start}"
     parameter = _one(fields, _NAME, "param_name", place).message().text()
     body = _one(fields, _BODY, "parallel_layouts", place).message()
@@ -77,53 +69,47 @@ def _layout_item(message: Message, name: str, known: dict[bytes, Layout]) -> tup
 
 
 def _layout(fields: _Fields, place: str) -> Layout:
-    split_shape, offsets = fields.get(_SPLIT_SHAPE, []), fields.get(_INDICES_OFFSET, [])
+    def int32(number: int, what: str) -> int:
+        return _one(fields, number, what, place).signed(32)
+
+    def int64s(number: int) -> list[int]:
+        return [value for item in fields.get(number, []) for value in _signed(item, 64)]
+
     return make_layout(
         place,
-        _unsigned(_dims(_one(fields, _DEV_MATRIX, "dev_matrix", place).message())),
+        _unsigned(_one(fields, _DEV_MATRIX, "dev_matrix", place)),
         _tensor_map(fields, place),
-        (
-            _int32(fields, _OPT_STEP, "opt_weight_shard_step", place),
-            _int32(fields, _OPT_SIZE, "opt_weight_shard_size", place),
-        ),
-        (_int64s(split_shape), _int64s(offsets)),
-        _int32(fields, _FIELD, "field", place),
+        (int32(_OPT_STEP, "opt_weight_shard_step"), int32(_OPT_SIZE, "opt_weight_shard_size")),
+        (int64s(_SPLIT_SHAPE), int64s(_INDICES_OFFSET)),
+        int32(_FIELD, "field"),
     )
 
 
 def _tensor_map(fields: _Fields, place: str) -> list[list[int]]:
-    """One message is a flat map; several are one axis each, and empty ones only say that there are several."""
-    axes = [_signed(_dims(axis.message()), 32) for axis in fields.get(_TENSOR_MAP, [])]
+    """One message is a flat map; several are one axis each, and empty ones only mark that there are several."""
+    axes = [_signed(axis, 32) for axis in fields.get(_TENSOR_MAP, [])]
     if not axes:
         raise FormatError("missing field", where=place, expected="tensor_map", found="none")
     return [[entry] for entry in axes[0]] if len(axes) == 1 else [axis for axis in axes if axis]
 
 
-def _dims(message: Message) -> list[Field]:
-    return message.grouped().get(_DIM, [])
+def _dims(item: Field) -> Iterable[Field]:
+    return item.message().grouped().get(_DIM, [])
 
 
-def _unsigned(dims: Iterable[Field]) -> list[int]:
-    return [number for dim in dims for number in dim.unsigned_numbers(32)]
+def _unsigned(item: Field) -> list[int]:
+    return [number for dim in _dims(item) for number in dim.unsigned_numbers(32)]
 
 
-def _signed(dims: Iterable[Field], bits: int) -> list[int]:
-    return [number for dim in dims for number in dim.signed_numbers(bits)]
-
-
-def _int64s(messages: Iterable[Field]) -> list[int]:
-    return [number for message in messages for number in _signed(_dims(message.message()), 64)]
-
-
-def _int32(fields: _Fields, number: int, what: str, place: str) -> int:
-    return _one(fields, number, what, place).signed(32)
+def _signed(item: Field, bits: int) -> list[int]:
+    return [number for dim in _dims(item) for number in dim.signed_numbers(bits)]
 
 
 def _one(fields: _Fields, number: int, what: str, place: str) -> Field:
     found = fields.get(number, [])
     if len(found) != 1:
-        what_is_wrong = "repeated field" if found else "missing field"
-        raise FormatError(what_is_wrong, where=place, expected=f"{what} once", found=f"{len(found)} times")
+        problem = "repeated field" if found else "missing field"
+        raise FormatError(problem, where=place, expected=f"{what} once", found=f"{len(found)} times")
     return found[0]
 
 
@@ -137,19 +123,14 @@ def encode_protobuf(file: StrategyFile) -> bytes:
     True
     """
     items = [int_field(_CURRENT_STAGE, file.current_stage)]
-    items += [bytes_field(_OPERATOR, _encode_operator(item)) for item in file.operators]
-    items += [bytes_field(_LAYOUT, _encode_item(name, layout)) for name, layout in file.layouts.items()]
+    for operator in file.operators:
+        cuts = (bytes_field(_CUTS, _encode_dims(cut)) for cut in operator.cuts)
+        body = int_field(_STAGE, operator.stage) + b"".join(cuts)
+        items.append(bytes_field(_OPERATOR, text_field(_NAME, operator.name) + bytes_field(_BODY, body)))
+    for name, layout in file.layouts.items():
+        body = _encode_layout(layout)
+        items.append(bytes_field(_LAYOUT, text_field(_NAME, name) + bytes_field(_BODY, body)))
     return b"".join(items)
-
-
-def _encode_operator(item: OperatorItem) -> bytes:
-    cuts = (bytes_field(_CUTS, _encode_dims(cut)) for cut in item.cuts)
-    body = int_field(_STAGE, item.stage) + b"".join(cuts)
-    return text_field(_NAME, item.name) + bytes_field(_BODY, body)
-
-
-def _encode_item(name: str, layout: Layout) -> bytes:
-    return text_field(_NAME, name) + bytes_field(_BODY, _encode_layout(layout))
 
 
 def _encode_layout(layout: Layout) -> bytes:
@@ -167,7 +148,7 @@ def _encode_layout(layout: Layout) -> bytes:
 
 
 def _written_map(layout: Layout) -> list[Shape]:
-    """The tensor map as MindSpore writes it: flat where it can be, else nested, and then never as one message."""
+    """Return the tensor map as MindSpore writes it: flat if possible, else nested, and then never as one message."""
     axes = [axis or (-1,) for axis in layout.tensor_map]
     if all(len(axis) == 1 for axis in axes):
         return [tuple(axis[0] for axis in axes)]

@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_merge import to_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy, parse_strategy_file, to_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout, RowSplit, Strategy
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="-"), min_size=1, max_size=12)

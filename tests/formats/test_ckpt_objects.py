@@ -4,28 +4,31 @@ import hashlib
 import json
 import math
 import zlib
-from bisect import bisect_left
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.checkpoints import assembled, content_of, crc_tail, header_of, list_ckpt, planned_header
 
 from reshard.errors import FormatError
-from reshard.formats.mindspore.ckpt_read import read_index, scan_ckpt
-from reshard.formats.mindspore.ckpt_values import (
+from reshard.formats.container_format import Checksum, ContainerHeader
+from reshard.formats.containers import Container, read_header
+from reshard.formats.mindspore.ckpt import (
     CRC_TAIL_BYTES,
     DTYPE_OF,
     PIECE_BYTES,
     TYPE_NAME_OF,
-    crc_tail,
     decode_text,
+    encode_text,
+    plan_ckpt,
 )
-from reshard.formats.mindspore.ckpt_write import plan_ckpt
+from reshard.formats.mindspore.ckpt_read import scan_ckpt
 from reshard.formats.protobuf import bytes_field, int_field, text_field
-from reshard.formats.safetensors import parse_header
-from reshard.tensor import Box, ByteRange, DType, TensorSpec
+from reshard.tensor import Box, DType, TensorSpec
 
 CASES = Path(__file__).parents[1] / "conformance" / "mindspore"
 MIB = 2**20
+CRC_OF_7 = b"crc_num" + bytes(9) + b"\x07"
 
 
 def ckpt_files():
@@ -37,30 +40,27 @@ def ckpt_files():
                 yield pytest.param(case / name, content, id=f"{case.name}/{Path(name).name}")
 
 
-def index_of(data):
-    return read_index(len(data), lambda where: data[where.start : where.stop])
-
-
-def content_of(tensor, data):
-    return b"".join(data[where.start : where.stop] for where in tensor.ranges)
-
-
-def assemble(planned, contents):
-    """The object, from the content of each tensor."""
-    parts = []
-    for piece in planned.pieces:
-        spec = planned.index.tensors[piece.tensor_index].spec
-        first, count = spec.dtype.nbytes(piece.first_element), spec.dtype.nbytes(piece.element_count)
-        parts += [piece.lead, contents[piece.tensor_index][first : first + count]]
-    return b"".join([*parts, planned.tail])
+def header(data):
+    return header_of(data, Container.CKPT)
 
 
 def written_again(data):
-    index = index_of(data)
-    texts = {text.name: decode_text(data[text.range.start : text.range.stop], text.name) for text in index.texts}
-    planned = plan_ckpt([(tensor.spec, tensor.type_name) for tensor in index.tensors], texts)
-    again = assemble(planned, [content_of(tensor, data) for tensor in index.tensors])
-    return again if index.crc32 is None else again + crc_tail(zlib.crc32(again))
+    found = header(data)
+    frame = plan_ckpt([tensor.spec for tensor in found.tensors], found.metadata, found.texts)
+    again = assembled(frame, [content_of(tensor, data) for tensor in found.tensors])
+    return again if found.checksum is None else again + crc_tail(again)
+
+
+def contents_of(tensor):
+    """Start and length of each run of bytes: one for each value that the tensor is."""
+    itemsize, runs = tensor.spec.dtype.itemsize, []
+    for box, start in tensor.boxes:
+        nbytes = box.element_count * itemsize
+        if runs and sum(runs[-1]) == start:
+            runs[-1] = (runs[-1][0], runs[-1][1] + nbytes)
+        else:
+            runs.append((start, nbytes))
+    return runs
 
 
 def value(name="w", extents=(2,), type_name="Int8", content=b"ab"):
@@ -72,7 +72,7 @@ def value(name="w", extents=(2,), type_name="Int8", content=b"ab"):
 
 def refused(data):
     with pytest.raises(FormatError) as caught:
-        index_of(data)
+        header(data)
     return caught.value
 
 
@@ -86,25 +86,27 @@ def test_the_cases_are_there():
 @pytest.mark.parametrize(("path", "expected"), list(ckpt_files()))
 def test_every_value_of_mindspore_is_found(path, expected):
     data = path.read_bytes()
-    index = index_of(data)
-    found = {
+    found, listed = header(data), expected["tensors"]
+    tensors = {
         tensor.spec.name: {
-            "dtype": tensor.type_name,
+            "dtype": found.metadata.get(tensor.spec.name, TYPE_NAME_OF[tensor.spec.dtype]),
             "shape": list(tensor.spec.shape),
-            "values": len(tensor.ranges),
+            "values": len(contents_of(tensor)) or 1,
             "sha256": hashlib.sha256(content_of(tensor, data)).hexdigest()[:32],
         }
-        for tensor in index.tensors
+        for tensor in found.tensors
     }
-    texts = {
-        text.name: hashlib.sha256(data[text.range.start : text.range.stop]).hexdigest()[:32] for text in index.texts
-    }
-    assert found == {name: item for name, item in expected["tensors"].items() if item["dtype"] != "str"}
-    assert texts == {name: item["sha256"] for name, item in expected["tensors"].items() if item["dtype"] == "str"}
-    assert [*found, *texts] == expected["order"]
-    assert (index.nbytes, index.crc32) == (expected["bytes"], expected.get("crc_num"))
-    if index.crc32 is not None:
-        assert index.crc32 == zlib.crc32(data[: index.crc_range.stop])
+    texts = {name: hashlib.sha256(encode_text(text)).hexdigest()[:32] for name, text in found.texts.items()}
+    assert tensors == {name: item for name, item in listed.items() if item["dtype"] != "str"}
+    assert texts == {name: item["sha256"] for name, item in listed.items() if item["dtype"] == "str"}
+    assert [*tensors, *texts] == expected["order"]
+    assert len(data) == expected["bytes"]
+    if "crc_num" in expected:
+        stop = found.checksum.nbytes
+        assert found.checksum.crc32 == expected["crc_num"] == zlib.crc32(data[:stop])
+        assert stop == len(data) - CRC_TAIL_BYTES
+    else:
+        assert found.checksum is None
 
 
 @pytest.mark.parametrize(("path", "expected"), list(ckpt_files()))
@@ -115,30 +117,29 @@ def test_what_mindspore_wrote_is_written_again_byte_for_byte(path, expected):
 
 def test_texts_of_mindspore_are_read():
     data = (CASES / "fmt_ckpt_all_types/expected/plain.ckpt").read_bytes()
-    (text,) = index_of(data).texts
-    assert decode_text(data[text.range.start : text.range.stop], text.name) == "hello 测试"
+    assert list(header(data).texts.values()) == ["hello 测试"]
 
 
 def test_safetensors_to_ckpt_is_as_mindspore_does_it():
     case = CASES / "fmt_safetensors_to_ckpt"
     source = (case / "in/a.safetensors").read_bytes()
-    tensors = sorted(parse_header(source, len(source)).tensors, key=lambda tensor: tensor.spec.name)
-    planned = plan_ckpt([(tensor.spec, None) for tensor in tensors])
-    contents = [source[tensor.range.start : tensor.range.stop] for tensor in tensors]
-    assert assemble(planned, contents) == (case / "expected/a.ckpt").read_bytes()
+    tensors = sorted(header_of(source).tensors, key=lambda tensor: tensor.spec.name)
+    frame = plan_ckpt([tensor.spec for tensor in tensors], {}, {})
+    contents = [content_of(tensor, source) for tensor in tensors]
+    assert assembled(frame, contents) == (case / "expected/a.ckpt").read_bytes()
 
 
 def test_ckpt_to_safetensors_is_as_mindspore_does_it():
     case = CASES / "fmt_ckpt_to_safetensors"
     names = json.loads((case / "case.json").read_text())["calls"][0]["kwargs"]["name_map"]
     source, target = ((case / name).read_bytes() for name in ("in/a.ckpt", "expected/a.safetensors"))
-    expected = parse_header(target, len(target)).by_name
-    found = index_of(source).tensors
+    expected = {tensor.spec.name: tensor for tensor in header_of(target).tensors}
+    found = header(source).tensors
     assert {names.get(tensor.spec.name, tensor.spec.name) for tensor in found} == expected.keys()
     for tensor in found:
         stored = expected[names.get(tensor.spec.name, tensor.spec.name)]
         assert (tensor.spec.dtype, tensor.spec.shape) == (stored.spec.dtype, stored.spec.shape)
-        assert content_of(tensor, source) == target[stored.range.start : stored.range.stop]
+        assert content_of(tensor, source) == content_of(stored, target)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("aes-gcm", "AES-GCM"), ("aes-cbc", "AES-CBC")])
@@ -170,42 +171,55 @@ def test_the_third_mode_is_known():
     ],
 )
 def test_shapes_are_read(extents, type_name, content, dtype, shape):
-    (tensor,) = index_of(value("w", extents, type_name, content)).tensors
+    found = header(value("w", extents, type_name, content))
+    (tensor,) = found.tensors
     assert tensor.spec == TensorSpec("w", dtype, shape)
-    assert tensor.type_name == type_name
-    assert sum(where.nbytes for where in tensor.ranges) == len(content)
+    assert found.metadata.get("w", TYPE_NAME_OF[dtype]) == type_name
+    assert sum(nbytes for _, nbytes in contents_of(tensor)) == len(content)
 
 
 def test_neighbours_of_one_name_are_one_tensor():
     pieces = [value("w", [5], "Int16", bytes(count * 2)) for count in (3, 1, 1)]
     data = value("a") + b"".join(pieces) + value("z")
-    first, tensor, last = index_of(data).tensors
-    assert [where.nbytes for where in tensor.ranges] == [6, 2, 2]
-    assert [(box.start, box.stop, where) for box, where in tensor.boxes()] == [
-        ((0,), (3,), tensor.ranges[0]),
-        ((3,), (4,), tensor.ranges[1]),
-        ((4,), (5,), tensor.ranges[2]),
+    first, tensor, last = header(data).tensors
+    place = tensor.boxes[0][1]
+    lead = len(pieces[1]) - 2
+    assert [(box.start, box.stop, start - place) for box, start in tensor.boxes] == [
+        ((0,), (3,), 0),
+        ((3,), (4,), 6 + lead),
+        ((4,), (5,), 8 + 2 * lead),
     ]
-    assert index_of(data).by_name == {"a": first, "w": tensor, "z": last}
+    assert [first.spec.name, tensor.spec.name, last.spec.name] == ["a", "w", "z"]
+
+
+def test_values_that_end_within_a_row_are_several_boxes():
+    data = value("w", [3, 2], "UInt8", b"abc") + value("w", [3, 2], "UInt8", b"def")
+    (tensor,) = header(data).tensors
+    assert [(box.start, box.stop, data[start : start + 1]) for box, start in tensor.boxes] == [
+        ((0, 0), (1, 2), b"a"),
+        ((1, 0), (2, 1), b"c"),
+        ((1, 1), (2, 2), b"d"),
+        ((2, 0), (3, 2), b"e"),
+    ]
 
 
 def test_boxes_of_scalars_and_empty_tensors():
     data = value("s", [], "Int8", b"a") + value("e", [0, 3], "Int8", b"")
-    scalar, empty = index_of(data).tensors
-    assert list(scalar.boxes()) == [(Box((), ()), scalar.ranges[0])]
-    assert list(empty.boxes()) == []
+    scalar, empty = header(data).tensors
+    assert scalar.boxes == ((Box((), ()), data.index(b"a")),)
+    assert empty.boxes == ()
 
 
 def test_fields_before_the_content_may_come_in_any_order():
     tensor = bytes_field(2, text_field(2, "Int8") + int_field(1, 2) + bytes_field(3, b"ab"))
-    (found,) = index_of(bytes_field(1, text_field(1, "w") + tensor)).tensors
+    (found,) = header(bytes_field(1, text_field(1, "w") + tensor)).tensors
     assert found.spec == TensorSpec("w", DType.I8, (2,))
 
 
 def test_a_tensor_that_ends_like_a_checksum_is_a_tensor():
-    data = value("w", [17], "UInt8", crc_tail(7))
-    assert index_of(data).crc32 is None
-    assert index_of(data + crc_tail(7)).crc32 == 7
+    data = value("w", [17], "UInt8", CRC_OF_7)
+    assert header(data).checksum is None
+    assert header(data + CRC_OF_7).checksum == Checksum(7, len(data))
 
 
 # --- what is refused
@@ -215,13 +229,13 @@ def test_a_tensor_that_ends_like_a_checksum_is_a_tensor():
     ("data", "what", "where"),
     [
         (b"", "empty object", "byte 0"),
-        (crc_tail(0), "no values", "byte 0"),
+        (CRC_OF_7, "no values", "byte 0"),
         (b"\x08\x02\x12\x00", "not a value", "byte 0"),
         (b"PK\x03\x04", "not a value", "byte 0"),
         (value() + b"trailing garbage", "not a value", "byte 19"),
-        (value() + crc_tail(1)[:-1], "not a value", "byte 19"),
-        (value() + crc_tail(1) + b"\0", "not a value", "byte 19"),
-        (value() + crc_tail(2**32), "wrong checksum", "byte 26"),
+        (value() + CRC_OF_7[:-1], "not a value", "byte 19"),
+        (value() + CRC_OF_7 + b"\0", "not a value", "byte 19"),
+        (value() + b"crc_num" + (2**32).to_bytes(10, "big"), "invalid checksum", "byte 26"),
         (value()[:-1], "length beyond the end", "byte 0"),
         (value()[:1], "truncated varint", "byte 1"),
         (b"\x0a" + b"\xff" * 11, "overlong varint", "byte 1"),
@@ -270,10 +284,10 @@ def test_strategy_files_are_recognised():
         (value(type_name="str", content=bytes(6)), "4 a character, in one value, found 6 bytes in 1 values"),
         (value(type_name="str", content=bytes(4)) * 2, "found 8 bytes in 2 values"),
         (value(type_name="str", content=bytes(MIB + 4)), "expected a text of at most 1048576 bytes"),
-        (value() + value("x") + value(), "byte 38: expected a name of its own"),
+        (value() + value("x") + value(), "byte 38: expected a unique name"),
         (value(content=b"a") + value(type_name="UInt8", content=b"b"), "expected one type and one shape"),
         (value(content=b"a") + value(extents=[1, 2], content=b"b"), "expected one type and one shape"),
-        (value(type_name="Int16", content=bytes(3)) + value(type_name="Int16", content=b"b"), "cut a Int16 in two"),
+        (value(type_name="Int16", content=bytes(3)) + value(type_name="Int16", content=b"b"), "an element of Int16"),
     ],
 )
 def test_values_that_cannot_be_used_are_named(data, found):
@@ -301,7 +315,7 @@ def test_a_great_many_problems_are_counted_but_not_all_kept():
 
 def test_short_reads_are_refused():
     with pytest.raises(FormatError, match="short read"):
-        read_index(100, lambda where: bytes(where.nbytes - 1))
+        read_header(Container.CKPT, 100, lambda where: bytes(where.nbytes - 1))
 
 
 def test_a_text_that_is_none_is_refused():
@@ -320,25 +334,20 @@ def test_reading_nothing_is_refused(read_ahead):
 
 def asked_for(specs):
     """A planned object and the ranges asked for; its contents, which may be of any size, are never made."""
-    planned = plan_ckpt([(spec, None) for spec in specs])
-    leads = []
-    stop = 0
-    for piece in planned.pieces:
-        start, stop = stop, stop + len(piece.lead)
-        leads.append((start, piece.lead))
-        stop += specs[piece.tensor_index].dtype.nbytes(piece.element_count)
+    frame = plan_ckpt(specs, {}, {})
     asked = []
 
     def read(where):
         asked.append(where)
-        first = bisect_left(leads, (where.start,))
-        data = bytearray()
-        for start, lead in leads[first : bisect_left(leads, (where.stop,))]:
-            data += bytes(start - where.start - len(data)) + lead
-        return bytes(data[: where.nbytes].ljust(where.nbytes, b"\0"))
+        data = bytearray(where.nbytes)
+        for place, known in frame.literals_in(where.start, where.stop):
+            data[place - where.start : place - where.start + len(known)] = known
+        return bytes(data)
 
-    assert read_index(planned.nbytes, read) == planned.index
-    return planned, asked
+    found = read_header(Container.CKPT, frame.nbytes, read)
+    assert found.tensors == planned_header(frame, specs)
+    assert found.read_bytes == sum(where.nbytes for where in asked)
+    return frame, asked
 
 
 def llama_70b():
@@ -377,11 +386,11 @@ def equal_tensors(count, nbytes):
     ],
 )
 def test_few_and_short_reads(specs, most_requests, most_bytes):
-    planned, asked = asked_for(specs)
+    frame, asked = asked_for(specs)
     assert len(asked) <= most_requests
     assert sum(where.nbytes for where in asked) <= most_bytes
     assert all(where.nbytes <= MIB for where in asked)
-    assert all(0 <= where.start < where.stop <= planned.nbytes for where in asked)
+    assert all(0 <= where.start < where.stop <= frame.nbytes for where in asked)
 
 
 # --- writing
@@ -390,23 +399,33 @@ def test_few_and_short_reads(specs, most_requests, most_bytes):
 def test_a_planned_object_is_what_is_found():
     specs = [TensorSpec(f"layers.0.{name}", dtype, (2, 3)) for name, dtype in DTYPE_OF.items()]
     specs += [TensorSpec("s", DType.F64, ()), TensorSpec("e", DType.F16, (0, 4)), TensorSpec("", DType.U8, (1,))]
-    types = [*DTYPE_OF, None, None, None]
-    planned = plan_ckpt(list(zip(specs, types, strict=True)), {"note": "测试 😀", "nothing": ""})
-    data = assemble(planned, [bytes(spec.nbytes) for spec in specs])
-    assert len(data) == planned.nbytes
-    assert index_of(data) == planned.index
-    assert [tensor.type_name for tensor in planned.index.tensors] == [*DTYPE_OF, "Float64", "Float16", "UInt8"]
-    assert [decode_text(data[t.range.start : t.range.stop], t.name) for t in planned.index.texts] == ["测试 😀", ""]
+    texts, notes = {"note": "测试 😀", "nothing": ""}, {"layers.0.Int4": "Int4"}
+    frame = plan_ckpt(specs, {**notes, "author": "me", "s": "Float64"}, texts)
+    data = assembled(frame, [bytes(spec.nbytes) for spec in specs])
+    assert len(data) == frame.nbytes
+    assert replace(header(data), read_bytes=0) == ContainerHeader(planned_header(frame, specs), notes, texts)
+    assert list_ckpt(data) == (
+        [(spec.name, spec.dtype.value, spec.shape, spans) for spec, spans in zip(specs, spans_of(frame), strict=True)],
+        texts,
+        notes,
+    )
+
+
+def spans_of(frame):
+    """The bytes of each tensor's values; an empty tensor has a value, too, of no bytes."""
+    spans = {extent.slot: [] for extent in frame.extents}
+    for extent in frame.extents:
+        spans[extent.slot].append((extent.start, extent.stop))
+    empty = next(place + data.index(b"\x1a\x00") + 2 for place, data in frame.literals if b"\x1a\x00" in data)
+    return [spans.get(slot, [(empty, empty)]) for slot in range(max(spans) + 1)]
 
 
 def test_a_checksum_adds_bytes_and_nothing_else():
-    planned = plan_ckpt([(TensorSpec("w", DType.U8, (3,)), None)])
-    data = assemble(planned, [b"abc"])
-    checked = index_of(data + crc_tail(zlib.crc32(data)))
-    assert checked.tensors == planned.index.tensors
-    assert checked.crc32 == zlib.crc32(data)
-    assert checked.crc_range == ByteRange(0, planned.nbytes)
-    assert checked.nbytes == planned.nbytes + CRC_TAIL_BYTES
+    frame = plan_ckpt([TensorSpec("w", DType.U8, (3,))], {}, {})
+    data = assembled(frame, [b"abc"])
+    checked = header(data + crc_tail(data))
+    assert checked.tensors == header(data).tensors
+    assert checked.checksum == Checksum(zlib.crc32(data), frame.nbytes)
 
 
 @pytest.mark.parametrize(
@@ -423,34 +442,32 @@ def test_a_checksum_adds_bytes_and_nothing_else():
 )
 def test_large_tensors_are_cut(dtype, shape, counts):
     spec = TensorSpec("big.weight", dtype, shape)
-    planned = plan_ckpt([(spec, None)])
-    assert [piece.element_count for piece in planned.pieces] == counts
-    assert [piece.first_element for piece in planned.pieces] == [sum(counts[:i]) for i in range(len(counts))]
-    (tensor,) = planned.index.tensors
-    assert [where.nbytes for where in tensor.ranges] == [count * dtype.itemsize for count in counts]
-    assert planned.nbytes == sum(len(piece.lead) for piece in planned.pieces) + spec.nbytes
+    frame = plan_ckpt([spec], {}, {})
+    assert [extent.element_count for extent in frame.extents] == [count for count in counts if count]
+    assert [extent.first_element for extent in frame.extents] == [sum(counts[:i]) for i, n in enumerate(counts) if n]
+    assert len(frame.literals) == len(counts)
+    assert frame.nbytes == sum(len(data) for _, data in frame.literals) + spec.nbytes
 
 
 @pytest.mark.parametrize(
-    ("tensor", "type_name", "found"),
+    ("tensor", "metadata", "found"),
     [
-        (TensorSpec("w", DType.F8_E4M3, (2,)), None, "found F8_E4M3"),
-        (TensorSpec("w", DType.F4, (2,)), None, "found F4"),
-        (TensorSpec("w", DType.C64, (2,)), None, "found C64"),
-        (TensorSpec("w", DType.I8, (2,)), "str", "expected a type name of I8, found 'str'"),
-        (TensorSpec("w", DType.F32, (2,)), "Int4", "expected a type name of F32, found 'Int4'"),
-        (TensorSpec("w", DType.F32, (0,)), None, "loads as a scalar of value 0"),
-        (TensorSpec("w", DType.F32, (1,) * 33), None, "expected at most 32 axes, found 33"),
-        (TensorSpec("w", DType.F32, (-1,)), None, "expected extents of 0 to 2**63 - 1"),
-        (TensorSpec("w", DType.F32, (2**63, 0)), None, "expected extents of 0 to 2**63 - 1"),
-        (TensorSpec("w", DType.F32, (2**40, 2**40)), None, "expected less than 2**63 bytes"),
-        (TensorSpec("\ud800", DType.F32, (1,)), None, "half of a surrogate pair"),
-        (TensorSpec("w" * 40_000, DType.F32, (1,)), None, "found 40000"),
+        (TensorSpec("w", DType.F8_E4M3, (2,)), {}, "found F8_E4M3"),
+        (TensorSpec("w", DType.F4, (2,)), {}, "found F4"),
+        (TensorSpec("w", DType.C64, (2,)), {}, "found C64"),
+        (TensorSpec("w", DType.F32, (2,)), {"w": "Int4"}, "expected Int4 packed in I8, found F32"),
+        (TensorSpec("w", DType.F32, (0,)), {}, "loads as a scalar of value 0"),
+        (TensorSpec("w", DType.F32, (1,) * 33), {}, "expected at most 32 axes, found 33"),
+        (TensorSpec("w", DType.F32, (-1,)), {}, "expected extents of 0 to 2**63 - 1"),
+        (TensorSpec("w", DType.F32, (2**63, 0)), {}, "expected extents of 0 to 2**63 - 1"),
+        (TensorSpec("w", DType.F32, (2**40, 2**40)), {}, "expected less than 2**63 bytes"),
+        (TensorSpec("\ud800", DType.F32, (1,)), {}, "an unpaired surrogate"),
+        (TensorSpec("w" * 40_000, DType.F32, (1,)), {}, "found 40000"),
     ],
 )
-def test_tensors_that_cannot_be_written_are_refused(tensor, type_name, found):
+def test_tensors_that_cannot_be_written_are_refused(tensor, metadata, found):
     with pytest.raises(FormatError) as caught:
-        plan_ckpt([(TensorSpec("good", DType.F32, (2,)), None), (tensor, type_name)])
+        plan_ckpt([TensorSpec("good", DType.F32, (2,)), tensor], metadata, {})
     (problem,) = caught.value.problems
     assert found in problem
 
@@ -461,7 +478,7 @@ def test_tensors_that_cannot_be_written_are_refused(tensor, type_name, found):
 )
 def test_texts_that_cannot_be_written_are_refused(text, found):
     with pytest.raises(FormatError) as caught:
-        plan_ckpt([], {"note": text})
+        plan_ckpt([], {}, {"note": text})
     (problem,) = caught.value.problems
     assert found in problem
 
@@ -470,16 +487,16 @@ def test_all_that_cannot_be_written_is_named_at_once():
     wrong = [dtype for dtype in DType if dtype not in TYPE_NAME_OF]
     specs = [TensorSpec(dtype.value, dtype, (2, math.lcm(8, dtype.bits))) for dtype in wrong]
     with pytest.raises(FormatError) as caught:
-        plan_ckpt([(spec, None) for spec in [*specs, specs[0]]], {"F4": ""})
+        plan_ckpt([*specs, specs[0]], {}, {"F4": ""})
     assert len(caught.value.problems) == len(specs) + 1 + 2  # of a dtype, once more, and the names
     assert all(any(dtype.value in problem for problem in caught.value.problems) for dtype in wrong)
 
 
 def test_nothing_to_write_is_refused():
     with pytest.raises(FormatError, match="nothing to write"):
-        plan_ckpt([])
+        plan_ckpt([], {}, {})
 
 
 def test_pieces_of_no_element_are_refused():
     with pytest.raises(ValueError, match="piece_bytes"):
-        plan_ckpt([(TensorSpec("w", DType.U8, (3,)), None)], piece_bytes=7)
+        plan_ckpt([TensorSpec("w", DType.U8, (3,))], {}, {}, piece_bytes=7)
