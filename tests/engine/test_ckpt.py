@@ -159,7 +159,7 @@ def test_a_wrong_checksum(source, place):
     spoilt = with_object(bytes(body))
     assert read(spoilt).entries  # nobody asked
     with pytest.raises(
-        FormatError, match=r"memory://.*/from/model\.ckpt: byte \d+, 17 bytes: wrong checksum"
+        FormatError, match=r"memory://.*/from/model\.ckpt: byte \d+: wrong checksum"
     ) as caught:
         read(spoilt, check_crc=True)
     assert "damaged" in caught.value.hint
@@ -226,7 +226,7 @@ def test_encrypted_objects(mark):
 def test_map_parameters_are_named():
     value = b"\x0a\x05table" + b"\x1a\x02\x0a\x00"
     body = encode_ckpt(MODEL) + b"\x0a" + bytes([len(value)]) + value
-    with pytest.raises(FormatError, match="values that cannot be used") as caught:
+    with pytest.raises(FormatError, match="unusable values") as caught:
         read(with_object(body))
     assert "'table'" in caught.value.problems[0]
     assert "map parameter" in caught.value.problems[0]

@@ -163,7 +163,7 @@ def unfit(source, target, renamed):
     if source.texts and not is_ckpt:
         return "cannot hold values that are text"
     if is_ckpt and not is_fit_for_ckpt(target, tensors, source.texts):
-        return "unfit values|nothing to write"
+        return r"values that \.ckpt cannot hold|nothing to write"
     return ""
 
 

@@ -189,8 +189,8 @@ def full_target(
     if name is None and prefix is not None:
         name = f"rank_0/{_named(prefix, container).format(rank=0)}"
         return FullTarget(name, name, "", "ms", object_bytes, container)
-    if name is None and container is Container.CKPT:
-        name = "model.ckpt"
+    if name is None and container is not Container.SAFETENSORS:
+        name = f"model{container.suffix}"  # only safetensors has the index that several objects need
     if name is not None:
         return FullTarget(name, name, "", "pt", object_bytes, container)
     return FullTarget(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..errors import OverBudget, UsageError
-from ..formats.containers import Container
 from ..planning.outputs.output import Attachment, Document
 from ..planning.plan import Plan, without_copies
 from ..planning.staging import without_staging
@@ -238,6 +237,7 @@ class _Comparison:
         if place is None:
             if isinstance(output, ChunkOutput):
                 return " (in the padding)"
-            return " (in the header)" if output.container is Container.SAFETENSORS else " (between tensors)"
+            extents = output.frame.extents
+            return " (in the header)" if not extents or byte < extents[0].start else " (between tensors)"
         slot, position = place
         return f" (in tensor {output.specs[slot].name}, its byte {position})"

@@ -251,13 +251,13 @@ def without_copies(plan: Plan) -> Plan:
 
 def check_texts(outputs: Sequence[Output]) -> None:
     """Refuse text where the format has no place for it."""
-    lost = {name for output in _distinct(outputs) if output.container is Container.SAFETENSORS for name in output.texts}
-    raise_all(
-        PlanError,
-        "safetensors cannot hold values that are text",
-        sorted(lost),
-        hint="Leave them out with --drop, or write .ckpt.",
-    )
+    lost: dict[Container, set[str]] = {}
+    for output in _distinct(outputs):
+        if not output.container.definition.has_texts:
+            lost.setdefault(output.container, set()).update(output.texts)
+    for container, names in lost.items():
+        message = f"{container} cannot hold values that are text"
+        raise_all(PlanError, message, sorted(names), hint="Leave them out with --drop, or write .ckpt.")
 
 
 def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
@@ -268,10 +268,17 @@ def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
 
 
 def _unwritten(outputs: Sequence[Output]) -> tuple[str, ...]:
-    """Tell of metadata that ``.ckpt`` has no place for."""
-    ours = [output for output in _distinct(outputs) if output.container is Container.CKPT]
-    keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
-    return (f"metadata that .ckpt cannot hold is not written: {', '.join(sorted(keys))}",) if keys else ()
+    """Note metadata that the outputs' format has no place for."""
+    lost: dict[Container, set[str]] = {}
+    for output in _distinct(outputs):
+        if not output.container.definition.has_metadata:
+            keys = {key for key, value in output.metadata.items() if value != INT4}
+            lost.setdefault(output.container, set()).update(keys - BOOKKEEPING)
+    return tuple(
+        f"metadata that {container.suffix} cannot hold is not written: {', '.join(sorted(keys))}"
+        for container, keys in lost.items()
+        if keys
+    )
 
 
 def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:
