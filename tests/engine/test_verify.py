@@ -185,7 +185,7 @@ def test_subsets_share_the_work_out(wished, strategy, of):
     done = Done(wished, strategy)
     reports = [done.verify(f"{number}/{of}") for number in range(1, of + 1)]
     assert all(report.is_ok for report in reports)
-    documents = sum(len(document.data) for document in done.plan.documents)
+    documents = sum(len(document.data) for document in done.plan.conversion.documents)
     checked = [report.checked_bytes - documents for report in reports]  # those are few, and compared each time
     assert sum(checked) == reports[0].total_bytes - documents
     counted = Location(RecordingStore(done.source.store), "from")
