@@ -30,8 +30,8 @@ from reshard.engine.verify import verify_manifest
 from reshard.errors import OverBudget, ReshardError
 from reshard.formats.containers import Container
 from reshard.planning.change import Change
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
 from reshard.planning.sources.full_source import with_adapters
 from reshard.planning.targets.full_target import FullTarget

@@ -10,8 +10,8 @@ from support.conversions import convert, ranks_of
 from reshard.engine.events import PhaseStarted, Progress
 from reshard.engine.verify import Subset, verify_manifest
 from reshard.errors import SourceChanged, UsageError
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits

@@ -215,7 +215,7 @@ def _check_outputs(plan, made, tensors):
     """What stands between tensors says what follows it, and what follows are the right bytes."""
     renamed = {plan.conversion.renamed.get(name, name): value for name, value in tensors.items()}
     outside = {
-        plan.conversion.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.origin == "outside"
+        plan.conversion.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.sharding == "unlisted"
     }
     assert len(renamed) == len(tensors)
     found = {}
