@@ -90,7 +90,10 @@ HEADERS = [
         ["src/m.safetensors", "invalid header length", "found 1000 bytes"],
     ),
     Bad(
-        "header of no bytes", {"src/m.safetensors": raw(b"", bytes(9))}, FormatError, ["invalid header length", "found 0"]
+        "header of no bytes",
+        {"src/m.safetensors": raw(b"", bytes(9))},
+        FormatError,
+        ["invalid header length", "found 0"],
     ),
     Bad(
         "length of all ones",
@@ -150,7 +153,10 @@ HEADERS = [
     Bad("not JSON", {"src/m.safetensors": raw(b"{'a': 1}")}, FormatError, ["invalid JSON", "byte 9"]),
     Bad("an array", {"src/m.safetensors": raw([])}, FormatError, ["expected '{'"]),
     Bad(
-        "HTML", {"src/m.safetensors": b"<html><body>404 not found</body></html>"}, FormatError, ["invalid header length"]
+        "HTML",
+        {"src/m.safetensors": b"<html><body>404 not found</body></html>"},
+        FormatError,
+        ["invalid header length"],
     ),
     Bad("nested deeply", {"src/m.safetensors": raw(b'{"a":' * 9000)}, FormatError, ["nested too deeply"]),
     Bad(

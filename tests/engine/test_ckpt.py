@@ -27,8 +27,8 @@ from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, Transient, UsageError
 from reshard.formats.containers import Container
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
@@ -92,7 +92,8 @@ def test_any_flipped_byte_is_found_and_named(source, kind):
         for byte in range(0, len(body), 11):
             place.store.put(place.key, body[:byte] + bytes([body[byte] ^ 0x10]) + body[byte + 1 :])
             [problem] = verify_manifest(manifest, "", source, target).problems
-            where = f"in tensor {owner[byte]}, its byte" if byte in owner else "between tensors"
+            where = "in the header" if byte < min(owner) else "between tensors"
+            where = f"in tensor {owner[byte]}, its byte" if byte in owner else where
             assert f"{place.url}: byte {byte} differs ({where}" in problem
         place.store.put(place.key, body)
 
@@ -158,9 +159,7 @@ def test_a_wrong_checksum(source, place):
     body[-1 if place == "tail" else list_ckpt(bytes(body))[0][0][3][0][0]] ^= 1
     spoilt = with_object(bytes(body))
     assert read(spoilt).entries  # nobody asked
-    with pytest.raises(
-        FormatError, match=r"memory://.*/from/model\.ckpt: byte \d+: wrong checksum"
-    ) as caught:
+    with pytest.raises(FormatError, match=r"memory://.*/from/model\.ckpt: byte \d+: wrong checksum") as caught:
         read(spoilt, check_crc=True)
     assert "damaged" in caught.value.hint
 

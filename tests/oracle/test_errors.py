@@ -32,7 +32,7 @@ from reshard.errors import (
 )
 from reshard.formats.containers import Container
 from reshard.formats.safetensors import plan_header
-from reshard.planning.plan import MANIFEST_KEY
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.storage import MemoryStore
 from reshard.tensor import DType, TensorSpec
 
