@@ -279,7 +279,7 @@ def test_two_objects_in_one_ranks_prefix(place):
     put(place, "rank_0/a.safetensors", encode(only("embed")))
     put(place, "rank_0/b.safetensors", encode(only("embed")))
     put(place, "rank_1/a.safetensors", encode(only("embed")))
-    with pytest.raises(CatalogError, match="ranks would be of different checkpoints") as caught:
+    with pytest.raises(CatalogError, match="objects are of different checkpoints") as caught:
         read(place, Known(ONE_STAGE))
     assert caught.value.problems == ("b.safetensors on rank 0", "a.safetensors on rank 1")
 

@@ -17,9 +17,8 @@ from reshard.formats.mindspore.iteration import (
 )
 from reshard.formats.mindspore.iteration_encode import (
     ShardObject,
-    balanced_objects,
     encode_metadata,
-    replicated_objects,
+    shard_objects,
 )
 from reshard.formats.mindspore.iteration_metadata import parse_metadata
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
@@ -31,7 +30,7 @@ from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
 def base_text():
     specs = [TensorSpec("w", DType.F32, (4, 2)), TensorSpec("n", DType.F32, (2,))]
     strategy = Strategy(2, ({"w": Layout((1, 2), ((), (0,))), "n": Layout((2,), ((),))},))
-    return encode_metadata(specs, strategy, replicated_objects(specs, strategy, (), ""))
+    return encode_metadata(specs, strategy, shard_objects(specs, strategy, (), ""))
 
 
 def base():
@@ -266,7 +265,9 @@ def test_many_tensors_on_many_ranks_take_seconds():
     specs = [TensorSpec(f"layers.{n}.w", DType.BF16, (1024, 64)) for n in range(300)]
     strategy = Strategy(256, ({spec.name: layout for spec in specs},))
     begin = time.perf_counter()
-    metadata = parse_metadata(encode_metadata(specs, strategy, balanced_objects(specs, strategy, (), "")), "m")
+    metadata = parse_metadata(
+        encode_metadata(specs, strategy, shard_objects(specs, strategy, (), "", remove_redundancy=True)), "m"
+    )
     assert len(metadata.file_names) == 256
     assert time.perf_counter() - begin < 20
 

@@ -10,18 +10,9 @@ from functools import cached_property
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Consecutive elements of one tensor that are contiguous in an object.
+    """Consecutive elements of one row-major tensor, at least one, that are contiguous in an object.
 
-    Parameters
-    ----------
-    slot
-        Index of the tensor in the object.
-    first_element, element_count
-        In the row-major tensor; at least one element.
-    itemsize
-        Bytes per element.
-    start
-        The object's byte at which the first element begins.
+    ``slot`` is the index of the tensor in the object, ``start`` the object's byte at which the first element begins.
     """
 
     slot: int
@@ -93,11 +84,8 @@ class Frame:
     def spans(self, slot: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Cut the elements ``[first, stop)`` of a tensor between its extents.
 
-        Yields
-        ------
-        tuple
-            First element, one past the last, and the byte of the tensor's element 0 if its elements were all
-            contiguous with these.
+        Yields first element, one past the last, and the byte that the tensor's element 0 would have if all its
+        elements were contiguous with these.
         """
         low, high = self._of_slot[slot]
         if high - low > 1:
@@ -133,15 +121,10 @@ class Frame:
 
 
 def make_frame(pieces: Iterable[tuple[int, bytes, int, int, int]], tail: bytes = b"") -> Frame:
-    """Lay out an object from front to back.
+    """Lay out an object from front to back; ``tail`` are the bytes after the last piece.
 
-    Parameters
-    ----------
-    pieces
-        ``(slot, literal bytes before it, first element, element count, itemsize)``; a piece without
-        elements only adds its bytes.
-    tail
-        Bytes after the last piece.
+    A piece is ``(slot, literal bytes before it, first element, element count, itemsize)``; without elements it
+    only adds its bytes.
     """
     literals: list[tuple[int, bytes]] = []
     extents: list[Extent] = []

@@ -287,26 +287,22 @@ def _grouped(rules: Mapping[str, LayoutRule]) -> Iterable[LayoutRule]:
 def _patterns(rules: Mapping[str, LayoutRule]) -> dict[str, str]:
     """Return for each name a glob that matches it and no name with another rule.
 
-    Names that differ only in whole parts that are numbers match the same globs, so one of
-    each kind represents all.
+    Names that differ only in whole parts that are numbers match the same globs, so one of them
+    represents all.
     """
-    kinds: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for name in rules:
         parts = ("*" if _NUMBER.fullmatch(part) else glob.escape(part) for part in name.split("."))
-        kinds.setdefault(".".join(parts), []).append(name)
-    if len(kinds) > _LARGEST_PATTERN_COUNT:
+        members.setdefault(".".join(parts), []).append(name)
+    if len(members) > _LARGEST_PATTERN_COUNT:
         return {name: glob.escape(name) for name in rules}
-    safe = {kind for kind in kinds if _is_safe(kind, kinds, rules)}
-    return {name: kind if kind in safe else glob.escape(name) for kind, names in kinds.items() for name in names}
-
-
-def _is_safe(kind: str, kinds: Mapping[str, list[str]], rules: Mapping[str, LayoutRule]) -> bool:
-    names = kinds[kind]
-    if len(names) == 1 or len({rules[name] for name in names}) > 1:
-        return False
-    pattern = re.compile(translate(kind))
-    others = (members for members in kinds.values() if pattern.match(members[0]))
-    return all(rules[name] == rules[names[0]] for members in others for name in members)
+    found: dict[str, str] = {}
+    for pattern, names in members.items():
+        matches = re.compile(translate(pattern)).match
+        matched = (name for others in members.values() if matches(others[0]) for name in others)
+        is_safe = len(names) > 1 and len({rules[name] for name in matched}) == 1
+        found |= {name: pattern if is_safe else glob.escape(name) for name in names}
+    return found
 
 
 def _stages(strategy: Strategy) -> Iterable[StageRule]:
@@ -326,17 +322,11 @@ def _stages(strategy: Strategy) -> Iterable[StageRule]:
     for layouts in strategy.stages:
         numbers = {number for number in map(layer_number, layouts) if number in whole and number is not None}
         names = (glob.escape(name) for name in layouts if layer_number(name) not in whole)
-        yield StageRule(tuple(sorted(names)), tuple(_ranges(numbers)))
-
-
-def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = (ranges[-1][0], number)
-        else:
-            ranges.append((number, number))
-    return ranges
+        ranges: list[tuple[int, int]] = []
+        for number in sorted(numbers):
+            is_next = ranges and ranges[-1][1] == number - 1
+            ranges.append((ranges.pop()[0] if is_next else number, number))
+        yield StageRule(tuple(sorted(names)), tuple(ranges))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -347,22 +337,17 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _dump(rules: LayoutRules) -> bytes:
-    top: dict[str, object] = {"axes": dict(rules.axes), "rules": [_written_rule(rule) for rule in rules.rules]}
-    if rules.stages:
-        top["stages"] = [_written_stage(stage) for stage in rules.stages]
+    written: list[dict[str, object]] = []
+    for rule in rules.rules:
+        split = [None if not axis else axis[0] if len(axis) == 1 else list(axis) for axis in rule.split]
+        written.append({"match": list(rule.match), "split": split})
+        if rule.optimizer_shard:
+            written[-1]["optimizer_shard"] = True if rule.optimizer_shard == -1 else rule.optimizer_shard
+    stages: list[dict[str, object]] = []
+    for stage in rules.stages:
+        layers = [first if first == last else f"{first}-{last}" for first, last in stage.layers]
+        match = {"match": list(stage.match)} if stage.match or not layers else {}
+        stages.append({**match, **({"layers": layers} if layers else {})})
+    top = {"axes": dict(rules.axes), "rules": written, **({"stages": stages} if stages else {})}
     text: str = yaml.dump(top, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=_WIDTH)
     return text.encode()
-
-
-def _written_rule(rule: LayoutRule) -> dict[str, object]:
-    split = [None if not axis else axis[0] if len(axis) == 1 else list(axis) for axis in rule.split]
-    shard: dict[str, object] = {}
-    if rule.optimizer_shard:
-        shard["optimizer_shard"] = True if rule.optimizer_shard == -1 else rule.optimizer_shard
-    return {"match": list(rule.match), "split": split, **shard}
-
-
-def _written_stage(stage: StageRule) -> dict[str, object]:
-    layers = [first if first == last else f"{first}-{last}" for first, last in stage.layers]
-    match = {"match": list(stage.match)} if stage.match or not layers else {}
-    return {**match, **({"layers": layers} if layers else {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import FormatError
+from .findings import Findings
 from .strict_json import json_kind, parse_json_object, shown
 
 
@@ -24,17 +24,14 @@ def parse_name_map(data: bytes, where: str) -> dict[str, str]:
     >>> parse_name_map(b'{"embedding_weight": "model.embed_tokens.weight"}', "name_map.json")
     {'embedding_weight': 'model.embed_tokens.weight'}
     """
-    document = parse_json_object(data, where)
-    names = {old: new for old, new in document.items() if isinstance(new, str) and old and new}
-    problems = [_problem(old, new) for old, new in document.items() if old not in names]
-    if problems:
-        expected, found = '{"old name": "new name", ...}', f"{len(problems)} other entries"
-        raise FormatError("not a map of names", where=where, expected=expected, found=found, problems=problems)
+    names: dict[str, str] = {}
+    findings = Findings()
+    for old, new in parse_json_object(data, where).items():
+        if old and isinstance(new, str) and new:
+            names[old] = new
+        elif not old:
+            findings.add(f"new name {shown(new)}", "an old name", "an empty one")
+        else:
+            findings.add(f"tensor {shown(old)}", "a new name", "an empty one" if new == "" else json_kind(new))
+    findings.raise_any("not a map of names", where=where, expected='{"old name": "new name", ...}')
     return names
-
-
-def _problem(old: str, new: object) -> str:
-    if not old:
-        return f"new name {shown(new)}: expected an old name, found an empty one"
-    found = json_kind(new) if not isinstance(new, str) else "an empty one"
-    return f"tensor {shown(old)}: expected a new name, found {found}"

@@ -5,7 +5,7 @@ Source: protobuf.dev, "Encoding".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -28,12 +28,7 @@ _WIRES = {wire.value: wire for wire in Wire}
 
 
 def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
-    """Read one varint that must end before ``stop``.
-
-    Returns
-    -------
-    tuple of int
-        The value, ``0 <= value < 2**64``, and the offset of the byte after it.
+    """Read one varint that must end before ``stop``; return its value, below 2**64, and the offset after it.
 
     Raises
     ------
@@ -66,14 +61,8 @@ def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[i
 class Message:
     """A message, or any other length-delimited payload, as a region of a buffer that is never copied.
 
-    Parameters
-    ----------
-    data
-        The whole buffer; offsets in errors count from its start.
-    start, stop
-        The message is the bytes ``[start, stop)`` of the buffer.
-    where
-        Name of the buffer, for errors.
+    It is the bytes ``[start, stop)`` of the buffer ``data``; errors name the buffer ``where`` and count offsets
+    from its start.
 
     Examples
     --------
@@ -92,13 +81,7 @@ class Message:
         return cls(data, 0, len(data), where)
 
     def fields(self) -> Iterator[Field]:
-        """Yield every field in the order of the bytes.
-
-        Raises
-        ------
-        FormatError
-            A tag, a length or a number breaks the wire format.
-        """
+        """Yield every field in the order of the bytes; raise FormatError where one breaks the wire format."""
         offset = self.start
         while offset < self.stop:
             field, offset = self._field(offset)
@@ -117,13 +100,7 @@ class Message:
         return self.data[self.start : self.stop]
 
     def text(self) -> str:
-        """Return the payload as UTF-8 text.
-
-        Raises
-        ------
-        FormatError
-            It is not UTF-8.
-        """
+        """Return the payload as text; raise FormatError if it is not UTF-8."""
         try:
             return self.payload.decode()
         except UnicodeDecodeError as error:
@@ -172,23 +149,12 @@ class Field:
     payload: Message
 
     def message(self) -> Message:
-        """Return the payload of a length-delimited field: a message, a text or packed numbers.
-
-        Raises
-        ------
-        FormatError
-            The field has another wire type.
-        """
+        """Return the payload of a length-delimited field: a message, a text or packed numbers."""
         self._check_wire(Wire.BYTES)
         return self.payload
 
-    def unsigned(self, bits: int) -> int:
-        """Return a varint as an unsigned number; raise FormatError as ``signed`` does."""
-        self._check_wire(Wire.VARINT)
-        return self._in_bits(self.value, 0, bits)
-
-    def signed(self, bits: int) -> int:
-        """Return a varint as a signed number; negative ones are always written as 64 bits.
+    def integer(self, bits: int, *, is_signed: bool = False) -> int:
+        """Return a varint as a number of so many bits; negative ones are always written as 64 bits.
 
         Raises
         ------
@@ -198,31 +164,24 @@ class Field:
         Examples
         --------
         >>> field, = Message.whole(int_field(1, -1)).fields()
-        >>> field.signed(32)
+        >>> field.integer(32, is_signed=True)
         -1
         """
         self._check_wire(Wire.VARINT)
-        return self._in_bits(_two_complement(self.value), -(1 << (bits - 1)), bits - 1)
+        return self._in_bits(self.value, bits, is_signed)
 
-    def unsigned_numbers(self, bits: int) -> list[int]:
-        """Return the elements that this field adds to a repeated unsigned number, packed or not."""
-        return [self._in_bits(value, 0, bits) for value in self._varints()]
+    def integers(self, bits: int, *, is_signed: bool = False) -> list[int]:
+        """Return the elements that this field adds to a repeated number, packed or not."""
+        values = (self.value,) if self.wire is Wire.VARINT else self.message().varints()
+        return [self._in_bits(value, bits, is_signed) for value in values]
 
-    def signed_numbers(self, bits: int) -> list[int]:
-        """Return the elements that this field adds to a repeated signed number, packed or not."""
-        low = -(1 << (bits - 1))
-        return [self._in_bits(_two_complement(value), low, bits - 1) for value in self._varints()]
-
-    def _varints(self) -> Iterable[int]:
-        if self.wire is Wire.VARINT:
-            return (self.value,)
-        return self.message().varints()
-
-    def _in_bits(self, value: int, low: int, bits: int) -> int:
-        if not low <= value < 1 << bits:
-            expected = f"{low}..{(1 << bits) - 1}"
-            raise _error(f"field {self.number}: number", self.payload.where, self.offset, expected, str(value))
-        return value
+    def _in_bits(self, value: int, bits: int, is_signed: bool) -> int:
+        low, stop = (-(1 << bits - 1), 1 << bits - 1) if is_signed else (0, 1 << bits)
+        number = value - 2**64 if is_signed and value >= 2**63 else value
+        if not low <= number < stop:
+            what = f"field {self.number}: number"
+            raise _error(what, self.payload.where, self.offset, f"{low}..{stop - 1}", str(number))
+        return number
 
     def _check_wire(self, expected: Wire) -> None:
         if self.wire is not expected:
@@ -231,13 +190,7 @@ class Field:
 
 
 def encode_varint(value: int) -> bytes:
-    """Write a number, ``0 <= value < 2**64``, in its shortest form.
-
-    Examples
-    --------
-    >>> encode_varint(300).hex()
-    'ac02'
-    """
+    """Write a number, ``0 <= value < 2**64``, in its shortest form."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -258,29 +211,13 @@ def int_field(number: int, value: int) -> bytes:
 
 
 def bytes_field(number: int, payload: bytes) -> bytes:
-    """Write a length-delimited field: bytes, or a message that is encoded already.
-
-    Examples
-    --------
-    >>> bytes_field(2, b"\\x08\\x01").hex()
-    '12020801'
-    """
+    """Write a length-delimited field: bytes, or a message that is encoded already."""
     return encode_varint(number << 3 | Wire.BYTES) + encode_varint(len(payload)) + payload
 
 
 def text_field(number: int, text: str) -> bytes:
-    """Write a string field.
-
-    Examples
-    --------
-    >>> text_field(1, "ab")
-    b'\\n\\x02ab'
-    """
+    """Write a string field."""
     return bytes_field(number, text.encode())
-
-
-def _two_complement(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _error(what: str, where: str, offset: int, expected: str, found: str) -> FormatError:

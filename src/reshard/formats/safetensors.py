@@ -52,12 +52,8 @@ _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 class EncodedHeader:
     """The header of an object that does not exist yet.
 
-    Parameters
-    ----------
-    data
-        The bytes before the tensors' bytes, which start 8-byte aligned right after them.
-    header
-        What :func:`parse_header` finds in the finished object.
+    ``data`` are the bytes before the tensors' bytes, which start 8-byte aligned right after them; ``header`` is
+    what :func:`parse_header` returns for the finished object.
     """
 
     data: bytes
@@ -70,13 +66,7 @@ class EncodedHeader:
 
 
 def scan_safetensors(object_nbytes: int) -> HeaderScan:
-    """Ask for the ranges of an object that hold its header, and return the header.
-
-    Raises
-    ------
-    FormatError
-        As for :func:`header_range` and :func:`parse_header`.
-    """
+    """Ask for the ranges of an object that hold its header, and return it as :func:`parse_header` does."""
     first = (yield ByteRange(0, min(LENGTH_BYTES, object_nbytes))) if object_nbytes else b""
     text = yield header_range(first, object_nbytes)
     return parse_header(first + text, object_nbytes)
@@ -89,11 +79,6 @@ def header_range(first_bytes: bytes, object_nbytes: int) -> ByteRange:
     ------
     FormatError
         The object is too short to hold a header, or the header's length is impossible.
-
-    Examples
-    --------
-    >>> header_range((16).to_bytes(8, "little"), object_nbytes=100)
-    ByteRange(start=8, stop=24)
     """
     if min(len(first_bytes), object_nbytes) < LENGTH_BYTES:
         found = f"{min(len(first_bytes), object_nbytes)} bytes"

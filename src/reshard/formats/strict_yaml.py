@@ -25,7 +25,7 @@ _NULLS = frozenset({"", "~", "null"})
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, so that no constructor ever sees hostile text."""
+    """Composes nodes only, so that no constructor ever sees hostile text; takes foreign aliases for text."""
 
     _depth = 0
     _count = 0
@@ -47,12 +47,6 @@ class _Loader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
-
-
-class _ForeignLoader(_Loader):
-    """Takes an alias for text, without following it."""
-
-    foreign = True
 
 
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
@@ -85,7 +79,9 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     if len(data) > _LARGEST_NBYTES:
         raise FormatError("too long", where=where, expected=f"at most {_LARGEST_NBYTES} bytes", found=str(len(data)))
     try:
-        node = yaml.compose(data.decode(), Loader=_ForeignLoader if foreign else _Loader)
+        loader = _Loader(data.decode())
+        loader.foreign = foreign
+        node = loader.get_single_node()
     except UnicodeDecodeError as error:
         raise FormatError("not text", where=f"{where}, byte {error.start}", expected="UTF-8") from error
     except yaml.MarkedYAMLError as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import FormatError
+from .findings import Findings
 from .strict_json import json_kind, parse_json_object, shown
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -26,11 +27,6 @@ class WeightIndex:
         Tensor name to object name, relative to the prefix that holds the index; never leads out of it.
     metadata
         As parsed; writers put ``total_size`` (bytes) here.
-
-    Examples
-    --------
-    >>> WeightIndex({"a": "1.safetensors", "b": "0.safetensors", "c": "1.safetensors"}).objects
-    ('0.safetensors', '1.safetensors')
     """
 
     weight_map: Mapping[str, str]
@@ -45,12 +41,8 @@ class WeightIndex:
 def parse_weight_index(data: bytes, where: str) -> WeightIndex:
     """Parse a Hugging Face index such as ``model.safetensors.index.json``.
 
-    Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, no ``weight_map``, or object names that lead out of the prefix (all are listed).
+    Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does. Raise FormatError for anything but
+    strict JSON, without a ``weight_map``, and for object names that lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -65,15 +57,10 @@ def parse_weight_index(data: bytes, where: str) -> WeightIndex:
 
 
 def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
-    """Parse MindSpore's ``param_name_map.json``, in either of its forms.
+    """Parse MindSpore's ``param_name_map.json``, in either of its forms; see :func:`parse_weight_index`.
 
     Source: MindSpore 2.7 ``unified_safetensors`` writes ``{"metadata": ..., "weight_map": {name: file}}``;
     MindFormers' converters write ``{name: file}``; MindSpore reads both.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, values that are no names, or names that lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -91,31 +78,10 @@ def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
 def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
     """Write a Hugging Face index: two spaces, sorted keys, a newline at the end.
 
+    ``total_size_bytes`` counts all tensors, without headers. Raise FormatError for object names that lead out of the
+    prefix (all are listed).
+
     Source: transformers ``save_pretrained``.
-
-    Parameters
-    ----------
-    weight_map
-        Tensor name to object name, relative to the index.
-    total_size_bytes
-        Bytes of all tensors together, without headers.
-
-    Raises
-    ------
-    FormatError
-        Object names lead out of the prefix (all are listed).
-
-    Examples
-    --------
-    >>> print(encode_weight_index({"w": "model-00001-of-00001.safetensors"}, 4).decode(), end="")
-    {
-      "metadata": {
-        "total_size": 4
-      },
-      "weight_map": {
-        "w": "model-00001-of-00001.safetensors"
-      }
-    }
     """
     return _encode(weight_map, total_size_bytes, indent=2) + b"\n"
 
@@ -127,23 +93,12 @@ def encode_param_name_map(weight_map: Mapping[str, str], total_size_bytes: int) 
     in the order of its parts.
 
     Source: MindSpore 2.7 ``unified_safetensors``.
-
-    Examples
-    --------
-    >>> parse_param_name_map(encode_param_name_map({"w": "part0.safetensors"}, 4), "param_name_map.json")
-    WeightIndex(weight_map={'w': 'part0.safetensors'}, metadata={'total_size': 4})
     """
     return _encode(weight_map, total_size_bytes, indent=4)
 
 
 def relative_key_problem(name: str) -> str:
-    """Return why a name from an index must not be joined to a prefix; empty if it may be.
-
-    Examples
-    --------
-    >>> relative_key_problem("rank_0/part0.safetensors"), relative_key_problem("a/../b")
-    ('', "a '..' step")
-    """
+    """Return why a name from an index must not be joined to a prefix, such as "a '..' step"; empty if it may be."""
     if not name:
         return "an empty name"
     if _CONTROL.search(name):
@@ -169,19 +124,18 @@ def _from_document(document: dict[str, object], where: str) -> WeightIndex:
 
 
 def _checked_map(weight_map: Mapping[str, object], where: str) -> dict[str, str]:
-    names = {tensor: name for tensor, name in weight_map.items() if isinstance(name, str)}
-    problems = [
-        f"tensor {shown(tensor)}: expected an object name, found {json_kind(name)}"
-        for tensor, name in weight_map.items()
-        if tensor not in names
-    ]
+    findings = Findings()
+    names: dict[str, str] = {}
+    for tensor, name in weight_map.items():
+        if isinstance(name, str):
+            names[tensor] = name
+        else:
+            findings.add(f"tensor {shown(tensor)}", "an object name", json_kind(name))
     for name, tensor_count in Counter(names.values()).items():  # few objects, many tensors
         if trouble := relative_key_problem(name):
-            problems.append(f"object {shown(name)} of {tensor_count} tensors: {trouble}")
-    if problems:
-        expected = "plain keys relative to the index, such as rank_0/part0.safetensors"
-        found = f"{len(problems)} that are not"
-        raise FormatError("unusable object names", where=where, expected=expected, found=found, problems=problems)
+            findings.add(f"object {shown(name)} of {tensor_count} tensors", "a plain key", trouble)
+    expected = "plain keys relative to the index, such as rank_0/part0.safetensors"
+    findings.raise_any("unusable object names", where=where, expected=expected)
     return names
 
 

@@ -104,12 +104,7 @@ _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class Fill:
     """The value of an array's elements in chunks that are not stored.
 
-    Parameters
-    ----------
-    dtype
-        Of the array.
-    value
-        ``fill_value`` of its document, in JSON's types; parsed only when it is needed.
+    ``value`` is the ``fill_value`` of the array's document, in JSON's types, parsed only when it is needed.
 
     Examples
     --------
@@ -123,12 +118,9 @@ class Fill:
     value: object
 
     def element(self) -> bytes:
-        """Return one element, little-endian; numbers are rounded to the nearest that the type has, ties to even.
+        """Return one element, little-endian; raise FormatError if the type has no such value.
 
-        Raises
-        ------
-        FormatError
-            The type has no such value.
+        Numbers are rounded to the nearest that the type has, ties to even.
         """
         if self.dtype is DType.BOOL and isinstance(self.value, bool):
             return bytes([self.value])
@@ -190,13 +182,9 @@ class ZarrArray:
     Parameters
     ----------
     path
-        Of the array, relative to the group.
-    spec
-        The tensor.
+        Relative to the group.
     chunk_shape
         In elements as they are addressed (:func:`extent_of`); every extent is at least 1.
-    keys
-        How the chunks are named.
     is_outside
         Whether the tensor had no layout in the strategy that it came from.
     fill

@@ -53,13 +53,7 @@ class ZarrGroup:
 
 
 def parse_node(data: bytes, where: str) -> dict[str, object]:
-    """Parse a ``zarr.json`` as far as groups and arrays have the same fields.
-
-    Raises
-    ------
-    FormatError
-        Not JSON, not of version 3, or neither a group nor an array.
-    """
+    """Parse a ``zarr.json``; raise FormatError unless it is a group or an array of version 3."""
     return _checked_node(parse_json_object(data, where), where)
 
 
@@ -69,13 +63,7 @@ def is_group(node: Mapping[str, object]) -> bool:
 
 
 def parse_group(node: Mapping[str, object], where: str) -> ZarrGroup:
-    """Parse a root group.
-
-    Raises
-    ------
-    FormatError
-        It is an array, or its attributes or consolidated metadata are invalid.
-    """
+    """Parse a root group; raise FormatError for an array and for invalid attributes or consolidated metadata."""
     if not is_group(node):
         hint = "Name the prefix of the group that holds the array."
         raise FormatError("a single array", where=where, expected="a group of arrays", found="an array", hint=hint)
@@ -90,10 +78,7 @@ def parse_group(node: Mapping[str, object], where: str) -> ZarrGroup:
 def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
     """Parse an array's document.
 
-    Parameters
-    ----------
-    path
-        Of the array, relative to the group; it is the tensor's name unless the attributes record another.
+    ``path`` is relative to the group; it is the tensor's name unless the attributes record another.
 
     Raises
     ------

@@ -237,28 +237,12 @@ def encode_text(text: str) -> bytes:
     NUL characters at the end do not come back; writers must refuse them.
 
     Source: mindspore 2.10.0 saves ``numpy.array(text)``, whose shortest type has one character.
-
-    Examples
-    --------
-    >>> encode_text("a"), encode_text("")
-    (b'a\\x00\\x00\\x00', b'\\x00\\x00\\x00\\x00')
     """
     return (text or "\0").encode("utf-32-le")
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """Read the bytes of the text value ``name``.
-
-    Raises
-    ------
-    FormatError
-        The bytes are not characters.
-
-    Examples
-    --------
-    >>> decode_text(encode_text("hello"), "note")
-    'hello'
-    """
+    """Read the bytes of the text value ``name``; raise FormatError if they are not characters."""
     try:
         return content.decode("utf-32-le").rstrip("\0")
     except UnicodeDecodeError as error:

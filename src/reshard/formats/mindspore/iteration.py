@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import FormatError
+from ..findings import Findings
 from ..strict_json import json_kind, parse_json_object, shown
 from ..weight_index import relative_key_problem
 
@@ -52,17 +53,10 @@ _STATE_NAMES |= {"current_iterator_step", "last_overflow_iterator_step", "loss_s
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
-    """The parts of the name of an object of weights.
+    """The parts of the name of an object of weights (``"model"``) or optimizer states (``"opt"``).
 
-    Parameters
-    ----------
-    kind
-        ``"model"`` for weights, ``"opt"`` for optimizer states.
-    number, count
-        Which object of how many of its kind, from 0. With redundancy it is the rank; without, ranks
-        that hold nothing are not counted.
-    prefix
-        The user's own start of the name; may be empty.
+    ``number`` of ``count`` objects of the kind, from 0, is the rank with redundancy; without redundancy, ranks
+    that hold nothing are not counted. ``prefix`` is the user's own start of the name.
 
     Examples
     --------
@@ -114,13 +108,7 @@ def parse_object_name(name: str) -> ObjectName | None:
 
 
 def iteration_name(iteration: int) -> str:
-    """Name the folder of an iteration; raise FormatError for a number that is negative or absurd.
-
-    Examples
-    --------
-    >>> iteration_name(7)
-    'iteration_00000007'
-    """
+    """Name the folder of an iteration; raise FormatError for a number that is negative or absurd."""
     return f"iteration_{_checked_iteration(iteration):08d}"
 
 
@@ -140,18 +128,7 @@ def parse_iteration_name(name: str) -> int | None:
 
 
 def parse_tracker(data: bytes, where: str) -> int:
-    """Read the newest iteration from ``latest_checkpointed_iteration.txt``.
-
-    Raises
-    ------
-    FormatError
-        It is anything but one integer, with or without white space around it.
-
-    Examples
-    --------
-    >>> parse_tracker(b"7\\n", "latest_checkpointed_iteration.txt")
-    7
-    """
+    """Read the newest iteration from the tracker, which must be one integer, with or without white space around it."""
     match = _TRACKER.fullmatch(data) if len(data) <= _LONGEST_TRACKER_BYTES else None
     if not match:
         raise FormatError(
@@ -165,13 +142,7 @@ def parse_tracker(data: bytes, where: str) -> int:
 
 
 def encode_tracker(iteration: int) -> bytes:
-    """Write ``latest_checkpointed_iteration.txt``; raise FormatError for a number that is negative or absurd.
-
-    Examples
-    --------
-    >>> encode_tracker(7)
-    b'7'
-    """
+    """Write the tracker; raise FormatError for a number that is negative or absurd."""
     return str(_checked_iteration(iteration)).encode("ascii")
 
 
@@ -182,12 +153,7 @@ def _checked_iteration(iteration: int) -> int:
 
 
 def parse_common(data: bytes, where: str) -> dict[str, CommonValue]:
-    """Read the training state from ``common.json``.
-
-    Returns
-    -------
-    dict
-        All of ``COMMON_KEYS``, None if unknown, then every other key of the object.
+    """Read the training state from ``common.json``: all of ``COMMON_KEYS``, None if unknown, then its other keys.
 
     Raises
     ------
@@ -206,15 +172,8 @@ def parse_common(data: bytes, where: str) -> dict[str, CommonValue]:
 def encode_common(values: Mapping[str, CommonValue]) -> bytes:
     """Write ``common.json`` with four spaces and no newline at the end, as MindFormers does.
 
-    Parameters
-    ----------
-    values
-        Those of ``COMMON_KEYS`` that are known, and any other keys to keep.
-
-    Raises
-    ------
-    FormatError
-        ``parse_common`` would refuse some values; all are listed.
+    ``values`` may lack some of ``COMMON_KEYS`` and have other keys; FormatError lists those that
+    ``parse_common`` would refuse.
 
     Examples
     --------
@@ -231,15 +190,13 @@ def encode_common(values: Mapping[str, CommonValue]) -> bytes:
 
 def _checked_common(values: Mapping[str, object], where: str) -> dict[str, CommonValue]:
     common: dict[str, CommonValue] = dict.fromkeys(COMMON_KEYS)
-    problems: list[str] = []
+    findings = Findings()
     for key, value in values.items():
         if expected := _common_problem(key, value):
-            problems.append(f"{shown(key)}: expected {expected}, found {shown(value)} ({json_kind(value)})")
+            findings.add(shown(key), expected, f"{shown(value)} ({json_kind(value)})")
         elif value is None or isinstance(value, int | float | str):
             common[key] = value
-    if problems:
-        expected, found = "one number or string a key", f"{len(problems)} keys without"
-        raise FormatError("unusable values", where=where, expected=expected, found=found, problems=problems)
+    findings.raise_any("unusable values", where=where, expected="one number or string a key")
     return common
 
 

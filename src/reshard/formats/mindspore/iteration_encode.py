@@ -20,16 +20,9 @@ from .iteration_shards import Shard, cut_layout, list_shards, shard_numbers
 
 @dataclass(frozen=True, slots=True)
 class ShardObject:
-    """An object that holds one rank's shard of some tensors.
+    """An object that holds one rank's shard of some tensors; ``name`` is relative to the iteration's folder.
 
-    Parameters
-    ----------
-    name
-        Relative to the iteration's folder; without redundancy the number in it may differ from the rank.
-    rank
-        The rank whose shards it holds.
-    tensors
-        Names of the tensors.
+    Without redundancy the number in the name may differ from the rank.
     """
 
     name: str
@@ -37,12 +30,20 @@ class ShardObject:
     tensors: tuple[str, ...]
 
 
-def replicated_objects(
-    specs: Sequence[TensorSpec], strategy: Strategy, optimizer_states: Collection[str], prefix: str
+def shard_objects(
+    specs: Sequence[TensorSpec],
+    strategy: Strategy,
+    optimizer_states: Collection[str],
+    prefix: str,
+    *,
+    remove_redundancy: bool = False,
 ) -> tuple[ShardObject, ...]:
-    """Give every rank objects with all that it has, one of weights and one of optimizer states.
+    """Decide which objects are written: of weights and, apart from them, of optimizer states.
 
-    Source: MindFormers 2.1 ``save_checkpoint`` without ``remove_redundancy``.
+    Every rank writes all that it has; without redundancy, every shard goes to one object, so that ranks write about
+    as much, and ranks that get nothing of a kind have no object of it and are not counted in the names.
+
+    Source: MindFormers 2.1 ``save_checkpoint`` and, for ``remove_redundancy``, ``fully_parallel.py``.
 
     Parameters
     ----------
@@ -63,58 +64,24 @@ def replicated_objects(
     Examples
     --------
     >>> from reshard.tensor import DType
-    >>> for item in replicated_objects([TensorSpec("w", DType.F32, (4,))], Strategy(2, ({},)), (), ""):
+    >>> for item in shard_objects([TensorSpec("w", DType.F32, (4,))], Strategy(2, ({},)), (), ""):
     ...     print(item.name, item.rank, item.tensors)
     model-0000000-0000002.safetensors 0 ('w',)
     model-0000001-0000002.safetensors 1 ('w',)
     """
-    objects = []
-    for kind, shards in _by_kind(specs, strategy, optimizer_states):
+    objects, states = [], frozenset(optimizer_states)
+    kinds: tuple[ObjectKind, ...] = ("model", "opt")
+    for kind in kinds:
+        shards = list_shards((spec for spec in specs if (spec.name in states) == (kind == "opt")), strategy)
+        everywhere = ((shard, rank) for shard in shards for rank in shard.ranks)
         names: dict[int, list[str]] = {}
-        for shard in shards:
-            for rank in shard.ranks:
-                names.setdefault(rank, []).append(shard.spec.name)
-        for rank, held in names.items():
-            name = str(ObjectName(kind, rank, strategy.rank_count, prefix))
-            objects.append(ShardObject(name, rank, tuple(held)))
-    return tuple(sorted(objects, key=lambda item: item.rank))
-
-
-def balanced_objects(
-    specs: Sequence[TensorSpec], strategy: Strategy, optimizer_states: Collection[str], prefix: str
-) -> tuple[ShardObject, ...]:
-    """Give every shard to one object, so that ranks write about as much; otherwise as ``replicated_objects``.
-
-    Ranks that get nothing of a kind have no object of it and are not counted in the names.
-
-    Source: MindFormers 2.1 ``fully_parallel.py``, used with ``remove_redundancy``.
-
-    Examples
-    --------
-    >>> from reshard.tensor import DType
-    >>> for item in balanced_objects([TensorSpec("w", DType.F32, (4,))], Strategy(2, ({},)), (), ""):
-    ...     print(item.name, item.rank, item.tensors)
-    model-0000000-0000001.safetensors 0 ('w',)
-    """
-    objects = []
-    for kind, shards in _by_kind(specs, strategy, optimizer_states):
-        names: dict[int, list[str]] = {}
-        for shard, rank in assign_shards(shards):
+        for shard, rank in assign_shards(shards) if remove_redundancy else everywhere:
             names.setdefault(rank, []).append(shard.spec.name)
-        for number, rank in enumerate(sorted(names)):
-            name = str(ObjectName(kind, number, len(names), prefix))
-            objects.append(ShardObject(name, rank, tuple(names[rank])))
-    return tuple(objects)
-
-
-def _by_kind(
-    specs: Sequence[TensorSpec], strategy: Strategy, optimizer_states: Collection[str]
-) -> list[tuple[ObjectKind, tuple[Shard, ...]]]:
-    states = frozenset(optimizer_states)
-    return [
-        ("model", list_shards((spec for spec in specs if spec.name not in states), strategy)),
-        ("opt", list_shards((spec for spec in specs if spec.name in states), strategy)),
-    ]
+        count = len(names) if remove_redundancy else strategy.rank_count
+        for number, (rank, held) in enumerate(sorted(names.items())):
+            name = ObjectName(kind, number if remove_redundancy else rank, count, prefix)
+            objects.append(ShardObject(str(name), rank, tuple(held)))
+    return tuple(objects if remove_redundancy else sorted(objects, key=lambda item: item.rank))
 
 
 def assign_shards(shards: Sequence[Shard]) -> tuple[tuple[Shard, int], ...]:
@@ -126,11 +93,6 @@ def assign_shards(shards: Sequence[Shard]) -> tuple[tuple[Shard, int], ...]:
 
     Source: MindFormers 2.1 ``fully_parallel.py``, ``distribute_shards``. It counts 16 bytes an element for types that
     it does not know; here their true size counts.
-
-    Returns
-    -------
-    tuple
-        Every shard with its rank, in the order of assignment.
 
     Examples
     --------
@@ -175,9 +137,7 @@ def encode_metadata(specs: Sequence[TensorSpec], strategy: Strategy, objects: Se
     --------
     >>> from reshard.tensor import DType
     >>> specs, strategy = [TensorSpec("w", DType.F32, (4,))], Strategy(2, ({"w": Layout((2,), ((0,),))},))
-    >>> document = json.loads(encode_metadata(specs, strategy, replicated_objects(specs, strategy, (), "")))
-    >>> document["state_dict_metadata"]["w"]["chunk"]
-    [{'global_offset': [0], 'local_shape': [2]}, {'global_offset': [1], 'local_shape': [2]}]
+    >>> document = json.loads(encode_metadata(specs, strategy, shard_objects(specs, strategy, (), "")))
     >>> document["storage_data"]["('w', (1,))"]
     [{'file_name': 'model-0000001-0000002.safetensors', 'storage_rank': 1, 'rank_group': [1]}]
     """

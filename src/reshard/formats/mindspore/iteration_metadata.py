@@ -74,12 +74,7 @@ class StoredShard:
 class StageLayout:
     """How a tensor is cut over the ranks of the first pipeline stage that holds it.
 
-    Parameters
-    ----------
-    layout
-        Device matrix and tensor map; optimizer pieces are cuts like any other here.
-    rank_list
-        The stage's ranks.
+    In ``layout``, optimizer pieces are cuts like any other.
     """
 
     layout: Layout
@@ -88,16 +83,9 @@ class StageLayout:
 
 @dataclass(frozen=True, slots=True)
 class IterationTensor:
-    """One tensor of the checkpoint.
+    """One tensor of the checkpoint, in ``cuts`` equal pieces on each axis.
 
-    Parameters
-    ----------
-    cuts
-        Equal pieces on each axis.
-    shards
-        Boxes that tile the tensor, in the order in which the ranks first hold them.
-    layout
-        None if the writer knew none; such a tensor is whole.
+    The shards tile it, in the order in which the ranks first hold them. Without a layout it is whole.
     """
 
     spec: TensorSpec

@@ -126,13 +126,7 @@ def cut_layout(layout: Layout) -> Layout:
 
 @lru_cache(maxsize=256)
 def shard_numbers(layout: Layout) -> tuple[int, ...]:
-    """Return the number of each rank's shard, for the ranks of one stage.
-
-    Examples
-    --------
-    >>> shard_numbers(Layout((2, 2), ((0, 1), ())))
-    (0, 2, 1, 3)
-    """
+    """Return the number of each rank's shard, for the ranks of one stage."""
     cut = cut_layout(layout)
     numbers = []
     for rank in range(cut.device_count):
@@ -147,12 +141,8 @@ def shard_numbers(layout: Layout) -> tuple[int, ...]:
 def list_shards(specs: Iterable[TensorSpec], strategy: Strategy) -> tuple[Shard, ...]:
     """List the shards of whole tensors, each tensor's in the order in which the ranks first hold them.
 
-    A tensor without a layout on any stage is whole on every rank.
-
-    Raises
-    ------
-    StrategyError
-        Layouts do not fit their tensors, or cut one tensor differently on two stages (all are listed).
+    A tensor without a layout on any stage is whole on every rank. StrategyError lists all layouts that do not fit
+    their tensors, or cut one tensor differently on two stages.
 
     Examples
     --------

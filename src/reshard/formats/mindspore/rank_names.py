@@ -19,15 +19,7 @@ def base_of(name: str) -> str:
 
 
 def rank_container(name: str) -> Container | None:
-    """Return the container of a rank's object; None for others, and for names with a leading dot.
-
-    Examples
-    --------
-    >>> rank_container("rank_0/a.ckpt"), rank_container("rank_0/meta.json"), rank_container("rank_0/.a.safetensors")
-    (<Container.CKPT: 'ckpt'>, None, None)
-
-    Source: MindSpore skips names with a leading dot.
-    """
+    """Return the container of a rank's object; None for others, and for names with a leading dot, as in MindSpore."""
     return None if base_of(name).startswith(".") else container_of(name)
 
 
@@ -46,13 +38,7 @@ def epoch_step_of(name: str) -> tuple[int, int] | None:
 
 
 def label_of(name: str, rank: int) -> str:
-    """Name an object in a message, the same for all ranks: by epoch and step, or else by ``pattern_of``.
-
-    Examples
-    --------
-    >>> label_of("rank_3/llama_rank_3-1_20.safetensors", 3), label_of("rank_3/llama3_3.ckpt", 3)
-    ('1_20', 'llama3_{rank}.ckpt')
-    """
+    """Name an object in a message, the same for all ranks: by epoch and step, or else by ``pattern_of``."""
     numbers = epoch_step_of(name)
     return f"{numbers[0]}_{numbers[1]}" if numbers else pattern_of(name, rank)
 
@@ -75,13 +61,7 @@ def pattern_of(name: str, rank: int) -> str:
 
 
 def natural(text: str) -> list[str | tuple[int, str]]:
-    """Return the sort key that orders the numbers within texts as numbers.
-
-    Examples
-    --------
-    >>> sorted(["1_10", "1_9", "1_a"], key=natural)
-    ['1_9', '1_10', '1_a']
-    """
+    """Return the sort key that orders the numbers within texts as numbers: 1_9, 1_10, 1_a."""
     # Text is at even places and numbers at odd ones, so a text is never compared with a number.
     return [_number(part) if place % 2 else part for place, part in enumerate(_DIGITS.split(text))]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from ...errors import CatalogError, FormatError, option, raise_all
+from ...errors import CatalogError, option, raise_all
 from ..containers import Container
+from ..findings import Findings
 from ..strict_json import json_kind, parse_json_object, shown
 from .rank_names import (
     base_of,
@@ -41,7 +43,7 @@ class RankObjects:
     root
         The prefix before ``rank_R/``: empty, or ``checkpoint/`` and the like.
     by_rank
-        Names of safetensors and ckpt objects, with the root; empty for a rank that has other objects only.
+        Names of containers, with the root; empty for a rank that has other objects only.
     metas
         The name of ``meta.json``, of the ranks that have one.
     notes
@@ -75,29 +77,17 @@ class Chosen:
 def find_root(names: Iterable[str]) -> str:
     """Find the prefix before the ``rank_R/`` that hold a checkpoint; empty also when there is none.
 
-    Examples
-    --------
-    >>> find_root(["checkpoint_network/rank_0/a.ckpt", "checkpoint/rank_0/a.ckpt", "strategy/s.ckpt"])
-    'checkpoint/'
-
     Source: MindSpore Transformers, output prefixes of ``CheckpointMonitor``.
     """
     found = _roots(names)
     return next((root for root in _ROOTS if root in found), "")
 
 
-def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObjects:
+def find_rank_objects(names: Iterable[str]) -> RankObjects:
     """Sort the objects below a prefix by rank.
 
     Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which
     MindSpore does not see either.
-
-    Parameters
-    ----------
-    names
-        Of all objects, relative to the prefix, in any order.
-    root
-        The prefix before ``rank_R/``; by default the one that ``find_root`` finds.
 
     Raises
     ------
@@ -113,7 +103,7 @@ def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObje
     ('ignored: rank_x/ is not rank_ and a number',)
     """
     names = sorted(set(names))
-    root = find_root(names) if root is None else root
+    root = find_root(names)
     prefixes: dict[int, set[str]] = {}
     by_rank: dict[int, list[str]] = {}
     metas: dict[int, str] = {}
@@ -131,12 +121,7 @@ def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObje
     return RankObjects(root, {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}, metas, _ignored_at(root, names))
 
 
-def choose(
-    objects: RankObjects,
-    suffix: str | None = None,
-    recorded: _Metas | None = None,
-    container: Container | None = None,
-) -> Chosen:
+def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | None = None) -> Chosen:
     """Choose one object a rank, as MindSpore does, and check that together they are one checkpoint.
 
     A rank's only object is taken. Of several: the one with the ``suffix``; else the one that the
@@ -152,8 +137,6 @@ def choose(
         ``[_]STEP``; any other text that ends one name on each rank.
     recorded
         The ranks' ``meta.json``.
-    container
-        Which to take when there are several.
 
     Raises
     ------
@@ -173,14 +156,14 @@ def choose(
     Source: mindspore 2.10.0, ``parallel/transform_safetensors.py`` (``_collect_safetensor_files``,
     ``_find_most_matching_file``), ``parallel/checkpoint_transform.py`` (``_transform_checkpoints``).
     """
-    container = container or _only_container(objects)
-    held = {rank: tuple(n for n in names if rank_container(n) == container) for rank, names in objects.by_rank.items()}
-    several = {rank: names for rank, names in held.items() if names}
+    container = _only_container(objects)
+    several = {rank: names for rank, names in objects.by_rank.items() if names}
     if not several:
         raise CatalogError(f"no rank_R/ with {container} objects", problems=objects.notes, hint=_WHERE)
-    notes = [*objects.notes, *_about_container(objects, held, container)]
+    without = [rank for rank, names in objects.by_rank.items() if not names]
+    notes = [*objects.notes, *[f"no {container} object on {_ranks(without)}"] * bool(without)]
     if suffix is not None:
-        by_rank = _by_suffix(held, suffix, container)
+        by_rank = _by_suffix(objects.by_rank, suffix, container)
         notes += _about_suffix(by_rank, suffix, container)
         why = f"which ends in {shown(suffix)}"
     else:
@@ -208,20 +191,16 @@ def parse_meta(data: bytes, where: str) -> RankMeta:
     """
     document = parse_json_object(data, where)
     epoch, step, name = (document.get(key) for key in ("last_epoch", "last_step", "last_ckpt_file"))
-    problems = [f"last_epoch: {trouble}" for trouble in _not_a_count(epoch)]
-    problems += [f"last_step: {trouble}" for trouble in _not_a_count(step)]
-    if isinstance(name, str) and name and isinstance(epoch, int) and isinstance(step, int) and not problems:
-        return RankMeta(epoch, step, name)
+    findings = Findings()
+    for key, value in (("last_epoch", epoch), ("last_step", step)):
+        if type(value) is not int or value < 0:
+            found = shown(value) if isinstance(value, int | float) else json_kind(value)
+            findings.add(key, "an integer, at least 0", found)
     if not isinstance(name, str) or not name:
-        problems.append(f"last_ckpt_file: expected a name, found {'an empty one' if name == '' else json_kind(name)}")
-    raise FormatError("not a record of a checkpoint", where=where, problems=problems)
-
-
-def _not_a_count(value: object) -> list[str]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return []
-    found = shown(value) if isinstance(value, int | float) else json_kind(value)
-    return [f"expected an integer, at least 0, found {found}"]
+        findings.add("last_ckpt_file", "a name", "an empty one" if name == "" else json_kind(name))
+    expected = "last_epoch, last_step and last_ckpt_file"
+    findings.raise_any("not a record of a checkpoint", where=where, expected=expected)
+    return RankMeta(cast("int", epoch), cast("int", step), cast("str", name))
 
 
 def _roots(names: Iterable[str]) -> set[str]:
@@ -248,13 +227,6 @@ def _only_container(objects: RankObjects) -> Container:
             hint="Keep objects of one format there, or name one object.",
         )
     return next(iter(found), Container.SAFETENSORS)
-
-
-def _about_container(objects: RankObjects, held: _Names, container: Container) -> list[str]:
-    without = [rank for rank, names in held.items() if not names]
-    other_count = sum(map(len, objects.by_rank.values())) - sum(map(len, held.values()))
-    notes = [f"ignored: {other_count} objects that are not {container}"] * bool(other_count)
-    return notes + [f"no {container} object on {_ranks(without)}"] * bool(without)
 
 
 def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, str]:

@@ -19,16 +19,9 @@ _STAGE_PREFIX = re.compile(r"([0-9]{1,9})-(.+)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class OperatorItem:
-    """How the inputs of one operator are cut; the only place where a file records its pipeline stage.
+    """How the inputs of one operator node are cut; the only place where a file records its pipeline stage.
 
-    Parameters
-    ----------
-    name
-        Of the operator node.
-    stage
-        Pipeline stage that runs it.
-    cuts
-        For each input, the pieces on each of its axes; empty if MindSpore did not record them.
+    ``cuts`` are, for each input, the pieces on each of its axes; empty if MindSpore did not record them.
     """
 
     name: str
@@ -47,9 +40,9 @@ class StrategyFile:
     layouts
         Of each parameter, by its name in the file: ``<stage>-<name>`` in a merged file.
     expanded_shapes
-        Recorded by the JSON form alone: the full shape of a parameter, in elements, in which an axis
-        that several device dimensions cut is expanded to as many axes. Left out where MindSpore
-        writes a wrong one (uneven pieces).
+        Of the JSON form alone: the full shape of a parameter, in elements, in which an axis that several
+        device dimensions cut is expanded to as many axes. Left out where MindSpore writes a wrong one
+        (uneven pieces).
     current_stage
         A save counter, not a pipeline stage; merged files have 1.
     name
@@ -112,12 +105,10 @@ def make_layout(
     row_split: tuple[Sequence[int], Sequence[int]],
     field_size: int,
 ) -> Layout:
-    """Make a layout of numbers read from a file.
+    """Make a layout of numbers read from the place ``where`` of a file; raise FormatError if they make none.
 
     Parameters
     ----------
-    where
-        The place of the numbers, for errors.
     tensor_map
         For each tensor axis, its entries; -1 for none.
     optimizer_shard
@@ -126,16 +117,6 @@ def make_layout(
         Row counts and first rows; both empty for even pieces.
     field_size
         Of a field-slice embedding, else 0.
-
-    Raises
-    ------
-    FormatError
-        The numbers make no layout.
-
-    Examples
-    --------
-    >>> make_layout("f", [4, 2], [[0], [-1]], (2, -1), ([], []), 0).tensor_map
-    ((0,), ())
     """
     entry_count = sum(max(1, len(axis)) for axis in tensor_map)
     if max(len(device_matrix), entry_count) > _LARGEST_AXIS_COUNT:

@@ -25,18 +25,9 @@ _JsonObject = dict[str, object]
 
 
 def decode_json(data: bytes, name: str) -> StrategyFile:
-    """Read the JSON form of the file ``name``; its layouts may be expanded, see :func:`fold_expanded`.
+    """Read the JSON form of the file ``name``; raise FormatError if the bytes are no strategy file.
 
-    Raises
-    ------
-    FormatError
-        The bytes are no strategy file.
-
-    Examples
-    --------
-    >>> file = decode_json(b'{"current_stage": 2, "parallel_strategy_item": {}, "parallel_layout_item": {}}', "s.json")
-    >>> file.layouts
-    {}
+    Its layouts may be expanded: see :func:`fold_expanded`.
     """
     top = parse_json_object(data, name)
     operators = _object(top, "parallel_strategy_item", name)
@@ -117,13 +108,8 @@ def _wrong(item: _JsonObject, key: str, place: str, expected: str) -> FormatErro
 def encode_json(file: StrategyFile, shapes: Mapping[str, Shape] | None = None) -> bytes:
     """Write the JSON form, which MindSpore reads under names that end in ``.json``.
 
-    If operators of two stages have one name, the later one stays, as in MindSpore's own merge.
-
-    Parameters
-    ----------
-    shapes
-        Full shapes to record for parameters that ``file.expanded_shapes`` does not have, by the
-        name in the file; MindSpore does not read them.
+    If operators of two stages have one name, the later one stays, as in MindSpore's own merge. ``shapes`` are
+    full shapes to record for parameters that ``file.expanded_shapes`` lacks; MindSpore does not read them.
 
     Raises
     ------
@@ -188,10 +174,8 @@ def fold_expanded(layout: Layout, expanded_shape: Shape, real_shape: Shape, *, l
 
     Parameters
     ----------
-    layout
-        Of the expanded axes.
-    expanded_shape
-        The full shape beside it in the file, in elements.
+    layout, expanded_shape
+        Of the expanded axes, as in the file.
     real_shape
         Of the tensor, in elements; with as many axes as ``layout``, nothing was expanded.
     local

@@ -21,28 +21,13 @@ from .strategy_protobuf import decode_protobuf
 def parse_strategy_file(data: bytes, name: str) -> StrategyFile:
     """Read a strategy file: JSON if its name ends in ``.json``, protobuf otherwise, as MindSpore decides.
 
-    Raises
-    ------
-    FormatError
-        The bytes are no strategy file of that form.
-
-    Examples
-    --------
-    >>> parse_strategy_file(bytes.fromhex("0802"), "ckpt_strategy_rank_0.ckpt").current_stage
-    2
-
     Source: mindspore 2.10.0, ``parallel/_parallel_serialization.py``, ``_build_searched_strategy``.
     """
     return decode_json(data, name) if name.endswith(".json") else decode_protobuf(data, name)
 
 
 def merge_strategy_files(files: Sequence[StrategyFile]) -> StrategyFile:
-    """Merge the files of all stages into one whose names are ``<stage>-<name>``.
-
-    Parameters
-    ----------
-    files
-        One a stage or one a rank; equal files of one stage count once.
+    """Merge the files of all stages or ranks into one whose names are ``<stage>-<name>``.
 
     Raises
     ------
@@ -77,10 +62,10 @@ def to_strategy(
 ) -> Strategy:
     """Make one ``Strategy`` of a single file, of the files of all stages or ranks, or of a merged file.
 
+    Equal files of one stage count once.
+
     Parameters
     ----------
-    files
-        Equal files of one stage count once.
     shapes
         Of the tensors, in elements: needed for JSON files with layouts that MindSpore may have
         written in expanded form. Tensors that are not among them keep the layout of the file;
@@ -193,17 +178,9 @@ def _called(file: StrategyFile) -> str:
 
 
 def from_strategy(strategy: Strategy, stage: int | None = None) -> StrategyFile:
-    """Make the strategy file that MindSpore would have written.
+    """Make the strategy file that MindSpore would have written for one stage, or merged for all stages.
 
-    Parameters
-    ----------
-    stage
-        The pipeline stage to write; None for all of them: one merged file when there are several.
-
-    Returns
-    -------
-    StrategyFile
-        One operator item a stage stands in for the network's own: the stage is recorded nowhere else.
+    One operator item a stage stands in for the network's own: the stage is recorded nowhere else.
 
     Raises
     ------

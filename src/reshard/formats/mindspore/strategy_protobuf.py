@@ -23,12 +23,7 @@ _Fields = dict[int, list[Field]]
 
 
 def decode_protobuf(data: bytes, name: str) -> StrategyFile:
-    """Read the protobuf form of the file ``name``.
-
-    Raises
-    ------
-    FormatError
-        The bytes are no strategy file.
+    """Read the protobuf form of the file ``name``; raise FormatError if the bytes are no strategy file.
 
     Examples
     --------
@@ -36,7 +31,7 @@ def decode_protobuf(data: bytes, name: str) -> StrategyFile:
     StrategyFile(operators=(), layouts={}, expanded_shapes={}, current_stage=2, name='s.ckpt')
     """
     fields = Message.whole(data, name).grouped()
-    current_stage = _one(fields, _CURRENT_STAGE, "current_stage", f"{name}: ParallelStrategyMap").unsigned(32)
+    current_stage = _one(fields, _CURRENT_STAGE, "current_stage", f"{name}: ParallelStrategyMap").integer(32)
     operators = tuple(_operator(item.message(), name) for item in fields.get(_OPERATOR, []))
     layouts: dict[str, Layout] = {}
     known: dict[bytes, Layout] = {}
@@ -52,7 +47,7 @@ def _operator(message: Message, name: str) -> OperatorItem:
     fields, place = message.grouped(), f"{name}, byte {message.start}"
     node = _one(fields, _NAME, "node_name", place).message().text()
     body = _one(fields, _BODY, "parallel_strategys", place).message().grouped()
-    stage = _one(body, _STAGE, "stage", place).unsigned(32)
+    stage = _one(body, _STAGE, "stage", place).integer(32)
     cuts = (tuple(_unsigned(cut)) for cut in body.get(_CUTS, []))
     return OperatorItem(node, stage, tuple(cuts))
 
@@ -70,7 +65,7 @@ def _layout_item(message: Message, name: str, known: dict[bytes, Layout]) -> tup
 
 def _layout(fields: _Fields, place: str) -> Layout:
     def int32(number: int, what: str) -> int:
-        return _one(fields, number, what, place).signed(32)
+        return _one(fields, number, what, place).integer(32, is_signed=True)
 
     def int64s(number: int) -> list[int]:
         return [value for item in fields.get(number, []) for value in _signed(item, 64)]
@@ -98,11 +93,11 @@ def _dims(item: Field) -> Iterable[Field]:
 
 
 def _unsigned(item: Field) -> list[int]:
-    return [number for dim in _dims(item) for number in dim.unsigned_numbers(32)]
+    return [number for dim in _dims(item) for number in dim.integers(32)]
 
 
 def _signed(item: Field, bits: int) -> list[int]:
-    return [number for dim in _dims(item) for number in dim.signed_numbers(bits)]
+    return [number for dim in _dims(item) for number in dim.integers(bits, is_signed=True)]
 
 
 def _one(fields: _Fields, number: int, what: str, place: str) -> Field:

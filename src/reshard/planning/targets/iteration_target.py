@@ -16,7 +16,7 @@ from ...formats.mindspore.iteration import (
     is_optimizer_state,
     iteration_name,
 )
-from ...formats.mindspore.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
+from ...formats.mindspore.iteration_encode import ShardObject, encode_metadata, shard_objects
 from ...formats.mindspore.iteration_shards import list_shards
 from ...tensor import Box, DType, Strategy
 from ..catalog import SourceSharding
@@ -107,8 +107,7 @@ class IterationTarget:
         stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
         names = {spec.name for spec in stored}
         states = [name for name in names if is_optimizer_state(name, names)]
-        share = balanced_objects if self.remove_redundancy else replicated_objects
-        return share(stored, self.strategy, states, self.prefix)
+        return shard_objects(stored, self.strategy, states, self.prefix, remove_redundancy=self.remove_redundancy)
 
     def documents(
         self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: SourceMetadata
