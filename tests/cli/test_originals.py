@@ -14,7 +14,7 @@ from support.ckpt_parser import parse_ckpt
 
 from reshard import api
 from reshard.compat.checkpoints import requests_for
-from reshard.formats.containers import Container, frame_of
+from reshard.formats.containers import Container
 from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout
@@ -366,7 +366,7 @@ def test_what_cannot_be_rewritten(memory, arguments, code, told):
 
 
 def test_text_stays_in_ckpt(memory):
-    frame = frame_of(Container.CKPT, [], {}, {"note": "a text"})
+    frame = Container.CKPT.definition.make_frame([], {}, {"note": "a text"})
     data = bytearray(frame.nbytes)
     for place, known in frame.literals:
         data[place : place + len(known)] = known

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reshard.formats.containers import Container, frame_of
+from reshard.formats.containers import Container
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.mindspore.strategy_json import encode_json
 from reshard.formats.mindspore.strategy_merge import from_strategy
@@ -170,7 +170,7 @@ def _shard(rank: int, step: int, heads: Sequence[str]) -> bytes:
     if len(heads) > 1:
         specs += [TensorSpec("global_step", DType.I32, (1,)), TensorSpec("rng_state", DType.I64, (2,))]
         contents += [step.to_bytes(4, "little"), random.Random(rank).randbytes(16)]
-    frame = frame_of(Container.CKPT, specs, {}, {})
+    frame = Container.CKPT.definition.make_frame(specs, {}, {})
     data = bytearray(frame.nbytes)
     for place, known in frame.literals:
         data[place : place + len(known)] = known

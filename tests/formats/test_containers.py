@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from support.checkpoints import CKPT_TYPES, assembled, decode, decode_ckpt, list_ckpt, random_model
 
 from reshard.errors import FormatError
-from reshard.formats.containers import Container, frame_of
+from reshard.formats.containers import Container
 from reshard.formats.mindspore.ckpt import plan_ckpt
 from reshard.tensor import DType, TensorSpec
 
+SAFETENSORS, CKPT = Container.SAFETENSORS.definition, Container.CKPT.definition
 SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple) | st.sampled_from([(0, 3), (2, 0), (1, 1, 40)])
 
 
@@ -39,7 +40,7 @@ def told(model):
 )
 def test_safetensors(model, metadata):
     specs = ordered(model)
-    frame = frame_of(Container.SAFETENSORS, specs, metadata, {"left": "out"})
+    frame = SAFETENSORS.make_frame(specs, metadata, {"left": "out"})
     assert decode(whole(frame, specs, model)) == (told(model), metadata)
 
 
@@ -57,40 +58,40 @@ def test_ckpt(model, texts, piece_bytes):
 
 def test_sub_byte_tensors_are_rows_of_bytes():
     specs = [TensorSpec("w", DType.F4, (2, 6))]
-    [extent] = frame_of(Container.SAFETENSORS, specs, {}, {}).extents
+    [extent] = SAFETENSORS.make_frame(specs, {}, {}).extents
     assert (extent.element_count, extent.itemsize) == (6, 1)
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype.value not in CKPT_TYPES])
 def test_dtypes_that_ckpt_lacks(dtype):
     with pytest.raises(FormatError, match=r"values that \.ckpt cannot hold") as caught:
-        frame_of(Container.CKPT, [TensorSpec("w", dtype, (8,))], {}, {})
+        CKPT.make_frame([TensorSpec("w", dtype, (8,))], {}, {})
     [problem] = caught.value.problems
     assert problem.startswith("tensor 'w': expected one of")
 
 
 def test_packed_int4_keeps_its_name():
     spec = TensorSpec("w", DType.I8, (4,))
-    body = whole(frame_of(Container.CKPT, [spec], {"w": "Int4"}, {}), [spec], random_model({"w": ("I8", (4,))}))
+    body = whole(CKPT.make_frame([spec], {"w": "Int4"}, {}), [spec], random_model({"w": ("I8", (4,))}))
     assert list_ckpt(body)[2] == {"w": "Int4"}
-    plain = whole(frame_of(Container.CKPT, [spec], {"w": "other"}, {}), [spec], random_model({"w": ("I8", (4,))}))
+    plain = whole(CKPT.make_frame([spec], {"w": "other"}, {}), [spec], random_model({"w": ("I8", (4,))}))
     assert list_ckpt(plain)[2] == {}
 
 
 def test_packed_int4_is_int8():
     with pytest.raises(FormatError, match=r"values that \.ckpt cannot hold"):
-        frame_of(Container.CKPT, [TensorSpec("w", DType.F32, (4,))], {"w": "Int4"}, {})
+        CKPT.make_frame([TensorSpec("w", DType.F32, (4,))], {"w": "Int4"}, {})
 
 
 def test_every_unfit_value_is_told():
     specs = [TensorSpec("a", DType.F4, (2,)), TensorSpec("b", DType.F32, (0,)), TensorSpec("c", DType.U8, (1,))]
     with pytest.raises(FormatError) as caught:
-        frame_of(Container.CKPT, specs, {}, {"c": "text", "d": "\ud800", "e": "x\0"})
+        CKPT.make_frame(specs, {}, {"c": "text", "d": "\ud800", "e": "x\0"})
     assert len(caught.value.problems) == 5
 
 
 def test_nothing():
-    assert frame_of(Container.SAFETENSORS, [], {}, {}).extents == ()
+    assert SAFETENSORS.make_frame([], {}, {}).extents == ()
     with pytest.raises(FormatError, match="nothing to write"):
-        frame_of(Container.CKPT, [], {}, {})
-    assert frame_of(Container.CKPT, [], {}, {"note": "x"}).extents == ()
+        CKPT.make_frame([], {}, {})
+    assert CKPT.make_frame([], {}, {"note": "x"}).extents == ()

@@ -11,15 +11,10 @@ from .frame import Frame
 
 @dataclass(frozen=True, slots=True)
 class HeaderTensor:
-    """A tensor and where one object holds its bytes.
+    """A tensor as an object records it, and where the object holds its bytes.
 
-    Parameters
-    ----------
-    spec
-        Name, dtype and shape as the object records them.
-    boxes
-        Boxes that tile ``extent_of(spec)``, in order, each with the first byte of its row-major elements.
-        An empty tensor may have none.
+    ``boxes`` tile ``extent_of(spec)``, in order, each with the first byte of its row-major elements; an empty tensor
+    may have none.
     """
 
     spec: TensorSpec
@@ -48,8 +43,6 @@ class ContainerHeader:
         Values that are text.
     read_bytes
         Bytes read to learn all this.
-    checksum
-        Of the object, if it records one.
     """
 
     tensors: tuple[HeaderTensor, ...]

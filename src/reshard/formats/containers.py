@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
-from ..tensor import ByteRange, TensorSpec
+from ..tensor import ByteRange
 from .container_format import ContainerFormat, ContainerHeader
-from .frame import Frame
 from .mindspore.ckpt import plan_ckpt
 from .mindspore.ckpt_read import scan_ckpt
 from .safetensors import plan_safetensors, scan_safetensors
@@ -23,8 +22,10 @@ class Container(StrEnum):
     --------
     >>> [container.suffix for container in Container]
     ['.safetensors', '.ckpt']
-    >>> Container("ckpt").definition.has_texts
-    True
+    >>> from reshard.tensor import DType, TensorSpec
+    >>> spec = TensorSpec("w", DType.I8, (2,))
+    >>> [container.definition.make_frame([spec], {}, {}).nbytes for container in Container]
+    [66, 19]
     """
 
     definition: ContainerFormat
@@ -55,21 +56,6 @@ def container_of(name: str) -> Container | None:
     (<Container.CKPT: 'ckpt'>, None)
     """
     return next((container for container in Container if name.endswith(container.suffix)), None)
-
-
-def frame_of(
-    container: Container, specs: Sequence[TensorSpec], metadata: Mapping[str, str], texts: Mapping[str, str]
-) -> Frame:
-    """Lay out an object that does not exist yet; see :class:`ContainerFormat`.
-
-    Examples
-    --------
-    >>> from reshard.tensor import DType
-    >>> spec = TensorSpec("w", DType.I8, (2,))
-    >>> [frame_of(container, [spec], {}, {}).nbytes for container in Container]
-    [66, 19]
-    """
-    return container.definition.make_frame(specs, metadata, texts)
 
 
 def read_header(container: Container, object_nbytes: int, read: Callable[[ByteRange], bytes]) -> ContainerHeader:

@@ -9,18 +9,10 @@ from ..tensor import Layout
 
 @dataclass(frozen=True, slots=True)
 class GridDimension:
-    """A dimension of a device matrix.
+    """A dimension of a device matrix: ``step`` is the distance between ranks that are neighbours in it.
 
-    Parameters
-    ----------
-    step
-        Distance between ranks that are neighbours in it.
-    stop
-        Step times size.
-    axis
-        The tensor axis that it cuts, None for a free dimension.
-    place
-        Among the dimensions that cut the axis: 0 for the most significant.
+    ``axis`` is the tensor axis that it cuts, None for a free dimension; ``place`` counts among the dimensions that
+    cut the axis, 0 for the most significant.
     """
 
     step: int
@@ -37,10 +29,7 @@ class GridDimension:
 def grid_dimensions(layout: Layout, *, join_free: bool) -> tuple[GridDimension, ...]:
     """Return the dimensions of more than one device, fastest first; those that act as one are joined.
 
-    Parameters
-    ----------
-    join_free
-        Whether to join neighbours that cut nothing, too.
+    Neighbours that cut nothing are joined only with ``join_free``.
 
     Examples
     --------

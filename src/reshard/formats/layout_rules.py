@@ -21,16 +21,10 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
-    """How the tensors with matching names are cut.
+    """How the tensors are cut whose names match one of the globs.
 
-    Parameters
-    ----------
-    match
-        Globs, one of which must match.
-    split
-        For each tensor axis, the axes of the device grid that cut it, most significant first.
-    optimizer_shard
-        Pieces of the first axis of a slice over its replicas; -1 for one a replica, 0 for none.
+    ``split`` has for each tensor axis the axes of the device grid that cut it, most significant first;
+    ``optimizer_shard`` is the number of pieces of a slice's first axis over its replicas, -1 for one a replica.
     """
 
     match: tuple[str, ...]
@@ -45,23 +39,13 @@ class StageRule:
     match: tuple[str, ...] = ()
     layers: tuple[tuple[int, int], ...] = ()
 
-    def has_layer(self, number: int | None) -> bool:
-        """Return whether a tensor of this layer belongs to the stage."""
-        return number is not None and any(first <= number <= last for first, last in self.layers)
-
 
 @dataclass(frozen=True, slots=True)
 class LayoutRules:
     """A layout file: a grid of devices, and rules that cut tensors over it.
 
-    Parameters
-    ----------
-    axes
-        Name and size of each axis of the grid, slowest first; ``pp``, if any, is the first.
-    rules
-        The first rule that matches a tensor decides.
-    stages
-        One a pipeline stage; empty for a single stage that holds everything.
+    The axes are names and sizes, slowest first; ``pp``, if any, is the first. The first rule that matches a tensor
+    decides. Without ``stages``, a single one holds everything.
 
     Examples
     --------
@@ -84,12 +68,8 @@ class LayoutRules:
     def layout(self, rule: LayoutRule, axis_count: int) -> Layout:
         """Return the layout that a rule gives a tensor of ``axis_count`` axes.
 
-        As in training, optimizer shards are left out for scalars and for slices without replicas.
-
-        Raises
-        ------
-        StrategyError
-            The rule cuts more axes than the tensor has, or its optimizer shard does not fit.
+        As in training, optimizer shards are left out for scalars and for slices without replicas. Raise StrategyError
+        if the rule cuts more axes than the tensor has, or its optimizer shard does not fit.
         """
         if len(rule.split) > axis_count:
             raise StrategyError(f"split has {len(rule.split)} entries, the tensor has {axis_count} axes")
@@ -103,12 +83,7 @@ class LayoutRules:
         return Layout(sizes, tensor_map, optimizer_shard_size=rule.optimizer_shard)
 
     def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
-        """Apply the rules to a model.
-
-        Parameters
-        ----------
-        shapes
-            Of every tensor, full or one rank's: only the number of axes counts.
+        """Apply the rules to the tensors of a model; of their shapes, only the number of axes counts.
 
         Raises
         ------
@@ -148,8 +123,11 @@ class LayoutRules:
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
         if not self.stages:
             return (0,)
-        number, matching = layer_number(name), set(globs.matches(name))
-        return [s for s, stage in enumerate(self.stages) if s in matching or stage.has_layer(number)]
+        number, stages = layer_number(name), set(globs.matches(name))
+        if number is not None:
+            spans = ((s, *layers) for s, stage in enumerate(self.stages) for layers in stage.layers)
+            stages |= {s for s, first, last in spans if first <= number <= last}
+        return sorted(stages)
 
 
 def layer_number(name: str) -> int | None:

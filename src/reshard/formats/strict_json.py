@@ -39,17 +39,8 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     Refused, though many parsers accept them: repeated keys at any level, NaN and infinities (spelled
     out or by overflow), unpaired surrogates, a byte order mark, integers of thousands of digits.
 
-    Parameters
-    ----------
-    where
-        Name of the text, for errors.
-    first_byte
-        Position of ``data`` in its object; byte offsets in errors count from the object's start.
-
-    Raises
-    ------
-    FormatError
-        The text breaks one of these rules.
+    Errors name the text ``where``; their byte offsets count from the start of the object in which ``data`` begins at
+    ``first_byte``. Strings of the result can be encoded, and its floats are finite.
 
     Examples
     --------

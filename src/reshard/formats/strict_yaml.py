@@ -50,17 +50,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
-    """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls.
+    """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls, at most 4 MiB.
 
-    Parameters
-    ----------
-    data
-        UTF-8 text, at most 4 MiB.
-    where
-        Name of the text, for errors.
-    foreign
-        Whether another tool wrote the text: fractions, dates, tagged scalars and aliases are read as
-        text, and no key is merged.
+    In a ``foreign`` text, which another tool wrote, fractions, dates, tagged scalars and aliases are read as text,
+    and no key is merged.
 
     Raises
     ------

@@ -89,7 +89,10 @@ def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
         raise FormatError(f"path {shown(path)}", where=where, expected="plain names separated by /", found=problem)
     _check_keys(node, where)
     shape = _extents(node["shape"], "shape", where, least=0)
-    chunk_shape = _extents(_of_regular_grid(node["chunk_grid"], where), "chunk_shape", where, least=1)
+    grid, settings = _named(node["chunk_grid"], "chunk_grid", where)
+    if grid != "regular":
+        raise FormatError("chunk_grid", where=where, expected="regular", found=shown(grid))
+    chunk_shape = _extents(settings.get("chunk_shape"), "chunk_shape", where, least=1)
     if len(shape) != len(chunk_shape):
         found = f"{len(shape)} and {len(chunk_shape)}"
         raise FormatError("shape and chunk_shape", where=where, expected="equal numbers of axes", found=found)
@@ -176,13 +179,6 @@ def _named(value: object, what: str, where: str) -> tuple[str, Mapping[str, obje
     if not isinstance(name, str):
         raise FormatError(f"{what}: name", where=where, expected="a string", found=json_kind(name))
     return name, _object(body.get("configuration", {}), f"{what}: configuration", where)
-
-
-def _of_regular_grid(value: object, where: str) -> object:
-    name, settings = _named(value, "chunk_grid", where)
-    if name != "regular":
-        raise FormatError("chunk_grid", where=where, expected="regular", found=shown(name))
-    return settings.get("chunk_shape")
 
 
 def _data_type(value: object, where: str) -> DType:

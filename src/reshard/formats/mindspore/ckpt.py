@@ -113,21 +113,15 @@ def plan_ckpt(
 ) -> Frame:
     """Lay out an object of these tensors, in this order, and then these texts.
 
-    Parameters
-    ----------
-    metadata
-        The format holds none, except that a tensor noted here as ``{name: "Int4"}`` is written with that type name.
-    piece_bytes
-        Tensors of more bytes become several values: of whole rows of the first axis longer than 1
-        where a row fits, of exactly this many bytes otherwise. At least 8.
+    Of the metadata, the format holds only ``{name: "Int4"}``: such a tensor is written with that type name. Tensors of
+    more than ``piece_bytes`` (at least 8) become several values: of whole rows of the first axis longer than 1 where
+    a row fits, of exactly so many bytes otherwise.
 
     Raises
     ------
     FormatError
         MindSpore would not load some values as they are; ``problems`` names all. An empty tensor of one
         axis is one of them: see this module's documentation.
-    ValueError
-        ``piece_bytes`` is less than 8.
 
     Examples
     --------

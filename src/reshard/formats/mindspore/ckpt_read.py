@@ -58,23 +58,15 @@ def scan_ckpt(object_nbytes: int, read_ahead_bytes: int = READ_AHEAD_BYTES) -> H
     The scan is strict where MindSpore fills with zeros, cuts off or overwrites without a word: contents
     that do not fit their shapes, and names that come again later, are refused.
 
-    Parameters
-    ----------
-    read_ahead_bytes
-        Length of the first read, at least 1.
-
     Raises
     ------
     FormatError
         The object is encrypted, truncated or no ``.ckpt``; or some of its values cannot be used, and
         ``problems`` names them (the first 10 000 problems).
-    ValueError
-        ``read_ahead_bytes`` is less than 1.
 
     Examples
     --------
-    >>> scan = scan_ckpt(10**9)
-    >>> next(scan)
+    >>> next(scan_ckpt(10**9))
     ByteRange(start=0, stop=4096)
     """
     if read_ahead_bytes < 1:

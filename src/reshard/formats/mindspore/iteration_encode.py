@@ -52,14 +52,7 @@ def shard_objects(
     optimizer_states
         The names that go to ``opt-`` objects: see ``is_optimizer_state``.
     prefix
-        The start of the objects' names; may be empty.
-
-    Raises
-    ------
-    StrategyError
-        As for ``list_shards``.
-    FormatError
-        The prefix is no plain name.
+        The start of the objects' names, a plain name; may be empty.
 
     Examples
     --------
@@ -147,7 +140,14 @@ def encode_metadata(specs: Sequence[TensorSpec], strategy: Strategy, objects: Se
     for shard in shards:
         chunks.setdefault(shard.spec.name, []).append({"global_offset": [shard.number], "local_shape": shard.box.shape})
     described = {spec.name: _description(spec, strategy, chunks[spec.name]) for spec in specs}
-    document = {"state_dict_metadata": described, "storage_data": _storage(shards, objects)}
+    at = {(shard.spec.name, rank): shard for shard in shards for rank in shard.ranks}
+    storage: dict[str, list[dict[str, object]]] = {}
+    for item in objects:
+        for name in item.tensors:
+            shard = at[name, item.rank]
+            record = {"file_name": item.name, "storage_rank": item.rank, "rank_group": shard.ranks}
+            storage.setdefault(shard.id, []).append(record)
+    document = {"state_dict_metadata": described, "storage_data": storage}
     try:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -196,17 +196,6 @@ def _replica_ids(layout: Layout) -> tuple[int, ...]:
         ids.append(seen.get(number, 0))
         seen[number] = ids[-1] + 1
     return tuple(ids)
-
-
-def _storage(shards: Iterable[Shard], objects: Iterable[ShardObject]) -> dict[str, list[dict[str, object]]]:
-    at = {(shard.spec.name, rank): shard for shard in shards for rank in shard.ranks}
-    storage: dict[str, list[dict[str, object]]] = {}
-    for item in objects:
-        for name in item.tensors:
-            shard = at[name, item.rank]
-            record = {"file_name": item.name, "storage_rank": item.rank, "rank_group": shard.ranks}
-            storage.setdefault(shard.id, []).append(record)
-    return storage
 
 
 def _check_metadata(specs: Sequence[TensorSpec], shards: Iterable[Shard], objects: Sequence[ShardObject]) -> None:

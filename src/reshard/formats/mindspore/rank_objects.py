@@ -38,16 +38,8 @@ _Metas = Mapping[int, "RankMeta"]
 class RankObjects:
     """The objects of every rank that may hold tensors.
 
-    Parameters
-    ----------
-    root
-        The prefix before ``rank_R/``: empty, or ``checkpoint/`` and the like.
-    by_rank
-        Names of containers, with the root; empty for a rank that has other objects only.
-    metas
-        The name of ``meta.json``, of the ranks that have one.
-    notes
-        Which objects were ignored, in words.
+    ``root`` is the prefix before ``rank_R/``: empty, or ``checkpoint/`` and the like. Names have it; a rank that has
+    other objects only has none. ``metas`` are the names of ``meta.json``; ``notes`` tell which objects were ignored.
     """
 
     root: str
@@ -135,8 +127,6 @@ def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | N
     suffix
         End of the names without the container's: ``[_]TASK-EPOCH_STEP``, ``[-]EPOCH_STEP`` or
         ``[_]STEP``; any other text that ends one name on each rank.
-    recorded
-        The ranks' ``meta.json``.
 
     Raises
     ------
@@ -177,15 +167,8 @@ def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | N
 def parse_meta(data: bytes, where: str) -> RankMeta:
     """Parse a rank's ``meta.json``; other keys than the three of ``RankMeta`` are ignored.
 
-    Raises
-    ------
-    FormatError
-        Not strict JSON, or values are missing or of the wrong kind (all are listed).
-
-    Examples
-    --------
-    >>> parse_meta(b'{"last_epoch": 1, "last_step": 20, "last_ckpt_file": "net-1_20.ckpt"}', "meta.json")
-    RankMeta(last_epoch=1, last_step=20, last_ckpt_file='net-1_20.ckpt')
+    Raise FormatError for anything but strict JSON, and for values that are missing or of the wrong kind (all are
+    listed).
 
     Source: MindSpore Transformers ``CheckpointMonitor``.
     """

@@ -31,14 +31,10 @@ class OperatorItem:
 
 @dataclass(frozen=True, slots=True)
 class StrategyFile:
-    """One strategy file: a single stage's, or several merged into one.
+    """One strategy file: a single stage's, or several merged into one, where names are ``<stage>-<name>``.
 
     Parameters
     ----------
-    operators
-        One item an operator of each stage.
-    layouts
-        Of each parameter, by its name in the file: ``<stage>-<name>`` in a merged file.
     expanded_shapes
         Of the JSON form alone: the full shape of a parameter, in elements, in which an axis that several
         device dimensions cut is expanded to as many axes. Left out where MindSpore writes a wrong one

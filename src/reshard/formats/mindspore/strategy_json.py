@@ -172,14 +172,8 @@ def may_be_expanded(layout: Layout, expanded_shape: Shape) -> bool:
 def fold_expanded(layout: Layout, expanded_shape: Shape, real_shape: Shape, *, local: bool = False) -> Layout:
     """Recover the layout of a tensor from the expanded one, by the shape that the tensor really has.
 
-    Parameters
-    ----------
-    layout, expanded_shape
-        Of the expanded axes, as in the file.
-    real_shape
-        Of the tensor, in elements; with as many axes as ``layout``, nothing was expanded.
-    local
-        Whether ``real_shape`` is one rank's shard, not the full tensor.
+    Layout and expanded shape are those of the file; ``real_shape`` is in elements, with ``local`` of one rank's
+    shard. If it has as many axes as the layout, nothing was expanded.
 
     Raises
     ------

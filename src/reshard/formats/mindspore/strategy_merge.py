@@ -62,16 +62,9 @@ def to_strategy(
 ) -> Strategy:
     """Make one ``Strategy`` of a single file, of the files of all stages or ranks, or of a merged file.
 
-    Equal files of one stage count once.
-
-    Parameters
-    ----------
-    shapes
-        Of the tensors, in elements: needed for JSON files with layouts that MindSpore may have
-        written in expanded form. Tensors that are not among them keep the layout of the file;
-        without any shape such layouts are refused.
-    local
-        Whether ``shapes`` are one rank's.
+    Equal files of one stage count once. The tensors' shapes in elements (with ``local``, one rank's) are needed for
+    JSON files with layouts that MindSpore may have written in expanded form: tensors that are not among them keep the
+    layout of the file; without any shape such layouts are refused.
 
     Raises
     ------
@@ -121,18 +114,16 @@ def _by_stage(files: Sequence[StrategyFile], *, whole_files: bool) -> dict[int, 
             continue
         stage = file.stage or 0  # without operators no stage is recorded, and a run without stages need not have any
         first = stages.setdefault(stage, file)
-        if first is not file and not _same(first, file, whole_files):
+        # The order of items is arbitrary in files that MindSpore writes.
+        is_same = first.layouts == file.layouts and (
+            not whole_files
+            or (set(first.operators) == set(file.operators) and first.expanded_shapes == file.expanded_shapes)
+        )
+        if not is_same:
             problems.append(f"{_called(first)} and {_called(file)} are both of stage {stage} and differ")
     problems += _missing_stages(stages)
     raise_all(StrategyError, "strategy files do not make one strategy", problems)
     return stages
-
-
-def _same(a: StrategyFile, b: StrategyFile, whole_files: bool) -> bool:
-    """Compare two files; the order of items is arbitrary in files that MindSpore writes."""
-    if a.layouts != b.layouts:
-        return False
-    return not whole_files or (set(a.operators) == set(b.operators) and a.expanded_shapes == b.expanded_shapes)
 
 
 def _unmerged(file: StrategyFile) -> dict[int, StrategyFile]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ...errors import FormatError, PlanError, raise_all
-from ...formats.containers import Container, frame_of
+from ...formats.containers import Container
 from ...formats.frame import Frame
 from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
 from ..catalog import Catalog, SourceSharding
@@ -141,7 +141,7 @@ class Output:
         """Everything of the object but its tensors' elements."""
         if self.form is not None:
             return self.form.frame
-        return frame_of(self.container, self.specs, self.metadata, self.texts)
+        return self.container.definition.make_frame(self.specs, self.metadata, self.texts)
 
     @property
     def nbytes(self) -> int:
