@@ -8,8 +8,8 @@ Source: the format section of safetensors' README, and ``tensor.rs`` of safetens
 library accepts is accepted here, tensors in any order, with these exceptions:
 
 - repeated tensor names (the library keeps the last) and whitespace before the ``{`` (the README forbids both);
-- entries that are arrays, or have keys beside dtype, shape and data_offsets: whatever an unknown key says
-  about the bytes would be lost in a conversion;
+- entries that are arrays, or have keys beside dtype, shape and data_offsets: the meaning of an
+  unknown key would be lost in a conversion;
 - more axes than array libraries support, and empty tensors whose other axes overflow.
 """
 

@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     foreign = False
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose one node; refuse aliases (a short text can stand for a huge value) and deep nesting."""
+        """Compose one node; refuse aliases (a short text can expand to a huge value) and deep nesting."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if self.foreign and self.check_event(yaml.AliasEvent):
             self.get_event()  # type: ignore[no-untyped-call]

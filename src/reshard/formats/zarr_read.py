@@ -1,6 +1,6 @@
 """``zarr.json`` documents of any writer, parsed: groups, and arrays whose chunks are plain bytes.
 
-Features of zarr that this package cannot read are refused with a hint how to write the store anew.
+Features of zarr that this package cannot read are refused with a hint how to rewrite the store.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def scan_ckpt(object_nbytes: int, read_ahead_bytes: int = READ_AHEAD_BYTES) -> H
     Ranges come in ascending order, each from the start of a value. While values are small, every read
     is twice as long as the one before, up to 1 MiB, so that one read covers many; a content that
     reaches more than 64 KiB beyond a read is hopped over, and the next read has 512 bytes. That is
-    one small read for each large value: only the value itself says where the next one begins. Text
+    one small read for each large value: only the value itself shows where the next one begins. Text
     values are read last, one range each.
 
-    The scan is strict where MindSpore fills with zeros, cuts off or overwrites without a word: contents
+    The scan is strict where MindSpore fills with zeros, cuts off or overwrites silently: contents
     that do not fit their shapes, and names that come again later, are refused.
 
     Raises
@@ -144,7 +144,7 @@ def _next_read_bytes(nbytes: int, window: _Window, offset: int, read_ahead_bytes
 class _Head:
     """All of one value ``[start, stop)`` but its content, as written and unchecked; filled while it is read.
 
-    ``seen`` says which of its fields are there: name, type and content, or name and map.
+    ``seen`` are the fields found so far: name, type and content, or name and map.
     """
 
     start: int

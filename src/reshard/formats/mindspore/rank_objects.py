@@ -39,7 +39,7 @@ class RankObjects:
     """The objects of every rank that may hold tensors.
 
     ``root`` is the prefix before ``rank_R/``: empty, or ``checkpoint/`` and the like. Names have it; a rank that has
-    other objects only has none. ``metas`` are the names of ``meta.json``; ``notes`` tell which objects were ignored.
+    other objects only has none. ``metas`` are the names of ``meta.json``; ``notes`` name the objects that were ignored.
     """
 
     root: str

@@ -202,7 +202,7 @@ def _foldings(layout: Layout, expanded_shape: Shape, real_shape: Shape, local: b
     """Return up to two ways to group the expanded axes: for each real axis, the end of its group.
 
     ``tails[start]`` are the ways to make the real axes so far, last first, of the expanded axes from ``start`` on.
-    Two of each are enough to tell a unique folding from an ambiguous one, and keep the work polynomial.
+    Two of each are enough to distinguish a unique folding from an ambiguous one, and keep the work polynomial.
     """
     count = len(expanded_shape)
     if count > _LARGEST_AXIS_COUNT or count != len(layout.tensor_map):

@@ -171,7 +171,7 @@ def _called(file: StrategyFile) -> str:
 def from_strategy(strategy: Strategy, stage: int | None = None) -> StrategyFile:
     """Make the strategy file that MindSpore would have written for one stage, or merged for all stages.
 
-    One operator item a stage stands in for the network's own: the stage is recorded nowhere else.
+    One operator item a stage replaces the network's own, since the stage is recorded nowhere else.
 
     Raises
     ------
