@@ -269,7 +269,7 @@ SOURCES = [
         "shards without a strategy",
         {f"src/rank_{r}/c_{r}.safetensors": whole(a=(4,)) for r in range(2)},
         UsageError,
-        ["shards of 2 ranks", "--src-strategy"],
+        ["shards of 2 ranks", "`src_strategy`"],
     ),
     Bad(
         "ranks whose last objects are of different steps",
@@ -283,7 +283,7 @@ SOURCES = [
         "strategy for a full checkpoint",
         {"src/m.safetensors": whole(a=(4,)), "s.ckpt": strategy({"a": WHOLE})},
         UsageError,
-        ["this is a full checkpoint", "Leave --src-strategy"],
+        ["this is a full checkpoint", "Omit `src_strategy`"],
         {"src_strategy": "s.ckpt"},
     ),
 ]

@@ -6,7 +6,7 @@ import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
 
-from reshard.engine.sources.read_source import SourceOptions, read_catalog, read_contents
+from reshard.engine.sources import SourceOptions, read_catalog, read_contents
 from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
@@ -139,7 +139,7 @@ def test_rank_shards_without_a_strategy_are_listed_but_not_joined(place):
     assert names_of(catalog) == {f"rank_{rank}/{name}" for rank in range(2) for name in MODEL}
     with pytest.raises(UsageError, match="shards of 2 ranks") as caught:
         read(place)
-    assert "--src-strategy" in str(caught.value)
+    assert "`src_strategy`" in str(caught.value)
 
 
 def test_a_strategy_for_a_full_checkpoint(place):
