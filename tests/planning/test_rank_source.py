@@ -10,11 +10,11 @@ from support.checkpoints import (
     rank_key,
     shards,
 )
+from support.planning import plan_for
 
 from reshard.errors import CatalogError, PlanError, StrategyError
 from reshard.planning.catalog import SourceSharding
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.sources.rank_source import rank_catalog, take_copy_of_rank
 from reshard.planning.sources.selection import NameFilter
 from reshard.planning.sources.source_headers import ALL_NAMES, SourceHeaders
@@ -83,7 +83,7 @@ def test_origins():
 
 
 def planned(catalog, target):
-    return make_plan(catalog, target, "memory://t", Limits())
+    return plan_for(catalog, target, "memory://t", Limits())
 
 
 def ranks(strategy):
