@@ -206,7 +206,7 @@ def test_the_rank_whose_bytes_are_kept(rank):
     entry = next(entry for entry in catalog.entries if entry.spec.name == "loss")
     [(index, _)] = entry.placements[0].holders
     assert catalog.objects[index].key == rank_key(rank, suffix=".ckpt")
-    assert any(f"rank {rank}'s of loss are taken" in note for note in catalog.notes)
+    assert any(f"rank {rank}'s copies of loss are taken" in note for note in catalog.notes)
 
 
 def test_a_rank_that_is_not_there_decides_nothing():

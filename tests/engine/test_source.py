@@ -13,6 +13,7 @@ from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, S
 from reshard.formats.mindspore.ms_strategy import from_strategy
 from reshard.formats.mindspore.ms_strategy_json import encode_json
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.planning.sources.selection import NameFilter
 from reshard.storage import Location, MemoryStore, RecordingStore
 from reshard.tensor import Layout, Strategy
 
@@ -140,6 +141,17 @@ def test_rank_shards_without_a_strategy_are_listed_but_not_joined(place):
     with pytest.raises(UsageError, match="shards of 2 ranks") as caught:
         read(place)
     assert "`src_strategy`" in str(caught.value)
+
+
+def test_shards_that_are_not_joined_are_selected_by_their_own_names(place):
+    put_ranks(place, shards(MODEL, ONE_STAGE))
+    with working(2, place.store) as workers:
+        catalog = read_contents(place, SourceOptions(names=NameFilter(keep=("embed",), drop=("gone",))), workers)
+        assert names_of(catalog) == {"rank_0/embed", "rank_1/embed"}
+        assert catalog.dropped == ("head", "norm")
+        assert catalog.notes[-1] == "drop pattern gone matches no tensor"
+        with pytest.raises(UsageError, match="`keep` matches no tensor"):
+            read_contents(place, SourceOptions(names=NameFilter(keep=("rank_0/embed",))), workers)
 
 
 def test_a_strategy_for_a_full_checkpoint(place):

@@ -54,12 +54,17 @@ def read_headers(
             problems[name].hint = error.hint or _DAMAGED
 
     workers.map(read, objects)
+    raise_together(problems, f"{len(problems)} objects cannot be read")
+    return [headers[name] for name in objects]
+
+
+def raise_together(problems: Mapping[str, FormatError], message: str) -> None:
+    """Raise one error for several objects, in the order of their names, or return if there are none."""
     if len(problems) == 1:
         raise next(iter(problems.values()))
     lines = ["\n    ".join([p.message, *p.problems[:10]]) for _, p in sorted(problems.items())]
-    hints = " ".join(sorted({problem.hint for problem in problems.values()}))
-    raise_all(FormatError, f"{len(problems)} objects cannot be read", lines, hints)
-    return [headers[name] for name in objects]
+    hints = " ".join(sorted({problem.hint for problem in problems.values() if problem.hint}))
+    raise_all(FormatError, message, lines, hints)
 
 
 def _read(location: Location, info: ObjectInfo, item: SourceObject, *, check_crc: bool) -> ObjectHeader:
@@ -93,14 +98,15 @@ def _read_ckpt(location: Location, info: ObjectInfo, item: SourceObject, *, chec
 
 def _check_crc(location: Location, info: ObjectInfo, index: CkptIndex) -> None:
     found = 0
-    for span in blocks(index.crc_range):
-        found = zlib.crc32(location.store.read(info.key, span, info.etag), found)
+    for block in read_blocks(location, index.crc_range.start, index.crc_range.nbytes, info.etag):
+        found = zlib.crc32(block, found)
     if found != index.crc32:
         tail = f"byte {index.crc_range.stop}, {len(crc_tail(0))} bytes"
         raise FormatError("wrong checksum", where=tail, expected=f"{found:08x}", found=f"{index.crc32:08x}")
 
 
-def blocks(span: ByteRange) -> Iterator[ByteRange]:
-    """Cut a range into blocks that are held one at a time."""
-    for start in range(span.start, span.stop, _BLOCK_BYTES):
-        yield ByteRange(start, min(span.stop, start + _BLOCK_BYTES))
+def read_blocks(location: Location, first: int, nbytes: int, etag: str) -> Iterator[bytes]:
+    """Read a range in blocks that are held one at a time."""
+    for start in range(first, first + nbytes, _BLOCK_BYTES):
+        span = ByteRange(start, min(first + nbytes, start + _BLOCK_BYTES))
+        yield location.store.read(location.key, span, etag)

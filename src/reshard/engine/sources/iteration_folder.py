@@ -70,16 +70,17 @@ class IterationFolder(SourceFormat):
         folders = {folder for folder in folders if parse_iteration_name(folder) is not None}
         if TRACKER_NAME in infos:
             tracker = location.child(TRACKER_NAME)
-            folder = iteration_name(parse_tracker(read_object(tracker), tracker.url))
+            data = read_object(tracker)
+            folder = iteration_name(parse_tracker(data, tracker.url))
             inside = {name[len(folder) + 1 :]: info for name, info in infos.items() if name.startswith(f"{folder}/")}
             others = sorted(folders - {folder})
             if not inside:
                 hint = "Was the checkpoint copied whole?"
                 raise CatalogError(f"{tracker.url} names {folder}, which is not there", hint=hint, problems=others)
             note = f"{folder} as the tracker says; other iterations are left aside: {', '.join(others[:5])}"
-            return cls._open(location.child(folder), inside, (note,) if others else ())
+            return cls._open(location.child(folder), inside, (note,) if others else (), len(data))
         if any(parse_object_name(name) for name in infos):
-            return cls._open(location, infos, ())
+            return cls._open(location, infos)
         if folders:
             raise CatalogError(
                 f"{location.url}: expected {TRACKER_NAME} beside {', '.join(sorted(folders)[:5])}, found none: "
@@ -89,7 +90,9 @@ class IterationFolder(SourceFormat):
         return None
 
     @classmethod
-    def _open(cls, base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...]) -> Self:
+    def _open(
+        cls, base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...] = (), index_bytes: int = 0
+    ) -> Self:
         documents = {name: read_object(base.child(name)) for name in (COMMON_NAME, METADATA_NAME) if name in infos}
         training_state, metadata = {}, None
         names = sorted(name for name in infos if parse_object_name(name))
@@ -112,7 +115,7 @@ class IterationFolder(SourceFormat):
             names = [name for name in metadata.file_names if name in infos]
         if state := [f"{name} {value}" for name, value in training_state.items() if value is not None]:
             notes += (f"{COMMON_NAME}: {', '.join(state)}",)
-        index_bytes = sum(map(len, documents.values()))
+        index_bytes += sum(map(len, documents.values()))
         return cls(base, {name: infos[name] for name in names}, metadata, training_state, index_bytes, notes)
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:

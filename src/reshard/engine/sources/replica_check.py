@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
@@ -10,9 +11,9 @@ from ...planning.catalog import Catalog, Entry, Placement, SourceSharding
 from ...planning.outputs.output import sample
 from ...planning.sources.rank_source import take_copy_of_rank
 from ...storage import Location
-from ...tensor import ByteRange, extent_of
+from ...tensor import extent_of
 from ..workers import Workers
-from .headers import blocks
+from .headers import read_blocks
 
 _MOST_TENSORS = 16
 _MOST_COPIES = 4
@@ -27,27 +28,20 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
     CatalogError
         Copies differ: the strategy has replicas where there are none, or ranks are of different steps.
     """
-    problems: list[str] = []
-
-    def compare(entry: Entry) -> None:
-        placement = next(place for place in entry.placements if len(place.holders) > 1)
-        nbytes = min(_SAMPLE_BYTES, _nbytes(entry, placement))
-        found: dict[bytes, str] = {}
-        for index, first in placement.holders[:_MOST_COPIES]:
-            item = catalog.objects[index]
-            data = base.store.read(base.child(item.key).key, ByteRange(first, first + nbytes), item.etag)
-            found.setdefault(data, item.key)
-        if len(found) > 1:
-            problems.append(f"{entry.spec.name}: {' and '.join(found.values())} differ within {nbytes} bytes")
-
     replicated = [
-        entry
-        for entry in catalog.entries
-        if entry.sharding is not SourceSharding.UNLISTED
-        and entry.spec.nbytes
-        and any(len(placement.holders) > 1 for placement in entry.placements)
+        (entry, replace(placement, holders=placement.holders[:_MOST_COPIES]))
+        for entry in sorted(catalog.entries, key=lambda entry: -entry.spec.nbytes)
+        if entry.sharding is not SourceSharding.UNLISTED and entry.spec.nbytes
+        for placement in [next((place for place in entry.placements if len(place.holders) > 1), None)]
+        if placement
+    ][:_MOST_TENSORS]
+    contents = _distinct_contents(catalog, replicated, base, workers, _SAMPLE_BYTES)
+    problems = [
+        f"{entry.spec.name}: {' and '.join(keys[0] for keys in found)} differ within "
+        f"{min(_SAMPLE_BYTES, _nbytes(entry, placement))} bytes"
+        for (entry, placement), found in zip(replicated, contents, strict=True)
+        if len(found) > 1
     ]
-    workers.map(compare, sorted(replicated, key=lambda entry: -entry.spec.nbytes)[:_MOST_TENSORS])
     raise_all(
         CatalogError,
         f"{catalog.url}: ranks hold different bytes where the source strategy has replicas",
@@ -73,14 +67,17 @@ def compare_unlisted(
     CatalogError
         Copies differ, and no rank decides.
     """
-    entries = catalog.unlisted_copies
-    if not entries:
+    placed = [(entry, placement) for entry in catalog.unlisted_copies for placement in entry.placements]
+    if not placed:
         return catalog
-    nbytes, differing = _compare_copies(catalog, entries, base, workers)
-    note = (
-        f"{len(entries)} unlisted tensors ({sample([entry.spec.name for entry in entries], 5)}) were compared, "
-        f"{nbytes} bytes on all ranks: "
-    )
+    differing: dict[str, str] = {}
+    for (entry, _), found in zip(placed, _distinct_contents(catalog, placed, base, workers), strict=True):
+        if len(found) > 1:
+            sides = "; ".join(f"{len(keys)} objects as {keys[0]}" for keys in found)
+            differing[entry.spec.name] = f"{len(found)} different contents ({sides})"
+    names = list(dict.fromkeys(entry.spec.name for entry, _ in placed))
+    nbytes = sum(_nbytes(entry, placement) * len(placement.holders) for entry, placement in placed)
+    note = f"{len(names)} unlisted tensors ({sample(names, 5)}) were compared, {nbytes} bytes on all ranks: "
     if keep_rank is not None and differing:
         for name in differing:
             catalog = take_copy_of_rank(catalog, name, *keep_rank)
@@ -95,30 +92,31 @@ def compare_unlisted(
     return replace(catalog, notes=(*catalog.notes, f"{note}all copies are equal"))
 
 
-def _compare_copies(
-    catalog: Catalog, entries: tuple[Entry, ...], base: Location, workers: Workers
-) -> tuple[int, dict[str, str]]:
-    """Return the bytes that were read, and who differs from whom by the tensor's name."""
-    digests: dict[tuple[str, int, int], str] = {}
+def _distinct_contents(
+    catalog: Catalog,
+    placed: Sequence[tuple[Entry, Placement]],
+    base: Location,
+    workers: Workers,
+    most_bytes: int | None = None,
+) -> list[list[list[str]]]:
+    """Read each placement from all its holders, and group their keys by equal bytes, the first holder's first."""
+    digests: dict[tuple[int, int], bytes] = {}
 
-    def read(job: tuple[Entry, int, Placement, tuple[int, int]]) -> None:
-        entry, number, placement, (index, first) = job
-        item, digest = catalog.objects[index], hashlib.sha256()
-        for span in blocks(ByteRange(first, first + _nbytes(entry, placement))):
-            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
-        digests[entry.spec.name, number, index] = digest.hexdigest()
+    def read(job: tuple[int, int]) -> None:
+        (entry, placement), (index, first) = placed[job[0]], placed[job[0]][1].holders[job[1]]
+        item, nbytes = catalog.objects[index], _nbytes(entry, placement)
+        digest = hashlib.sha256()
+        for block in read_blocks(base.child(item.key), first, min(nbytes, most_bytes or nbytes), item.etag):
+            digest.update(block)
+        digests[job] = digest.digest()
 
-    placed = [(entry, *numbered) for entry in entries for numbered in enumerate(entry.placements)]
-    workers.map(read, [(e, number, p, holder) for e, number, p in placed for holder in p.holders])
-    differing = {}
-    for entry, number, placement in placed:
-        keys: dict[str, list[str]] = {}
-        for index, _ in placement.holders:
-            keys.setdefault(digests[entry.spec.name, number, index], []).append(catalog.objects[index].key)
-        if len(keys) > 1:
-            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
-            differing[entry.spec.name] = f"{len(keys)} different contents ({sides})"
-    return sum(_nbytes(entry, placement) * len(placement.holders) for entry, _, placement in placed), differing
+    jobs = [(number, copy) for number, (_, placement) in enumerate(placed) for copy in range(len(placement.holders))]
+    workers.map(read, jobs)
+    found: list[dict[bytes, list[str]]] = [{} for _ in placed]
+    for number, copy in jobs:
+        key = catalog.objects[placed[number][1].holders[copy][0]].key
+        found[number].setdefault(digests[number, copy], []).append(key)
+    return [list(contents.values()) for contents in found]
 
 
 def _nbytes(entry: Entry, placement: Placement) -> int:

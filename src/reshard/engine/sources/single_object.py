@@ -1,37 +1,27 @@
-"""One object that holds whole tensors, named by its URL."""
+"""A full checkpoint in one object that the URL names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
-from ...planning.catalog import Catalog
-from ...planning.sources.full_source import full_catalog
-from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
-from ...storage import Location, ObjectInfo
 from ..workers import Workers
-from .headers import container_of, read_headers
-from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
+from .full_checkpoint import FullCheckpoint
+from .headers import container_of
+from .source_format import Listing, SourceOptions
 
 
 @dataclass(frozen=True, slots=True)
-class SingleObject(SourceFormat):
+class SingleObject(FullCheckpoint):
     """A safetensors or ``.ckpt`` object."""
 
-    location: Location
-    info: ObjectInfo
+    expected: ClassVar[str] = ""
 
     @classmethod
     def detect(cls, listing: Listing, _options: SourceOptions, _workers: Workers) -> Self | None:
-        """Go by the URL's end alone: nothing is listed."""
-        location = listing.location
-        return cls(location, location.store.head(location.key)) if container_of(location.key) else None
-
-    def read(self, options: SourceOptions, workers: Workers) -> Catalog:
-        """See :meth:`SourceFormat.read`."""
-        base, name = self.location.parent, self.location.key.rsplit("/", 1)[-1]
-        kind = f"one {container_of(name)} object"
-        refuse_rank_options(base.url, kind, options)
-        headers = read_headers(base, {name: self.info}, workers, check_crc=options.check_crc)
-        catalog = full_catalog(SourceHeaders(base.url, kind, headers, options.names))
-        return with_selection_notes(catalog, options.names)
+        """Go by the end of the URL alone: nothing is listed."""
+        location, container = listing.location, container_of(listing.location.key)
+        if container is None:
+            return None
+        info, name = location.store.head(location.key), location.key.rsplit("/", 1)[-1]
+        return cls(location.parent, f"one {container} object", {name: info})

@@ -14,6 +14,7 @@ from ...planning.sources.source_headers import with_selection_notes
 from ...planning.sources.zarr_source import zarr_catalog
 from ...storage import Location, ObjectInfo
 from ..workers import Workers
+from .headers import raise_together
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
 from .strategy_files import read_object
 
@@ -101,7 +102,7 @@ def _read_nodes(location: Location, paths: list[str], workers: Workers) -> dict[
             problems[path] = error
 
     workers.map(read, paths)
-    _raise_together(location, problems)
+    raise_together(problems, f"{location.url}: {len(problems)} zarr documents cannot be read")
     return {path: found[path] for path in paths}
 
 
@@ -113,16 +114,6 @@ def _parse_arrays(location: Location, nodes: Mapping[str, Mapping[str, object]])
         try:
             arrays.append(parse_array(node, path, path))
         except FormatError as error:
-            problems[path] = error
-    _raise_together(location, problems)
+            problems[path] = error.at(location.url)
+    raise_together(problems, f"{location.url}: {len(problems)} zarr arrays cannot be read")
     return tuple(arrays)
-
-
-def _raise_together(location: Location, problems: Mapping[str, FormatError]) -> None:
-    """Raise the problems of several documents as one error."""
-    if len(problems) == 1:
-        [error] = problems.values()
-        raise error.at(location.url)
-    hints = " ".join(sorted({error.hint for error in problems.values() if error.hint}))
-    lines = [error.message for _, error in sorted(problems.items())]
-    raise_all(FormatError, f"{location.url}: {len(problems)} zarr arrays cannot be read", lines, hints)

@@ -71,7 +71,7 @@ class _RankJoin:
         self._missing: dict[tuple[int, ...], list[str]] = {}  # names by the ranks that should hold a box
         self._absent: list[str] = []  # from every shard of a stage, all of whose shards are there
         self._unsure: dict[str, list[tuple[int, ...]]] = {}  # absent from a stage of which shards are missing
-        self._lacking: dict[int, int] = {}
+        self._lacking: Counter[int] = Counter()  # boxes that a rank should hold and does not
         self._on_several_stages: list[str] = []
         self._kept: list[str] = []
 
@@ -88,9 +88,10 @@ class _RankJoin:
                 else:
                     self._unsure.setdefault(name, []).append(tuple(ranks))
             return
-        spec = self._full_spec(name, layout, {rank: tensor.spec for rank, tensor in held.items()})
-        if spec is None:
+        whole = self._whole(name, layout, {rank: tensor.spec for rank, tensor in held.items()})
+        if whole is None:
             return
+        spec, boxes = whole
         if name in self.found:
             # Of several stages the first is taken, so that no output mixes two copies.
             known = self.found[name].spec
@@ -101,11 +102,10 @@ class _RankJoin:
                     f"on an earlier stage {known.dtype} {list(known.shape)}"
                 )
             return
+        self._lacking.update(rank for rank in ranks if rank not in held)
         owners: dict[Box, list[int]] = {}
-        for rank in ranks:
-            owners.setdefault(self._box(spec, layout, rank), []).append(rank)
-            if rank not in held:
-                self._lacking[rank] = self._lacking.get(rank, 0) + 1
+        for rank, box in zip(ranks, boxes, strict=True):
+            owners.setdefault(box, []).append(rank)
         placements: list[Placement] = []
         for box, owning in owners.items():
             if holding := [(self._index[rank], held[rank]) for rank in owning if rank in held]:
@@ -115,36 +115,32 @@ class _RankJoin:
         sharding = SourceSharding.SHARDED if len(owners) > 1 else SourceSharding.WHOLE
         self.found[name] = Entry(spec, tuple(placements), sharding)
 
-    def _full_spec(self, name: str, layout: Layout, specs: Mapping[int, TensorSpec]) -> TensorSpec | None:
-        """Return the whole tensor's spec, or None after noting why there is none."""
+    def _whole(
+        self, name: str, layout: Layout, specs: Mapping[int, TensorSpec]
+    ) -> tuple[TensorSpec, Sequence[Box]] | None:
+        """Return the whole tensor and every device's box of it, or None after noting why there is none."""
         first, local = next(iter(specs.items()))
         if len({spec.dtype for spec in specs.values()}) > 1:
             self._contradictions.append(f"{name}: dtype differs between ranks: {_differences(specs)}")
             return None
         try:
-            full = TensorSpec(name, local.dtype, layout.full_shape(local.shape))
-            if local.dtype.is_sub_byte and {*layout.cuts, layout.optimizer_pieces} - {1}:
-                raise StrategyError(f"{local.dtype} has no whole bytes to cut between")
-            wrong = {
-                rank: spec
-                for rank, spec in specs.items()
-                if spec.shape != layout.box_of(full.shape, rank % layout.device_count).shape
-            }
+            spec = TensorSpec(name, local.dtype, layout.full_shape(local.shape))
+            if spec.dtype.is_sub_byte and {*layout.cuts, layout.optimizer_pieces} - {1}:
+                raise StrategyError(f"{spec.dtype} has no whole bytes to cut between")
+            boxes = [layout.box_of(spec.shape, device) for device in range(layout.device_count)]
         except StrategyError as error:
             self._misfits.append(f"{name}: {error.message}")
             return None
+        wrong = {rank: each for rank, each in specs.items() if each.shape != boxes[rank % layout.device_count].shape}
         if wrong:
             self._misfits.append(
                 f"{name}: rank {first} has {list(local.shape)}, so with device matrix "
                 f"{list(layout.device_matrix)} and tensor map {[list(a) for a in layout.tensor_map]} "
-                f"the whole is {list(full.shape)}; that contradicts {_differences(wrong)}"
+                f"the whole is {list(spec.shape)}; that contradicts {_differences(wrong)}"
             )
-        return None if wrong else full
-
-    def _box(self, spec: TensorSpec, layout: Layout, rank: int) -> Box:
-        if spec.dtype.is_sub_byte:
-            return Box.whole(extent_of(spec)[0])
-        return layout.box_of(spec.shape, rank % layout.device_count)
+            return None
+        # Boxes are in elements as they are addressed: of sub-byte tensors, in bytes of the whole.
+        return spec, [Box.whole(extent_of(spec)[0])] * len(boxes) if spec.dtype.is_sub_byte else boxes
 
     def add_unlisted(self) -> None:
         """Take the tensors that the strategy does not list."""
@@ -190,8 +186,7 @@ class _RankJoin:
         # The headers' own flags decide nothing: boxes that are there are used, whatever a flag says.
         flags = Counter(header.metadata.get("remove_redundancy") for header in self._source.headers)
         flagged = f"remove_redundancy is True in {flags['True']} of {len(self._index)} headers"
-        lacking = {rank: count for rank, count in self._lacking.items() if rank in self._index}
-        if lacking:
+        if lacking := {rank: count for rank, count in self._lacking.items() if rank in self._index}:
             yield (
                 f"{sum(lacking.values())} boxes are missing on {_ranks(sorted(lacking))} and taken from other ranks: "
                 f"shards saved without redundancy, or not of this strategy ({flagged})"

@@ -88,13 +88,7 @@ class NameFilter:
         return (not self.keep or self._keep.match(name)) and not self._drop.match(name)
 
     def dropped(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return the names that are not taken, in their order.
-
-        Examples
-        --------
-        >>> NameFilter(drop=("*.bias",)).dropped(["a.weight", "a.bias", "b.bias"])
-        ('a.bias', 'b.bias')
-        """
+        """Return the names that are not taken, in their order."""
         return tuple(name for name in names if not self.is_kept(name))
 
     def unmatched_keep(self, names: Collection[str]) -> tuple[str, ...]:
@@ -140,31 +134,17 @@ class Renames:
         raise_all(UsageError, "renames that cannot be used", problems, hint)
 
     def apply(self, names: Iterable[str]) -> dict[str, str]:
-        r"""Return the new name of every tensor that is taken.
+        """Return the new name of every name, in their order; all new names differ.
 
         Parameters
         ----------
         names
             In the source, without those that are dropped: they cannot collide with anything.
 
-        Returns
-        -------
-        dict
-            New name by old, for every name and in their order; all new names differ.
-
         Raises
         ------
         PlanError
             Tensors that would share a name, or have an empty one; all are listed.
-
-        Examples
-        --------
-        >>> Renames(rules=(r"regex:\d+=N",)).apply(["h.1", "h.2"])
-        Traceback (most recent call last):
-        ...
-        reshard.errors.PlanError: the renames do not give every tensor a name of its own
-          - 'h.N' is the new name of 'h.1', 'h.2'
-        Renames see names of the source, all at once; drop tensors that are not needed.
         """
         renamed = {name: self._find(name)[1] for name in names}
         hint = "Renames see names of the source, all at once; drop tensors that are not needed."
