@@ -5,7 +5,7 @@ from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, he
 
 from reshard.errors import CatalogError, StrategyError
 from reshard.planning.sources.full_source import full_catalog
-from reshard.planning.sources.source_headers import SourceHeaders, common_metadata
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})
@@ -78,7 +78,7 @@ def test_what_an_index_does_not_name_is_taken_all_the_same():
 
 def test_metadata_that_objects_agree_on():
     objects = [header("1", {}, {"a": "1", "b": "1", "c": "1"}), header("2", {}, {"a": "1", "b": "2"})]
-    assert common_metadata(objects) == {"a": "1", "c": "1"}
+    assert SourceHeaders("m://s", "test", objects).metadata() == {"a": "1", "c": "1"}
 
 
 def test_nothing_at_all():

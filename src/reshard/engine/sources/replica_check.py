@@ -85,7 +85,7 @@ def compare_unlisted(
         return replace(catalog, notes=(*catalog.notes, note))
     raise_all(
         CatalogError,
-        f"{base.url}: unlisted tensors, which are in no layout of the source, differ between ranks",
+        f"{base.url}: tensors that no layout of the source lists differ between ranks",
         [f"{name}: {sides}" for name, sides in differing.items()],
         hint,
     )

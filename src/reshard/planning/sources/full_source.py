@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...errors import CatalogError, raise_all
 from ..catalog import Catalog, Entry, Placement, SourceSharding
 from ..targets.full_target import HYPER_NAME
-from .source_headers import SourceHeaders, common_metadata, common_texts, placements_of
+from .source_headers import SourceHeaders, placements_of
 
 
 def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = None) -> Catalog:
@@ -45,7 +45,7 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
         for name, key in weight_map.items()
         if name not in entries and names.is_kept(name)
     ]
-    texts, differing = common_texts(source.headers, names)
+    texts, differing = source.texts()
     problems += [f"{name}: text that differs between objects" for name in differing]
     hint = "Were all objects of one checkpoint copied, with their index?"
     raise_all(CatalogError, f"{source.url}: the objects do not make one checkpoint", problems, hint)
@@ -76,7 +76,7 @@ def tree_catalog(source: SourceHeaders, entry_name: Callable[[str, str], str]) -
                 if name in header.metadata:  # metadata under a tensor's name is about that tensor
                     metadata[spec.name] = header.metadata[name]
         texts |= {entry_name(key, name): text for name, text in header.texts.items() if source.names.is_kept(name)}
-    common = {key: value for key, value in common_metadata(source.headers).items() if key not in plain}
+    common = {key: value for key, value in source.metadata().items() if key not in plain}
     return source.catalog(entries, texts, metadata=common | metadata)
 
 

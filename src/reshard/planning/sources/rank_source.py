@@ -11,7 +11,7 @@ from ...tensor import Box, Layout, Strategy, TensorSpec, extent_of
 from ..catalog import Catalog, Entry, HeaderTensor, Placement, SourceSharding
 from ..outputs.output import sample
 from ..targets.strategy_check import is_state
-from .source_headers import SourceHeaders, common_texts, placements_of
+from .source_headers import SourceHeaders, placements_of
 
 _OF_THESE = "Is this the strategy that these shards were written under, with all its stages?"
 
@@ -172,7 +172,7 @@ class _RankJoin:
 
     def texts(self) -> dict[str, str]:
         """Return the texts that all ranks agree on, or that one rank decides."""
-        texts, differing = common_texts(self._source.headers, self._source.names)
+        texts, differing = self._source.texts()
         if self._keep_rank in self._index:
             kept = self._source.headers[self._index[self._keep_rank]].texts
             texts |= {name: kept[name] for name in differing if name in kept}

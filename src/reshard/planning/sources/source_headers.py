@@ -36,6 +36,15 @@ class SourceHeaders:
     notes: tuple[str, ...] = ()
     index_bytes: int = 0
 
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata that no two objects disagree on."""
+        return _common(header.metadata for header in self.headers)[0]
+
+    def texts(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return the texts to take, and the names of those that objects disagree on."""
+        kept = self.names.is_kept
+        return _common({name: text for name, text in header.texts.items() if kept(name)} for header in self.headers)
+
     def catalog(
         self,
         entries: Iterable[Entry],
@@ -53,7 +62,7 @@ class SourceHeaders:
             self.kind,
             tuple(header.object for header in self.headers),
             tuple(entries),
-            common_metadata(self.headers) if metadata is None else metadata,
+            self.metadata() if metadata is None else metadata,
             (*self.notes, *notes),
             self.index_bytes + sum(header.nbytes for header in self.headers),
             texts or {},
@@ -70,24 +79,14 @@ def safetensors_header(item: SourceObject, header: Header) -> ObjectHeader:
     return ObjectHeader(item, tensors, header.metadata, nbytes=header.data_start)
 
 
-def common_metadata(headers: Iterable[ObjectHeader]) -> dict[str, str]:
-    """Return the metadata that no two objects disagree on."""
+def _common(mappings: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the values that no two mappings disagree on, and the keys of those that some disagree on."""
     values: dict[str, set[str]] = {}
-    for header in headers:
-        for key, value in header.metadata.items():
+    for mapping in mappings:
+        for key, value in mapping.items():
             values.setdefault(key, set()).add(value)
-    return {key: found.pop() for key, found in values.items() if len(found) == 1}
-
-
-def common_texts(headers: Iterable[ObjectHeader], names: NameFilter) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the texts to take, and the names of those that objects disagree on."""
-    values: dict[str, set[str]] = {}
-    for header in headers:
-        for name, text in header.texts.items():
-            if names.is_kept(name):
-                values.setdefault(name, set()).add(text)
-    differing = tuple(name for name, found in values.items() if len(found) > 1)
-    return {name: found.pop() for name, found in values.items() if len(found) == 1}, differing
+    differing = tuple(key for key, found in values.items() if len(found) > 1)
+    return {key: found.pop() for key, found in values.items() if len(found) == 1}, differing
 
 
 def placements_of(held: Sequence[tuple[int, HeaderTensor]], origin: Shape | None = None) -> tuple[Placement, ...]:
@@ -102,11 +101,11 @@ def placements_of(held: Sequence[tuple[int, HeaderTensor]], origin: Shape | None
         First element of the box within the whole tensor.
     """
     first = [box for box, _ in held[0][1].boxes]
-    alike = [(index, tensor) for index, tensor in held if [box for box, _ in tensor.boxes] == first]
+    fitting = [(index, tensor) for index, tensor in held if [box for box, _ in tensor.boxes] == first]
     return tuple(
         Placement(
             box if origin is None else box.shifted(origin),
-            tuple((index, tensor.boxes[number][1]) for index, tensor in alike),
+            tuple((index, tensor.boxes[number][1]) for index, tensor in fitting),
         )
         for number, box in enumerate(first)
     )
