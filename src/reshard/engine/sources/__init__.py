@@ -1,4 +1,4 @@
-"""Kinds of sources, and the catalogs that are read from them. A new kind is a module and a line in the table."""
+"""Source formats, and the catalogs that are read from them: a new one is a module here and a line in the table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from .zarr_store import ZarrStore
 
 __all__ = ["SOURCE_FORMATS", "Listing", "SourceFormat", "SourceOptions", "read_catalog", "read_contents", "read_tree"]
 
-SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (SingleObject, ZarrStore, IterationFolder, RankShards, FullCheckpoint)
-"""Every kind of source; the first that detects itself is taken."""
+SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
+    SingleObject,
+    ZarrStore,
+    IterationFolder,
+    RankShards,
+    FullCheckpoint,
+)
+"""Every kind of source, in the order in which they are tried: the first that detects itself is taken."""
 
 
 def read_catalog(location: Location, options: SourceOptions, workers: Workers) -> Catalog:

@@ -36,15 +36,7 @@ def has_full_checkpoint(listing: Listing) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FullCheckpoint(SourceFormat):
-    """Whole tensors in one or several objects.
-
-    Parameters
-    ----------
-    objects
-        Those to read, by their names relative to ``base``.
-    weight_map
-        The index: tensor name to object name.
-    """
+    """Whole tensors in one or several objects, by their names relative to ``base``."""
 
     expected: ClassVar[str] = f"*.safetensors, {_HF_INDEX}, {MAP_NAME}"
 

@@ -37,20 +37,9 @@ _MOST_NAMED = 10_000  # a hostile name may promise more objects than anyone coul
 
 @dataclass(frozen=True, slots=True)
 class IterationFolder(SourceFormat):
-    """One saved iteration.
+    """One saved iteration: the objects with tensors by their names relative to ``base``, and its documents.
 
-    Parameters
-    ----------
-    objects
-        Those that hold tensors, by their names relative to ``base``.
-    metadata
-        Of ``metadata.json``; None where a single device wrote none.
-    training_state
-        Of ``common.json``.
-    index_bytes
-        Bytes of the documents.
-    notes
-        Which iteration it is, and which objects are missing.
+    A single device writes no ``metadata.json``: its objects hold whole tensors.
     """
 
     expected: ClassVar[str] = TRACKER_NAME

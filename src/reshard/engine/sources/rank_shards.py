@@ -33,13 +33,7 @@ _TREE_OBJECT = re.compile(r"rank[^/]*/[^/]+")
 
 @dataclass(frozen=True, slots=True)
 class RankShards(SourceFormat):
-    """One object of each rank, all of one checkpoint.
-
-    Parameters
-    ----------
-    keys
-        Name of each rank's object, relative to ``base``, in the order of the ranks.
-    """
+    """One object of each rank, all of one checkpoint; names are relative to ``base``, in the order of the ranks."""
 
     expected: ClassVar[str] = "rank_<R>/"
 

@@ -67,11 +67,11 @@ class Listing:
 class SourceFormat(Protocol):
     """One kind of source: the class detects it, an instance is one that was found.
 
-    The room's door lists the kinds in the order in which they are tried.
+    ``SOURCE_FORMATS`` lists the kinds in the order in which they are tried.
     """
 
     expected: ClassVar[str] = ""
-    """The object that a location must have to be of this kind, for the message that nothing was found."""
+    """Objects that show this kind, for the message that nothing was found."""
 
     @classmethod
     def detect(cls, listing: Listing, options: SourceOptions, workers: Workers, /) -> Self | None:

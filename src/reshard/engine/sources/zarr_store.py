@@ -24,15 +24,7 @@ _MAX_DOCUMENT_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class ZarrStore(SourceFormat):
-    """A group of arrays.
-
-    Parameters
-    ----------
-    objects
-        All that are there, by their names relative to ``base``.
-    index_bytes
-        Bytes of all documents that were read.
-    """
+    """A group of arrays, and all objects of the store by their names relative to ``base``."""
 
     expected: ClassVar[str] = DOCUMENT
 
