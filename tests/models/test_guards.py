@@ -180,7 +180,8 @@ namings:
         ("title: Tiny", "title: Tiny\nmore: 1", "unknown key"),
         ('ms: "b"', 'ms: {x: "b [h]"}', "on the other"),
         ("[h]", "[(h h)]", "twice"),
-        ("{config: h}", "{config: h, is: 3}", "parameter"),
+        ("{config: h}", "{config: h, is: 3}", "unknown key 'config'"),
+        ("{config: h}", "{default: 3}", "missing key 'config'"),
         ('"a [h]"', '"a {i [h]"', "name"),
     ],
 )

@@ -63,7 +63,7 @@ def read_answer(case: str, side: str, only: str = "") -> dict[str, tuple[str, tu
     """Dtype, shape and hash of every tensor that the real code wrote."""
     files = {name: file for name, file in _files(case)[side].items() if only in ("", name)}
     tensors = {k: v for file in files.values() for k, v in file.get("tensors", {}).items()}
-    return {name: (_dtype(tensor["dtype"]), tuple(tensor["shape"]), tensor["sha256"]) for name, tensor in tensors.items()}
+    return {name: (_dtype(one["dtype"]), tuple(one["shape"]), one["sha256"]) for name, one in tensors.items()}
 
 
 def _dtype(name: str) -> str:

@@ -86,14 +86,10 @@ class CompiledRules:
 
     Parameters
     ----------
-    options
-        The value of every option.
     parameters
         Name, value and origin of every parameter, in words.
     dropped
         Every source tensor that no target uses and that holds no scales.
-    notes
-        What the reader should know, in words.
     """
 
     family: str
@@ -124,14 +120,8 @@ def compile_rules(
 
     Parameters
     ----------
-    direction
-        ``to_ms`` or ``to_hf``.
     options
         Values of the family's options. Others are detected from the names, or take their default.
-    config
-        The contents of ``config.json``.
-    specs
-        The source's tensors by name.
     dtype
         Requested for floating-point target tensors, except those that the family fixes; None keeps the
         source's (BF16 where it is quantised).
@@ -349,12 +339,7 @@ def _text_of(shape: Shape) -> str:
 def find_scales(
     quantised: Quantised | None, config: Mapping[str, object], specs: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, Scale], list[str]]:
-    """Pair every quantised tensor with its scales.
-
-    Returns
-    -------
-    scales, problems
-        The scale of each quantised tensor; scales that do not fit their tensor, in words.
+    """Pair every quantised tensor with its scales; also return the scales that do not fit, in words.
 
     Examples
     --------

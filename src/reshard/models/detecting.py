@@ -17,7 +17,7 @@ from .settings import find_options
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What a checkpoint was detected to be.
+    """What a checkpoint was detected to be, with the options that names reveal and the reasons in words.
 
     Parameters
     ----------
@@ -25,10 +25,6 @@ class Detection:
         ``to_ms`` for a source with the names of Hugging Face, else ``to_hf``.
     naming
         The naming of the MindSpore side: detected in a MindSpore source, else given or the family's default.
-    options
-        Options that the names reveal.
-    reasons
-        What led to the result, in words.
     """
 
     family: Family
@@ -67,8 +63,6 @@ def detect(
     ----------
     config
         The contents of ``config.json``; may be empty.
-    names
-        Of the source's tensors.
     family, naming
         Given by the user; not detected.
 

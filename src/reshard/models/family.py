@@ -1,4 +1,7 @@
-"""The rules of one family of models, as values; :mod:`.family_file` parses them from its data file."""
+"""The rules of one family of models, as values that :mod:`.family_file` parses from its data file.
+
+Most fields are the keys of that file, which ``docs/families/adding.md`` explains.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,7 @@ Condition = tuple[tuple[str, OptionValue], ...]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A number, a flag or a list that shapes depend on.
-
-    Parameters
-    ----------
-    config
-        Keys of ``config.json``, dots between levels; the first that is present counts.
-    default
-        The value if none of the keys is present.
-    by, choices
-        An option, and the parameter's value for each value of that option.
-    """
+    """A number, a flag or a list that shapes depend on; with ``by``, one of ``choices`` for each value of an option."""
 
     name: str
     config: tuple[str, ...] = ()
@@ -68,8 +61,6 @@ class Option:
     ----------
     values
         Possible values, the default first; empty for any count from 1 on, with 1 as the default.
-    side
-        The side whose tensors the option describes.
     detect
         Values, each with a glob over that side's names that reveals it.
     """
@@ -116,17 +107,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The same elements in two forms, read in either direction.
-
-    Parameters
-    ----------
-    hf, ms
-        The forms of either side; at most one of each holds at a time.
-    when
-        Condition on the whole row.
-    optional
-        Whether all of its tensors may be absent.
-    """
+    """The same elements in the forms of two sides, of which at most one each holds; read in either direction."""
 
     hf: tuple[Case, ...]
     ms: tuple[Case, ...]
@@ -145,15 +126,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """A tensor of one side that repeats another: written as a copy, dropped when read.
-
-    Parameters
-    ----------
-    when
-        Where the tie holds.
-    write
-        Where the copy is also written.
-    """
+    """A tensor of one side that repeats another: dropped when read, written as a copy if ``write`` holds as well."""
 
     side: str
     name: NamePattern
@@ -202,10 +175,8 @@ class Quantised:
     ----------
     suffix
         What the name of the tensor of scales has after the weight's name.
-    block
-        Key of ``config.json`` with the extents of a block.
-    default
-        Those extents if the key is absent.
+    block, default
+        Key of ``config.json`` with the extents of a block, and those extents if the key is absent.
     """
 
     suffix: str
@@ -215,15 +186,7 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rules of one data file.
-
-    Parameters
-    ----------
-    model_types, architectures
-        The family's names in ``config.json``.
-    namings
-        The default first.
-    """
+    """The rules of one data file; the default naming is the first."""
 
     name: str
     title: str

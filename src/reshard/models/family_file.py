@@ -6,11 +6,10 @@ asked for is parsed; telling families apart by ``config.json`` takes the first p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from itertools import product
+from pathlib import Path
 
 from ..errors import FormatError, UsageError, raise_all
 from ..formats.strict_yaml import PlainValue, parse_yaml
@@ -35,6 +34,7 @@ from .family import (
 from .pattern import Expression, TensorPattern, parse_expression, parse_name, parse_tensor
 
 _Map = Mapping[str, PlainValue]
+_DATA = Path(__file__).parent  # importlib.resources would take longer to import than the rest of this room
 
 
 @cache
@@ -46,15 +46,14 @@ def family_names() -> tuple[str, ...]:
     >>> "llama" in family_names()
     True
     """
-    files = (file.name for file in (resources.files(__package__) / "families").iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in files if re.fullmatch(r"[a-z0-9]\w*\.yaml", name)))
+    return tuple(sorted(file.stem for file in (_DATA / "families").glob("*.yaml")))
 
 
 def _read(family: str) -> tuple[bytes, str]:
     if family not in family_names():
         raise UsageError(f"Unknown family {family!r}.", hint=f"Known: {', '.join(family_names())}.")
     file = f"{family}.yaml"
-    return (resources.files(__package__) / "families" / file).read_bytes(), file
+    return (_DATA / "families" / file).read_bytes(), file
 
 
 @cache
@@ -106,7 +105,7 @@ def load_config_names(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def training_state_drops() -> tuple[Drop, ...]:
     """Read what becomes of the training state that a checkpoint of any family may hold."""
     file = "training_state.yaml"
-    items = _list(parse_yaml((resources.files(__package__) / file).read_bytes(), file), file)
+    items = _list(parse_yaml((_DATA / file).read_bytes(), file), file)
     return tuple(_drop(item, file) for item in items)
 
 
@@ -146,25 +145,20 @@ def _config_names(top: _Map, where: str) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _parameter(name: str, value: PlainValue, where: str) -> Parameter:
+    description = _text(value.get("description", "") if isinstance(value, dict) else "", where)
     if isinstance(value, dict) and "by" in value:
-        choices = {key: item for key, item in value.items() if key not in ("by", "description")}
-        return Parameter(
-            name,
-            by=_text(value["by"], where),
-            choices=tuple((key, _expression(item, where)) for key, item in choices.items()),
-            description=_text(value.get("description", ""), where),
-        )
-    fields = _keys(value, where, (), ("config", "default", "is", "description"))
-    if "is" in fields and fields.keys() & {"config", "default"}:
-        raise FormatError("parameter", where=where, expected="is, or config and default", found=repr(value))
-    description = _text(fields.get("description", ""), where)
-    if "is" in fields:
+        given = ((key, item) for key, item in value.items() if key not in ("by", "description"))
+        choices = tuple((key, _expression(item, where)) for key, item in given)
+        return Parameter(name, by=_text(value["by"], where), choices=choices, description=description)
+    if isinstance(value, dict) and "is" in value:
+        fields = _keys(value, where, ("is",), ("description",))
         return Parameter(name, default=_expression(fields["is"], where), description=description)
+    fields = _keys(value, where, ("config",), ("default", "description"))
     default: Expression | bool | tuple[int, ...] | None = None
     if "default" in fields:
-        value = fields["default"]
-        lists = _integers if isinstance(value, list) else _expression
-        default = value if isinstance(value, bool) else lists(value, where)
+        given_default = fields["default"]
+        parse = _integers if isinstance(given_default, list) else _expression
+        default = given_default if isinstance(given_default, bool) else parse(given_default, where)
     return Parameter(name, _texts(fields["config"], where), default, description=description)
 
 

@@ -136,49 +136,18 @@ class ParallelConfig:
             yield f"zero_bubble_v: expected pipeline interleave with 2 chunks, found {self.chunk_count}"
 
 
+# fmt: off
 _NAMES = {
-    "data_parallel": "dp",
-    "model_parallel": "mp",
-    "tp": "mp",
-    "context_parallel": "cp",
-    "pipeline_stage": "pp",
-    "expert_parallel": "ep",
-    "sp": "use_seq_parallel",
-    "po": "optimizer_shard",
-    "enable_parallel_optimizer": "optimizer_shard",
-    "po_size": "optimizer_weight_shard_size",
-    "po_threshold": "optimizer_threshold_kib",
-    "parallel_optimizer_threshold": "optimizer_threshold_kib",
-    "zbv": "zero_bubble_v",
-    "param_init_type": "param_dtype",
-    "params_dtype": "param_dtype",
+    "data_parallel": "dp", "model_parallel": "mp", "tp": "mp", "context_parallel": "cp", "pipeline_stage": "pp",
+    "expert_parallel": "ep", "sp": "use_seq_parallel", "po": "optimizer_shard",
+    "enable_parallel_optimizer": "optimizer_shard", "po_size": "optimizer_weight_shard_size",
+    "po_threshold": "optimizer_threshold_kib", "parallel_optimizer_threshold": "optimizer_threshold_kib",
+    "zbv": "zero_bubble_v", "param_init_type": "param_dtype", "params_dtype": "param_dtype",
 }
-_FIELDS = {field.name: str(field.type) for field in fields(ParallelConfig)}
-_UNKNOWN_KEY = "unknown key"
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
-_DTYPES = {
-    "float32": DType.F32,
-    "fp32": DType.F32,
-    "float16": DType.F16,
-    "fp16": DType.F16,
-    "bfloat16": DType.BF16,
-    "bf16": DType.BF16,
-}
-# An item: a key, and what follows the equals sign up to a comma outside brackets.
-_ITEM = re.compile(r"\s*([a-z_]+)\s*=\s*(\[[\[\]0-9,\s-]*\]|[^,\[\]]*?)\s*(?:,|$)")
-
-_CONFIG_KEYS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+_YAML_KEYS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("parallel_config",): (
-        "data_parallel",
-        "model_parallel",
-        "context_parallel",
-        "pipeline_stage",
-        "expert_parallel",
-        "vocab_emb_dp",
-        "use_seq_parallel",
-        "micro_batch_num",
-        "ulysses_degree_in_cp",
+        "data_parallel", "model_parallel", "context_parallel", "pipeline_stage", "expert_parallel", "vocab_emb_dp",
+        "use_seq_parallel", "micro_batch_num", "ulysses_degree_in_cp",
     ),
     ("parallel",): ("enable_parallel_optimizer",),
     ("parallel", "parallel_optimizer_config"): ("parallel_optimizer_threshold", "optimizer_weight_shard_size"),
@@ -186,6 +155,17 @@ _CONFIG_KEYS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("model", "model_config"): ("offset", "pp_interleave_num", "param_init_type", "params_dtype"),
     (): ("use_legacy",),
 }
+_DTYPES = {
+    "float32": DType.F32, "fp32": DType.F32, "float16": DType.F16, "fp16": DType.F16, "bfloat16": DType.BF16,
+    "bf16": DType.BF16,
+}
+# fmt: on
+_FIELDS = {field.name: str(field.type) for field in fields(ParallelConfig)}
+_UNKNOWN_KEY = "unknown key"
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+# An item: a key, and what follows the equals sign up to a comma outside brackets.
+_ITEM = re.compile(r"\s*([a-z_]+)\s*=\s*(\[[\[\]0-9,\s-]*\]|[^,\[\]]*?)\s*(?:,|$)")
 
 
 def parse_parallel(text: str) -> ParallelConfig:
@@ -315,7 +295,7 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     document = parse_yaml(data, where, foreign=True)
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for path, keys in _CONFIG_KEYS.items():
+    for path, keys in _YAML_KEYS.items():
         section = _section(document, path, problems)
         for key in keys:
             if section.get(key) is not None:

@@ -1,20 +1,6 @@
 """The parallel rules of a family: which tensor is cut along which axis, and which stage holds it.
 
-The section ``layouts`` of a family's data file has one entry for each naming::
-
-    layouts:
-      legacy:
-        stages: legacy                   # how stages share the layers, see parallel_strategy
-        extends: llama                   # the rules of that family's entry of the same name follow one's own
-        blocks: {layer: ["model.layers.{i}."]}
-        rules:
-          - {in: layer, names: ["attention.(wq|wk|wv).weight"], split: [mp]}
-          - {in: layer, names: ["attention.wo.weight"], split: ["", mp]}
-          - {names: [model.norm_out.weight], stage: last, optimizer: false}
-
-In a name ``{i}``, ``{j}`` and ``{e}`` are numbers (of a layer, of a layer for multi-token prediction, of an
-expert), ``*`` is any text without a dot, ``**`` any text, and ``(a|b)`` one of several. The first rule that
-matches decides.
+They are the section ``layouts`` of the family's data file, whose keys ``docs/families/adding.md`` explains.
 """
 
 from __future__ import annotations
@@ -46,7 +32,7 @@ StageRules = Literal["legacy", "mcore", "even"]
 
 @dataclass(frozen=True, slots=True)
 class CutRule:
-    """How tensors with matching names are cut.
+    """How tensors with matching names are cut; the fields are the keys of a rule in the data file.
 
     Parameters
     ----------
@@ -54,26 +40,6 @@ class CutRule:
         Of the whole name; its groups are numbers, whose kind is the first letter of the group's name.
     split
         For each tensor axis, the axes of the device grid that cut it, most significant first.
-    grid
-        ``dense``, or ``experts`` for the grid with an axis for expert parallelism.
-    whole_if
-        What keeps the tensor whole: ``vocab_emb_dp``, ``use_seq_parallel``, ``indivisible``.
-    optimizer
-        Whether the parallel optimizer may cut the tensor.
-    stage
-        ``first``, ``last``, or ``tail`` for a tensor of the ``{j}``-th of the last layers; unused if the
-        name has a layer.
-    tied
-        What the last stage holds too if there is no head: ``states`` of the optimizer, or ``weights``.
-        ``head`` for the head itself.
-    heads
-        Key of config.json with the number of heads that the rows are made of.
-    replicate
-        Whether fewer heads than ranks are repeated.
-    when
-        Values that options must have for the rule to count.
-    uncuttable
-        Why no layout cuts the tensor over model parallelism as a rank needs it; empty if one does.
     """
 
     pattern: re.Pattern[str]
@@ -112,31 +78,14 @@ class RuleMatch:
 
 @dataclass(frozen=True, slots=True)
 class NamingLayouts:
-    """The parallel rules for one naming of a family.
+    """The parallel rules for one naming of a family; the fields are the keys of its entry in the data file.
 
     Parameters
     ----------
-    stages
-        How stages share the layers.
     rules
         The first that matches decides.
     outside
         Patterns of tensors that strategy files do not list: whole on every rank.
-    experts
-        Axes of the grid for experts, slowest first; ``rest`` is what the others leave.
-    heads
-        Keys of config.json, each a number that model parallelism must divide.
-    use_legacy
-        Whether the older networks of MindSpore Transformers have these names; None if none of its networks has.
-    extra_layers
-        ``last`` if layers after the last of config.json are on the last stage.
-    runs
-        Options, and the value with which a tensor is made of as many runs as the option ``blocks``
-        says; a plain cut is right only if model parallelism divides them.
-    expert_parallel
-        Whether cutting a tensor can distribute experts.
-    seq_parallel_with_experts
-        Whether experts together with model parallelism need sequence parallelism.
     """
 
     stages: StageRules = "legacy"

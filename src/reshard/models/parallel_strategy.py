@@ -112,7 +112,9 @@ class _StrategyCompiler:
         self._tail_count = max((m.numbers["j"] + 1 for m in found if m.rule.stage == "tail"), default=0)
         named_count = max((match.numbers["i"] + 1 for match in found if "i" in match.numbers), default=1)
         self._layers = layer_stages(self._layer_count(named_count), self.parallel, self.naming.stages)
-        self._last = last_stage(self.parallel, self.naming.stages)
+        # With zero bubble the chunks of layers return to the first stage, and so do final norm and head.
+        returns = self.parallel.zero_bubble_v and self.naming.stages == "mcore"
+        self._last_stage = 0 if returns else self.parallel.pp - 1
         self._layouts: dict[object, Layout] = {}
 
     def _layer_count(self, named_count: int) -> int:
@@ -178,13 +180,13 @@ class _StrategyCompiler:
         rule = match.rule
         if "i" in match.numbers:
             layer = match.numbers["i"]
-            return (self._layers[layer] if layer < len(self._layers) else self._last,)
+            return (self._layers[layer] if layer < len(self._layers) else self._last_stage,)
         if rule.stage == "tail":
             return (self._layers[len(self._layers) - self._tail_count + match.numbers["j"]],)
         if rule.stage != "first":
-            return (self._last,)
+            return (self._last_stage,)
         again = self._is_tied and (rule.tied == "weights" or (rule.tied == "states" and match.is_state))
-        return tuple({0: None, self._last: None}) if again else (0,)
+        return tuple({0: None, self._last_stage: None}) if again else (0,)
 
     def _layout(self, name: str, match: RuleMatch) -> Layout:
         shape, rule = self.shapes[name], match.rule
@@ -270,16 +272,13 @@ class _StrategyCompiler:
             return 0
         if pieces == 1 or replicas % pieces or shape[0] % (plain.cuts[0] * pieces):
             return 0
-        if self._weight_nbytes(name, match) < parallel.optimizer_threshold_kib * 1024:
+        weight = match.weight if match.weight in self.shapes else name  # states are cut as their weight is
+        nbytes = self.nbytes[weight] if self.nbytes is not None else 0
+        if parallel.param_dtype is not None:
+            nbytes = parallel.param_dtype.nbytes(math.prod(self.shapes[weight]))
+        if nbytes < parallel.optimizer_threshold_kib * 1024:
             return 0
         return -1 if size == -1 else pieces
-
-    def _weight_nbytes(self, name: str, match: RuleMatch) -> int:
-        """Return the size of the weight, for its states too: they are cut as the weight is."""
-        holder = match.weight if match.weight in self.shapes else name
-        if self.parallel.param_dtype is not None:
-            return self.parallel.param_dtype.nbytes(math.prod(self.shapes[holder]))
-        return self.nbytes[holder] if self.nbytes is not None else 0
 
 
 # Layers and stages.
@@ -378,14 +377,3 @@ def _offset_counts(layer_count: int, parallel: ParallelConfig) -> _Chunks:
 
 def _brackets(value: object) -> str:
     return str(value).replace("(", "[").replace(")", "]").replace(",]", "]")
-
-
-def last_stage(parallel: ParallelConfig, rules: StageRules) -> int:
-    """Return the stage of final norm and head: the last, or the first if the chunks return to it.
-
-    Examples
-    --------
-    >>> last_stage(ParallelConfig(pp=4), "mcore")
-    3
-    """
-    return 0 if parallel.zero_bubble_v and rules == "mcore" else parallel.pp - 1

@@ -8,8 +8,9 @@ matches any shape.
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Iterator, KeysView, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass
 
 from ..errors import FormatError, PlanError
@@ -19,12 +20,7 @@ from ..errors import FormatError, PlanError
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXPRESSION_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]{1,9}|[-+*/()])")
 _PRECEDENCE = ("+-", "*/")  # the loosest first
-_OPERATORS: Mapping[str, Callable[[int, int], int]] = {
-    "+": lambda left, right: left + right,
-    "-": lambda left, right: left - right,
-    "*": lambda left, right: left * right,
-    "/": lambda left, right: left // right,
-}
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 _Tree = int | str | tuple[str, "_Tree", "_Tree"]
 
 
@@ -70,10 +66,11 @@ class Expression:
             return tree
         if isinstance(tree, str):
             return values[tree]
-        operator, left, right = tree[0], self._value(tree[1], values), self._value(tree[2], values)
-        if operator == "/" and (right == 0 or left % right):
+        left, right = self._value(tree[1], values), self._value(tree[2], values)
+        if tree[0] == "/" and (right == 0 or left % right):
             raise PlanError(f"{self.text}: {left} / {right} is not a whole number")
-        return _OPERATORS[operator](left, right)
+        value: int = _OPERATORS[tree[0]](left, right)
+        return value
 
 
 def parse_expression(text: str, where: str) -> Expression:
@@ -107,9 +104,9 @@ def _chain(tokens: list[str], levels: tuple[str, ...]) -> _Tree | None:
         return _operand(tokens)
     tree = _chain(tokens, levels[1:])
     while tree is not None and tokens and tokens[0] in levels[0]:
-        operator = tokens.pop(0)
+        symbol = tokens.pop(0)
         right = _chain(tokens, levels[1:])
-        tree = None if right is None else (operator, tree, right)
+        tree = None if right is None else (symbol, tree, right)
     return tree
 
 

@@ -20,14 +20,12 @@ _MAX_POSITION_COUNT = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options and parameters with their values.
+    """The values of a family's options and parameters.
 
     Parameters
     ----------
-    options
-        The value of every option.
     values
-        The value of every option, and of every parameter that has one.
+        Of every option, and of every parameter that has one.
     unknown
         Why the other parameters have none.
     sources
@@ -93,14 +91,7 @@ def affects_elements(choice: Option, family: Family) -> bool:
 
 
 def resolve_settings(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:
-    """Give every option and parameter its value.
-
-    Parameters
-    ----------
-    config
-        The contents of ``config.json``.
-    options
-        Values of options; the others take their default.
+    """Give every option and parameter its value; options that are not given take their default.
 
     Raises
     ------
