@@ -119,6 +119,9 @@ def test_options_are_checked():
     with pytest.raises(UsageError) as error:
         compiled({}, qkv_layout="odd", nothing=1, blocks=0)
     assert len(error.value.problems) == 3
+    for blocks in (True, "\u00b2", "9" * 5000, -1, 1.0):
+        with pytest.raises(UsageError):
+            compiled({}, blocks=blocks)
     with pytest.raises(UsageError):
         compiled({}, naming="legacy")
     with pytest.raises(UsageError):
@@ -128,6 +131,7 @@ def test_options_are_checked():
 def test_detection_explains_itself():
     names = specs_for("qwen3", "mcore", QWEN3)
     assert detect({}, names).family.name == "qwen3"
+    assert detect({"model_type": {"a": 1}, "architectures": [[], "Qwen3ForCausalLM"]}, names).family.name == "qwen3"
     with pytest.raises(PlanError, match="gpt2"):
         detect({"model_type": "gpt2"}, names)
     with pytest.raises(PlanError) as error:
