@@ -18,5 +18,5 @@ Where things go:
   a field of ``parallel_config``, and ``parallel_strategy`` says what it does to a layout.
 - *Finding out what a checkpoint is*: ``detecting``.
 
-Only the data file of the family in question is parsed. Everything here is pure: values in, values out.
+Only the data file of the family in question is parsed. But for these files, everything here is values in, values out.
 """
