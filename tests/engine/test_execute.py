@@ -405,7 +405,7 @@ def test_an_object_of_another_length_than_was_sent_is_no_success(source, target)
 
 def test_a_store_that_can_only_be_read(source, target):
     plan = planned(source, target, ranks_of(STAGES), LIMITS)
-    with pytest.raises(Unsupported, match="can only be read"):
+    with pytest.raises(Unsupported, match="read-only"):
         execute(plan, source, Location(RecordingReadStore(target.store), "to"))
 
 

@@ -55,7 +55,7 @@ def planned(dst, **options):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Outputs of some KiB have several parts."""
-    monkeypatch.setattr("reshard.storage.memory.MemoryStore.limits", small_limits())
+    monkeypatch.setattr("reshard.storage.memory_store.MemoryStore.limits", small_limits())
 
 
 def small_limits():

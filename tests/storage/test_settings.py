@@ -9,8 +9,8 @@ import pytest
 from reshard.errors import Unsupported, UsageError
 from reshard.storage import LocalStore, MemoryStore, Store, open_location, open_source, open_target, open_target_object
 from reshard.storage.providers import PROVIDERS, provider_of
-from reshard.storage.s3 import S3Store
 from reshard.storage.s3_settings import Keys, obs_settings
+from reshard.storage.s3_store import S3Store
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +267,7 @@ def test_children_and_parents() -> None:
 
 @pytest.mark.parametrize("url", ["https://host.example/a", "gs://bucket/a", "hf://org/repo", "simplecache::s3://b/k"])
 def test_other_schemes_are_for_reading(url: str) -> None:
-    with pytest.raises(Unsupported, match="not written") as caught:
+    with pytest.raises(Unsupported, match="read-only") as caught:
         open_target(url)
     assert "s3://" in str(caught.value)
 
@@ -346,7 +346,7 @@ def test_target_object_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     "url", ["s3://bucket", "s3://model.safetensors", "s3://bucket/", "s3://b/.", "memory://lab", "/"]
 )
 def test_whole_store_is_no_target_object(url: str) -> None:
-    with pytest.raises(UsageError, match="names no object"):
+    with pytest.raises(UsageError, match="is a whole store"):
         open_target_object(url)
 
 
@@ -354,12 +354,12 @@ def test_whole_store_is_no_target_object(url: str) -> None:
 def test_folder_is_no_target_object(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a/b/c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a/b/c")
-    with pytest.raises(UsageError, match="names a folder"):
+    with pytest.raises(UsageError, match="is a folder"):
         open_target_object(url)
 
 
 def test_target_object_needs_a_store_that_writes() -> None:
-    with pytest.raises(Unsupported, match="not written"):
+    with pytest.raises(Unsupported, match="read-only"):
         open_target_object("https://host.example/a")
 
 
