@@ -196,7 +196,7 @@ def _tls(error: SSLError, asked: Asked) -> ReshardError:
     if "ertificate" in reason or "CERTIFICATE" in reason:
         return StorageError(
             f"{asked}: the certificate of the endpoint is not accepted.",
-            hint="For your own certificate authority set AWS_CA_BUNDLE to its certificate file. A bucket whose name has "
-            "dots needs RESHARD_S3_ADDRESSING=path.",
+            hint="Set AWS_CA_BUNDLE to the certificate file of a private authority. A bucket whose name has dots needs "
+            "RESHARD_S3_ADDRESSING=path.",
         )
     return Transient(f"{asked}: the TLS connection broke.")
