@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from support.checkpoints import stored
+from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
-from reshard.storage import Location, MemoryStore, open_location, recording
+from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
 
 WIDE = (2048, 2048)

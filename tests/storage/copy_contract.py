@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import pytest
 from storage.contract import ODD_NAMES, body, content
+from support.recording_store import recording
 
 from reshard.errors import Interrupted, NotFound, SourceChanged, StorageError, Unsupported, UsageError
-from reshard.storage import ObjectInfo, PartCopier, PartInfo, Store, Upload, recording
+from reshard.storage import ObjectInfo, PartCopier, PartInfo, Store, Upload
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 

@@ -6,17 +6,10 @@ import pytest
 from storage.contract import StoreContract
 from storage.copy_contract import CopyContract
 from support.faulty_store import Fault, FaultyStore
+from support.recording_store import RecordingReadStore, RecordingStore, recording
 
 from reshard.errors import NotFound, Transient
-from reshard.storage import (
-    MemoryStore,
-    RecordingReadStore,
-    RecordingStore,
-    Store,
-    StoreLimits,
-    recording,
-    unwrapped,
-)
+from reshard.storage import MemoryStore, Store, StoreLimits, unwrapped
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
@@ -90,6 +83,11 @@ def test_wraps_by_what_the_store_can_do() -> None:
     read_only = recording(FsspecStore("memory://x"))
     assert type(read_only) is RecordingReadStore
     assert not isinstance(read_only, Store)
+
+
+def test_unwrapped_is_the_store_that_does_the_work() -> None:
+    store = MemoryStore()
+    assert unwrapped(recording(recording(store))) is unwrapped(store) is store
 
 
 def test_identity_and_provider_are_passed_on() -> None:

@@ -13,9 +13,10 @@ from urllib.parse import unquote
 import pytest
 from storage.contract import ODD_NAMES
 from support.fake_s3 import FakeS3, Request
+from support.recording_store import recording
 
 from reshard.errors import Denied, Interrupted, NotFound, SourceChanged, StorageError, Transient, Unsupported
-from reshard.storage import MemoryStore, RetryPolicy, Upload, recording
+from reshard.storage import MemoryStore, RetryPolicy, Upload
 from reshard.storage.providers import provider_of
 from reshard.storage.s3_settings import Keys, S3Settings
 from reshard.storage.s3_store import S3Store

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage.protocol import ReadStore
-from ..storage.stopping import ShouldStop, never
+from ..storage import ReadStore, ShouldStop, never
 
 Task = Callable[[], None]
 T = TypeVar("T")

@@ -28,13 +28,11 @@ from .protocol import (
     Wrapper,
     unwrapped,
 )
-from .recording import Figures, RecordingReadStore, RecordingStore, recording
 from .retry import RetryPolicy
-from .stopping import ShouldStop
+from .stopping import ShouldStop, never
 
 __all__ = [
     "Body",
-    "Figures",
     "LocalStore",
     "Location",
     "MemoryStore",
@@ -42,21 +40,19 @@ __all__ = [
     "PartCopier",
     "PartInfo",
     "ReadStore",
-    "RecordingReadStore",
-    "RecordingStore",
     "RetryPolicy",
     "ShouldStop",
     "Store",
     "StoreLimits",
     "Upload",
     "Wrapper",
+    "never",
     "open_location",
     "open_source",
     "open_store",
     "open_target",
     "open_target_object",
     "provider_name",
-    "recording",
     "shared_connections",
     "unwrapped",
 ]

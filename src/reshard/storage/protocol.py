@@ -274,15 +274,7 @@ class Wrapper(Protocol):
 
 
 def unwrapped(store: ReadStore) -> ReadStore:
-    """Return the store that does the work, below any number of wrappers.
-
-    Examples
-    --------
-    >>> from reshard.storage import MemoryStore, recording
-    >>> store = MemoryStore()
-    >>> unwrapped(recording(recording(store))) is store, unwrapped(store) is store
-    (True, True)
-    """
+    """Return the store that does the work, below any number of wrappers."""
     while isinstance(store, Wrapper):
         store = store.wrapped
     return store

@@ -66,10 +66,6 @@ class Provider:
     unequal_parts: bool = True
     list_version: Literal[1, 2] = 1
 
-    def matches(self, host: str) -> bool:
-        """Whether an endpoint of this host belongs to this row."""
-        return re.fullmatch(self.hosts, host) is not None
-
     def region_of(self, host: str) -> str:
         """Return the signing region, or nothing if neither the host nor the row has one."""
         match = re.fullmatch(self.hosts, host)
@@ -121,7 +117,7 @@ def provider_of(endpoint: str | None, environ: Mapping[str, str]) -> Provider:
     'virtual'
     """
     host = (urlsplit(endpoint).hostname or "") if endpoint else ""
-    row = next(row for row in PROVIDERS if row.matches(host))
+    row = next(row for row in PROVIDERS if re.fullmatch(row.hosts, host))
     wanted = environ.get(ADDRESSING_VARIABLE)
     if not wanted:
         return row

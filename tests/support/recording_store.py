@@ -1,4 +1,4 @@
-"""Counts what a store is asked to do: for figures on the screen, benchmarks and tests."""
+"""A store that counts what it is asked to do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload
-from .stopping import ShouldStop
+from reshard.storage import Body, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
+from reshard.tensor import ByteRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +63,10 @@ class RecordingReadStore(ReadStore):
 
     @property
     def wrapped(self) -> ReadStore:
-        """The store that does the work."""
         return self._inner
 
     @property
     def should_stop(self) -> ShouldStop:
-        """That of the wrapped store."""
         return self._inner.should_stop
 
     @should_stop.setter
@@ -78,38 +75,31 @@ class RecordingReadStore(ReadStore):
 
     @property
     def url(self) -> str:
-        """That of the wrapped store."""
         return self._inner.url
 
     @property
     def identity(self) -> str:
-        """That of the wrapped store."""
         return self._inner.identity
 
     @property
     def provider(self) -> str:
-        """That of the wrapped store."""
         return self._inner.provider
 
     def head(self, key: str) -> ObjectInfo:
-        """Count and delegate."""
         self._count("head")
         return self._inner.head(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Count and delegate."""
         self._count("list")
         yield from self._inner.list(prefix)
 
     def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Count and delegate."""
         self._count("get")
         body = self._inner.read(key, span, etag)
         self._add(read_bytes=len(body))
         return body
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
-        """Count and delegate."""
         self._count("get")
         self._inner.read_into(key, span, target, etag)
         self._add(read_bytes=span.nbytes)
@@ -138,35 +128,29 @@ class RecordingStore(RecordingReadStore, Store):
 
     @property
     def limits(self) -> StoreLimits:
-        """Those of the wrapped store."""
         return self._writable.limits
 
     def put(self, key: str, body: Body) -> ObjectInfo:
-        """Count and delegate."""
         self._count("put")
         info = self._writable.put(key, body)
         self._add(written_bytes=memoryview(body).nbytes)
         return info
 
     def delete(self, key: str) -> None:
-        """Count and delegate."""
         self._count("delete")
         self._writable.delete(key)
 
     def create_upload(self, key: str) -> Upload:
-        """Count and delegate."""
         self._count("create")
         return self._writable.create_upload(key)
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
-        """Count and delegate."""
         self._count("part")
         etag = self._writable.upload_part(upload, number, offset, body)
         self._add(written_bytes=memoryview(body).nbytes)
         return etag
 
     def copies_from(self, source: ReadStore) -> bool:
-        """Whether the wrapped store copies from ``source``."""
         return self._writable.copies_from(source)
 
     def copy_part(
@@ -179,29 +163,24 @@ class RecordingStore(RecordingReadStore, Store):
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Count and delegate."""
         self._count("copy")
         part = self._writable.copy_part(upload, number, offset, source, key, span, etag)
         self._add(copied_bytes=span.nbytes)
         return part
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
-        """Count and delegate."""
         self._count("parts")
         return self._writable.list_parts(upload)
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Count and delegate."""
         self._count("complete")
         return self._writable.complete_upload(upload, parts)
 
     def abort_upload(self, upload: Upload) -> None:
-        """Count and delegate."""
         self._count("abort")
         self._writable.abort_upload(upload)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
-        """Count and delegate."""
         self._count("uploads")
         return self._writable.open_uploads(prefix)
 
