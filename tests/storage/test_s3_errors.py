@@ -4,9 +4,9 @@ import pytest
 from botocore import exceptions as boto
 
 from reshard.errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
-from reshard.storage.s3_errors import Asked, explain
+from reshard.storage.s3_errors import RequestLabel, explain
 
-ASKED = Asked("read", "obs://models/a.bin", "Huawei OBS at https://obs.example")
+LABEL = RequestLabel("read", "obs://models/a.bin", "Huawei OBS at https://obs.example")
 
 
 def answered(code: str, status: int, headers: dict[str, str] | None = None, **error: str) -> boto.ClientError:
@@ -51,7 +51,7 @@ def answered(code: str, status: int, headers: dict[str, str] | None = None, **er
     ],
 )
 def test_errors_say_what_and_where_and_what_to_do(error: Exception, kind: type[ReshardError], text: str) -> None:
-    found = explain(error, ASKED)
+    found = explain(error, LABEL)
     assert type(found) is kind
     assert text in str(found)
     assert "obs://models/a.bin" in str(found)

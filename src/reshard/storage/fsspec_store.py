@@ -19,7 +19,7 @@ from ..tensor import ByteRange
 from .protocol import ObjectInfo, ReadStore
 from .range_checks import beyond_end, check_buffer, check_etag
 from .retry import RetryPolicy, retrying
-from .s3_errors import Asked, explain
+from .s3_errors import RequestLabel, explain
 from .stopping import ShouldStop, check, never
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class FsspecStore(ReadStore):
 
     @property
     def provider(self) -> str:
-        """The scheme: fsspec does not tell more."""
+        """The scheme; fsspec names no service."""
         return f"{self._shown.partition('://')[0]}://"
 
     def head(self, key: str) -> ObjectInfo:
@@ -137,7 +137,7 @@ class FsspecStore(ReadStore):
         return {path[skipped:]: info for path, info in found.items()}
 
     def _try(self, doing: str, key: str, action: Callable[[], T]) -> T:
-        asked = Asked(doing, self._name(key), "fsspec")
+        label = RequestLabel(doing, self._name(key), "fsspec")
 
         def attempt() -> T:
             check(self.should_stop)
@@ -146,7 +146,7 @@ class FsspecStore(ReadStore):
             except ReshardError:
                 raise
             except Exception as error:
-                raise _explained(error, asked) from error
+                raise _explained(error, label) from error
 
         return retrying(attempt, self._policy, self.should_stop)
 
@@ -159,10 +159,10 @@ def _object(key: str, info: Mapping[str, Any]) -> ObjectInfo:
     return ObjectInfo(key, int(size), etag.strip('"') or f"length-{size}")
 
 
-def _explained(error: Exception, asked: Asked) -> ReshardError:
+def _explained(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of a file system, by its type or by the HTTP status in it."""
     if isinstance(error, (ClientError, BotoCoreError)):
-        return explain(error, asked)
+        return explain(error, label)
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(status, int):
         kind = _STATUS.get(status, StorageError)
@@ -171,7 +171,7 @@ def _explained(error: Exception, asked: Asked) -> ReshardError:
         # aiohttp is no dependency of ours, so its errors go by name.
         if kind is StorageError and type(error).__name__.startswith(("Client", "Server")):
             kind = Transient
-    return kind(f"{asked}: {type(error).__name__}{f' {status}' if status else ''}.")
+    return kind(f"{label}: {type(error).__name__}{f' {status}' if status else ''}.")
 
 
 _STATUS: dict[int, type[StorageError]] = {

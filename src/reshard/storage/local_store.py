@@ -126,8 +126,9 @@ class LocalStore(Store):
     def put(self, key: str, body: Body) -> ObjectInfo:
         """Store one object, replacing any other."""
         upload = self.create_upload(key)
+        hidden = self._hidden(upload)
         try:
-            return self._finish(self._hidden(upload), key, self._write(self._hidden(upload), 0, body))
+            return self._finish(hidden, key, self._write(hidden, 0, body))
         except BaseException:
             self.abort_upload(upload)
             raise

@@ -238,7 +238,7 @@ class Store(ReadStore, PartCopier, Protocol):
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         """List the parts of an open upload by ascending number, whichever process made them.
 
-        A number that was sent several times is left out if the store does not tell which part is the last.
+        A number that was sent several times is left out if the store does not show which part is the last.
 
         Raises
         ------

@@ -60,7 +60,7 @@ class Retries:
         Transient
             There is no next try; the message says how many there were.
         Interrupted
-            ``should_stop`` said yes during the wait.
+            ``should_stop`` answered yes during the wait.
         """
         self._failures += 1
         if self._failures >= self._policy.tries:

@@ -36,12 +36,12 @@ from ..errors import Denied, NotFound, ReshardError, SourceChanged, StorageError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestLabel:
     """A request as messages name it.
 
     Examples
     --------
-    >>> print(Asked("read", "s3://models/a.bin", "AWS S3"))
+    >>> print(RequestLabel("read", "s3://models/a.bin", "AWS S3"))
     Cannot read s3://models/a.bin (AWS S3)
     """
 
@@ -149,54 +149,54 @@ def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def explain(error: Exception, asked: Asked) -> ReshardError:
+def explain(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
-        return _answered(error, asked)
+        return _answered(error, label)
     if isinstance(error, SSLError):
-        return _tls(error, asked)
+        return _tls(error, label)
     if isinstance(error, _KEYLESS):
-        return Denied(f"{asked}: no credentials were found, or they are incomplete.", hint=_KEYS)
+        return Denied(f"{label}: no credentials were found, or they are incomplete.", hint=_KEYS)
     if isinstance(error, ParamValidationError):
-        return UsageError(f"{asked}: this is not the name of a bucket or an object.")
+        return UsageError(f"{label}: this is not the name of a bucket or an object.")
     for kind, reason in _TRANSIENT_KINDS.items():
         if isinstance(error, kind):
-            return Transient(f"{asked}: {reason}.", hint="Check the endpoint, the network and the proxy settings.")
+            return Transient(f"{label}: {reason}.", hint="Check the endpoint, the network and the proxy settings.")
     if isinstance(error, HTTPClientError):  # anything else that broke while a request was sent
         inner = getattr(error, "kwargs", {}).get("error")
-        return Transient(f"{asked}: the request failed on its way ({type(inner).__name__}).")
-    return StorageError(f"{asked}: {type(error).__name__}.")
+        return Transient(f"{label}: the request failed on its way ({type(inner).__name__}).")
+    return StorageError(f"{label}: {type(error).__name__}.")
 
 
-def _answered(error: ClientError, asked: Asked) -> ReshardError:
+def _answered(error: ClientError, label: RequestLabel) -> ReshardError:
     answer: dict[str, Any] = error.response.get("Error", {})
     code, status = str(answer.get("Code", "")), status_of(error)
     row = _CODES.get(code)
     # The code goes before the status: an error inside an answer of 200 reaches us as a 500.
     if code in _TRANSIENT_CODES or (row is None and status in _TRANSIENT_STATUS):
-        return Transient(f"{asked}: the store answered {code or status}.", hint="It is busy or failing; try later.")
+        return Transient(f"{label}: the store answered {code or status}.", hint="It is busy or failing; try later.")
     row = row or _STATUS.get(status)
     if row is None:
         reason = answer.get("Message") or "no reason given"
-        return StorageError(f"{asked}: the store answered {status} {code}: {reason}.")
+        return StorageError(f"{label}: the store answered {status} {code}: {reason}.")
     kind = f" [{code}]" if code and not code.isdecimal() else ""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = answer.get("Region") or headers.get("x-amz-bucket-region")
     place = f"; the bucket is in {region}" if region and status in (301, 307, 400) else ""
-    return row.error(f"{asked}: {row.reason}{kind}{place}.", hint=row.hint)
+    return row.error(f"{label}: {row.reason}{kind}{place}.", hint=row.hint)
 
 
-def _tls(error: SSLError, asked: Asked) -> ReshardError:
+def _tls(error: SSLError, label: RequestLabel) -> ReshardError:
     reason = str(getattr(error, "kwargs", {}).get("error", ""))
     if "WRONG_VERSION_NUMBER" in reason:
         return StorageError(
-            f"{asked}: the endpoint does not speak TLS.",
+            f"{label}: the endpoint does not speak TLS.",
             hint="For an endpoint without TLS write http:// in front of it.",
         )
     if "ertificate" in reason or "CERTIFICATE" in reason:
         return StorageError(
-            f"{asked}: the certificate of the endpoint is not accepted.",
+            f"{label}: the certificate of the endpoint is not accepted.",
             hint="Set AWS_CA_BUNDLE to the certificate file of a private authority. A bucket whose name has dots needs "
             "RESHARD_S3_ADDRESSING=path.",
         )
-    return Transient(f"{asked}: the TLS connection broke.")
+    return Transient(f"{label}: the TLS connection broke.")

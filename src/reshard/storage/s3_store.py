@@ -15,7 +15,7 @@ from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits,
 from .range_checks import cannot_copy, check_buffer, check_copied_span
 from .retry import RetryPolicy, retrying
 from .s3_client import find_settings, make_client
-from .s3_errors import Asked, explain
+from .s3_errors import RequestLabel, explain
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody, RangedCopy, RangedRead, bare_etag
 from .stopping import ShouldStop, check, never
@@ -131,8 +131,8 @@ class S3Store(Store):
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object, however often the connection breaks."""
         check_buffer(span, target)
-        asked = self._asked("get_object", key)
-        RangedRead(self._client, self._bucket, key, span, target, etag, asked, self._policy, self.should_stop).run()
+        label = self._label("get_object", key)
+        RangedRead(self._client, self._bucket, key, span, target, etag, label, self._policy, self.should_stop).run()
 
     def put(self, key: str, body: Body) -> ObjectInfo:
         """Store one object in one request, replacing any other."""
@@ -148,7 +148,7 @@ class S3Store(Store):
         """Open a multipart upload."""
         if not self._settings.provider.unequal_parts:
             raise Unsupported(
-                f"{self._asked('create_multipart_upload', key)}: it requires upload parts of equal length.",
+                f"{self._label('create_multipart_upload', key)}: it requires upload parts of equal length.",
                 hint="Write to another store and copy the finished objects from there.",
             )
         return Upload(key, str(self._call("create_multipart_upload", key)["UploadId"]))
@@ -160,7 +160,7 @@ class S3Store(Store):
         )
         etag = bare_etag(answer)
         if not etag:
-            raise StorageError(f"{self._asked('upload_part', upload.key)}: the store returned no etag for it.")
+            raise StorageError(f"{self._label('upload_part', upload.key)}: the store returned no etag for it.")
         return etag
 
     def copies_from(self, source: ReadStore) -> bool:
@@ -191,7 +191,7 @@ class S3Store(Store):
             source_url,
             span,
             etag,
-            Asked("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place),
+            RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place),
             self.should_stop,
         )
         return retrying(copy.request, self._policy, self.should_stop)
@@ -222,7 +222,7 @@ class S3Store(Store):
             Also when the answer was lost and nothing proves that the object there is the new one.
         """
         if not parts:
-            raise UsageError(f"{self._asked('complete_multipart_upload', upload.key)}: it has no parts.")
+            raise UsageError(f"{self._label('complete_multipart_upload', upload.key)}: it has no parts.")
         joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
         tries = 0
@@ -274,7 +274,7 @@ class S3Store(Store):
             raise gone
         if after is None or before is None or after == before:
             raise StorageError(
-                f"{self._asked('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
+                f"{self._label('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
                 "longer open, so it is unknown whether the object there is the old or the new one.",
                 hint="Do not use this object before it has been written again.",
             ) from gone
@@ -306,7 +306,7 @@ class S3Store(Store):
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (ClientError, BotoCoreError) as error:
             check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
-            raise explain(error, self._asked(operation, key)) from error
+            raise explain(error, self._label(operation, key)) from error
 
     def _ignoring_absence(self, operation: str, key: str, **arguments: Any) -> None:
         try:
@@ -330,6 +330,6 @@ class S3Store(Store):
     def _body(self, body: Body) -> Any:
         return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self.should_stop)
 
-    def _asked(self, operation: str, key: str | None) -> Asked:
+    def _label(self, operation: str, key: str | None) -> RequestLabel:
         url = f"{self.url}/{key}" if key is not None else self.url
-        return Asked(_DOING[operation], url, self._settings.place)
+        return RequestLabel(_DOING[operation], url, self._settings.place)

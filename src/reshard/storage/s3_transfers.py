@@ -16,7 +16,7 @@ from ..tensor import ByteRange
 from .protocol import Body
 from .range_checks import beyond_end, changed, check_etag
 from .retry import Retries, RetryPolicy
-from .s3_errors import Asked, explain, status_of
+from .s3_errors import RequestLabel, explain, status_of
 from .stopping import ShouldStop, check, never
 
 _BLOCK_BYTES = 1 << 20
@@ -39,7 +39,7 @@ def bare_etag(answer: Mapping[str, Any]) -> str:
 
 
 class PartBody:
-    """A seekable, read-only file over a buffer, because boto3 takes no memoryview; reading returns views, never copies.
+    """A seekable, read-only file over a buffer, because boto3 takes no memoryview; reading returns views of it.
 
     boto3 asks a file for its length, reads to the end, and seeks back before it sends it again. Unlike
     other files this one may return more than it was asked for.
@@ -100,7 +100,7 @@ class RangedRead:
     span: ByteRange
     target: memoryview
     etag: str | None
-    asked: Asked
+    label: RequestLabel
     policy: RetryPolicy
     should_stop: ShouldStop
     _reached: int = field(default=0, init=False)
@@ -135,7 +135,7 @@ class RangedRead:
             answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes={first}-{last}", **pinned)
             with closing(answer["Body"]) as body:
                 found = bare_etag(answer)
-                check_etag(self.asked.url, self.etag, found)  # some stores ignore If-Match
+                check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
                 self.etag = self.etag or found or None
                 self._check_range(answer, first)
                 self._receive(body)
@@ -150,28 +150,28 @@ class RangedRead:
             whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and first == 0
             if whole and answer.get("ContentLength") == self.span.nbytes:
                 return  # all of it was wanted
-            raise Unsupported(f"{self.asked}: the store answered a byte range with the whole object.")
+            raise Unsupported(f"{self.label}: the store answered a byte range with the whole object.")
         start, last = int(match[1]), int(match[2])
         if start != first or last >= self.span.stop:
-            raise Unsupported(f"{self.asked}: asked for bytes from {first} on, the store sent {match[0]}.")
+            raise Unsupported(f"{self.label}: asked for bytes from {first} on, the store sent {match[0]}.")
         if last < self.span.stop - 1:
-            raise beyond_end(self.asked.url, self.span, last + 1)
+            raise beyond_end(self.label.url, self.span, last + 1)
 
     def _receive(self, body: Any) -> None:
         while self._reached < self.span.nbytes:
             check(self.should_stop)
             count = body.readinto(self.target[self._reached : self._reached + _BLOCK_BYTES])
             if not count:
-                raise Transient(f"{self.asked}: the answer was cut off after {self._reached} bytes.")
+                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
             self._reached += count
 
     def _explained(self, error: ClientError | BotoCoreError) -> Exception:
         status = status_of(error) if isinstance(error, ClientError) else 0
         if status == 412 and self.etag:
-            return changed(self.asked.url, self.etag)
+            return changed(self.label.url, self.etag)
         if status == 416:
-            return beyond_end(self.asked.url, self.span)
-        return explain(error, self.asked)
+            return beyond_end(self.label.url, self.span)
+        return explain(error, self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class RangedCopy:
     source_url: str
     span: ByteRange
     etag: str | None
-    asked: Asked
+    label: RequestLabel
     should_stop: ShouldStop
 
     def request(self) -> str:
@@ -224,7 +224,7 @@ class RangedCopy:
             raise self._explained(error) from error
         etag = bare_etag(answer.get("CopyPartResult") or {})
         if not etag:
-            raise Unsupported(f"{self.asked}: the store does not confirm a copy.", hint=_SEND_INSTEAD)
+            raise Unsupported(f"{self.label}: the store does not confirm a copy.", hint=_SEND_INSTEAD)
         return etag
 
     def _explained(self, error: ClientError | BotoCoreError) -> Exception:
@@ -235,10 +235,8 @@ class RangedCopy:
                 return changed(self.source_url, self.etag)
             if code == "InvalidRange" or status_of(error) == 416 or (code == "InvalidArgument" and "range" in message):
                 return beyond_end(self.source_url, self.span)
-            if (
-                code == "InvalidRequest" and "copy source" in message
-            ):  # on AWS: shorter than the shortest it copies from
+            if code == "InvalidRequest" and "copy source" in message:  # too short, on AWS
                 return Unsupported(
-                    f"{self.asked}: the store copies no range of this object [{code}].", hint=_SEND_INSTEAD
+                    f"{self.label}: the store copies no range of this object [{code}].", hint=_SEND_INSTEAD
                 )
-        return explain(error, self.asked)
+        return explain(error, self.label)
