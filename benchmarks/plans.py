@@ -34,6 +34,7 @@ from reshard.models.parallel_layouts import strategy_from_numbers
 from reshard.models.parallel_text import parse_parallel
 from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
+from reshard.planning.conversion import Conversion
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
@@ -316,7 +317,7 @@ def measure(case: Case, limits: Limits, *, profiled: bool) -> Figures:
     plan = timed(
         figures,
         "plan",
-        lambda: make_plan(catalog, target, "s3://models/ranks", limits, change=change, copy_bases=copy_bases),
+        lambda: make_plan(Conversion(catalog, target, "s3://models/ranks", change=change), limits, copy_bases),
     )
     profile.disable()
     figures |= {"rss_bytes": peak_rss_bytes(), "plan_rss_bytes": peak_rss_bytes() - before_bytes}

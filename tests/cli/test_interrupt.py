@@ -88,11 +88,11 @@ def test_verify_stops_too(sparse: Path, tmp_path: Path):
     """Of 4 GiB it needs seconds to compare; the output is as sparse as the source."""
     target, (source,) = tmp_path / "out", list(sparse.iterdir())
     plan = reshard.plan(str(sparse), str(target))
-    manifest = Manifest(plan, tuple(Receipt(key, source.stat().st_size, "", 0) for key in plan.keys))
+    manifest = Manifest(plan, tuple(Receipt(key, source.stat().st_size, "", 0) for key in plan.conversion.keys))
     target.mkdir()
-    (target / plan.manifest_key).write_bytes(encode_manifest(manifest))
+    (target / plan.conversion.manifest_key).write_bytes(encode_manifest(manifest))
     (output,) = plan.outputs
-    with (target / plan.keys[0]).open("wb") as file:
+    with (target / plan.conversion.keys[0]).open("wb") as file:
         file.write(output.frame.literals[0][1])
         file.truncate(output.nbytes)
     code, err = stopped(["verify", str(target)], lambda: True, signal.SIGINT, told="verify\n")

@@ -29,8 +29,8 @@ from reshard.errors import CatalogError, FormatError, Transient, UsageError
 from reshard.formats import containers
 from reshard.formats.containers import Container
 from reshard.formats.mindspore.ckpt_write import plan_ckpt
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits

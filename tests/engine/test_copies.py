@@ -259,7 +259,7 @@ def check_progress(events, plan):
 def test_progress_ends_at_what_was_planned(name, target):
     events = []
     plan, source = scenario(name)
-    written = sum(len(document.data) for document in plan.documents)
+    written = sum(len(document.data) for document in plan.conversion.documents)
     assert not written
     execute(plan, source, target, listener=events.append)
     assert [event.name for event in events if isinstance(event, PhaseStarted)] == ["transfer", "commit"]

@@ -32,8 +32,8 @@ from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.verify import verify_manifest
 from reshard.errors import Interrupted, SourceChanged, StorageError, TargetExists, Transient, Unsupported
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits

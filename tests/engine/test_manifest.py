@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, random_model
+from support.planning import plan_for
 
 from reshard.engine.manifest import Manifest, Receipt, decode_manifest, encode_manifest
 from reshard.errors import FormatError
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.targets.full_target import FullTarget
 
 MODEL = random_model({"a": ("F32", (8, 6)), "b": ("BF16", (6,))})
@@ -19,8 +19,8 @@ FULL = FullTarget("m-{part:05d}-of-{parts:05d}.safetensors", "m.safetensors", "i
 
 def a_manifest():
     catalog = catalog_of_objects({"s.safetensors": MODEL})
-    plan = make_plan(catalog, FULL, "memory://t", Limits())
-    return Manifest(plan, tuple(Receipt(key, 5, "e", 0xABC) for key in plan.keys))
+    plan = plan_for(catalog, FULL, "memory://t", Limits())
+    return Manifest(plan, tuple(Receipt(key, 5, "e", 0xABC) for key in plan.conversion.keys))
 
 
 def body_of():
@@ -34,7 +34,7 @@ def test_there_and_back():
 
 
 def test_parts_are_numbered_in_five_digits():
-    assert a_manifest().plan.keys[0] == "m-00001-of-00002.safetensors"
+    assert a_manifest().plan.conversion.keys[0] == "m-00001-of-00002.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from support.checkpoints import stored
+from support.planning import plan_for
 from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
-from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
@@ -98,7 +98,7 @@ def test_it_is_chosen_where_it_is_cheaper(lab):
     def made(memory_bytes):
         plan = planned("two", staging="never")
         limits = replace(plan.limits, memory_bytes=memory_bytes, max_gap_bytes=5000, read_bytes=1 << 20)
-        return make_plan(plan.catalog, plan.target, plan.target_url, limits)
+        return plan_for(plan.catalog, plan.conversion.target, plan.conversion.target_url, limits)
 
     roomy, tight = made(512 << 20), made(3 << 20)
     assert staged_plan(roomy, mode) is roomy
@@ -119,7 +119,7 @@ def test_tensors_that_are_copied_whole_are_left_alone(lab):
     lab.put("src/model.safetensors", save({"a.inner": inner, **slabs}))
     wished = planned("slabs", staging="never", copy="auto")
     limits = replace(wished.limits, memory_bytes=3 << 20, max_gap_bytes=5000, read_bytes=1 << 20)
-    tight = make_plan(wished.catalog, wished.target, wished.target_url, limits, copy_bases=wished.copy_bases)
+    tight = plan_for(wished.catalog, wished.target, wished.target_url, limits, copy_bases=wished.copy_bases)
     assert tight.cost.copied_bytes >= 64 * 2 * 210_000
     plan = staged_plan(tight, StagingMode("memory://staging/two.staging", is_near=False))
     assert plan.staging is not None
@@ -166,7 +166,7 @@ def test_what_is_kept_is_used_again(lab, monkeypatch):
     assert before == after, "nothing is written anew"
     # A chunk that is another's: all is written anew.
     chunk = plan.staging.outputs[0]
-    lab.put(open_location(plan.staging.target_url).child(chunk.keys[0]).key, bytes(chunk.nbytes))
+    lab.put(open_location(plan.staging.conversion.target_url).child(chunk.keys[0]).key, bytes(chunk.nbytes))
     reshard.convert(plan=plan, overwrite=True)
     reshard.convert(plan=planned("one", staging="never"))
     assert outputs("one") == outputs("two")
@@ -175,7 +175,7 @@ def test_what_is_kept_is_used_again(lab, monkeypatch):
 
 def test_other_objects_are_neither_replaced_nor_removed(lab):
     plan = planned("two", staging="always")
-    place = open_location(plan.staging.target_url)
+    place = open_location(plan.staging.conversion.target_url)
     before = {"two.staging/zarr.json": b"{}", place.child("w/c/0").key: b"another's"}
     for key, body in before.items():
         lab.put(key, body)
@@ -211,7 +211,7 @@ def test_a_finished_conversion_is_no_failure_if_chunks_stay(lab, monkeypatch):
 
 def test_what_a_killed_run_left_is_replaced(lab):
     plan = planned("two", staging="always")
-    lab.put(open_location(plan.staging.target_url).child(plan.staging.outputs[3].keys[0]).key, b"half")
+    lab.put(open_location(plan.staging.conversion.target_url).child(plan.staging.outputs[3].keys[0]).key, b"half")
     reshard.convert(plan=plan)
     assert reshard.verify("memory://staging/two").is_ok
     assert not staged_objects()
@@ -257,8 +257,8 @@ def test_places_that_are_refused(lab, options, told):
 
 def test_another_place(lab):
     plan = planned("two", staging="always", staging_url="memory://elsewhere/chunks")
-    assert plan.catalog.others[-1] == plan.staging.target_url
-    assert plan.staging.target_url.startswith("memory://elsewhere/chunks/reshard-staging-")
+    assert plan.catalog.others[-1] == plan.staging.conversion.target_url
+    assert plan.staging.conversion.target_url.startswith("memory://elsewhere/chunks/reshard-staging-")
     reshard.convert(plan=plan)
     assert reshard.verify("memory://staging/two").is_ok
 
@@ -328,8 +328,8 @@ def test_an_output_is_told_to_be_made_of_chunks(lab):
     assert all(one.is_staged == (one.base == base) == (one.object in chunks) for one in taken)
     assert [staged.name for staged in found.staged] == ["a.inner", "b.middle"]
     wide = found.staged[0]
-    assert (wide.shape, wide.url) == (WIDE, plan.staging.target_url)
-    assert wide.chunk_shape == plan.staging.target.chunk_shapes["a.inner"]
+    assert (wide.shape, wide.url) == (WIDE, plan.staging.conversion.target_url)
+    assert wide.chunk_shape == plan.staging.conversion.target.chunk_shapes["a.inner"]
     assert 0 < wide.taken_count <= wide.chunk_count
     assert wide.taken_count == len({one.object for one in taken if one.object.startswith("a.inner/")})
     assert [one.object for one in wide.sources] == ["model.safetensors"]

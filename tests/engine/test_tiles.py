@@ -23,14 +23,15 @@ from support.checkpoints import (
 )
 from support.conversions import catalog_at, ranks_of
 from support.faulty_store import Fault, FaultyStore
+from support.planning import plan_for
 
 from reshard.engine.execute import execute
 from reshard.engine.verify import verify_manifest
 from reshard.errors import OverBudget, ReshardError
 from reshard.formats.containers import Container
 from reshard.planning.change import Change
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
 from reshard.planning.sources.full_source import with_adapters
 from reshard.planning.targets.full_target import FullTarget
@@ -100,7 +101,7 @@ def affordable(catalog, wished, url, limits, change):
     """A plan, with as much more memory as it takes."""
     for _ in range(24):
         try:
-            return make_plan(catalog, wished, url, limits, change=change)
+            return plan_for(catalog, wished, url, limits, change=change)
         except OverBudget as refused:
             limits = replace(limits, memory_bytes=max(2 * limits.memory_bytes, refused.needed_bytes))
     raise AssertionError("no memory would do")
@@ -340,7 +341,7 @@ def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     held = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
     catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), ObjectHeader(held))])
     limits = Limits(memory_bytes=memory_mib << 20)
-    return make_plan(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
+    return plan_for(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 
 
 @pytest.mark.parametrize("memory_mib", [256, 1024])

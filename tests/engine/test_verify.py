@@ -11,8 +11,8 @@ from support.recording_store import RecordingStore
 from reshard.engine.events import PhaseStarted, Progress
 from reshard.engine.verify import Subset, verify_manifest
 from reshard.errors import SourceChanged, UsageError
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
@@ -186,7 +186,7 @@ def test_subsets_share_the_work_out(wished, strategy, of):
     done = Done(wished, strategy)
     reports = [done.verify(f"{number}/{of}") for number in range(1, of + 1)]
     assert all(report.is_ok for report in reports)
-    documents = sum(len(document.data) for document in done.plan.documents)
+    documents = sum(len(document.data) for document in done.plan.conversion.documents)
     checked = [report.checked_bytes - documents for report in reports]  # those are few, and compared each time
     assert sum(checked) == reports[0].total_bytes - documents
     counted = Location(RecordingStore(done.source.store), "from")

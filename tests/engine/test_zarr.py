@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.checkpoints import contents, decode, encode, put_full, put_ranks, random_model, shards, stored
 from support.conversions import Known, catalog_at, ranks_of
 from support.plan_checker import is_fit_for_ckpt, told_by
+from support.planning import plan_for
 from support.random_plans import any_cases, any_sources, limits, new_names, under_new_names
 from support.zarr_arrays import decode_zarr
 
@@ -28,7 +29,6 @@ from reshard.formats.containers import Container
 from reshard.formats.zarr import ZarrArray, encode_array, encode_group
 from reshard.planning.catalog import SourceSharding
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources import zarr_source
 from reshard.planning.sources.selection import NameFilter
@@ -70,12 +70,12 @@ def place(min_part_bytes=64):
 def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None, copy_bases=()):
     """Plan, save, load, carry out, verify; where it went, and what lies there but the manifest."""
     here = here or place(wished.min_part_bytes)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
+    plan = plan_for(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     assert decode_plan(encode_plan(plan), "saved") == plan
     manifest = execute(plan, source, here)
     assert verify_manifest(manifest, "", source, here).is_ok
     written = stored(here)
-    del written[plan.manifest_key]
+    del written[plan.conversion.manifest_key]
     return here, written
 
 
@@ -180,7 +180,7 @@ def test_the_store_copies_chunks_by_itself():
     here, _ = zarr_of({"w": MODEL["model.layers.0.w"]}, 768)
     wished = replace(PLAIN, min_copy_source_bytes=1)
     source = catalog_at(here)
-    plan = make_plan(source, ONE, "memory://x", wished, copy_bases=(0,))
+    plan = plan_for(source, ONE, "memory://x", wished, copy_bases=(0,))
     assert (plan.cost.copied_bytes, plan.cost.read_bytes) == (1536, 0)
     _, body = converted(source, here, ONE, wished, copy_bases=(REPLICAS, 0))
     assert decode(body["model.safetensors"])[0] == contents({"w": MODEL["model.layers.0.w"]})
@@ -268,7 +268,7 @@ def test_chunks_are_counted_before_they_are_shaped(monkeypatch):
     catalog, searched = catalog_at(source), []
     monkeypatch.setattr(zarr_target, "_rows_for", lambda *args: searched.append(args))
     with pytest.raises(PlanError, match="1310720 chunks: at most 1048576"):
-        make_plan(catalog, ZarrTarget(1), "memory://x", PLAIN)
+        plan_for(catalog, ZarrTarget(1), "memory://x", PLAIN)
     assert not searched
 
 
@@ -296,8 +296,8 @@ TARGET = "memory://zarr-target"
 def test_asked_for_by_name_or_by_form(url):
     for target, options in ((f"{TARGET}/a.zarr", {}), (f"{TARGET}/b", {"form": "zarr"})):
         manifest = api.convert(url, target, part_size="100", **options)
-        assert isinstance(manifest.plan.target, ZarrTarget)
-        assert manifest.plan.target.chunk_bytes == 100
+        assert isinstance(manifest.plan.conversion.target, ZarrTarget)
+        assert manifest.plan.conversion.target.chunk_bytes == 100
         assert {"config.json", "zarr.json"} <= {receipt.key for receipt in manifest.receipts}
         assert api.verify(target).is_ok
         assert api.inspect(target).kind == "zarr store"
@@ -512,7 +512,7 @@ def test_another_checkpoint_beside():
 
 def test_plans_that_were_forged():
     here, _ = zarr_of(MODEL)
-    plan = make_plan(catalog_at(here), ZarrTarget(100), "memory://x", PLAIN)
+    plan = plan_for(catalog_at(here), ZarrTarget(100), "memory://x", PLAIN)
     for target in (ZarrTarget(1), ZarrTarget(100, {"model.norm": (25,)}), ZarrTarget(100, {"w": (1,)})):
         with pytest.raises(FormatError):
             decode_plan(encode_plan(replace(plan, target=target)), "forged")
@@ -715,7 +715,7 @@ def test_a_chunk_that_is_written_while_it_is_made(monkeypatch):
         repeat(*made)
 
     monkeypatch.setattr("reshard.engine.executors.threads.repeat", overtaken)
-    plan = make_plan(catalog_at(here), ONE, "memory://x", PLAIN)
+    plan = plan_for(catalog_at(here), ONE, "memory://x", PLAIN)
     there = place()
     with pytest.raises(SourceChanged, match="a/c/0: expected a chunk that is not stored"):
         execute(plan, here, there)
@@ -739,7 +739,7 @@ def test_the_store_copies_no_chunk_that_is_left_out():
     put(here, "zarr.json", root)
     here.store.delete("here/w/c/1/0")
     source, wished = catalog_at(here), replace(PLAIN, min_copy_source_bytes=1)
-    assert make_plan(source, ONE, "memory://x", wished, copy_bases=(0,)).cost.copied_bytes == 768
+    assert plan_for(source, ONE, "memory://x", wished, copy_bases=(0,)).cost.copied_bytes == 768
     _, body = converted(source, here, ONE, wished, copy_bases=(REPLICAS, 0))
     values = MODEL["model.layers.0.w"][2].tobytes()
     assert decode(body["model.safetensors"])[0]["w"][2] == values[:768] + bytes(768)
@@ -789,7 +789,7 @@ def test_chunks_are_filled_up_to_a_number_of_all_arrays(monkeypatch):
 def test_forged_fills(fill):
     here = place()
     theirs(here, w=("uint8", 0, {}))
-    body = json.loads(encode_plan(make_plan(catalog_at(here), ONE, "memory://x", PLAIN)))
+    body = json.loads(encode_plan(plan_for(catalog_at(here), ONE, "memory://x", PLAIN)))
     assert body["catalog"]["objects"][0] == ["w/c/0", 3, "", 0, "00"]
     body["catalog"]["objects"][0][4] = fill
     del body["plan_id"]

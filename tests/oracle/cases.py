@@ -22,7 +22,7 @@ from support.ckpt_parser import parse_ckpt
 import reshard
 from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import PlanError
-from reshard.planning.plan import MANIFEST_KEY
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.storage import MemoryStore, open_location, open_target
 
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindspore"

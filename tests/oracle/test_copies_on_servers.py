@@ -12,6 +12,7 @@ import pytest
 from support import s3_servers
 from support.checkpoints import put_ranks, rank_key, shards
 from support.conversions import catalog_at, ranks_of
+from support.planning import plan_for
 from support.recording_store import Figures, RecordingStore
 from support.s3_servers import S3Server
 
@@ -22,7 +23,6 @@ from reshard.engine.manifest import Manifest
 from reshard.engine.verify import Subset, verify_manifest
 from reshard.formats.mindspore.ms_strategy import from_strategy
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
-from reshard.planning.plan import make_plan
 from reshard.planning.steps.copies import REPLICAS
 from reshard.storage import Location, Store, open_target
 from reshard.tensor import ByteRange, DType, Layout, Strategy
@@ -73,7 +73,7 @@ def convert(src: str, dst: str, before: Strategy, after: Strategy) -> tuple[Mani
     source, target = recorded(src), recorded(dst)
     limits = limits_for(target, {})
     catalog = catalog_at(open_target(src), before)
-    plan = make_plan(catalog, ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
+    plan = plan_for(catalog, ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
     return execute(plan, source, target), source.store.figures, target.store.figures
 
 

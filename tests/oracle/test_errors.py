@@ -34,7 +34,7 @@ from reshard.errors import (
 from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.formats.mindspore.ckpt_values import crc_tail
 from reshard.formats.safetensors import plan_header
-from reshard.planning.plan import MANIFEST_KEY
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.storage import MemoryStore
 from reshard.tensor import DType, TensorSpec
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from oracle.cases import Case, memory_url, objects_below, outputs_of, read_ckpt
 from support.ckpt_parser import parse_ckpt
+from support.planning import plan_for
 
 import reshard
 from reshard.engine.events import ignore
@@ -16,7 +17,6 @@ from reshard.engine.workers import working
 from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.targets.tree_target import TreeTarget, tree_name
 from reshard.storage import MemoryStore, open_source, open_target
 
@@ -140,6 +140,6 @@ def converted(src: str, dst: str, container: Container, pattern=None, new_names=
         for key in {item.key for item in catalog.objects}
         for old, new in (new_names or {}).items()
     }
-    plan = make_plan(catalog, TreeTarget(container), target.url, Limits(), renamed=renamed)
+    plan = plan_for(catalog, TreeTarget(container), target.url, Limits(), renamed=renamed)
     execute(plan, source, target, overwrite=False, listener=ignore)
     assert reshard.verify(dst).is_ok

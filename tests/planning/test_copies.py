@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, random_model, shards
 from support.plan_checker import check_plan
+from support.planning import plan_for
 from support.random_plans import cases, full_targets, limits, object_shares, rank_shares, rank_targets
 
 from reshard.errors import OverBudget, PlanError
@@ -15,7 +16,7 @@ from reshard.formats.containers import Container
 from reshard.planning.change import Change
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Piece, TargetTensor, make_output
-from reshard.planning.plan import make_plan, without_copies
+from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS, find_copies
 from reshard.planning.steps.recipe import Recipe
 from reshard.planning.targets.full_target import FullTarget
@@ -30,7 +31,7 @@ SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json
 
 
 def plan_of(catalog, target=SINGLE, limits=LIMITS, copy_bases=(REPLICAS, 0), **more):
-    plan = make_plan(catalog, target, "memory://target", limits, copy_bases=copy_bases, **more)
+    plan = plan_for(catalog, target, "memory://target", limits, copy_bases=copy_bases, **more)
     if not more:
         check_plan(plan)
     return plan
@@ -79,10 +80,10 @@ def test_ranges_and_stretches_between_are_parts(drawn):
     catalog, target, wished = drawn
     wished = replace(wished, memory_bytes=1 << 30)
     try:
-        plan = make_plan(catalog, target, "memory://target", wished, copy_bases=(REPLICAS, 0))
+        plan = plan_for(catalog, target, "memory://target", wished, copy_bases=(REPLICAS, 0))
     except (PlanError, OverBudget):
         with pytest.raises((PlanError, OverBudget)):  # what cannot be copied in so few parts can be streamed, if at all
-            make_plan(catalog, target, "memory://target", wished)
+            plan_for(catalog, target, "memory://target", wished)
         return
     if not plan.copy_bases:
         return
@@ -410,10 +411,10 @@ def test_what_copies_take_too_much_memory_for_is_streamed():
     for memory in range(1000, 12_000, 100):
         wished = replace(LIMITS, memory_bytes=memory, concurrency=1, client_bytes=1, read_bytes=64, row_bytes=1)
         try:
-            make_plan(catalog, SINGLE, "memory://target", wished)
+            plan_for(catalog, SINGLE, "memory://target", wished)
         except OverBudget:
             continue
-        check_plan(make_plan(catalog, SINGLE, "memory://target", wished, copy_bases=(REPLICAS, 0)))
+        check_plan(plan_for(catalog, SINGLE, "memory://target", wished, copy_bases=(REPLICAS, 0)))
 
 
 def test_without_copies_is_the_plan_of_a_store_that_copies_nothing():

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.planning import plan_for
 
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
 from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
 from reshard.planning.change import Change, make_tensors
 from reshard.planning.limits import MIB, Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.sources.rank_source import rank_catalog
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
@@ -66,7 +66,7 @@ def trained(name, parallel):
 
 
 def share(catalog, target, **more):
-    cost = make_plan(catalog, target, "s3://models/made", LIMITS, copy_bases=(REPLICAS, 0), **more).cost
+    cost = plan_for(catalog, target, "s3://models/made", LIMITS, copy_bases=(REPLICAS, 0), **more).cost
     return cost.copied_bytes / (cost.copied_bytes + cost.written_bytes)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, catalog_of_ranks
+from support.planning import plan_for
 from support.random_plans import cases, full_targets, limits, object_shares, rank_shares, rank_targets
 
 from reshard.errors import OverBudget, PlanError, UsageError
@@ -17,7 +18,6 @@ from reshard.planning.change import Change
 from reshard.planning.explain import explain
 from reshard.planning.explained import explanation_to_json
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
@@ -42,7 +42,7 @@ def random_plan(data, case, wished, copy_bases):
         catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
         target = data.draw(full_targets())
     try:
-        return make_plan(catalog, target, "memory://target", wished, copy_bases=copy_bases)
+        return plan_for(catalog, target, "memory://target", wished, copy_bases=copy_bases)
     except (OverBudget, PlanError):
         assume(False)
 
@@ -64,7 +64,7 @@ def test_parts_cover_every_output_once_and_are_those_of_the_steps(data, case, wi
             assert len(found.parts) == sum(place[0] == index for place in planned)
             for part in found.parts:
                 check_part(plan, part, *planned[index, part.number])
-    for other in (*plan.documents, *plan.attachments):
+    for other in (*plan.conversion.documents, *plan.conversion.attachments):
         assert_covered(explain(plan, other.key))
 
 
@@ -132,7 +132,7 @@ def ranks(**layouts):
 def test_only_the_groups_concerned_are_derived(monkeypatch):
     spec = [TensorSpec(name, DType.U8, (400,)) for name in ("a", "b")]
     target = FullTarget("{part}.safetensors", "m.safetensors", "index.json", "pt", 500)
-    plan = make_plan(catalog(spec), target, "memory://target", SMALL)
+    plan = plan_for(catalog(spec), target, "memory://target", SMALL)
     assert len(plan.groups) == 2
     derived = []
     steps = type(plan).steps
@@ -145,7 +145,7 @@ def test_only_the_groups_concerned_are_derived(monkeypatch):
 
 def test_replicas_are_copied_from_the_first():
     spec = [TensorSpec("w", DType.U8, (400,))]
-    plan = make_plan(catalog(spec), ranks(w=((),)), "memory://target", SMALL, copy_bases=(REPLICAS,))
+    plan = plan_for(catalog(spec), ranks(w=((),)), "memory://target", SMALL, copy_bases=(REPLICAS,))
     found = explain(plan, "r1.safetensors")
     assert found.keys == ("r0.safetensors", "r1.safetensors")
     assert {part.filled for part in found.parts} == {"replica"}
@@ -157,7 +157,7 @@ def test_replicas_are_copied_from_the_first():
 def test_what_is_computed_says_so():
     spec = [TensorSpec("w", DType.F32, (100, 4))]
     target = FullTarget("m", "m.safetensors", "", "pt", 10**9)
-    plan = make_plan(catalog(spec), target, "memory://target", SMALL, change=Change(dtype=DType.F16))
+    plan = plan_for(catalog(spec), target, "memory://target", SMALL, change=Change(dtype=DType.F16))
     parts = explain(plan, "m.safetensors").parts
     assert {part.kernels for part in parts} == {("cast",)}
     assert all(part.sources for part in parts)
@@ -169,7 +169,7 @@ def test_what_is_computed_says_so():
 def test_a_tensor_is_found_by_its_old_name():
     spec = [TensorSpec("old", DType.U8, (40,)), TensorSpec("other", DType.U8, (40,))]
     target = FullTarget("m", "m.safetensors", "", "pt", 10**9)
-    plan = make_plan(catalog(spec), target, "memory://target", SMALL, renamed={"old": "new"})
+    plan = plan_for(catalog(spec), target, "memory://target", SMALL, renamed={"old": "new"})
     assert explain(plan, "old") == explain(plan, "new")
     assert explain(plan, "new").made_of == ("old",)
 
@@ -186,7 +186,7 @@ def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
 
 @pytest.mark.parametrize(("name", "near"), [("w.wieght", "w.weight"), ("r0.safetensor", "r0.safetensors"), ("?", "")])
 def test_an_unknown_name_tells_those_like_it(name, near):
-    plan = make_plan(
+    plan = plan_for(
         catalog([TensorSpec("w.weight", DType.U8, (4,))]), ranks(**{"w.weight": ((),)}), "memory://target", SMALL
     )
     with pytest.raises(UsageError, match="no object and no tensor") as refused:
@@ -196,7 +196,7 @@ def test_an_unknown_name_tells_those_like_it(name, near):
 
 
 def test_it_is_json():
-    plan = make_plan(catalog([TensorSpec("w", DType.U8, (4, 4))]), ranks(w=((0,), ())), "memory://target", SMALL)
+    plan = plan_for(catalog([TensorSpec("w", DType.U8, (4, 4))]), ranks(w=((0,), ())), "memory://target", SMALL)
     told = json.loads(json.dumps(explanation_to_json(explain(plan, "w"))))
     assert (told["kind"], told["held"][1]["box"]) == ("tensor", {"start": [2, 0], "stop": [4, 4]})
     assert ByteRange(**told["held"][1]["ranges"][0]).nbytes == 8

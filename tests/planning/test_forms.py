@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from support.checkpoints import catalog_of_objects
+from support.planning import plan_for
 from support.random_plans import cases, rank_targets
 
 from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
@@ -17,7 +18,6 @@ from reshard.planning.cost.cost import count_cost
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.layouts import Partitions
 from reshard.planning.outputs.output import SourceMetadata, file_order, make_output, tensors_of, whole_box
-from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.targets.rank_target import RankTarget
@@ -89,7 +89,7 @@ def big_plan():
     catalog: Catalog = full_catalog("memory://source", "test", opened)
     layouts = {spec.name: Layout((32, 32), ((1,), (0,))) for spec in specs}
     target = RankTarget(Strategy(1024, (layouts,)), tuple(range(1024)), "rank_{rank}.safetensors")
-    return make_plan(catalog, target, "memory://target", LIMITS)
+    return plan_for(catalog, target, "memory://target", LIMITS)
 
 
 def test_steps_of_one_output_of_a_big_plan(big_plan):
@@ -118,7 +118,7 @@ def test_steps_of_one_output_of_a_big_plan(big_plan):
 def test_groups_of_a_kind_are_counted_once(big_plan, monkeypatch):
     plan = big_plan
     monkeypatch.setattr(counting, "MANY_SLICES", 1 << 30)
-    exact = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers)
+    exact = count_cost(plan.recipe, plan.groups, plan.conversion.documents, plan.conversion.attachments, plan.buffers)
     assert replace(plan.cost, read_bytes=0, needed_bytes=0, get_count=0) == replace(
         exact, read_bytes=0, needed_bytes=0, get_count=0
     )
@@ -136,7 +136,7 @@ def test_a_big_plan_is_small_when_saved(big_plan):
 @given(cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))))
 def test_a_plan_carries_what_it_would_derive(drawn):
     case, target = drawn
-    plan = make_plan(catalog_of_objects({"all.safetensors": case.model}), target, "memory://t", Limits())
+    plan = plan_for(catalog_of_objects({"all.safetensors": case.model}), target, "memory://t", Limits())
     anew = replace(plan)
     for name in ("tensors", "carried", "outputs", "documents", "recipe"):
         assert name in vars(plan), "found while planning"
@@ -151,7 +151,7 @@ def test_several_threads_may_walk_the_groups_of_one_plan():
     strategy = Strategy(8, ({"a": layout, "b": layout},))
     model = {name: (DType.U8, (8, 4), np.zeros((8, 4), np.uint8)) for name in "ab"}
     target = RankTarget(strategy, tuple(range(8)), "{rank}")
-    recipe = make_plan(catalog_of_objects({"all.safetensors": model}), target, "memory://t", Limits()).recipe
+    recipe = plan_for(catalog_of_objects({"all.safetensors": model}), target, "memory://t", Limits()).recipe
     before = sys.getswitchinterval()
 
     def walk_all(first):

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, random_model, shards
 from support.plan_checker import check_plan
+from support.planning import plan_for
 
 from reshard.errors import OverBudget
 from reshard.planning.cost.memory import least_memory
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, RowSplit, Strategy
@@ -35,7 +35,7 @@ def plan_of(shapes, layouts, limits=LIMITS):
     count = next(iter(layouts.values())).device_count
     model = random_model({name: ("U8", shape) for name, shape in shapes.items()})
     target = RankTarget(Strategy(count, (layouts,)), tuple(range(count)), "rank_{rank}/c.safetensors")
-    plan = make_plan(catalog_of_objects({"m.safetensors": model}), target, "memory://target", limits)
+    plan = plan_for(catalog_of_objects({"m.safetensors": model}), target, "memory://target", limits)
     check_plan(plan)
     return plan
 
@@ -112,7 +112,7 @@ def test_each_stage_is_a_family():
     strategy = Strategy(2, ({"a": layout}, {"b": layout}))
     model = random_model({"a": ("U8", (200, 48)), "b": ("U8", (200, 48))})
     target = RankTarget(strategy, (0, 1, 2, 3), "rank_{rank}/c.safetensors")
-    plan = make_plan(catalog_of_objects({"m.safetensors": model}), target, "memory://target", LIMITS)
+    plan = plan_for(catalog_of_objects({"m.safetensors": model}), target, "memory://target", LIMITS)
     check_plan(plan)
     assert [group.outputs for group in plan.groups] == [(0, 1), (2, 3)]
     assert plan.cost.read_bytes == 2 * 200 * 48
@@ -123,7 +123,7 @@ def test_slices_that_are_stored_apart_are_read_apart():
     strategy = Strategy(4, ({"w": split(4, 1)},))
     model = random_model({"w": ("U8", (400, 48))})
     catalog = catalog_of_ranks(shards(model, strategy), strategy)
-    plan = make_plan(catalog, RankTarget(strategy, (0, 1, 2, 3), "rank_{rank}/c.safetensors"), "memory://t", LIMITS)
+    plan = plan_for(catalog, RankTarget(strategy, (0, 1, 2, 3), "rank_{rank}/c.safetensors"), "memory://t", LIMITS)
     check_plan(plan)
     assert sizes(plan) == [1] * 4
     assert all(read.is_direct for group in range(4) for step in plan.steps(group) for read in step.reads)
@@ -133,7 +133,7 @@ def test_slices_that_are_stored_apart_are_read_apart():
 def test_merging_reads_once(axis):
     strategy = Strategy(4, ({"w": split(4, axis)},))
     model = random_model({"w": ("U8", (400, 48))})
-    plan = make_plan(catalog_of_ranks(shards(model, strategy), strategy), FULL, "memory://target", LIMITS)
+    plan = plan_for(catalog_of_ranks(shards(model, strategy), strategy), FULL, "memory://target", LIMITS)
     check_plan(plan)
     assert plan.cost.read_bytes == 400 * 48
 

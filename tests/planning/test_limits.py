@@ -7,11 +7,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, encode, random_model
 from support.plan_checker import check_plan
+from support.planning import plan_for
 
 from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.planning.cost.memory import least_memory, share_memory
 from reshard.planning.limits import KIB, MIB, Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, Strategy
@@ -98,7 +98,7 @@ def test_a_refusal_tells_the_smallest_limit_that_is_accepted(target, wished):
     catalog = catalog_of_objects({"model.safetensors": MODEL})
 
     def plan(memory_bytes):
-        return make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=memory_bytes))
+        return plan_for(catalog, target, "memory://target", replace(wished, memory_bytes=memory_bytes))
 
     with pytest.raises(OverBudget) as refused:
         plan(1)
@@ -121,14 +121,14 @@ def test_a_refusal_tells_the_smallest_limit_that_is_accepted(target, wished):
 def test_a_refusal_says_what_to_do():
     catalog = catalog_of_objects({"model.safetensors": MODEL})
     with pytest.raises(OverBudget) as refused:
-        make_plan(catalog, FULL, "memory://target", Limits(memory_bytes=8 * MIB))
+        plan_for(catalog, FULL, "memory://target", Limits(memory_bytes=8 * MIB))
     error = refused.value
     mib = -(-error.needed_bytes >> 20)
     assert str(error) == (
         f"this conversion needs at least {error.needed_bytes} bytes of memory (concurrency 8), the limit is 8388608\n"
         f"Allow --memory {mib}MiB, or lower --concurrency."
     )
-    assert make_plan(catalog, FULL, "memory://target", Limits(memory_bytes=mib * MIB)).cost.peak_bytes <= mib * MIB
+    assert plan_for(catalog, FULL, "memory://target", Limits(memory_bytes=mib * MIB)).cost.peak_bytes <= mib * MIB
 
 
 def test_the_largest_need_of_all_outputs_is_told():
@@ -138,7 +138,7 @@ def test_the_largest_need_of_all_outputs_is_told():
     target = RankTarget(stages, (0, 1), "rank_{rank}/c.safetensors")
     limits = Limits(memory_bytes=1, concurrency=1, client_bytes=1, read_bytes=1)
     with pytest.raises(OverBudget) as refused:
-        make_plan(catalog_of_objects({"m.safetensors": model}), target, "memory://target", limits)
+        plan_for(catalog_of_objects({"m.safetensors": model}), target, "memory://target", limits)
     assert refused.value.needed_bytes == 2 + len(encode({"b.large": model["b.large"]}, {"format": "ms"}))
 
 
@@ -147,7 +147,7 @@ def test_lower_concurrency_needs_less():
 
     def needed_bytes(concurrency):
         with pytest.raises(OverBudget) as refused:
-            make_plan(catalog, RANKS, "memory://target", Limits(memory_bytes=1, concurrency=concurrency))
+            plan_for(catalog, RANKS, "memory://target", Limits(memory_bytes=1, concurrency=concurrency))
         return refused.value.needed_bytes
 
     needs = [needed_bytes(concurrency) for concurrency in (1, 2, 8, 64)]
@@ -168,7 +168,7 @@ def test_parts_that_the_store_accepts(limits, accepted):
     model = random_model({"w": ("U8", (100, 50)), "v": ("U8", (10, 400))})
     catalog = catalog_of_objects({"m.safetensors": model})
     if accepted:
-        check_plan(make_plan(catalog, FULL, "memory://target", limits))
+        check_plan(plan_for(catalog, FULL, "memory://target", limits))
         return
     with pytest.raises(PlanError, match=r"model\.safetensors \(\d+ bytes\) cannot be written in \d+ parts of 100 to"):
-        make_plan(catalog, FULL, "memory://target", limits)
+        plan_for(catalog, FULL, "memory://target", limits)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, shards
+from support.planning import plan_for
 
 from reshard.errors import FormatError
 from reshard.formats.containers import Container
@@ -19,7 +20,7 @@ from reshard.planning.catalog import Catalog, Entry, Placement, SourceObject
 from reshard.planning.change import Change
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Attachment
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import Plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
 from reshard.planning.sources.full_source import tree_catalog, with_adapters
@@ -44,7 +45,7 @@ SMALL = Limits(min_part_bytes=20, part_bytes=20, row_bytes=1)
 def a_plan(target=None):
     catalog = catalog_of_ranks(shards(MODEL, SOURCE), SOURCE)
     catalog = replace(catalog, metadata={"a": "ü"}, notes=("n",), header_bytes=7)
-    return make_plan(catalog, target or RankTarget(TARGET, (0, 1, 3), "r{rank}"), "memory://t", SMALL, "manifest.json")
+    return plan_for(catalog, target or RankTarget(TARGET, (0, 1, 3), "r{rank}"), "memory://t", SMALL, "manifest.json")
 
 
 @pytest.mark.parametrize("target", [None, FULL], ids=["ranks", "full"])
@@ -67,7 +68,7 @@ def test_the_order_of_keys_means_nothing():
 
 CHANGES = {
     "catalog": lambda plan: replace(plan.catalog, url="memory://other"),
-    "target": lambda plan: replace(plan.target, ranks=(0, 1)),
+    "target": lambda plan: replace(plan.conversion.target, ranks=(0, 1)),
     "target_url": lambda plan: "memory://other",
     "limits": lambda plan: replace(plan.limits, row_bytes=2),
     "groups": lambda plan: (Group((0,), (Cut(0, 1),)), *plan.groups[1:]),
@@ -110,7 +111,8 @@ def test_everything_that_a_catalog_says_is_in_the_id(change):
 IN_A_FRESH_PROCESS = """
 from support.checkpoints import catalog_of_ranks, random_model, shards
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
+from support.planning import plan_for
+
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.target import RankTarget
 from reshard.tensor import Layout, Strategy
@@ -119,7 +121,7 @@ source = Strategy(4, ({name: Layout((2, 2), ((0,), ())) for name in model},))
 target = Strategy(6, ({name: Layout((6,), ((), (0,))) for name in model},))
 catalog = catalog_of_ranks(shards(model, source), source)
 limits = Limits(min_part_bytes=50, part_bytes=50, row_bytes=1)
-plan = make_plan(catalog, RankTarget(target, tuple(range(6)), "r{rank}"), "memory://t", limits)
+plan = plan_for(catalog, RankTarget(target, tuple(range(6)), "r{rank}"), "memory://t", limits)
 print(plan_id_of(plan), hash(tuple(step for i in range(len(plan.groups)) for step in plan.steps(i))))
 """
 
@@ -429,12 +431,12 @@ def another_plan(kind):
     target = TARGETS[kind]
     if isinstance(target, TreeTarget):
         opened = [(SourceObject(f"rank_{rank}/m.safetensors", 10**6, "e"), contents_of(rank)) for rank in range(2)]
-        return make_plan(tree_catalog("memory://s", "test", opened, tree_name), target, "memory://t", SMALL)
+        return plan_for(tree_catalog("memory://s", "test", opened, tree_name), target, "memory://t", SMALL)
     catalog = catalog_of_ranks(shards(CKPT_SOURCE, CUT), CUT)
     texts = {} if isinstance(target, PartsTarget) else {"note": "x\u4e2d"}
     catalog = replace(catalog, texts=texts, dropped=("gone", "too"), metadata={"v": "noted"})
     renamed = {"step": "new.step"}
-    return make_plan(catalog, target, "memory://t", replace(SMALL, min_part_bytes=200), renamed=renamed)
+    return plan_for(catalog, target, "memory://t", replace(SMALL, min_part_bytes=200), renamed=renamed)
 
 
 def contents_of(seed):
@@ -587,7 +589,7 @@ def a_changed_plan(change=RULED):
     catalog = replace(catalog, objects=(*catalog.objects, *beside), others=(*catalog.others, "memory://c"))
     attachments = [Attachment(each.key, index, each.nbytes) for index, each in enumerate(beside, start=2)]
     limits = replace(SMALL, min_part_bytes=200)
-    return make_plan(catalog, FULL, "memory://t", limits, change=change, attachments=attachments)
+    return plan_for(catalog, FULL, "memory://t", limits, change=change, attachments=attachments)
 
 
 def test_changes_there_and_back():
@@ -612,15 +614,15 @@ OTHER_CHANGES = {
 @pytest.mark.parametrize("name", [each.name for each in fields(Change)])
 def test_everything_that_a_change_says_is_in_the_id(name):
     plan = a_changed_plan()
-    changed = replace(plan, change=replace(plan.change, **{name: OTHER_CHANGES[name]}))
+    changed = replace(plan, change=replace(plan.conversion.change, **{name: OTHER_CHANGES[name]}))
     assert plan_id_of(changed) != plan_id_of(plan)
 
 
 @pytest.mark.parametrize(
     "alter",
     [
-        lambda plan: replace(plan, attachments=plan.attachments[:1]),
-        lambda plan: replace(plan, attachments=plan.attachments[::-1]),
+        lambda plan: replace(plan, attachments=plan.conversion.attachments[:1]),
+        lambda plan: replace(plan, attachments=plan.conversion.attachments[::-1]),
         lambda plan: replace(plan, catalog=replace(plan.catalog, others=("memory://l", "memory://d"))),
         lambda plan: replace(plan, catalog=replace(plan.catalog, objects=tuple(
             replace(each, base=0) for each in plan.catalog.objects

@@ -20,6 +20,7 @@ from support.checkpoints import (
 )
 from support.conversions import Known, convert, ranks_of
 from support.plan_checker import check_objects, check_plan, is_fit_for_ckpt, told_by
+from support.planning import plan_for
 from support.random_plans import (
     ANY_CONTAINER,
     any_cases,
@@ -46,7 +47,7 @@ from reshard.formats import containers
 from reshard.formats.containers import Container
 from reshard.formats.mindspore.ckpt_write import plan_ckpt
 from reshard.planning import plan_check
-from reshard.planning.plan import make_plan, without_copies
+from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
@@ -81,7 +82,7 @@ def checked(catalog, target, wished, renamed=None, copy_bases=()):
 def planned(catalog, target, limits, renamed=None, copy_bases=()):
     """The plan, or the memory it needs, or neither where parts would be too many or too long."""
     try:
-        return make_plan(catalog, target, "memory://target", limits, renamed=renamed, copy_bases=copy_bases), 0
+        return plan_for(catalog, target, "memory://target", limits, renamed=renamed, copy_bases=copy_bases), 0
     except OverBudget as refusal:
         return None, refusal.needed_bytes
     except PlanError as error:
@@ -178,7 +179,7 @@ def test_any_source_to_any_target(conversion, wished, copy_bases):
     assert set(catalog.dropped) == set(source.names.drop) & everything_in(source)
     if problem:
         with pytest.raises((PlanError, FormatError), match=problem):
-            make_plan(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
+            plan_for(catalog, target, "memory://target", replace(wished, memory_bytes=1 << 40), renamed=renamed)
         return
     checked(catalog, target, wished, renamed, copy_bases)
 
@@ -207,11 +208,11 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
     with working(2, there.store) as workers:
         strategy = Known(source.strategy) if source.strategy else None
         catalog = read_catalog(there, SourceOptions(strategy, source.names, check_crc=True), workers)
-    plan = make_plan(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
+    plan = plan_for(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     manifest = execute(plan, there, here)
     assert verify_manifest(manifest, "", there, here).is_ok
     written = stored(here)
-    del written[plan.manifest_key]
+    del written[plan.conversion.manifest_key]
     check_streamed_is_the_same(plan, there, place(wished), written)
     check_spoilt_copy_is_found(data, manifest, there, here)
     documents = {name: written.pop(name) for name in list(written) if name.endswith(".json")}
@@ -226,7 +227,7 @@ def check_streamed_is_the_same(plan, source, target, written):
     manifest = execute(without_copies(plan), source, target)
     assert verify_manifest(manifest, "", source, target).is_ok
     streamed = stored(target)
-    del streamed[plan.manifest_key]
+    del streamed[plan.conversion.manifest_key]
     assert streamed == written
     assert all(receipt.crc32c == crc32c(written[receipt.key]) for receipt in manifest.receipts)
 

@@ -10,11 +10,11 @@ from support.checkpoints import (
     rank_key,
     shards,
 )
+from support.planning import plan_for
 
 from reshard.errors import CatalogError, PlanError, StrategyError
 from reshard.planning.catalog import SourceObject, SourceSharding
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.sources.full_source import ALL_NAMES
 from reshard.planning.sources.rank_source import of_rank, rank_catalog
 from reshard.planning.sources.selection import NameFilter
@@ -84,7 +84,7 @@ def test_origins():
 
 
 def planned(catalog, target):
-    return make_plan(catalog, target, "memory://t", Limits())
+    return plan_for(catalog, target, "memory://t", Limits())
 
 
 def ranks(strategy):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, random_model, shards
 from support.plan_checker import check_plan
+from support.planning import plan_for
 
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
 from reshard.planning.steps.group_reads import group_score
 from reshard.planning.steps.needs import Needs
 from reshard.planning.targets.full_target import FullTarget
@@ -30,7 +30,7 @@ def ranks(strategy):
 
 
 def steps(catalog, target, limits=SMALL):
-    plan = make_plan(catalog, target, "memory://target", limits)
+    plan = plan_for(catalog, target, "memory://target", limits)
     check_plan(plan)
     return [step for index in range(len(plan.groups)) for step in plan.steps(index)], plan
 
@@ -159,7 +159,7 @@ def test_norms_that_all_ranks_hold_are_needed_once():
     )
     layout = Layout((2,), ((),))
     stages = Strategy(2, ({"a.norm": layout, "c.norm": layout, "w": INNER}, {"b.gap": layout}))
-    plan = make_plan(
+    plan = plan_for(
         catalog_of_objects({"m.safetensors": model}), RankTarget(stages, (0, 1), "{rank}.safetensors"), "m://", Limits()
     )
     check_plan(plan)
@@ -168,7 +168,7 @@ def test_norms_that_all_ranks_hold_are_needed_once():
 
 def test_group_score_weighs_bytes_and_requests():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
-    plan = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
+    plan = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
     assert Needs(plan.recipe).group_score(plan.outputs) == group_score(plan.recipe, [0, 1]) == 800
     assert [Needs(plan.recipe).group_score([output]) for output in plan.outputs] == [780, 780]  # all but half a row
     assert [group_score(plan.recipe, [output]) for output in (0, 1)] == [780, 780]
@@ -179,8 +179,8 @@ def test_group_score_weighs_bytes_and_requests():
 
 def test_a_step_is_derived_alike_however_often():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
-    plan = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    again = make_plan(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
+    plan = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
+    again = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
     assert plan == again
     assert list(plan.steps(0)) == list(plan.steps(0)) == list(again.steps(0))
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 from support.checkpoints import catalog_of_objects, random_model
+from support.planning import plan_for
 
 from reshard.errors import FormatError, PlanError, StrategyError
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import SourceMetadata, tensors_of
-from reshard.planning.plan import make_plan
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, Layout, RowSplit, Strategy
@@ -240,7 +240,7 @@ def test_notes_under_a_tensors_name_go_where_it_goes():
 
 
 def plan(target, model=MODEL, **options):
-    return make_plan(catalog_of_objects({"m": model}), target, "memory://target", Limits(), **options)
+    return plan_for(catalog_of_objects({"m": model}), target, "memory://target", Limits(), **options)
 
 
 def test_two_outputs_under_one_key():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from support.planning import plan_for
+
 from reshard.engine.events import Listener, ignore
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
@@ -12,7 +14,7 @@ from reshard.engine.sources.read_source import SourceOptions, read_catalog
 from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits
-from reshard.planning.plan import Plan, make_plan
+from reshard.planning.plan import Plan
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.target import Target
 from reshard.storage import Location
@@ -51,7 +53,7 @@ def planned(
     copy_bases: Sequence[int] = (),
 ) -> Plan:
     """The plan of a conversion."""
-    return make_plan(catalog_at(source, strategy), wished, target.url, limits, copy_bases=copy_bases)
+    return plan_for(catalog_at(source, strategy), wished, target.url, limits, copy_bases=copy_bases)
 
 
 def convert(

@@ -34,7 +34,9 @@ def check_plan(plan: Plan) -> None:
     tensors = _numbered(plan)
     objects = _source_bytes(plan, tensors)
     _check_groups(plan)
-    counted: Counter[str] = Counter(puts=len(plan.documents), written=sum(len(d.data) for d in plan.documents))
+    counted: Counter[str] = Counter(
+        puts=len(plan.conversion.documents), written=sum(len(d.data) for d in plan.conversion.documents)
+    )
     made = _run(plan, objects, counted)
     _check_outputs(plan, made, tensors)
     _check_cost(plan, counted)
@@ -211,8 +213,10 @@ def _check_parts(limits, parts, *, is_small):
 
 def _check_outputs(plan, made, tensors):
     """What stands between tensors says what follows it, and what follows are the right bytes."""
-    renamed = {plan.renamed.get(name, name): value for name, value in tensors.items()}
-    outside = {plan.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.origin == "outside"}
+    renamed = {plan.conversion.renamed.get(name, name): value for name, value in tensors.items()}
+    outside = {
+        plan.conversion.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.sharding == "unlisted"
+    }
     assert len(renamed) == len(tensors)
     found = {}
     for output in plan.outputs:
@@ -221,8 +225,8 @@ def _check_outputs(plan, made, tensors):
             image[place : place + len(data)] = data
         for key in output.keys:
             found[key] = _told(key, bytes(image), made[key], has_elements=True)
-    documents = {document.key: document.data for document in plan.documents}
-    check_objects(plan.target, found, documents, renamed, outside, plan.catalog.texts)
+    documents = {document.key: document.data for document in plan.conversion.documents}
+    check_objects(plan.conversion.target, found, documents, renamed, outside, plan.catalog.texts)
 
 
 def told_by(key, body):
@@ -440,10 +444,10 @@ def _check_cost(plan, counted):
 
 def _boxes_are_equal_or_apart(plan):
     """Whether every tensor is cut in one way only."""
-    if not isinstance(plan.target, RankTarget):
+    if not isinstance(plan.conversion.target, RankTarget):
         return True
-    stages = plan.target.strategy.stages
-    names = [plan.renamed.get(entry.spec.name, entry.spec.name) for entry in plan.catalog.entries]
+    stages = plan.conversion.target.strategy.stages
+    names = [plan.conversion.renamed.get(entry.spec.name, entry.spec.name) for entry in plan.catalog.entries]
     return all(
         len({layouts.get(name) for layouts in stages}) == 1 or sum(name in layouts for layouts in stages) < 2
         for name in names

@@ -12,9 +12,9 @@ from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
 from ..formats.mindspore.iteration import CommonValue
 from ..planning.catalog import Catalog
+from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
-from ..planning.plan import MANIFEST_KEY, Plan
-from ..planning.staging import StagingMode
+from ..planning.plan import Plan, StagingMode
 from ..planning.steps.copies import REPLICAS
 from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
@@ -267,7 +267,7 @@ def check_sources_kept(made: Plan, source: Location, target: Location) -> None:
     sources = {source.child(item.key).identity for item in made.catalog.objects if not item.base}
     others = [open_source(url) for url in made.catalog.others]
     sources |= {others[item.base - 1].child(item.key).identity for item in made.catalog.objects if item.base}
-    keys = (*made.keys, made.manifest_key)
+    keys = (*made.conversion.keys, made.conversion.manifest_key)
     hit = sorted(target.child(key).url for key in keys if target.child(key).identity in sources)
     raise_all(
         PlanError, "outputs would replace objects of the source", hint="Choose another destination.", problems=hit

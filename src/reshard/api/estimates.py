@@ -154,7 +154,11 @@ def estimate(
     """
     given = Assumptions(bandwidth, latency, egress, prices, price_table)
     speeds, where, own = given.speeds(), given.where(), given.tables()
-    urls = (plan.catalog.url, plan.target_url, *([plan.staging.target_url] if plan.staging else []))
+    urls = (
+        plan.catalog.url,
+        plan.conversion.target_url,
+        *([plan.staging.conversion.target_url] if plan.staging else []),
+    )
     providers = [provider_name(url) for url in urls]
     payees = [Payee(provider, choose_table(provider, own, price_table)) for provider in providers]
     return estimate_plan(plan, speeds, payees, where)

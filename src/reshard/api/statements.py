@@ -18,9 +18,10 @@ from ..errors import NotFound, TargetExists, UsageError
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
 from ..planning.change import Change, make_tensors
+from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import Attachment
-from ..planning.plan import MANIFEST_KEY, Plan, make_plan
+from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.sources.selection import NameFilter, Renames
 from ..planning.staging import staged_plan
@@ -162,7 +163,8 @@ def draw(
     if name is None and is_whole_model:  # as Hugging Face's tools open it, or families' rules ask for it later
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
     bases = copy_bases(base, catalog, options)
-    made = make_plan(catalog, wished, base.url, limits, manifest_key, renamed, change, attachments, bases)
+    conversion = Conversion(catalog, wished, base.url, manifest_key, renamed, change, tuple(attachments))
+    made = make_plan(conversion, limits, bases)
     if (mode := staging_mode(base, catalog, options)) is not None:
         made = staged_plan(made, mode)
     check_sources_kept(made, open_source(catalog.url), base)
@@ -246,7 +248,7 @@ def convert(
 @shared_connections()
 def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan."""
-    source, target = open_source(plan.catalog.url), open_target(plan.target_url)
+    source, target = open_source(plan.catalog.url), open_target(plan.conversion.target_url)
     check_sources_kept(plan, source, target)
     others = [open_source(url) for url in plan.catalog.others]
     return execute(
@@ -297,7 +299,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
             hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
         ) from error
     target = place
-    for _ in manifest.plan.manifest_key.split("/"):
+    for _ in manifest.plan.conversion.manifest_key.split("/"):
         target = target.parent
     return verify_manifest(
         manifest,

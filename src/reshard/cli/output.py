@@ -121,8 +121,11 @@ def show_plan(
             ("plan", plan_id_of(plan)[:16]),
             ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
             ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
-            ("target", plan.target_url),
-            ("outputs", f"{len(plan.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups"),
+            ("target", plan.conversion.target_url),
+            (
+                "outputs",
+                f"{len(plan.conversion.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups",
+            ),
             ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
             ("write", f"{in_bytes(cost.written_bytes)} in {_writes(cost)}"),
             *([("copy", _copies(cost))] if cost.copied_bytes else []),
@@ -152,9 +155,9 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
     written = sum(receipt.nbytes for receipt in manifest.receipts)
     _print_facts(
         [
-            ("converted", f"{manifest.plan.catalog.url} -> {manifest.plan.target_url}"),
+            ("converted", f"{manifest.plan.catalog.url} -> {manifest.plan.conversion.target_url}"),
             ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
-            ("manifest", f"{manifest.plan.target_url}/{manifest.plan.manifest_key}"),
+            ("manifest", f"{manifest.plan.conversion.target_url}/{manifest.plan.conversion.manifest_key}"),
             *(("note", note) for note in manifest.plan.notes),
         ]
     )

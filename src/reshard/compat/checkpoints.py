@@ -99,7 +99,7 @@ def unified_safetensors(
     wanted = _without_buffers(wanted_from(options))
     made = draw(mindspore_ckpt_dir, output_dir, wanted, None, options, on_event=on_event)
     notes = (*buffer_notes(made), *_redundancy_notes(made, wanted, has_redundancy))
-    return run(replace(made, notes=(*made.notes, *notes)), overwrite=overwrite, on_event=on_event)
+    return run(with_notes(made, notes), overwrite=overwrite, on_event=on_event)
 
 
 @shared_connections()
@@ -167,7 +167,7 @@ def transform_checkpoint(
     share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
     settle = partial(_settle_transform, format=format, world_size=world_size, share=share)
     made = draw(src_checkpoint, dst_checkpoint, wanted, target, options, settle=settle, on_event=on_event)
-    made = replace(made, notes=(*made.notes, *buffer_notes(made)))
+    made = with_notes(made, buffer_notes(made))
     return run(_part_of(made), overwrite=overwrite, on_event=on_event)
 
 
@@ -282,6 +282,12 @@ def for_target(wanted: SourceOptions, target: StrategySource | None) -> SourceOp
     return wanted if any(name.startswith(_BUFFERS) for name in names) else _without_buffers(wanted)
 
 
+def with_notes(made: Plan, notes: tuple[str, ...]) -> Plan:
+    """Add notes about the source to a plan."""
+    catalog = replace(made.conversion.catalog, notes=(*made.conversion.catalog.notes, *notes))
+    return replace(made, conversion=replace(made.conversion, catalog=catalog))
+
+
 def buffer_notes(made: Plan) -> tuple[str, ...]:
     """How many buffers of gradient accumulation were left out."""
     buffers = [name for name in made.catalog.dropped if name.startswith(_BUFFERS)]
@@ -358,12 +364,13 @@ def _settle_transform(
 
 def _part_of(made: Plan) -> Plan:
     """A plan for some ranks gets a manifest of its own: other processes write the others to the same place."""
-    target = made.target
+    target = made.conversion.target
     if not isinstance(target, RankTarget) or len(target.ranks) == target.strategy.rank_count:
         return made
     first, last = target.ranks[0], target.ranks[-1]
     span = str(first) if first == last else f"{first}-{last}"
-    return replace(made, manifest_key=f"reshard-manifest-rank_{span}.json")
+    conversion = replace(made.conversion, manifest_key=f"reshard-manifest-rank_{span}.json")
+    return replace(made, conversion=conversion)
 
 
 def _turned(name_map: Mapping[str, str] | str | None) -> dict[str, str]:

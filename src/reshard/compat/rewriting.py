@@ -17,7 +17,8 @@ from ..engine.workers import working
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
 from ..planning.catalog import Catalog
-from ..planning.plan import MANIFEST_KEY, Plan, make_plan
+from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.plan import Plan, make_plan
 from ..planning.sources.selection import Renames
 from ..planning.targets.full_target import FullTarget
 from ..planning.targets.tree_target import TreeTarget, tree_name
@@ -125,7 +126,8 @@ class _Rewriting:
         name = location.key.rsplit("/", 1)[-1].removesuffix(self.old.suffix) + self.new.suffix
         target = FullTarget(name, name, "", "ms", limits.object_bytes, self.new)
         bases = copy_bases(above, catalog, self.options)
-        made = make_plan(catalog, target, above.url, limits, f"{name}.manifest.json", renamed, copy_bases=bases)
+        conversion = Conversion(catalog, target, above.url, f"{name}.manifest.json", renamed)
+        made = make_plan(conversion, limits, bases)
         return _kept(made, above)
 
     def _plan_tree(self, src: str, dst: str | None, pattern: re.Pattern[str] | None, on_event: Listener) -> Plan:
@@ -139,7 +141,8 @@ class _Rewriting:
         in_place = target.identity == location.identity
         manifest_key = f"reshard-manifest-{self.new}.json" if in_place else MANIFEST_KEY
         bases = copy_bases(target, catalog, self.options)
-        made = make_plan(catalog, TreeTarget(self.new), target.url, limits, manifest_key, renamed, copy_bases=bases)
+        conversion = Conversion(catalog, TreeTarget(self.new), target.url, manifest_key, renamed)
+        made = make_plan(conversion, limits, bases)
         return _kept(made, target)
 
     def _renamed(self, catalog: Catalog) -> tuple[Catalog, dict[str, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Unpack
@@ -27,7 +27,7 @@ from ..models.family import Family, Parameter
 from ..models.loading import load_family
 from ..models.settings import config_value
 from ..storage import open_location, shared_connections
-from .checkpoints import Extras, buffer_notes, extra_options, for_target, requests_for, text_or_none
+from .checkpoints import Extras, buffer_notes, extra_options, for_target, requests_for, text_or_none, with_notes
 
 _YAML = (".yaml", ".yml")
 _PICKLED = (".bin", ".pt", ".pth")
@@ -157,7 +157,7 @@ def transform_ckpt_lora(
     target = load_strategy_source(strategy) if strategy else None
     wanted = for_target(wanted_from(options), target)
     made = draw(src_ckpt_path_or_dir, dst_ckpt_dir, wanted, target, options, on_event=on_event)
-    made = replace(made, notes=(*made.notes, *buffer_notes(made)))
+    made = with_notes(made, buffer_notes(made))
     return run(made, overwrite=overwrite, on_event=on_event)
 
 

@@ -19,8 +19,9 @@ from ..errors import (
 )
 from ..formats.mindspore.iteration import iteration_name
 from ..planning.catalog import SourceObject
+from ..planning.conversion import MANIFEST_KEY
 from ..planning.outputs.output import Attachment
-from ..planning.plan import MANIFEST_KEY, Plan, without_copies
+from ..planning.plan import Plan, without_copies
 from ..planning.staging import with_etags
 from ..planning.steps.steps import Step
 from ..planning.targets.iteration_target import IterationTarget
@@ -121,21 +122,21 @@ def _execute(
         if plan.cost.copied_bytes:
             check_source(plan, sources, workers)  # some stores do not mind the etag that a copy is pinned to
         listener(PhaseStarted("commit"))
-        if plan.manifest_key in before:
+        if plan.conversion.manifest_key in before:
             # Until the new one is written, no manifest vouches for a mix of old and new.
-            uploads.remove(plan.manifest_key)
+            uploads.remove(plan.conversion.manifest_key)
         transfer.run(_steps(plan, small=True), uploads)
         uploads.complete(workers)
         _replicate(plan, sources, uploads, transfer, workers, listener)
-        for attachment in plan.attachments:
+        for attachment in plan.conversion.attachments:
             uploads.put_document(attachment.key, read_attachment(plan, sources, attachment))
         # The last makes a checkpoint of the others.
-        workers.map(lambda document: uploads.put_document(document.key, document.data), plan.documents[:-1])
-        for document in plan.documents[-1:]:
+        workers.map(lambda document: uploads.put_document(document.key, document.data), plan.conversion.documents[:-1])
+        for document in plan.conversion.documents[-1:]:
             uploads.put_document(document.key, document.data)
         workers.map(uploads.remove, leftovers)
         manifest = Manifest(with_etags(plan, {}), uploads.receipts())
-        uploads.put_document(plan.manifest_key, encode_manifest(manifest))
+        uploads.put_document(plan.conversion.manifest_key, encode_manifest(manifest))
     return manifest
 
 
@@ -233,9 +234,9 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
     TargetExists
         Outputs exist and must not be replaced, or another checkpoint's objects are there.
     """
-    wanted = {*plan.keys, plan.manifest_key}
-    is_tree = isinstance(plan.target, TreeTarget)
-    if plan.manifest_key == MANIFEST_KEY or is_tree:
+    wanted = {*plan.conversion.keys, plan.conversion.manifest_key}
+    is_tree = isinstance(plan.conversion.target, TreeTarget)
+    if plan.conversion.manifest_key == MANIFEST_KEY or is_tree:
         found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object, or some ranks, with a manifest of their own: what else lies there is not ours to list
         found = {key: info.etag for key in wanted for info in [target.child(key).head_or_none()] if info}
@@ -249,8 +250,8 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
     if is_tree:  # each object stands for itself: it may lie beside its source, and among any others
         return before, ()
     leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
-    if isinstance(plan.target, IterationTarget):  # other iterations beside it are what this layout is for
-        folder = f"{iteration_name(plan.target.iteration)}/"
+    if isinstance(plan.conversion.target, IterationTarget):  # other iterations beside it are what this layout is for
+        folder = f"{iteration_name(plan.conversion.target.iteration)}/"
         leftovers = tuple(key for key in leftovers if key.startswith(folder))
         found = {key: etag for key, etag in found.items() if key.startswith(folder)}
     raise_all(
@@ -264,9 +265,9 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
 
 def _written_before(plan: Plan, target: Location, before: Collection[str]) -> frozenset[str]:
     """What the conversion wrote whose manifest is about to be replaced."""
-    if plan.manifest_key not in before:
+    if plan.conversion.manifest_key not in before:
         return frozenset()
-    place = target.child(plan.manifest_key)
+    place = target.child(plan.conversion.manifest_key)
     try:
         return frozenset(receipt.key for receipt in decode_manifest(read_object(place), place.url).receipts)
     except FormatError:

@@ -57,7 +57,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "format": _FORMAT,
         "plan_id": plan_json["plan_id"],
         "source_url": plan.catalog.url,
-        "target_url": plan.target_url,
+        "target_url": plan.conversion.target_url,
         "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in plan.catalog.objects if not o.fill],
         "outputs": [
             {
@@ -103,9 +103,9 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         raise FormatError(what, where=where, expected=error.expected, found=error.found, hint=_HINT) from error
     plan = plan_from_json(plan_json, where)
     found = [receipt.key for receipt in receipts]
-    if len(found) != len(plan.keys) or set(found) != set(plan.keys):
-        strange = sorted(set(found) ^ set(plan.keys)) or [f"{len(found)} outputs"]
-        expected = f"the plan's {len(plan.keys)}, each once"
+    if len(found) != len(plan.conversion.keys) or set(found) != set(plan.conversion.keys):
+        strange = sorted(set(found) ^ set(plan.conversion.keys)) or [f"{len(found)} outputs"]
+        expected = f"the plan's {len(plan.conversion.keys)}, each once"
         raise FormatError("wrong outputs", where=where, expected=expected, found=shown(strange[0]), hint=_HINT)
     return Manifest(plan, receipts)
 

@@ -141,7 +141,9 @@ class Uploads:
         for index, output in enumerate(self._plan.outputs):
             crc = self._crc_of(index)
             found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        beside = [each.key for each in self._plan.attachments] + [each.key for each in self._plan.documents]
+        beside = [each.key for each in self._plan.conversion.attachments] + [
+            each.key for each in self._plan.conversion.documents
+        ]
         found += [Receipt(k, self._put[k].nbytes, self._put[k].etag, self._document_crcs[k]) for k in beside]
         return tuple(found)
 

@@ -64,7 +64,7 @@ def staged(
 
 def _manifest(first: Plan, place: Location) -> Manifest | None:
     """What an earlier run told that it left here."""
-    found = place.child(first.manifest_key)
+    found = place.child(first.conversion.manifest_key)
     try:
         return decode_manifest(read_object(found), found.url)
     except (NotFound, FormatError):
@@ -73,7 +73,7 @@ def _manifest(first: Plan, place: Location) -> Manifest | None:
 
 def _check_ours(first: Plan, place: Location, there: Collection[str]) -> None:
     """Refuse a place with objects that staging this source has not written: they would be replaced, and removed."""
-    ours = {first.manifest_key, *first.keys}
+    ours = {first.conversion.manifest_key, *first.conversion.keys}
     raise_all(
         TargetExists,
         f"{place.url}: objects are there that no staging has written",
@@ -91,7 +91,13 @@ def _is_kept(first: Plan, before: Manifest, there: Mapping[str, tuple[int, str]]
 
 def _chunks_of(plan: Plan) -> tuple[object, ...]:
     """What decides the keys and the bytes of chunks."""
-    return plan.catalog, plan.target, plan.renamed, plan.change, plan.attachments
+    return (
+        plan.catalog,
+        plan.conversion.target,
+        plan.conversion.renamed,
+        plan.conversion.change,
+        plan.conversion.attachments,
+    )
 
 
 def _remove(first: Plan, place: Location) -> list[str]:
@@ -105,7 +111,7 @@ def _remove(first: Plan, place: Location) -> list[str]:
             problems.append(f"could not delete {place.child(key).url}: {error.message}")
 
     with working(first.limits.concurrency, store) as workers:
-        workers.map(remove, first.keys)
-    remove(first.manifest_key)
+        workers.map(remove, first.conversion.keys)
+    remove(first.conversion.manifest_key)
     told, more = sorted(problems)[:_TOLD], len(problems) - _TOLD
     return [*told, f"could not delete {more} others below {place.url}"] if more > 0 else told

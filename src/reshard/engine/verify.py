@@ -115,8 +115,8 @@ def verify_manifest(
         _check_documents(plan, sources, comparison, workers)
     found = sorted(problems.values()) + sorted(comparison.problems)
     total = sum(output.nbytes * len(output.keys) for output in plan.outputs)
-    total += sum(len(document.data) for document in plan.documents)
-    total += sum(attachment.nbytes for attachment in plan.attachments)
+    total += sum(len(document.data) for document in plan.conversion.documents)
+    total += sum(attachment.nbytes for attachment in plan.conversion.attachments)
     return Report(plan_id, comparison.checked_bytes, total, len(manifest.receipts), tuple(found[:_MAX_PROBLEMS]))
 
 
@@ -161,7 +161,7 @@ def _check_documents(plan: Plan, sources: Sequence[Location], comparison: _Compa
             data = item.data if isinstance(item, Document) else read_attachment(plan, sources, item)
             comparison.compare(item.key, 0, memoryview(data))
 
-    items: list[Document | Attachment] = [*plan.documents, *plan.attachments]
+    items: list[Document | Attachment] = [*plan.conversion.documents, *plan.conversion.attachments]
     workers.map(check, items)
 
 

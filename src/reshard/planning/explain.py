@@ -61,8 +61,8 @@ def _explained_object(plan: Plan, key: str) -> ObjectExplanation | None:
     for index, output in enumerate(plan.outputs):
         if key in output.keys:
             return _object(plan, index, key)
-    others: dict[str, Document | Attachment] = {each.key: each for each in plan.documents}
-    others |= {each.key: each for each in plan.attachments}
+    others: dict[str, Document | Attachment] = {each.key: each for each in plan.conversion.documents}
+    others |= {each.key: each for each in plan.conversion.attachments}
     return _beside(plan, others[key]) if key in others else None
 
 
@@ -83,7 +83,11 @@ def _tensor_of(plan: Plan, name: str) -> int | None:
 
 
 def _unknown(plan: Plan, name: str) -> UsageError:
-    names = [*plan.keys, *(tensor.spec.name for tensor in plan.tensors), *(plan.staging.keys if plan.staging else ())]
+    names = [
+        *plan.conversion.keys,
+        *(tensor.spec.name for tensor in plan.tensors),
+        *(plan.staging.conversion.keys if plan.staging else ()),
+    ]
     near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
     hint = (
         f"Did you mean {' or '.join(near)}?" if near else "reshard plan lists the outputs, reshard inspect the tensors."
@@ -190,7 +194,7 @@ def _staged_tensor(first: Plan, tensor: int, every: Sequence[int], wanted: Seque
     return StagedTensor(
         made.name,
         made.shape,
-        first.target_url,
+        first.conversion.target_url,
         first.outputs[every[0]].boxes[0].shape,
         len(every),
         len(wanted),

@@ -1,108 +1,102 @@
-"""From a catalog and a target to a plan: a value that tells everything a conversion will do."""
+"""How a conversion is carried out: what is written together, where it is cut, and what that costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import OverBudget, PlanError, raise_all
 from ..formats.containers import Container
-from ..formats.mindspore.ckpt_values import INT4
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog
-from .change import NO_CHANGE, Change, make_tensors
+from .conversion import Conversion
 from .cost.cost import Cost, count_cost
 from .cost.memory import Buffers, share_memory
 from .limits import KERNEL_BYTES, Limits
-from .outputs.output import (
-    BOOKKEEPING,
-    Attachment,
-    Document,
-    Output,
-    SourceMetadata,
-    TargetTensor,
-    check_outputs,
-    group_by_layout,
-)
+from .outputs.output import Output, TargetTensor, check_outputs, group_by_layout
 from .steps.copies import with_copies
 from .steps.groups import form_groups
 from .steps.needs import Needs
 from .steps.recipe import Group, Recipe
 from .steps.steps import Step, group_steps
-from .targets.target import Target
 
-MANIFEST_KEY = "reshard-manifest.json"
+
+@dataclass(frozen=True, slots=True)
+class StagingMode:
+    """Whether to stage: only where it is cheaper, or all that is cut across its rows; and where.
+
+    Parameters
+    ----------
+    url
+        Where chunks go.
+    is_near
+        Whether the target's store can copy from there, and that one from wherever the target's can.
+    is_always
+        Whether to stage all that can be.
+    limits
+        Those of the store there; the plan's own if None.
+    """
+
+    url: str
+    is_near: bool = True
+    is_always: bool = False
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion, decided: recipe, cuts and cost. Steps are derived when wanted.
+    """How a conversion is carried out. Steps are derived when they are asked for.
 
     Parameters
     ----------
+    conversion
+        What is made.
     catalog
-        The source.
-    target, target_url
-        What is made of it, and where.
+        Where steps read: the conversion's catalog or, if tensors are staged, the same with their chunks.
     limits
         As used: what the memory did not allow has been lowered.
     groups
         Which outputs are written together and where they are cut.
     cost
         Counted from the steps.
-    notes
-        What a person should know before starting.
-    manifest_key
-        Of the manifest, counted from the target's URL.
-    renamed
-        The source's names of tensors that are called otherwise, with their new names.
-    change
-        What becomes of the tensors under these names before they are cut.
-    attachments
-        Small objects that are copied besides.
-    copied_from
-        Whose bytes the target's store copies by itself: bases of the catalog's objects, and
-        ``REPLICAS`` for equal outputs. Empty if it copies nothing.
+    copy_bases
+        Where the target's store copies from by itself: bases of the catalog's objects, and ``REPLICAS`` for
+        equal outputs. Empty if it copies nothing.
     staging
         The first of two passes, if there are two: it writes some tensors to a zarr store, which is the last of
-        the catalog's other places.
+        the catalog's other URLs.
+    staging_mode
+        Where the first pass writes; None without staging.
+    staging_note
+        How staging pays, for the reader; empty without staging.
     """
 
+    conversion: Conversion
     catalog: Catalog
-    target: Target
-    target_url: str
     limits: Limits
     groups: tuple[Group, ...]
     cost: Cost
-    notes: tuple[str, ...]
-    manifest_key: str = MANIFEST_KEY
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    change: Change = NO_CHANGE
-    attachments: tuple[Attachment, ...] = ()
     copy_bases: tuple[int, ...] = ()
     staging: Plan | None = None
+    staging_mode: StagingMode | None = None
+    staging_note: str = ""
 
-    @cached_property
+    @property
     def tensors(self) -> tuple[TargetTensor, ...]:
         """Every tensor of the target, whole."""
-        return make_tensors(self.catalog, self.renamed, self.change).tensors
+        return self.conversion.tensors
 
-    @cached_property
-    def source_metadata(self) -> SourceMetadata:
-        """What the target holds besides tensors."""
-        return SourceMetadata.of(self.catalog, self.renamed)
-
-    @cached_property
+    @property
     def outputs(self) -> tuple[Output, ...]:
         """Every distinct object of the target."""
-        return self.target.outputs(self.tensors, self.source_metadata)
+        return self.conversion.outputs
 
-    @cached_property
-    def documents(self) -> tuple[Document, ...]:
-        """Indices that are written beside the outputs."""
-        return self.target.documents(self.outputs, self.tensors, self.source_metadata)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before starting."""
+        return (*self.conversion.notes, *([self.staging_note] if self.staging_note else []))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -114,48 +108,24 @@ class Plan:
         """How the memory is shared out."""
         return share_memory(self.limits)
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every object that will be written but the manifest, counted from the target's URL."""
-        beside = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
-        return (*(key for output in self.outputs for key in output.keys), *beside)
-
     def steps(self, group: int) -> Iterator[Step]:
         """Derive the steps of one group, in order."""
         return group_steps(self.recipe, group, self.groups[group])
 
 
 def make_plan(
-    catalog: Catalog,
-    target: Target,
-    target_url: str,
-    limits: Limits,
-    manifest_key: str = MANIFEST_KEY,
-    renamed: Mapping[str, str] | None = None,
-    change: Change = NO_CHANGE,
-    attachments: Sequence[Attachment] = (),
-    copy_bases: Sequence[int] = (),
+    conversion: Conversion, limits: Limits, copy_bases: Sequence[int] = (), catalog: Catalog | None = None
 ) -> Plan:
-    """Decide how to make a target of a source, or refuse.
+    """Decide how to carry out a conversion, or refuse.
 
     Parameters
     ----------
-    catalog
-        What the source holds.
-    target
-        What to make.
-    target_url
-        Where outputs' keys count from.
     limits
         Memory, concurrency and what the target's store accepts.
-    renamed
-        New names of tensors, by those of the source.
-    change
-        What becomes of the tensors under these names.
-    attachments
-        Small objects to copy besides.
-    copied_from
+    copy_bases
         What the target's store can copy from; see :class:`Plan`.
+    catalog
+        Where to read instead of the conversion's catalog: the same tensors, some of them staged in chunks.
 
     Returns
     -------
@@ -167,41 +137,22 @@ def make_plan(
     StrategyError
         Layouts do not fit the tensors.
     OverBudget
-        The memory limit is too small; the error tells the number that would do.
+        The memory limit is too small; the error carries the limit that would do.
     PlanError
         Two outputs would have one key, or cannot hold what they should.
     """
-    renamed = {old: new for old, new in (renamed or {}).items() if old != new}
-    made = make_tensors(catalog, renamed, change)
-    tensors = made.tensors
+    catalog = catalog or conversion.catalog
+    tensors, outputs, documents = conversion.tensors, conversion.outputs, conversion.documents
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
-    source_metadata = SourceMetadata.of(catalog, renamed)
-    outputs = target.outputs(tensors, source_metadata)
     check_texts(outputs)
-    documents = target.documents(outputs, tensors, source_metadata)
-    check_outputs(outputs, (*documents, *attachments), limits.max_object_bytes)
+    check_outputs(outputs, (*documents, *conversion.attachments), limits.max_object_bytes)
     families = _families(outputs, tensors)
     recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copy_bases)
-    cost = count_cost(recipe, groups, documents, attachments, buffers, needs)
-    plan = Plan(
-        catalog,
-        target,
-        target_url,
-        buffers.limits,
-        groups,
-        cost,
-        (*catalog.notes, *made.notes, *target.notes(tensors), *_unloadable(outputs), *_unwritten(outputs)),
-        manifest_key,
-        renamed,
-        change,
-        tuple(attachments),
-        tuple(sorted(copy_bases)) if recipe.copied else (),
-    )
-    # What it would find anew when it is carried out.
-    vars(plan).update(
-        tensors=tensors, source_metadata=source_metadata, outputs=outputs, documents=documents, recipe=recipe
-    )
+    cost = count_cost(recipe, groups, documents, conversion.attachments, buffers, needs)
+    copied = tuple(sorted(copy_bases)) if recipe.copied else ()
+    plan = Plan(conversion, catalog, buffers.limits, groups, cost, copied)
+    vars(plan).update(recipe=recipe)  # execution would derive it again
     return plan
 
 
@@ -236,17 +187,8 @@ def without_copies(plan: Plan) -> Plan:
     """
     if not plan.copy_bases:
         return plan
-    made = make_plan(
-        plan.catalog,
-        plan.target,
-        plan.target_url,
-        plan.limits,
-        plan.manifest_key,
-        plan.renamed,
-        plan.change,
-        plan.attachments,
-    )
-    return replace(made, notes=plan.notes)
+    streamed = make_plan(plan.conversion, plan.limits, catalog=plan.catalog)
+    return replace(streamed, staging=plan.staging, staging_mode=plan.staging_mode, staging_note=plan.staging_note)
 
 
 def check_texts(outputs: Sequence[Output]) -> None:
@@ -258,20 +200,6 @@ def check_texts(outputs: Sequence[Output]) -> None:
         sorted(lost),
         hint="Leave them out with --drop, or write .ckpt.",
     )
-
-
-def _unloadable(outputs: Sequence[Output]) -> tuple[str, ...]:
-    """Tell of names that MindSpore takes for its metadata: its ``load_checkpoint`` raises KeyError."""
-    ours = [o for o in _distinct(outputs) if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
-    names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
-    return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
-
-
-def _unwritten(outputs: Sequence[Output]) -> tuple[str, ...]:
-    """Tell of metadata that ``.ckpt`` has no place for."""
-    ours = [output for output in _distinct(outputs) if output.container is Container.CKPT]
-    keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
-    return (f"metadata that .ckpt cannot hold is not written: {', '.join(sorted(keys))}",) if keys else ()
 
 
 def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:

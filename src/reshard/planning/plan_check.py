@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 
 from ..formats.containers import Container
@@ -19,19 +18,15 @@ from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem
 from ..tensor import Box, Shape, Strategy, TensorSpec, extent_of
 from .catalog import Catalog, Entry
-from .cost.cost import count_cost
-from .cost.counting import Standing, StepCounter
+from .conversion import Conversion
 from .json_fields import MAX_INTEGER, refused
 from .outputs.output import Output, group_by_layout
-from .plan import Plan, check_texts
-from .plan_work import MAX_PAIRS, Work, bound
-from .steps.cuts import WalkItem
-from .steps.needs import Needs
-from .steps.recipe import Group
 from .targets.iteration_target import IterationTarget
 from .targets.rank_target import RankTarget
 from .targets.zarr_target import ChunkOutput, ZarrTarget
 
+MAX_PAIRS = 1 << 24
+"""Tensors over all outputs that are made one by one, and whatever else grows with two lists of the plan at once."""
 MAX_RANK_COUNT = 1 << 20
 MAX_SLICES = 1 << 27
 """Tensors over all ranks where ranks of one stage share a form: none is looked at by itself."""
@@ -147,9 +142,9 @@ def check_strategy_size(device_count: int, stage_count: int) -> None:
         raise refused("ranks of the strategy", f"1 to {MAX_RANK_COUNT}", device_count * stage_count)
 
 
-def _check_target(plan: Plan) -> None:
+def _check_target(conversion: Conversion) -> None:
     """Refuse what would make outputs without bound, before any is made."""
-    target, tensor_count = plan.target, len(plan.catalog.entries)
+    target, tensor_count = conversion.target, len(conversion.catalog.entries)
     outputs = tensor_count
     if isinstance(target, RankTarget):
         rest = target.name.replace("{rank}", "")
@@ -161,15 +156,17 @@ def _check_target(plan: Plan) -> None:
         outputs = len(ranks)
         is_shared = isinstance(target, RankTarget) and not target.remove_redundancy
         most = MAX_SLICES if is_shared else MAX_PAIRS
-        bound("tensors over all ranks", _pair_count(plan, target.strategy, ranks), most)
+        bound("tensors over all ranks", _pair_count(conversion, target.strategy, ranks), most)
         if is_shared:
-            bound("tensors over all forms", _form_count(plan, target.strategy, ranks))
-            bound("layouts over all ranks", _layout_count(plan, target.strategy) * len(ranks))
+            bound("tensors over all forms", _form_count(conversion, target.strategy, ranks))
+            bound("layouts over all ranks", _layout_count(conversion, target.strategy) * len(ranks))
         bound("tensors times stages", tensor_count * target.strategy.stage_count)
     if isinstance(target, ZarrTarget):
-        target.check(plan.tensors)
-    bound("metadata over all outputs", outputs * (len(plan.catalog.metadata) + len(plan.catalog.texts)))
-    _refuse_repeated([*(tensor.spec.name for tensor in plan.tensors), *plan.catalog.texts], "name in the target")
+        target.check(conversion.tensors)
+    bound("metadata over all outputs", outputs * (len(conversion.catalog.metadata) + len(conversion.catalog.texts)))
+    _refuse_repeated(
+        [*(tensor.spec.name for tensor in conversion.tensors), *conversion.catalog.texts], "name in the target"
+    )
 
 
 def _check_ranks(ranks: tuple[int, ...], strategy: Strategy) -> None:
@@ -184,14 +181,14 @@ def _ranks_looked_at(target: RankTarget | IterationTarget) -> Sequence[int]:
     return target.ranks
 
 
-def _pair_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
+def _pair_count(conversion: Conversion, strategy: Strategy, ranks: Sequence[int]) -> int:
     known = strategy.names
-    outside = sum(tensor.spec.name not in known for tensor in plan.tensors)
+    outside = sum(tensor.spec.name not in known for tensor in conversion.tensors)
     stages = Counter(map(strategy.stage_of, ranks))
     return sum(count * (outside + len(strategy.stages[stage])) for stage, count in stages.items())
 
 
-def _form_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
+def _form_count(conversion: Conversion, strategy: Strategy, ranks: Sequence[int]) -> int:
     """Tensors over all forms, at most: ranks of a stage have forms of their own where rows are split by hand."""
     by_hand = {
         number
@@ -200,12 +197,14 @@ def _form_count(plan: Plan, strategy: Strategy, ranks: Sequence[int]) -> int:
     }
     stages = {strategy.stage_of(rank) for rank in ranks}
     one_each = [next(rank for rank in ranks if strategy.stage_of(rank) == stage) for stage in stages - by_hand]
-    return _pair_count(plan, strategy, [*one_each, *(rank for rank in ranks if strategy.stage_of(rank) in by_hand)])
+    return _pair_count(
+        conversion, strategy, [*one_each, *(rank for rank in ranks if strategy.stage_of(rank) in by_hand)]
+    )
 
 
-def _layout_count(plan: Plan, strategy: Strategy) -> int:
+def _layout_count(conversion: Conversion, strategy: Strategy) -> int:
     """Ways in which tensors are cut that ranks are told apart by, on all stages, at most."""
-    shapes = {tensor.spec.name: tensor.spec.shape for tensor in plan.tensors}
+    shapes = {tensor.spec.name: tensor.spec.shape for tensor in conversion.tensors}
     found = {
         (number, layout, shapes[name] if layout.row_split else tuple(map(bool, shapes[name])))
         for number, layouts in enumerate(strategy.stages)
@@ -234,27 +233,22 @@ def _check_headers(outputs: Sequence[Output]) -> None:
 # The whole.
 
 
-def check_plan(plan: Plan) -> None:
-    """Refuse a plan whose fields, each right alone, do not make one conversion."""
-    if plan.buffers.limits != plan.limits or plan.buffers.parts_bytes < 0:
-        raise refused("limits", "reads and clients that fit the memory", plan.limits.memory_bytes)
-    _check_target(plan)
-    _check_keys([key for output in plan.outputs for key in output.keys], "output")
-    check_texts(plan.outputs)
-    _check_headers(plan.outputs)
-    keys = [*plan.keys, plan.manifest_key]
+def check_conversion(conversion: Conversion) -> None:
+    """Refuse a conversion whose fields, each right alone, do not make one, or would grow without bound."""
+    check_catalog(conversion.catalog)
+    _check_attachments(conversion)
+    _check_target(conversion)
+    _check_keys([key for output in conversion.outputs for key in output.keys], "output")
+    _check_headers(conversion.outputs)
+    keys = [*conversion.keys, conversion.manifest_key]
     _check_keys(keys, "output")
     _check_parents(keys)
-    _check_attachments(plan)
-    needs = Needs(plan.recipe)
-    _check_groups(plan, needs)
-    _check_cost(plan, needs)
 
 
-def _check_attachments(plan: Plan) -> None:
+def _check_attachments(conversion: Conversion) -> None:
     """Refuse what is no small object of the source: it is held in memory whole."""
-    for each in plan.attachments:
-        found = plan.catalog.objects[each.index].nbytes if each.index < len(plan.catalog.objects) else -1
+    for each in conversion.attachments:
+        found = conversion.catalog.objects[each.index].nbytes if each.index < len(conversion.catalog.objects) else -1
         if found != each.nbytes or found > MAX_ATTACHMENT_BYTES:
             raise refused(f"attachment {shown(each.key)}", f"an object of at most {MAX_ATTACHMENT_BYTES} bytes", found)
 
@@ -270,40 +264,7 @@ def _check_parents(keys: Sequence[str]) -> None:
             end = key.find("/", end + 1)
 
 
-def _check_groups(plan: Plan, needs: Needs) -> None:
-    numbers = sorted(number for group in plan.groups for number in group.outputs)
-    if numbers != list(range(len(plan.outputs))) or not all(group.outputs for group in plan.groups):
-        raise refused("groups", f"each of {len(plan.outputs)} outputs in one group", numbers)
-    work, counter = Work(plan, needs), StepCounter(plan.recipe, needs)
-    seen: set[Hashable] = set()
-    walked = 0
-    for group in plan.groups:
-        bound("cuts of a group", len(group.cuts) + 1, plan.limits.max_part_count)
-        kind = counter.kind(group)
-        if kind in seen and not plan.recipe.has_copies(group.outputs):  # of those with copies every step is told
-            continue
-        seen.add(kind)
-        outputs = [plan.outputs[i] for i in group.outputs]
-        walked += sum(len(outputs[positions[0]].tensors) for positions in group_by_layout(outputs))
-        bound("tensors over all groups that differ", walked, MAX_PAIRS)
-        standing = Standing(plan.recipe, needs, group)
-        _check_cuts(group, standing.items)
-        work.add(standing)
-
-
-def _check_cuts(group: Group, rows: Sequence[WalkItem]) -> None:
-    for cut in group.cuts:
-        if cut.item >= len(rows) or cut.row > rows[cut.item].row_count:
-            raise refused("cuts", "within the tensors of their group", [cut.item, cut.row])
-    for before, after in pairwise(group.cuts):
-        if before >= after:
-            raise refused("cuts", "ascending", [after.item, after.row])
-
-
-def _check_cost(plan: Plan, needs: Needs) -> None:
-    """Count anew; sharing out the memory twice may round the peak by less than one byte a request."""
-    counted = count_cost(plan.recipe, plan.groups, plan.documents, plan.attachments, plan.buffers, needs)
-    if plan.cost != replace(counted, peak_bytes=plan.cost.peak_bytes):
-        raise refused("cost", str(counted), str(plan.cost))
-    if not 0 <= counted.peak_bytes - plan.cost.peak_bytes < plan.limits.concurrency:
-        raise refused("cost: peak_bytes", str(counted.peak_bytes), plan.cost.peak_bytes)
+def bound(what: str, count: int, most: int = MAX_PAIRS) -> None:
+    """Refuse more than ``most`` of something."""
+    if count > most:
+        raise refused(what, f"at most {most}", count)

@@ -16,17 +16,15 @@ from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import parse_json_object, shown
 from ..tensor import DType, Layout, RowSplit, Strategy
 from .catalog_json import catalog_from_json, catalog_to_json
-from .change import FLOATS, NO_CHANGE, Change
-from .cost.cost import Cost
+from .change import FLOATS, Change
+from .conversion import Conversion
 from .json_fields import choice, counters, fields_of, integer, integers, items, mapping, name, refused, text, texts
 from .limits import Limits
 from .outputs.output import Attachment
-from .plan import Plan
-from .plan_check import check_catalog, check_plan, check_strategy_size
-from .staging import is_staging_url, unstaged_catalog, with_chunks
+from .plan import Plan, StagingMode, make_plan
+from .plan_check import check_conversion, check_strategy_size
+from .staging import stage
 from .steps.copies import REPLICAS
-from .steps.cuts import Cut
-from .steps.recipe import Group
 from .targets.full_target import FullTarget, PartsTarget
 from .targets.iteration_target import IterationTarget
 from .targets.rank_target import RankTarget
@@ -37,24 +35,9 @@ from .targets.zarr_target import ZarrTarget
 BESIDE = ("estimate", "explained")
 """What is printed with a plan without being part of it: left out when it is read again."""
 
-_FORMAT = "reshard-plan/1"
+_FORMAT = "reshard-plan/2"
 _HINT = "Make it anew."
-_PLAN_FIELDS = (
-    "format",
-    "catalog",
-    "target_url",
-    "target",
-    "limits",
-    "groups",
-    "cost",
-    "notes",
-    "manifest_key",
-    "renamed",
-    "change",
-    "attachments",
-    "copied_from",
-    "staging",
-)
+_PLAN_FIELDS = ("format", "conversion", "limits", "copy_bases", "staging", "groups", "cost", "notes")
 # Nothing but a FormatError should come of a plan that someone forged; what checks overlooked ends here.
 _BROKEN = (
     ReshardError,
@@ -69,29 +52,58 @@ _BROKEN = (
 Json = dict[str, Any]
 
 
+def conversion_to_json(conversion: Conversion) -> Json:
+    """Express a conversion in JSON's types."""
+    return {
+        "catalog": catalog_to_json(conversion.catalog),
+        "target_url": conversion.target_url,
+        "target": _target_to_json(conversion.target),
+        "manifest_key": conversion.manifest_key,
+        "renamed": dict(conversion.renamed),
+        "attachments": [[each.key, each.index, each.nbytes] for each in conversion.attachments],
+        "change": {**asdict(conversion.change), "kept": sorted(conversion.change.kept)},
+    }
+
+
+def conversion_id(conversion: Conversion) -> str:
+    """Return the hash of everything that a conversion says."""
+    return _hash(conversion_to_json(conversion))
+
+
 def plan_to_json(plan: Plan) -> Json:
-    """Express a plan in JSON's types; ``plan_id`` is the hash of all the rest."""
+    """Express a plan in JSON's types; ``plan_id`` is the hash of the rest.
+
+    Planning starts from the conversion, the limits and the places; groups and cost follow from these.
+    """
     body: Json = {
         "format": _FORMAT,
-        "catalog": catalog_to_json(plan.catalog),
-        "target_url": plan.target_url,
-        "target": _target_to_json(plan.target),
+        "conversion": conversion_to_json(plan.conversion),
         "limits": asdict(plan.limits),
+        "copy_bases": list(plan.copy_bases),
+        "staging": _staging_to_json(plan),
         "groups": [[list(g.outputs), [[cut.item, cut.row] for cut in g.cuts]] for g in plan.groups],
         "cost": asdict(plan.cost),
         "notes": list(plan.notes),
-        "manifest_key": plan.manifest_key,
-        "renamed": dict(plan.renamed),
-        "attachments": [[each.key, each.index, each.nbytes] for each in plan.attachments],
-        "change": {**asdict(plan.change), "kept": sorted(plan.change.kept)},
-        "copied_from": list(plan.copy_bases),
-        "staging": plan.staging and plan_to_json(plan.staging),
     }
     return {"plan_id": _hash(body), **body}
 
 
+def _staging_to_json(plan: Plan) -> Json | None:
+    if plan.staging is None or plan.staging_mode is None:
+        return None
+    mode, target = plan.staging_mode, plan.staging.conversion.target
+    assert isinstance(target, ZarrTarget)
+    return {
+        "url": mode.url,
+        "is_near": mode.is_near,
+        "limits": mode.limits and asdict(mode.limits),
+        "chunk_shapes": {key: list(shape) for key, shape in target.chunk_shapes.items()},
+        "first_pass": plan_to_json(plan.staging)["plan_id"],
+    }
+
+
 def plan_id_of(plan: Plan) -> str:
-    """The plan's identity: a hash of everything it says."""
+    """Return the plan's identity: a hash of everything it says."""
     return str(plan_to_json(plan)["plan_id"])
 
 
@@ -101,7 +113,7 @@ def encode_plan(plan: Plan) -> bytes:
 
 
 def decode_plan(data: bytes, where: str) -> Plan:
-    """Read a saved plan.
+    """Read a saved plan: make it again from what planning starts from.
 
     Raises
     ------
@@ -112,19 +124,13 @@ def decode_plan(data: bytes, where: str) -> Plan:
 
 
 def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
-    """Build the plan that :func:`plan_to_json` expressed; see :func:`decode_plan`.
-
-    Anyone can write a plan with the right hash, so everything it says is checked, but nothing planned anew.
-    """
-    rest = {key: value for key, value in body.items() if key not in ("plan_id", *BESIDE)}
-    if rest.get("format") != _FORMAT:
-        raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(rest.get("format")))
+    """Make the plan again that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
+    if body.get("format") != _FORMAT:
+        raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
     try:
-        if body.get("plan_id") != _hash(rest):
-            raise refused("the plan was altered after it was made")
-        plan = _plan_from_json(rest)
-        _check_staging(plan)
-        check_plan(plan)
+        plan = _plan_from_json(body)
+        if body.get("plan_id") != plan_id_of(plan):
+            raise refused("the plan was altered, or another version of reshard made it")
     except FormatError as error:
         what, place = f"the plan cannot be read: {error.what}", ": ".join(part for part in (where, error.where) if part)
         raise FormatError(
@@ -136,54 +142,54 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
     return plan
 
 
-def _plan_from_json(body: Json) -> Plan:
-    found = fields_of(body, "plan", _PLAN_FIELDS)
-    catalog = catalog_from_json(found["catalog"])
-    check_catalog(catalog)
-    cost = fields_of(found["cost"], "cost", [field.name for field in fields(Cost)])
-    limits = fields_of(found["limits"], "limits", (), [field.name for field in fields(Limits)])
-    return Plan(
-        catalog=catalog,
+def conversion_from_json(value: object) -> Conversion:
+    """Build the conversion that :func:`conversion_to_json` expressed."""
+    found = fields_of(value, "conversion", [field.name for field in fields(Conversion)])
+    conversion = Conversion(
+        catalog=catalog_from_json(found["catalog"]),
         target=_target_from_json(found["target"]),
         target_url=text(found["target_url"], "target_url"),
-        limits=Limits(**{key: integer(value, f"limits: {key}") for key, value in limits.items()}),
-        groups=tuple(_group_from_json(group) for group in items(found["groups"], "groups")),
-        cost=Cost(**{key: integer(value, f"cost: {key}") for key, value in cost.items()}),
-        notes=texts(found["notes"], "notes"),
         manifest_key=text(found["manifest_key"], "manifest_key"),
+        renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
         change=_change_from_json(found["change"]),
         attachments=tuple(_attachment_from_json(each) for each in items(found["attachments"], "attachments")),
-        copy_bases=_bases(found["copied_from"], len(catalog.others)),
-        staging=None if found["staging"] is None else _staging_from_json(found["staging"]),
-        renamed={old: name(new, "new name") for old, new in mapping(found["renamed"], "renamed").items()},
     )
+    check_conversion(conversion)
+    return conversion
 
 
-def _staging_from_json(value: object) -> Plan:
-    body = mapping(value, "staging")
-    rest = {key: each for key, each in body.items() if key != "plan_id"}
-    if rest.get("format") != _FORMAT or rest.get("staging") is not None or body.get("plan_id") != _hash(rest):
-        raise refused("staging", "a plan in one pass, as it was made")
-    return _plan_from_json(rest)
+def _plan_from_json(body: Mapping[str, object]) -> Plan:
+    found = {key: value for key, value in body.items() if key not in ("plan_id", *BESIDE)}
+    found = fields_of(found, "plan", _PLAN_FIELDS)
+    conversion = conversion_from_json(found["conversion"])
+    bases = _bases(found["copy_bases"], len(conversion.catalog.others) + 1)
+    staged = found["staging"]
+    if staged is None:
+        return make_plan(conversion, _limits_from_json(found["limits"]), bases)
+    body = fields_of(staged, "staging", ("url", "is_near", "limits", "chunk_shapes", "first_pass"))
+    limits = None if body["limits"] is None else _limits_from_json(body["limits"])
+    mode = StagingMode(text(body["url"], "url"), _boolean(body["is_near"], "is_near"), limits=limits)
+    shapes = {
+        name(k, "chunk_shapes"): integers(n, "chunk_shapes")
+        for k, n in mapping(body["chunk_shapes"], "chunk_shapes").items()
+    }
+    first = make_plan(
+        conversion,
+        _limits_from_json(found["limits"]),
+        [base for base in bases if base <= len(conversion.catalog.others)],
+    )
+    return stage(first, shapes, mode)
 
 
-def _check_staging(plan: Plan) -> None:
-    """Refuse a first pass that does not make what the second reads."""
-    if plan.staging is None:
-        return
-    check_plan(plan.staging)
-    if not is_staging_url(plan.staging.target_url):
-        raise refused("staging", "a folder of its own", plan.staging.target_url)
-    if not isinstance(plan.staging.target, ZarrTarget) or plan.staging.change != NO_CHANGE or plan.staging.renamed:
-        raise refused("staging", "whole tensors as they are, in zarr")
-    if not plan.catalog.others or plan.catalog != with_chunks(unstaged_catalog(plan), plan.staging):
-        raise refused("staging", "to make what the second pass reads")
+def _limits_from_json(value: object) -> Limits:
+    limits = fields_of(value, "limits", (), [field.name for field in fields(Limits)])
+    return Limits(**{key: integer(each, f"limits: {key}") for key, each in limits.items()})
 
 
 def _bases(value: object, most: int) -> tuple[int, ...]:
-    found = tuple(integer(each, "copied_from", least=REPLICAS, most=most) for each in items(value, "copied_from"))
+    found = tuple(integer(each, "copy_bases", least=REPLICAS, most=most) for each in items(value, "copy_bases"))
     if found and (found[0] != REPLICAS or any(a >= b for a, b in pairwise(found))):
-        raise refused("copied_from", f"{REPLICAS} and then bases, ascending", list(found))
+        raise refused("copy_bases", f"{REPLICAS} and then bases, ascending", list(found))
     return found
 
 
@@ -214,12 +220,6 @@ def _change_from_json(value: object) -> Change:
         scalings=scalings,  # type: ignore[arg-type]
         transposed=_boolean(body["transposed"], "transposed"),
     )
-
-
-def _group_from_json(value: object) -> Group:
-    outputs, cuts = items(value, "a group", 2)
-    places = (items(cut, "a cut", 2) for cut in items(cuts, "cuts"))
-    return Group(integers(outputs, "outputs of a group"), tuple(Cut(*integers(place, "a cut")) for place in places))
 
 
 def _hash(body: Mapping[str, object]) -> str:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from ..errors import PlanError
 from ..tensor import Box, Shape, extent_of
 from .catalog import Catalog, Entry, Placement, SourceObject
+from .conversion import Conversion
 from .cost.cost import Cost
 from .limits import Limits
-from .plan import Plan, make_plan
+from .plan import Plan, StagingMode, make_plan
 from .steps.copies import REPLICAS
 from .steps.group_reads import group_reads
 from .steps.reads import score
@@ -31,28 +32,6 @@ _MOST_WASTE = 1.05
 _MOST_SPLITS = 1024
 _FOLDER = "reshard-staging-"
 _MOST_CHUNKS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class StagingMode:
-    """Whether to stage: only where it is cheaper, or all that is cut across its rows; and where.
-
-    Parameters
-    ----------
-    url
-        Where chunks go.
-    is_near
-        Whether the target's store can copy from there, and that one from wherever the target's can.
-    is_always
-        Whether to stage all that can be.
-    limits
-        Those of the store there; the plan's own if None.
-    """
-
-    url: str
-    is_near: bool = True
-    is_always: bool = False
-    limits: Limits | None = None
 
 
 def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
@@ -90,36 +69,7 @@ def without_staging(plan: Plan) -> Plan:
     if plan.staging is None:
         return plan
     bases = [base for base in plan.copy_bases if base < len(plan.catalog.others)]
-    return _again(plan, unstaged_catalog(plan), bases)
-
-
-def unstaged_catalog(plan: Plan) -> Catalog:
-    """What the source holds, without what is staged of it."""
-    if plan.staging is None:
-        return plan.catalog
-    catalog = plan.catalog
-    own = {entry.spec.name: entry for entry in plan.staging.catalog.entries}
-    return replace(
-        catalog,
-        others=catalog.others[:-1],
-        objects=tuple(item for item in catalog.objects if item.base < len(catalog.others)),
-        entries=tuple(own.get(entry.spec.name, entry) for entry in catalog.entries),
-    )
-
-
-def _again(plan: Plan, catalog: Catalog, copy_bases: Sequence[int]) -> Plan:
-    made = make_plan(
-        catalog,
-        plan.target,
-        plan.target_url,
-        plan.limits,
-        plan.manifest_key,
-        plan.renamed,
-        plan.change,
-        plan.attachments,
-        copy_bases,
-    )
-    return replace(made, notes=plan.notes)
+    return make_plan(plan.conversion, plan.limits, bases)
 
 
 # Which tensors.
@@ -222,20 +172,38 @@ def _band_bytes(plan: Plan) -> int:
 def _made(plan: Plan, wanted: Mapping[int, int], split_count: int, mode: StagingMode) -> Plan:
     """The plan with some tensors staged in so many columns of chunks."""
     entries = plan.catalog.entries
-    staged = tuple(entries[index] for index in sorted(wanted))
     shapes = {
         entries[index].spec.name: _chunk_shape(entries[index], axis, split_count, _band_bytes(plan))
         for index, axis in wanted.items()
     }
+    return stage(plan, shapes, mode)
+
+
+def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
+    """Return the plan with some tensors staged.
+
+    Parameters
+    ----------
+    plan
+        Without staging.
+    shapes
+        Shape of the chunks of each tensor to stage, in elements, by its name in the source.
+
+    Raises
+    ------
+    PlanError
+        The chunks are too many, or a pass does not fit the memory.
+    """
+    staged = tuple(entry for entry in plan.catalog.entries if entry.spec.name in shapes)
     source = replace(plan.catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
     limits, target = mode.limits or plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
     is_near = mode.is_near and REPLICAS in plan.copy_bases
     url = f"{mode.url}/{_FOLDER}{_fingerprint(source, shapes)}"
-    first = make_plan(source, target, url, limits, copy_bases=plan.copy_bases if is_near else ())
+    first = make_plan(Conversion(source, target, url), limits, plan.copy_bases if is_near else ())
     catalog = with_chunks(plan.catalog, first)
     bases = (*plan.copy_bases, len(catalog.others)) if is_near else plan.copy_bases
-    second = _again(plan, catalog, bases)
-    return replace(second, staging=first, notes=(*plan.notes, _note(plan, first, second)))
+    second = make_plan(plan.conversion, plan.limits, bases, catalog)
+    return replace(second, staging=first, staging_mode=mode, staging_note=_note(plan, first, second))
 
 
 def _fingerprint(source: Catalog, shapes: Mapping[str, Shape]) -> str:
@@ -263,7 +231,7 @@ def _chunk_shape(entry: Entry, axis: int, split_count: int, band_bytes: int) -> 
 
 def with_chunks(catalog: Catalog, first: Plan) -> Catalog:
     """The catalog whose staged tensors lie in chunks; their etags are not known yet."""
-    others = (*catalog.others, first.target_url)
+    others = (*catalog.others, first.conversion.target_url)
     objects, placements = list(catalog.objects), dict[str, list[Placement]]()
     for output in first.outputs:
         name = first.tensors[output.tensors[0]].spec.name
@@ -293,6 +261,7 @@ def _note(plan: Plan, first: Plan, second: Plan) -> str:
     before, after = plan.cost, second.cost
     return (
         f"{names[0]}{more} ({first.catalog.nbytes} bytes) staged in {len(first.outputs)} zarr chunks at "
-        f"{first.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} requests, "
+        f"{first.conversion.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} "
+        f"requests, "
         f"in two {first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
     )

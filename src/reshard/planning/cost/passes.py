@@ -66,7 +66,7 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
 
 
 def _item_count(plan: Plan | None) -> int:
-    return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.keys) if plan else 0
+    return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.conversion.keys) if plan else 0
 
 
 def _work(plan: Plan) -> Work:
@@ -75,14 +75,14 @@ def _work(plan: Plan) -> Work:
         plan.cost,
         plan.limits.concurrency,
         object_count=sum(item.base != chunk_base for item in plan.catalog.objects),
-        serial_count=len(plan.documents) + 2 * len(plan.attachments) + 1,
+        serial_count=len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 1,
         output_bytes=plan.cost.written_bytes + plan.cost.copied_bytes,
     )
 
 
 def _first_work(first: Plan) -> Work:
     """The first pass's: before it the target is looked at too, and whether chunks are there; after all they go."""
-    return replace(_work(first), output_bytes=0, list_count=3, delete_count=len(first.keys) + 1)
+    return replace(_work(first), output_bytes=0, list_count=3, delete_count=len(first.conversion.keys) + 1)
 
 
 def _added(first: TimeEstimate, second: TimeEstimate) -> TimeEstimate:

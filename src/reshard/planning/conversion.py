@@ -1,0 +1,114 @@
+"""What a conversion makes of a source, whatever the memory, the processes and the stores that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..formats.containers import Container
+from ..formats.mindspore.ckpt_values import INT4
+from .catalog import Catalog
+from .change import NO_CHANGE, Change, Made, make_tensors
+from .outputs.output import (
+    BOOKKEEPING,
+    Attachment,
+    Document,
+    Output,
+    SourceMetadata,
+    TargetTensor,
+    group_by_layout,
+)
+from .targets.target import Target
+
+MANIFEST_KEY = "reshard-manifest.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A source, a target, and what becomes of the tensors in between.
+
+    Parameters
+    ----------
+    catalog
+        The source as its headers describe it.
+    target_url
+        URL that the keys of outputs count from.
+    manifest_key
+        Key of the manifest, relative to ``target_url``.
+    renamed
+        New names of tensors by their names in the source.
+    change
+        Rules, casts and adapters, applied to the new names.
+    attachments
+        Small objects of the source to copy unchanged.
+    """
+
+    catalog: Catalog
+    target: Target
+    target_url: str
+    manifest_key: str = MANIFEST_KEY
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    change: Change = NO_CHANGE
+    attachments: tuple[Attachment, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Equal conversions have equal ids, however their renames were spelled.
+        object.__setattr__(self, "renamed", {old: new for old, new in self.renamed.items() if old != new})
+
+    @cached_property
+    def _made(self) -> Made:
+        return make_tensors(self.catalog, self.renamed, self.change)
+
+    @property
+    def tensors(self) -> tuple[TargetTensor, ...]:
+        """Every tensor of the target, whole.
+
+        Raises
+        ------
+        PlanError
+            See :func:`reshard.planning.change.make_tensors`.
+        """
+        return self._made.tensors
+
+    @cached_property
+    def source_metadata(self) -> SourceMetadata:
+        """What the target holds besides tensors."""
+        return SourceMetadata.of(self.catalog, self.renamed)
+
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """Every distinct object of the target."""
+        return self.target.outputs(self.tensors, self.source_metadata)
+
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        """Indices that are written beside the outputs."""
+        return self.target.documents(self.outputs, self.tensors, self.source_metadata)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Key of every object that will be written, except the manifest."""
+        beside = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
+        return (*(key for output in self.outputs for key in output.keys), *beside)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before starting."""
+        distinct = [self.outputs[positions[0]] for positions in group_by_layout(self.outputs)]
+        notes = (*self.catalog.notes, *self._made.notes, *self.target.notes(self.tensors))
+        return (*notes, *_names_mindspore_refuses(distinct), *_metadata_ckpt_drops(distinct))
+
+
+def _names_mindspore_refuses(outputs: list[Output]) -> tuple[str, ...]:
+    """Note tensors named like MindSpore's own metadata: its ``load_checkpoint`` raises KeyError for them."""
+    ours = [o for o in outputs if o.container is Container.SAFETENSORS and o.metadata.get("format") == "ms"]
+    names = sorted({spec.name for output in ours for spec in output.specs} & BOOKKEEPING)
+    return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
+
+
+def _metadata_ckpt_drops(outputs: list[Output]) -> tuple[str, ...]:
+    """Note metadata that ``.ckpt`` has no place for."""
+    ours = [output for output in outputs if output.container is Container.CKPT]
+    keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
+    return (f".ckpt cannot hold this metadata; it is not written: {', '.join(sorted(keys))}",) if keys else ()
