@@ -111,8 +111,6 @@ def provider_of(endpoint: str | None, environ: Mapping[str, str]) -> Provider:
     --------
     >>> provider_of("https://obs.cn-north-4.myhuaweicloud.com", {}).addressing
     'virtual'
-    >>> provider_of("http://127.0.0.1:9000", {}).addressing
-    'path'
     >>> provider_of("http://s3.lab.example", {"RESHARD_S3_ADDRESSING": "virtual"}).addressing
     'virtual'
     """
