@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from support.checkpoints import array_shape, random_model, stored
+from support.recording_store import RecordingStore
 
 from reshard.engine.sources import SOURCE_FORMATS, Listing, SourceOptions, read_catalog, read_contents
 from reshard.engine.workers import working
 from reshard.errors import FormatError, UsageError
 from reshard.planning.sources.selection import NameFilter
-from reshard.storage import Location, MemoryStore, RecordingStore, unwrapped
+from reshard.storage import Location, MemoryStore, unwrapped
 from reshard.tensor import ByteRange
 
 MODEL = random_model(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.source_check import head_or_none
 from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers
@@ -120,7 +119,7 @@ def add_adapters(catalog: Catalog, options: Options, workers: Workers) -> Catalo
         return catalog
     place = open_source(url)
     alone = place.child("adapter_model.safetensors")  # beside a whole model, perhaps
-    place = alone if not url.endswith(".safetensors") and head_or_none(alone) else place
+    place = alone if not url.endswith(".safetensors") and alone.head_or_none() else place
     return with_adapters(catalog, read_catalog(place, SourceOptions(), workers))
 
 
