@@ -11,10 +11,11 @@ from cli.conftest import CASES
 from cli.runner import ok, run
 from oracle.cases import read_content
 from safetensors.numpy import save
+from support.recording_store import RecordingStore
 
 import reshard
 from reshard.api import statements
-from reshard.storage import Location, RecordingStore
+from reshard.storage import Location
 
 RANKS = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
 MANIFEST = "reshard-manifest.json"
@@ -211,7 +212,18 @@ def test_inspect_tells_what_is_there(memory):
     assert "rank_0/full.safetensors" in done.out
     assert "lm_head.weight" in done.out
     body = ok("inspect", memory.full, "--output", "json").json
-    told = ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes", "texts", "dropped", "counters"]
+    told = [
+        "url",
+        "kind",
+        "objects",
+        "tensors",
+        "metadata",
+        "notes",
+        "header_bytes",
+        "texts",
+        "dropped",
+        "training_state",
+    ]
     assert list(body) == told
     assert body["objects"][0]["key"] == "rank_0/full.safetensors"
     assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in body["tensors"]

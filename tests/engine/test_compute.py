@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
-from support.checkpoints import content_of, header_of
+from support.checkpoints import content_of, header_in
 
 from reshard.engine.kernels import lora_product as compute_product
 from reshard.engine.kernels.compute import Cast, Dequantise, MergeLora, Tile, can_cast, cast, scale_box
@@ -180,7 +180,7 @@ def read(path):
     if path.suffix == ".safetensors":
         found = {name: (DType(item["dtype"]), item["shape"], item["data"]) for name, item in deserialize(data)}
     else:
-        tensors = header_of(data, Container.CKPT).tensors
+        tensors = header_in(data, Container.CKPT).tensors
         found = {t.spec.name: (t.spec.dtype, t.spec.shape, content_of(t, data)) for t in tensors}
     return {
         name: np.frombuffer(content, NUMPY[dtype]).reshape(shape) for name, (dtype, shape, content) in found.items()

@@ -333,13 +333,14 @@ def test_faults_leave_nothing_behind(verb, call):
 
 def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
-    from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+    from reshard.planning.catalog import ObjectHeader, SourceObject
     from reshard.planning.sources.full_source import full_catalog
+    from reshard.planning.sources.source_headers import SourceHeaders
     from reshard.tensor import TensorSpec
 
     encoded = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {})
-    held = tuple(Stored(t.spec, t.boxes) for t in encoded.header.tensors)
-    catalog = full_catalog("memory://s", "test", [(SourceObject("m", encoded.nbytes, ""), ObjectHeader(held))])
+    headers = [ObjectHeader.of(SourceObject("m", encoded.nbytes, ""), encoded.header)]
+    catalog = full_catalog(SourceHeaders("memory://s", "test", headers))
     limits = Limits(memory_bytes=memory_mib << 20)
     return plan_for(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 

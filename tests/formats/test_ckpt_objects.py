@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.checkpoints import assembled, content_of, crc_tail, header_of, list_ckpt, planned_header
+from support.checkpoints import assembled, content_of, crc_tail, header_in, list_ckpt, planned_header
 
 from reshard.errors import FormatError
 from reshard.formats.container_format import Checksum, ContainerHeader
@@ -41,7 +41,7 @@ def ckpt_files():
 
 
 def header(data):
-    return header_of(data, Container.CKPT)
+    return header_in(data, Container.CKPT)
 
 
 def written_again(data):
@@ -123,7 +123,7 @@ def test_texts_of_mindspore_are_read():
 def test_safetensors_to_ckpt_is_as_mindspore_does_it():
     case = CASES / "fmt_safetensors_to_ckpt"
     source = (case / "in/a.safetensors").read_bytes()
-    tensors = sorted(header_of(source).tensors, key=lambda tensor: tensor.spec.name)
+    tensors = sorted(header_in(source).tensors, key=lambda tensor: tensor.spec.name)
     frame = plan_ckpt([tensor.spec for tensor in tensors], {}, {})
     contents = [content_of(tensor, source) for tensor in tensors]
     assert assembled(frame, contents) == (case / "expected/a.ckpt").read_bytes()
@@ -133,7 +133,7 @@ def test_ckpt_to_safetensors_is_as_mindspore_does_it():
     case = CASES / "fmt_ckpt_to_safetensors"
     names = json.loads((case / "case.json").read_text())["calls"][0]["kwargs"]["name_map"]
     source, target = ((case / name).read_bytes() for name in ("in/a.ckpt", "expected/a.safetensors"))
-    expected = {tensor.spec.name: tensor for tensor in header_of(target).tensors}
+    expected = {tensor.spec.name: tensor for tensor in header_in(target).tensors}
     found = header(source).tensors
     assert {names.get(tensor.spec.name, tensor.spec.name) for tensor in found} == expected.keys()
     for tensor in found:

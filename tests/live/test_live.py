@@ -11,7 +11,7 @@ from live.calls import Step
 from live.drawing import Drawn
 from oracle.cases import read_content, tensor
 from support.checkpoints import content_of as bytes_of
-from support.checkpoints import header_of, list_ckpt
+from support.checkpoints import header_in, list_ckpt
 
 import reshard
 from reshard.formats.containers import Container
@@ -97,7 +97,7 @@ def content_of(path: Path) -> tuple[dict, dict[str, str], dict[str, str]]:
         content = read_content(data)
         metadata = {key: value for key, value in content.metadata.items() if key not in WRITER_NOTES}
         return dict(content.tensors), {}, metadata
-    header = header_of(data, Container.CKPT)
+    header = header_in(data, Container.CKPT)
     tensors = {
         held.spec.name: tensor(held.spec.dtype.value, held.spec.shape, bytes_of(held, data)) for held in header.tensors
     }

@@ -16,7 +16,7 @@ import pytest
 from oracle.cases import FOLDER, memory_url, objects_below, read_content
 from safetensors import deserialize
 from safetensors.numpy import save
-from support.checkpoints import crc_tail, header_of, owned
+from support.checkpoints import crc_tail, header_in, owned
 
 import reshard
 from reshard.api.strategies import merge_strategies, read_strategy
@@ -269,7 +269,7 @@ ROWS = {
         UNIFY, convert("shards", src_strategy="half.ckpt"),
         Refused(FormatError, ["strategy/half.ckpt", "truncated", "Expected a MindSpore strategy file"])),
     "source strategy None for unify": Row(
-        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "--src-strategy"])),
+        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "`src_strategy`"])),
     "merged strategy lacks stage 0": Row(
         UNIFY, convert("pp_shards", src_strategy="stage1_merged.ckpt"),
         Refused(StrategyError, ["stage1_merged.ckpt", "stages 0..1 are expected"])),
@@ -309,7 +309,7 @@ ROWS = {
     # Arguments.
     "unify, src_dir is a file": Row(
         UNIFY, convert("full/rank_0/full.safetensors", **MP4),
-        Refused(UsageError, ["in/full", "this is a full checkpoint", "Leave --src-strategy"])),
+        Refused(UsageError, ["in/full", "this is a full checkpoint", "Omit `src_strategy`"])),
     "unify, file_suffix without match": Row(
         UNIFY, convert("shards", **MP4, file_suffix="9_9"), Refused(CatalogError, ["rank_3", "9_9"])),
     "output_format unknown": Row(
@@ -383,7 +383,7 @@ def made_inputs() -> dict[str, bytes]:
 def flipped_ckpts() -> dict[str, bytes]:
     """A .ckpt with its checksum and one bit flipped: in an element, which parses, and in a length, which does not."""
     data = (FOLDER / "fmt_ckpt_to_safetensors" / "in" / "a.ckpt").read_bytes()
-    _, content = header_of(data, Container.CKPT).tensors[-1].boxes[0]
+    _, content = header_in(data, Container.CKPT).tensors[-1].boxes[0]
     checked = data + crc_tail(data)
     return {
         "in/flipped_content.ckpt": flip(checked, content),

@@ -39,7 +39,7 @@ from support.random_plans import (
 
 from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import SourceOptions, read_catalog
+from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
@@ -162,7 +162,7 @@ def unfit(source, target, renamed):
     if isinstance(target, RankTarget) and not target.strategy.names & tensors.keys():
         return "no tensor of the source is named"
     if source.texts and not is_ckpt:
-        return "cannot hold values that are text"
+        return "cannot hold text values"
     if is_ckpt and not is_fit_for_ckpt(target, tensors, source.texts):
         return r"values that \.ckpt cannot hold|nothing to write"
     return ""

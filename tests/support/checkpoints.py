@@ -22,9 +22,10 @@ from reshard.formats.containers import Container, read_header
 from reshard.formats.frame import Frame
 from reshard.formats.mindspore.ckpt import plan_ckpt
 from reshard.formats.safetensors import plan_header
-from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.rank_source import rank_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of, row_major_boxes
 
 Array = np.ndarray
@@ -257,21 +258,28 @@ def contents(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def catalog_of_objects(objects: Mapping[str, Model], url: str = "memory://source") -> Catalog:
     """The catalog of whole tensors in several objects."""
-    return full_catalog(url, "test", [_opened(key, model) for key, model in objects.items()])
+    return full_catalog(SourceHeaders(url, "test", [header_of(key, encode(model)) for key, model in objects.items()]))
 
 
 def catalog_of_ranks(held: Mapping[int, Model], strategy: Strategy, url: str = "memory://source") -> Catalog:
     """The catalog of rank shards."""
-    opened = {rank: _opened(rank_key(rank), model) for rank, model in held.items()}
-    return rank_catalog(url, opened, strategy)[0]
+    headers = [header_of(rank_key(rank), encode(model)) for rank, model in held.items()]
+    return rank_catalog(SourceHeaders(url, "test", headers), tuple(held), strategy)
 
 
-def _opened(key, model):
-    body = encode(model)
-    return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
+def header_of(key: str, body: bytes) -> ObjectHeader:
+    """The header of a safetensors object."""
+    return ObjectHeader.of(SourceObject(key, len(body), f"etag of {key}"), header_in(body))
 
 
-def header_of(body: bytes, container: Container = Container.SAFETENSORS) -> ContainerHeader:
+def header_of_ckpt(key: str, body: bytes) -> ObjectHeader:
+    """The header of a ``.ckpt`` object."""
+    _, texts, packed = list_ckpt(body)
+    tensors = header_in(body, Container.CKPT).tensors
+    return ObjectHeader(SourceObject(key, len(body), f"etag of {key}"), tensors, packed, texts)
+
+
+def header_in(body: bytes, container: Container = Container.SAFETENSORS) -> ContainerHeader:
     """The header of an object."""
     return read_header(container, len(body), lambda span: body[span.start : span.stop])
 
@@ -308,20 +316,6 @@ def content_of(tensor: HeaderTensor, body: bytes) -> bytes:
     """A tensor's bytes in its object."""
     itemsize = extent_of(tensor.spec)[1]
     return b"".join(body[start : start + box.element_count * itemsize] for box, start in tensor.boxes)
-
-
-def held_by(body: bytes) -> ObjectHeader:
-    """What a safetensors object holds."""
-    header = header_of(body)
-    tensors = tuple(Stored(tensor.spec, tensor.boxes) for tensor in header.tensors)
-    return ObjectHeader(tensors, header.metadata, index_bytes=header.read_bytes)
-
-
-def held_by_ckpt(body: bytes) -> ObjectHeader:
-    """What a ``.ckpt`` object holds."""
-    _, texts, packed = list_ckpt(body)
-    tensors = tuple(Stored(tensor.spec, tensor.boxes) for tensor in header_of(body, Container.CKPT).tensors)
-    return ObjectHeader(tensors, packed, texts)
 
 
 def crc_tail(body: bytes) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from ..engine.execute import writable
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container, container_of
 from ..formats.mindspore.iteration import CommonValue
@@ -20,7 +19,7 @@ from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.zarr_target import ZarrTarget
-from ..storage import Location, PartCopier, open_source, open_target, open_target_object
+from ..storage import Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
 
@@ -102,7 +101,7 @@ def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
 
 def limits_for(target: Location, options: Options) -> Limits:
     """The default limits, with what the target's store accepts and what was asked for."""
-    accepted = writable(target).limits
+    accepted = target.writable_store().limits
     limits = Limits(
         min_part_bytes=accepted.min_part_bytes,
         max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
@@ -118,12 +117,12 @@ def limits_for(target: Location, options: Options) -> Limits:
 
 def copy_bases(target: Location, catalog: Catalog, options: Options) -> tuple[int, ...]:
     """What the target's store can copy by itself; see :class:`Plan`."""
-    store = writable(target)
-    if options.get("copy") == "never" or not (isinstance(store, PartCopier) and store.limits.can_copy):
+    store = target.writable_store()
+    if options.get("copy") == "never" or not store.copies_from(store):
         return ()
     places = (open_source(url) for url in (catalog.url, *catalog.others))
     bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
-    return (REPLICAS, *bases) if store.copies_from(store) else ()
+    return (REPLICAS, *bases)
 
 
 def staging_mode(target: Location, catalog: Catalog, options: Options) -> StagingMode | None:
@@ -147,8 +146,7 @@ def staging_mode(target: Location, catalog: Catalog, options: Options) -> Stagin
     place = open_target(url) if url else target.parent.child(f"{name}.staging")
     _check_beside(place, target)
     _check_holds_no_source(place, catalog)
-    store = writable(target)
-    is_near = isinstance(store, PartCopier) and store.copies_from(place.store)
+    is_near = target.writable_store().copies_from(place.store)
     return StagingMode(place.url, is_near, mode == "always", limits_for(place, options))
 
 
@@ -215,11 +213,13 @@ def rank_target(strategy: Strategy, options: Options) -> RankTarget:
     return RankTarget(strategy, tuple(chosen), name, container, bool(options.get("remove_redundancy")))
 
 
-def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str, CommonValue]) -> IterationTarget:
+def iteration_target(
+    strategy: Strategy, options: Options, training_state: Mapping[str, CommonValue]
+) -> IterationTarget:
     """What the newer layout of MindSpore Transformers is written as; see :class:`Options`."""
     iteration = options.get("iteration")
     if iteration is None:
-        step = counters.get("global_step")
+        step = training_state.get("global_step")
         if type(step) is not int:
             raise UsageError(
                 "which iteration this is cannot be told from the source: it has no global_step",
@@ -232,7 +232,7 @@ def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str
             f"--iteration {iteration} --prefix {prefix!r}: expected a number that is not negative, "
             "and the start of a name, with no /"
         )
-    return IterationTarget(strategy, iteration, prefix, bool(options.get("remove_redundancy")), counters)
+    return IterationTarget(strategy, iteration, prefix, bool(options.get("remove_redundancy")), training_state)
 
 
 def _container(name: str | None, options: Options) -> Container:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Unpack
 
 from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.execute import execute, writable
+from ..engine.execute import execute
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.source_check import head_or_none
-from ..engine.sources.read_source import SourceOptions, read_catalog, read_contents
+from ..engine.sources import SourceOptions, read_catalog, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
-from ..engine.sources.training_state import read_counters
+from ..engine.sources.training_state import read_training_state
 from ..engine.verify import Report, Subset, verify_manifest
 from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
@@ -151,8 +150,8 @@ def draw(
     if options.get("form") == "iteration":
         tensors, places = make_tensors(catalog, renamed, change).tensors, open_source(catalog.url)
         with working(limits.concurrency, places.store) as workers:
-            catalog = replace(catalog, counters=read_counters(catalog, tensors, places, workers))
-    elif told := [f"{name} {value}" for name, value in catalog.counters.items() if value is not None]:
+            catalog = replace(catalog, training_state=read_training_state(catalog, tensors, places, workers))
+    elif told := [f"{name} {value}" for name, value in catalog.training_state.items() if value is not None]:
         note = f"what common.json counts is not written in this form: {', '.join(told)}"
         catalog = replace(catalog, notes=(*catalog.notes, note))
     strategy = _target_strategy(target, change, catalog, renamed, options)
@@ -188,7 +187,7 @@ def _target_strategy(
 
 def _cut_target(strategy: Strategy, options: Options, catalog: Catalog) -> Target:
     if options.get("form") == "iteration":
-        return iteration_target(strategy, options, catalog.counters)
+        return iteration_target(strategy, options, catalog.training_state)
     return rank_target(strategy, options)
 
 
@@ -323,9 +322,9 @@ def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
     """
     base, name = open_target_object(url)
     place = base.child(name)
-    if not overwrite and head_or_none(place):
+    if not overwrite and place.head_or_none():
         raise TargetExists(f"{place.url} exists already", hint="Give --overwrite to replace it, or another name.")
-    writable(base).put(place.key, data)
+    base.writable_store().put(place.key, data)
 
 
 def load_plan(url: str) -> Plan:

@@ -12,7 +12,7 @@ from ..errors import Denied, Interrupted, NotFound, ReshardError, StorageError, 
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan
 from ..planning.steps.steps import CopiedPart, Step, StreamedPart
-from ..storage import Location, ObjectInfo, PartCopier, Store, Upload
+from ..storage import Location, ObjectInfo, Store, Upload
 from ..tensor import ByteRange
 from .digest import combined_crc32c, crc32c
 from .manifest import Receipt
@@ -75,12 +75,12 @@ class Uploads:
         self._document_crcs: dict[str, int] = {}
         self._touched: set[str] = set()
         self._is_undone = threading.Event()
-        recipe = plan.recipe
-        self._replicated = {i for group in plan.groups for i in group.outputs if recipe.is_replicated(group, i)}
+        draft = plan.draft
+        self._replicated = {i for group in plan.groups for i in group.outputs if draft.is_replicated(group, i)}
 
     def tasks(self, step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
         """Send a part to every replica of its output that is not copied from the first."""
-        is_small = self._plan.recipe.is_small(self._plan.groups[step.group])
+        is_small = self._plan.draft.is_small(self._plan.groups[step.group])
         send = self._put_whole if is_small else self._send_part
         for position, key in enumerate(self._written_keys(part.output)):
             yield partial(self._sent, send, part, key, data, is_first=not position)
@@ -228,8 +228,6 @@ class Uploads:
         self._copy(key, number, span.start, self._target.child(first_key), span, self._put[first_key].etag)
 
     def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
-        if not isinstance(self._store, PartCopier):
-            raise CopyRefused(f"{self._target.url}: this store copies nothing by itself", hint=_NO_COPIES)
         upload = self._upload_of(key)
         try:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
