@@ -22,7 +22,7 @@ from reshard import api
 from reshard.engine.execute import execute
 from reshard.engine.kernels.scatter import repeat
 from reshard.engine.sources.read_source import SourceOptions, read_catalog
-from reshard.engine.verify import verify_manifest
+from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, PlanError, SourceChanged, StorageError, TargetExists, UsageError
 from reshard.formats.containers import Container
@@ -73,7 +73,7 @@ def converted(catalog, source, target, wished=PLAIN, renamed=None, here=None, co
     plan = plan_for(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     assert decode_plan(encode_plan(plan), "saved") == plan
     manifest = execute(plan, source, here)
-    assert verify_manifest(manifest, "", source, here).is_ok
+    assert verify_manifest(manifest, source, here).is_ok
     written = stored(here)
     del written[plan.conversion.manifest_key]
     return here, written

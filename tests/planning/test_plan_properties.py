@@ -40,7 +40,7 @@ from support.random_plans import (
 from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
 from reshard.engine.sources.read_source import SourceOptions, read_catalog
-from reshard.engine.verify import verify_manifest
+from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
 from reshard.formats import containers
@@ -210,7 +210,7 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
         catalog = read_catalog(there, SourceOptions(strategy, source.names, check_crc=True), workers)
     plan = plan_for(catalog, target, here.url, wished, renamed=renamed, copy_bases=copy_bases)
     manifest = execute(plan, there, here)
-    assert verify_manifest(manifest, "", there, here).is_ok
+    assert verify_manifest(manifest, there, here).is_ok
     written = stored(here)
     del written[plan.conversion.manifest_key]
     check_streamed_is_the_same(plan, there, place(wished), written)
@@ -225,7 +225,7 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
 def check_streamed_is_the_same(plan, source, target, written):
     """A store that copies nothing gets the same objects."""
     manifest = execute(without_copies(plan), source, target)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     streamed = stored(target)
     del streamed[plan.conversion.manifest_key]
     assert streamed == written
@@ -246,7 +246,7 @@ def check_spoilt_copy_is_found(data, manifest, source, target):
     byte = data.draw(st.integers(copy.range.start, copy.range.stop - 1))
     body = stored(target)[key]
     target.store.put(target.child(key).key, body[:byte] + bytes([body[byte] ^ 1]) + body[byte + 1 :])
-    [problem] = verify_manifest(manifest, "", source, target).problems
+    [problem] = verify_manifest(manifest, source, target).problems
     assert f"{target.child(key).url}: byte {byte} differs (in tensor " in problem
 
 

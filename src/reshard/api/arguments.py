@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from ..engine.execute import writable
 from ..engine.sources.headers import container_of
+from ..engine.writer import writable
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
 from ..formats.mindspore.iteration import CommonValue

@@ -46,6 +46,18 @@ class StagingMode:
 
 
 @dataclass(frozen=True)
+class GroupSteps:
+    """The steps of one group."""
+
+    by_number: dict[int, Step]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(self.by_number)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a conversion is carried out. Steps are derived when they are asked for.
 
@@ -108,9 +120,27 @@ class Plan:
         """How the memory is shared out."""
         return share_memory(self.limits)
 
+    @property
+    def draft(self) -> Recipe:
+        """What steps are derived from."""
+        return self.recipe
+
+    def group_steps(self, group: int) -> GroupSteps:
+        """Return the steps of one group by number."""
+        if group not in (found := vars(self).setdefault("_recent", {})):
+            found.clear()
+            steps = group_steps(self.recipe, group, self.groups[group])
+            found[group] = GroupSteps({n: replace(step, number=n) for n, step in enumerate(steps, start=1)})
+        made: GroupSteps = found[group]
+        return made
+
+    def step(self, group: int, number: int) -> Step:
+        """Derive one step."""
+        return self.group_steps(group).by_number[number]
+
     def steps(self, group: int) -> Iterator[Step]:
         """Derive the steps of one group, in order."""
-        return group_steps(self.recipe, group, self.groups[group])
+        return iter(self.group_steps(group).by_number.values())
 
 
 def make_plan(

@@ -61,6 +61,11 @@ class Recipe:
         is_long = found.nbytes >= self.limits.min_copy_source_bytes
         return bool(self.copied) and is_long and len(found.keys) > 1 and not self.is_small(group)
 
+    def written_keys(self, group: Group, output: int) -> tuple[str, ...]:
+        """Return the keys of an output that its parts are sent to; replicas are copied from the first."""
+        keys = self.outputs[output].keys
+        return keys[:1] if self.is_replicated(group, output) else keys
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
