@@ -373,7 +373,7 @@ def test_every_copy_but_the_first_is_refused(source, target):
     assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
 
 
-@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5])
 def test_one_object_of_the_source_cannot_be_copied(source, rank):
     """Outputs that take bytes of it are streamed; the others keep what was copied."""
 
@@ -395,7 +395,7 @@ def test_one_object_of_the_source_cannot_be_copied(source, rank):
     assert objects_at(place) == streamed(plan, source)
     assert verify_manifest(manifest, source, place).is_ok
     assert {receipt.key for receipt in manifest.receipts if receipt.crc32c is not None} >= hit
-    if hit and copies[0].object != rank:
+    if hit and plan.catalog.objects[copies[0].object].key != rank_key(rank):
         assert any("streaming" in text for text in notes(events))
         assert "ask another" in notes(events)
         assert {receipt.key for receipt in manifest.receipts if receipt.crc32c is None} == {*objects_at(place)} - hit

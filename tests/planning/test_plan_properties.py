@@ -214,7 +214,7 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
     written = stored(here)
     del written[plan.conversion.manifest_key]
     check_streamed_is_the_same(plan, there, place(wished), written)
-    check_spoilt_copy_is_found(data, manifest, there, here)
+    check_spoilt_copy_is_found(data, plan, manifest, there, here)
     documents = {name: written.pop(name) for name in list(written) if name.endswith(".json")}
     found = {name: told_by(name, body) for name, body in written.items()}
     tensors = {renamed.get(name, name): value for name, value in source.tensors.items()}
@@ -232,9 +232,8 @@ def check_streamed_is_the_same(plan, source, target, written):
     assert all(receipt.crc32c == crc32c(written[receipt.key]) for receipt in manifest.receipts)
 
 
-def check_spoilt_copy_is_found(data, manifest, source, target):
+def check_spoilt_copy_is_found(data, plan, manifest, source, target):
     """One byte of something copied, under any key."""
-    plan = manifest.plan
     copied = [copy for index in range(len(plan.groups)) for step in plan.steps(index) for copy in step.copies]
     told = {receipt.key: receipt.crc32c for receipt in manifest.receipts}
     for output in {copy.output for copy in copied}:

@@ -9,7 +9,7 @@ from ..errors import SourceChanged, raise_all
 from ..planning.catalog import SourceObject
 from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan
-from ..storage import Location, ReadStore
+from ..storage import Location, ReadStore, open_source, open_target
 from ..tensor import ByteRange
 from .source_check import head_or_none, stored_since
 from .workers import Workers
@@ -17,7 +17,7 @@ from .workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class Locations:
-    """Where the keys of a plan count from.
+    """Where the keys of a plan count from. In another process they are opened again by their URLs.
 
     Parameters
     ----------
@@ -29,6 +29,9 @@ class Locations:
 
     sources: Sequence[Location]
     target: Location
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _opened, (tuple(place.url for place in self.sources), self.target.url)
 
     def source(self, item: SourceObject) -> Location:
         """Return the location of one of the catalog's objects."""
@@ -44,6 +47,10 @@ class Locations:
         item = plan.catalog.objects[attachment.index]
         place = self.source(item)
         return place.store.read(place.key, ByteRange(0, item.nbytes), item.etag) if item.nbytes else b""
+
+
+def _opened(source_urls: Sequence[str], target_url: str) -> Locations:
+    return Locations([open_source(url) for url in source_urls], open_target(target_url))
 
 
 def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make the plan anew.") -> None:

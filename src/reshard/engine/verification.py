@@ -116,7 +116,7 @@ def verify_manifest(
         listener(PhaseStarted("verify"))
         executor = ThreadExecutor(locations, workers, Meter(plan.cost, listener))
         checked_bytes, problems = 0, list[str]()
-        for compared in executor.run(plan, PartComparer(plan, target, wrong), _chosen(plan, subset)):
+        for compared in executor.run(plan, PartComparer(plan, locations, wrong), _chosen(plan, subset)):
             checked_bytes += compared.nbytes
             if compared.problem:
                 problems.append(compared.problem)
@@ -176,9 +176,9 @@ class PartComparer:
         Keys to leave alone.
     """
 
-    def __init__(self, plan: Plan, target: Location, skipped: Collection[str]) -> None:
+    def __init__(self, plan: Plan, locations: Locations, skipped: Collection[str]) -> None:
         self._plan = plan
-        self._target = target
+        self._locations = locations
         self._skipped = skipped
 
     def keys(self, output: int) -> Sequence[str]:
@@ -187,7 +187,7 @@ class PartComparer:
 
     def stream(self, key: str, part: StreamedPart, data: memoryview, scratch: memoryview) -> Comparison:
         """Compare one part."""
-        place = self._target.child(key)
+        place = self._locations.target.child(key)
         byte = _different_byte(place, part.range.start, data, scratch)
         if byte is None:
             return Comparison(len(data))

@@ -48,7 +48,7 @@ class CopyRefusal:
 
 
 class PartWriter:
-    """A sink that writes parts to the target's store. It knows no other part, so it can be anywhere.
+    """A sink that writes parts to the target's store. It needs nothing else of the run, so it can be in any process.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class PartWriter:
         Each key to write with its open upload, or with None if the object is PUT whole; keys that are
         not in here are left alone.
     should_stop
-        Answers yes once the run is being undone.
+        Answers yes once the run is being undone; unknown to a writer in another process.
     """
 
     def __init__(
@@ -71,6 +71,9 @@ class PartWriter:
         self._locations = locations
         self._store = writable(locations.target)
         self._should_stop = should_stop
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return PartWriter, (self._plan, self._uploads, self._locations)
 
     def keys(self, output: int) -> Sequence[str]:
         """Return those of an output's keys that are written."""
