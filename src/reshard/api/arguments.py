@@ -8,7 +8,6 @@ from dataclasses import replace
 from decimal import Decimal
 
 from ..engine.sources.headers import container_of
-from ..engine.writer import writable
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
 from ..formats.mindspore.iteration import CommonValue
@@ -21,7 +20,7 @@ from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.zarr_target import ZarrTarget
-from ..storage import Location, PartCopier, open_source, open_target, open_target_object
+from ..storage import Location, open_source, open_target, open_target_object
 from ..tensor import Strategy
 from .options import Options, Size
 
@@ -103,7 +102,7 @@ def target_base(dst: str, options: Options) -> tuple[Location, str | None]:
 
 def limits_for(target: Location, options: Options) -> Limits:
     """The default limits, with what the target's store accepts and what was asked for."""
-    accepted = writable(target).limits
+    accepted = target.writable_store().limits
     limits = Limits(
         min_part_bytes=accepted.min_part_bytes,
         max_part_bytes=min(accepted.max_part_bytes, accepted.max_put_bytes),
@@ -119,12 +118,12 @@ def limits_for(target: Location, options: Options) -> Limits:
 
 def copy_bases(target: Location, catalog: Catalog, options: Options) -> tuple[int, ...]:
     """What the target's store can copy by itself; see :class:`Plan`."""
-    store = writable(target)
-    if options.get("copy") == "never" or not (isinstance(store, PartCopier) and store.limits.can_copy):
+    store = target.writable_store()
+    if options.get("copy") == "never" or not store.copies_from(store):
         return ()
     places = (open_source(url) for url in (catalog.url, *catalog.others))
     bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
-    return (REPLICAS, *bases) if store.copies_from(store) else ()
+    return (REPLICAS, *bases)
 
 
 def staging_mode(target: Location, catalog: Catalog, options: Options) -> StagingMode | None:
@@ -148,8 +147,7 @@ def staging_mode(target: Location, catalog: Catalog, options: Options) -> Stagin
     place = open_target(url) if url else target.parent.child(f"{name}.staging")
     _check_beside(place, target)
     _check_holds_no_source(place, catalog)
-    store = writable(target)
-    is_near = isinstance(store, PartCopier) and store.copies_from(place.store)
+    is_near = target.writable_store().copies_from(place.store)
     return StagingMode(place.url, is_near, mode == "always", limits_for(place, options))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.source_check import head_or_none
 from ..engine.sources.read_source import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers
@@ -14,10 +13,9 @@ from ..formats.strict_json import parse_json_object
 from ..models.detecting import detect
 from ..models.lora import find_adapters
 from ..models.lora_config import AdapterConfig, parse_adapter_config, scalings
-from ..models.parallel import Parallel
-from ..models.parallel_layouts import strategy_from_numbers
+from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..models.parallel_rules import load_layouts
-from ..models.parallel_text import parse_parallel, parse_parallel_config
+from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
 from ..planning.outputs.output import Attachment, TargetTensor
@@ -121,7 +119,7 @@ def add_adapters(catalog: Catalog, options: Options, workers: Workers) -> Catalo
         return catalog
     place = open_source(url)
     alone = place.child("adapter_model.safetensors")  # beside a whole model, perhaps
-    place = alone if not url.endswith(".safetensors") and head_or_none(alone) else place
+    place = alone if not url.endswith(".safetensors") and alone.head_or_none() else place
     return with_adapters(catalog, read_catalog(place, SourceOptions(), workers))
 
 
@@ -169,12 +167,12 @@ def strategy_by_numbers(text: str, change: Change, tensors: Iterable[TargetTenso
     naming = naming if naming and naming in load_layouts(family) else naming_of(family, shapes)
     nbytes = {tensor.spec.name: tensor.spec.nbytes for tensor in tensors}
     numbers = load_parallel(text)
-    return strategy_from_numbers(
+    return derive_strategy(
         family, naming, numbers, shapes, nbytes=nbytes, config=change.config, options=dict(change.options)
     )
 
 
-def load_parallel(text: str) -> Parallel:
+def load_parallel(text: str) -> ParallelConfig:
     """Read numbers as text, or from the YAML configuration at a URL.
 
     Examples
@@ -185,7 +183,7 @@ def load_parallel(text: str) -> Parallel:
     if not text.endswith(_YAML):
         return parse_parallel(text)
     place = open_location(text)
-    return parse_parallel_config(read_object(place), place.url)
+    return parse_parallel_yaml(read_object(place), place.url)
 
 
 def load_config(said: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:

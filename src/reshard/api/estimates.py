@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..engine.sources.strategy_files import read_object
-from ..errors import ReshardError, UsageError
+from ..errors import UsageError
 from ..planning.cost.estimate import Egress, Estimate, Speeds
 from ..planning.cost.passes import Payee, estimate_plan
 from ..planning.cost.prices import PriceTable, choose_table, parse_prices
 from ..planning.explain import explain as _explain
 from ..planning.explained import Explanation
 from ..planning.plan import Plan
-from ..storage import LocalStore, MemoryStore, open_location, unwrapped
+from ..storage import open_location, provider_name
 
 _RATE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -115,28 +115,6 @@ def parse_duration(duration: str | float) -> float:
     if isinstance(duration, str) and not match[2] and float(match[1]):
         raise UsageError(f"duration {duration!r}: seconds or milliseconds?", hint=f"Write {match[1]}ms or {match[1]}s.")
     return float(match[1]) * _DURATION_UNITS[match[2] or "s"]
-
-
-def provider_name(url: str) -> str:
-    """Name the service behind a URL, for a price table; a scheme if it is none that prices could be known of.
-
-    Examples
-    --------
-    >>> provider_name("memory://lab/a"), provider_name("models/llama"), provider_name("gs://bucket/a")
-    ('memory', 'local', 'gs://')
-    """
-    scheme = url.partition("://")[0].lower() + "://" if "://" in url else ""
-    if scheme not in ("", "file://", "memory://", "s3://", "obs://"):
-        return scheme
-    try:
-        store = unwrapped(open_location(url).store)
-    except ReshardError:  # a saved plan can be looked at where its stores cannot be reached
-        return "Huawei OBS" if scheme == "obs://" else scheme
-    if isinstance(store, LocalStore | MemoryStore):
-        return "memory" if isinstance(store, MemoryStore) else "local"
-    from ..storage.s3 import S3Store  # loaded by now
-
-    return store.settings.provider.name if isinstance(store, S3Store) else scheme
 
 
 def estimate(

@@ -9,13 +9,11 @@ from typing import Unpack
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.source_check import head_or_none
 from ..engine.sources.read_source import SourceOptions, read_catalog, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.sources.training_state import read_counters
 from ..engine.verification import Report, Subset, verify_manifest
 from ..engine.workers import working
-from ..engine.writer import writable
 from ..errors import NotFound, TargetExists, UsageError
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
@@ -323,9 +321,9 @@ def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
     """
     base, name = open_target_object(url)
     place = base.child(name)
-    if not overwrite and head_or_none(place):
+    if not overwrite and place.head_or_none():
         raise TargetExists(f"{place.url} exists already", hint="Give --overwrite to replace it, or another name.")
-    writable(base).put(place.key, data)
+    base.writable_store().put(place.key, data)
 
 
 def load_plan(url: str) -> Plan:

@@ -14,7 +14,6 @@ from ..planning.targets.tree_target import TreeTarget
 from ..storage import Location
 from .locations import Locations
 from .manifest import decode_manifest
-from .source_check import head_or_none
 from .sources.strategy_files import read_object
 
 _CHECKPOINT_OBJECT = re.compile(
@@ -44,7 +43,7 @@ def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> tuple[
     if conversion.manifest_key == MANIFEST_KEY or is_tree:
         found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object, or some ranks, with a manifest of their own: what else is there is not ours to list
-        found = {key: info.etag for key in wanted for info in [head_or_none(target.child(key))] if info}
+        found = {key: info.etag for key in wanted for info in [target.child(key).head_or_none()] if info}
     before = {key: etag for key, etag in found.items() if key in wanted}
     if before and not overwrite:
         raise TargetExists(

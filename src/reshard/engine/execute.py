@@ -14,7 +14,6 @@ from .locations import Locations, check_source
 from .manifest import Manifest, encode_manifest
 from .session import upload_session
 from .two_passes import staged
-from .writer import writable
 
 
 def execute(
@@ -53,7 +52,7 @@ def execute(
     """
     locations = Locations((source, *others), target)
     if plan.staging:  # what would be refused in the second pass is refused before the first
-        writable(target)
+        target.writable_store()
         check_target(plan, locations, overwrite=overwrite)
         listener(Noted(plan.staging_note))
     first_pass = partial(_execute, overwrite=True, listener=listener)
@@ -64,7 +63,7 @@ def execute(
 def _execute(plan: Plan, locations: Locations, *, overwrite: bool, listener: Listener) -> Manifest:
     """Carry out one pass."""
     conversion = plan.conversion
-    writable(locations.target)
+    locations.target.writable_store()
     before, leftovers = check_target(plan, locations, overwrite=overwrite)
     with upload_session(plan, locations, before, listener) as session:
         workers, executor = session.workers, ThreadExecutor(locations, session.workers, session.meter)

@@ -11,7 +11,7 @@ from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan
 from ..storage import Location, ReadStore, open_source, open_target
 from ..tensor import ByteRange
-from .source_check import head_or_none, stored_since
+from .source_check import stored_since
 from .workers import Workers
 
 
@@ -62,7 +62,7 @@ def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str =
         if item.fill:
             problems.extend(stored_since(place))
             return
-        info = head_or_none(place)
+        info = place.head_or_none()
         if info is None:
             problems.append(f"{place.url}: gone")
         elif (info.nbytes, info.etag) != (item.nbytes, item.etag):

@@ -20,7 +20,7 @@ from .locations import Locations, check_source
 from .manifest import ObjectReceipt
 from .meter import Meter
 from .workers import Task, Workers, working
-from .writer import CopyRefusal, PartReceipt, PartWriter, check_length, writable
+from .writer import CopyRefusal, PartReceipt, PartWriter, check_length
 
 _TIDY_S = 30.0
 _ABORT = "abort"
@@ -69,7 +69,7 @@ class UploadSession:
         self.plan = plan
         self.meter = Meter(plan.cost, listener)
         self._locations = locations
-        self._store = writable(locations.target)
+        self._store = locations.target.writable_store()
         self._before = dict(before)
         self._listener = listener
         self._nbytes = {key: output.nbytes for output in plan.outputs for key in output.keys}

@@ -21,7 +21,6 @@ from .kernels.scatter import first_difference
 from .locations import Locations, check_source
 from .manifest import Manifest, ObjectReceipt
 from .meter import Meter
-from .source_check import head_or_none
 from .workers import Workers, working
 
 _MAX_PROBLEMS = 1000
@@ -157,7 +156,7 @@ def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> di
 
     def check(receipt: ObjectReceipt) -> None:
         place = target.child(receipt.key)
-        info = head_or_none(place)
+        info = place.head_or_none()
         if info is None:
             problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, the object is gone"
         elif info.nbytes != receipt.nbytes:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage.protocol import ReadStore, Stoppable
-from ..storage.stopping import ShouldStop, never
+from ..storage import ReadStore, never
 
 Task = Callable[[], object]
 T = TypeVar("T")
@@ -147,7 +146,8 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
         Asked to break off their transfers once the workers are stopped, until the block is left.
     """
     workers = Workers(count)
-    _ask(stores, lambda: workers.is_stopped)
+    for store in stores:
+        store.should_stop = lambda: workers.is_stopped
     wait_s = _STOP_WAIT_S
     try:
         yield workers
@@ -157,12 +157,7 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
         workers.settle()
         raise
     finally:
-        _ask(stores, never)  # undoing sends requests of its own
+        for store in stores:
+            store.should_stop = never  # undoing sends requests of its own
         workers.close(wait_s)  # two passes, or two conversions, do not hold memory at the same time
         workers.error = None  # its traceback refers to the workers, and to all that these refer to
-
-
-def _ask(stores: Iterable[ReadStore], question: ShouldStop) -> None:
-    for store in stores:
-        if isinstance(store, Stoppable):
-            store.should_stop = question

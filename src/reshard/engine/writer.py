@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from ..errors import Interrupted, StorageError, Unsupported
 from ..planning.plan import Plan
 from ..planning.steps.steps import CopiedPart, StreamedPart
-from ..storage import Location, ObjectInfo, PartCopier, ShouldStop, Store, Upload
-from ..storage.stopping import never
+from ..storage import Location, ObjectInfo, ShouldStop, Upload, never
 from ..tensor import ByteRange
 from .digest import crc32c
 from .locations import Locations
@@ -69,7 +68,7 @@ class PartWriter:
         self._plan = plan
         self._uploads = uploads
         self._locations = locations
-        self._store = writable(locations.target)
+        self._store = locations.target.writable_store()
         self._should_stop = should_stop
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -111,26 +110,11 @@ class PartWriter:
         """Have the store copy the bytes ``span`` of an object, to become one part that begins at ``offset``."""
         upload = self._uploads[key]
         assert upload is not None
-        if not isinstance(self._store, PartCopier):
-            return CopyRefusal(key, number, span.nbytes, f"{self._locations.target.url}: this store does not copy")
         try:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
         except Unsupported as error:
             return CopyRefusal(key, number, span.nbytes, error.message, error.problems)
         return PartReceipt(key, number, made, span.nbytes, None)
-
-
-def writable(target: Location) -> Store:
-    """Return the store of a target.
-
-    Raises
-    ------
-    Unsupported
-        The store is read-only.
-    """
-    if not isinstance(target.store, Store):
-        raise Unsupported(f"{target.url}: this store can only be read", hint="Write to s3://, obs:// or a local path.")
-    return target.store
 
 
 def check_length(place: Location, nbytes: int, info: ObjectInfo) -> None:
