@@ -416,15 +416,19 @@ class CopyingFew(MemoryStore):
 
 def test_memory_is_free_again_before_the_rest_is_streamed(source):
     """What is streamed has a plan, and so an arena, of its own."""
-    alive = []
+    before, found = arena_count(), []
 
     def listen(event):
         if isinstance(event, Noted):
-            gc.collect()
-            alive.append(sum(isinstance(each, Arena) for each in gc.get_objects()))
+            found.append(arena_count())
 
     execute(plan_of(source), source, new_place(kind=CopyingFew), listener=listen)
-    assert set(alive) == {0}
+    assert set(found) == {before}
+
+
+def arena_count():
+    gc.collect()
+    return sum(isinstance(each, Arena) for each in gc.get_objects())
 
 
 def test_a_store_without_the_operation(source):

@@ -308,7 +308,7 @@ def test_asked_for_by_name_or_by_form(url):
     for options in ({"parallel": "mp=2"}, {"prefix": "x"}):
         with pytest.raises(UsageError, match=r"c\.zarr: the name says zarr"):
             api.plan(url, f"{TARGET}/c.zarr", **options)
-    assert not isinstance(api.plan(url, f"{TARGET}/c.zarr", form="hf").target, ZarrTarget)
+    assert not isinstance(api.plan(url, f"{TARGET}/c.zarr", form="hf").conversion.target, ZarrTarget)
 
 
 def test_keep_drop_and_rename(url):

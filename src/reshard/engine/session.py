@@ -135,9 +135,8 @@ class UploadSession:
         StorageError
             An object does not have the planned length.
         """
-        self.workers.map(
-            self._complete, [key for key in self._uploads if self._parts[key] and key not in self._objects]
-        )
+        ready = [key for key in self._uploads if self._parts[key] and key not in self._objects]
+        self.workers.map(self._complete, ready)
 
     def replicate(self, executor: Executor) -> None:
         """Have the store copy complete outputs to their other keys; what it refuses is sent instead."""
@@ -177,12 +176,10 @@ class UploadSession:
                 yield from ((index, n) for n in plan.group_steps(index).numbers if (index, n) != skip)
 
     def _send_again(self, executor: Executor, plan: Plan, keys: Collection[str]) -> Sequence[CopyRefusal]:
-        """Send objects from their first part on, into the uploads that are open for them.
-
-        Another plan numbers parts otherwise. Parts sent before stay behind in the upload, but an
-        upload is completed of those parts only that it is completed with.
-        """
+        """Send objects from their first part on."""
         for key in keys:
+            # The plan may number parts differently. Parts that were sent before stay in the upload, which is
+            # harmless: the object is joined from the parts that completing it names, and the rest is dropped.
             self.meter.writes.add(expected_bytes=sum(receipt.nbytes for receipt in self._parts[key].values()))
             self._parts[key].clear()
         return self._send(executor, plan, {key: self._uploads[key] for key in keys})
@@ -305,33 +302,33 @@ class UploadSession:
         Requests that are still running clean up after themselves when they end.
         """
         self._is_undone.set()
+        place = self._locations.target.child
+        actions: dict[str, Task] = {
+            f"delete {place(key).url}": partial(self._take_back, key) for key in sorted(self._touched)
+        }
+        for key, upload in list(self._uploads.items()):  # a late answer may add to them
+            if key not in self._objects:
+                actions[f"{_ABORT} the upload of {place(key).url}"] = partial(self._store.abort_upload, upload)
+        for key in self._asked - self._uploads.keys():
+            actions[f"{_ABORT} uploads of {place(key).url}"] = partial(self._abort_all, key)
         problems: list[str] = []
-        target = self._locations.target
-        with self._tidying(problems) as tidy:
-            for key in sorted(self._touched):
-                tidy(f"delete {target.child(key).url}", partial(self._take_back, key))
-            for key, upload in list(self._uploads.items()):  # a late answer may add to them
-                if key not in self._objects:
-                    tidy(f"{_ABORT} the upload of {target.child(key).url}", partial(self._store.abort_upload, upload))
-            for key in self._asked - self._uploads.keys():
-                tidy(f"{_ABORT} uploads of {target.child(key).url}", partial(self._abort_all, key))
-        advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
-        return [*sorted(problems), *advice]
+        left = set(actions)
 
-    @contextmanager
-    def _tidying(self, problems: list[str]) -> Iterator[Callable[[str, Task], None]]:
-        """Run what is handed over on threads of its own; neither errors nor signals break it off."""
-        left: set[str] = set()
+        def tidy(what: str) -> None:
+            try:
+                actions[what]()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
+                problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
+            left.discard(what)
 
-        def tidy(what: str, action: Task) -> None:
-            left.add(what)
-            workers.submit(partial(_try, what, action, left, problems))
-
-        workers = Workers(self.plan.limits.concurrency)
-        yield tidy
+        workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped
+        for what in actions:
+            workers.submit(partial(tidy, what))
         workers.settle_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
+        advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
+        return [*sorted(problems), *advice]
 
     def _take_back(self, key: str) -> None:
         place = self._locations.target.child(key)
@@ -350,17 +347,10 @@ class UploadSession:
 
 
 def _first_copy(plan: Plan) -> tuple[StepId, CopiedPart] | None:
+    """Return a part that the store copies, and its step."""
     for index, group in enumerate(plan.groups):
         if plan.draft.has_copies(group.outputs):
             for step in plan.steps(index):  # copies come first
                 for part in step.copies:
                     return (index, step.number), part
     return None
-
-
-def _try(what: str, action: Task, left: set[str], problems: list[str]) -> None:
-    try:
-        action()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-        problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
-    left.discard(what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ..errors import OverBudget, UsageError
 from ..formats.containers import Container
@@ -114,12 +115,9 @@ def verify_manifest(
         wrong = _check_objects(manifest, target, workers)
         listener(PhaseStarted("verify"))
         executor = ThreadExecutor(locations, workers, Meter(plan.cost, listener))
+        parts = executor.run(plan, PartComparer(plan, locations, wrong), _chosen(plan, subset))
         checked_bytes, problems = 0, list[str]()
-        for compared in executor.run(plan, PartComparer(plan, locations, wrong), _chosen(plan, subset)):
-            checked_bytes += compared.nbytes
-            if compared.problem:
-                problems.append(compared.problem)
-        for compared in _compare_documents(plan, locations, wrong, workers):
+        for compared in chain(parts, _compare_documents(plan, locations, wrong, workers)):
             checked_bytes += compared.nbytes
             if compared.problem:
                 problems.append(compared.problem)
@@ -209,7 +207,7 @@ class PartComparer:
 
 def _compare_documents(
     plan: Plan, locations: Locations, skipped: Collection[str], workers: Workers
-) -> Sequence[Comparison]:
+) -> Iterator[Comparison]:
     found: list[Comparison] = []
 
     def compare(item: Document | Attachment) -> None:
@@ -220,7 +218,7 @@ def _compare_documents(
 
     items: list[Document | Attachment] = [*plan.conversion.documents, *plan.conversion.attachments]
     workers.map(compare, [item for item in items if item.key not in skipped])
-    return found
+    yield from found
 
 
 def _different_byte(place: Location, start: int, expected: memoryview, buffer: memoryview) -> int | None:

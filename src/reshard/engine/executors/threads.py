@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic
@@ -48,12 +49,11 @@ class ThreadExecutor:
 
 @dataclass(slots=True)
 class _Filling:
-    """A step in progress: its buffers, and the number of reads that have not arrived."""
+    """A step in progress: its buffers, parts first, and a number for each read that arrives."""
 
     step: Step
     leases: list[Lease]
-    reads_left: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    arrivals: Iterator[int] = field(default_factory=lambda: itertools.count(1))  # drawing a number is atomic
 
 
 class _Transfer(Generic[Result]):
@@ -100,7 +100,7 @@ class _Transfer(Generic[Result]):
         leases = self._arena.take(sizes, self._wait_for_memory)
         self._workers.check()
         self._fill_literals(step, leases)
-        filling = _Filling(step, leases, len(step.reads))
+        filling = _Filling(step, leases)
         with self._read_begun:
             self._waiting_reads += len(step.reads)
         for read in step.reads:
@@ -143,10 +143,7 @@ class _Transfer(Generic[Result]):
                 self._receive(read, scratch)
                 for each in read.scatters:
                     scatter(each.scatter, scratch, filling.leases[each.buffer].view)
-        with filling.lock:
-            filling.reads_left -= 1
-            is_last = not filling.reads_left
-        if is_last:
+        if next(filling.arrivals) == len(filling.step.reads):
             self._finish(filling)
 
     def _receive(self, read: Read, target: memoryview) -> None:
@@ -173,33 +170,18 @@ class _Transfer(Generic[Result]):
             self._arena.give(lease)
         for part, lease in zip(step.parts, leases, strict=False):
             keys = self._sink.keys(part.output)
-            sent = _Countdown(len(keys), partial(self._arena.give, lease))
+            ends = itertools.count(len(keys) - 1, -1)
             for key in keys:
-                self._workers.submit(partial(self._send, key, part, lease.view, sent), urgency=_SEND_URGENCY)
+                self._workers.submit(partial(self._send, key, part, lease, ends), urgency=_SEND_URGENCY)
+            if not keys:
+                self._arena.give(lease)
 
-    def _send(self, key: str, part: StreamedPart, data: memoryview, sent: _Countdown) -> None:
-        with self._meter.writes.request(len(data)):
-            self._results.append(self._sink.stream(key, part, data, self._buffers.mine()))
-        sent.one_done()
+    def _send(self, key: str, part: StreamedPart, lease: Lease, ends: Iterator[int]) -> None:
+        with self._meter.writes.request(len(lease.view)):
+            self._results.append(self._sink.stream(key, part, lease.view, self._buffers.mine()))
+        if not next(ends):  # the last of all keys
+            self._arena.give(lease)
 
     def _copy(self, key: str, part: CopiedPart) -> None:
         with self._meter.writes.request(part.range.nbytes):
             self._results.append(self._sink.copy(key, part))
-
-
-class _Countdown:
-    """Calls back when as many have finished as were announced."""
-
-    def __init__(self, count: int, at_zero: Callable[[], object]) -> None:
-        self._left = count
-        self._at_zero = at_zero
-        self._lock = threading.Lock()
-        if not count:
-            at_zero()
-
-    def one_done(self) -> None:
-        with self._lock:
-            self._left -= 1
-            is_last = not self._left
-        if is_last:
-            self._at_zero()
