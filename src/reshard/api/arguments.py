@@ -214,11 +214,13 @@ def rank_target(strategy: Strategy, options: Options) -> RankTarget:
     return RankTarget(strategy, tuple(chosen), name, container, bool(options.get("remove_redundancy")))
 
 
-def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str, CommonValue]) -> IterationTarget:
+def iteration_target(
+    strategy: Strategy, options: Options, training_state: Mapping[str, CommonValue]
+) -> IterationTarget:
     """What the newer layout of MindSpore Transformers is written as; see :class:`Options`."""
     iteration = options.get("iteration")
     if iteration is None:
-        step = counters.get("global_step")
+        step = training_state.get("global_step")
         if type(step) is not int:
             raise UsageError(
                 "which iteration this is cannot be told from the source: it has no global_step",
@@ -231,7 +233,7 @@ def iteration_target(strategy: Strategy, options: Options, counters: Mapping[str
             f"--iteration {iteration} --prefix {prefix!r}: expected a number that is not negative, "
             "and the start of a name, with no /"
         )
-    return IterationTarget(strategy, iteration, prefix, bool(options.get("remove_redundancy")), counters)
+    return IterationTarget(strategy, iteration, prefix, bool(options.get("remove_redundancy")), training_state)
 
 
 def _container(name: str | None, options: Options) -> Container:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.sources.read_source import SourceOptions, read_catalog
+from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers
 from ..errors import NotFound, UsageError

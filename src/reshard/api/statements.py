@@ -9,9 +9,9 @@ from typing import Unpack
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.execute import execute
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.sources.read_source import SourceOptions, read_catalog, read_contents
+from ..engine.sources import SourceOptions, read_catalog, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
-from ..engine.sources.training_state import read_counters
+from ..engine.sources.training_state import read_training_state
 from ..engine.verification import Report, Subset, verify_manifest
 from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
@@ -150,8 +150,8 @@ def draw(
     if options.get("form") == "iteration":
         tensors, places = make_tensors(catalog, renamed, change).tensors, open_source(catalog.url)
         with working(limits.concurrency, places.store) as workers:
-            catalog = replace(catalog, counters=read_counters(catalog, tensors, places, workers))
-    elif told := [f"{name} {value}" for name, value in catalog.counters.items() if value is not None]:
+            catalog = replace(catalog, training_state=read_training_state(catalog, tensors, places, workers))
+    elif told := [f"{name} {value}" for name, value in catalog.training_state.items() if value is not None]:
         note = f"what common.json counts is not written in this form: {', '.join(told)}"
         catalog = replace(catalog, notes=(*catalog.notes, note))
     strategy = _target_strategy(target, change, catalog, renamed, options)
@@ -187,7 +187,7 @@ def _target_strategy(
 
 def _cut_target(strategy: Strategy, options: Options, catalog: Catalog) -> Target:
     if options.get("form") == "iteration":
-        return iteration_target(strategy, options, catalog.counters)
+        return iteration_target(strategy, options, catalog.training_state)
     return rank_target(strategy, options)
 
 

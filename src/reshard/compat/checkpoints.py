@@ -16,8 +16,8 @@ from ..api.statements import draw, load_strategy_source, name_map_from, run, wan
 from ..api.strategies import merge_strategies
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources import SourceOptions
 from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, raise_all
 from ..formats.containers import Container

@@ -11,8 +11,8 @@ from ..api.options import Options, Size
 from ..api.statements import name_map_from, renamed_catalog, run, wanted_from
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources import read_catalog, read_tree
 from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import read_catalog, read_tree
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, raise_all
 from ..formats.containers import Container
