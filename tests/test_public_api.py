@@ -176,4 +176,4 @@ def test_a_plan_can_be_looked_into_without_the_command_line(tmp_path):
     assert moved[0].total_read_bytes == plan.cost.read_bytes == 16
     assert max(event.read_bytes for event in moved) == 16
     assert isinstance(manifest, reshard.Manifest)
-    assert isinstance(manifest.receipts[0], reshard.Receipt)
+    assert isinstance(manifest.receipts[0], reshard.ObjectReceipt)

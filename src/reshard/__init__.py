@@ -11,8 +11,8 @@ Four statements do it all; the command line is the same four:
 
 from .api import convert, estimate, explain, inspect, load_plan, plan, verify
 from .engine.events import Event, Noted, PhaseStarted, Progress
-from .engine.manifest import Manifest, Receipt
-from .engine.verify import Report
+from .engine.manifest import Manifest, ObjectReceipt
+from .engine.verification import Report
 from .errors import ReshardError
 from .planning.catalog import Catalog
 from .planning.cost.estimate import Estimate
@@ -30,10 +30,10 @@ __all__ = [
     "Manifest",
     "Noted",
     "ObjectExplanation",
+    "ObjectReceipt",
     "PhaseStarted",
     "Plan",
     "Progress",
-    "Receipt",
     "Report",
     "ReshardError",
     "TensorExplanation",

@@ -251,7 +251,7 @@ def test_json_of_convert_and_verify(any_place):
     done = ok(
         "convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy, "--output", "json"
     )
-    assert list(done.json) == ["format", "plan_id", "source_url", "target_url", "sources", "outputs", "tensors"]
+    assert list(done.json) == ["format", "conversion_id", "source_url", "target_url", "sources", "outputs", "tensors"]
     assert [output["key"] for output in done.json["outputs"]] == RANKS
     assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])
     stored = json.loads(any_place.read(f"ranks/{MANIFEST}"))
@@ -260,7 +260,7 @@ def test_json_of_convert_and_verify(any_place):
     assert report["is_ok"] is True
     assert report["problems"] == []
     assert report["checked_bytes"] == report["total_bytes"] == sum(o["nbytes"] for o in done.json["outputs"])
-    assert report["plan_id"] == done.json["plan_id"]
+    assert report["conversion_id"] == done.json["conversion_id"]
     assert report["object_count"] == 4
 
 

@@ -23,7 +23,7 @@ from support.faulty_store import Fault, FaultyStore
 
 from reshard.engine.execute import execute
 from reshard.engine.sources import SourceOptions, read_catalog, read_contents
-from reshard.engine.verify import verify_manifest
+from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, Transient, UsageError
 from reshard.formats.containers import Container
@@ -84,14 +84,14 @@ def test_any_flipped_byte_is_found_and_named(source, kind):
     target = new_place()
     plan = planned(source, target, TARGETS[kind], LIMITS)
     manifest = execute(plan, source, target)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     for name, body in outputs_of(target).items():
         place = target.child(name)
         owner = {byte: tensor for tensor, _, _, spans in list_ckpt(body)[0] for a, b in spans for byte in range(a, b)}
         assert len(owner) < len(body)
         for byte in range(0, len(body), 11):
             place.store.put(place.key, body[:byte] + bytes([body[byte] ^ 0x10]) + body[byte + 1 :])
-            [problem] = verify_manifest(manifest, "", source, target).problems
+            [problem] = verify_manifest(manifest, source, target).problems
             where = "in the header" if byte < min(owner) else "between tensors"
             where = f"in tensor {owner[byte]}, its byte" if byte in owner else where
             assert f"{place.url}: byte {byte} differs ({where}" in problem

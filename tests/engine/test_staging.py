@@ -13,6 +13,7 @@ from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
+from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
@@ -119,7 +120,7 @@ def test_tensors_that_are_copied_whole_are_left_alone(lab):
     lab.put("src/model.safetensors", save({"a.inner": inner, **slabs}))
     wished = planned("slabs", staging="never", copy="auto")
     limits = replace(wished.limits, memory_bytes=3 << 20, max_gap_bytes=5000, read_bytes=1 << 20)
-    tight = plan_for(wished.catalog, wished.target, wished.target_url, limits, copy_bases=wished.copy_bases)
+    tight = make_plan(wished.conversion, limits, wished.copy_bases)
     assert tight.cost.copied_bytes >= 64 * 2 * 210_000
     plan = staged_plan(tight, StagingMode("memory://staging/two.staging", is_near=False))
     assert plan.staging is not None

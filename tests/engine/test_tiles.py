@@ -26,13 +26,13 @@ from support.faulty_store import Fault, FaultyStore
 from support.planning import plan_for
 
 from reshard.engine.execute import execute
-from reshard.engine.verify import verify_manifest
+from reshard.engine.verification import verify_manifest
 from reshard.errors import OverBudget, ReshardError
 from reshard.formats.containers import Container
 from reshard.planning.change import Change
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
+from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import with_adapters
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
@@ -126,7 +126,7 @@ def check(target, expected, strategy=None):
 
 
 def verified(source, plan, manifest, target):
-    return verify_manifest(manifest, plan_id_of(plan), source.place, target, others=source.others)
+    return verify_manifest(manifest, source.place, target, others=source.others)
 
 
 # Models, layouts and limits at random.

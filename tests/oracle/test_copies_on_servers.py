@@ -20,7 +20,7 @@ import reshard
 from reshard.api.arguments import limits_for
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.verify import Subset, verify_manifest
+from reshard.engine.verification import Subset, verify_manifest
 from reshard.formats.mindspore.strategy_merge import from_strategy
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.steps.copies import REPLICAS
@@ -119,7 +119,7 @@ def test_stages_are_joined_in_the_store(bucket):
     assert all(receipt.nbytes > 80 * MIB for receipt in manifest.receipts)
     check_share(manifest, read, written, 0.05)
     check_shards(f"{bucket}/out", model, after)
-    assert verify_manifest(manifest, "", open_target(f"{bucket}/in"), open_target(f"{bucket}/out")).is_ok
+    assert verify_manifest(manifest, open_target(f"{bucket}/in"), open_target(f"{bucket}/out")).is_ok
     assert open_uploads(bucket) == []
 
 
@@ -174,7 +174,7 @@ def test_two_gib_by_less_than_a_hundredth():
         check_share(*parted, 0.01)
         check_shards(f"{bucket}/two", model, stages)
         report = verify_manifest(
-            parted[0], "", open_target(f"{bucket}/one"), open_target(f"{bucket}/two"), subset=Subset(1, 3)
+            parted[0], open_target(f"{bucket}/one"), open_target(f"{bucket}/two"), subset=Subset(1, 3)
         )
         assert report.is_ok
         assert open_uploads(bucket) == []

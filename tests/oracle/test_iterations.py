@@ -39,7 +39,7 @@ def strategy(tmp_path):
 def test_to_a_full_checkpoint(at, tmp_path):
     manifest = reshard.convert(str(at), str(tmp_path / "full"))
     assert tensors(tmp_path / "full") == tensors(CASE / "full")
-    assert any("global_step 7" in note for note in manifest.plan.notes)
+    assert any("global_step 7" in note for note in manifest.conversion.notes)
     assert reshard.verify(str(tmp_path / "full")).is_ok
 
 

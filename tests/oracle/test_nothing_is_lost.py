@@ -101,7 +101,7 @@ def test_a_counter_under_another_name(place):
     common = json.loads((place / "it" / "iteration_00000077" / "common.json").read_text())
     assert common["global_step"] == 77
     manifest = reshard.convert(str(place / "it"), str(place / "full"))
-    assert any("global_step 77" in note and "not written" in note for note in manifest.plan.notes)
+    assert any("global_step 77" in note and "not written" in note for note in manifest.conversion.notes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.5, -1.0])

@@ -12,7 +12,7 @@ from ..engine.manifest import Manifest, decode_manifest
 from ..engine.sources import SourceOptions, read_catalog, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.sources.training_state import read_training_state
-from ..engine.verify import Report, Subset, verify_manifest
+from ..engine.verification import Report, Subset, verify_manifest
 from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError
 from ..formats.name_map import parse_name_map
@@ -22,7 +22,7 @@ from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan, make_plan
-from ..planning.plan_json import decode_plan, plan_id_of
+from ..planning.plan_json import decode_plan
 from ..planning.sources.selection import NameFilter, Renames
 from ..planning.staging import staged_plan
 from ..planning.targets.full_target import FullTarget
@@ -299,14 +299,13 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
             hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
         ) from error
     target = place
-    for _ in manifest.plan.conversion.manifest_key.split("/"):
+    for _ in manifest.conversion.manifest_key.split("/"):
         target = target.parent
     return verify_manifest(
         manifest,
-        plan_id_of(manifest.plan),
-        open_source(manifest.plan.catalog.url),
+        open_source(manifest.conversion.catalog.url),
         target,
-        others=[open_source(url) for url in manifest.plan.catalog.others],
+        others=[open_source(url) for url in manifest.conversion.catalog.others],
         subset=Subset.parse(subset) if subset else Subset(),
         listener=on_event,
     )

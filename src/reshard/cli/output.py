@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..engine.manifest import Manifest, manifest_to_json
-from ..engine.verify import Report
+from ..engine.verification import Report
 from ..errors import ReshardError
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.cost.cost import Cost
@@ -150,15 +150,15 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
     """Print what a conversion has written."""
     if form is OutputForm.JSON:
         body = manifest_to_json(manifest)
-        _print_json({key: value for key, value in body.items() if key != "plan"})
+        _print_json({key: value for key, value in body.items() if key not in ("conversion", "limits")})
         return
     written = sum(receipt.nbytes for receipt in manifest.receipts)
     _print_facts(
         [
-            ("converted", f"{manifest.plan.catalog.url} -> {manifest.plan.conversion.target_url}"),
+            ("converted", f"{manifest.conversion.catalog.url} -> {manifest.conversion.target_url}"),
             ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
-            ("manifest", f"{manifest.plan.conversion.target_url}/{manifest.plan.conversion.manifest_key}"),
-            *(("note", note) for note in manifest.plan.notes),
+            ("manifest", f"{manifest.conversion.target_url}/{manifest.conversion.manifest_key}"),
+            *(("note", note) for note in manifest.conversion.notes),
         ]
     )
     rows = [
@@ -176,7 +176,7 @@ def show_report(report: Report, form: OutputForm) -> None:
     if not report.is_ok:
         verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
-    _print_facts([("verdict", verdict), ("compared", compared), ("plan", report.plan_id[:16])])
+    _print_facts([("verdict", verdict), ("compared", compared), ("conversion", report.conversion_id[:16])])
     _print_rows(("difference",), [(problem,) for problem in report.problems], 50)
 
 

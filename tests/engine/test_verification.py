@@ -9,11 +9,11 @@ from support.conversions import convert, ranks_of
 from support.recording_store import RecordingStore
 
 from reshard.engine.events import PhaseStarted, Progress
-from reshard.engine.verify import Subset, verify_manifest
+from reshard.engine.verification import Subset, verify_manifest
 from reshard.errors import SourceChanged, UsageError
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan_json import plan_id_of
+from reshard.planning.plan_json import conversion_id
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
@@ -44,8 +44,7 @@ class Done:
         self.outputs = {name: body for name, body in stored(self.target).items() if name != MANIFEST_KEY}
 
     def verify(self, subset="1/1", **options):
-        plan_id = plan_id_of(self.plan)
-        return verify_manifest(self.manifest, plan_id, self.source, self.target, subset=Subset.parse(subset), **options)
+        return verify_manifest(self.manifest, self.source, self.target, subset=Subset.parse(subset), **options)
 
     def put(self, name, body):
         self.target.store.put(self.target.child(name).key, body)
@@ -63,7 +62,7 @@ def test_what_was_converted_is_right(wished, strategy):
     report = done.verify()
     assert report.is_ok
     assert report.problems == ()
-    assert report.plan_id == plan_id_of(done.plan)
+    assert report.conversion_id == conversion_id(done.plan.conversion)
     nbytes = sum(map(len, done.outputs.values()))
     assert (report.checked_bytes, report.total_bytes, report.object_count) == (nbytes, nbytes, len(done.outputs))
 
@@ -190,7 +189,7 @@ def test_subsets_share_the_work_out(wished, strategy, of):
     checked = [report.checked_bytes - documents for report in reports]  # those are few, and compared each time
     assert sum(checked) == reports[0].total_bytes - documents
     counted = Location(RecordingStore(done.source.store), "from")
-    verify_manifest(done.manifest, "", counted, done.target, subset=Subset(1, of))
+    verify_manifest(done.manifest, counted, done.target, subset=Subset(1, of))
     assert counted.store.figures.read_bytes <= done.plan.cost.read_bytes
     if of == 50:
         assert counted.store.figures.read_bytes < done.plan.cost.read_bytes
@@ -239,7 +238,7 @@ def test_a_source_that_is_gone():
 def test_nothing_is_written():
     done = Done()
     source, target = (Location(RecordingStore(place.store), place.key) for place in (done.source, done.target))
-    assert verify_manifest(done.manifest, "", source, target).is_ok
+    assert verify_manifest(done.manifest, source, target).is_ok
     for place in (source, target):
         assert set(place.store.figures.requests) <= {"get", "head"}
 
@@ -247,7 +246,7 @@ def test_nothing_is_written():
 def test_both_sides_are_read_once():
     done = Done()
     source, target = (Location(RecordingStore(place.store), place.key) for place in (done.source, done.target))
-    verify_manifest(done.manifest, "", source, target)
+    verify_manifest(done.manifest, source, target)
     assert source.store.figures.read_bytes == done.plan.cost.read_bytes
     assert target.store.figures.read_bytes == sum(map(len, done.outputs.values()))
 
