@@ -134,10 +134,12 @@ def test_by_statement(bucket):
         data = encode_protobuf(from_strategy(strategy, stage=rank))
         source.store.put(source.child(f"strategy/ckpt_strategy_rank_{rank}.ckpt").key, data)
     asked = {"src_strategy": f"{bucket}/stated/strategy"}
-    copied = reshard.convert(f"{bucket}/stated", f"{bucket}/copied/m.safetensors", **asked)
-    moved = reshard.convert(f"{bucket}/stated", f"{bucket}/moved/m.safetensors", copy="never", **asked)
-    assert copied.plan.cost.copied_bytes > 30 * MIB
-    assert moved.plan.cost.copied_bytes == 0
+    copying = reshard.plan(f"{bucket}/stated", f"{bucket}/copied/m.safetensors", **asked)
+    moving = reshard.plan(f"{bucket}/stated", f"{bucket}/moved/m.safetensors", copy="never", **asked)
+    assert copying.cost.copied_bytes > 30 * MIB
+    assert moving.cost.copied_bytes == 0
+    copied, moved = reshard.convert(plan=copying), reshard.convert(plan=moving)
+    assert None not in [receipt.crc32c for receipt in moved.receipts]
     assert [receipt.crc32c for receipt in copied.receipts] == [None]
     assert reshard.verify(f"{bucket}/copied/m.safetensors").is_ok
     assert reshard.verify(f"{bucket}/moved/m.safetensors").is_ok
