@@ -12,8 +12,8 @@ from oracle.cases import read_content
 from safetensors.numpy import save
 from support.ckpt_parser import parse_ckpt
 
-from reshard import api
-from reshard.compat.checkpoints import requests_for
+from reshard import compat
+from reshard.compat.command import requests_for
 from reshard.formats.containers import Container, frame_of
 from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
@@ -100,7 +100,7 @@ def test_nothing_is_said_of_buffers_where_there_are_none(memory):
 def test_truth_values(memory, text, code):
     done = unify(memory, "--has_redundancy", text)
     assert done.code == code
-    assert (f"has_redundancy {text in ('True', '1')} was said" in done.out) == (code == 0)
+    assert (f"has_redundancy is {text in ('True', '1')};" in done.out) == (code == 0)
 
 
 def test_file_suffix_and_format(memory):
@@ -385,7 +385,7 @@ def test_numbers_of_processes():
 
 def test_one_prefix_as_a_text(memory):
     source = shards(memory, extra=lambda rank: {"adam_m.w": np.full((2, 3), rank)})
-    manifest = api.unified_safetensors(
+    manifest = compat.unified_safetensors(
         source, strategy(memory, "adam_m.w"), memory.at("whole"), filter_out_param_prefix="adam_"
     )
     assert sorted(receipt.key for receipt in manifest.receipts) == ["param_name_map.json", "part0.safetensors"]

@@ -1,1 +1,35 @@
-"""MindSpore's and MindSpore Transformers' own commands and functions, each run as one conversion."""
+"""MindSpore's and MindSpore Transformers' own calls on checkpoints, under their names and with their arguments."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoints import load_distributed_checkpoint as load_distributed_checkpoint
+    from .checkpoints import merge_pipeline_strategys as merge_pipeline_strategys
+    from .checkpoints import transform_checkpoint as transform_checkpoint
+    from .checkpoints import unified_safetensors as unified_safetensors
+    from .rewriting import ckpt_to_safetensors as ckpt_to_safetensors
+    from .rewriting import safetensors_to_ckpt as safetensors_to_ckpt
+    from .weights import convert_weight as convert_weight
+    from .weights import transform_ckpt_lora as transform_ckpt_lora
+
+_MODULES = {
+    "checkpoints": [
+        "load_distributed_checkpoint", "merge_pipeline_strategys", "transform_checkpoint", "unified_safetensors",
+    ],
+    "rewriting": ["ckpt_to_safetensors", "safetensors_to_ckpt"],
+    "weights": ["convert_weight", "transform_ckpt_lora"],
+}  # fmt: skip
+"""Names by the module that has them: each is imported when it is asked for."""
+
+__all__ = sorted(name for names in _MODULES.values() for name in names)
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a public name."""
+        from importlib import import_module
+
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

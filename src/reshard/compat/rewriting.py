@@ -3,60 +3,58 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from typing import Annotated
 
-from ..api.arguments import check_sources_kept, copy_bases, limits_for
-from ..api.options import Options, Size
-from ..api.statements import name_map_from, renamed_catalog, run, wanted_from
+from ..api.contents import source_options
+from ..api.option_field import OptionField, read_document
+from ..api.request import Request
+from ..api.resolve import Resolved, copy_bases, limits_of, load_name_map, note_unmatched
+from ..api.statements import make, run
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.manifest import Manifest
 from ..engine.sources.headers import container_of
 from ..engine.sources.read_source import read_catalog, read_tree
 from ..engine.workers import working
-from ..errors import PlanError, UsageError, raise_all
+from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.containers import Container
 from ..planning.catalog import Catalog
 from ..planning.conversion import MANIFEST_KEY, Conversion
-from ..planning.plan import Plan, make_plan
 from ..planning.sources.selection import Renames
 from ..planning.targets.full_target import FullTarget
+from ..planning.targets.target import Target
 from ..planning.targets.tree_target import TreeTarget, tree_name
-from ..storage import Location, open_source, open_target, open_target_object, shared_connections
-from .checkpoints import requests_for
+from ..storage import open_source, open_target, open_target_object
+from .command import Drop, Memory, Overwrite, Processes, command, requests_for
 
 _BETWEEN = tree_name("", "")
 
+SavePath = Annotated[str | None, OptionField("Prefix for the results.", "DST", default="beside the sources")]
+NameMap = Annotated[
+    Mapping[str, str] | str | None,
+    OptionField('URL of a JSON file with new names by old, {"old": "new"}.', "URL.json", read=read_document),
+]
+FileNameRegex = Annotated[
+    str | None, OptionField("Take only objects below a prefix whose names match somewhere.", "EXPR")
+]
 
-@shared_connections()
+
+@command(src="file_path", dst="save_path", concurrency="processes_num")
 def ckpt_to_safetensors(
-    file_path: str,
-    save_path: str | None = None,
-    name_map: Mapping[str, str] | str | None = None,
-    file_name_regex: str | None = None,
-    processes_num: int | None = None,
+    file_path: Annotated[str, OptionField("One .ckpt object, or a prefix that holds rank*/.", "SRC")],
+    save_path: SavePath = None,
+    name_map: NameMap = None,
+    file_name_regex: FileNameRegex = None,
+    processes_num: Processes = None,
     *,
-    drop: Iterable[str] | None = None,
-    memory: Size | None = None,
-    overwrite: bool = False,
+    drop: Drop = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
     on_event: Listener = ignore,
 ) -> Manifest:
     """Write ``.ckpt`` objects as safetensors, as ``mindspore.ckpt_to_safetensors`` does.
 
-    Parameters
-    ----------
-    file_path
-        One object, or a prefix: every object directly below its ``rank*/``.
-    save_path
-        Prefix for the results; without it they go beside the sources.
-    name_map
-        New names by old, or the URL of a JSON file that holds them.
-    file_name_regex
-        Found somewhere in the names of the objects to take from a prefix.
-    processes_num
-        Each process stands for 8 requests in flight, 64 at most.
-    drop, memory
-        As in :class:`reshard.api.Options`.
+    Of a prefix every object directly below its ``rank*/`` is taken.
 
     Raises
     ------
@@ -65,114 +63,95 @@ def ckpt_to_safetensors(
     ReshardError
         As for :func:`reshard.convert`.
     """
-    options: Options = {"drop": drop, "memory": memory, "concurrency": requests_for(processes_num)}
-    job = _Rewriting(Container.CKPT, Container.SAFETENSORS, name_map_from(name_map), options)
-    return run(job.plan(file_path, save_path, file_name_regex, on_event), overwrite=overwrite, on_event=on_event)
+    concurrency = requests_for(processes_num)
+    request = Request.of(
+        src=file_path, dst=save_path, name_map=name_map, drop=drop, memory=memory, concurrency=concurrency
+    )
+    made = make(_resolve(request, Container.CKPT, Container.SAFETENSORS, file_name_regex, on_event))
+    return run(made, overwrite=overwrite, on_event=on_event)
 
 
-@shared_connections()
+@command(src="file_path", dst="save_path", concurrency="processes_num")
 def safetensors_to_ckpt(
-    file_path: str,
-    save_path: str | None = None,
-    name_map: Mapping[str, str] | str | None = None,
-    file_name_regex: str | None = None,
-    processes_num: int | None = None,
+    file_path: Annotated[str, OptionField("One safetensors object, or a prefix that holds rank*/.", "SRC")],
+    save_path: SavePath = None,
+    name_map: NameMap = None,
+    file_name_regex: FileNameRegex = None,
+    processes_num: Processes = None,
     *,
-    drop: Iterable[str] | None = None,
-    memory: Size | None = None,
-    overwrite: bool = False,
+    drop: Drop = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
     on_event: Listener = ignore,
 ) -> Manifest:
     """Write safetensors objects as ``.ckpt``, as ``mindspore.safetensors_to_ckpt`` does.
 
     Everything is as for :func:`ckpt_to_safetensors`, the other way round.
     """
-    options: Options = {"drop": drop, "memory": memory, "concurrency": requests_for(processes_num)}
-    job = _Rewriting(Container.SAFETENSORS, Container.CKPT, name_map_from(name_map), options)
-    return run(job.plan(file_path, save_path, file_name_regex, on_event), overwrite=overwrite, on_event=on_event)
+    concurrency = requests_for(processes_num)
+    request = Request.of(
+        src=file_path, dst=save_path, name_map=name_map, drop=drop, memory=memory, concurrency=concurrency
+    )
+    made = make(_resolve(request, Container.SAFETENSORS, Container.CKPT, file_name_regex, on_event))
+    return run(made, overwrite=overwrite, on_event=on_event)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rewriting:
-    """From one format to another, under which names, and how."""
-
-    old: Container
-    new: Container
-    name_map: Mapping[str, str]
-    options: Options
-
-    def plan(self, src: str, dst: str | None, pattern: str | None, on_event: Listener) -> Plan:
-        """Decide what becomes of one object or of a tree."""
-        if dst is not None and container_of(dst.rstrip("/")) is not None:
-            raise UsageError(f"{dst}: expected a prefix for the results, found the name of one object")
-        found = container_of(src.rstrip("/"))
-        if found not in (None, self.old):
-            raise UsageError(
-                f"{src}: expected a {self.old.suffix} object or a prefix with rank*/, found {found} object"
-            )
+def _resolve(request: Request, old: Container, new: Container, pattern: str | None, on_event: Listener) -> Resolved:
+    """Decide what becomes of one object, or of a tree of them."""
+    src = request.src.rstrip("/")
+    found = container_of(src)
+    if request.names_object:
+        raise UsageError(f"{request.dst}: expected a prefix for the results, found the name of one object")
+    if found not in (None, old):
+        raise UsageError(f"{request.src}: expected a {old.suffix} object or a prefix with rank*/, found {found} object")
+    if found is not None and pattern is not None:
+        needs = f"{option('file_name_regex')} chooses among objects below a prefix"
+        raise UsageError(f"{request.src} is one object; {needs}")
+    chosen, renames = _compiled(pattern), Renames(load_name_map(request.name_map))
+    if request.dst:
+        base = open_target(request.dst)
+    else:
+        base = open_target(src) if found is None else open_target_object(src)[0]
+    location, limits, wanted = open_source(src), limits_of(base, request), source_options(request)
+    on_event(PhaseStarted("headers"))
+    target: Target = TreeTarget(new)
+    with working(limits.concurrency, location.store) as workers:
         if found is None:
-            return self._plan_tree(src, dst, _compiled(pattern), on_event)
-        if pattern is not None:
-            raise UsageError(f"{src} is one object; --file_name_regex chooses among those below a prefix")
-        return self._plan_one(src.rstrip("/"), dst, on_event)
-
-    def _plan_one(self, src: str, dst: str | None, on_event: Listener) -> Plan:
-        above = open_target_object(src)[0] if dst is None else open_target(dst)
-        location, limits = open_source(src), limits_for(above, self.options)
-        on_event(PhaseStarted("headers"))
-        with working(limits.concurrency, location.store) as workers:
-            catalog = read_catalog(location, wanted_from(self.options), workers)
-        catalog, renamed = renamed_catalog(catalog, Renames(self.name_map))
-        name = location.key.rsplit("/", 1)[-1].removesuffix(self.old.suffix) + self.new.suffix
-        target = FullTarget(name, name, "", "ms", limits.object_bytes, self.new)
-        bases = copy_bases(above, catalog, self.options)
-        conversion = Conversion(catalog, target, above.url, f"{name}.manifest.json", renamed)
-        made = make_plan(conversion, limits, bases)
-        return _kept(made, above)
-
-    def _plan_tree(self, src: str, dst: str | None, pattern: re.Pattern[str] | None, on_event: Listener) -> Plan:
-        location, target = open_source(src), open_target(src if dst is None else dst)
-        limits = limits_for(target, self.options)
-        on_event(PhaseStarted("headers"))
-        with working(limits.concurrency, location.store) as workers:
-            catalog = read_tree(location, self.old, pattern, wanted_from(self.options), workers)
-        catalog, renamed = self._renamed(catalog)
-        # What wrote the sources may have left its manifest there, and it stays true.
-        in_place = target.identity == location.identity
-        manifest_key = f"reshard-manifest-{self.new}.json" if in_place else MANIFEST_KEY
-        bases = copy_bases(target, catalog, self.options)
-        conversion = Conversion(catalog, TreeTarget(self.new), target.url, manifest_key, renamed)
-        made = make_plan(conversion, limits, bases)
-        return _kept(made, target)
-
-    def _renamed(self, catalog: Catalog) -> tuple[Catalog, dict[str, str]]:
-        """New names within each object of a tree."""
-        names: dict[str, list[str]] = {}
-        for entry in catalog.entries:
-            key, _, name = entry.spec.name.partition(_BETWEEN)
-            names.setdefault(key, []).append(name)
-        renames, problems = Renames(self.name_map), list[str]()
-        renamed: dict[str, str] = {}
-        for key, own in names.items():
-            try:
-                renamed |= {tree_name(key, old): tree_name(key, new) for old, new in renames.apply(own).items()}
-            except PlanError as error:
-                problems += [f"{key}: {problem}" for problem in error.problems]
-        raise_all(PlanError, "the name map does not give every tensor a name of its own", problems)
-        missed = renames.unmatched_map([name for own in names.values() for name in own])
-        note = f"{len(missed)} renames match no tensor: {', '.join(missed[:5])}"
-        return replace(catalog, notes=(*catalog.notes, note)) if missed else catalog, renamed
+            catalog, renamed = _renamed_tree(read_tree(location, old, chosen, wanted, workers), renames)
+            # What wrote the sources may have left its manifest there, and it stays true.
+            is_in_place = base.identity == location.identity
+            manifest_key = f"reshard-manifest-{new}.json" if is_in_place else MANIFEST_KEY
+        else:
+            catalog = read_catalog(location, wanted, workers)
+            names = [entry.spec.name for entry in catalog.entries]
+            catalog, renamed = note_unmatched(catalog, renames.unmatched_map(names)), renames.apply(names)
+            key = location.key.rsplit("/", 1)[-1].removesuffix(old.suffix) + new.suffix
+            target, manifest_key = FullTarget(key, key, "", "ms", limits.object_bytes, new), f"{key}.manifest.json"
+    conversion = Conversion(catalog, target, base.url, manifest_key, renamed)
+    return Resolved(conversion, limits, copy_bases(base, catalog, request))
 
 
-def _kept(made: Plan, target: Location) -> Plan:
-    check_sources_kept(made, open_source(made.catalog.url), target)
-    return made
+def _renamed_tree(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
+    """Return new names within each object of a tree, and the catalog with a note of those that match nothing."""
+    names: dict[str, list[str]] = {}
+    for entry in catalog.entries:
+        key, _, name = entry.spec.name.partition(_BETWEEN)
+        names.setdefault(key, []).append(name)
+    problems: list[str] = []
+    renamed: dict[str, str] = {}
+    for key, own in names.items():
+        try:
+            renamed |= {tree_name(key, old): tree_name(key, new) for old, new in renames.apply(own).items()}
+        except PlanError as error:
+            problems += [f"{key}: {problem}" for problem in error.problems]
+    raise_all(PlanError, "the name map does not give every tensor a name of its own", problems)
+    missed = renames.unmatched_map([name for own in names.values() for name in own])
+    return note_unmatched(catalog, missed), renamed
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
     try:
-        return re.compile(pattern)
+        return None if pattern is None else re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--file_name_regex {pattern!r}: not a regular expression: {error}") from error
+        given = option("file_name_regex", pattern)
+        raise UsageError(f"{given}: not a regular expression: {error}") from error

@@ -1,12 +1,15 @@
-"""Estimates and explanations of plans, as text."""
+"""Plans, estimates and explanations, shown."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
+from ..errors import option
 from ..planning.cost.cost import Cost
-from ..planning.cost.estimate import Bill, Estimate, Speeds, total_money
+from ..planning.cost.estimate import Estimate, PassEstimate, Speeds
+from ..planning.cost.prices import Bill, total_money
 from ..planning.explained import (
     Explanation,
     Held,
@@ -15,37 +18,82 @@ from ..planning.explained import (
     StagedTensor,
     Taken,
     TensorExplanation,
+    explanation_to_json,
 )
+from ..planning.plan import Plan
+from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import ByteRange
+from .flags import OutputForm
+from .printing import Facts, in_bytes, in_time, note_facts, print_facts, print_json, print_rows
+from .spelling import spelled
 
-Facts = list[tuple[str, str]]
-
-_MINUTE, _HOUR = 60, 3600
 _THOUSAND = 1000.0
 _FEW = 3  # sources that are named; --output json has all
-_CENT = 0.01  # of a currency: less is told with more decimals
+_CENT = 0.01  # of a currency: less is shown with more decimals
 
 
-def in_time(seconds: float) -> str:
-    """A length of time for people.
+def show_plan(
+    plan: Plan,
+    form: OutputForm,
+    saved_as: str | None,
+    estimate: Estimate,
+    explained: Sequence[Explanation] = (),
+) -> None:
+    """Print what a plan does and what it comes to, or only the explanations if there are some."""
+    if form is OutputForm.JSON:
+        body = {**plan_to_json(plan), "notes": list(map(spelled, plan.notes)), "estimate": estimate.to_json()}
+        print_json(body | ({"explained": [explanation_to_json(each) for each in explained]} if explained else {}))
+        return
+    if explained:
+        for number, explanation in enumerate(explained):
+            sys.stdout.write("\n" * bool(number))
+            print_facts(explanation_facts(explanation))
+            print_rows(*explanation_rows(explanation), 0)
+        return
+    cost, needed_bytes = estimate.cost, plan.cost.needed_bytes
+    over_read = cost.read_bytes / needed_bytes if needed_bytes else 1.0
+    writes = f"{cost.part_count} parts of {cost.upload_count} uploads and {cost.put_count} single PUTs"
+    copies = f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
+    sizes = cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
+    memory = "{} of buffers at most, limit {}; the process grows by about {}".format(*map(in_bytes, sizes))
+    print_facts(
+        [
+            ("plan", plan_id_of(plan)[:16]),
+            ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
+            ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
+            ("target", plan.conversion.target_url),
+            (
+                "outputs",
+                f"{len(plan.conversion.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups",
+            ),
+            ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
+            ("write", f"{in_bytes(cost.written_bytes)} in {writes}"),
+            *([("copy", copies)] if cost.copied_bytes else []),
+            *([("stage", _first_pass(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
+            *estimate_facts(plan.cost, estimate),
+            ("memory", memory),
+            ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
+            *note_facts(plan.notes),
+            *([("saved", saved_as)] if saved_as else []),
+        ]
+    )
+    rows = [(_keys(output.keys), len(output.specs), in_bytes(output.nbytes)) for output in plan.outputs]
+    print_rows(("output", "tensors", "size"), rows, 20)
 
-    Examples
-    --------
-    >>> in_time(0.04), in_time(12.3), in_time(200), in_time(7500)
-    ('0.04 s', '12 s', '3 min 20 s', '2 h 5 min')
-    """
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+def _first_pass(first: Plan, estimate: PassEstimate) -> str:
+    cost, count = estimate.cost, estimate.requests.total
+    read, written = in_bytes(cost.read_bytes + cost.copied_bytes), in_bytes(cost.written_bytes + cost.copied_bytes)
+    takes = f"{count} requests, {in_time(estimate.time.seconds)}, {in_bytes(cost.peak_bytes)} of memory"
+    return f"of this, first {len(first.catalog.entries)} tensors: {read} read and {written} written, {takes}"
+
+
+def _keys(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} equal)"
 
 
 def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
-    """Lines of a plan that depend on prices and speeds, and the shares that they come of."""
+    """Return the lines that depend on prices and speeds, and the shares that they result from."""
     made = cost.copied_bytes + cost.written_bytes
     copied = cost.copied_bytes / made if made else 0.0
     return [
@@ -79,8 +127,8 @@ def _assumed(estimate: Estimate) -> str:
         "bandwidth" * (speeds.bandwidth_bytes_s == defaults.bandwidth_bytes_s),
         "latency" * (speeds.latency_s == defaults.latency_s),
     ]
-    told = " and ".join(name for name in assumed if name)
-    return f"{bandwidth}, {latency}" + (f"; default {told}" if told else "")
+    names = " and ".join(name for name in assumed if name)
+    return f"{bandwidth}, {latency}" + (f"; default {names}" if names else "")
 
 
 def _rate(bytes_s: float) -> str:
@@ -102,7 +150,8 @@ def _money(estimate: Estimate) -> Iterator[str]:
             continue
         yield f"{currency} {_amount(total)}: {_split(bills)} ({'; '.join(tables)}; {_outside(estimate, bills)})"
     for provider in unknown:
-        yield f"unknown for {provider}: no prices are known; give --prices or --price-table"
+        options = f"{option('prices')} or {option('price_table')}"
+        yield spelled(f"unknown for {provider}: there is no price table; give {options}")
 
 
 def _split(bills: Sequence[Bill]) -> str:
@@ -112,7 +161,7 @@ def _split(bills: Sequence[Bill]) -> str:
 
 def _outside(estimate: Estimate, bills: Sequence[Bill]) -> str:
     if estimate.egress == "internet":
-        return "this machine taken to be outside the source's region"
+        return "this machine is assumed to be outside the source's region"
     outside = sum(bill.requests + bill.egress_outside for bill in bills)
     return f"{_amount(outside)} if this machine is outside the source's region"
 
@@ -123,8 +172,11 @@ def _amount(money: float) -> str:
     return f"{money:,.2f}" if money >= _CENT else f"{Decimal(f'{money:.2g}'):f}"
 
 
+# Explanations.
+
+
 def explanation_facts(explanation: Explanation) -> Facts:
-    """What is said of an object or a tensor as a whole."""
+    """Return what holds for an object or a tensor as a whole."""
     if isinstance(explanation, TensorExplanation):
         made_of = ", ".join(explanation.made_of[:_FEW]) + ", ..." * (len(explanation.made_of) > _FEW)
         return [
@@ -157,17 +209,13 @@ def _shares(copied: int, streamed: int, literal: int) -> str:
 
 
 def explanation_rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """The table of an explanation: titles and rows."""
+    """Return the table of an explanation: titles and rows."""
     if isinstance(explanation, ObjectExplanation):
         rows: list[tuple[object, ...]] = [
             (part.number, *_span(part.range), _where(part), *_how(part)) for part in explanation.parts
         ]
         return ("part", "bytes", "size", "group/step", "filled", "from"), rows
     return ("output", "box", "bytes", "parts", "from"), [_held(held) for held in explanation.held]
-
-
-def _part(part: PartExplanation) -> tuple[object, ...]:
-    return part.number, *_span(part.range), _where(part), *_how(part)
 
 
 def _span(span: ByteRange) -> tuple[str, int]:

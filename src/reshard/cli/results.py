@@ -1,0 +1,166 @@
+"""Checkpoints, manifests, reports and strategies, shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..engine.manifest import Manifest, manifest_to_json
+from ..engine.verify import Report
+from ..planning.catalog import Catalog, SourceObject
+from ..tensor import Strategy
+from .flags import OutputForm
+from .printing import in_bytes, note_facts, print_facts, print_json, print_rows
+from .spelling import spelled
+
+
+def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
+    """Print what a source holds."""
+    if form is OutputForm.JSON:
+        print_json(_catalog_json(catalog))
+        return
+    stored = [item for item in catalog.objects if not item.fill]
+    dtypes = Counter(entry.spec.dtype.value for entry in catalog.entries)
+    print_facts(
+        [
+            ("source", catalog.url),
+            ("kind", catalog.kind),
+            ("objects", f"{len(stored)}, {in_bytes(sum(item.nbytes for item in stored))}"),
+            ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
+            ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
+            ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
+            ("read", f"{catalog.header_bytes} bytes of headers and indices{_besides(catalog)}"),
+            *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
+            *note_facts(catalog.notes),
+        ]
+    )
+    print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
+    print_rows(
+        ("tensor", "dtype", "shape", "size"),
+        [
+            (entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), in_bytes(entry.spec.nbytes))
+            for entry in catalog.entries
+        ],
+        shown,
+    )
+
+
+def _besides(catalog: Catalog) -> str:
+    """Whether what stands between headers was read too: ``.ckpt`` has no table of contents."""
+    return "" if any(item.key.endswith(".ckpt") for item in catalog.objects) else ", no tensor bytes"
+
+
+def show_manifest(manifest: Manifest, form: OutputForm) -> None:
+    """Print what a conversion has written."""
+    if form is OutputForm.JSON:
+        body = manifest_to_json(manifest)
+        print_json({key: value for key, value in body.items() if key != "plan"})
+        return
+    written = sum(receipt.nbytes for receipt in manifest.receipts)
+    print_facts(
+        [
+            ("converted", f"{manifest.plan.catalog.url} -> {manifest.plan.conversion.target_url}"),
+            ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
+            ("manifest", f"{manifest.plan.conversion.target_url}/{manifest.plan.conversion.manifest_key}"),
+            *note_facts(manifest.plan.notes),
+        ]
+    )
+    rows = [
+        (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
+    ]
+    print_rows(("output", "size", "crc32c"), rows, 20)
+
+
+def show_report(report: Report, form: OutputForm) -> None:
+    """Print what a verification found."""
+    if form is OutputForm.JSON:
+        print_json({"is_ok": report.is_ok, **asdict(report)})
+        return
+    verdict = "every compared byte is right" if report.checked_bytes else "nothing was compared"
+    if not report.is_ok:
+        verdict = f"{len(report.problems)} differences"
+    compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
+    print_facts([("verdict", verdict), ("compared", compared), ("plan", report.plan_id[:16])])
+    print_rows(("difference",), [(problem,) for problem in report.problems], 50)
+
+
+def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = None) -> None:
+    """Print every layout of a strategy, or only what was written."""
+    if form is OutputForm.JSON:
+        print_json(_strategy_json(strategy))
+        return
+    facts = [
+        ("ranks", f"{strategy.rank_count} = {strategy.stage_count} stages x {strategy.device_count} devices"),
+        ("tensors", str(len(strategy.names))),
+    ]
+    print_facts([*facts, *([("written", written)] if written else [])])
+    if written:
+        return
+    rows = [
+        (stage, name, list(layout.device_matrix), _map(layout.tensor_map), _extra(layout))
+        for stage, layouts in enumerate(strategy.stages)
+        for name, layout in sorted(layouts.items())
+    ]
+    print_rows(("stage", "tensor", "device matrix", "tensor map", "besides"), rows, 0)
+
+
+def _object_json(item: SourceObject) -> dict[str, Any]:
+    return {"key": item.key, "nbytes": item.nbytes, "etag": item.etag, "base": item.base}
+
+
+def _catalog_json(catalog: Catalog) -> dict[str, Any]:
+    return {
+        "url": catalog.url,
+        "kind": catalog.kind,
+        "objects": [_object_json(item) for item in catalog.objects if not item.fill],
+        "tensors": [
+            {
+                "name": entry.spec.name,
+                "dtype": entry.spec.dtype.value,
+                "shape": list(entry.spec.shape),
+                "nbytes": entry.spec.nbytes,
+            }
+            for entry in catalog.entries
+        ],
+        "metadata": dict(catalog.metadata),
+        "notes": list(map(spelled, catalog.notes)),
+        "header_bytes": catalog.header_bytes,
+        "texts": dict(catalog.texts),
+        "dropped": list(catalog.dropped),
+        "counters": dict(catalog.counters),
+    }
+
+
+def _strategy_json(strategy: Strategy) -> dict[str, Any]:
+    return {
+        "rank_count": strategy.rank_count,
+        "device_count": strategy.device_count,
+        "stages": [
+            {
+                name: {
+                    "device_matrix": list(layout.device_matrix),
+                    "tensor_map": [list(axis) for axis in layout.tensor_map],
+                    "optimizer_shard_size": layout.optimizer_shard_size,
+                    "optimizer_shard_step": layout.optimizer_shard_step,
+                    "row_counts": list(layout.row_split.counts) if layout.row_split else None,
+                }
+                for name, layout in sorted(layouts.items())
+            }
+            for layouts in strategy.stages
+        ],
+    }
+
+
+def _map(tensor_map: Iterable[Sequence[int]]) -> str:
+    return str([axis[0] if len(axis) == 1 else list(axis) if axis else -1 for axis in tensor_map])
+
+
+def _extra(layout: Any) -> str:
+    notes = []
+    if layout.optimizer_shard_size:
+        notes.append(f"optimizer shard {layout.optimizer_shard_size} (step {layout.optimizer_shard_step})")
+    if layout.row_split:
+        notes.append(f"rows {list(layout.row_split.counts)}")
+    return ", ".join(notes)
