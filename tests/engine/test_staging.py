@@ -243,7 +243,7 @@ def test_without_staging_it_is_the_plan_of_one_pass(lab):
     ("options", "told"),
     [
         ({"staging": "sometimes"}, "expected auto, never or always"),
-        ({"staging": "never", "staging_url": "memory://staging/x"}, "says never"),
+        ({"staging": "never", "staging_url": "memory://staging/x"}, "staging='never' is given"),
         ({"staging_url": "memory://staging/two/x"}, "not apart"),
         ({"staging_url": "memory://staging/src"}, "the source's objects"),
         ({"staging_url": "memory://staging"}, "not apart"),

@@ -12,6 +12,7 @@ from live.drawing import Drawn
 from oracle.cases import read_content, tensor
 
 import reshard
+import reshard.compat
 from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.formats.mindspore.ckpt_values import decode_text
 from reshard.tensor import ByteRange
@@ -40,7 +41,7 @@ def test_as_mindspore_does_it(made: Path, ours: Path, form: str, index: int, ste
     expected = contents(case / "out" / step.name)
     arguments = located(case, step.reshard(drawn))
     if "function" in arguments:
-        function = getattr(reshard.api, arguments.pop("function"))
+        function = getattr(reshard.compat, arguments.pop("function"))
         function(arguments.pop("src"), str(target), **arguments)
     else:
         reshard.convert(dst=str(target), **arguments)

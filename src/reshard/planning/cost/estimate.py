@@ -215,7 +215,7 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
     """
     second = _workload(plan)
     cost, requests, time = second.cost, second.requests, estimate_time(second, speeds)
-    charges = {"source": _reading(second), "target": _writing(second)}
+    charges = {"source": reading(second), "target": writing(second)}
     staged = None
     if plan.staging is not None:
         first = _workload(plan.staging)
@@ -225,8 +225,8 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
         cost = replace(_sum(first.cost, cost), peak_bytes=max(first.cost.peak_bytes, cost.peak_bytes))
         requests, time = _sum(staged.requests, requests), _in_turn(staged.time, time)
         chunks = _chunk_reads(plan)
-        charges["source"] = _sum(_sum(_reading(first), charges["source"]), chunks, sign=-1)
-        charges["staging"] = _sum(_writing(first), chunks)
+        charges["source"] = _sum(_sum(reading(first), charges["source"]), chunks, sign=-1)
+        charges["staging"] = _sum(writing(first), chunks)
     bills = [bill(side, payee, charges[side], egress) for side, payee in zip(charges, payees, strict=True)]
     growth = process_bytes(cost.peak_bytes, _item_count(plan) + (_item_count(plan.staging) if plan.staging else 0))
     return Estimate(requests, speeds, time, egress, tuple(bills), cost, growth, staged)
@@ -307,19 +307,13 @@ def estimate_time(load: Workload, speeds: Speeds) -> TimeEstimate:
     return TimeEstimate(bounds[slowest] + commit, by, line, in_flight, client, commit)
 
 
-def estimate_money(load: Workload, source: Payee, target: Payee, egress: Egress = "region") -> tuple[Bill, Bill]:
-    """Estimate what source and target charge for one pass.
-
-    Bytes that are sent to a store cost nothing anywhere; those that it copies by itself are requests only.
-    """
-    return bill("source", source, _reading(load), egress), bill("target", target, _writing(load), egress)
-
-
-def _reading(load: Workload) -> Charge:
+def reading(load: Workload) -> Charge:
+    """Return what the source's store charges for."""
     return Charge(get=load.requests.get + load.requests.head, sent_bytes=load.cost.read_bytes)
 
 
-def _writing(load: Workload) -> Charge:
+def writing(load: Workload) -> Charge:
+    """Return what the target's store charges for: bytes sent to it cost nothing, copied ones are requests only."""
     requests = load.requests
     put = requests.put + requests.part + requests.open + requests.complete
     return Charge(put=put, copy=requests.copy, list=requests.list, kept_bytes=load.output_bytes)
