@@ -11,10 +11,9 @@ from ..errors import NotFound, UsageError, option
 from ..models.detecting import detect
 from ..models.lora import find_adapters
 from ..models.lora_config import AdapterConfig, parse_adapter_config, scalings
-from ..models.parallel import Parallel
-from ..models.parallel_layouts import strategy_from_numbers
+from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..models.parallel_rules import load_layouts
-from ..models.parallel_text import parse_parallel, parse_parallel_config
+from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
 from ..planning.outputs.output import Attachment
@@ -125,7 +124,7 @@ def _adapter_config(request: Request) -> AdapterConfig | None:
 # Strategies from the sizes of a parallel job.
 
 
-def load_parallel(text: str) -> Parallel:
+def load_parallel(text: str) -> ParallelConfig:
     """Read parallel sizes as text, or from the YAML configuration at a URL.
 
     Examples
@@ -136,10 +135,12 @@ def load_parallel(text: str) -> Parallel:
     if not text.endswith(YAML):
         return parse_parallel(text)
     place = open_location(text)
-    return parse_parallel_config(read_object(place), place.url)
+    return parse_parallel_yaml(read_object(place), place.url)
 
 
-def strategy_by_numbers(numbers: Parallel, change: Change, specs: Iterable[TensorSpec], request: Request) -> Strategy:
+def strategy_by_numbers(
+    numbers: ParallelConfig, change: Change, specs: Iterable[TensorSpec], request: Request
+) -> Strategy:
     """Make the layouts that training, or serving, with these sizes has."""
     by_name = {spec.name: spec for spec in specs}
     shapes: dict[str, Shape] = {name: spec.shape for name, spec in by_name.items()}
@@ -148,7 +149,7 @@ def strategy_by_numbers(numbers: Parallel, change: Change, specs: Iterable[Tenso
         naming = "hf"
     family = family or detect(change.config, shapes).family.name
     naming = naming if naming and naming in load_layouts(family) else naming_of(family, shapes)
-    return strategy_from_numbers(
+    return derive_strategy(
         family,
         naming,
         numbers,
@@ -178,7 +179,7 @@ def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
     )
 
 
-def notes_on_numbers(numbers: Parallel | None, change: Change) -> list[str]:
+def notes_on_numbers(numbers: ParallelConfig | None, change: Change) -> list[str]:
     """Note what parallel sizes leave whole where people do not expect it."""
     if numbers is None or change.naming == "mcore" or change.direction == "to_hf":
         return []

@@ -14,7 +14,7 @@ from ..formats.mindspore.ms_strategy_json import encode_json
 from ..formats.mindspore.ms_strategy_merge import merge_strategy_files
 from ..formats.mindspore.ms_strategy_protobuf import encode_protobuf
 from ..models.detecting import detect
-from ..models.parallel_layouts import strategy_from_numbers
+from ..models.parallel_strategy import derive_strategy
 from ..planning.change import make_tensors
 from ..tensor import Shape, Strategy
 from .changes import change_of, load_parallel, naming_of, strategy_by_numbers
@@ -115,7 +115,7 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
         specs = [entry.spec for entry in catalog.entries]
         shapes, config = {spec.name: spec.shape for spec in specs}, load_config(request.config, checkpoint)
         family = request.family or detect(config, shapes).family.name
-        strategy = strategy_from_numbers(
+        strategy = derive_strategy(
             family,
             request.naming or naming_of(family, shapes),
             numbers,

@@ -25,7 +25,7 @@ from ..formats.containers import Container
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
-from ..models.loading import load_family
+from ..models.family_file import load_family
 from ..models.settings import config_value
 from ..storage import open_location
 from .checkpoints import LeaveOutBuffers, Prefix, SourceStrategy, TargetStrategy
@@ -293,7 +293,7 @@ def _statement(where: str, name: str, value: object, family: Family) -> _Stateme
     if parameter is None:
         return None
     return _Statement(
-        where, parameter, _read(where, value, read_truth if isinstance(parameter.otherwise, bool) else _read_count)
+        where, parameter, _read(where, value, read_truth if isinstance(parameter.default, bool) else _read_count)
     )
 
 
