@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.manifest import Manifest, manifest_to_json
-from ..engine.verify import Report
-from ..planning.catalog import Catalog, SourceObject
-from ..tensor import Strategy
 from .flags import OutputForm
 from .printing import in_bytes, note_facts, print_facts, print_json, print_rows
 from .spelling import spelled
+
+if TYPE_CHECKING:  # what is shown is imported already by whoever made it
+    from ..engine.manifest import Manifest
+    from ..engine.verify import Report
+    from ..planning.catalog import Catalog, SourceObject
+    from ..tensor import Strategy
 
 
 def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
@@ -55,6 +57,8 @@ def _besides(catalog: Catalog) -> str:
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:
     """Print what a conversion has written."""
     if form is OutputForm.JSON:
+        from ..engine.manifest import manifest_to_json
+
         body = manifest_to_json(manifest)
         print_json({key: value for key, value in body.items() if key != "plan"})
         return
