@@ -95,8 +95,7 @@ def _iteration_target(
         step = training_state.get("global_step")
         if type(step) is not int or step < 0:
             raise UsageError(
-                "The iteration is unknown: the source has no global_step",
-                hint=f"Give it: {option('iteration', 'N')}.",
+                "The iteration is unknown: the source has no global_step", hint=f"Give it: {option('iteration', 'N')}."
             )
         iteration = step
     if "/" in prefix:

@@ -33,11 +33,7 @@ _CENT = 0.01  # of a currency: less is shown with more decimals
 
 
 def show_plan(
-    plan: Plan,
-    form: OutputForm,
-    saved_as: str | None,
-    estimate: Estimate,
-    explained: Sequence[Explanation] = (),
+    plan: Plan, form: OutputForm, saved_as: str | None, estimate: Estimate, explained: Sequence[Explanation] = ()
 ) -> None:
     """Print what a plan does and what it comes to, or only the explanations if there are some."""
     if form is OutputForm.JSON:

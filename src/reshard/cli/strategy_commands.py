@@ -49,8 +49,7 @@ def convert(
 def make(
     dst: Made,
     parallel: Annotated[
-        str,
-        typer.Option(metavar="dp=2,mp=4,...|URL.yaml", help="Sizes, or a training job's YAML.  [required]"),
+        str, typer.Option(metavar="dp=2,mp=4,...|URL.yaml", help="Sizes, or a training job's YAML.  [required]")
     ],
     checkpoint: Annotated[
         str, typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.  [required]")
