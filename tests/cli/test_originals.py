@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from cli.conftest import CASES
 from cli.runner import ok, run
 from oracle.cases import read_content
@@ -13,7 +14,9 @@ from safetensors.numpy import save
 from support.ckpt_parser import parse_ckpt
 
 from reshard import compat
+from reshard.cli.app import app
 from reshard.compat.command import requests_for
+from reshard.errors import UsageError
 from reshard.formats.containers import Container, frame_of
 from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
@@ -374,6 +377,54 @@ def test_text_stays_in_ckpt(memory):
     done = run("ckpt-to-safetensors", memory.at("in/a.ckpt"))
     assert (done.code, "note" in done.err) == (4, True)
     ok("ckpt-to-safetensors", memory.at("in/a.ckpt"), "--drop", "note")
+
+
+# --- options in errors and notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--prefix", "a/b"], "--prefix a/b: expected the start of a name"),
+        (["--memory", "lots"], "--memory lots: expected bytes"),
+        (["--rank_id", "x"], "--rank_id"),
+        (["--keep-rank", "9"], "--keep-rank"),
+    ],
+    ids=" ".join,
+)
+def test_options_are_spelled_as_the_command_has_them(memory, flags, told):
+    done = transform(memory, "--src_checkpoint", memory.full, "--dst_strategy", memory.strategy, *flags)
+    assert done.code != 0
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "flag"),
+    [
+        ("transform-checkpoint", ("src_strategy", "S"), "--src_strategy S"),
+        ("transform-checkpoint", ("dst_checkpoint", None), "--dst_checkpoint"),
+        ("transform-checkpoint", ("remove_redundancy", None), "--remove-redundancy of `reshard convert`"),
+        ("ckpt-to-safetensors", ("file_path", None), "SRC"),
+        ("convert-weight", ("num_attention_heads", "8"), "--num_attention_heads 8"),
+        ("convert", ("src_strategy", "S"), "--src-strategy S"),
+        ("convert", ("dst", None), "DST"),
+    ],
+)
+def test_each_command_spells_options_its_own_way(command, option, flag):
+    assert typer.main.get_command(app).get_command(None, command).spell(*option) == flag
+
+
+def test_patterns_that_match_nothing_are_noted_as_flags(memory):
+    done = ok("transform-checkpoint", "--src_checkpoint", memory.full, "--dst_strategy", memory.strategy,
+              "--dst_checkpoint", memory.at("out"), "--drop", "absent.*")  # fmt: skip
+    assert "--drop absent.* matches no tensor" in done.out
+
+
+def test_the_library_spells_the_functions_own_arguments(memory):
+    with pytest.raises(UsageError, match=r"^`src_strategy_dirs` .* cut the shards|`src_strategy_dirs`"):
+        compat.unified_safetensors(shards(memory), "None", memory.at("whole"))
+    with pytest.raises(UsageError, match="rank_id='3' needs `predict_strategy`"):
+        compat.load_distributed_checkpoint(memory.full, memory.at("out"), rank_id=3)
 
 
 # --- the library

@@ -44,14 +44,15 @@ class Command(TyperCommand):
 
     def spell(self, name: str, value: str | None) -> str:
         """Spell an option as a flag or an argument of this command."""
-        for param in self.params:
-            if param.name == name:
-                is_argument = param.param_type_name == "argument"
-                return (
-                    str(param.metavar)
-                    if is_argument
-                    else with_value(next(flag for flag in param.opts if flag.startswith("--")), value)
-                )
+        param = next((each for each in self.params if each.name == name), None)
+        if param is None:
+            return self.spell_foreign(name, value)
+        if param.param_type_name == "argument":
+            return str(param.metavar)
+        return with_value(next(flag for flag in param.opts if flag.startswith("--")), value)
+
+    def spell_foreign(self, name: str, value: str | None) -> str:
+        """Spell an option that this command does not have."""
         return as_flag(name, value)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -62,10 +63,9 @@ class Command(TyperCommand):
 class CompatCommand(Command):
     """An original command: what it has no flag for is an option of ``reshard convert``."""
 
-    def spell(self, name: str, value: str | None) -> str:
-        """Spell an option as a flag of this command, or of the one that has it."""
-        flag = super().spell(name, value)
-        return flag if any(param.name == name for param in self.params) else f"{flag} of `reshard convert`"
+    def spell_foreign(self, name: str, value: str | None) -> str:
+        """Spell an option of ``reshard convert``."""
+        return f"{as_flag(name, value)} of `reshard convert`"
 
 
 def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
@@ -99,13 +99,15 @@ def group_class(commands: Mapping[str, Mapping[str, Listed]]) -> type[TyperGroup
     class LazyGroup(TyperGroup):
         """Lists commands without importing them."""
 
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.commands = dict.fromkeys(listed)  # type: ignore[assignment]  # names alone, to suggest one
+
         def list_commands(self, _ctx: Any) -> list[str]:
             return list(listed)
 
         def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-            if cmd_name not in self.commands and cmd_name in listed:
-                self.commands[cmd_name] = _load(cmd_name, listed[cmd_name])
-            return self.commands.get(cmd_name)
+            return _load(cmd_name, listed[cmd_name]) if cmd_name in listed else None
 
         def format_options(self, ctx: Any, formatter: Any) -> None:
             _write_parameters(self.get_params(ctx), formatter, as_flag)

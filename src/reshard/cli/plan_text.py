@@ -9,7 +9,7 @@ from decimal import Decimal
 from ..errors import option
 from ..planning.cost.cost import Cost
 from ..planning.cost.estimate import Estimate, PassEstimate, Speeds
-from ..planning.cost.prices import Bill, total_money
+from ..planning.cost.prices import total_money
 from ..planning.explained import (
     Explanation,
     Held,
@@ -48,6 +48,7 @@ def show_plan(
         return
     cost, needed_bytes = estimate.cost, plan.cost.needed_bytes
     over_read = cost.read_bytes / needed_bytes if needed_bytes else 1.0
+    distinct = f"{len(plan.outputs)} distinct, in {len(plan.groups)} groups"
     writes = f"{cost.part_count} parts of {cost.upload_count} uploads and {cost.put_count} single PUTs"
     copies = f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
     sizes = cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
@@ -58,10 +59,7 @@ def show_plan(
             ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
             ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
             ("target", plan.conversion.target_url),
-            (
-                "outputs",
-                f"{len(plan.conversion.keys)} objects, {len(plan.outputs)} distinct, in {len(plan.groups)} groups",
-            ),
+            ("outputs", f"{len(plan.conversion.keys)} objects, {distinct}"),
             ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
             ("write", f"{in_bytes(cost.written_bytes)} in {writes}"),
             *([("copy", copies)] if cost.copied_bytes else []),
@@ -73,7 +71,10 @@ def show_plan(
             *([("saved", saved_as)] if saved_as else []),
         ]
     )
-    rows = [(_keys(output.keys), len(output.specs), in_bytes(output.nbytes)) for output in plan.outputs]
+    rows = [
+        (_with_equals(output.keys[0], output.keys), len(output.specs), in_bytes(output.nbytes))
+        for output in plan.outputs
+    ]
     print_rows(("output", "tensors", "size"), rows, 20)
 
 
@@ -84,8 +85,8 @@ def _first_pass(first: Plan, estimate: PassEstimate) -> str:
     return f"of this, first {len(first.catalog.entries)} tensors: {read} read and {written} written, {takes}"
 
 
-def _keys(keys: Sequence[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} equal)"
+def _with_equals(key: str, keys: Sequence[str]) -> str:
+    return key if len(keys) == 1 else f"{key} (and {len(keys) - 1} equal)"
 
 
 def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
@@ -111,9 +112,8 @@ def _seconds(estimate: Estimate) -> str:
 def _requests(estimate: Estimate) -> str:
     count = estimate.requests
     writes = f"{count.put} PUT, {count.part} parts sent, {count.copy} copied, {count.open} uploads opened and completed"
-    return f"{count.total}: {count.get} GET, {count.head} HEAD, {writes}, {count.list} LIST" + (
-        f", {count.delete} DELETE" if count.delete else ""
-    )
+    deletes = f", {count.delete} DELETE" * bool(count.delete)
+    return f"{count.total}: {count.get} GET, {count.head} HEAD, {writes}, {count.list} LIST{deletes}"
 
 
 def _assumed(estimate: Estimate) -> str:
@@ -144,22 +144,17 @@ def _money(estimate: Estimate) -> Iterator[str]:
             if len(total_money(estimate.bills)) == 1:
                 yield f"nothing ({'; '.join(tables)})"
             continue
-        yield f"{currency} {_amount(total)}: {_split(bills)} ({'; '.join(tables)}; {_outside(estimate, bills)})"
+        requests, egress = sum(bill.requests for bill in bills), sum(bill.egress for bill in bills)
+        if estimate.egress == "internet":
+            outside = "this machine is assumed to be outside the source's region"
+        else:
+            more = sum(bill.requests + bill.egress_outside for bill in bills)
+            outside = f"{_amount(more)} if this machine is outside the source's region"
+        split = f"requests {_amount(requests)}, egress {_amount(egress)}"
+        yield f"{currency} {_amount(total)}: {split} ({'; '.join(tables)}; {outside})"
     for provider in unknown:
         options = f"{option('prices')} or {option('price_table')}"
         yield spelled(f"unknown for {provider}: there is no price table; give {options}")
-
-
-def _split(bills: Sequence[Bill]) -> str:
-    requests, egress = sum(bill.requests for bill in bills), sum(bill.egress for bill in bills)
-    return f"requests {_amount(requests)}, egress {_amount(egress)}"
-
-
-def _outside(estimate: Estimate, bills: Sequence[Bill]) -> str:
-    if estimate.egress == "internet":
-        return "this machine is assumed to be outside the source's region"
-    outside = sum(bill.requests + bill.egress_outside for bill in bills)
-    return f"{_amount(outside)} if this machine is outside the source's region"
 
 
 def _amount(money: float) -> str:
@@ -182,10 +177,10 @@ def explanation_facts(explanation: Explanation) -> Facts:
             ("filled", _shares(explanation.copied_bytes, explanation.streamed_bytes, 0)),
             *(("staged", _staged(staged)) for staged in explanation.staged),
         ]
-    equal = f" (and {len(explanation.keys) - 1} equal)" if len(explanation.keys) > 1 else ""
+    key = _with_equals(explanation.key, explanation.keys)
     ways = explanation.copied_bytes, explanation.streamed_bytes, explanation.literal_bytes
     return [
-        ("chunk" if explanation.is_chunk else "output", f"{explanation.key}{equal}"),
+        ("chunk" if explanation.is_chunk else "output", key),
         ("parts", f"{len(explanation.parts)}, {explanation.nbytes} bytes"),
         ("filled", _shares(*ways)),
         *(("staged", _staged(staged)) for staged in explanation.staged),
@@ -207,19 +202,22 @@ def _shares(copied: int, streamed: int, literal: int) -> str:
 def explanation_rows(explanation: Explanation) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
     """Return the table of an explanation: titles and rows."""
     if isinstance(explanation, ObjectExplanation):
-        rows: list[tuple[object, ...]] = [
-            (part.number, *_span(part.range), _where(part), *_how(part)) for part in explanation.parts
+        titles = ("part", "bytes", "size", "group/step", "filled", "from")
+        return titles, [
+            (
+                part.number,
+                _span(part.range),
+                part.range.nbytes,
+                f"{part.group}/{part.step}" if part.group >= 0 else "-",
+                *_how(part),
+            )
+            for part in explanation.parts
         ]
-        return ("part", "bytes", "size", "group/step", "filled", "from"), rows
     return ("output", "box", "bytes", "parts", "from"), [_held(held) for held in explanation.held]
 
 
-def _span(span: ByteRange) -> tuple[str, int]:
-    return f"[{span.start}, {span.stop})", span.nbytes
-
-
-def _where(part: PartExplanation) -> str:
-    return f"{part.group}/{part.step}" if part.group >= 0 else "-"
+def _span(span: ByteRange) -> str:
+    return f"[{span.start}, {span.stop})"
 
 
 def _how(part: PartExplanation) -> tuple[str, str]:
@@ -235,18 +233,14 @@ def _how(part: PartExplanation) -> tuple[str, str]:
 
 
 def _taken(sources: Sequence[Taken]) -> str:
-    named = [f"{_kind(one)}{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
+    kinds = ["left-out chunk " if one.is_left_out else "chunk " if one.is_staged else "" for one in sources[:_FEW]]
+    named = [f"{kind}{one.object} {_span(one.range)}" for kind, one in zip(kinds, sources, strict=False)]
     return "; ".join(named) + (f"; and {len(sources) - _FEW} more" if len(sources) > _FEW else "")
 
 
-def _kind(one: Taken) -> str:
-    return "left-out chunk " if one.is_left_out else "chunk " if one.is_staged else ""
-
-
 def _held(held: Held) -> tuple[object, ...]:
-    equal = f" (and {len(held.keys) - 1} equal)" if len(held.keys) > 1 else ""
     box = ", ".join(f"{a}:{b}" for a, b in zip(held.box.start, held.box.stop, strict=True))
-    spans = "; ".join(_span(span)[0] for span in held.ranges[:_FEW]) + "; ..." * (len(held.ranges) > _FEW)
+    spans = "; ".join(_span(span) for span in held.ranges[:_FEW]) + "; ..." * (len(held.ranges) > _FEW)
     parts = ", ".join(f"{part.number} {part.filled}" for part in held.parts[:_FEW])
     more = f" and {len(held.parts) - _FEW} more" if len(held.parts) > _FEW else ""
-    return f"{held.keys[0]}{equal}", f"[{box}]", spans, parts + more, _taken(held.sources)
+    return _with_equals(held.keys[0], held.keys), f"[{box}]", spans, parts + more, _taken(held.sources)

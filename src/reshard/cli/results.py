@@ -14,7 +14,7 @@ from .spelling import spelled
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..engine.manifest import Manifest
     from ..engine.verify import Report
-    from ..planning.catalog import Catalog, SourceObject
+    from ..planning.catalog import Catalog
     from ..tensor import Strategy
 
 
@@ -24,7 +24,10 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
         print_json(_catalog_json(catalog))
         return
     stored = [item for item in catalog.objects if not item.fill]
-    dtypes = Counter(entry.spec.dtype.value for entry in catalog.entries)
+    specs = [entry.spec for entry in catalog.entries]
+    dtypes = Counter(spec.dtype.value for spec in specs)
+    # .ckpt has no table of contents: what stands between headers was read too.
+    has_ckpt = any(item.key.endswith(".ckpt") for item in catalog.objects)
     print_facts(
         [
             ("source", catalog.url),
@@ -33,25 +36,14 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
             ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
             ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
             ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
-            ("read", f"{catalog.header_bytes} bytes of headers and indices{_besides(catalog)}"),
+            ("read", f"{catalog.header_bytes} bytes of headers and indices{'' if has_ckpt else ', no tensor bytes'}"),
             *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
             *note_facts(catalog.notes),
         ]
     )
     print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
-    print_rows(
-        ("tensor", "dtype", "shape", "size"),
-        [
-            (entry.spec.name, entry.spec.dtype.value, list(entry.spec.shape), in_bytes(entry.spec.nbytes))
-            for entry in catalog.entries
-        ],
-        shown,
-    )
-
-
-def _besides(catalog: Catalog) -> str:
-    """Whether what stands between headers was read too: ``.ckpt`` has no table of contents."""
-    return "" if any(item.key.endswith(".ckpt") for item in catalog.objects) else ", no tensor bytes"
+    rows = [(spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs]
+    print_rows(("tensor", "dtype", "shape", "size"), rows, shown)
 
 
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:
@@ -110,23 +102,19 @@ def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = No
     print_rows(("stage", "tensor", "device matrix", "tensor map", "besides"), rows, 0)
 
 
-def _object_json(item: SourceObject) -> dict[str, Any]:
-    return {"key": item.key, "nbytes": item.nbytes, "etag": item.etag, "base": item.base}
-
-
 def _catalog_json(catalog: Catalog) -> dict[str, Any]:
+    specs = [entry.spec for entry in catalog.entries]
     return {
         "url": catalog.url,
         "kind": catalog.kind,
-        "objects": [_object_json(item) for item in catalog.objects if not item.fill],
+        "objects": [
+            {"key": item.key, "nbytes": item.nbytes, "etag": item.etag, "base": item.base}
+            for item in catalog.objects
+            if not item.fill
+        ],
         "tensors": [
-            {
-                "name": entry.spec.name,
-                "dtype": entry.spec.dtype.value,
-                "shape": list(entry.spec.shape),
-                "nbytes": entry.spec.nbytes,
-            }
-            for entry in catalog.entries
+            {"name": spec.name, "dtype": spec.dtype.value, "shape": list(spec.shape), "nbytes": spec.nbytes}
+            for spec in specs
         ],
         "metadata": dict(catalog.metadata),
         "notes": list(map(spelled, catalog.notes)),
