@@ -19,7 +19,7 @@ def memory(name: str) -> int:
 
 def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
     """The command line, in this process."""
-    import reshard.storage.s3  # noqa: F401 - the client's modules belong to the start
+    import reshard.storage.s3_store  # noqa: F401 - the client's modules belong to the start
     from reshard.cli.app import main
 
     if spec["limits"]:
@@ -46,7 +46,7 @@ def run_roofline(spec: dict[str, Any]) -> dict[str, Any]:
     """The same requests, nothing in between."""
     from roofline import TRANSPORTS, chosen, replay
 
-    import reshard.storage.s3  # noqa: F401
+    import reshard.storage.s3_store  # noqa: F401
 
     requests = chosen(json.loads(Path(spec["requests"]).read_text()), spec["target"])
     found = started()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .api.contents import inspect as inspect
     from .api.estimates import estimate as estimate
-    from .api.estimates import explain as explain
     from .api.statements import convert as convert
     from .api.statements import load_plan as load_plan
     from .api.statements import plan as plan
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from .errors import ReshardError as ReshardError
     from .planning.catalog import Catalog as Catalog
     from .planning.cost.estimate import Estimate as Estimate
+    from .planning.explain import explain as explain
     from .planning.explained import ObjectExplanation as ObjectExplanation
     from .planning.explained import TensorExplanation as TensorExplanation
     from .planning.limits import Limits as Limits
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "api.contents": ["inspect"],
-    "api.estimates": ["estimate", "explain"],
+    "api.estimates": ["estimate"],
     "api.statements": ["convert", "load_plan", "plan", "verify"],
     "engine.events": ["Event", "Noted", "PhaseStarted", "Progress"],
     "engine.manifest": ["Manifest", "Receipt"],
@@ -46,6 +46,7 @@ _MODULES = {
     "errors": ["ReshardError"],
     "planning.catalog": ["Catalog"],
     "planning.cost.estimate": ["Estimate"],
+    "planning.explain": ["explain"],
     "planning.explained": ["ObjectExplanation", "TensorExplanation"],
     "planning.limits": ["Limits"],
     "planning.plan": ["Plan"],

@@ -11,10 +11,11 @@ from cli.conftest import CASES
 from cli.runner import ok, run
 from oracle.cases import read_content
 from safetensors.numpy import save
+from support.recording_store import RecordingStore
 
 import reshard
 from reshard.api import contents
-from reshard.storage import Location, RecordingStore
+from reshard.storage import Location
 
 RANKS = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
 MANIFEST = "reshard-manifest.json"

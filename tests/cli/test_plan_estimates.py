@@ -61,7 +61,7 @@ def test_money_by_ones_own_prices(memory):
 
 
 def test_what_was_estimated_is_what_was_asked(memory):
-    from reshard.storage import recording
+    from support.recording_store import recording
 
     estimated = reshard.estimate(reshard.plan(memory.full, memory.at("ranks"), dst_strategy=memory.strategy)).requests
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import runpy
 import tomllib
@@ -20,7 +19,7 @@ import reshard
 from reshard import errors
 from reshard.cli.app import app
 from reshard.formats.layout_file import parse_layout_file
-from reshard.storage import open as opening
+from reshard.storage import shared_connections
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -47,8 +46,6 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     for name, value in moto_url.environ.items():
         clean_environ.setenv(name, value)
     clean_environ.chdir(tmp_path)
-    # One client for all commands of a page: making them would take most of the time.
-    clean_environ.setattr(opening, "_bucket", functools.cache(opening._bucket))
     client = _client(moto_url)
     client.create_bucket(Bucket=BUCKET)
     put_model(f"s3://{BUCKET}/my-model")
@@ -56,10 +53,11 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     put_llama(f"s3://{BUCKET}")
     put_strategies(tmp_path)
     session = Session(tmp_path)
-    for block in blocks_of(README.read_text()):
-        if block.note == "file":
-            session.run(block)
-    yield session
+    with shared_connections():  # making a client for each command of a page would take most of the time
+        for block in blocks_of(README.read_text()):
+            if block.note == "file":
+                session.run(block)
+        yield session
     for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
         client.delete_object(Bucket=BUCKET, Key=entry["Key"])
     client.delete_bucket(Bucket=BUCKET)

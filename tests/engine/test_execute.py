@@ -23,6 +23,7 @@ from support.checkpoints import (
 )
 from support.conversions import convert, planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
+from support.recording_store import RecordingReadStore, RecordingStore
 
 from reshard.engine import session as upload_module
 from reshard.engine import workers as workers_module
@@ -35,7 +36,7 @@ from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.full_target import FullTarget
-from reshard.storage import Location, MemoryStore, RecordingReadStore, RecordingStore, StoreLimits
+from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
 PART_BYTES = 300
@@ -405,7 +406,7 @@ def test_an_object_of_another_length_than_was_sent_is_no_success(source, target)
 
 def test_a_store_that_can_only_be_read(source, target):
     plan = planned(source, target, ranks_of(STAGES), LIMITS)
-    with pytest.raises(Unsupported, match="can only be read"):
+    with pytest.raises(Unsupported, match="read-only"):
         execute(plan, source, Location(RecordingReadStore(target.store), "to"))
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
+from support.recording_store import RecordingStore
 
 from reshard.engine.sources.read_source import SourceOptions, read_catalog, read_contents
 from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
@@ -13,7 +14,7 @@ from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, S
 from reshard.formats.mindspore.ms_strategy import from_strategy
 from reshard.formats.mindspore.ms_strategy_json import encode_json
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
-from reshard.storage import Location, MemoryStore, RecordingStore
+from reshard.storage import Location, MemoryStore
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})

@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import save
 from support.checkpoints import stored
 from support.planning import plan_for
+from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import StagingMode, staged_plan, without_staging
-from reshard.storage import Location, MemoryStore, open_location, recording
+from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
 
 WIDE = (2048, 2048)
@@ -55,7 +56,7 @@ def planned(dst, **options):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Outputs of some KiB have several parts."""
-    monkeypatch.setattr("reshard.storage.memory.MemoryStore.limits", small_limits())
+    monkeypatch.setattr("reshard.storage.memory_store.MemoryStore.limits", small_limits())
 
 
 def small_limits():

@@ -6,6 +6,7 @@ import pytest
 from support.checkpoints import put_full, random_model, rank_key, shards, stored
 from support.checkpoints import put_ranks as put_shards
 from support.conversions import convert, ranks_of
+from support.recording_store import RecordingStore
 
 from reshard.engine.events import PhaseStarted, Progress
 from reshard.engine.verify import Subset, verify_manifest
@@ -14,7 +15,7 @@ from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
 from reshard.planning.plan_json import plan_id_of
 from reshard.planning.targets.full_target import FullTarget
-from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits
+from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
 LIMITS = Limits(concurrency=3, min_part_bytes=300, part_bytes=300, row_bytes=1, read_bytes=70)

@@ -193,14 +193,6 @@ def test_stores_are_asked_to_break_off_and_are_released_afterwards():
     assert not store.should_stop()
 
 
-def test_stores_that_cannot_be_stopped_are_left_alone():
-    class Plain:
-        pass
-
-    with working(1, Plain()) as workers:
-        workers.map(lambda _: None, range(3))
-
-
 def test_threads_go_home():
     before = set(threading.enumerate())
     with working(3) as workers:

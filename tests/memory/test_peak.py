@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.recording_store import recording
 from support.s3_servers import S3Server
 from support.settings import clear_settings
 
@@ -20,7 +21,7 @@ from reshard.errors import OverBudget
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.planning.plan_json import encode_plan
-from reshard.storage import Location, Store, open_location, recording
+from reshard.storage import Location, Store, open_location
 from reshard.tensor import DType, TensorSpec
 
 pytestmark = [pytest.mark.memory, pytest.mark.server, pytest.mark.timeout(600)]

@@ -13,6 +13,7 @@ from support import s3_servers
 from support.checkpoints import put_ranks, rank_key, shards
 from support.conversions import catalog_at, ranks_of
 from support.planning import plan_for
+from support.recording_store import Figures, RecordingStore
 from support.s3_servers import S3Server
 
 import reshard
@@ -24,7 +25,7 @@ from reshard.engine.verify import Subset, verify_manifest
 from reshard.formats.mindspore.ms_strategy import from_strategy
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
 from reshard.planning.steps.copies import REPLICAS
-from reshard.storage import Figures, Location, RecordingStore, Store, open_target
+from reshard.storage import Location, Store, open_target
 from reshard.tensor import ByteRange, DType, Layout, Strategy
 
 pytestmark = pytest.mark.server

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .contents import inspect as inspect
     from .estimates import estimate as estimate
-    from .estimates import explain as explain
     from .request import Request as Request
     from .statements import convert as convert
     from .statements import load_plan as load_plan
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "contents": ["inspect"],
-    "estimates": ["estimate", "explain"],
+    "estimates": ["estimate"],
     "request": ["Request"],
     "statements": ["convert", "load_plan", "plan", "save", "verify"],
     "strategies": ["convert_strategy", "make_strategy", "merge_strategies", "read_strategy"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ..engine.source_check import head_or_none
 from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import detect
@@ -91,7 +90,7 @@ def adapters_at(url: str) -> Location:
     """Open adapters that are stored apart, perhaps beside a whole model."""
     place = open_source(url)
     alone = place.child("adapter_model.safetensors")
-    return alone if not url.endswith(".safetensors") and head_or_none(alone) else place
+    return alone if not url.endswith(".safetensors") and alone.head_or_none() else place
 
 
 def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec]) -> tuple[dict[str, float], bool]:

@@ -1,15 +1,12 @@
-"""What a plan comes to and how its bytes are made, with prices and speeds as people write them."""
+"""What a plan comes to, with prices and speeds as people write them."""
 
 from __future__ import annotations
 
 from ..engine.sources.strategy_files import read_object
-from ..errors import ReshardError
 from ..planning.cost.estimate import Estimate, Speeds, estimate_plan
 from ..planning.cost.prices import Payee, choose_table, parse_prices
-from ..planning.explain import explain as _explain
-from ..planning.explained import Explanation
 from ..planning.plan import Plan
-from ..storage import LocalStore, MemoryStore, open_location, unwrapped
+from ..storage import open_location, provider_name
 from .request import ASSUMPTIONS
 
 
@@ -66,41 +63,3 @@ def estimate(
     providers = [provider_name(url) for url in (plan.catalog.url, plan.conversion.target_url, *first)]
     payees = [Payee(provider, choose_table(provider, own, price_table)) for provider in providers]
     return estimate_plan(plan, speeds, payees, read.get("egress", "region"))
-
-
-def provider_name(url: str) -> str:
-    """Name the service behind a URL, for a price table; a scheme if it is none that prices could be known of.
-
-    Examples
-    --------
-    >>> provider_name("memory://lab/a"), provider_name("models/llama"), provider_name("gs://bucket/a")
-    ('memory', 'local', 'gs://')
-    """
-    scheme = url.partition("://")[0].lower() + "://" if "://" in url else ""
-    if scheme not in ("", "file://", "memory://", "s3://", "obs://"):
-        return scheme
-    try:
-        store = unwrapped(open_location(url).store)
-    except ReshardError:  # a saved plan can be looked at where its stores cannot be reached
-        return "Huawei OBS" if scheme == "obs://" else scheme
-    if isinstance(store, LocalStore | MemoryStore):
-        return "memory" if isinstance(store, MemoryStore) else "local"
-    from ..storage.s3 import S3Store  # loaded by now
-
-    return store.settings.provider.name if isinstance(store, S3Store) else scheme
-
-
-def explain(plan: Plan, name: str) -> Explanation:
-    """Show how an object or a tensor of the target is made: which of its bytes are copied or streamed, from where.
-
-    Parameters
-    ----------
-    name
-        A key of the target, or a tensor's name.
-
-    Raises
-    ------
-    UsageError
-        The plan makes nothing of this name; the error lists similar ones.
-    """
-    return _explain(plan, name)

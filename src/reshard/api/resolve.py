@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.execute import writable
 from ..engine.sources.read_source import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import StrategySource, read_object
 from ..engine.sources.training_state import read_counters
@@ -25,7 +24,7 @@ from ..planning.steps.copies import REPLICAS
 from ..planning.targets.full_target import FullTarget
 from ..planning.targets.target import Target
 from ..planning.targets.zarr_target import ZarrTarget
-from ..storage import Location, PartCopier, open_location, open_source, open_target, shared_connections
+from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, load_parallel, notes_on_numbers, strategy_by_numbers
 from .contents import source_options, strategy_source
@@ -176,7 +175,7 @@ def _with_training_state(
 
 def limits_of(target: Location, request: Request) -> Limits:
     """Return the default limits, with what the target's store accepts and what the request asks for."""
-    accepted, default = writable(target).limits, Limits()
+    accepted, default = target.writable_store().limits, Limits()
     return Limits(
         memory_bytes=request.memory or default.memory_bytes,
         concurrency=request.concurrency or default.concurrency,
@@ -190,12 +189,12 @@ def limits_of(target: Location, request: Request) -> Limits:
 
 def copy_bases(target: Location, catalog: Catalog, request: Request) -> tuple[int, ...]:
     """Find out what the target's store can copy by itself; see :class:`reshard.planning.plan.Plan`."""
-    store = writable(target)
-    if request.copy == "never" or not (isinstance(store, PartCopier) and store.limits.can_copy):
+    store = target.writable_store()
+    if request.copy == "never" or not store.copies_from(store):
         return ()
     places = (open_source(url) for url in (catalog.url, *catalog.others))
     bases = (base for base, place in enumerate(places) if store.copies_from(place.store))
-    return (REPLICAS, *bases) if store.copies_from(store) else ()
+    return (REPLICAS, *bases)
 
 
 def _staging_mode(target: Location, catalog: Catalog, request: Request) -> StagingMode | None:
@@ -222,8 +221,7 @@ def _staging_mode(target: Location, catalog: Catalog, request: Request) -> Stagi
     # What is staged is removed afterwards, with all that is below its place.
     inside = [url for url, identity in _source_objects(catalog) if identity.startswith(here)]
     raise_all(UsageError, f"staging at {place.url} is where the source's objects are", inside, hint)
-    store = writable(target)
-    is_near = isinstance(store, PartCopier) and store.copies_from(place.store)
+    is_near = target.writable_store().copies_from(place.store)
     return StagingMode(place.url, is_near, mode == "always", limits_of(place, request))
 
 

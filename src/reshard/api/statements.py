@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..engine.events import Listener, ignore
-from ..engine.execute import execute, writable
+from ..engine.execute import execute
 from ..engine.manifest import Manifest, decode_manifest
-from ..engine.source_check import head_or_none
 from ..engine.sources.strategy_files import read_object
 from ..engine.verify import Report, Subset, verify_manifest
 from ..errors import NotFound, TargetExists, UsageError, option
@@ -193,6 +192,6 @@ def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
     """
     base, name = open_target_object(url)
     place = base.child(name)
-    if not overwrite and head_or_none(place):
+    if not overwrite and place.head_or_none():
         raise TargetExists(f"{place.url} exists already", hint=f"Give {option('overwrite')}, or another name.")
-    writable(base).put(place.key, data)
+    base.writable_store().put(place.key, data)

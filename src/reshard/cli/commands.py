@@ -51,8 +51,8 @@ def plan(
 ) -> None:
     """Show what a conversion would read, write, take and cost."""
     from ..api.estimates import estimate
-    from ..api.estimates import explain as explain_name
     from ..api.statements import save
+    from ..planning.explain import explain as explain_name
     from ..planning.plan_json import encode_plan
     from .plan_text import show_plan
 

@@ -26,13 +26,13 @@ from ..planning.staging import with_etags
 from ..planning.steps.steps import Step
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.tree_target import TreeTarget
-from ..storage import Location, Store
+from ..storage import Location
 from ..tensor import ByteRange
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.threads import ThreadExecutor
 from .manifest import Manifest, decode_manifest, encode_manifest
 from .session import CopyRefused, Uploads
-from .source_check import head_or_none, stored_since
+from .source_check import stored_since
 from .sources.strategy_files import read_object
 from .two_passes import staged
 from .workers import Task, Workers, working
@@ -79,7 +79,7 @@ def execute(
     """
     places = (source, *others)
     if plan.staging:  # what would be refused in the end is refused before anything is staged
-        writable(target)
+        target.writable_store()
         _, leftovers = check_target(plan, target, overwrite=overwrite)
         _check_no_source(leftovers, plan, places, target)
     first_pass = partial(_run, overwrite=True, listener=listener)
@@ -108,7 +108,7 @@ def _run(plan: Plan, sources: Sequence[Location], target: Location, *, overwrite
 def _execute(
     plan: Plan, sources: Sequence[Location], target: Location, *, overwrite: bool, listener: Listener
 ) -> Manifest:
-    store = writable(target)
+    store = target.writable_store()
     before, leftovers = check_target(plan, target, overwrite=overwrite)
     _check_no_source(leftovers, plan, sources, target)
     uploads = Uploads(plan, sources, target, store, before)
@@ -191,19 +191,6 @@ def _copy_replicas(copies: Sequence[tuple[str, Task, int]], transfer: ThreadExec
     return refused
 
 
-def writable(target: Location) -> Store:
-    """The store of a target.
-
-    Raises
-    ------
-    Unsupported
-        It can only be read.
-    """
-    if not isinstance(target.store, Store):
-        raise Unsupported(f"{target.url}: this store can only be read", hint="Write to s3://, obs:// or a local path.")
-    return target.store
-
-
 def check_source(plan: Plan, sources: Sequence[Location], workers: Workers, hint: str = "Make the plan anew.") -> None:
     """Raise SourceChanged unless every object is the one that the plan was made from."""
     problems: list[str] = []
@@ -213,7 +200,7 @@ def check_source(plan: Plan, sources: Sequence[Location], workers: Workers, hint
         if item.fill:
             problems.extend(stored_since(place))
             return
-        info = head_or_none(place)
+        info = place.head_or_none()
         if info is None:
             problems.append(f"{place.url}: gone")
         elif (info.nbytes, info.etag) != (item.nbytes, item.etag):
@@ -252,7 +239,7 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
     if plan.conversion.manifest_key == MANIFEST_KEY or is_tree:
         found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object, or some ranks, with a manifest of their own: what else lies there is not ours to list
-        found = {key: info.etag for key in wanted for info in [head_or_none(target.child(key))] if info}
+        found = {key: info.etag for key in wanted for info in [target.child(key).head_or_none()] if info}
     before = {key: etag for key, etag in found.items() if key in wanted}
     if before and not overwrite:
         raise TargetExists(

@@ -12,7 +12,7 @@ from ..errors import Denied, Interrupted, NotFound, ReshardError, StorageError, 
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan
 from ..planning.steps.steps import CopiedPart, Step, StreamedPart
-from ..storage import Location, ObjectInfo, PartCopier, Store, Upload
+from ..storage import Location, ObjectInfo, Store, Upload
 from ..tensor import ByteRange
 from .digest import combined_crc32c, crc32c
 from .manifest import Receipt
@@ -228,8 +228,6 @@ class Uploads:
         self._copy(key, number, span.start, self._target.child(first_key), span, self._put[first_key].etag)
 
     def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
-        if not isinstance(self._store, PartCopier):
-            raise CopyRefused(f"{self._target.url}: this store copies nothing by itself", hint=_NO_COPIES)
         upload = self._upload_of(key)
         try:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, raise_all
 from ..planning.plan import Plan
 from ..planning.staging import with_etags
-from ..storage import Location, Store
+from ..storage import Location
 from .events import Listener, Noted
 from .manifest import Manifest, decode_manifest
 from .sources.strategy_files import read_object
@@ -102,9 +102,7 @@ def _chunks_of(plan: Plan) -> tuple[object, ...]:
 
 def _remove(first: Plan, place: Location) -> list[str]:
     """Remove all that the first pass wrote, its manifest last; returns what could not be removed, in words."""
-    store, problems = place.store, list[str]()
-    if not isinstance(store, Store):
-        return problems
+    store, problems = place.writable_store(), list[str]()
 
     def remove(key: str) -> None:
         try:

@@ -22,7 +22,6 @@ from .executors.arena import ThreadBuffers
 from .executors.threads import ThreadExecutor
 from .kernels.scatter import first_difference
 from .manifest import Manifest, Receipt
-from .source_check import head_or_none
 from .workers import Task, Workers, working
 
 _MAX_PROBLEMS = 1000
@@ -146,7 +145,7 @@ def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> di
 
     def check(receipt: Receipt) -> None:
         place = target.child(receipt.key)
-        info = head_or_none(place)
+        info = place.head_or_none()
         if info is None:
             problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, the object is gone"
         elif info.nbytes != receipt.nbytes:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage.protocol import ReadStore, Stoppable
-from ..storage.stopping import ShouldStop, never
+from ..storage import ReadStore, ShouldStop, never
 
 Task = Callable[[], None]
 T = TypeVar("T")
@@ -155,5 +154,4 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
 
 def _ask(stores: Iterable[ReadStore], question: ShouldStop) -> None:
     for store in stores:
-        if isinstance(store, Stoppable):
-            store.should_stop = question
+        store.should_stop = question

@@ -1,4 +1,4 @@
-"""Objects as local files: for small work without a store, and for what must run everywhere."""
+"""Objects as local files: for small work without a service, and for what must run everywhere."""
 
 from __future__ import annotations
 
@@ -6,41 +6,56 @@ import errno
 import io
 import itertools
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import Denied, NotFound, ReshardError, StorageError
 from ..tensor import ByteRange
-from .copying import checked_span, not_copied
-from .local_copy import FileCopy
-from .local_paths import Temporary, is_temporary, make_folder, object_path, remove_empty, walk, writable_path
-from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
-from .reading import beyond_end, changed, checked_target, expect_etag
+from .local_files import (
+    BLOCK_BYTES,
+    TOKEN,
+    HiddenFiles,
+    copy_range,
+    is_hidden,
+    make_folder,
+    object_path,
+    remove_empty,
+    walk,
+    writable_path,
+)
+from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .range_checks import beyond_end, cannot_copy, changed, check_buffer, check_copied_span, check_etag
 from .stopping import ShouldStop, check, never
-
-_BLOCK_BYTES = 8 << 20
-"""Read or written between two looks at ``should_stop``: a few milliseconds."""
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # else opening a named pipe would wait for its writer
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_PART = re.compile(r"(\d+) (\d+\+(\d+))\n")  # a line of the record: number and etag, which is offset and length
+
+_sync_data = getattr(os, "fdatasync", os.fsync)
 
 
-class LocalStore:
-    """Files below one folder; see :class:`reshard.storage.protocol.Store`.
+def open_store(url: str) -> LocalStore:
+    """Open the folder that a ``file://`` URL names."""
+    return LocalStore(url.removeprefix("file://") or "/")
 
-    A part is written straight to its place in a hidden file beside the object; completing flushes
-    that file and renames it. An upload may be continued by another process.
+
+class LocalStore(Store):
+    """Files below one folder.
+
+    A part is written straight to its place in a hidden file beside the object, and then recorded in
+    another; completing flushes the hidden file and renames it. Any process can continue an upload.
 
     Parameters
     ----------
     root
         Folder that keys count from; made when the first object is written.
     limits
-        Part sizes to tell to planners. A file system needs none, so by default they are the ones
-        of S3, and one plan fits both.
+        Part sizes for planners. A file system needs none: by default they are those of S3, so that
+        one plan fits both.
 
     Examples
     --------
@@ -52,6 +67,8 @@ class LocalStore:
     (['rank_0/a.bin'], b'he')
     """
 
+    provider = "local"
+
     def __init__(self, root: str | Path, *, limits: StoreLimits | None = None) -> None:
         self._root = Path(root).resolve()
         self._limits = limits or StoreLimits()
@@ -61,13 +78,8 @@ class LocalStore:
 
     @property
     def url(self) -> str:
-        """``file:///path/of/root``."""
+        """``file:///path/of/root``, with links on the way resolved."""
         return "file://" + str(self._root).rstrip("/")
-
-    @property
-    def identity(self) -> str:
-        """The URL: links on the way to the root are resolved in it."""
-        return self.url
 
     @property
     def root(self) -> Path:
@@ -82,25 +94,25 @@ class LocalStore:
     def head(self, key: str) -> ObjectInfo:
         """Describe one object."""
         path = object_path(self._root, key)
-        with _explained("describe", path):
+        with _explained("find", path):
             return _info(key, _regular(path.stat(), path))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object whose key starts with ``prefix``, in key order."""
         with _explained("list", self._root):
             for key, path in walk(self._root, prefix):
-                if not is_temporary(path.name):
-                    yield from self._listed(key, path)
-
-    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Return the bytes of a small range."""
-        buffer = bytearray(span.nbytes)
-        self.read_into(key, span, memoryview(buffer), etag)
-        return bytes(buffer)
+                if is_hidden(path.name):
+                    continue
+                try:
+                    found = path.stat()
+                except FileNotFoundError:  # removed meanwhile, or a link to nothing
+                    continue
+                if stat.S_ISREG(found.st_mode):
+                    yield _info(key, found)
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object."""
-        checked_target(span, target)
+        check_buffer(span, target)
         path = object_path(self._root, key)
         if not span.nbytes:
             return
@@ -114,8 +126,9 @@ class LocalStore:
     def put(self, key: str, body: Body) -> ObjectInfo:
         """Store one object, replacing any other."""
         upload = self.create_upload(key)
+        hidden = self._hidden(upload)
         try:
-            return self.complete_upload(upload, [(1, self.upload_part(upload, 1, 0, body))])
+            return self._finish(hidden, key, self._write(hidden, 0, body))
         except BaseException:
             self.abort_upload(upload)
             raise
@@ -128,29 +141,28 @@ class LocalStore:
             self._remove_made(path.parent)
 
     def create_upload(self, key: str) -> Upload:
-        """Make the hidden file that parts are written to."""
+        """Make the hidden files of an upload."""
         path = writable_path(self._root, key)
         with self._lock, _explained("write", path):
             if path.is_dir():
                 raise StorageError(f"{path} is a folder; no object can have its name.")
             made = make_folder(path.parent)
             self._made.update(made)
-            temporary = Temporary.fresh(path, len(made))
+            hidden = HiddenFiles.fresh(path, len(made))
             try:
-                os.close(os.open(temporary.path, _NEW, 0o666))
+                for file in (hidden.data, hidden.record):
+                    os.close(os.open(file, _NEW, 0o666))
             except OSError:
+                with suppress(OSError):
+                    hidden.data.unlink()
                 self._remove_made(path.parent)
                 raise
-        return Upload(key, temporary.token)
+        return Upload(key, hidden.token)
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
+    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
         """Write one part to its place in the hidden file."""
-        view, path = memoryview(body), self._temporary(upload).path
-        with _explained("write", path), _opened(path, os.O_RDWR) as file:
-            done = self._blocks(view, lambda block, at: os.pwrite(file, block, offset + at))
-        if done < view.nbytes:
-            raise StorageError(f"{path} took {done} of {view.nbytes} bytes.")
-        return f"{offset}+{view.nbytes}"
+        hidden = self._hidden(upload)
+        return self._recorded(hidden, number, offset, self._write(hidden, offset, body))
 
     def copies_from(self, source: ReadStore) -> bool:
         """Whether ``source`` is on this machine too."""
@@ -159,67 +171,107 @@ class LocalStore:
     def copy_part(
         self,
         upload: Upload,
-        number: int,  # noqa: ARG002
+        number: int,
         offset: int,
         source: ReadStore,
         key: str,
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Let the kernel copy bytes of a file to their place in the hidden one; see :class:`.protocol.PartCopier`."""
+        """Let the kernel copy bytes of a file to their place in the hidden one."""
         peer = unwrapped(source)
         if not (isinstance(peer, LocalStore) and self.copies_from(peer)):
-            raise not_copied(self, source)
-        path, target = object_path(peer.root, key), self._temporary(upload).path
+            raise cannot_copy(self, source)
+        check_copied_span(span)
+        path, hidden = object_path(peer.root, key), self._hidden(upload)
         with (
             _explained("copy", path),
-            _pinned(path, checked_span(span), etag) as file,
-            _explained("write", target),
-            _opened(target, os.O_RDWR) as hidden,
+            _pinned(path, span, etag) as file,
+            _explained("write", hidden.data),
+            _opened(hidden.data, os.O_RDWR) as target,
         ):
-            done = FileCopy(file, hidden, self.should_stop).run(span.start, offset, span.nbytes)
+            done = copy_range(file, target, span, offset, self.should_stop)
         if done < span.nbytes:
             raise beyond_end(f"{path}", span)
-        return f"{offset}+{span.nbytes}"
+        return self._recorded(hidden, number, offset, span.nbytes)
+
+    def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
+        """Read the record of parts."""
+        hidden = self._hidden(upload)
+        with _explained("list the parts of", hidden.target):
+            lines = [_PART.fullmatch(line) for line in hidden.record.read_text().splitlines(keepends=True)]
+        # A line that a crash cut short is no part. Of two lines for one part the later one counts.
+        found = {int(line[1]): PartInfo(int(line[1]), line[2], int(line[3])) for line in lines if line}
+        return [found[number] for number in sorted(found)]
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Flush the hidden file and give it its name."""
-        temporary = self._temporary(upload)
-        nbytes = _joined_nbytes(temporary, parts)
-        with _explained("complete", temporary.target):
-            with _opened(temporary.path, os.O_RDWR) as file:
-                if os.fstat(file).st_size < nbytes:
-                    raise StorageError(f"{temporary.path} is shorter than the {nbytes} bytes of its parts.")
-                os.ftruncate(file, nbytes)
-                os.fsync(file)
-                info = _info(upload.key, os.fstat(file))
-            temporary.path.replace(temporary.target)
-            with _opened(temporary.target.parent, os.O_RDONLY) as folder:
-                os.fsync(folder)
-        return info
+        hidden = self._hidden(upload)
+        return self._finish(hidden, upload.key, _joined_nbytes(hidden, parts))
 
     def abort_upload(self, upload: Upload) -> None:
-        """Remove the hidden file, and the folders made for it if nothing else is in them."""
-        temporary = self._temporary(upload)
-        with self._lock, _explained("abort", temporary.target):
+        """Remove the hidden files, and the folders made for them if nothing else is in them."""
+        hidden = self._hidden(upload)
+        with self._lock, _explained("abort", hidden.target):
+            hidden.record.unlink(missing_ok=True)
             try:
-                temporary.path.unlink()
+                hidden.data.unlink()
             except FileNotFoundError:
                 return
-            remove_empty(temporary.target.parent, temporary.made_count)
-            self._remove_made(temporary.target.parent)
+            remove_empty(hidden.target.parent, hidden.made_count)
+            self._remove_made(hidden.target.parent)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
         """List unfinished uploads by key prefix."""
-        folder = prefix.rpartition("/")[0]
         with _explained("list", self._root):
-            found = [(key, Temporary.of(path)) for key, path in walk(self._root, folder)]
+            found = [(key, HiddenFiles.of(path)) for key, path in walk(self._root, prefix.rpartition("/")[0])]
         uploads = [
-            Upload("/".join([*key.split("/")[:-1], temporary.target.name]), temporary.token)
-            for key, temporary in found
-            if temporary
+            Upload("/".join([*key.split("/")[:-1], hidden.target.name]), hidden.token)
+            for key, hidden in found
+            if hidden
         ]
         return [upload for upload in uploads if upload.key.startswith(prefix)]
+
+    def _hidden(self, upload: Upload) -> HiddenFiles:
+        if not TOKEN.fullmatch(upload.upload_id):
+            raise StorageError(f"{upload.upload_id!r} is not an upload of {self.url}.")
+        return HiddenFiles(writable_path(self._root, upload.key), upload.upload_id)
+
+    def _write(self, hidden: HiddenFiles, offset: int, body: Body) -> int:
+        view = memoryview(body)
+        with _explained("write", hidden.data), _opened(hidden.data, os.O_RDWR) as file:
+            done = self._blocks(view, lambda block, at: os.pwrite(file, block, offset + at))
+        if done < view.nbytes:
+            raise StorageError(f"{hidden.data} took {done} of {view.nbytes} bytes.")
+        return done
+
+    def _recorded(self, hidden: HiddenFiles, number: int, offset: int, nbytes: int) -> str:
+        """Record a part that has been written; return its etag."""
+        etag = f"{offset}+{nbytes}"
+        with _explained("write", hidden.data):
+            with _opened(hidden.data, os.O_RDWR) as file:
+                _sync_data(file)  # the record must not outlive the bytes when the machine goes down
+            # One short append is atomic, whichever threads and processes write. The record is not made here: a part
+            # that arrives after an abort would leave it behind.
+            with _opened(hidden.record, os.O_WRONLY | os.O_APPEND) as record:
+                os.write(record, f"{number} {etag}\n".encode())
+        return etag
+
+    def _finish(self, hidden: HiddenFiles, key: str, nbytes: int) -> ObjectInfo:
+        """Give the hidden file its length and its name."""
+        with _explained("complete", hidden.target):
+            with _opened(hidden.data, os.O_RDWR) as file:
+                if os.fstat(file).st_size < nbytes:
+                    raise StorageError(f"{hidden.data} is shorter than the {nbytes} bytes of its parts.")
+                os.ftruncate(file, nbytes)
+                os.fsync(file)
+                info = _info(key, os.fstat(file))
+            # The record goes first: without the bytes nothing would lead to it any more.
+            hidden.record.unlink(missing_ok=True)
+            hidden.data.replace(hidden.target)
+            with _opened(hidden.target.parent, os.O_RDONLY) as folder:
+                os.fsync(folder)
+        return info
 
     def _remove_made(self, folder: Path) -> None:
         """Remove the folders from ``folder`` upwards that this store made and that are empty."""
@@ -227,31 +279,16 @@ class LocalStore:
         remove_empty(folder, len(made))
         self._made.difference_update(parent for parent in made if not parent.exists())  # another may make them anew
 
-    def _temporary(self, upload: Upload) -> Temporary:
-        temporary = Temporary(writable_path(self._root, upload.key), upload.upload_id)
-        if not is_temporary(temporary.name):
-            raise StorageError(f"{upload.upload_id!r} is not an upload of {self.url}.")
-        return temporary
-
     def _blocks(self, view: memoryview, move: Callable[[memoryview, int], int]) -> int:
         """Let ``move`` take the view block by block; return the bytes moved before it took none."""
         done = 0
         while done < view.nbytes:
             check(self.should_stop)
-            moved = move(view[done : done + _BLOCK_BYTES], done)
+            moved = move(view[done : done + BLOCK_BYTES], done)
             if not moved:
                 break
             done += moved
         return done
-
-    @staticmethod
-    def _listed(key: str, path: Path) -> Iterator[ObjectInfo]:
-        try:
-            found = path.stat()
-        except FileNotFoundError:  # removed meanwhile, or a link to nothing
-            return
-        if stat.S_ISREG(found.st_mode):
-            yield _info(key, found)
 
 
 def _info(key: str, found: os.stat_result) -> ObjectInfo:
@@ -260,20 +297,20 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
 
 def _regular(found: os.stat_result, path: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
-        raise NotFound(f"{path} is not a file but a folder or a device.")
+        raise NotFound(f"{path} is a folder or a device, not a file.")
     return found
 
 
-def _joined_nbytes(temporary: Temporary, parts: Sequence[tuple[int, str]]) -> int:
-    """Length of the object; its parts must lie end to end from its first byte on."""
+def _joined_nbytes(hidden: HiddenFiles, parts: Sequence[tuple[int, str]]) -> int:
+    """Return the length of the object; its parts must follow each other without a gap."""
+    if not parts:
+        raise StorageError(f"{hidden.target}: an upload needs at least one part.")
     end = 0
     for _, etag in sorted(parts):
         start, _, nbytes = etag.partition("+")
         if start != str(end) or not nbytes.isdecimal():
-            raise StorageError(f"{temporary.target}: a part begins at {start}, the one before it ends at {end}.")
+            raise StorageError(f"{hidden.target}: a part begins at {start}, the one before it ends at {end}.")
         end += int(nbytes)
-    if not parts:
-        raise StorageError(f"{temporary.target}: an upload needs at least one part.")
     return end
 
 
@@ -288,10 +325,10 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 @contextmanager
 def _pinned(path: Path, span: ByteRange, etag: str | None) -> Iterator[int]:
-    """Open an object that has these bytes; at the end it must still be the one it was."""
+    """Open an object that has these bytes; at the end it must still be the same."""
     with _opened(path, _READ) as file:
         before = _info("", _regular(os.fstat(file), path))
-        expect_etag(f"{path}", etag, before.etag)
+        check_etag(f"{path}", etag, before.etag)
         if span.stop > before.nbytes:
             raise beyond_end(f"{path}", span, before.nbytes)
         yield file
@@ -302,7 +339,7 @@ def _pinned(path: Path, span: ByteRange, etag: str | None) -> Iterator[int]:
 
 @contextmanager
 def _explained(doing: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into one of ours that says what could not be done to which file."""
+    """Turn an OSError into an error of ours that names the action and the file."""
     try:
         yield
     except ReshardError:

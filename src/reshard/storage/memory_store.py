@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from ..errors import NotFound, StorageError
 from ..tensor import ByteRange
-from .copying import checked_span, not_copied, too_short
-from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
-from .reading import beyond_end, checked_target, expect_etag
+from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .range_checks import beyond_end, cannot_copy, check_buffer, check_copied_span, check_etag, too_short
 from .stopping import ShouldStop, check, never
 
 
@@ -23,24 +22,12 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Space:
-    """What all stores of one name share."""
+    """Everything that stores of one name share."""
 
-    name: str
     limits: StoreLimits = field(default_factory=StoreLimits)
     objects: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     uploads: dict[str, _Pending] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def url(self) -> str:
-        return f"memory://{self.name}"
-
-    def object(self, key: str) -> tuple[str, bytes]:
-        """Etag and body of one object."""
-        with self.lock:
-            if key not in self.objects:
-                raise NotFound(f"{self.url}/{key} does not exist.")
-            return self.objects[key]
 
 
 _spaces: dict[str, _Space] = {}
@@ -48,27 +35,21 @@ _spaces_lock = threading.Lock()
 _numbers = itertools.count(1)
 
 
-def _space(name: str) -> _Space:
-    with _spaces_lock:
-        return _spaces.setdefault(name, _Space(name))
+def open_store(url: str) -> MemoryStore:
+    """Open the store that a ``memory://`` URL names."""
+    return MemoryStore(url.removeprefix("memory://"))
 
 
-def _space_at(url: str) -> _Space:
-    return _space(url.removeprefix("memory://"))
-
-
-class MemoryStore:
-    """A store whose objects live as long as this process; see :class:`reshard.storage.protocol.Store`.
+class MemoryStore(Store):
+    """A store whose objects live as long as this process.
 
     Stores of one name hold the same objects, so ``memory://name/key`` means the same everywhere in
     a process. Without a name it is a store of its own.
 
     Parameters
     ----------
-    name
-        What stands after ``memory://``.
     limits
-        Part sizes to insist on, for every store of this name.
+        Part sizes to insist on, for every store of this name; those of S3 by default.
 
     Examples
     --------
@@ -79,8 +60,12 @@ class MemoryStore:
     >>> MemoryStore("shared").clear()
     """
 
+    provider = "memory"
+
     def __init__(self, name: str = "", *, limits: StoreLimits | None = None) -> None:
-        self._space = _space(name or f"private-{next(_numbers)}")
+        self._name = name or f"private-{next(_numbers)}"
+        with _spaces_lock:
+            self._space = _spaces.setdefault(self._name, _Space())
         if limits is not None:
             self._space.limits = limits
         self.should_stop: ShouldStop = never
@@ -88,16 +73,11 @@ class MemoryStore:
     @property
     def url(self) -> str:
         """``memory://name``."""
-        return self._space.url
-
-    @property
-    def identity(self) -> str:
-        """The URL: stores of one name are one."""
-        return self.url
+        return f"memory://{self._name}"
 
     @property
     def limits(self) -> StoreLimits:
-        """Those given when a store of this name was made, else the ones of S3."""
+        """Part sizes that this store insists on."""
         return self._space.limits
 
     def clear(self) -> None:
@@ -108,7 +88,7 @@ class MemoryStore:
 
     def head(self, key: str) -> ObjectInfo:
         """Describe one object."""
-        etag, body = self._space.object(key)
+        etag, body = self._object(key)
         return ObjectInfo(key, len(body), etag)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -118,21 +98,15 @@ class MemoryStore:
         for key, (etag, body) in found:
             yield ObjectInfo(key, len(body), etag)
 
-    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Return the bytes of a small range."""
-        buffer = bytearray(span.nbytes)
-        self.read_into(key, span, memoryview(buffer), etag)
-        return bytes(buffer)
-
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object."""
-        checked_target(span, target)
+        check_buffer(span, target)
         check(self.should_stop)
         if span.nbytes:
-            found, body = self._space.object(key)
-            expect_etag(self._name(key), etag, found)
+            found, body = self._object(key)
+            check_etag(f"{self.url}/{key}", etag, found)
             if span.stop > len(body):
-                raise beyond_end(self._name(key), span, len(body))
+                raise beyond_end(f"{self.url}/{key}", span, len(body))
             target[:] = memoryview(body)[span.start : span.stop]
 
     def put(self, key: str, body: Body) -> ObjectInfo:
@@ -170,25 +144,35 @@ class MemoryStore:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Keep one part of the bytes of an object; see :class:`.protocol.PartCopier`."""
+        """Keep one part of the bytes of an object."""
         peer = unwrapped(source)
-        if not (isinstance(peer, MemoryStore) and self.copies_from(peer)):
-            raise not_copied(self, source)
-        name, (found, body) = f"{peer.url}/{key}", _space_at(peer.url).object(key)
-        expect_etag(name, etag, found)
-        if checked_span(span).stop > len(body):
-            raise beyond_end(name, span, len(body))
-        if len(body) < self.limits.min_copy_source_bytes:
-            raise too_short(name, self.limits.min_copy_source_bytes)
-        return self._keep(upload, number, body[span.start : span.stop])
+        if not self.copies_from(peer):
+            raise cannot_copy(self, source)
+        check_copied_span(span)
+        body = peer.read(key, span, etag)
+        if peer.head(key).nbytes < self.limits.min_copy_source_bytes:
+            raise too_short(f"{peer.url}/{key}", self.limits.min_copy_source_bytes)
+        return self._keep(upload, number, body)
+
+    def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
+        """List the parts kept so far."""
+        with self._space.lock:
+            parts = sorted(self._pending(upload).parts.items())
+        return [PartInfo(number, etag, len(body)) for number, (etag, body) in parts]
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Join the parts; the object becomes visible."""
-        bodies = self._chosen(upload, parts)
+        url, numbers = f"{self.url}/{upload.key}", [number for number, _ in parts]
+        with self._space.lock:
+            held = dict(self._pending(upload).parts)
+        if not parts or numbers != sorted(set(numbers)):
+            raise StorageError(f"{url}: parts must be at least one, each once and ascending.")
+        lost = [str(number) for number, etag in parts if held.get(number, ("", b""))[0] != etag]
+        if lost:
+            raise StorageError(f"{url}: parts {', '.join(lost)} are not the ones uploaded.")
+        bodies = [held[number][1] for number in numbers]
         if any(len(body) < self.limits.min_part_bytes for body in bodies[:-1]):
-            raise StorageError(
-                f"{self._name(upload.key)}: a part that is not the last is below {self.limits.min_part_bytes} bytes."
-            )
+            raise StorageError(f"{url}: a part other than the last is below {self.limits.min_part_bytes} bytes.")
         info = self._store(upload.key, b"".join(bodies))
         self.abort_upload(upload)
         return info
@@ -204,8 +188,11 @@ class MemoryStore:
             pending = [Upload(value.key, upload_id) for upload_id, value in self._space.uploads.items()]
         return [upload for upload in pending if upload.key.startswith(prefix)]
 
-    def _name(self, key: str) -> str:
-        return f"{self.url}/{key}"
+    def _object(self, key: str) -> tuple[str, bytes]:
+        with self._space.lock:
+            if key not in self._space.objects:
+                raise NotFound(f"{self.url}/{key} does not exist.")
+            return self._space.objects[key]
 
     def _store(self, key: str, body: bytes) -> ObjectInfo:
         etag = f"{next(_numbers):08x}"
@@ -217,25 +204,16 @@ class MemoryStore:
         check(self.should_stop)
         if not 1 <= number <= self.limits.max_part_count:
             raise StorageError(
-                f"{self._name(upload.key)}: part number {number} is not in 1..{self.limits.max_part_count}."
+                f"{self.url}/{upload.key}: part number {number} is not in 1..{self.limits.max_part_count}."
             )
         etag = f"{next(_numbers):08x}"
-        self._pending(upload).parts[number] = (etag, body)
+        with self._space.lock:
+            self._pending(upload).parts[number] = (etag, body)
         return etag
 
     def _pending(self, upload: Upload) -> _Pending:
-        with self._space.lock:
-            pending = self._space.uploads.get(upload.upload_id)
+        """Return an open upload; the lock is held."""
+        pending = self._space.uploads.get(upload.upload_id)
         if pending is None or pending.key != upload.key:
-            raise NotFound(f"{self._name(upload.key)}: its upload {upload.upload_id} is not open (any more).")
+            raise NotFound(f"{self.url}/{upload.key}: its upload {upload.upload_id} is not open any more.")
         return pending
-
-    def _chosen(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> tuple[bytes, ...]:
-        held = self._pending(upload).parts
-        numbers = [number for number, _ in parts]
-        if not parts or numbers != sorted(set(numbers)):
-            raise StorageError(f"{self._name(upload.key)}: parts must be at least one, each once and ascending.")
-        lost = [str(number) for number, etag in parts if held.get(number, ("", b""))[0] != etag]
-        if lost:
-            raise StorageError(f"{self._name(upload.key)}: parts {', '.join(lost)} are not the ones uploaded.")
-        return tuple(held[number][1] for number in numbers)

@@ -1,28 +1,27 @@
-"""S3, Huawei OBS and whatever else speaks their language, through boto3."""
+"""S3, Huawei OBS and every other service that speaks their protocol, through boto3."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
-from .copying import checked_span, not_copied
-from .protocol import Body, ObjectInfo, ReadStore, StoreLimits, Upload, unwrapped
-from .reading import checked_target
+from .open import shared
+from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .range_checks import cannot_copy, check_buffer, check_copied_span
 from .retry import RetryPolicy, retrying
-from .s3_body import PartBody
 from .s3_client import find_settings, make_client
-from .s3_copy import PartCopy
-from .s3_errors import Asked, explain
-from .s3_read import RangedRead, bare_etag
+from .s3_errors import RequestLabel, explain
 from .s3_settings import S3Settings
+from .s3_transfers import PartBody, RangedCopy, RangedRead, bare_etag
 from .stopping import ShouldStop, check, never
 
 _SMALL_BYTES = 64 << 10
-"""Below this a body is sent as bytes: a file makes boto3 ask first and wait for leave to send."""
+"""Below this a body is sent as bytes: for a file boto3 waits for the server's leave to send."""
 
 _DOING = {
     "head_object": "find",
@@ -33,6 +32,7 @@ _DOING = {
     "delete_object": "delete",
     "create_multipart_upload": "start writing",
     "upload_part": "write a part of",
+    "list_parts": "list the parts of",
     "complete_multipart_upload": "complete",
     "abort_multipart_upload": "abort the upload of",
     "list_multipart_uploads": "list unfinished uploads of",
@@ -41,19 +41,27 @@ _DOING = {
 _LISTINGS = {1: ("list_objects", "Marker"), 2: ("list_objects_v2", "ContinuationToken")}
 
 
-class S3Store:
-    """One bucket; see :class:`reshard.storage.protocol.Store`.
+def open_store(url: str) -> S3Store:
+    """Open the bucket that an ``s3://`` or ``obs://`` URL names, as environment and AWS's configuration files say."""
+    scheme, _, bucket = url.partition("://")
+
+    def connect() -> tuple[S3Settings, Any]:
+        settings = find_settings(scheme, bucket)
+        return settings, make_client(settings)
+
+    settings, client = shared(url, connect)
+    return S3Store(settings, client=client)
+
+
+class S3Store(Store):
+    """One bucket.
 
     Parameters
     ----------
-    settings
-        How to reach it.
     policy
         How often to try what fails in passing.
-    should_stop
-        Whether to break transfers off; may be set later.
     client
-        Made for these settings; None to make one.
+        A client made for these settings; None to make one.
     """
 
     def __init__(
@@ -69,15 +77,6 @@ class S3Store:
         self._bucket = settings.bucket
         self._policy = policy or RetryPolicy()
         self._client = client or make_client(settings)
-
-    @classmethod
-    def find(cls, scheme: str, bucket: str) -> S3Store:
-        """Open a bucket with what environment, profiles and AWS's configuration files say."""
-        return cls(find_settings(scheme, bucket))
-
-    def again(self) -> S3Store:
-        """The same bucket through the same connections, to be stopped by itself."""
-        return S3Store(self._settings, policy=self._policy, client=self._client)
 
     def __repr__(self) -> str:
         return f"S3Store({self._settings!r})"
@@ -98,8 +97,13 @@ class S3Store:
         return self._settings.identity
 
     @property
+    def provider(self) -> str:
+        """Name of the service, as :mod:`reshard.storage.providers` has it."""
+        return self._settings.provider.name
+
+    @property
     def limits(self) -> StoreLimits:
-        """The service's, as its row says."""
+        """Those of the service."""
         return self._settings.provider.limits
 
     def head(self, key: str) -> ObjectInfo:
@@ -111,23 +115,24 @@ class S3Store:
         return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order.
+        """Yield every object whose key starts with ``prefix``, in key order."""
+        operation, position = _LISTINGS[self._settings.provider.list_version]
 
-        Stores that keep keys as trees list ``a/b`` before ``a.txt``; hence the sort, and all pages first.
-        """
-        return iter(sorted(self._listed(prefix), key=lambda info: info.key))
+        def after(answer: Any) -> dict[str, Any]:
+            found = answer.get("Contents")
+            return {position: answer.get("NextContinuationToken") or (found[-1]["Key"] if found else None)}
 
-    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Return the bytes of a small range."""
-        buffer = bytearray(span.nbytes)
-        self.read_into(key, span, memoryview(buffer), etag)
-        return bytes(buffer)
+        pages = self._pages(operation, None, after, Prefix=prefix)
+        found = [each for page in pages for each in page.get("Contents", ())]
+        # Stores that keep keys as trees list a/b before a.txt; hence all pages first, and the sort.
+        infos = (ObjectInfo(each["Key"], int(each["Size"]), bare_etag(each)) for each in found)
+        return iter(sorted(infos, key=lambda info: info.key))
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object, however often the connection breaks."""
-        checked_target(span, target)
-        asked = self._asked("get_object", key)
-        RangedRead(self._client, self._bucket, key, span, target, etag, asked, self._policy, self.should_stop).run()
+        check_buffer(span, target)
+        label = self._label("get_object", key)
+        RangedRead(self._client, self._bucket, key, span, target, etag, label, self._policy, self.should_stop).run()
 
     def put(self, key: str, body: Body) -> ObjectInfo:
         """Store one object in one request, replacing any other."""
@@ -143,7 +148,7 @@ class S3Store:
         """Open a multipart upload."""
         if not self._settings.provider.unequal_parts:
             raise Unsupported(
-                f"{self._asked('create_multipart_upload', key)}: it wants all parts of an upload equal in length.",
+                f"{self._label('create_multipart_upload', key)}: it requires upload parts of equal length.",
                 hint="Write to another store and copy the finished objects from there.",
             )
         return Upload(key, str(self._call("create_multipart_upload", key)["UploadId"]))
@@ -155,7 +160,7 @@ class S3Store:
         )
         etag = bare_etag(answer)
         if not etag:
-            raise StorageError(f"{self._asked('upload_part', upload.key)}: the store returned no etag for it.")
+            raise StorageError(f"{self._label('upload_part', upload.key)}: the store returned no etag for it.")
         return etag
 
     def copies_from(self, source: ReadStore) -> bool:
@@ -173,22 +178,40 @@ class S3Store:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Let the service copy bytes of one of its objects into a part; see :class:`.protocol.PartCopier`."""
+        """Let the service copy bytes of one of its objects into a part."""
         peer = unwrapped(source)
         if not (isinstance(peer, S3Store) and self.copies_from(peer)):
-            raise not_copied(self, source)
-        origin = f"{peer.url}/{key}"
-        copy = PartCopy(
+            raise cannot_copy(self, source)
+        check_copied_span(span)
+        source_url = f"{peer.url}/{key}"
+        copy = RangedCopy(
             self._client,
             {"Bucket": self._bucket, "Key": upload.key, "UploadId": upload.upload_id, "PartNumber": number},
             {"Bucket": peer.settings.bucket, "Key": key},
-            checked_span(span),
+            source_url,
+            span,
             etag,
-            origin,
-            Asked("copy", f"bytes of {origin} to {self.url}/{upload.key}", self._settings.place),
+            RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place),
             self.should_stop,
         )
-        return retrying(copy.run, self._policy, self.should_stop)
+        return retrying(copy.request, self._policy, self.should_stop)
+
+    def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
+        """List the parts of an open upload."""
+        pages = self._pages(
+            "list_parts",
+            upload.key,
+            lambda answer: {"PartNumberMarker": answer.get("NextPartNumberMarker")},
+            UploadId=upload.upload_id,
+        )
+        parts = {
+            PartInfo(int(each["PartNumber"]), bare_etag(each), int(each["Size"]))
+            for page in pages
+            for each in page.get("Parts", ())
+        }
+        # SeaweedFS lists every part that was sent under a number, in no order.
+        counts = Counter(part.number for part in parts)
+        return sorted((part for part in parts if counts[part.number] == 1), key=lambda part: part.number)
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Join the parts; the object becomes visible.
@@ -199,23 +222,24 @@ class S3Store:
             Also when the answer was lost and nothing proves that the object there is the new one.
         """
         if not parts:
-            raise UsageError(f"{self._asked('complete_multipart_upload', upload.key)}: it has no parts.")
+            raise UsageError(f"{self._label('complete_multipart_upload', upload.key)}: it has no parts.")
         joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
-        tries: list[None] = []
+        tries = 0
 
         def complete() -> None:
-            tries.append(None)
+            nonlocal tries
+            tries += 1
             try:
                 self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, MultipartUpload=joined)
             except NotFound as error:
-                if len(tries) == 1:
+                if tries == 1:
                     raise
                 # Perhaps the answer to an earlier try was lost, not the try itself.
                 self._expect_new(upload.key, before, len(parts), error)
 
         retrying(complete, self._policy, self.should_stop)
-        # Complete does not tell the length, and on some stores (Ceph) not the etag either.
+        # The answer to Complete has no length, and on some stores (Ceph) no etag either.
         return self.head(upload.key)
 
     def abort_upload(self, upload: Upload) -> None:
@@ -224,21 +248,18 @@ class S3Store:
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
         """Yield unfinished uploads by key prefix."""
-        marker: dict[str, Any] = {}
-        while True:
-            answer = self._call("list_multipart_uploads", None, Prefix=prefix, **marker)
-            for found in answer.get("Uploads", ()):
+        names = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+
+        def after(answer: Any) -> dict[str, Any]:
+            return {name: answer.get(of_next) for name, of_next in names.items()}
+
+        for page in self._pages("list_multipart_uploads", None, after, Prefix=prefix):
+            for found in page.get("Uploads", ()):
                 if found["Key"].startswith(prefix):
                     yield Upload(found["Key"], found["UploadId"])
-            if not answer.get("IsTruncated"):
-                return
-            marker = self._next(
-                marker,
-                {"KeyMarker": answer.get("NextKeyMarker"), "UploadIdMarker": answer.get("NextUploadIdMarker")},
-            )
 
     def _etag_seen(self, key: str) -> str | None:
-        """Ask for an object's etag: empty when there is no object, None when the store does not tell."""
+        """Ask for an object's etag: empty if there is no object, None if the store does not answer."""
         try:
             return bare_etag(self._call("head_object", key)) or None
         except NotFound:
@@ -247,28 +268,30 @@ class S3Store:
             return None
 
     def _expect_new(self, key: str, before: str | None, part_count: int, gone: NotFound) -> None:
-        """Raise unless the object is one of so many parts, and not the one that was there ``before``."""
+        """Raise unless the object has so many parts and is not the one that was there ``before``."""
         after = self._etag_seen(key)
         if after is not None and not after.endswith(f"-{part_count}"):
             raise gone
         if after is None or before is None or after == before:
             raise StorageError(
-                f"{self._asked('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
-                "longer open, so it is not known whether the object there is the old or the new one.",
+                f"{self._label('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
+                "longer open, so it is unknown whether the object there is the old or the new one.",
                 hint="Do not use this object before it has been written again.",
             ) from gone
 
-    def _listed(self, prefix: str) -> Iterator[ObjectInfo]:
-        operation, position = _LISTINGS[self._settings.provider.list_version]
-        where: dict[str, Any] = {}
+    def _pages(
+        self, operation: str, key: str | None, after: Callable[[Any], dict[str, Any]], **arguments: Any
+    ) -> Iterator[Any]:
+        """Yield the pages of a listing; ``after`` returns the position of the next page."""
+        position: dict[str, Any] = {}
         while True:
-            answer = self._call(operation, None, Prefix=prefix, **where)
-            found = answer.get("Contents", ())
-            yield from (ObjectInfo(each["Key"], int(each["Size"]), bare_etag(each)) for each in found)
+            answer = self._call(operation, key, **arguments, **position)
+            yield answer
             if not answer.get("IsTruncated"):
                 return
-            last = found[-1]["Key"] if found else None
-            where = self._next(where, {position: answer.get("NextContinuationToken") or last})
+            before, position = position, {name: value for name, value in after(answer).items() if value}
+            if not position or position == before:  # it would keep us here for ever
+                raise StorageError(f"{self.url}: the store has more to list, but does not say where to continue.")
 
     def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
         return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)
@@ -282,8 +305,8 @@ class S3Store:
         try:
             return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
         except (ClientError, BotoCoreError) as error:
-            check(self.should_stop)  # what stopped a body comes back as an error of the HTTP library
-            raise explain(error, self._asked(operation, key)) from error
+            check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
+            raise explain(error, self._label(operation, key)) from error
 
     def _ignoring_absence(self, operation: str, key: str, **arguments: Any) -> None:
         try:
@@ -307,13 +330,6 @@ class S3Store:
     def _body(self, body: Body) -> Any:
         return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self.should_stop)
 
-    def _asked(self, operation: str, key: str | None) -> Asked:
+    def _label(self, operation: str, key: str | None) -> RequestLabel:
         url = f"{self.url}/{key}" if key is not None else self.url
-        return Asked(_DOING[operation], url, self._settings.place)
-
-    def _next(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-        """Where the next page begins; a store that says nothing new would keep us here for ever."""
-        after = {name: value for name, value in after.items() if value}
-        if not after or after == before:
-            raise StorageError(f"{self.url}: the store says that there is more to list, but not from where on.")
-        return after
+        return RequestLabel(_DOING[operation], url, self._settings.place)
