@@ -269,7 +269,7 @@ SOURCES = [
         "shards without a strategy",
         {f"src/rank_{r}/c_{r}.safetensors": whole(a=(4,)) for r in range(2)},
         UsageError,
-        ["shards of 2 ranks", "--src-strategy"],
+        ["shards of 2 ranks", "`src_strategy`"],
     ),
     Bad(
         "ranks whose last objects are of different steps",
@@ -283,7 +283,7 @@ SOURCES = [
         "strategy for a full checkpoint",
         {"src/m.safetensors": whole(a=(4,)), "s.ckpt": strategy({"a": WHOLE})},
         UsageError,
-        ["this is a full checkpoint", "Leave --src-strategy"],
+        ["this is a full checkpoint", "Omit `src_strategy`"],
         {"src_strategy": "s.ckpt"},
     ),
 ]
@@ -446,7 +446,7 @@ SHARDS = [
     ),
     shards(
         "no layout and another shape",
-        ["x: has no layout and differs", "rank 0 has U8 [2]", "rank 1 has U8 [3]"],
+        ["x: is unlisted and differs", "rank 0 has U8 [2]", "rank 1 has U8 [3]"],
         whole(w=(2, 6), norm=(3,), x=(2,)),
         whole(w=(2, 6), norm=(3,), x=(3,)),
         error=CatalogError,
@@ -578,7 +578,7 @@ def test_tensors_without_a_layout_that_differ(store):
     for rank in range(2):
         store.put(f"src/rank_{rank}/c_{rank}.safetensors", raw(header, bytes([0] * 12 + [rank, 0, rank])))
     store.put("s.ckpt", CUT)
-    with pytest.raises(CatalogError, match="without a layout in the source differ") as caught:
+    with pytest.raises(CatalogError, match="no layout of the source lists differ") as caught:
         reshard.convert(f"{BASE}/src", f"{BASE}/out", src_strategy=f"{BASE}/s.ckpt")
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["x", "y"]
     assert "rank_1/c_1.safetensors" in caught.value.problems[0]

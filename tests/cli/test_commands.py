@@ -212,7 +212,18 @@ def test_inspect_tells_what_is_there(memory):
     assert "rank_0/full.safetensors" in done.out
     assert "lm_head.weight" in done.out
     body = ok("inspect", memory.full, "--output", "json").json
-    told = ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes", "texts", "dropped", "counters"]
+    told = [
+        "url",
+        "kind",
+        "objects",
+        "tensors",
+        "metadata",
+        "notes",
+        "header_bytes",
+        "texts",
+        "dropped",
+        "training_state",
+    ]
     assert list(body) == told
     assert body["objects"][0]["key"] == "rank_0/full.safetensors"
     assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in body["tensors"]

@@ -333,13 +333,14 @@ def test_faults_leave_nothing_behind(verb, call):
 
 def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
-    from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+    from reshard.planning.catalog import SourceObject
     from reshard.planning.sources.full_source import full_catalog
-    from reshard.tensor import Box, TensorSpec
+    from reshard.planning.sources.source_headers import SourceHeaders, safetensors_header
+    from reshard.tensor import TensorSpec
 
     header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {}).header
-    held = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
-    catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), ObjectHeader(held))])
+    headers = [safetensors_header(SourceObject("m", header.nbytes, ""), header)]
+    catalog = full_catalog(SourceHeaders("memory://s", "test", headers))
     limits = Limits(memory_bytes=memory_mib << 20)
     return plan_for(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 

@@ -271,7 +271,7 @@ ROWS = {
         UNIFY, convert("shards", src_strategy="half.ckpt"),
         Refused(FormatError, ["strategy/half.ckpt", "truncated", "Expected a MindSpore strategy file"])),
     "source strategy None for unify": Row(
-        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "--src-strategy"])),
+        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "`src_strategy`"])),
     "merged strategy lacks stage 0": Row(
         UNIFY, convert("pp_shards", src_strategy="stage1_merged.ckpt"),
         Refused(StrategyError, ["stage1_merged.ckpt", "stages 0..1 are expected"])),
@@ -311,7 +311,7 @@ ROWS = {
     # Arguments.
     "unify, src_dir is a file": Row(
         UNIFY, convert("full/rank_0/full.safetensors", **MP4),
-        Refused(UsageError, ["in/full", "this is a full checkpoint", "Leave --src-strategy"])),
+        Refused(UsageError, ["in/full", "this is a full checkpoint", "Omit `src_strategy`"])),
     "unify, file_suffix without match": Row(
         UNIFY, convert("shards", **MP4, file_suffix="9_9"), Refused(CatalogError, ["rank_3", "9_9"])),
     "output_format unknown": Row(

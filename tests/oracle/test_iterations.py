@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path):
     for path in (SAVED / FOLDER).iterdir():
         if "0000001-" not in path.name:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CatalogError, match=r"not what metadata\.json says") as caught:
+    with pytest.raises(CatalogError, match=r"contradict metadata\.json") as caught:
         reshard.convert(str(tmp_path), str(tmp_path.parent / "full"))
     assert all("is in none of CKP-model-0000001-" in problem for problem in caught.value.problems)
 

@@ -105,13 +105,13 @@ def test_a_counter_under_another_name(place):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.5, -1.0])
-def test_a_counter_that_does_not_count(place, value):
+def test_a_training_state_that_does_not_count(place, value):
     (place / "ms").mkdir()
     save_file(TENSORS, place / "ms" / "part0.safetensors")
     save_file({"global_step": np.array(value, np.float32)}, place / "ms" / "hyper_param.safetensors")
     (place / "ms" / "param_name_map.json").write_text(json.dumps(dict.fromkeys(TENSORS, "part0.safetensors")))
     options = {"dst_strategy": str(place / "s.ckpt"), "form": "iteration", "iteration": 1}
-    with pytest.raises(CatalogError, match="not clear") as caught:
+    with pytest.raises(CatalogError, match="training state cannot be used") as caught:
         reshard.plan(str(place / "ms"), str(place / "it"), **options)
     assert "global_step" in caught.value.problems[0]
 

@@ -13,16 +13,17 @@ from support.random_plans import cases, full_targets, limits, object_shares, ran
 
 from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.formats.safetensors import plan_header
-from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import SourceObject
 from reshard.planning.change import Change
 from reshard.planning.explain import explain
 from reshard.planning.explained import explanation_to_json
 from reshard.planning.limits import Limits
 from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders, safetensors_header
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
 slow = settings(
@@ -119,10 +120,8 @@ def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
 
 def catalog(specs):
     header = plan_header(specs, {}).header
-    stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
-    return full_catalog(
-        "memory://source", "test", [(SourceObject("m", header.nbytes, "e"), ObjectHeader(tuple(stored)))]
-    )
+    headers = [safetensors_header(SourceObject("m", header.nbytes, "e"), header)]
+    return full_catalog(SourceHeaders("memory://source", "test", headers))
 
 
 def ranks(**layouts):

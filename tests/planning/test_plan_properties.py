@@ -39,7 +39,7 @@ from support.random_plans import (
 
 from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import SourceOptions, read_catalog
+from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.verify import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError

@@ -17,10 +17,11 @@ import numpy as np
 
 from reshard.formats.mindspore.ckpt_read import read_index
 from reshard.formats.safetensors import parse_header, plan_header
-from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import Catalog, HeaderTensor, ObjectHeader, SourceObject
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.rank_source import rank_catalog
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.planning.sources.source_headers import SourceHeaders, safetensors_header
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 Array = np.ndarray
 Model = Mapping[str, tuple[DType, tuple[int, ...], Array]]
@@ -252,37 +253,28 @@ def contents(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def catalog_of_objects(objects: Mapping[str, Model], url: str = "memory://source") -> Catalog:
     """The catalog of whole tensors in several objects."""
-    return full_catalog(url, "test", [_opened(key, model) for key, model in objects.items()])
+    return full_catalog(SourceHeaders(url, "test", [header_of(key, encode(model)) for key, model in objects.items()]))
 
 
 def catalog_of_ranks(held: Mapping[int, Model], strategy: Strategy, url: str = "memory://source") -> Catalog:
     """The catalog of rank shards."""
-    opened = {rank: _opened(rank_key(rank), model) for rank, model in held.items()}
-    return rank_catalog(url, opened, strategy)[0]
+    headers = [header_of(rank_key(rank), encode(model)) for rank, model in held.items()]
+    return rank_catalog(SourceHeaders(url, "test", headers), tuple(held), strategy)
 
 
-def _opened(key, model):
-    body = encode(model)
-    return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
+def header_of(key: str, body: bytes) -> ObjectHeader:
+    """The header of a safetensors object."""
+    return safetensors_header(SourceObject(key, len(body), f"etag of {key}"), parse_header(body, len(body)))
 
 
-def held_by(body: bytes) -> ObjectHeader:
-    """What a safetensors object holds."""
-    header = parse_header(body, len(body))
-    tensors = tuple(
-        Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
-    )
-    return ObjectHeader(tensors, header.metadata, index_bytes=header.data_start)
-
-
-def held_by_ckpt(body: bytes) -> ObjectHeader:
-    """What a ``.ckpt`` object holds."""
+def header_of_ckpt(key: str, body: bytes) -> ObjectHeader:
+    """The header of a ``.ckpt`` object."""
     _, texts, packed = list_ckpt(body)
     index = read_index(len(body), lambda where: body[where.start : where.stop])
     tensors = tuple(
-        Stored(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
+        HeaderTensor(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
     )
-    return ObjectHeader(tensors, packed, texts)
+    return ObjectHeader(SourceObject(key, len(body), f"etag of {key}"), tensors, packed, texts)
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

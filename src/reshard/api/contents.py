@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..engine.sources.read_source import SourceOptions, read_contents
+from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.sources.read_source import SourceOptions, read_catalog
+from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.strategy_files import StrategySource, read_object
-from ..engine.sources.training_state import read_counters
+from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.name_map import parse_name_map
@@ -105,7 +105,7 @@ def resolve(request: Request, hooks: Hooks | None = None, on_event: Listener = i
         strategy = strategy_by_numbers(numbers, change, [each.spec for each in tensors], request)
     request, decided = hooks.complete(request, Headers(catalog, wanted.strategy, strategy))
     catalog = with_notes(catalog, *decided)
-    target = choose_target(request, place, strategy, limits, catalog.counters)
+    target = choose_target(request, place, strategy, limits, catalog.training_state)
     attachments: tuple[Attachment, ...] = ()
     manifest_key = f"{name}.manifest.json" if name else hooks.manifest_key(target)
     if name is None and (isinstance(target, ZarrTarget) or (isinstance(target, FullTarget) and target.index_name)):
@@ -164,8 +164,8 @@ def _with_training_state(
     if request.form == "iteration":
         place = open_source(catalog.url)
         with working(concurrency, place.store) as workers:
-            return replace(catalog, counters=read_counters(catalog, tensors, place, workers))
-    lost = [f"{name} {value}" for name, value in catalog.counters.items() if value is not None]
+            return replace(catalog, training_state=read_training_state(catalog, tensors, place, workers))
+    lost = [f"{name} {value}" for name, value in catalog.training_state.items() if value is not None]
     note = f"the training state in common.json is not written in this form: {', '.join(lost)}"
     return with_notes(catalog, note) if lost else catalog
 

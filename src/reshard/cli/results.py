@@ -121,7 +121,7 @@ def _catalog_json(catalog: Catalog) -> dict[str, Any]:
         "header_bytes": catalog.header_bytes,
         "texts": dict(catalog.texts),
         "dropped": list(catalog.dropped),
-        "counters": dict(catalog.counters),
+        "training_state": dict(catalog.training_state),
     }
 
 

@@ -17,8 +17,8 @@ from ..api.statements import convert_request
 from ..api.strategies import merge_strategies
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources import SourceOptions
 from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, option, raise_all
 from ..formats.containers import Container

@@ -13,8 +13,8 @@ from ..api.resolve import Resolved, copy_bases, limits_of, load_name_map, note_u
 from ..api.statements import make, run
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources import read_catalog, read_tree
 from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import read_catalog, read_tree
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.containers import Container

@@ -1,4 +1,4 @@
-"""Whether objects are still what a plan was made from."""
+"""Checks that objects are still those that a plan was made from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from ..storage import Location
 
 
 def stored_since(place: Location) -> Iterator[str]:
-    """Yield what is wrong if a chunk that was left out when the plan was made is stored by now."""
+    """Yield a problem if a chunk that was missing when the plan was made is stored by now."""
     if (info := place.head_or_none()) is not None:
         yield f"{place.url}: expected a chunk that is not stored, found {info.nbytes} bytes"
