@@ -11,6 +11,8 @@ Four statements do it all; the command line has the same four:
 
 from typing import TYPE_CHECKING
 
+from .doors import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from .api.contents import inspect as inspect
     from .api.estimates import estimate as estimate
@@ -51,17 +53,7 @@ _MODULES = {
     "planning.limits": ["Limits"],
     "planning.plan": ["Plan"],
 }
-"""Names by the module that has them: each is imported when it is asked for, so that the command line starts at once."""
-
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import a public name."""
-        from importlib import import_module
-
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{module}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = _lazy_names(__name__, _MODULES)

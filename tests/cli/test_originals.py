@@ -414,12 +414,6 @@ def test_each_command_spells_options_its_own_way(command, option, flag):
     assert typer.main.get_command(app).get_command(None, command).spell(*option) == flag
 
 
-def test_patterns_that_match_nothing_are_noted_as_flags(memory):
-    done = ok("transform-checkpoint", "--src_checkpoint", memory.full, "--dst_strategy", memory.strategy,
-              "--dst_checkpoint", memory.at("out"), "--drop", "absent.*")  # fmt: skip
-    assert "--drop absent.* matches no tensor" in done.out
-
-
 def test_the_library_spells_the_functions_own_arguments(memory):
     with pytest.raises(UsageError, match=r"^`src_strategy_dirs` .* cut the shards|`src_strategy_dirs`"):
         compat.unified_safetensors(shards(memory), "None", memory.at("whole"))

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..doors import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from .contents import inspect as inspect
     from .estimates import estimate as estimate
@@ -23,17 +25,7 @@ _MODULES = {
     "statements": ["convert", "load_plan", "plan", "save", "verify"],
     "strategies": ["convert_strategy", "make_strategy", "merge_strategies", "read_strategy"],
 }
-"""Names by the module that has them: each is imported when it is asked for, so that a command imports what it needs."""
-
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import a public name."""
-        from importlib import import_module
-
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{module}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = _lazy_names(__name__, _MODULES)

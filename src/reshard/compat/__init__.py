@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..doors import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from .checkpoints import load_distributed_checkpoint as load_distributed_checkpoint
     from .checkpoints import merge_pipeline_strategys as merge_pipeline_strategys
@@ -19,17 +21,7 @@ _MODULES = {
     "rewriting": ["ckpt_to_safetensors", "safetensors_to_ckpt"],
     "weights": ["convert_weight", "transform_ckpt_lora"],
 }  # fmt: skip
-"""Names by the module that has them: each is imported when it is asked for."""
-
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import a public name."""
-        from importlib import import_module
-
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{module}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = _lazy_names(__name__, _MODULES)
