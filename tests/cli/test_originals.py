@@ -15,7 +15,7 @@ from support.ckpt_parser import parse_ckpt
 
 from reshard import compat
 from reshard.cli.app import app
-from reshard.compat.command import requests_for
+from reshard.compat.imitation import requests_for
 from reshard.errors import UsageError
 from reshard.formats.containers import Container, frame_of
 from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile

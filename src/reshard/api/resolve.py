@@ -76,7 +76,7 @@ class Hooks:
 
 
 @shared_connections()
-def resolve(request: Request, hooks: Hooks | None = None, on_event: Listener = ignore) -> Resolved:
+def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None = None) -> Resolved:
     """Find out what a request means; nothing is written.
 
     Raises

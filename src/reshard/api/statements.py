@@ -17,7 +17,7 @@ from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.staging import staged_plan
 from ..storage import open_location, open_source, open_target, open_target_object, shared_connections
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, Request
-from .resolve import Hooks, Resolved, check_sources_kept, resolve
+from .resolve import Resolved, check_sources_kept, resolve
 
 
 def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> Plan:
@@ -42,7 +42,7 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
         As the tree in :mod:`reshard.errors` says; an OverBudget has the memory that is needed.
     """
     request = Request.of(PLAN_OPTIONS, **(options | {"src": src, "dst": dst}))
-    return make(resolve(request, on_event=on_event))
+    return make(resolve(request, on_event))
 
 
 @shared_connections()
@@ -89,16 +89,7 @@ def convert(
     elif src is None or dst is None:
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
-    if plan is None:
-        return convert_request(request, on_event=on_event)
-    made = load_plan(plan) if isinstance(plan, str) else plan
-    return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
-
-
-@shared_connections()
-def convert_request(request: Request, hooks: Hooks | None = None, on_event: Listener = ignore) -> Manifest:
-    """Resolve a request, plan it, and carry it out."""
-    made = make(resolve(request, hooks, on_event))
+    made = load_plan(plan) if isinstance(plan, str) else plan or make(resolve(request, on_event))
     return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
 
 

@@ -11,7 +11,7 @@ import typer
 
 from .. import compat
 from ..api.option_field import OptionField
-from ..compat.command import options_of
+from ..compat.imitation import option_of
 from ..compat.weights import FLAGS
 from ..errors import UsageError
 from .flags import Output, OutputForm, Overwrite, Quiet, flag, with_flags
@@ -24,8 +24,8 @@ _PLACES = ("file_path", "save_path")
 
 def _command(function: Callable[..., Any], more: Mapping[str, OptionField] | None = None) -> Callable[..., None]:
     """Make a command from an imitation; ``more`` are flags that it takes as one mapping."""
-    parameters, options, more = inspect.signature(function).parameters, options_of(function), more or {}
-    flags = [_flag(parameters[name], field) for name, field in options.items() if name != "overwrite"]
+    parameters, more = inspect.signature(function).parameters.values(), more or {}
+    flags = [_flag(each, field) for each in parameters if (field := option_of(each)) and each.name != "overwrite"]
     flags += [flag(name, field, is_original=True) for name, field in more.items()]
 
     def command(

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from ..api.option_field import OptionField, read_document, read_nullable, read_texts, read_truth
 from ..api.request import Request
-from ..api.resolve import Headers, Hooks, load_name_map
-from ..api.statements import convert_request
+from ..api.resolve import Headers, Hooks, load_name_map, resolve
 from ..api.strategies import merge_strategies
-from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
 from ..engine.sources import SourceOptions
 from ..engine.sources.headers import container_of
 from ..engine.sources.strategy_files import StrategySource
@@ -29,18 +27,7 @@ from ..planning.sources.selection import NameFilter
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.target import Target
 from ..tensor import Strategy
-from .command import (
-    Drop,
-    FileSuffix,
-    KeepRank,
-    Memory,
-    Overwrite,
-    Processes,
-    command,
-    format_option,
-    processes_option,
-    requests_for,
-)
+from .imitation import FileSuffix, Processes, Translation, format_option, imitation, processes_option, requests_for
 
 _BUFFERS = "accu_grads"
 _DROP_BUFFERS = f"prefix:{_BUFFERS}"
@@ -56,7 +43,15 @@ TargetStrategy = Annotated[str | None, _strategy_of("target")]
 Prefix = Annotated[str, OptionField("Prefix of the objects' names, before the rank.", "NAME", default="checkpoint_")]
 
 
-@command(src="mindspore_ckpt_dir", src_strategy="src_strategy_dirs", dst="output_dir", concurrency="max_process_num")
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
+    src="mindspore_ckpt_dir",
+    src_strategy="src_strategy_dirs",
+    dst="output_dir",
+    concurrency="max_process_num",
+)
 def unified_safetensors(
     mindspore_ckpt_dir: Annotated[str, OptionField("Prefix of the rank shards, with rank_R/.", "URL")],
     src_strategy_dirs: Annotated[
@@ -75,40 +70,25 @@ def unified_safetensors(
         Iterable[str] | str | None, OptionField("Prefix of names to leave out.", "TEXT", read=read_texts)
     ] = None,
     max_process_num: Processes = None,
-    drop: Drop = None,
-    keep_rank: KeepRank = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
-    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
-    """
+) -> Translation:
+    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does."""
     if format not in (None, Container.SAFETENSORS):
         raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
     if not src_strategy_dirs:
         raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
-    prefixes = [f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()]
     request = Request.of(
         src=mindspore_ckpt_dir,
         dst=output_dir,
         src_strategy=src_strategy_dirs,
         file_suffix=file_suffix,
         form="mindspore",
-        drop=[*(drop or ()), *prefixes],
-        keep_rank=keep_rank,
         concurrency=requests_for(max_process_num),
-        memory=memory,
-        overwrite=overwrite,
+        drop=[f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()],
     )
-    return convert_request(request, _Unify(has_redundancy), on_event)
+    return request, partial(resolve, hooks=_Unify(has_redundancy))
 
 
-@command(src="src_checkpoint", dst="dst_checkpoint", concurrency="process_num")
+@imitation("drop", "keep_rank", "memory", src="src_checkpoint", dst="dst_checkpoint", concurrency="process_num")
 def transform_checkpoint(
     src_checkpoint: Annotated[str, OptionField("One object, or a prefix: with rank_R/, or full.", "URL")],
     dst_checkpoint: Annotated[
@@ -132,20 +112,10 @@ def transform_checkpoint(
     ] = False,
     format: Annotated[str | None, format_option("the source's")] = None,  # noqa: A002
     file_suffix: FileSuffix = None,
-    drop: Drop = None,
-    keep_rank: KeepRank = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Bring a checkpoint from one strategy to another, as ``transform_checkpoint.py`` does.
 
     The manifest of a share of the ranks has a name of its own.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
     """
     if src_strategy is None and dst_strategy is None:
         raise UsageError(
@@ -160,17 +130,15 @@ def transform_checkpoint(
         prefix=prefix,
         format=format,
         file_suffix=file_suffix,
-        drop=drop,
-        keep_rank=keep_rank,
         concurrency=requests_for(process_num),
-        memory=memory,
-        overwrite=overwrite,
     )
     share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
-    return convert_request(request, _Transform(world_size, share), on_event)
+    return request, partial(resolve, hooks=_Transform(world_size, share))
 
 
-@command(
+@imitation(
+    "drop",
+    "memory",
     src="unified_safetensors_dir",
     dst="dst_safetensors_dir",
     dst_strategy="predict_strategy",
@@ -193,20 +161,11 @@ def load_distributed_checkpoint(
         ),
     ] = None,
     max_process_num: Processes = None,
-    drop: Drop = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Cut a full checkpoint, as ``mindspore.load_distributed_checkpoint`` does without a network.
 
     The name map is the other way round than that of :func:`reshard.convert`. The manifest of a single rank
     has a name of its own.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
     """
     if predict_strategy is None and rank_id:
         needs = f"{option('rank_id', rank_id)} needs {option('predict_strategy')}"
@@ -219,11 +178,8 @@ def load_distributed_checkpoint(
         format=format,
         name_map=_inverted(load_name_map(name_map)),
         concurrency=requests_for(max_process_num),
-        drop=drop,
-        memory=memory,
-        overwrite=overwrite,
     )
-    return convert_request(request, _OneRank(rank_id), on_event)
+    return request, partial(resolve, hooks=_OneRank(rank_id))
 
 
 def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, overwrite: bool = False) -> Strategy:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from ..api.contents import source_options
 from ..api.option_field import OptionField, read_document
 from ..api.request import Request
 from ..api.resolve import Resolved, copy_bases, limits_of, load_name_map, note_unmatched
-from ..api.statements import make, run
-from ..engine.events import Listener, PhaseStarted, ignore
-from ..engine.manifest import Manifest
+from ..engine.events import Listener, PhaseStarted
 from ..engine.sources import read_catalog, read_tree
 from ..engine.sources.headers import container_of
 from ..engine.workers import working
@@ -25,7 +24,7 @@ from ..planning.targets.full_target import FullTarget
 from ..planning.targets.target import Target
 from ..planning.targets.tree_target import TreeTarget, tree_name
 from ..storage import open_source, open_target, open_target_object
-from .command import Drop, Memory, Overwrite, Processes, command, requests_for
+from .imitation import Processes, Translation, imitation, requests_for
 
 _BETWEEN = tree_name("", "")
 
@@ -39,19 +38,14 @@ FileNameRegex = Annotated[
 ]
 
 
-@command(src="file_path", dst="save_path", concurrency="processes_num")
+@imitation("drop", "memory", src="file_path", dst="save_path", concurrency="processes_num")
 def ckpt_to_safetensors(
     file_path: Annotated[str, OptionField("One .ckpt object, or a prefix that holds rank*/.", "SRC")],
     save_path: SavePath = None,
     name_map: NameMap = None,
     file_name_regex: FileNameRegex = None,
     processes_num: Processes = None,
-    *,
-    drop: Drop = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Write ``.ckpt`` objects as safetensors, as ``mindspore.ckpt_to_safetensors`` does.
 
     Of a prefix every object directly below its ``rank*/`` is taken.
@@ -63,40 +57,27 @@ def ckpt_to_safetensors(
     ReshardError
         As for :func:`reshard.convert`.
     """
-    concurrency = requests_for(processes_num)
-    request = Request.of(
-        src=file_path, dst=save_path, name_map=name_map, drop=drop, memory=memory, concurrency=concurrency
-    )
-    made = make(_resolve(request, Container.CKPT, Container.SAFETENSORS, file_name_regex, on_event))
-    return run(made, overwrite=overwrite, on_event=on_event)
+    request = Request.of(src=file_path, dst=save_path, name_map=name_map, concurrency=requests_for(processes_num))
+    return request, partial(_resolve, old=Container.CKPT, new=Container.SAFETENSORS, pattern=file_name_regex)
 
 
-@command(src="file_path", dst="save_path", concurrency="processes_num")
+@imitation("drop", "memory", src="file_path", dst="save_path", concurrency="processes_num")
 def safetensors_to_ckpt(
     file_path: Annotated[str, OptionField("One safetensors object, or a prefix that holds rank*/.", "SRC")],
     save_path: SavePath = None,
     name_map: NameMap = None,
     file_name_regex: FileNameRegex = None,
     processes_num: Processes = None,
-    *,
-    drop: Drop = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Write safetensors objects as ``.ckpt``, as ``mindspore.safetensors_to_ckpt`` does.
 
     Everything is as for :func:`ckpt_to_safetensors`, the other way round.
     """
-    concurrency = requests_for(processes_num)
-    request = Request.of(
-        src=file_path, dst=save_path, name_map=name_map, drop=drop, memory=memory, concurrency=concurrency
-    )
-    made = make(_resolve(request, Container.SAFETENSORS, Container.CKPT, file_name_regex, on_event))
-    return run(made, overwrite=overwrite, on_event=on_event)
+    request = Request.of(src=file_path, dst=save_path, name_map=name_map, concurrency=requests_for(processes_num))
+    return request, partial(_resolve, old=Container.SAFETENSORS, new=Container.CKPT, pattern=file_name_regex)
 
 
-def _resolve(request: Request, old: Container, new: Container, pattern: str | None, on_event: Listener) -> Resolved:
+def _resolve(request: Request, on_event: Listener, *, old: Container, new: Container, pattern: str | None) -> Resolved:
     """Decide what becomes of one object, or of a tree of them."""
     src = request.src.rstrip("/")
     found = container_of(src)

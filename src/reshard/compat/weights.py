@@ -8,16 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Annotated
 
 from ..api.contents import YAML, load_config
 from ..api.option_field import OptionField, read_nullable, read_ratio, read_truth
 from ..api.request import OPTIONS, Request
-from ..api.statements import convert_request
-from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
+from ..api.resolve import resolve
 from ..engine.sources.headers import container_of
 from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, UsageError, option, raise_all
@@ -29,7 +27,7 @@ from ..models.family_file import load_family
 from ..models.settings import config_value
 from ..storage import open_location
 from .checkpoints import LeaveOutBuffers, Prefix, SourceStrategy, TargetStrategy
-from .command import Drop, KeepRank, Memory, Overwrite, Processes, command, format_option, requests_for
+from .imitation import Processes, Translation, format_option, imitation, requests_for
 
 _PICKLED = (".bin", ".pt", ".pth")
 
@@ -66,7 +64,7 @@ FLAGS: Mapping[str, OptionField] = {
 """The script's further flags, which describe the model."""
 
 
-@command(src="input_path", dst="output_path", concurrency="max_worker")
+@imitation("drop", "keep_rank", "memory", src="input_path", dst="output_path", concurrency="max_worker")
 def convert_weight(
     model: Annotated[str, OptionField("Name of the model in the script, like llama or deepseekv3.", "NAME")],
     input_path: Annotated[str, OptionField("Full checkpoint to convert, in any form.", "URL")],
@@ -83,12 +81,7 @@ def convert_weight(
     save_format: Annotated[str | None, format_option("the script's")] = None,
     max_worker: Processes = None,
     flags: Mapping[str, object] | None = None,
-    drop: Drop = None,
-    keep_rank: KeepRank = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Bring Hugging Face's weights to MindSpore Transformers' names, or back, as ``convert_weight.py`` does.
 
     Parameters
@@ -101,8 +94,6 @@ def convert_weight(
     ------
     UsageError
         A model, a flag or an output that there are no rules for, or flags that contradict ``config.json``.
-    ReshardError
-        As for :func:`reshard.convert`.
     """
     chosen = _model(model, reversed)
     if is_lora:
@@ -123,16 +114,15 @@ def convert_weight(
         option=(*chosen.options, *_choices(stated)),
         config=_merged_config(stated, chosen, config, input_path),
         dtype=dtype or chosen.dtype,
-        drop=drop,
-        keep_rank=keep_rank,
         concurrency=requests_for(max_worker),
-        memory=memory,
-        overwrite=overwrite,
     )
-    return convert_request(request, None, on_event)
+    return request, resolve
 
 
-@command(
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
     src="src_ckpt_path_or_dir",
     dst="dst_ckpt_dir",
     src_strategy="src_ckpt_strategy",
@@ -151,20 +141,13 @@ def transform_ckpt_lora(
         OptionField("Alpha divided by rank, also as 16/8.", "X", default="from adapter_config.json", read=read_ratio),
     ] = None,
     save_format: Annotated[str | None, format_option("ckpt")] = None,
-    drop: Drop = None,
-    keep_rank: KeepRank = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    on_event: Listener = ignore,
-) -> Manifest:
+) -> Translation:
     """Merge low-rank adapters into their weights, as ``transform_ckpt_lora.py`` does.
 
     Raises
     ------
     UsageError
         The scaling is unknown: the script's silent 1 would be wrong for most adapters.
-    ReshardError
-        As for :func:`reshard.convert`.
     """
     request = Request.of(
         src=src_ckpt_path_or_dir,
@@ -175,12 +158,8 @@ def transform_ckpt_lora(
         lora_scaling=lora_scaling,
         prefix=prefix,
         format=save_format or Container.CKPT,
-        drop=drop,
-        keep_rank=keep_rank,
-        memory=memory,
-        overwrite=overwrite,
     )
-    return convert_request(request, LeaveOutBuffers(), on_event)
+    return request, partial(resolve, hooks=LeaveOutBuffers())
 
 
 # Models.
