@@ -1,4 +1,7 @@
-"""What people see of an option, and how its value is read from text or from Python's values."""
+"""What people see of an option, and how its value is read.
+
+Each ``read_`` and ``parse_`` function takes text or Python's own value, and raises UsageError if it cannot read it.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,6 @@ def read_ratio(value: object) -> float:
 def parse_size(value: object) -> int:
     """Read a number of bytes.
 
-    Raises
-    ------
-    UsageError
-        Not a number with, at most, a known unit.
-
     Examples
     --------
     >>> parse_size("256MiB"), parse_size("2GB"), parse_size(17)
@@ -94,11 +92,6 @@ def parse_size(value: object) -> int:
 
 def parse_rate(rate: str | float) -> float:
     """Read bytes a second.
-
-    Raises
-    ------
-    UsageError
-        Not a number of bytes a second, and no text of a number with a known unit.
 
     Examples
     --------
@@ -121,11 +114,6 @@ def parse_rate(rate: str | float) -> float:
 
 def parse_duration(duration: str | float) -> float:
     """Read seconds.
-
-    Raises
-    ------
-    UsageError
-        Not a number of seconds, and no text of a number with a known unit.
 
     Examples
     --------

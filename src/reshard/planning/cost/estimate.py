@@ -104,50 +104,19 @@ class RequestCounts:
         """All of them."""
         return sum(asdict(self).values())
 
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What one pass does: its cost, and what a cost leaves out.
-
-    Parameters
-    ----------
-    cost, concurrency
-        The plan's.
-    object_count
-        Objects of the source.
-    serial_count
-        Requests that are made one after the other at the end: indices, companions, the manifest.
-    output_bytes
-        Of all objects that are made and stay.
-    list_count
-        Listings of the places that it writes to.
-    delete_count
-        Objects that are removed in the end.
-    """
-
-    cost: Cost
-    concurrency: int
-    object_count: int = 0
-    serial_count: int = 1
-    output_bytes: int = 0
-    list_count: int = 1
-    delete_count: int = 0
-
-    @property
-    def requests(self) -> RequestCounts:
-        """All requests of the pass."""
-        cost = self.cost
-        looks = 2 if cost.copied_bytes else 1  # after copying, the source is looked at again
-        return RequestCounts(
+    @classmethod
+    def of(cls, cost: Cost, object_count: int = 0, *, list_count: int = 1, delete_count: int = 0) -> RequestCounts:
+        """Count those of one pass over so many objects of the source."""
+        return cls(
             get=cost.get_count,
-            head=looks * self.object_count,
+            head=object_count * (2 if cost.copied_bytes else 1),  # after copying, the source is looked at again
             put=cost.put_count + 1,
             part=cost.part_count,
             copy=cost.copy_count,
             open=cost.upload_count,
             complete=cost.upload_count,
-            list=self.list_count,
-            delete=self.delete_count,
+            list=list_count,
+            delete=delete_count,
         )
 
 
@@ -213,20 +182,18 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
         Source, target and, where some tensors are staged, the store that chunks go to. Reads of chunks
         are charged to that one; ``egress`` is where the machine is as seen from there too.
     """
-    second = _workload(plan)
-    cost, requests, time = second.cost, second.requests, estimate_time(second, speeds)
-    charges = {"source": reading(second), "target": writing(second)}
+    cost, (requests, time) = plan.cost, _pass(plan, speeds)
+    charges = {"source": reading(cost, requests), "target": writing(requests, cost.written_bytes + cost.copied_bytes)}
     staged = None
     if plan.staging is not None:
-        first = _workload(plan.staging)
         # Before it the target is looked at too, and whether chunks are there; after all they are removed.
-        first = replace(first, output_bytes=0, list_count=3, delete_count=len(plan.staging.conversion.keys) + 1)
-        staged = PassEstimate(first.cost, first.requests, estimate_time(first, speeds))
-        cost = replace(_sum(first.cost, cost), peak_bytes=max(first.cost.peak_bytes, cost.peak_bytes))
+        delete_count = len(plan.staging.conversion.keys) + 1
+        staged = PassEstimate(plan.staging.cost, *_pass(plan.staging, speeds, list_count=3, delete_count=delete_count))
+        chunks, taken = _chunk_reads(plan), reading(staged.cost, staged.requests)
+        charges["source"] = _sum(_sum(taken, charges["source"]), chunks, sign=-1)
+        charges["staging"] = _sum(writing(staged.requests, 0), chunks)
+        cost = replace(_sum(staged.cost, cost), peak_bytes=max(staged.cost.peak_bytes, cost.peak_bytes))
         requests, time = _sum(staged.requests, requests), _in_turn(staged.time, time)
-        chunks = _chunk_reads(plan)
-        charges["source"] = _sum(_sum(reading(first), charges["source"]), chunks, sign=-1)
-        charges["staging"] = _sum(writing(first), chunks)
     bills = [bill(side, payee, charges[side], egress) for side, payee in zip(charges, payees, strict=True)]
     growth = process_bytes(cost.peak_bytes, _item_count(plan) + (_item_count(plan.staging) if plan.staging else 0))
     return Estimate(requests, speeds, time, egress, tuple(bills), cost, growth, staged)
@@ -248,15 +215,13 @@ def _item_count(plan: Plan) -> int:
     return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.conversion.keys)
 
 
-def _workload(plan: Plan) -> Workload:
+def _pass(plan: Plan, speeds: Speeds, **more: int) -> tuple[RequestCounts, TimeEstimate]:
     chunk_base = len(plan.catalog.others) if plan.staging else None  # chunks have been written just before
-    return Workload(
-        plan.cost,
-        plan.limits.concurrency,
-        object_count=sum(item.base != chunk_base for item in plan.catalog.objects),
-        serial_count=len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 1,
-        output_bytes=plan.cost.written_bytes + plan.cost.copied_bytes,
-    )
+    object_count = sum(item.base != chunk_base for item in plan.catalog.objects)
+    requests = RequestCounts.of(plan.cost, object_count, **more)
+    # Indices, companions and the manifest are written one after the other.
+    serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 1
+    return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)
 
 
 def _chunk_reads(plan: Plan) -> Charge:
@@ -273,8 +238,15 @@ def _chunk_reads(plan: Plan) -> Charge:
     return Charge(get=min(count, plan.cost.get_count), sent_bytes=min(nbytes, plan.cost.read_bytes))
 
 
-def estimate_time(load: Workload, speeds: Speeds) -> TimeEstimate:
+def estimate_time(
+    cost: Cost, requests: RequestCounts, speeds: Speeds, concurrency: int, serial_count: int = 1
+) -> TimeEstimate:
     """Estimate the time of one pass, by the formula at the top of this module.
+
+    Parameters
+    ----------
+    serial_count
+        Requests that are made one after the other at the end.
 
     Examples
     --------
@@ -283,13 +255,13 @@ def estimate_time(load: Workload, speeds: Speeds) -> TimeEstimate:
     >>> cost = Cost(needed_bytes=200 * 10**9, read_bytes=200 * 10**9, written_bytes=200 * 10**9, copied_bytes=0,
     ...             get_count=23842, put_count=0, part_count=11921, copy_count=0, upload_count=8, step_count=11921,
     ...             peak_bytes=400 << 20)
-    >>> found = estimate_time(Workload(cost, concurrency=8), Speeds(bandwidth_bytes_s=1e9, latency_s=0.02))
+    >>> requests = RequestCounts.of(cost)
+    >>> found = estimate_time(cost, requests, Speeds(bandwidth_bytes_s=1e9, latency_s=0.02), concurrency=8)
     >>> round(found.line_s), round(found.requests_s), round(found.client_s), found.limited_by
     (400, 89, 224, 'bandwidth')
-    >>> estimate_time(Workload(cost, concurrency=8), Speeds(latency_s=0.2)).limited_by
+    >>> estimate_time(cost, requests, Speeds(latency_s=0.2), concurrency=8).limited_by
     'latency'
     """
-    cost, requests = load.cost, load.requests
     moved = cost.read_bytes + cost.written_bytes
     line = (moved if speeds.is_shared else max(cost.read_bytes, cost.written_bytes)) / speeds.bandwidth_bytes_s
     waits = {
@@ -297,23 +269,22 @@ def estimate_time(load: Workload, speeds: Speeds) -> TimeEstimate:
         "copies": cost.copied_bytes / speeds.copy_bytes_s,
         "connections": moved / speeds.connection_bytes_s if speeds.connection_bytes_s else 0.0,
     }
-    in_flight = sum(waits.values()) / load.concurrency
+    in_flight = sum(waits.values()) / concurrency
     client = moved / _GIB * speeds.cpu_s_per_gib / speeds.core_count
-    rounds = -(-requests.complete // load.concurrency) + -(-requests.delete // load.concurrency)
-    commit = (rounds + load.serial_count) * speeds.latency_s
+    rounds = -(-requests.complete // concurrency) + -(-requests.delete // concurrency)
+    commit = (rounds + serial_count) * speeds.latency_s
     bounds = {"bandwidth": line, max(waits, key=waits.__getitem__): in_flight, "cpu": client}
     slowest = max(bounds, key=bounds.__getitem__)
     by = "latency" if commit > bounds[slowest] else slowest
     return TimeEstimate(bounds[slowest] + commit, by, line, in_flight, client, commit)
 
 
-def reading(load: Workload) -> Charge:
+def reading(cost: Cost, requests: RequestCounts) -> Charge:
     """Return what the source's store charges for."""
-    return Charge(get=load.requests.get + load.requests.head, sent_bytes=load.cost.read_bytes)
+    return Charge(get=requests.get + requests.head, sent_bytes=cost.read_bytes)
 
 
-def writing(load: Workload) -> Charge:
+def writing(requests: RequestCounts, kept_bytes: int) -> Charge:
     """Return what the target's store charges for: bytes sent to it cost nothing, copied ones are requests only."""
-    requests = load.requests
     put = requests.put + requests.part + requests.open + requests.complete
-    return Charge(put=put, copy=requests.copy, list=requests.list, kept_bytes=load.output_bytes)
+    return Charge(put=put, copy=requests.copy, list=requests.list, kept_bytes=kept_bytes)
