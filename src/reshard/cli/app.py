@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .groups import Listed, group_class, make_app
+from .lazy_commands import Listed, group_class, make_app
 from .signals import INTERRUPTED, Stopped, signals
 
 # Only what is listed here is imported for --help: a command's module is imported when the command runs.
