@@ -114,6 +114,19 @@ def test_a_new_option_is_one_field(name):
     assert OPTIONS[name].help.endswith(".")
 
 
+def test_defaults_are_those_of_the_limits():
+    from reshard.api.option_field import parse_duration, parse_rate, parse_size
+    from reshard.planning.cost.estimate import Speeds
+
+    limits, speeds = reshard.Limits(), Speeds()
+    assert parse_size(OPTIONS["memory"].default) == limits.memory_bytes
+    assert int(OPTIONS["concurrency"].default) == limits.concurrency
+    sizes = [parse_size(text.split(": ")[-1]) for text in OPTIONS["part_size"].default.split("; ")]
+    assert sizes == [limits.object_bytes, limits.mindspore_part_bytes, limits.chunk_bytes]
+    assert parse_rate(ASSUMPTIONS["bandwidth"].default) == speeds.bandwidth_bytes_s
+    assert parse_duration(ASSUMPTIONS["latency"].default) == speeds.latency_s
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="unknown options: destination"):
         reshard.plan("a", "b", destination="c")

@@ -1,4 +1,4 @@
-"""What a request says of names, layouts and values: a family's rules, dtypes, adapters, and strategies from sizes."""
+"""Names, layouts and values of a request: a family's rules, dtypes, adapters, and strategies from parallel sizes."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def notes_on_numbers(numbers: ParallelConfig | None, change: Change) -> list[str
     ]
 
 
-# What is beside Hugging Face's weights.
+# Companions of Hugging Face's weights.
 
 
 def attach_companions(request: Request, catalog: Catalog) -> tuple[Catalog, tuple[Attachment, ...]]:

@@ -1,4 +1,4 @@
-"""What a request says of its source, and what lies there."""
+"""Sources of requests: what to read of them, and the description of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan comes to, with prices and speeds as people write them."""
+"""Estimates of plans, with prices and speeds as people write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def estimate(
     prices: str | None = None,
     price_table: str | None = None,
 ) -> Estimate:
-    """Estimate how long a plan takes and what it costs, its first pass included; no store is asked anything.
+    """Estimate how long a plan takes and what it costs, its first pass included, without a request to any store.
 
     Parameters
     ----------

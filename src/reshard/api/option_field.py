@@ -1,4 +1,4 @@
-"""What people see of an option, and how its value is read.
+"""Descriptions of options, and readers of their values.
 
 Each ``read_`` and ``parse_`` function takes text or Python's own value, and raises UsageError if it cannot read it.
 """
@@ -173,7 +173,7 @@ def read_document(value: object) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OptionField:
-    """What people see of an option, and how its value is read.
+    """Description of one option, and the reader of its values.
 
     Parameters
     ----------

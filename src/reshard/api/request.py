@@ -1,4 +1,4 @@
-"""What a person asks of a conversion: one frozen value whose fields describe themselves.
+"""Requests: one frozen value holds what a person asks, and its fields describe themselves.
 
 The command line's options, the documentation of keyword arguments and the reference page are made from the fields:
 a new option is one field of :class:`Request`.
@@ -32,37 +32,37 @@ OBJECT_SUFFIXES = (".safetensors", ".ckpt")
 SOURCE, CHANGES, TARGET, RUN, ESTIMATE = "Source", "Names and values", "Target", "Run", "Estimate"
 
 
-def _asked(help: str, metavar: str, group: str, otherwise: Any = None, **more: Any) -> Any:  # noqa: A002
+def _field(help: str, metavar: str, group: str, otherwise: Any = None, **more: Any) -> Any:  # noqa: A002
     """Make a field of :class:`Request`."""
     return field(default=otherwise, metadata={"option": OptionField(help, metavar, group, **more)})
 
 
 def _switch(help: str, group: str) -> Any:  # noqa: A002
-    return _asked(help, "", group, False, read=read_truth)
+    return _field(help, "", group, False, read=read_truth)
 
 
 def _several(help: str, metavar: str, group: str) -> Any:  # noqa: A002
-    return _asked(help, metavar, group, (), read=read_texts)
+    return _field(help, metavar, group, (), read=read_texts)
 
 
 def _choice(help: str, group: str, *choices: str, **more: Any) -> Any:  # noqa: A002
-    return _asked(help, "|".join(choices), group, choices=choices, **more)
+    return _field(help, "|".join(choices), group, choices=choices, **more)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a person asks of a conversion."""
 
-    src: str = _asked("URL or path of the source checkpoint.", "SRC", "", "")
-    dst: str = _asked("URL or path of the target.", "DST", "", "")
+    src: str = _field("URL or path of the source checkpoint.", "SRC", "", "")
+    dst: str = _field("URL or path of the target.", "DST", "", "")
 
-    src_strategy: str | None = _asked(
+    src_strategy: str | None = _field(
         "MindSpore strategy file of the source's shards, or a prefix with those of all stages.", "URL", SOURCE
     )
-    src_layout: str | None = _asked(
+    src_layout: str | None = _field(
         "Layout file of the source's shards, instead of a strategy file.", "URL.yaml", SOURCE
     )
-    file_suffix: str | None = _asked(
+    file_suffix: str | None = _field(
         "Suffix that selects one object per rank, without its format, like 1_10.",
         "E_S",
         SOURCE,
@@ -73,23 +73,23 @@ class Request:
         "Take only tensors whose names match: a glob, prefix:TEXT or regex:EXPR.", "PATTERN", SOURCE
     )
     drop: tuple[str, ...] = _several("Leave out tensors whose names match.", "PATTERN", SOURCE)
-    keep_rank: int | None = _asked(
+    keep_rank: int | None = _field(
         "For tensors outside the strategy that differ between ranks, use rank R's copy.", "R", SOURCE, least=0
     )
 
     to: str | None = _choice(
         "Convert to MindSpore Transformers' names and layouts (ms), or to Hugging Face's (hf).", CHANGES, "ms", "hf"
     )
-    family: str | None = _asked(
+    family: str | None = _field(
         "Model family whose rules apply.", "NAME", CHANGES, default="from config.json and the names"
     )
-    naming: str | None = _asked(
+    naming: str | None = _field(
         "Naming scheme of the family, legacy or mcore.", "NAME", CHANGES, default="the family's own"
     )
-    option: Mapping[str, int | str | bool] | None = _asked(
+    option: Mapping[str, int | str | bool] | None = _field(
         "Option of the family's rules, like qkv_concat=true.", "NAME=VALUE", CHANGES, read=read_pairs
     )
-    config: Mapping[str, object] | str | None = _asked(
+    config: Mapping[str, object] | str | None = _field(
         "URL of the model's config.json.", "URL", CHANGES, default="beside the source", read=read_document
     )
     dtype: str | None = _choice(
@@ -97,8 +97,8 @@ class Request:
     )
     keep_dtype: tuple[str, ...] = _several("Tensors of the target that keep their data type.", "PATTERN", CHANGES)
     merge_lora: bool = _switch("Merge LoRA adapters in the source into their weights.", CHANGES)
-    lora: str | None = _asked("Merge the LoRA adapters (PEFT) at this URL.", "URL", CHANGES)
-    lora_scaling: float | None = _asked(
+    lora: str | None = _field("Merge the LoRA adapters (PEFT) at this URL.", "URL", CHANGES)
+    lora_scaling: float | None = _field(
         "LoRA scaling: alpha / rank, as a number or like 16/8.",
         "X",
         CHANGES,
@@ -108,18 +108,18 @@ class Request:
     rename: tuple[str, ...] = _several(
         "Rename tensors, also with prefix:OLD=NEW or regex:EXPR=NEW; the first match decides.", "OLD=NEW", CHANGES
     )
-    name_map: Mapping[str, str] | str | None = _asked(
+    name_map: Mapping[str, str] | str | None = _field(
         f'URL of a JSON file with new names by old, {{"old": "new"}}; takes precedence over {named("rename")}.',
         "URL.json",
         CHANGES,
         read=read_document,
     )
 
-    dst_strategy: str | None = _asked(
+    dst_strategy: str | None = _field(
         "MindSpore strategy file that cuts the target, or a prefix with those of all stages.", "URL", TARGET
     )
-    dst_layout: str | None = _asked("Layout file that cuts the target, instead of a strategy file.", "URL.yaml", TARGET)
-    parallel: str | None = _asked(
+    dst_layout: str | None = _field("Layout file that cuts the target, instead of a strategy file.", "URL.yaml", TARGET)
+    parallel: str | None = _field(
         "Cut the target by parallel sizes, or as a training job's YAML does.", "dp=2,mp=4,...|URL.yaml", TARGET
     )
     form: str | None = _choice(
@@ -132,24 +132,24 @@ class Request:
         default="hf, or zarr if DST ends in .zarr",
     )
     format: str | None = _choice("Format of the objects.", TARGET, "safetensors", "ckpt", default="safetensors")
-    iteration: int | None = _asked(
+    iteration: int | None = _field(
         f"Iteration to write with {named('form', 'iteration')}.",
         "N",
         TARGET,
         default="the source's global_step",
         least=0,
     )
-    prefix: str | None = _asked(
+    prefix: str | None = _field(
         "Prefix of rank shards' names, rank_R/<prefix>R.safetensors; {rank} stands for R.",
         "NAME",
         TARGET,
         default="checkpoint_",
     )
-    ranks: tuple[range, ...] | None = _asked(
+    ranks: tuple[range, ...] | None = _field(
         "Ranks to write, like 0-7,16.", "LIST", TARGET, default="all", read=read_ranks
     )
     remove_redundancy: bool = _switch("Write what several ranks own on one of them only.", TARGET)
-    part_size: int | None = _asked(
+    part_size: int | None = _field(
         "Largest object of a full checkpoint; in zarr the size of a chunk.",
         "SIZE",
         TARGET,
@@ -158,8 +158,8 @@ class Request:
     )
     overwrite: bool = _switch("Replace outputs that exist.", TARGET)
 
-    memory: int | None = _asked("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
-    concurrency: int | None = _asked("Requests in flight at once.", "N", RUN, default="8", least=1)
+    memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
+    concurrency: int | None = _field("Requests in flight at once.", "N", RUN, default="8", least=1)
     copy: str | None = _choice(
         "Whether the store copies byte ranges itself where it can.", RUN, "auto", "never", default="auto"
     )
@@ -171,7 +171,7 @@ class Request:
         "always",
         default="auto",
     )
-    staging_url: str | None = _asked("URL of that zarr store.", "URL", RUN, default="beside DST")
+    staging_url: str | None = _field("URL of that zarr store.", "URL", RUN, default="beside DST")
     keep_staging: bool = _switch("Keep the staged tensors for the next run.", RUN)
 
     @classmethod
@@ -273,48 +273,50 @@ def _raise(problems: list[UsageError]) -> None:
         raise UsageError(f"{len(problems)} options cannot be used", problems=texts)
 
 
-def _contradictions(asked: Request) -> Iterator[UsageError]:
-    """Yield what is wrong with options together."""
+def _contradictions(request: Request) -> Iterator[UsageError]:
+    """Yield an error for each contradiction between options."""
     for names in (("src_strategy", "src_layout"), ("dst_strategy", "dst_layout", "parallel")):
-        given = [named(name, getattr(asked, name)) for name in names if getattr(asked, name)]
+        given = [named(name, getattr(request, name)) for name in names if getattr(request, name)]
         if len(given) > 1:
             yield UsageError(f"{' and '.join(given)} exclude each other", hint="Give one of them.")
-    if asked.lora_scaling is not None and not (asked.lora or asked.merge_lora):
+    if request.lora_scaling is not None and not (request.lora or request.merge_lora):
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
-    if asked.option and not asked.to and asked.dst:  # a strategy may be made for a checkpoint as it is
+    if request.option and not request.to and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
-    if asked.is_cut and asked.form not in (None, "iteration"):
-        yield UsageError(f"{named('form', asked.form)} is for full checkpoints, but a target strategy is given")
-    if not asked.is_cut:
+    if request.is_cut and request.form not in (None, "iteration"):
+        yield UsageError(f"{named('form', request.form)} is for full checkpoints, but a target strategy is given")
+    if not request.is_cut:
         for name in ("ranks", "remove_redundancy"):
-            if getattr(asked, name):
+            if getattr(request, name):
                 hint = "A full checkpoint has no ranks."
                 yield UsageError(f"{named(name)} needs a target strategy or layout", hint=hint)
-        if asked.form == "iteration":
+        if request.form == "iteration":
             hint = "It is one object per rank."
             yield UsageError(f"{named('form', 'iteration')} needs a target strategy or layout", hint=hint)
-    if asked.staging == "never" and asked.staging_url:
+    if request.staging == "never" and request.staging_url:
         yield UsageError(f"{named('staging_url')} is for staging, but {named('staging', 'never')} is given")
 
 
-def _object_contradictions(asked: Request) -> Iterator[UsageError]:
-    """Yield what is wrong with options and the objects that are to be written."""
-    form, format_ = asked.form and named("form", asked.form), asked.format and named("format", asked.format)
-    if asked.iteration is not None and asked.form != "iteration":
+def _object_contradictions(request: Request) -> Iterator[UsageError]:
+    """Yield an error for each contradiction about the objects to write."""
+    form, format_ = request.form and named("form", request.form), request.format and named("format", request.format)
+    if request.iteration is not None and request.form != "iteration":
         yield UsageError(f"{named('iteration')} needs {named('form', 'iteration')}")
-    if asked.form == "iteration" and asked.ranks is not None:
+    if request.form == "iteration" and request.ranks is not None:
         yield UsageError(f"{named('ranks')} with {form} would leave out what its metadata.json promises")
-    if asked.form is not None and asked.prefix is not None and asked.form != "iteration":
+    if request.form is not None and request.prefix is not None and request.form != "iteration":
         yield UsageError(f"{named('prefix')} is for rank shards, but {form} has names of its own")
-    if asked.part_size is not None and (asked.is_cut or asked.format == "ckpt" or asked.prefix or asked.names_object):
+    if request.part_size is not None and (
+        request.is_cut or request.format == "ckpt" or request.prefix or request.names_object
+    ):
         yield UsageError(f"{named('part_size')} is for full checkpoints of several objects")
-    if asked.form is not None and (asked.format == "ckpt" or (asked.form == "zarr" and asked.format)):
-        made_of = "plain chunks" if asked.form == "zarr" else "safetensors"
+    if request.form is not None and (request.format == "ckpt" or (request.form == "zarr" and request.format)):
+        made_of = "plain chunks" if request.form == "zarr" else "safetensors"
         yield UsageError(f"{form} consists of {made_of}, but {format_} is given")
-    if asked.names_object:
-        if asked.is_cut or asked.prefix or asked.form:
-            what = f"{asked.form} checkpoints" if asked.form else "rank shards"
+    if request.names_object:
+        if request.is_cut or request.prefix or request.form:
+            what = f"{request.form} checkpoints" if request.form else "rank shards"
             hint = f"Remove the suffix; {named('prefix')} names rank shards."
-            yield UsageError(f"{asked.dst}: {what} need a prefix, not the name of one object", hint=hint)
-        elif asked.format and not asked.dst.rstrip("/").endswith(f".{asked.format}"):
-            yield UsageError(f"{asked.dst} does not end in .{asked.format}, but {format_} is given")
+            yield UsageError(f"{request.dst}: {what} need a prefix, not the name of one object", hint=hint)
+        elif request.format and not request.dst.rstrip("/").endswith(f".{request.format}"):
+            yield UsageError(f"{request.dst} does not end in .{request.format}, but {format_} is given")

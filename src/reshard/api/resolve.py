@@ -52,7 +52,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """What is known once headers are read: the source, how it is cut, and how the target is cut."""
+    """Facts known once headers are read: the source, how it is cut, and how the target is cut."""
 
     catalog: Catalog
     cut: StrategySource | None
@@ -60,7 +60,7 @@ class Headers:
 
 
 class Hooks:
-    """What an original command decides once it knows the source; by itself nothing."""
+    """Decisions of an original command once it knows the source; this base class decides nothing."""
 
     def select(self, wanted: SourceOptions, _target: StrategySource | None) -> SourceOptions:
         """Choose what to read, knowing the files that cut the target."""

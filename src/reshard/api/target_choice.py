@@ -1,4 +1,4 @@
-"""What a request says of its target: where it goes, and which form it has."""
+"""Targets of requests: their place and their form."""
 
 from __future__ import annotations
 

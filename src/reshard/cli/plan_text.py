@@ -167,7 +167,7 @@ def _amount(money: float) -> str:
 
 
 def explanation_facts(explanation: Explanation) -> Facts:
-    """Return what holds for an object or a tensor as a whole."""
+    """Return the lines about an object or a tensor as a whole."""
     if isinstance(explanation, TensorExplanation):
         made_of = ", ".join(explanation.made_of[:_FEW]) + ", ..." * (len(explanation.made_of) > _FEW)
         return [

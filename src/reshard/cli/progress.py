@@ -15,7 +15,7 @@ from .spelling import spelled
 
 _LINE_EVERY_S = 10.0
 _COUNTED_FROM_ZERO = ("transfer", "verify")
-"""Phases whose figures begin anew: a rate over all that went before would be too low."""
+"""Phases whose figures restart at zero: a rate over all that went before would be too low."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What makes a function an original command: how its arguments are read, and how errors name its options."""
+"""Original commands made of functions: arguments are read as annotated, errors name the command's own options."""
 
 from __future__ import annotations
 

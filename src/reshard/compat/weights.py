@@ -1,6 +1,6 @@
 """convert_weight.py and transform_ckpt_lora.py of MindSpore Transformers, each made one conversion.
 
-What the first knows of models and flags is data, in ``convert_weight.yaml``.
+The models and flags of the first are data, in ``convert_weight.yaml``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def transform_ckpt_lora(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What the script's name of a model stands for."""
+    """The model that a name of the script stands for."""
 
     name: str
     family: Family

@@ -1,4 +1,4 @@
-"""What a plan comes to: seconds at a bandwidth and a latency, and money by price tables.
+"""Time and money of a plan: seconds at a bandwidth and a latency, and bills by price tables.
 
 Everything overlaps, so the time is that of the bottleneck, and of the commit after it::
 
@@ -31,7 +31,7 @@ _Sum = TypeVar("_Sum", "Cost", "RequestCounts", "Charge")
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """How fast line, stores and client are.
+    """Speeds of line, stores and client.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """How long a conversion takes, and its bottleneck.
+    """Duration of a conversion, and its bottleneck.
 
     ``limited_by`` is ``bandwidth``, ``latency``, ``copies``, ``connections`` or ``cpu``; a commit is
     nothing but latency.
@@ -138,7 +138,7 @@ class TimeEstimate:
 
 @dataclass(frozen=True, slots=True)
 class PassEstimate:
-    """What the first of two passes comes to by itself."""
+    """Cost and time of the first of two passes."""
 
     cost: Cost
     requests: RequestCounts
@@ -147,7 +147,7 @@ class PassEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a plan comes to. It is no part of the plan: prices and speeds do not change what is done.
+    """Time and money of a plan. It is no part of the plan: prices and speeds do not change what is done.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What stores charge for requests and traffic: tables of public list prices or one's own, and bills by them.
+"""Prices of requests and traffic, from tables of public list prices or one's own, and bills by them.
 
 Prices change and depend on region, contract and volume; each has its source and its month. Those of the package are
 in ``prices.json``; a file of the same form takes precedence.
@@ -195,7 +195,7 @@ class Payee:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one store charges for: requests by the kinds that have a price, bytes that leave it, bytes that it keeps."""
+    """Items of one store's bill: requests by the kinds that have a price, bytes that leave it, bytes that it keeps."""
 
     get: int = 0
     put: int = 0
@@ -207,7 +207,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What one store charges for a conversion, in its table's currency.
+    """The bill of one store for a conversion, in its table's currency.
 
     Parameters
     ----------
