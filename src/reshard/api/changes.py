@@ -137,8 +137,8 @@ def load_parallel(text: str) -> ParallelConfig:
     return parse_parallel_yaml(read_object(place), place.url)
 
 
-def strategy_by_numbers(
-    numbers: ParallelConfig, change: Change, specs: Iterable[TensorSpec], request: Request
+def strategy_from_parallel(
+    parallel: ParallelConfig, change: Change, specs: Iterable[TensorSpec], request: Request
 ) -> Strategy:
     """Make the layouts that training, or serving, with these sizes has."""
     by_name = {spec.name: spec for spec in specs}
@@ -151,7 +151,7 @@ def strategy_by_numbers(
     return derive_strategy(
         family,
         naming,
-        numbers,
+        parallel,
         shapes,
         nbytes={name: spec.nbytes for name, spec in by_name.items()},
         config=change.config,
@@ -178,11 +178,11 @@ def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
     )
 
 
-def notes_on_numbers(numbers: ParallelConfig | None, change: Change) -> list[str]:
-    """Note what parallel sizes leave whole where people do not expect it."""
-    if numbers is None or change.naming == "mcore" or change.direction == "to_hf":
+def embedding_notes(parallel: ParallelConfig | None, change: Change) -> list[str]:
+    """Note embeddings that parallel sizes leave whole, where people may not expect it."""
+    if parallel is None or change.naming == "mcore" or change.direction == "to_hf":
         return []
-    if not numbers.vocab_emb_dp or numbers.mp * numbers.cp == 1 or numbers.pp > 1:
+    if not parallel.vocab_emb_dp or parallel.mp * parallel.cp == 1 or parallel.pp > 1:
         return []
     return [
         "vocab_emb_dp is true, MindSpore Transformers' default: embedding and output layer are whole on "

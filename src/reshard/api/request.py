@@ -213,7 +213,7 @@ class Request:
         _raise([*_contradictions(self), *_object_contradictions(self)])
 
     @property
-    def is_cut(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the target is rank shards."""
         return bool(self.dst_strategy or self.dst_layout or self.parallel)
 
@@ -283,9 +283,9 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
     if request.option and not request.to and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
-    if request.is_cut and request.form not in (None, "iteration"):
+    if request.is_sharded and request.form not in (None, "iteration"):
         yield UsageError(f"{named('form', request.form)} is for full checkpoints, but a target strategy is given")
-    if not request.is_cut:
+    if not request.is_sharded:
         for name in ("ranks", "remove_redundancy"):
             if getattr(request, name):
                 hint = "A full checkpoint has no ranks."
@@ -307,14 +307,14 @@ def _object_contradictions(request: Request) -> Iterator[UsageError]:
     if request.form is not None and request.prefix is not None and request.form != "iteration":
         yield UsageError(f"{named('prefix')} is for rank shards, but {form} has names of its own")
     if request.part_size is not None and (
-        request.is_cut or request.format == "ckpt" or request.prefix or request.names_object
+        request.is_sharded or request.format == "ckpt" or request.prefix or request.names_object
     ):
         yield UsageError(f"{named('part_size')} is for full checkpoints of several objects")
     if request.form is not None and (request.format == "ckpt" or (request.form == "zarr" and request.format)):
         made_of = "plain chunks" if request.form == "zarr" else "safetensors"
         yield UsageError(f"{form} consists of {made_of}, but {format_} is given")
     if request.names_object:
-        if request.is_cut or request.prefix or request.form:
+        if request.is_sharded or request.prefix or request.form:
             what = f"{request.form} checkpoints" if request.form else "rank shards"
             hint = f"Remove the suffix; {named('prefix')} names rank shards."
             yield UsageError(f"{request.dst}: {what} need a prefix, not the name of one object", hint=hint)

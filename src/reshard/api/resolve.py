@@ -26,7 +26,7 @@ from ..planning.targets.target import Target
 from ..planning.targets.zarr_target import ZarrTarget
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
-from .changes import adapters_at, attach_companions, change_of, load_parallel, notes_on_numbers, strategy_by_numbers
+from .changes import adapters_at, attach_companions, change_of, embedding_notes, load_parallel, strategy_from_parallel
 from .contents import source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, target_place
@@ -55,8 +55,8 @@ class Headers:
     """Facts known once headers are read: the source, how it is cut, and how the target is cut."""
 
     catalog: Catalog
-    cut: StrategySource | None
-    target: Strategy | None
+    source_strategy: StrategySource | None
+    target_strategy: Strategy | None
 
 
 class Hooks:
@@ -85,24 +85,26 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
         As the tree in :mod:`reshard.errors` says.
     """
     hooks = hooks or Hooks()
+    # Whatever needs no headers comes first, so that mistakes in it show at once.
     target_files = strategy_source(request.dst_strategy, request.dst_layout)
     wanted = hooks.select(source_options(request), target_files)
     renames = Renames(load_name_map(request.name_map), request.rename)
-    numbers = None if request.parallel is None else load_parallel(request.parallel)
+    parallel = None if request.parallel is None else load_parallel(request.parallel)
     base, name = place = target_place(request)
     limits = limits_of(base, request)
     _check_apart(open_source(request.src), base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
     catalog, renamed = _renamed(_read_headers(request, wanted, limits.concurrency), renames)
     change, notes = change_of(request, catalog, renamed)
-    tensors = make_tensors(catalog, renamed, change).tensors if request.is_cut else ()
-    catalog = with_notes(catalog, *notes, *notes_on_numbers(numbers, change))
+    tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
+    catalog = with_notes(catalog, *notes, *embedding_notes(parallel, change))
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
     strategy = None
     if target_files is not None:
         strategy = target_files.strategy({each.spec.name: each.spec.shape for each in tensors}, local=False)
-    elif numbers is not None:
-        strategy = strategy_by_numbers(numbers, change, [each.spec for each in tensors], request)
+    elif parallel is not None:
+        strategy = strategy_from_parallel(parallel, change, [each.spec for each in tensors], request)
+    # Now that the source is known, an original command may decide the rest.
     request, decided = hooks.complete(request, Headers(catalog, wanted.strategy, strategy))
     catalog = with_notes(catalog, *decided)
     target = choose_target(request, place, strategy, limits, catalog.training_state)
@@ -141,9 +143,8 @@ def load_name_map(name_map: Mapping[str, str] | str | None) -> Mapping[str, str]
 def _renamed(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
     """Return every tensor's new name, and the catalog with a note of renames that match nothing."""
     names = [entry.spec.name for entry in catalog.entries]
-    return note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names))), renames.apply(
-        names
-    )
+    missed = (*renames.unmatched_map(names), *renames.unmatched_rules(names))
+    return note_unmatched(catalog, missed), renames.apply(names)
 
 
 def note_unmatched(catalog: Catalog, missed: Sequence[str]) -> Catalog:

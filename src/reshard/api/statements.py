@@ -42,11 +42,11 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
         As the tree in :mod:`reshard.errors` says; an OverBudget has the memory that is needed.
     """
     request = Request.of(PLAN_OPTIONS, **(options | {"src": src, "dst": dst}))
-    return make(resolve(request, on_event))
+    return plan_resolved(resolve(request, on_event))
 
 
 @shared_connections()
-def make(resolved: Resolved) -> Plan:
+def plan_resolved(resolved: Resolved) -> Plan:
     """Make the plan of a resolved request, or refuse."""
     made = make_plan(resolved.conversion, resolved.limits, resolved.copy_bases)
     if resolved.staging is not None:
@@ -89,7 +89,7 @@ def convert(
     elif src is None or dst is None:
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
-    made = load_plan(plan) if isinstance(plan, str) else plan or make(resolve(request, on_event))
+    made = load_plan(plan) if isinstance(plan, str) else plan or plan_resolved(resolve(request, on_event))
     return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
 
 

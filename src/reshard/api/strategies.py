@@ -17,7 +17,7 @@ from ..models.detecting import detect
 from ..models.parallel_strategy import derive_strategy
 from ..planning.change import make_tensors
 from ..tensor import Shape, Strategy
-from .changes import change_of, load_parallel, naming_of, strategy_by_numbers
+from .changes import change_of, load_parallel, naming_of, strategy_from_parallel
 from .contents import YAML, inspect, load_config, load_strategy_source
 from .request import STRATEGY_OPTIONS, Request
 from .statements import save
@@ -105,12 +105,12 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
         ``dst`` exists, and ``overwrite`` is not set.
     """
     request = Request.of(("src", *STRATEGY_OPTIONS), **(options | {"src": checkpoint, "parallel": parallel}))
-    numbers = load_parallel(parallel)  # first: what is wrong with it needs no store
+    sizes = load_parallel(parallel)  # first: what is wrong with it needs no store
     catalog = inspect(checkpoint)
     if request.to is not None:
         change, _ = change_of(request, catalog, {entry.spec.name: entry.spec.name for entry in catalog.entries})
         specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
-        strategy = strategy_by_numbers(numbers, change, specs, request)
+        strategy = strategy_from_parallel(sizes, change, specs, request)
     else:
         specs = [entry.spec for entry in catalog.entries]
         shapes, config = {spec.name: spec.shape for spec in specs}, load_config(request.config, checkpoint)
@@ -118,7 +118,7 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
         strategy = derive_strategy(
             family,
             request.naming or naming_of(family, shapes),
-            numbers,
+            sizes,
             shapes,
             nbytes={spec.name: spec.nbytes for spec in specs},
             config=config,

@@ -25,7 +25,7 @@ def target_place(request: Request) -> tuple[Location, str | None]:
     if request.names_object:
         return open_target_object(request.dst.rstrip("/"))
     base = open_target(request.dst)
-    if _is_called_zarr(base, request) and (request.is_cut or request.prefix):
+    if _is_called_zarr(base, request) and (request.is_sharded or request.prefix):
         raise UsageError(
             f"{request.dst}: a zarr store holds a full checkpoint, but rank shards are requested",
             hint="Choose a target whose name does not end in .zarr.",

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .checkpoints import merge_pipeline_strategys as merge_pipeline_strategys
     from .checkpoints import transform_checkpoint as transform_checkpoint
     from .checkpoints import unified_safetensors as unified_safetensors
-    from .rewriting import ckpt_to_safetensors as ckpt_to_safetensors
-    from .rewriting import safetensors_to_ckpt as safetensors_to_ckpt
+    from .format_conversion import ckpt_to_safetensors as ckpt_to_safetensors
+    from .format_conversion import safetensors_to_ckpt as safetensors_to_ckpt
     from .weights import convert_weight as convert_weight
     from .weights import transform_ckpt_lora as transform_ckpt_lora
 
@@ -18,7 +18,7 @@ _MODULES = {
     "checkpoints": [
         "load_distributed_checkpoint", "merge_pipeline_strategys", "transform_checkpoint", "unified_safetensors",
     ],
-    "rewriting": ["ckpt_to_safetensors", "safetensors_to_ckpt"],
+    "format_conversion": ["ckpt_to_safetensors", "safetensors_to_ckpt"],
     "weights": ["convert_weight", "transform_ckpt_lora"],
 }  # fmt: skip
 __all__ = sorted(name for names in _MODULES.values() for name in names)

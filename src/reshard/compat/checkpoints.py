@@ -229,7 +229,7 @@ class _Unify(LeaveOutBuffers):
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         request, notes = super().complete(request, headers)
-        if self.has_redundancy is None or headers.cut is None:
+        if self.has_redundancy is None or headers.source_strategy is None:
             return request, notes
         lacking = _missing_copies(headers)
         found = f"{lacking} copies are missing, so it was removed" if lacking else "every rank holds all it owns"
@@ -239,9 +239,9 @@ class _Unify(LeaveOutBuffers):
 
 def _missing_copies(headers: Headers) -> int:
     """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
-    assert headers.cut is not None
+    assert headers.source_strategy is not None
     entries = headers.catalog.entries
-    strategy = headers.cut.strategy({entry.spec.name: entry.spec.shape for entry in entries}, local=False)
+    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec.shape for entry in entries}, local=False)
     held = [
         {index for placement in entry.placements for index, _ in placement.holders}
         for entry in entries
@@ -285,16 +285,20 @@ class _Transform(LeaveOutBuffers):
     share: _Share | None
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
-        rank_count = 1 if headers.target is None else headers.target.rank_count
+        rank_count = 1 if headers.target_strategy is None else headers.target_strategy.rank_count
         if self.world_size not in (None, rank_count):
-            has = "a full checkpoint is one rank" if headers.target is None else f"the target strategy has {rank_count}"
+            has = (
+                "a full checkpoint is one rank"
+                if headers.target_strategy is None
+                else f"the target strategy has {rank_count}"
+            )
             hint = "Leave it out, or name the strategy that is meant."
             raise UsageError(f"{option('world_size', self.world_size)}: {has}", hint=hint)
         ranks = None if self.share is None else self.share.ranks(rank_count)
         request = replace(
             request,
             format=request.format or container_of(headers.catalog.objects[0].key),
-            ranks=(ranks,) if ranks and headers.target is not None else None,
+            ranks=(ranks,) if ranks and headers.target_strategy is not None else None,
         )
         return super().complete(request, headers)
 
@@ -307,7 +311,7 @@ class _OneRank(Hooks):
     rank_id: int | None
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
-        if headers.target is None or self.rank_id is None:
+        if headers.target_strategy is None or self.rank_id is None:
             return request, ()
         return replace(request, ranks=(range(self.rank_id, self.rank_id + 1),)), ()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from ..api.option_field import OptionField, read_nullable
 from ..api.request import OPTIONS, Request
 from ..api.resolve import Resolved
-from ..api.statements import make, run
+from ..api.statements import plan_resolved, run
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
 from ..errors import ReshardError, option, write_options
@@ -71,7 +71,7 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
                 request, resolve = translate(**read)
                 more["drop"] = (*more.get("drop", ()), *request.drop)
                 request = replace(request, **more)
-                made = make(resolve(request, on_event))
+                made = plan_resolved(resolve(request, on_event))
                 return run(made, overwrite=request.overwrite, on_event=on_event)
             except ReshardError as error:
                 _rename_options(error, parameters)
