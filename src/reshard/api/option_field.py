@@ -204,6 +204,9 @@ class OptionField:
     least: int | None = None
     flags: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return repr(self.help)  # signatures show it
+
     def parse(self, name: str, value: object) -> Any:
         """Return what a value means.
 

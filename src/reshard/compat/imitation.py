@@ -59,7 +59,9 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
             name: inspect.Parameter(name, kind, default=None, annotation=Annotated[Any, OPTIONS[name]])
             for name in (*shared, "overwrite")
         }
-        signature = own.replace(parameters=[*own.parameters.values(), *added.values()], return_annotation=Manifest)
+        events = inspect.Parameter("on_event", kind, default=ignore, annotation=Listener)
+        shown = [*own.parameters.values(), *added.values(), events]
+        signature = own.replace(parameters=shown, return_annotation=Manifest)
 
         @wraps(translate)
         @shared_connections()
