@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reshard.api.arguments import parse_size
+from reshard.api.option_field import parse_size
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
 from reshard.models.parallel_config import parse_parallel

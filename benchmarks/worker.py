@@ -36,10 +36,10 @@ def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _set_limits(limits: dict[str, int]) -> None:
     """What a person cannot set."""
-    from reshard.api import statements
+    from reshard.api import resolve
 
-    usual = statements.limits_for
-    statements.limits_for = lambda *asked: replace(usual(*asked), **limits)
+    usual = resolve.limits_of
+    resolve.limits_of = lambda *asked: replace(usual(*asked), **limits)
 
 
 def run_roofline(spec: dict[str, Any]) -> dict[str, Any]:

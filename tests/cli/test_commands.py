@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from support.recording_store import RecordingStore
 
 import reshard
-from reshard.api import statements
+from reshard.api import contents
 from reshard.storage import Location
 
 RANKS = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
@@ -102,7 +102,7 @@ def test_flags_that_make_no_sense(memory, flags, told):
 
 def test_flags_that_need_others(memory):
     for arguments in (["convert"], ["convert", memory.full], ["convert", "--memory", "1GiB"]):
-        assert "convert needs SRC and DST, or a plan" in run(*arguments).err
+        assert "convert needs SRC and DST, or --plan" in run(*arguments).err
     assert "target strategy or layout" in run("plan", memory.full, memory.at("a"), "--ranks", "0").err
     done = run("convert", memory.full, memory.at("a.safetensors"), "--dst-strategy", memory.strategy)
     assert (done.code, "need a prefix" in done.err) == (2, True)
@@ -168,8 +168,8 @@ def test_inspect_reads_headers_only(memory, monkeypatch, source, with_strategy):
         stores.append(RecordingStore(place.store))
         return Location(stores[-1], place.key)
 
-    open_source = statements.open_source
-    monkeypatch.setattr(statements, "open_source", recorded)
+    open_source = contents.open_source
+    monkeypatch.setattr(contents, "open_source", recorded)
     flags = ["--src-strategy", memory.strategy] if with_strategy else []
     text = ok("inspect", memory.at(source), *flags)
     (store,) = stores
@@ -266,7 +266,8 @@ def test_json_of_convert_and_verify(any_place):
 
 def test_json_of_plan(memory):
     done = ok("plan", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy, "--output", "json")
-    assert done.json.keys() >= {"plan_id", "format", "catalog", "target", "target_url", "limits", "cost", "notes"}
+    assert done.json.keys() >= {"plan_id", "format", "conversion", "limits", "cost", "notes", "estimate"}
+    assert done.json["conversion"].keys() >= {"catalog", "target", "target_url"}
     assert done.json["cost"]["put_count"] == 4
     assert done.json["cost"]["peak_bytes"] <= done.json["limits"]["memory_bytes"]
     assert memory.keys("ranks") == []

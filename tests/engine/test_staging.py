@@ -13,9 +13,9 @@ from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
-from reshard.planning.plan import make_plan
+from reshard.planning.plan import StagingMode, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
-from reshard.planning.staging import StagingMode, staged_plan, without_staging
+from reshard.planning.staging import staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
 
@@ -245,7 +245,7 @@ def test_without_staging_it_is_the_plan_of_one_pass(lab):
     ("options", "told"),
     [
         ({"staging": "sometimes"}, "expected auto, never or always"),
-        ({"staging": "never", "staging_url": "memory://staging/x"}, "says never"),
+        ({"staging": "never", "staging_url": "memory://staging/x"}, "staging='never' is given"),
         ({"staging_url": "memory://staging/two/x"}, "not apart"),
         ({"staging_url": "memory://staging/src"}, "the source's objects"),
         ({"staging_url": "memory://staging"}, "not apart"),

@@ -14,6 +14,7 @@ from support.checkpoints import content_of as bytes_of
 from support.checkpoints import header_in, list_ckpt
 
 import reshard
+import reshard.compat
 from reshard.formats.containers import Container
 
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(1000)]
@@ -40,7 +41,7 @@ def test_as_mindspore_does_it(made: Path, ours: Path, form: str, index: int, ste
     expected = contents(case / "out" / step.name)
     arguments = located(case, step.reshard(drawn))
     if "function" in arguments:
-        function = getattr(reshard.api, arguments.pop("function"))
+        function = getattr(reshard.compat, arguments.pop("function"))
         function(arguments.pop("src"), str(target), **arguments)
     else:
         reshard.convert(dst=str(target), **arguments)

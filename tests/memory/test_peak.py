@@ -16,7 +16,7 @@ from support.s3_servers import S3Server
 from support.settings import clear_settings
 
 import reshard
-from reshard.api import save, statements
+from reshard.api import resolve, save
 from reshard.errors import OverBudget
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
@@ -146,7 +146,7 @@ def test_a_refusal_reads_headers_only_and_its_number_would_do(bucket: str, monke
     header_bytes = reshard.inspect(url).header_bytes
     place = open_location(url)
     counted = recording(place.store)
-    monkeypatch.setattr(statements, "open_source", lambda _: Location(counted, place.key))
+    monkeypatch.setattr(resolve, "open_source", lambda _: Location(counted, place.key))
     with pytest.raises(OverBudget) as refused:
         reshard.convert(url, f"{bucket}/refused", dst_layout=layout, memory="8MiB")
     assert counted.figures.read_bytes == header_bytes

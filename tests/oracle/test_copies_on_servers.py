@@ -19,7 +19,8 @@ from support.recording_store import Figures, RecordingStore
 from support.s3_servers import S3Server
 
 import reshard
-from reshard.api.arguments import limits_for
+from reshard.api.request import Request
+from reshard.api.resolve import limits_of
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
 from reshard.engine.verification import Subset, verify_manifest
@@ -74,7 +75,7 @@ def recorded(url: str) -> Location:
 def convert(src: str, dst: str, before: Strategy, after: Strategy) -> tuple[Manifest, Figures, Figures]:
     """Convert, and count what passes through here on either side."""
     source, target = recorded(src), recorded(dst)
-    limits = limits_for(target, {})
+    limits = limits_of(target, Request())
     catalog = catalog_at(open_target(src), before)
     plan = plan_for(catalog, ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
     return execute(plan, source, target), source.store.figures, target.store.figures

@@ -318,9 +318,9 @@ ROWS = {
         LOAD_DISTRIBUTED, convert("two", dst_strategy="mp4.ckpt"),
         Refused(CatalogError, ["a.safetensors", "b.safetensors", "param_name_map.json"])),
     "lds, no directory given": Row(
-        LOAD_DISTRIBUTED, convert(None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs SRC and DST"])),
+        LOAD_DISTRIBUTED, convert(None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs `src` and"])),
     "lds, no destination given": Row(
-        LOAD_DISTRIBUTED, convert("full", None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs SRC and DST"])),
+        LOAD_DISTRIBUTED, convert("full", None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs `src` and"])),
     # Sources in .ckpt.
     "unify, ckpt and safetensors mixed": Row(
         UNIFY, convert("mixed", **MP4), Refused(CatalogError, ["rank_0", "a.ckpt", "net_rank_0.safetensors"])),
