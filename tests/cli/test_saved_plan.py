@@ -47,7 +47,7 @@ def test_refused_when_the_source_changed(any_place):
     done = run(*command)
     assert done.code == 3
     assert "full/rank_0/full.safetensors: expected" in done.err
-    assert "Make the plan anew" in done.err
+    assert "Make a new plan" in done.err
     assert any_place.keys("later") == []
 
 

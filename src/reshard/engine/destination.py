@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from ..errors import FormatError, TargetExists, raise_all
+from ..errors import FormatError, TargetExists, option, raise_all
 from ..formats.mindspore.iteration import iteration_name
 from ..planning.conversion import MANIFEST_KEY
 from ..planning.plan import Plan
@@ -49,7 +49,7 @@ def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> tuple[
         raise TargetExists(
             f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
             problems=sorted(before),
-            hint="Give --overwrite to replace them, or another destination.",
+            hint=f"Give {option('overwrite')} to replace them, or another destination.",
         )
     if is_tree:  # each object stands for itself: it may be beside its source, and among any others
         return before, ()

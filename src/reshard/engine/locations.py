@@ -53,7 +53,7 @@ def _opened(source_urls: Sequence[str], target_url: str) -> Locations:
     return Locations([open_source(url) for url in source_urls], open_target(target_url))
 
 
-def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make the plan anew.") -> None:
+def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make a new plan.") -> None:
     """Raise SourceChanged unless every object of the source is the one that the plan was made from."""
     problems: list[str] = []
 

@@ -16,7 +16,7 @@ from ..planning.outputs.output import group_by_layout
 from ..planning.plan_json import conversion_from_json, conversion_id, conversion_to_json, limits_from_json, unreadable
 
 _FORMAT = "reshard-manifest/2"
-_HINT = "Convert anew."
+_HINT = "Convert again."
 _CRC = re.compile("[0-9a-f]{8}")
 
 

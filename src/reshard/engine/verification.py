@@ -25,7 +25,7 @@ from .workers import Workers, working
 
 _MAX_PROBLEMS = 1000
 _BLOCK_BYTES = 1 << 20
-_SOURCE_HINT = "There is nothing to compare with: bring the source's objects back, or convert anew what is there now."
+_SOURCE_HINT = "There is nothing to compare with: restore the source's objects, or convert the present ones."
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Executors move the bytes of steps; sinks take the parts that come of it."""
+"""Executors move the bytes of steps; sinks take the parts that these fill."""
 
 from __future__ import annotations
 

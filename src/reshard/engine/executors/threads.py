@@ -69,7 +69,7 @@ class _Transfer(Generic[Result]):
         self._meter = meter
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
         self._buffers = ThreadBuffers(plan.limits.read_bytes)
-        self._results: deque[Result] = deque()  # appended to by workers, emptied by the thread that leads
+        self._results: deque[Result] = deque()  # workers append, the leading thread empties it
         self._read_begun = threading.Condition()
         self._waiting_reads = 0
 
@@ -155,12 +155,12 @@ class _Transfer(Generic[Result]):
         # A chunk of one value that the source does not store. No etag pins it, so look whether it is stored by now.
         repeat(item.fill, read.range.start, target)
         for problem in stored_since(place):
-            raise SourceChanged(problem, hint="Make the plan anew.")
+            raise SourceChanged(problem, hint="Make a new plan.")
 
     def _finish(self, filling: _Filling) -> None:
         """All reads have arrived: compute tiles, give their buffers back, and hand the parts over."""
         step, leases = filling.step, filling.leases
-        first_result = len(leases) - len(step.tiles)
+        first_result = len(leases) - len(step.tiles)  # parts, then inputs of tiles, then their results
         for tile, result in zip(step.tiles, leases[first_result:], strict=True):
             inputs = leases[tile.first_input : tile.first_input + len(tile.inputs)]
             compute(tile, self._plan.catalog.entries, [lease.view for lease in inputs], result.view)
