@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from ..plan import Plan
 from ..steps.buffers import process_bytes
-from ..steps.row_reads import group_ranges
+from ..steps.read_scores import group_ranges
 from .cost import Cost
 from .estimate import (
     Bill,
