@@ -16,7 +16,7 @@ from .engine.verify import Report
 from .errors import ReshardError
 from .planning.catalog import Catalog
 from .planning.cost.estimate import Estimate
-from .planning.explained import ObjectExplanation, TensorExplanation
+from .planning.explain import ObjectExplanation, TensorExplanation
 from .planning.limits import Limits
 from .planning.plan import Plan
 

@@ -11,8 +11,8 @@ from ..errors import ReshardError, UsageError
 from ..planning.cost.estimate import Egress, Estimate, Speeds
 from ..planning.cost.passes import Payee, estimate_plan
 from ..planning.cost.prices import PriceTable, choose_table, parse_prices
+from ..planning.explain import Explanation
 from ..planning.explain import explain as _explain
-from ..planning.explained import Explanation
 from ..planning.plan import Plan
 from ..storage import LocalStore, MemoryStore, open_location, unwrapped
 

@@ -7,13 +7,13 @@ from decimal import Decimal
 
 from ..planning.cost.cost import Cost
 from ..planning.cost.estimate import Bill, Estimate, Speeds, total_money
-from ..planning.explained import (
+from ..planning.explain import (
     Explanation,
-    Held,
+    HeldBox,
     ObjectExplanation,
     PartExplanation,
+    SourceBytes,
     StagedTensor,
-    Taken,
     TensorExplanation,
 )
 from ..tensor import ByteRange
@@ -190,16 +190,16 @@ def _how(part: PartExplanation) -> tuple[str, str]:
     return f"streamed{computed}", f"{len(part.sources)} reads{header}: {_taken(part.sources)}"
 
 
-def _taken(sources: Sequence[Taken]) -> str:
+def _taken(sources: Sequence[SourceBytes]) -> str:
     named = [f"{_kind(one)}{one.object} [{one.range.start}, {one.range.stop})" for one in sources[:_FEW]]
     return "; ".join(named) + (f"; and {len(sources) - _FEW} more" if len(sources) > _FEW else "")
 
 
-def _kind(one: Taken) -> str:
+def _kind(one: SourceBytes) -> str:
     return "left-out chunk " if one.is_left_out else "chunk " if one.is_staged else ""
 
 
-def _held(held: Held) -> tuple[object, ...]:
+def _held(held: HeldBox) -> tuple[object, ...]:
     equal = f" (and {len(held.keys) - 1} equal)" if len(held.keys) > 1 else ""
     box = ", ".join(f"{a}:{b}" for a, b in zip(held.box.start, held.box.stop, strict=True))
     spans = "; ".join(_span(span)[0] for span in held.ranges[:_FEW]) + "; ..." * (len(held.ranges) > _FEW)

@@ -18,7 +18,7 @@ from ..errors import ReshardError
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.cost.cost import Cost
 from ..planning.cost.estimate import Estimate, PassEstimate
-from ..planning.explained import Explanation, explanation_to_json
+from ..planning.explain import Explanation, explanation_to_json
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
 from ..tensor import Strategy

@@ -193,9 +193,7 @@ def _try(plan: Plan, axes: Mapping[int, int], column_count: int, mode: StagingMo
     copied = [run.nbytes for runs in second.draft.copied_ranges for run in runs]
     copy_count = sum(-(-nbytes // plan.limits.most_copied_bytes) for nbytes in copied)
     read = _read_scores(second).total()
-    return _Trial(
-        first, second, _score(first.cost, first.limits) + read + score(-sum(copied), copy_count, plan.limits)
-    )
+    return _Trial(first, second, _score(first.cost, first.limits) + read + score(-sum(copied), copy_count, plan.limits))
 
 
 def _chunk_shape(entry: Entry, axis: int, column_count: int, band_bytes: int) -> Shape:
