@@ -14,16 +14,17 @@ from support.random_plans import cases, full_targets, limits, object_shares, ran
 
 from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.formats.safetensors import plan_header
-from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import ObjectHeader, SourceObject
 from reshard.planning.change import Change
 from reshard.planning.explain import explain, explanation_to_json
 from reshard.planning.limits import Limits
 from reshard.planning.plan import Plan
 from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
 slow = settings(
@@ -119,11 +120,9 @@ def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
 
 
 def catalog(specs):
-    header = plan_header(specs, {}).header
-    stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
-    return full_catalog(
-        "memory://source", "test", [(SourceObject("m", header.nbytes, "e"), ObjectHeader(tuple(stored)))]
-    )
+    encoded = plan_header(specs, {})
+    headers = [ObjectHeader.of(SourceObject("m", encoded.nbytes, "e"), encoded.header)]
+    return full_catalog(SourceHeaders("memory://source", "test", headers))
 
 
 def ranks(**layouts):
@@ -204,7 +203,8 @@ def test_a_tensor_is_found_by_its_old_name():
 
 def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
     plan = SimpleNamespace(
-        outputs=(), conversion=SimpleNamespace(documents=(), attachments=()), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
+        outputs=(), conversion=SimpleNamespace(documents=(), attachments=()),
+        catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
         tensors=[SimpleNamespace(spec=spec, pieces=[SimpleNamespace(source=0)]) for spec in (ONE, TWO)],
     )  # fmt: skip
     with pytest.raises(UsageError, match="2 tensors of the target are made of 'qkv'") as refused:

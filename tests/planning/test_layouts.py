@@ -12,13 +12,15 @@ from support.checkpoints import catalog_of_objects
 from support.planning import plan_for, tensors_of
 from support.random_plans import cases, rank_targets
 
-from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
+from reshard.formats.container_format import HeaderTensor
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.cost.cost import count_cost
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.layouts import Partitions
 from reshard.planning.outputs.output import SourceMetadata, file_order, make_output, whole_box
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.row_reads import RowReader
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
@@ -84,9 +86,9 @@ def big_plan():
     """A plan of more than a million slices, each of two by four elements."""
     specs = [TensorSpec(f"t{number:04d}", DType.U8, SHAPE) for number in range(COUNT)]
     starts = itertools.count(100, 64 * 128)
-    stored = tuple(Stored(spec, ((Box.whole(SHAPE), start),)) for spec, start in zip(specs, starts, strict=False))
-    opened = [(SourceObject("model.safetensors", 100 + COUNT * 64 * 128, "etag"), ObjectHeader(stored))]
-    catalog: Catalog = full_catalog("memory://source", "test", opened)
+    stored = tuple(HeaderTensor(spec, ((Box.whole(SHAPE), start),)) for spec, start in zip(specs, starts, strict=False))
+    header = ObjectHeader(SourceObject("model.safetensors", 100 + COUNT * 64 * 128, "etag"), stored)
+    catalog: Catalog = full_catalog(SourceHeaders("memory://source", "test", [header]))
     layouts = {spec.name: Layout((32, 32), ((1,), (0,))) for spec in specs}
     target = RankTarget(Strategy(1024, (layouts,)), tuple(range(1024)), "rank_{rank}.safetensors")
     return plan_for(catalog, target, "memory://target", LIMITS)

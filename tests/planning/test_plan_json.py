@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, shards
+from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, header_of, random_model, shards
 from support.planning import plan_for
 
 from reshard.errors import FormatError
@@ -24,9 +24,9 @@ from reshard.planning.plan import Plan
 from reshard.planning.plan_check import check_catalog
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, plan_to_json
 from reshard.planning.sources.full_source import tree_catalog, with_adapters
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.copies import REPLICAS
-from reshard.planning.steps.cuts import Cut
-from reshard.planning.steps.draft import Group
+from reshard.planning.steps.draft import Cut, Group
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.tree_target import TreeTarget, tree_name
@@ -430,17 +430,15 @@ def another_plan(kind):
     """A plan with everything that plans may say: texts, dropped and new names, tensors outside of layouts."""
     target = TARGETS[kind]
     if isinstance(target, TreeTarget):
-        opened = [(SourceObject(f"rank_{rank}/m.safetensors", 10**6, "e"), contents_of(rank)) for rank in range(2)]
-        return plan_for(tree_catalog("memory://s", "test", opened, tree_name), target, "memory://t", SMALL)
+        models = [random_model({"w": ("F32", (4, 6)), "v": ("BF16", (6,))}, rank) for rank in range(2)]
+        headers = [header_of(f"rank_{rank}/m.safetensors", encode(model)) for rank, model in enumerate(models)]
+        catalog = tree_catalog(SourceHeaders("memory://s", "test", headers), tree_name)
+        return plan_for(catalog, target, "memory://t", SMALL)
     catalog = catalog_of_ranks(shards(CKPT_SOURCE, CUT), CUT)
     texts = {} if isinstance(target, PartsTarget) else {"note": "x\u4e2d"}
     catalog = replace(catalog, texts=texts, dropped=("gone", "too"), metadata={"v": "noted"})
     renamed = {"step": "new.step"}
     return plan_for(catalog, target, "memory://t", replace(SMALL, min_part_bytes=200), renamed=renamed)
-
-
-def contents_of(seed):
-    return held_by(encode(random_model({"w": ("F32", (4, 6)), "v": ("BF16", (6,))}, seed)))
 
 
 @pytest.mark.parametrize("kind", TARGETS)

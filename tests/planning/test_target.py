@@ -260,5 +260,5 @@ def test_names_that_no_header_can_hold():
         type(TENSORS[0])(TENSORS[0].spec.__class__(name, dtype, shape), ()) for name, (dtype, shape, _) in model.items()
     ]
     [output] = full().outputs(tensors, NOTHING)
-    with pytest.raises(FormatError, match="unfit tensors"):
+    with pytest.raises(FormatError, match="tensors that safetensors cannot store"):
         _ = output.frame

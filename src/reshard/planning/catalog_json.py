@@ -27,7 +27,7 @@ def catalog_to_json(catalog: Catalog) -> dict[str, Any]:
         "header_bytes": catalog.header_bytes,
         "texts": dict(catalog.texts),
         "dropped": list(catalog.dropped),
-        "counters": dict(catalog.counters),
+        "training_state": dict(catalog.training_state),
         "entries": [
             [
                 entry.spec.name,
@@ -66,7 +66,7 @@ def catalog_from_json(value: object) -> Catalog:
         header_bytes=integer(body["header_bytes"], "header_bytes"),
         texts={key: text(each, "texts") for key, each in mapping(body["texts"], "texts").items()},
         dropped=texts(body["dropped"], "dropped"),
-        counters=counters(body["counters"], "counters"),
+        training_state=counters(body["training_state"], "training_state"),
         others=texts(body["others"], "others"),
     )
 

@@ -19,8 +19,8 @@ from .steps.steps import Step, StreamedPart
 _NEAR = 3
 
 FilledBy = Literal["copied", "streamed", "literal", "replica"]
-"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` if planning knows every byte, or
-``replica`` if the store copies from an equal output."""
+"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` if planning knows all its bytes;
+a ``replica`` is copied by the store from an equal output."""
 
 
 @dataclass(frozen=True, slots=True)

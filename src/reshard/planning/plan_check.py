@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
 
 from ..formats.containers import Container
-from ..formats.mindspore.ckpt_values import PIECE_BYTES
+from ..formats.mindspore.ckpt import PIECE_BYTES
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem

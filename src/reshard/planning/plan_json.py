@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any
@@ -127,19 +128,25 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
     """Make the plan again that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
     if body.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
-    try:
+    with unreadable("the plan", where, _HINT):
         plan = _plan_from_json(body)
         if body.get("plan_id") != plan_id_of(plan):
             raise refused("the plan was altered, or another version of reshard made it")
+    return plan
+
+
+@contextmanager
+def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
+    """Turn every error of reading a document into a FormatError."""
+    try:
+        yield
     except FormatError as error:
-        what, place = f"the plan cannot be read: {error.what}", ": ".join(part for part in (where, error.where) if part)
-        raise FormatError(
-            what, where=place, expected=error.expected, found=error.found, hint=_HINT, problems=error.problems
-        ) from error
+        rule = ": ".join(part for part in (f"{what} cannot be read", error.where, error.what) if part)
+        sides = {"expected": error.expected, "found": error.found}
+        raise FormatError(rule, where=where, hint=hint, problems=error.problems, **sides) from error
     except _BROKEN as error:
         found = shown(str(error) or repr(error))
-        raise FormatError("the plan cannot be read", where=where, found=found, hint=_HINT) from error
-    return plan
+        raise FormatError(f"{what} cannot be read", where=where, found=found, hint=hint) from error
 
 
 def conversion_from_json(value: object) -> Conversion:
@@ -165,9 +172,9 @@ def _plan_from_json(body: Mapping[str, object]) -> Plan:
     bases = _bases(found["copy_bases"], len(conversion.catalog.others) + 1)
     staged = found["staging"]
     if staged is None:
-        return make_plan(conversion, _limits_from_json(found["limits"]), bases)
+        return make_plan(conversion, limits_from_json(found["limits"]), bases)
     body = fields_of(staged, "staging", ("url", "is_near", "limits", "chunk_shapes", "first_pass"))
-    limits = None if body["limits"] is None else _limits_from_json(body["limits"])
+    limits = None if body["limits"] is None else limits_from_json(body["limits"])
     mode = StagingMode(text(body["url"], "url"), _boolean(body["is_near"], "is_near"), limits=limits)
     shapes = {
         name(k, "chunk_shapes"): integers(n, "chunk_shapes")
@@ -175,13 +182,14 @@ def _plan_from_json(body: Mapping[str, object]) -> Plan:
     }
     first = make_plan(
         conversion,
-        _limits_from_json(found["limits"]),
+        limits_from_json(found["limits"]),
         [base for base in bases if base <= len(conversion.catalog.others)],
     )
     return stage(first, shapes, mode)
 
 
-def _limits_from_json(value: object) -> Limits:
+def limits_from_json(value: object) -> Limits:
+    """Read limits."""
     limits = fields_of(value, "limits", (), [field.name for field in fields(Limits)])
     return Limits(**{key: integer(each, f"limits: {key}") for key, each in limits.items()})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import overload
 
-from ...formats.containers import Container, frame_of
+from ...formats.containers import Container
 from ...formats.frame import Frame
 from ...tensor import Box, Layout, Shape, TensorSpec
 
@@ -113,7 +113,7 @@ class OutputLayout:
     @cached_property
     def frame(self) -> Frame:
         """Everything of the objects except their tensors' elements."""
-        return frame_of(self.container, self.specs, self.metadata, self.texts)
+        return self.container.definition.make_frame(self.specs, self.metadata, self.texts)
 
 
 class DeviceBoxes(Sequence[Box]):

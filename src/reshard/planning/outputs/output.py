@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ...errors import FormatError, PlanError, option, raise_all
-from ...formats.containers import Container, frame_of
+from ...formats.containers import Container
 from ...formats.frame import Frame
 from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of
 from ..catalog import Catalog, SourceSharding
@@ -139,7 +139,7 @@ class Output:
         """Everything of the object except its tensors' elements."""
         if self.layout is not None:
             return self.layout.frame
-        return frame_of(self.container, self.specs, self.metadata, self.texts)
+        return self.container.definition.make_frame(self.specs, self.metadata, self.texts)
 
     @property
     def nbytes(self) -> int:
@@ -254,11 +254,12 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         except FormatError as error:
             message = f"{output.keys[0]} cannot be written: {error.message}"
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
-    lost = {name for output in distinct if output.container is Container.SAFETENSORS for name in output.texts}
+    losing = [output for output in distinct if output.texts and not output.container.definition.has_texts]
+    formats = " and ".join(sorted({output.container.value for output in losing}))
     raise_all(
         PlanError,
-        "safetensors cannot hold text values",
-        sorted(lost),
+        f"{formats} cannot hold text values",
+        sorted({name for output in losing for name in output.texts}),
         hint=f"Drop them with {option('drop')}, or write .ckpt with {option('format', 'ckpt')}.",
     )
     names = {spec.name for output in distinct for spec in output.specs}

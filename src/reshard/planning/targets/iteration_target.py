@@ -16,14 +16,14 @@ from ...formats.mindspore.iteration import (
     is_optimizer_state,
     iteration_name,
 )
-from ...formats.mindspore.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
+from ...formats.mindspore.iteration_encode import ShardObject, encode_metadata, shard_objects
 from ...formats.mindspore.iteration_shards import list_shards
 from ...tensor import Box, DType, Strategy
 from ..catalog import SourceSharding
 from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, make_output, sample
 from .strategy_check import check_strategy_fits, names_on_one_side
 
-COUNTER_CODES = {
+SCALAR_CODES = {
     DType.BOOL: "?",
     DType.I8: "b",
     DType.U8: "B",
@@ -40,10 +40,10 @@ COUNTER_CODES = {
 """Scalars that can be numbers elsewhere, each with its code in :mod:`struct`; of other dtypes they stay tensors."""
 
 
-def is_counter(tensor: TargetTensor) -> bool:
-    """Whether this layout keeps a tensor as a number in ``common.json``."""
+def is_training_state(tensor: TargetTensor) -> bool:
+    """Return whether this layout keeps a tensor as a number in ``common.json``."""
     spec = tensor.spec
-    is_number = spec.dtype in COUNTER_CODES and set(spec.shape) <= {1}
+    is_number = spec.dtype in SCALAR_CODES and set(spec.shape) <= {1}
     return tensor.sharding is SourceSharding.UNLISTED and spec.name in COMMON_KEYS and is_number
 
 
@@ -62,7 +62,7 @@ class IterationTarget:
     remove_redundancy
         Whether each shard is written once.
     common
-        What training had counted.
+        The training state.
     """
 
     strategy: Strategy
@@ -80,7 +80,7 @@ class IterationTarget:
             See :func:`check_strategy_fits`.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
+        stored = [tensor.spec for tensor in tensors if not is_training_state(tensor)]
         boxes = {
             (shard.spec.name, rank): shard.box for shard in list_shards(stored, self.strategy) for rank in shard.ranks
         }
@@ -104,18 +104,17 @@ class IterationTarget:
         return make_output(keys, held, tensors, metadata, texts=source_metadata.texts)
 
     def _objects(self, tensors: Sequence[TargetTensor]) -> tuple[ShardObject, ...]:
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
+        stored = [tensor.spec for tensor in tensors if not is_training_state(tensor)]
         names = {spec.name for spec in stored}
         states = [name for name in names if is_optimizer_state(name, names)]
-        share = balanced_objects if self.remove_redundancy else replicated_objects
-        return share(stored, self.strategy, states, self.prefix)
+        return shard_objects(stored, self.strategy, states, self.prefix, remove_redundancy=self.remove_redundancy)
 
     def documents(
         self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: SourceMetadata
     ) -> tuple[Document, ...]:
         """What makes a folder a checkpoint; the tracker, which makes it the latest, comes last."""
         folder = iteration_name(self.iteration)
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
+        stored = [tensor.spec for tensor in tensors if not is_training_state(tensor)]
         metadata = encode_metadata(stored, self.strategy, self._objects(tensors))
         return (
             Document(f"{folder}/{COMMON_NAME}", encode_common(self.common)),
@@ -125,7 +124,7 @@ class IterationTarget:
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
         """What a person should know about names on one side only, and numbers that are no tensors here."""
-        counters = [tensor.spec.name for tensor in tensors if is_counter(tensor)]
-        told = (f"{len(counters)} numbers go into {COMMON_NAME}: {sample(counters, 8)}",) if counters else ()
-        others = [tensor for tensor in tensors if not is_counter(tensor)]
-        return (*told, *names_on_one_side(self.strategy, range(self.strategy.rank_count), others))
+        state = [tensor.spec.name for tensor in tensors if is_training_state(tensor)]
+        numbers = (f"{len(state)} numbers go into {COMMON_NAME}: {sample(state, 8)}",) if state else ()
+        others = [tensor for tensor in tensors if not is_training_state(tensor)]
+        return (*numbers, *names_on_one_side(self.strategy, range(self.strategy.rank_count), others))
