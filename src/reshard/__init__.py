@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .errors import ReshardError as ReshardError
     from .planning.catalog import Catalog as Catalog
     from .planning.cost.estimate import Estimate as Estimate
+    from .planning.explain import ObjectExplanation as ObjectExplanation
+    from .planning.explain import TensorExplanation as TensorExplanation
     from .planning.explain import explain as explain
-    from .planning.explained import ObjectExplanation as ObjectExplanation
-    from .planning.explained import TensorExplanation as TensorExplanation
     from .planning.limits import Limits as Limits
     from .planning.plan import Plan as Plan
 
@@ -48,8 +48,7 @@ _MODULES = {
     "errors": ["ReshardError"],
     "planning.catalog": ["Catalog"],
     "planning.cost.estimate": ["Estimate"],
-    "planning.explain": ["explain"],
-    "planning.explained": ["ObjectExplanation", "TensorExplanation"],
+    "planning.explain": ["ObjectExplanation", "TensorExplanation", "explain"],
     "planning.limits": ["Limits"],
     "planning.plan": ["Plan"],
 }

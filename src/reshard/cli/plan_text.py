@@ -10,13 +10,13 @@ from ..errors import option
 from ..planning.cost.cost import Cost
 from ..planning.cost.estimate import Estimate, PassEstimate, Speeds
 from ..planning.cost.prices import total_money
-from ..planning.explained import (
+from ..planning.explain import (
     Explanation,
-    Held,
+    HeldBox,
     ObjectExplanation,
     PartExplanation,
+    SourceBytes,
     StagedTensor,
-    Taken,
     TensorExplanation,
     explanation_to_json,
 )
@@ -232,13 +232,13 @@ def _how(part: PartExplanation) -> tuple[str, str]:
     return f"streamed{computed}", f"{len(part.sources)} reads{header}: {_taken(part.sources)}"
 
 
-def _taken(sources: Sequence[Taken]) -> str:
+def _taken(sources: Sequence[SourceBytes]) -> str:
     kinds = ["left-out chunk " if one.is_left_out else "chunk " if one.is_staged else "" for one in sources[:_FEW]]
     named = [f"{kind}{one.object} {_span(one.range)}" for kind, one in zip(kinds, sources, strict=False)]
     return "; ".join(named) + (f"; and {len(sources) - _FEW} more" if len(sources) > _FEW else "")
 
 
-def _held(held: Held) -> tuple[object, ...]:
+def _held(held: HeldBox) -> tuple[object, ...]:
     box = ", ".join(f"{a}:{b}" for a, b in zip(held.box.start, held.box.stop, strict=True))
     spans = "; ".join(_span(span) for span in held.ranges[:_FEW]) + "; ..." * (len(held.ranges) > _FEW)
     parts = ", ".join(f"{part.number} {part.filled}" for part in held.parts[:_FEW])

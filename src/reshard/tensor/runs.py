@@ -48,6 +48,24 @@ class Runs(NamedTuple):
         steps = ((count - 1) * stride for count, stride in zip(self.counts, self.strides, strict=True))
         return self.first + sum(steps) + self.nbytes
 
+    def bytes_before(self, address: int) -> int:
+        """Count the bytes of all runs that are before an address.
+
+        Examples
+        --------
+        >>> [Runs(2, 4, (3,), (8,)).bytes_before(address) for address in (0, 5, 8, 12, 99)]
+        [0, 3, 4, 6, 12]
+        """
+        left, found, inner = address - self.first, 0, self.run_count
+        for count, stride in zip(self.counts, self.strides, strict=True):
+            if left <= 0:
+                return found * self.nbytes
+            inner //= count
+            whole = min(left // stride, count - 1)  # the last one may reach beyond its stride
+            found += whole * inner
+            left -= whole * stride
+        return found * self.nbytes + min(max(left, 0), self.nbytes)
+
     def starts(self) -> Iterator[int]:
         """Yield the first byte of each run, ascending."""
         if not self.counts:

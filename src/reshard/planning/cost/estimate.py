@@ -21,7 +21,7 @@ from typing import TypeVar
 from ...errors import UsageError
 from ..plan import Plan
 from ..steps.buffers import process_bytes
-from ..steps.row_reads import group_ranges
+from ..steps.read_scores import group_ranges
 from .cost import Cost
 from .prices import Bill, Charge, Egress, Payee, bill, total_money
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from support.checkpoints import catalog_of_objects
-from support.planning import plan_for
+from support.planning import plan_for, tensors_of
 from support.random_plans import cases, rank_targets
 
 from reshard.formats.container_format import HeaderTensor
@@ -17,7 +17,7 @@ from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.cost.cost import count_cost
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.layouts import Partitions
-from reshard.planning.outputs.output import SourceMetadata, file_order, make_output, tensors_of, whole_box
+from reshard.planning.outputs.output import SourceMetadata, file_order, make_output, whole_box
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.source_headers import SourceHeaders
@@ -45,7 +45,7 @@ def one_by_one(target, tensors):
 @given(cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))))
 def test_derived_outputs_are_those_made_one_by_one(drawn):
     case, target = drawn
-    tensors = tensors_of(catalog_of_objects({"all.safetensors": case.model}), {})
+    tensors = tensors_of(catalog_of_objects({"all.safetensors": case.model}))
     made, expected = target.outputs(tensors, SourceMetadata()), one_by_one(target, tensors)
     assert [output.keys for output in made] == [output.keys for output in expected]
     for output, other in zip(made, expected, strict=True):
@@ -59,7 +59,7 @@ def test_boxes_of_ranks_are_a_sequence():
     layout = Layout((2, 2), ((1,), (0,)))
     strategy = Strategy(4, ({"a": layout, "b": layout},))
     model = {name: (DType.U8, (4, 4), np.zeros((4, 4), np.uint8)) for name in "ab"}
-    tensors = tensors_of(catalog_of_objects({"all.safetensors": model}), {})
+    tensors = tensors_of(catalog_of_objects({"all.safetensors": model}))
     outputs = RankTarget(strategy, (0, 1, 2, 3), "{rank}").outputs(tensors, SourceMetadata())
     first, last = outputs[0].boxes, outputs[-1].boxes
     assert len(last) == 2
