@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from support.checkpoints import contents, decode, encode, put_full, put_ranks, random_model, shards, stored
 from support.conversions import Known, catalog_at, ranks_of
+from support.faulty_store import Fault, FaultyStore
 from support.plan_checker import is_fit_for_ckpt, told_by
 from support.planning import plan_for
 from support.random_plans import any_cases, any_sources, limits, new_names, under_new_names
@@ -20,7 +21,6 @@ from support.zarr_arrays import decode_zarr
 
 from reshard import api
 from reshard.engine.execute import execute
-from reshard.engine.kernels.scatter import repeat
 from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
@@ -707,19 +707,16 @@ def theirs(here, **arrays):
             put(here, f"{name}/c/{index}", chunk)
 
 
-def test_a_chunk_that_is_written_while_it_is_made(monkeypatch):
+def test_a_chunk_that_is_written_while_it_is_made():
+    """After the run has looked at every object of the source, and before it looks at this one again."""
     here = place()
     theirs(here, a=("uint8", 7, {1: b"abc"}))
-
-    def overtaken(*made):
-        put(here, "a/c/0", b"new")
-        repeat(*made)
-
-    monkeypatch.setattr("reshard.engine.executors.threads.repeat", overtaken)
     plan = plan_for(catalog_at(here), ONE, "memory://x", PLAIN)
+    look = len(plan.catalog.objects) + 1
+    overtaken = FaultyStore(here.store, Fault("head", look, lambda: put(here, "a/c/0", b"new")))
     there = place()
     with pytest.raises(SourceChanged, match="a/c/0: expected a chunk that is not stored"):
-        execute(plan, here, there)
+        execute(plan, Location(overtaken, here.key), there)
     assert not stored(there)
 
 
