@@ -46,7 +46,7 @@ from reshard.errors import FormatError, OverBudget, PlanError
 from reshard.formats import containers
 from reshard.formats.containers import Container
 from reshard.formats.mindspore.ckpt_write import plan_ckpt
-from reshard.planning import plan_check
+from reshard.planning import conversion_check
 from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
@@ -136,7 +136,7 @@ def small_pieces():
     """Tensors of a few bytes are several values of a .ckpt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(containers, "plan_ckpt", partial(plan_ckpt, piece_bytes=100))
-        patch.setattr(plan_check, "PIECE_BYTES", 100)
+        patch.setattr(conversion_check, "PIECE_BYTES", 100)
         yield
 
 

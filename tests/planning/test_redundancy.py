@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.formats.mindspore.ms_strategy import parse_strategy_file
-from reshard.planning.targets.redundancy import assign_writers
+from reshard.planning.targets.rank_target import assign_writers
 from reshard.tensor import Box, Layout
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"

@@ -20,8 +20,8 @@ from ..models.parallel_rules import load_layouts
 from ..models.parallel_text import parse_parallel, parse_parallel_config
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
+from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment, TargetTensor
-from ..planning.plan_check import MAX_ATTACHMENT_BYTES
 from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import NameFilter
 from ..storage import open_location, open_source

@@ -26,9 +26,7 @@ from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan, plan_id_of
 from ..planning.sources.selection import NameFilter, Renames
 from ..planning.staging import staged_plan
-from ..planning.targets.full_target import FullTarget
-from ..planning.targets.target import Target
-from ..planning.targets.zarr_target import ZarrTarget
+from ..planning.targets import Target
 from ..storage import open_location, open_source, open_target, open_target_object, shared_connections
 from ..tensor import Strategy
 from .arguments import (
@@ -160,8 +158,7 @@ def draw(
     wished = full_target(name, base, options, limits) if strategy is None else _cut_target(strategy, options, catalog)
     manifest_key = f"{name}.manifest.json" if name else MANIFEST_KEY
     attachments: Sequence[Attachment] = ()
-    is_whole_model = isinstance(wished, ZarrTarget) or (isinstance(wished, FullTarget) and wished.index_name)
-    if name is None and is_whole_model:  # as Hugging Face's tools open it, or families' rules ask for it later
+    if wished.has_companions:
         catalog, attachments = attach_companions(catalog, src, options.get("config"))
     bases = copy_bases(base, catalog, options)
     conversion = Conversion(catalog, wished, base.url, manifest_key, renamed, change, tuple(attachments))

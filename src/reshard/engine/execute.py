@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,15 +16,13 @@ from ..errors import (
     add_problems,
     raise_all,
 )
-from ..formats.mindspore.iteration import iteration_name
 from ..planning.catalog import SourceObject
 from ..planning.conversion import MANIFEST_KEY
 from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan, without_copies
 from ..planning.staging import with_etags
 from ..planning.steps.steps import Step
-from ..planning.targets.iteration_target import IterationTarget
-from ..planning.targets.tree_target import TreeTarget
+from ..planning.targets import is_checkpoint_object
 from ..storage import Location, Store
 from ..tensor import ByteRange
 from .events import Listener, Noted, PhaseStarted, ignore
@@ -36,11 +33,6 @@ from .source_check import head_or_none, stored_since
 from .sources.strategy_files import read_object
 from .two_passes import staged
 from .workers import Task, Workers, working
-
-_CHECKPOINT_OBJECT = re.compile(
-    r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"
-    r"|param_name_map\.json|latest_checkpointed_iteration\.txt|(.+/)?zarr\.json"
-)
 
 
 def execute(
@@ -248,8 +240,8 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
         Outputs exist and must not be replaced, or another checkpoint's objects are there.
     """
     wanted = {*plan.conversion.keys, plan.conversion.manifest_key}
-    is_tree = isinstance(plan.conversion.target, TreeTarget)
-    if plan.conversion.manifest_key == MANIFEST_KEY or is_tree:
+    scope = plan.conversion.target.scope
+    if plan.conversion.manifest_key == MANIFEST_KEY or scope is None:
         found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object, or some ranks, with a manifest of their own: what else lies there is not ours to list
         found = {key: info.etag for key in wanted for info in [head_or_none(target.child(key))] if info}
@@ -260,17 +252,14 @@ def check_target(plan: Plan, target: Location, *, overwrite: bool) -> tuple[dict
             problems=sorted(before),
             hint="Give --overwrite to replace them, or another destination.",
         )
-    if is_tree:  # each object stands for itself: it may lie beside its source, and among any others
+    if scope is None:  # the target's objects are independent of whatever is beside them
         return before, ()
-    leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
-    if isinstance(plan.conversion.target, IterationTarget):  # other iterations beside it are what this layout is for
-        folder = f"{iteration_name(plan.conversion.target.iteration)}/"
-        leftovers = tuple(key for key in leftovers if key.startswith(folder))
-        found = {key: etag for key, etag in found.items() if key.startswith(folder)}
+    others = [key for key in found if key.startswith(scope) and key not in wanted]
+    leftovers = tuple(sorted(_written_before(plan, target, before).intersection(others)))
     raise_all(
         TargetExists,
         f"{target.url}: another checkpoint's objects are there; readers could not tell them from the new ones",
-        [name for name in found if _CHECKPOINT_OBJECT.fullmatch(name) and name not in {*wanted, *leftovers}],
+        [key for key in others if is_checkpoint_object(key) and key not in leftovers],
         hint="Choose an empty destination, or remove them.",
     )
     return before, leftovers

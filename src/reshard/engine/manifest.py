@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
-from ..planning.json_fields import fields_of, integer, refused, text
+from ..planning.codec import at, fields_of, integer, refused, text
 from ..planning.outputs.output import group_by_layout
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_from_json, plan_to_json
@@ -99,7 +99,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     try:
         receipts = tuple(_receipt(output) for output in outputs)
     except FormatError as error:
-        what = f"an output cannot be read: {error.what}"
+        what = ": ".join(part for part in ("an output cannot be read", error.where, error.what) if part)
         raise FormatError(what, where=where, expected=error.expected, found=error.found, hint=_HINT) from error
     plan = plan_from_json(plan_json, where)
     found = [receipt.key for receipt in receipts]
@@ -111,17 +111,17 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
 
 
 def _receipt(value: object) -> Receipt:
-    output = fields_of(value, "output", ("key", "nbytes", "etag", "crc32c"), ("tensors",))
+    output = fields_of(value, ("key", "nbytes", "etag", "crc32c"), ("tensors",))
     if output.get("tensors") is not None:
-        integer(output["tensors"], "tensors")
-    etag = text(output["etag"], "etag")
-    return Receipt(text(output["key"], "key"), integer(output["nbytes"], "nbytes"), etag, _crc(output["crc32c"]))
+        at("tensors", integer, output["tensors"])
+    key, etag = at("key", text, output["key"]), at("etag", text, output["etag"])
+    return Receipt(key, at("nbytes", integer, output["nbytes"]), etag, at("crc32c", _crc, output["crc32c"]))
 
 
 def _crc(value: object) -> int | None:
     if value is None:
         return None
-    digits = text(value, "crc32c")
+    digits = text(value)
     if not _CRC.fullmatch(digits):
-        raise refused("crc32c", "8 hex digits", digits)
+        raise refused("8 hex digits", digits)
     return int(digits, 16)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import PlanError
@@ -194,16 +194,30 @@ def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
     PlanError
         The chunks are too many, or a pass does not fit the memory.
     """
-    staged = tuple(entry for entry in plan.catalog.entries if entry.spec.name in shapes)
-    source = replace(plan.catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
     limits, target = mode.limits or plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
     is_near = mode.is_near and REPLICAS in plan.copy_bases
-    url = f"{mode.url}/{_FOLDER}{_fingerprint(source, shapes)}"
-    first = make_plan(Conversion(source, target, url), limits, plan.copy_bases if is_near else ())
-    catalog = with_chunks(plan.catalog, first)
-    bases = (*plan.copy_bases, len(catalog.others)) if is_near else plan.copy_bases
-    second = make_plan(plan.conversion, plan.limits, bases, catalog)
-    return replace(second, staging=first, staging_mode=mode, staging_note=_note(plan, first, second))
+    first = first_pass(plan.catalog, target, mode, limits, plan.copy_bases if is_near else ())
+    bases = (*plan.copy_bases, len(plan.catalog.others) + 1) if is_near else plan.copy_bases
+    second = second_pass(plan.conversion, first, mode, plan.limits, bases)
+    return replace(second, staging_note=_note(plan, first, second))
+
+
+def first_pass(
+    catalog: Catalog, target: ZarrTarget, mode: StagingMode, limits: Limits, copy_bases: Sequence[int]
+) -> Plan:
+    """Plan to write chunks of those tensors of a catalog that the target has chunk shapes for."""
+    staged = tuple(entry for entry in catalog.entries if entry.spec.name in target.chunk_shapes)
+    source = replace(catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
+    url = f"{mode.url}/{_FOLDER}{_fingerprint(source, target.chunk_shapes)}"
+    return make_plan(Conversion(source, target, url), limits, copy_bases)
+
+
+def second_pass(
+    conversion: Conversion, first: Plan, mode: StagingMode, limits: Limits, copy_bases: Sequence[int]
+) -> Plan:
+    """Plan a conversion that reads the chunks of its first pass."""
+    second = make_plan(conversion, limits, copy_bases, with_chunks(conversion.catalog, first))
+    return replace(second, staging=first, staging_mode=mode)
 
 
 def _fingerprint(source: Catalog, shapes: Mapping[str, Shape]) -> str:

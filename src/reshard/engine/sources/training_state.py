@@ -10,7 +10,7 @@ from ...errors import CatalogError, raise_all
 from ...formats.mindspore.iteration import CommonValue
 from ...planning.catalog import Catalog
 from ...planning.outputs.output import TargetTensor
-from ...planning.targets.iteration_target import COUNTER_CODES, is_counter
+from ...planning.targets.iteration_target import SCALAR_CODES, is_training_state
 from ...storage import Location
 from ...tensor import ByteRange
 from ..workers import Workers
@@ -42,7 +42,7 @@ def read_counters(
         item = catalog.objects[index]
         span = ByteRange(first, first + entry.spec.nbytes)
         [value] = struct.unpack(
-            f"<{COUNTER_CODES[entry.spec.dtype]}", source.store.read(source.child(item.key).key, span, item.etag)
+            f"<{SCALAR_CODES[entry.spec.dtype]}", source.store.read(source.child(item.key).key, span, item.etag)
         )
         name = tensor.spec.name
         known = found.get(name)
@@ -53,7 +53,7 @@ def read_counters(
             problems.append(f"{name}: {known} beside the tensors, {value} as a tensor")
         found[name] = float(value) if name in _REALS else int(value)
 
-    workers.map(read, [tensor for tensor in tensors if is_counter(tensor)])
+    workers.map(read, [tensor for tensor in tensors if is_training_state(tensor)])
     hint = "Leave the tensors out with --drop to take what stands beside them."
     raise_all(CatalogError, f"{catalog.url}: what training had counted is not clear", sorted(problems), hint)
     return found

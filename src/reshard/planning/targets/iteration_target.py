@@ -1,9 +1,11 @@
-"""Rank shards in the newer layout of MindSpore Transformers: one folder an iteration, which tells its own layouts."""
+"""Rank shards in the newer layout of MindSpore Transformers: one folder an iteration, which describes its layouts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ...formats.mindspore.iteration import (
     COMMON_KEYS,
@@ -18,12 +20,13 @@ from ...formats.mindspore.iteration import (
 )
 from ...formats.mindspore.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
 from ...formats.mindspore.iteration_shards import list_shards
-from ...tensor import Box, DType, Strategy
+from ...tensor import Box, DType, Strategy, TensorSpec
 from ..catalog import SourceSharding
 from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, make_output, sample
-from .strategy_check import check_strategy_fits, names_on_one_side
+from .strategy_check import check_strategy_fits, count_slices, names_on_one_side
+from .target import Target, check_count
 
-COUNTER_CODES = {
+SCALAR_CODES = {
     DType.BOOL: "?",
     DType.I8: "b",
     DType.U8: "B",
@@ -40,15 +43,15 @@ COUNTER_CODES = {
 """Scalars that can be numbers elsewhere, each with its code in :mod:`struct`; of other dtypes they stay tensors."""
 
 
-def is_counter(tensor: TargetTensor) -> bool:
-    """Whether this layout keeps a tensor as a number in ``common.json``."""
+def is_training_state(tensor: TargetTensor) -> bool:
+    """Return whether this layout keeps a tensor as a number in ``common.json``."""
     spec = tensor.spec
-    is_number = spec.dtype in COUNTER_CODES and set(spec.shape) <= {1}
+    is_number = spec.dtype in SCALAR_CODES and set(spec.shape) <= {1}
     return tensor.sharding is SourceSharding.UNLISTED and spec.name in COMMON_KEYS and is_number
 
 
 @dataclass(frozen=True, slots=True)
-class IterationTarget:
+class IterationTarget(Target):
     """``iteration_<n>/``: objects of weights and of optimizer states, ``metadata.json``, ``common.json``.
 
     Parameters
@@ -56,20 +59,29 @@ class IterationTarget:
     strategy
         Layouts of the target.
     iteration
-        Number of the folder, and what the tracker object says.
+        Number of the folder, which the tracker object names as the latest.
     prefix
         Start of the objects' names; may be empty.
     remove_redundancy
         Whether each shard is written once.
     common
-        What training had counted.
+        The training state.
     """
+
+    object_names: ClassVar[re.Pattern[str]] = re.compile(
+        r"iteration_\d+/[^/]+\.safetensors|latest_checkpointed_iteration\.txt"
+    )
 
     strategy: Strategy
     iteration: int
     prefix: str = ""
     remove_redundancy: bool = False
     common: Mapping[str, CommonValue] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str:
+        """The folder: other iterations may be beside it."""
+        return f"{iteration_name(self.iteration)}/"
 
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Give every rank its objects; those of equal content become one output.
@@ -80,52 +92,54 @@ class IterationTarget:
             See :func:`check_strategy_fits`.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
-        boxes = {
-            (shard.spec.name, rank): shard.box for shard in list_shards(stored, self.strategy) for rank in shard.ranks
-        }
-        order = {tensors[index].spec.name: index for index in file_order(tensors)}
-        places = {name: place for place, name in enumerate(order)}
-        distinct: dict[tuple[tuple[int, Box], ...], list[str]] = {}
-        for item in self._objects(tensors):
-            names = sorted(item.tensors, key=places.__getitem__)
-            held = tuple((order[name], boxes[name, item.rank]) for name in names)
-            distinct.setdefault(held, []).append(f"{iteration_name(self.iteration)}/{item.name}")
-        return tuple(self._output(keys, held, tensors, source_metadata) for held, keys in distinct.items())
+        stored = _stored(tensors)
+        shards = list_shards(stored, self.strategy)
+        boxes = {(shard.spec.name, rank): shard.box for shard in shards for rank in shard.ranks}
+        index_of = {tensors[index].spec.name: index for index in file_order(tensors)}
+        position_of = {name: position for position, name in enumerate(index_of)}
+        equal: dict[tuple[tuple[int, Box], ...], list[str]] = {}
+        for item in self._objects(stored):
+            names = sorted(item.tensors, key=position_of.__getitem__)
+            held = tuple((index_of[name], boxes[name, item.rank]) for name in names)
+            equal.setdefault(held, []).append(f"{self.scope}{item.name}")
+        outputs = []
+        for held, keys in equal.items():
+            metadata = source_metadata.metadata_for([tensors[index].spec.name for index, _ in held], format="ms")
+            outputs.append(make_output(keys, held, tensors, metadata, texts=source_metadata.texts))
+        return tuple(outputs)
 
-    def _output(
-        self,
-        keys: Sequence[str],
-        held: Sequence[tuple[int, Box]],
-        tensors: Sequence[TargetTensor],
-        source_metadata: SourceMetadata,
-    ) -> Output:
-        metadata = source_metadata.metadata_for([tensors[index].spec.name for index, _ in held], format="ms")
-        return make_output(keys, held, tensors, metadata, texts=source_metadata.texts)
-
-    def _objects(self, tensors: Sequence[TargetTensor]) -> tuple[ShardObject, ...]:
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
+    def _objects(self, stored: Sequence[TensorSpec]) -> tuple[ShardObject, ...]:
         names = {spec.name for spec in stored}
         states = [name for name in names if is_optimizer_state(name, names)]
         share = balanced_objects if self.remove_redundancy else replicated_objects
         return share(stored, self.strategy, states, self.prefix)
 
     def documents(
-        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], _carried: SourceMetadata
+        self, outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
     ) -> tuple[Document, ...]:
-        """What makes a folder a checkpoint; the tracker, which makes it the latest, comes last."""
-        folder = iteration_name(self.iteration)
-        stored = [tensor.spec for tensor in tensors if not is_counter(tensor)]
-        metadata = encode_metadata(stored, self.strategy, self._objects(tensors))
+        """Return what makes a folder a checkpoint; the tracker, which makes it the latest, comes last."""
+        stored = _stored(tensors)
         return (
-            Document(f"{folder}/{COMMON_NAME}", encode_common(self.common)),
-            Document(f"{folder}/{METADATA_NAME}", metadata),
+            Document(f"{self.scope}{COMMON_NAME}", encode_common(self.common)),
+            Document(f"{self.scope}{METADATA_NAME}", encode_metadata(stored, self.strategy, self._objects(stored))),
             Document(TRACKER_NAME, encode_tracker(self.iteration)),
         )
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
-        """What a person should know about names on one side only, and numbers that are no tensors here."""
-        counters = [tensor.spec.name for tensor in tensors if is_counter(tensor)]
-        told = (f"{len(counters)} numbers go into {COMMON_NAME}: {sample(counters, 8)}",) if counters else ()
-        others = [tensor for tensor in tensors if not is_counter(tensor)]
-        return (*told, *names_on_one_side(self.strategy, range(self.strategy.rank_count), others))
+        """Note names on one side only, and tensors that become numbers."""
+        state = [tensor.spec.name for tensor in tensors if is_training_state(tensor)]
+        numbers = (f"{len(state)} numbers go into {COMMON_NAME}: {sample(state, 8)}",) if state else ()
+        others = [tensor for tensor in tensors if not is_training_state(tensor)]
+        return (*numbers, *names_on_one_side(self.strategy, range(self.strategy.rank_count), others))
+
+    def check_bounds(self, tensors: Sequence[TargetTensor]) -> int:
+        """Refuse more tensors over all ranks than can be listed one by one."""
+        ranks = range(self.strategy.rank_count)
+        check_count("tensors over all ranks", count_slices(self.strategy, ranks, tensors))
+        check_count("tensors times stages", len(tensors) * self.strategy.stage_count)
+        return len(ranks)
+
+
+def _stored(tensors: Sequence[TargetTensor]) -> list[TensorSpec]:
+    """Return the tensors that stay tensors."""
+    return [tensor.spec for tensor in tensors if not is_training_state(tensor)]
