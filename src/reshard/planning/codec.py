@@ -33,8 +33,8 @@ MAX_RANK_COUNT = 1 << 20
 _MAX_CORNERS = 1 << 24
 _SHOWN_PLACE = 100
 _SCALARS = {bool: "a boolean", float: "a number with a point", str: "a string", types.NoneType: "null"}
-_LEAST = {"optimizer_shard_size": -1, "optimizer_shard_step": -1}
-"""Fields whose integers may be negative."""
+_SIGNED = frozenset({"copy_bases", "optimizer_shard_size", "optimizer_shard_step"})
+"""Fields whose integers may be -1."""
 
 
 def encode(value: Any, hint: object = None) -> Any:
@@ -108,10 +108,9 @@ def _hints(of: type) -> dict[str, Any]:
 
 
 def _decoder_of_fields(of: type) -> Decoder:
-    decoders = {
-        name: partial(integer, least=_LEAST[name]) if name in _LEAST else _decoder(hint)
-        for name, hint in _hints(of).items()
-    }
+    decoders = {name: _decoder(hint) for name, hint in _hints(of).items()}
+    for name in decoders.keys() & _SIGNED:
+        decoders[name] = partial(_decode_signed, decoders[name] is integers)
 
     def decode_fields(value: object) -> object:
         if of in _POSITIONAL:
@@ -141,6 +140,11 @@ def _decoder_of_union(args: tuple[Any, ...]) -> Decoder:
         return integer(value, least=-MAX_INTEGER) if type(value) is int else value
 
     return decode_scalar
+
+
+def _decode_signed(is_array: bool, value: object) -> object:
+    one = partial(integer, least=-1)
+    return tuple(each_of(value, one)) if is_array else one(value)
 
 
 def _decode_bytes(value: object) -> bytes:

@@ -6,19 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import FormatError, ReshardError
+from ..errors import FormatError, PlanError, ReshardError
 from ..formats.strict_json import parse_json_object, shown
-from .codec import at, decode, encode, fields_of, integer, items, refused, text
+from .codec import decode, encode, fields_of
 from .conversion import Conversion
 from .conversion_check import check_conversion
 from .limits import Limits
 from .plan import Plan, StagingMode, make_plan
 from .staging import first_pass, second_pass
-from .steps.copies import REPLICAS
 from .targets import Target
 from .targets.zarr_target import ZarrTarget
 
@@ -26,9 +24,8 @@ BESIDE = ("estimate", "explained")
 """Keys that are printed with a plan without being part of it."""
 
 _FORMAT = "reshard-plan/2"
-_INPUTS = ("format", "plan_id", "conversion", "limits", "copy_bases", "staging")
-_SHOWN = ("conversion_id", "groups", "cost", "notes", *BESIDE)
-_STAGING = ("mode", "target", "limits", "copy_bases", "note", "groups")
+_INPUTS = ("conversion", "limits", "copy_bases", "staging")
+_DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE)
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
 _BROKEN = (
     ReshardError,
@@ -41,6 +38,37 @@ _BROKEN = (
     ValueError,
 )
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstPass:
+    """What planning the first of two passes starts from."""
+
+    mode: StagingMode
+    target: Target
+    limits: Limits
+    copy_bases: tuple[int, ...]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What planning starts from."""
+
+    conversion: Conversion
+    limits: Limits
+    copy_bases: tuple[int, ...]
+    staging: _FirstPass | None
+
+    def plan(self) -> Plan:
+        if self.staging is None:
+            return make_plan(self.conversion, self.limits, self.copy_bases)
+        mode, target = self.staging.mode, self.staging.target
+        if not isinstance(target, ZarrTarget):
+            raise PlanError("tensors can only be staged in zarr chunks")
+        first = first_pass(self.conversion.catalog, target, mode, self.staging.limits, self.staging.copy_bases)
+        second = second_pass(self.conversion, first, mode, self.limits, self.copy_bases)
+        return replace(second, staging_note=self.staging.note)
 
 
 def conversion_to_json(conversion: Conversion) -> Json:
@@ -63,28 +91,31 @@ def conversion_from_json(value: object, where: str) -> Conversion:
         Altered, or forged.
     """
     with _unreadable("the conversion", where, "Convert again."):
-        return _checked_conversion(value)
+        conversion: Conversion = decode(Conversion, value)
+        check_conversion(conversion)
+    return conversion
 
 
 def plan_to_json(plan: Plan) -> Json:
     """Express a plan in JSON's types: what planning starts from, and for readers what follows from it."""
-    conversion = conversion_to_json(plan.conversion)
-    staging: Json | None = None
-    if plan.staging is not None:
-        mode, target = encode(plan.staging_mode), encode(plan.staging.conversion.target)
-        staging = {"mode": mode, "target": target, "note": plan.staging_note, **_pass_to_json(plan.staging)}
-    body: Json = {"format": _FORMAT, "conversion_id": _hash(conversion), "staging": staging, **_pass_to_json(plan)}
-    beside = {"conversion": conversion, "cost": asdict(plan.cost), "notes": list(plan.notes)}
-    return {"plan_id": _hash(body), **body, **beside}
+    first = None
+    if plan.staging is not None and plan.staging_mode is not None:
+        target, limits, bases = plan.staging.conversion.target, plan.staging.limits, plan.staging.copy_bases
+        first = _FirstPass(plan.staging_mode, target, limits, bases, plan.staging_note)
+    inputs: Json = encode(_Inputs(plan.conversion, plan.limits, plan.copy_bases, first))
+    conversion = inputs.pop("conversion")
+    groups = {"groups": _groups(plan), "staged_groups": _groups(plan.staging) if plan.staging else []}
+    body = {"format": _FORMAT, "conversion_id": _hash(conversion), **inputs, **groups}
+    derived = {"cost": asdict(plan.cost), "notes": list(plan.notes)}
+    return {"plan_id": _hash(body), **body, "conversion": conversion, **derived}
 
 
-def _pass_to_json(plan: Plan) -> Json:
-    groups = [[list(group.outputs), [[cut.item, cut.row] for cut in group.cuts]] for group in plan.groups]
-    return {"limits": encode(plan.limits), "copy_bases": list(plan.copy_bases), "groups": groups}
+def _groups(plan: Plan) -> list[Any]:
+    return [[list(group.outputs), [[cut.item, cut.row] for cut in group.cuts]] for group in plan.groups]
 
 
 def plan_id_of(plan: Plan) -> str:
-    """Return the plan's identity: a hash of what it makes, by which parts, within which limits."""
+    """Return the plan's identity: a hash of what it makes, in which parts, and within which limits."""
     return str(plan_to_json(plan)["plan_id"])
 
 
@@ -109,46 +140,14 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
     if body.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
     with _unreadable("the plan", where, "Make a new plan."):
-        found = fields_of(body, _INPUTS, _SHOWN)
-        conversion = at("conversion", _checked_conversion, found["conversion"])
-        limits, bases = at("limits", _limits, found["limits"]), at("copy_bases", _bases, found["copy_bases"])
-        if found["staging"] is None:
-            plan = make_plan(conversion, limits, bases)
-        else:
-            staging = dict(at("staging", lambda value: fields_of(value, _STAGING), found["staging"]))
-            plan = replace(_staged(conversion, staging, limits, bases), staging_note=text(staging["note"]))
+        found = fields_of(body, ("format", "plan_id", *_INPUTS), _DERIVED)
+        inputs: _Inputs = decode(_Inputs, {key: found[key] for key in _INPUTS})
+        check_conversion(inputs.conversion)
+        plan = inputs.plan()
         if found["plan_id"] != (made := plan_id_of(plan)):
             what = "altered, or made by another version of reshard"
             raise FormatError(what, where="plan_id", expected=made, found=shown(found["plan_id"]))
     return plan
-
-
-def _checked_conversion(value: object) -> Conversion:
-    conversion: Conversion = decode(Conversion, value)
-    check_conversion(conversion)
-    return conversion
-
-
-def _staged(conversion: Conversion, staging: Json, limits: Limits, bases: tuple[int, ...]) -> Plan:
-    """Plan both passes anew."""
-    mode, target = decode(StagingMode, staging["mode"]), decode(Target, staging["target"])
-    if not isinstance(target, ZarrTarget):
-        raise refused("a target of kind zarr", staging["target"], "staging")
-    first_limits, first_bases = _limits(staging["limits"]), _bases(staging["copy_bases"])
-    first = first_pass(conversion.catalog, target, mode, first_limits, first_bases)
-    return second_pass(conversion, first, mode, limits, bases)
-
-
-def _limits(value: object) -> Limits:
-    made: Limits = decode(Limits, value)
-    return made
-
-
-def _bases(value: object) -> tuple[int, ...]:
-    found = tuple(integer(each, least=REPLICAS) for each in items(value))
-    if found and (found[0] != REPLICAS or any(a >= b for a, b in pairwise(found))):
-        raise refused(f"{REPLICAS} and then bases, ascending", list(found))
-    return found
 
 
 def _hash(body: Json) -> str:
