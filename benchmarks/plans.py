@@ -30,8 +30,8 @@ from typing import Any, TypeVar
 from reshard.api.arguments import parse_size
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
-from reshard.models.parallel_layouts import strategy_from_numbers
-from reshard.models.parallel_text import parse_parallel
+from reshard.models.parallel_config import parse_parallel
+from reshard.models.parallel_strategy import derive_strategy
 from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.conversion import Conversion
@@ -273,7 +273,7 @@ def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
 def strategy_of(model: Model, catalog: Catalog, change: Change) -> Strategy:
     """The strategy that the numbers make."""
     tensors = make_tensors(catalog, {}, change).tensors
-    return strategy_from_numbers(
+    return derive_strategy(
         change.family,
         change.naming,
         parse_parallel(model.parallel),

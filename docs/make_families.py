@@ -1,4 +1,4 @@
-"""Writes a page for every family of models, from its data.
+"""Write a page for every family of models, from its data file.
 
 Run it after a change of a data file::
 
@@ -10,14 +10,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from reshard.models.checking import shaped
-from reshard.models.describing import OPERATIONS, operations
-from reshard.models.expression import Expression
+from reshard.models.expansion import Leaf, leaves_of
 from reshard.models.family import Case, Condition, Family, Index, Naming, Option, Parameter, Row
-from reshard.models.loading import family_names, load_family
-from reshard.models.pattern import TensorPattern
+from reshard.models.family_file import family_names, load_family
+from reshard.models.pattern import Expression
 
 FOLDER = Path(__file__).parent / "families"
+
+# Every operation that a row or a rule can express: what it does, and its inverse or why there is none.
+OPERATIONS = {
+    "rename": ("gives the same tensor another name", "rename"),
+    "concat": ("joins parts one after another along an axis", "split"),
+    "split": ("cuts an axis into parts", "concat"),
+    "group interleave": ("joins parts in turn along an axis, a group of rows at a time", "group split"),
+    "group split": ("separates parts that alternate along an axis", "group interleave"),
+    "stack": ("joins tensors of one kind, one an expert, along a new factor", "unstack"),
+    "unstack": ("makes a tensor for each position of a factor", "stack"),
+    "permute": ("changes the order of axes", "permute"),
+    "reshape by grouping": ("changes the order of an axis's factors (rotary pairs, say)", "reshape by grouping"),
+    "cast": ("changes the dtype, rounding to nearest even", "none: rounding loses information"),
+    "block dequantise": ("multiplies blocks by their scales", "none: the result is rounded, and nothing quantises"),
+    "drop": ("leaves a tensor out", "none: the tensor is gone; what the network computes needs no inverse"),
+    "tie": ("writes a copy of another tensor", "drop of the copy"),
+}
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -32,94 +47,128 @@ def page(family: Family) -> str:
     called = ", ".join(f"`{name}`" for name in (*family.model_types, *family.architectures))
     parts = [
         f"# {family.title}",
-        f"Family `{family.name}`. Found by `config.json`: {called}.",
+        f"Family `{family.name}`, named {called} in `config.json`.",
         "## Options",
-        _table(("option", "values, the default first", "about", "what it says"), map(_option, family.options)),
+        _table(("option", "values, the default first", "side", "meaning"), map(_option, family.options)),
         "## Parameters",
-        _table(("name", "from `config.json`", "what it is"), map(_parameter, family.parameters)),
-        "Numbers in names:",
-        _table(("index", "from", "below", "what it is"), map(_index, family.indices)),
+        _table(("name", "from `config.json`", "meaning"), map(_parameter, family.parameters)),
+        "Indices in names:",
+        _table(("index", "from", "below", "meaning"), map(_index, family.indices)),
         *(text for naming in family.namings for text in _naming(naming, family)),
     ]
     if family.quantised:
-        block = " x ".join(map(str, family.quantised.otherwise))
+        block = " x ".join(map(str, family.quantised.default))
         parts += [
             "## Quantised sources",
             f"A one-byte tensor `X` is multiplied by `X{family.quantised.suffix}`, a scale for each block of "
-            f"`{family.quantised.block}` ({block} where `config.json` says nothing), in float32, and then cast.",
+            f"`{family.quantised.block}` ({block} if `config.json` has none), in float32, and then cast.",
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def _naming(naming: Naming, family: Family) -> Iterator[str]:
     yield f"## Naming `{naming.name}`"
-    yield f"{naming.says}."
+    yield f"{naming.description}."
     lines = [line for row in naming.rows for line in _row(row, family)]
-    yield _table(("Hugging Face", "MindSpore", "operations", "where"), lines)
+    yield _table(("Hugging Face", "MindSpore", "operations", "when"), lines)
     if naming.ties:
-        yield "Copies, dropped when they are read:"
+        yield "Tied tensors, written as copies and dropped when read:"
         yield _table(
-            ("tensor", "copy of", "where", "written where"),
+            ("tensor", "copy of", "when", "written when"),
             ((_code(tie.name), _code(tie.of), _when(tie.when), _when(tie.write)) for tie in naming.ties),
         )
     if naming.drops:
         yield "Dropped:"
         yield _table(("tensors", "why"), ((_codes(drop.globs), drop.why) for drop in naming.drops))
     if naming.dtypes:
-        yield "Kept in a dtype of their own when one is stated:"
+        yield "Fixed dtypes, whatever dtype is requested:"
         rules = naming.dtypes
         yield _table(
-            ("tensors", "dtype", "where", "why"),
+            ("tensors", "dtype", "when", "why"),
             ((_codes(r.globs), r.dtype.value, _when(r.when), r.why) for r in rules),
         )
 
 
 def _row(row: Row, family: Family) -> Iterator[tuple[str, ...]]:
-    for hf in row.hf:
-        for ms in row.ms:
-            one = Row((hf,), (ms,), row.when, row.optional)
-            where = _when((*row.when, *hf.when, *ms.when))
-            where += (", " * bool(where) + "if there") * row.optional
-            yield _side(hf, ms), _side(ms, hf), ", ".join(operations(one, family)), where
+    for hf, ms in row.forms:
+        one = Row((hf,), (ms,), row.when, row.optional)
+        where = _when((*row.when, *hf.when, *ms.when))
+        where += (", " * bool(where) + "if present") * row.optional
+        yield _side(hf), _side(ms), ", ".join(operations(one, family)), where
 
 
-def _side(case: Case, other: Case) -> str:
-    return "<br>".join(_tensor(shaped(tensor, other)) for tensor in case.tensors)
+def _side(case: Case) -> str:
+    return "<br>".join(_code(f"{tensor.name} [{tensor.text}]") for tensor in case.tensors)
 
 
-def _tensor(tensor: TensorPattern) -> str:
-    return _code(f"{tensor.name} [{tensor.text}]")
+def operations(row: Row, family: Family) -> tuple[str, ...]:
+    """Return the operations of a row from Hugging Face to MindSpore, in any of its forms."""
+    indices = {index.name for index in family.indices}
+    found = {operation for hf, ms in row.forms for operation in _between(hf, ms, indices)}
+    return tuple(name for name in OPERATIONS if name in found) or ("rename",)
+
+
+def _between(hf: Case, ms: Case, indices: set[str]) -> Iterator[str]:
+    before, after = ({leaf.label: leaf for leaf in _leaves(case)} for case in (hf, ms))
+    for label, leaf in after.items():
+        yield from _moved(before[label], leaf, indices)
+    yield from _joins(ms, hf, "concat", "group interleave")
+    yield from _joins(hf, ms, "split", "group split")
+
+
+def _leaves(case: Case) -> Iterator[Leaf]:
+    for tensor in case.tensors:
+        yield from leaves_of(tensor, dict.fromkeys(tensor.factors, 2))
+
+
+def _moved(before: Leaf, after: Leaf, indices: set[str]) -> Iterator[str]:
+    old, new = ({digit.factor: digit.axis for digit in leaf.digits} for leaf in (before, after))
+    if new.keys() - old.keys() & indices:
+        yield "stack"
+    if old.keys() - new.keys() & indices:
+        yield "unstack"
+    order, now = ([name for name in one if name in old.keys() & new.keys()] for one in (old, new))
+    if order != now:
+        crossed = [old[name] for name in now] != sorted(old[name] for name in now)
+        yield "permute" if crossed else "reshape by grouping"
+
+
+def _joins(case: Case, other: Case, plain: str, in_turn: str) -> Iterator[str]:
+    """Yield what joins parts on one side that are tensors of their own on the other."""
+    apart = {tensor.label for tensor in other.tensors if tensor.labels == (tensor.label,)}
+    for tensor in case.tensors:
+        for axis in tensor.axes or ():
+            if set(axis.labels) & apart:
+                yield in_turn if not axis.alternatives[0].label else plain
 
 
 def _option(option: Option) -> tuple[str, ...]:
     values = ", ".join(f"`{str(value).lower()}`" for value in option.values) or "`1`, or any count"
     side = {"hf": "Hugging Face", "ms": "MindSpore"}[option.side]
-    found = "Told by names." if option.found else "Names do not tell: state it."
-    return f"`{option.name}`", values, side, f"{option.says}. {found}"
+    found = "Names reveal it." if option.detect else "Names do not reveal it: set it."
+    return f"`{option.name}`", values, side, f"{option.description}. {found}"
 
 
 def _parameter(parameter: Parameter) -> tuple[str, ...]:
     if parameter.by:
         choices = ", ".join(f"{key}: `{value.text}`" for key, value in parameter.choices)
-        return f"`{parameter.name}`", f"by `{parameter.by}`: {choices}", parameter.says
-    otherwise = parameter.otherwise
-    text = (
-        otherwise.text if isinstance(otherwise, Expression) else None if otherwise is None else str(otherwise).lower()
-    )
+        return f"`{parameter.name}`", f"by `{parameter.by}`: {choices}", parameter.description
+    default = parameter.default
+    text = default.text if isinstance(default, Expression) else None if default is None else str(default).lower()
     keys = " or ".join(_code(key) for key in parameter.config)
-    return f"`{parameter.name}`", ", else ".join(filter(None, [keys, text and _code(text)])), parameter.says
+    return f"`{parameter.name}`", ", else ".join(filter(None, [keys, text and _code(text)])), parameter.description
 
 
 def _index(index: Index) -> tuple[str, ...]:
     step = f", every {index.step.text}" * (index.step.text != "1")
     excluded = f", without `{index.excluded}`" * bool(index.excluded)
-    return f"`{index.name}`", index.start.text, f"{index.stop.text}{step}{excluded}", index.says
+    return f"`{index.name}`", index.start.text, f"{index.stop.text}{step}{excluded}", index.description
 
 
 def _operations_page() -> str:
     lines = ((f"{name}", does, inverse) for name, (does, inverse) in OPERATIONS.items())
-    table = _table(("operation", "what it does", "its inverse"), lines)
-    return f"# Operations\n\nRows of the families are made of these and of no others.\n\n{table}\n"
+    table = _table(("operation", "effect", "inverse"), lines)
+    return f"# Operations\n\nThe rules of all families are made of these operations and no others.\n\n{table}\n"
 
 
 def _when(condition: Condition) -> str:

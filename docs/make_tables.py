@@ -20,10 +20,11 @@ from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
 
+from reshard.planning.cost.memory import share_memory
+
 import reshard
 from reshard import errors
 from reshard.formats.safetensors import plan_header
-from reshard.planning.cost.memory import share_memory
 from reshard.planning.cost.prices import built_in_prices
 from reshard.planning.limits import Limits
 from reshard.storage.providers import PROVIDERS

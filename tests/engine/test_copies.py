@@ -283,7 +283,7 @@ def test_a_store_that_cannot_copy_after_all(name, target):
     manifest = execute(plan, source, place, listener=events.append)
     assert objects_at(target) == streamed(plan, source)
     assert not list(target.store.open_uploads(""))
-    if plan.recipe.copied != ((),) * len(plan.outputs):
+    if plan.draft.copied_ranges != ((),) * len(plan.outputs):
         assert place.store.calls["copy_part"] == 1
         assert manifest.plan == without_copies(plan)
         check_progress(events, manifest.plan)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reshard.models.describing import operations
-from reshard.models.loading import family_names, load_family
+from reshard.models.family_file import family_names, load_family
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPEC = importlib.util.spec_from_file_location("make_families", DOCS / "make_families.py")
@@ -23,13 +22,13 @@ def test_no_page_is_left_of_a_family_that_is_gone():
     assert {page.stem for page in (DOCS / "families").glob("*.md")} == {*family_names(), "operations", "adding"}
 
 
-def test_operations_are_told_from_rows():
+def test_operations_follow_from_rows():
     named = {
         name: {
             op
             for naming in load_family(name).namings
             for row in naming.rows
-            for op in operations(row, load_family(name))
+            for op in MAKE.operations(row, load_family(name))
         }
         for name in family_names()
     }

@@ -1,5 +1,7 @@
 """What does not fit is one error that lists all of it, before anything moves."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,9 +9,9 @@ import pytest
 from reshard.errors import FormatError, PlanError, UsageError
 from reshard.models.compiling import compile_rules
 from reshard.models.detecting import detect
-from reshard.models.expanding import expand
-from reshard.models.loading import family_names, load_family, parse_family
-from reshard.models.settings import settle
+from reshard.models.expansion import expand
+from reshard.models.family_file import family_names, load_config_names, load_family, parse_family
+from reshard.models.settings import resolve_settings
 from reshard.tensor import DType, TensorSpec
 
 QWEN3 = {
@@ -26,7 +28,7 @@ DEEPSEEK = {
 
 def specs_for(name, naming, config, direction="to_ms", dtype=DType.BF16):
     family = load_family(name)
-    chosen = settle(family, config, {})
+    chosen = resolve_settings(family, config, {})
     expansions = [expand(row, direction, chosen) for row in family.naming(naming).rows if not row.optional]
     found = [part for expansion in expansions if expansion for one in expansion.targets() for part, _ in one.parts]
     return {part.name: TensorSpec(part.name, dtype, part.shape) for part in found}
@@ -44,9 +46,9 @@ def test_all_findings_are_in_one_error():
     with pytest.raises(PlanError) as error:
         compiled(specs)
     assert error.value.problems == (
-        "model.layers.1.self_attn.k_proj.weight: missing; decoder.layers.1.self_attention.linear_qkv.weight needs it",
+        "model.layers.1.self_attn.k_proj.weight: missing; needed for decoder.layers.1.self_attention.linear_qkv.weight",
         "model.layers.0.mlp.up_proj.weight: shape 5x4, expected 6x4 = [(mlp_runs run_f) h]",
-        "model.layers.0.mlp.gate_proj.extra: unmapped, shape 3; no row knows it",
+        "model.layers.0.mlp.gate_proj.extra: unmapped, shape 3; no row has this name",
     )
     assert "h=4" in error.value.hint
 
@@ -55,12 +57,12 @@ def test_a_wrong_config_says_which_names_and_shapes_disagree():
     specs = specs_for("qwen3", "mcore", QWEN3)
     with pytest.raises(PlanError) as error:
         compiled(specs, {**QWEN3, "num_key_value_heads": 4, "num_hidden_layers": 3})
-    said = "\n".join(error.value.problems)
-    assert "model.layers.0.self_attn.k_proj.weight: shape 4x4, expected 8x4" in said
-    assert "model.layers.2.mlp.down_proj.weight: missing" in said
+    problems = "\n".join(error.value.problems)
+    assert "model.layers.0.self_attn.k_proj.weight: shape 4x4, expected 8x4" in problems
+    assert "model.layers.2.mlp.down_proj.weight: missing" in problems
 
 
-def test_what_config_lacks_is_said_once():
+def test_what_config_lacks_is_one_problem():
     specs = specs_for("qwen3", "mcore", QWEN3)
     config = {key: value for key, value in QWEN3.items() if key != "intermediate_size"}
     with pytest.raises(PlanError) as error:
@@ -69,17 +71,17 @@ def test_what_config_lacks_is_said_once():
 
 
 def test_heads_that_do_not_divide_are_a_finding():
-    with pytest.raises(PlanError, match="findings") as error:
+    with pytest.raises(PlanError, match="does not fit the rules of qwen3") as error:
         compiled({}, {**QWEN3, "num_key_value_heads": 3})
-    assert any("no whole number" in problem for problem in error.value.problems)
+    assert any("not a whole number" in problem for problem in error.value.problems)
 
 
-def test_a_tensor_in_two_rows_is_doubly_mapped():
+def test_a_tensor_in_two_rows_is_mapped_twice():
     data = TINY.replace("rows:", 'rows:\n      - {hf: "a [h]", ms: "c"}')
     family = parse_family(data.encode(), "tiny.yaml")
     with pytest.raises(PlanError) as error:
         compile_rules(family, "to_ms", "n", {}, {"h": 3}, {"a": TensorSpec("a", DType.F32, (3,))}, None)
-    assert "doubly mapped" in error.value.problems[0]
+    assert "mapped twice" in error.value.problems[0]
 
 
 def test_optimizer_states_and_scalars_are_dropped_with_a_reason():
@@ -99,17 +101,17 @@ def test_one_byte_weights_need_their_scales():
         compiled(specs)
     assert error.value.problems == (f"{name}: F8_E4M3 without a tensor of scales",)
     specs[f"{name}_scale_inv"] = TensorSpec(f"{name}_scale_inv", DType.F32, (1, 2))
-    with pytest.raises(PlanError, match="findings"):
+    with pytest.raises(PlanError, match="does not fit the rules of qwen3"):
         compiled(specs)
     specs[f"{name}_scale_inv"] = TensorSpec(f"{name}_scale_inv", DType.F32, (1, 1))
     part = next(one for one in compiled(specs).targets if "layers.0.mlp.linear_fc2" in one.spec.name).parts[0]
     assert part.scale.block == (128, 128)
 
 
-def test_what_names_do_not_tell_of_a_source_is_said():
+def test_options_that_names_do_not_reveal_are_noted():
     specs = specs_for("qwen3", "mcore", QWEN3, "to_hf")
-    told = compiled(specs, direction="to_hf").notes
-    assert [note.split(":")[0] for note in told] == ["qkv_layout", "mlp_layout", "blocks"]
+    notes = compiled(specs, direction="to_hf").notes
+    assert [note.split(":")[0] for note in notes] == ["qkv_layout", "mlp_layout", "blocks"]
     assert compiled(specs, direction="to_hf", qkv_layout="grouped", mlp_layout="interleaved", blocks=1).notes == ()
 
 
@@ -117,15 +119,19 @@ def test_options_are_checked():
     with pytest.raises(UsageError) as error:
         compiled({}, qkv_layout="odd", nothing=1, blocks=0)
     assert len(error.value.problems) == 3
+    for blocks in (True, "\u00b2", "9" * 5000, -1, 1.0):
+        with pytest.raises(UsageError):
+            compiled({}, blocks=blocks)
     with pytest.raises(UsageError):
         compiled({}, naming="legacy")
     with pytest.raises(UsageError):
         load_family("../x")
 
 
-def test_detection_tells_what_it_saw():
+def test_detection_explains_itself():
     names = specs_for("qwen3", "mcore", QWEN3)
     assert detect({}, names).family.name == "qwen3"
+    assert detect({"model_type": {"a": 1}, "architectures": [[], "Qwen3ForCausalLM"]}, names).family.name == "qwen3"
     with pytest.raises(PlanError, match="gpt2"):
         detect({"model_type": "gpt2"}, names)
     with pytest.raises(PlanError) as error:
@@ -164,32 +170,49 @@ indices: {}
 options: {}
 namings:
   n:
-    says: x
+    description: x
     rows:
       - {hf: "a [h]", ms: "b"}
 """
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "found"),
     [
-        ("[h]", "[k]", "k is not known"),
+        ("[h]", "[k]", "k is not declared"),
         ("[h]", "[(h]", "axes"),
         ("title: Tiny", "title: Tiny\nmore: 1", "unknown key"),
         ('ms: "b"', 'ms: {x: "b [h]"}', "on the other"),
         ("[h]", "[(h h)]", "twice"),
-        ("{config: h}", "{config: h, is: 3}", "parameter"),
+        ("{config: h}", "{config: h, is: 3}", "unknown key 'config'"),
+        ("{config: h}", "{default: 3}", "missing key 'config'"),
         ('"a [h]"', '"a {i [h]"', "name"),
     ],
 )
-def test_data_that_contradicts_itself_is_refused(old, new, said):
+def test_data_that_contradicts_itself_is_refused(old, new, found):
     assert parse_family(TINY.encode(), "tiny.yaml").name == "tiny"
     with pytest.raises(FormatError) as error:
         parse_family(TINY.replace(old, new).encode(), "tiny.yaml")
-    assert said in str(error.value)
+    assert found in str(error.value)
 
 
 def test_every_family_is_read_and_has_what_it_needs():
     assert len(family_names()) >= 7
     for name in family_names():
-        assert load_family(name).name == name
+        family = load_family(name)
+        assert family.name == name
+        assert load_config_names(name) == (family.model_types, family.architectures)
+
+
+def test_detection_reads_the_rules_of_the_named_family_only():
+    code = """
+from reshard.models import family_file
+from reshard.models.detecting import detect
+parsed = []
+parse = family_file.parse_yaml
+family_file.parse_yaml = lambda data, where: parsed.append(len(data)) or parse(data, where)
+detect({"model_type": "llama"}, ["model.norm.weight"])
+print(sum(size > 1024 for size in parsed))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 2  # llama.yaml, and what training checkpoints hold in every family

@@ -12,13 +12,13 @@ from support.model_cases import (
     read_config,
     read_rank,
     read_tensors,
-    said_of,
     specs_of,
+    summary_of,
 )
 
 from reshard.models.compiling import compile_rules
 from reshard.models.detecting import detect
-from reshard.models.loading import load_family
+from reshard.models.family_file import load_family
 from reshard.tensor import DType
 
 BF16, F16, F32 = DType.BF16, DType.F16, DType.F32
@@ -125,7 +125,7 @@ def forward(case):
 
 @pytest.mark.parametrize("case", sorted(FORWARD))
 def test_forward(case):
-    assert said_of(forward(case)) == read_answer(case, "mf")
+    assert summary_of(forward(case)) == read_answer(case, "mf")
 
 
 def backward(case, **more):
@@ -133,7 +133,7 @@ def backward(case, **more):
     forward_case, dtype, options = BACKWARD[case]
     family, naming = FORWARD[forward_case][:2]
     sources, config = forward(forward_case), config_of(forward_case)
-    assert said_of(sources) == read_answer(case, "mf")
+    assert summary_of(sources) == read_answer(case, "mf")
     found = detect(config, sources)
     assert (found.family.name, found.direction, found.naming) == (family, "to_hf", naming)
     options = {**options, **more}
@@ -142,13 +142,13 @@ def backward(case, **more):
 
 @pytest.mark.parametrize("case", sorted(BACKWARD.keys() - ROPE_UNDONE))
 def test_backward(case):
-    assert said_of(backward(case)) == read_answer(case, "hf")
+    assert summary_of(backward(case)) == read_answer(case, "hf")
 
 
 @pytest.mark.parametrize("case", sorted(ROPE_UNDONE))
 def test_rope_that_was_not_rearranged_is_not_undone(case):
-    assert said_of(backward(case)) == said_of(read_tensors("glm4_legacy160_qc0_mc0_rr0_bf16"))
-    assert said_of(backward(case, use_rearrange_rope=True)) == read_answer(case, "hf")
+    assert summary_of(backward(case)) == summary_of(read_tensors("glm4_legacy160_qc0_mc0_rr0_bf16"))
+    assert summary_of(backward(case, use_rearrange_rope=True)) == read_answer(case, "hf")
 
 
 @pytest.mark.parametrize("case", RANKS)
@@ -183,7 +183,7 @@ def test_a_biased_model_with_qkv_concat_has_its_bias_grouped_like_its_weight():
     options = {"qkv_concat": True}
     compiled = compile_rules(family, "to_ms", "legacy", options, config, specs_of(sources), None)
     arrays = apply(compiled, sources)
-    made = said_of(arrays)
+    made = summary_of(arrays)
     biases = {name for name in answer if name.endswith("w_qkv.bias")}
     assert biases
     assert {name: made[name] for name in answer.keys() - biases} == {
@@ -205,4 +205,4 @@ def test_blocks_of_every_shape_are_dequantised_as_the_real_code_does():
         if not name.endswith("_scale_inv"):
             made[f"f32.{name}"] = dequantise(sources[name], sources[f"{name}_scale_inv"], (128, 128))
             made[name] = cast(made[f"f32.{name}"], np.dtype(NUMPY[BF16]))
-    assert said_of(made) == answer
+    assert summary_of(made) == answer

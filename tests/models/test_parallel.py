@@ -1,21 +1,19 @@
-"""Numbers of a parallel job: read, checked, and turned into layouts where no compiled file tells."""
+"""Parallel configurations: parsed, checked, and made layouts for which there is no compiled file."""
 
 import pytest
 
 from reshard.errors import FormatError, StrategyError, UsageError
-from reshard.models.parallel import Parallel
-from reshard.models.parallel_layouts import strategy_from_numbers
+from reshard.models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from reshard.models.parallel_rules import load_layouts
-from reshard.models.parallel_stages import layer_stages
-from reshard.models.parallel_text import parse_parallel, parse_parallel_config
+from reshard.models.parallel_strategy import derive_strategy, layer_stages
 from reshard.tensor import DType
 
 WQ, WO = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wo.weight"
 EMBED, HEAD = "model.tok_embeddings.embedding_weight", "lm_head.weight"
 
 
-def layout_of(family, naming, parallel, name, shape, rank=0, **told):
-    return strategy_from_numbers(family, naming, parallel, {name: shape}, **told).layout(name, rank)
+def layout_of(family, naming, parallel, name, shape, rank=0, **more):
+    return derive_strategy(family, naming, parallel, {name: shape}, **more).layout(name, rank)
 
 
 def boxes(layout, shape):
@@ -32,10 +30,10 @@ def test_short_and_long_keys_are_the_same():
         "zero_bubble_v=yes,use_legacy=false"
     )
     assert short == long
-    assert parse_parallel("tp=8,po_threshold=10,po_size=2,param_init_type=float32,micro_batch_num=1") == Parallel(
+    assert parse_parallel("tp=8,po_threshold=10,po_size=2,param_init_type=float32,micro_batch_num=1") == ParallelConfig(
         mp=8, optimizer_threshold_kib=10, optimizer_weight_shard_size=2, param_dtype=DType.F32, micro_batch_num=1
     )
-    assert parse_parallel("") == Parallel()
+    assert parse_parallel("") == ParallelConfig()
 
 
 @pytest.mark.parametrize(
@@ -43,23 +41,23 @@ def test_short_and_long_keys_are_the_same():
     ["dp", "dp=", "dp=1.5", "dp=2,dp=2", "tp=2,mp=2", "=", ",", "offset=[1,0", "offset=[[1],2]", "vocab_emb_dp=2",
      "param_dtype=int8", "nothing=1", "vpp=2,pp_interleave_num=2", "dp=9999999999", "offset=[-]"],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told(text):
+def test_what_cannot_be_parsed_is_refused(text):
     with pytest.raises(UsageError) as caught:
         parse_parallel(text)
     assert caught.value.problems
 
 
-def test_all_problems_are_told():
+def test_all_problems_are_listed():
     with pytest.raises(UsageError) as caught:
         parse_parallel("dp=two,xp=1,sp=maybe")
     assert len(caught.value.problems) == 3
     with pytest.raises(StrategyError) as refused:
-        Parallel(dp=2, ep=3, pp=4, micro_batch_num=2, cp=3, ulysses_degree_in_cp=2, zero_bubble_v=True)
+        ParallelConfig(dp=2, ep=3, pp=4, micro_batch_num=2, cp=3, ulysses_degree_in_cp=2, zero_bubble_v=True)
     assert len(refused.value.problems) == 4
-    with pytest.raises(StrategyError, match="no parallel job"):
-        Parallel(dp=2**20, mp=2)
+    with pytest.raises(StrategyError, match="configuration is invalid"):
+        ParallelConfig(dp=2**20, mp=2)
     with pytest.raises(StrategyError) as refused:
-        Parallel(dp=0, optimizer_weight_shard_size=0, optimizer_threshold_kib=-1)
+        ParallelConfig(dp=0, optimizer_weight_shard_size=0, optimizer_threshold_kib=-1)
     assert len(refused.value.problems) == 3
 
 
@@ -101,12 +99,12 @@ model:
 
 
 def test_training_configuration():
-    assert parse_parallel_config(TRAINING, "train.yaml") == parse_parallel(
+    assert parse_parallel_yaml(TRAINING, "train.yaml") == parse_parallel(
         "dp=2,mp=4,pp=2,ep=2,micro_batch_num=4,vocab_emb_dp=false,sp=true,po=true,po_threshold=8,po_size=2,vpp=2,"
         "offset=[[1,0],[0,1]],param_dtype=bf16,use_legacy=false"
     )
-    assert parse_parallel_config(TRAINING.replace(b"1f1b", b"zero_bubble_v"), "t").zero_bubble_v
-    assert parse_parallel_config(b"", "empty.yaml") == Parallel()
+    assert parse_parallel_yaml(TRAINING.replace(b"1f1b", b"zero_bubble_v"), "t").zero_bubble_v
+    assert parse_parallel_yaml(b"", "empty.yaml") == ParallelConfig()
 
 
 @pytest.mark.parametrize(
@@ -114,44 +112,44 @@ def test_training_configuration():
     [
         (b"parallel_config: 3", "mapping"),
         (b"a: &a {data_parallel: 2}\nparallel_config: *a", "mapping"),
-        (b"a: &a {data_parallel: 2}\nparallel_config: {<<: *a}", "merged"),
+        (b"a: &a {data_parallel: 2}\nparallel_config: {<<: *a}", "merge keys"),
         (b"parallel_config: {data_parallel: 1.5, model_parallel: x}", "model_parallel"),
         (b"a: &a 2\nparallel_config: {data_parallel: *a}", "data_parallel"),
     ],
 )
 def test_configurations_that_say_nothing_sure(text, found):
     with pytest.raises(FormatError) as caught:
-        parse_parallel_config(text, "train.yaml")
+        parse_parallel_yaml(text, "train.yaml")
     assert found in str(caught.value)
     assert "train.yaml" in str(caught.value)
 
 
 def test_contradictions_of_a_configuration_name_it():
     with pytest.raises(StrategyError, match=r"train\.yaml"):
-        parse_parallel_config(b"parallel_config: {pipeline_stage: 2, micro_batch_num: 1}", "train.yaml")
+        parse_parallel_yaml(b"parallel_config: {pipeline_stage: 2, micro_batch_num: 1}", "train.yaml")
 
 
 @pytest.mark.parametrize("offset", [1, (1, 0, 0), ((1, 0), (0, 0)), (2, -9), ()])
 def test_offsets_that_do_not_fit(offset):
     with pytest.raises(StrategyError):
-        layer_stages(5, Parallel(pp=2, offset=offset), "legacy")
+        layer_stages(5, ParallelConfig(pp=2, offset=offset), "legacy")
 
 
 def test_layers_that_are_left_over_ask_for_an_offset():
-    with pytest.raises(StrategyError, match="5 layers do not divide by 2 stages: left over 1") as caught:
-        layer_stages(5, Parallel(pp=2), "legacy")
+    with pytest.raises(StrategyError, match="5 layers cannot be divided by 2 stages: 1 left over") as caught:
+        layer_stages(5, ParallelConfig(pp=2), "legacy")
     assert "2 numbers with the sum 1" in caught.value.hint
-    with pytest.raises(StrategyError, match="9 layers do not divide by 2 stages of 2 chunks: left over 1") as caught:
-        layer_stages(9, Parallel(pp=2, pp_interleave_num=2, pipeline_interleave=True), "legacy")
-    assert "2 numbers, in 2 lists, one for each chunk, with the sum 1" in caught.value.hint
+    with pytest.raises(StrategyError, match="9 layers cannot be divided by 2 stages of 2 chunks: 1 left") as caught:
+        layer_stages(9, ParallelConfig(pp=2, pp_interleave_num=2, pipeline_interleave=True), "legacy")
+    assert "2 numbers in 2 lists, one for each chunk, with the sum 1" in caught.value.hint
 
 
 def test_interleave_counts_only_when_switched_on():
-    assert layer_stages(8, Parallel(pp=2, pp_interleave_num=2), "legacy") == (0, 0, 0, 0, 1, 1, 1, 1)
+    assert layer_stages(8, ParallelConfig(pp=2, pp_interleave_num=2), "legacy") == (0, 0, 0, 0, 1, 1, 1, 1)
 
 
 def test_embedding_over_context_and_model_parallel():
-    parallel = Parallel(dp=2, cp=2, mp=2, vocab_emb_dp=False)
+    parallel = ParallelConfig(dp=2, cp=2, mp=2, vocab_emb_dp=False)
     shape = (64, 8)
     assert {box.shape for box in boxes(layout_of("llama", "legacy", parallel, EMBED, shape), shape)} == {(16, 8)}
     assert {box.shape for box in boxes(layout_of("llama", "legacy", parallel, HEAD, shape), shape)} == {(32, 8)}
@@ -164,52 +162,54 @@ def test_embedding_over_context_and_model_parallel():
     [(-1, (64, 8), -1), (2, (64, 8), 2), (8, (64, 8), 4), (3, (64, 8), 0), (-1, (12, 8), 0), (2, (12, 8), 2)],
 )
 def test_pieces_of_the_optimizer(size, shape, pieces):
-    parallel = Parallel(dp=4, mp=2, optimizer_shard=True, optimizer_weight_shard_size=size, optimizer_threshold_kib=0)
+    parallel = ParallelConfig(
+        dp=4, mp=2, optimizer_shard=True, optimizer_weight_shard_size=size, optimizer_threshold_kib=0
+    )
     assert layout_of("llama", "legacy", parallel, WQ, shape).optimizer_shard_size == pieces
 
 
 def test_threshold_is_of_the_whole_weight_as_training_keeps_it():
-    parallel = Parallel(dp=2, optimizer_shard=True, optimizer_threshold_kib=8)
+    parallel = ParallelConfig(dp=2, optimizer_shard=True, optimizer_threshold_kib=8)
     shapes = {WQ: (64, 64), f"adam_m.{WQ}": (64, 64)}
     for nbytes, pieces in ((8192, -1), (8191, 0)):
-        made = strategy_from_numbers("llama", "legacy", parallel, shapes, nbytes={WQ: nbytes, f"adam_m.{WQ}": 16384})
+        made = derive_strategy("llama", "legacy", parallel, shapes, nbytes={WQ: nbytes, f"adam_m.{WQ}": 16384})
         assert {layout.optimizer_shard_size for layout in made.stages[0].values()} == {pieces}
     with pytest.raises(StrategyError, match="llama") as caught:
-        strategy_from_numbers("llama", "legacy", parallel, shapes)
+        derive_strategy("llama", "legacy", parallel, shapes)
     assert "param_dtype" in str(caught.value)
-    told = parse_parallel("dp=2,po=true,po_threshold=8,param_dtype=bf16")
-    assert strategy_from_numbers("llama", "legacy", told, shapes).layout(WQ, 0).optimizer_shard_size == -1
+    typed = parse_parallel("dp=2,po=true,po_threshold=8,param_dtype=bf16")
+    assert derive_strategy("llama", "legacy", typed, shapes).layout(WQ, 0).optimizer_shard_size == -1
 
 
 @pytest.mark.parametrize("leaf", ["mindpet_delta_lora_{}", "tk_delta_lora_{}", "lora_{}"])
 def test_adapters_follow_their_weight_and_freeze_the_rest(leaf):
     a, b = (WO.replace("weight", leaf.format(part)) for part in "ab")
-    parallel = Parallel(dp=2, mp=2, optimizer_shard=True, optimizer_threshold_kib=0)
-    made = strategy_from_numbers("llama", "legacy", parallel, {WO: (8, 16), a: (4, 16), b: (8, 4)}).stages[0]
+    parallel = ParallelConfig(dp=2, mp=2, optimizer_shard=True, optimizer_threshold_kib=0)
+    made = derive_strategy("llama", "legacy", parallel, {WO: (8, 16), a: (4, 16), b: (8, 4)}).stages[0]
     assert (made[a].cuts, made[b].cuts, made[WO].cuts) == ((1, 2), (1, 1), (1, 2))
     assert [made[name].optimizer_shard_size for name in (a, b, WO)] == [-1, -1, 0]
 
 
 def test_tied_embeddings_have_their_states_on_both_ends():
     shapes = {EMBED: (64, 8), f"adam_v.{EMBED}": (64, 8), "model.layers.1.attention_norm.weight": (8,)}
-    made = strategy_from_numbers("llama", "legacy", Parallel(pp=2), shapes)
+    made = derive_strategy("llama", "legacy", ParallelConfig(pp=2), shapes)
     assert [sorted(stage) for stage in made.stages] == [sorted([EMBED, f"adam_v.{EMBED}"]), sorted([*shapes][1:])]
-    untied = strategy_from_numbers("llama", "legacy", Parallel(pp=2), {**shapes, HEAD: (64, 8)})
+    untied = derive_strategy("llama", "legacy", ParallelConfig(pp=2), {**shapes, HEAD: (64, 8)})
     assert f"adam_v.{EMBED}" not in untied.stages[1]
 
 
 def test_predicting_layers_of_the_older_deepseek_count():
     layers = {f"model.layers.{i}.attention_norm.weight": (8,) for i in range(4)}
     shapes = {**layers, "model.mtp_hidden_fusers.0.norm.weight": (8,), "model.mtp_norms.0.weight": (8,)}
-    made = strategy_from_numbers("deepseek_v3", "legacy", Parallel(pp=4), shapes, config={"num_hidden_layers": 3})
+    made = derive_strategy("deepseek_v3", "legacy", ParallelConfig(pp=4), shapes, config={"num_hidden_layers": 3})
     assert [[*shapes].index(name) for stage in made.stages for name in stage] == [0, 1, 2, 3, 4, 5]
     assert "model.mtp_hidden_fusers.0.norm.weight" in made.stages[3]
 
 
 def test_heads_of_zero_bubble_are_on_the_first_stage():
-    parallel = Parallel(pp=2, pipeline_interleave=True, pp_interleave_num=2, zero_bubble_v=True)
+    parallel = ParallelConfig(pp=2, pipeline_interleave=True, pp_interleave_num=2, zero_bubble_v=True)
     shapes = {f"decoder.layers.{i}.input_layernorm.weight": (8,) for i in range(4)} | {"output_layer.weight": (8, 8)}
-    made = strategy_from_numbers("qwen3", "mcore", parallel, shapes)
+    made = derive_strategy("qwen3", "mcore", parallel, shapes)
     assert [name.split(".")[2] for name in made.stages[1]] == ["1", "2"]
     assert "output_layer.weight" in made.stages[0]
 
@@ -220,58 +220,59 @@ W1 = {"model.layers.0.feed_forward.ffn.w1.weight": (8, 8, 8)}
 UP = {"model.layers.0.mlp.experts.0.up_proj.weight": (8, 8)}
 GMM = {"expert_layout": "gmm"}
 KV = {"num_key_value_heads": 2}
+GATE_UP = {"model.layers.0.mlp.gate_up_proj.weight": (8, 8)}
 
 
 @pytest.mark.parametrize(
-    ("family", "naming", "parallel", "shapes", "told", "found"),
+    ("family", "naming", "parallel", "shapes", "more", "found"),
     [
-        ("llama", "legacy", Parallel(mp=4), {WQ: (64, 8)}, {"config": KV}, "num_key_value_heads"),
-        ("llama", "legacy", Parallel(mp=4), {WQ: (66, 8)}, {}, "equal pieces"),
-        ("llama", "legacy", Parallel(mp=4), {"model.layers.0.attention.wz.weight": (64, 8)}, {}, "no rule"),
-        ("llama", "legacy", Parallel(mp=4), {WO: (64,)}, {}, "axes"),
-        ("llama", "legacy", Parallel(use_legacy=False), {WO: (64, 8)}, {}, "use_legacy"),
-        ("qwen3_moe", "mcore", Parallel(dp=4, ep=4), MOE, {"config": {"num_experts": 6}}, "6 experts"),
-        ("qwen3_moe", "mcore", Parallel(dp=2, mp=2, ep=4), MOE, {}, "use_seq_parallel"),
-        ("qwen3", "mcore", Parallel(mp=2), OUT, {"options": {"qkv_layout": "contiguous"}}, "blocks"),
-        ("qwen3", "mcore", Parallel(mp=16), OUT, {}, "equal pieces"),
-        ("mixtral", "legacy", Parallel(dp=2, mp=2, ep=4, use_seq_parallel=True), W1, {}, "does not divide dp"),
-        ("mixtral", "legacy", Parallel(dp=2, mp=2, use_seq_parallel=True), W1, {"options": GMM}, "grouped product"),
-        ("qwen3_moe", "hf", Parallel(dp=2, ep=2), UP, {}, "tensor of its own"),
-        ("glm4", "hf", Parallel(mp=2), {"model.layers.0.mlp.gate_up_proj.weight": (8, 8)}, {}, "several matrices"),
+        ("llama", "legacy", ParallelConfig(mp=4), {WQ: (64, 8)}, {"config": KV}, "num_key_value_heads"),
+        ("llama", "legacy", ParallelConfig(mp=4), {WQ: (66, 8)}, {}, "equal pieces"),
+        ("llama", "legacy", ParallelConfig(mp=4), {"model.layers.0.attention.wz.weight": (64, 8)}, {}, "no rule"),
+        ("llama", "legacy", ParallelConfig(mp=4), {WO: (64,)}, {}, "axes"),
+        ("llama", "legacy", ParallelConfig(use_legacy=False), {WO: (64, 8)}, {}, "use_legacy"),
+        ("qwen3_moe", "mcore", ParallelConfig(dp=4, ep=4), MOE, {"config": {"num_experts": 6}}, "6 experts"),
+        ("qwen3_moe", "mcore", ParallelConfig(dp=2, mp=2, ep=4), MOE, {}, "use_seq_parallel"),
+        ("qwen3", "mcore", ParallelConfig(mp=2), OUT, {"options": {"qkv_layout": "contiguous"}}, "blocks"),
+        ("qwen3", "mcore", ParallelConfig(mp=16), OUT, {}, "equal pieces"),
+        ("mixtral", "legacy", ParallelConfig(dp=2, mp=2, ep=4, use_seq_parallel=True), W1, {}, "does not divide dp"),
+        ("mixtral", "legacy", ParallelConfig(mp=2, use_seq_parallel=True), W1, {"options": GMM}, "grouped product"),
+        ("qwen3_moe", "hf", ParallelConfig(dp=2, ep=2), UP, {}, "tensor of its own"),
+        ("glm4", "hf", ParallelConfig(mp=2), GATE_UP, {}, "several matrices"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(family, naming, parallel, shapes, told, found):
+def test_what_does_not_fit_is_refused(family, naming, parallel, shapes, more, found):
     with pytest.raises(StrategyError) as caught:
-        strategy_from_numbers(family, naming, parallel, shapes, **told)
+        derive_strategy(family, naming, parallel, shapes, **more)
     assert found in str(caught.value)
 
 
 def test_contiguous_runs_cut_by_as_many_blocks():
     options = {"qkv_layout": "contiguous", "blocks": 2}
     name = "decoder.layers.0.self_attention.linear_qkv.weight"
-    assert layout_of("qwen3", "mcore", Parallel(mp=2), name, (48, 8), options=options).cuts == (2, 1)
+    assert layout_of("qwen3", "mcore", ParallelConfig(mp=2), name, (48, 8), options=options).cuts == (2, 1)
 
 
 def test_unknown_families_and_namings():
     for family in ("gpt", "../llama", ""):
-        with pytest.raises(UsageError, match="not known"):
+        with pytest.raises(UsageError, match="Unknown family"):
             load_layouts(family)
-    with pytest.raises(UsageError, match="no layouts for naming"):
-        strategy_from_numbers("llama", "mcore", Parallel(), {})
+    with pytest.raises(UsageError, match="no layouts for the naming"):
+        derive_strategy("llama", "mcore", ParallelConfig(), {})
 
 
 K = "model.layers.0.self_attn.k_proj.weight"
 
 
 def test_few_heads_are_repeated_as_vllm_does():
-    layout = layout_of("llama", "hf", Parallel(mp=4, dp=2), K, (32, 8), config={"num_key_value_heads": 2})
+    layout = layout_of("llama", "hf", ParallelConfig(mp=4, dp=2), K, (32, 8), config={"num_key_value_heads": 2})
     assert [box.start[0] for box in boxes(layout, (32, 8))] == [0, 0, 16, 16] * 2
-    plain = layout_of("llama", "hf", Parallel(mp=4), K, (32, 8), config={"num_key_value_heads": 8})
+    plain = layout_of("llama", "hf", ParallelConfig(mp=4), K, (32, 8), config={"num_key_value_heads": 8})
     assert [box.start[0] for box in boxes(plain, (32, 8))] == [0, 8, 16, 24]
     for heads, mp in ((3, 4), (6, 4)):
         with pytest.raises(StrategyError, match="hf") as caught:
-            layout_of("llama", "hf", Parallel(mp=mp), K, (48, 8), config={"num_key_value_heads": heads})
-        assert "cannot be dealt out" in str(caught.value)
+            layout_of("llama", "hf", ParallelConfig(mp=mp), K, (48, 8), config={"num_key_value_heads": heads})
+        assert "cannot share" in str(caught.value)
 
 
 def test_names_of_hugging_face():
@@ -286,8 +287,8 @@ def test_names_of_hugging_face():
         layer + "input_layernorm.weight": (8,),
         "model.norm.weight": (8,),
     }
-    made = strategy_from_numbers(
-        "llama", "hf", Parallel(mp=2, pp=2), {**shapes, "model.layers.1.input_layernorm.weight": (8,)}
+    made = derive_strategy(
+        "llama", "hf", ParallelConfig(mp=2, pp=2), {**shapes, "model.layers.1.input_layernorm.weight": (8,)}
     )
     assert [made.stages[0][name].cuts for name in [*shapes][:-1]] == [
         (2, 1),
@@ -299,21 +300,21 @@ def test_names_of_hugging_face():
         (1,),
     ]
     assert "model.embed_tokens.weight" in made.stages[1]  # tied: the head is made of it
-    untied = strategy_from_numbers("llama", "hf", Parallel(mp=2, pp=2), {**shapes, "lm_head.weight": (64, 8)})
+    untied = derive_strategy("llama", "hf", ParallelConfig(mp=2, pp=2), {**shapes, "lm_head.weight": (64, 8)})
     assert "model.embed_tokens.weight" not in untied.stages[1]
 
 
 def test_scales_of_quantised_weights_are_cut_in_whole_blocks():
     name = "model.layers.0.self_attn.q_b_proj.weight"
     shapes = {name: (512, 256), f"{name}_scale_inv": (4, 2)}
-    made = strategy_from_numbers("deepseek_v3", "hf", Parallel(mp=2), shapes)
+    made = derive_strategy("deepseek_v3", "hf", ParallelConfig(mp=2), shapes)
     assert made.stages[0][f"{name}_scale_inv"].cuts == (2, 1)
     with pytest.raises(StrategyError) as caught:
-        strategy_from_numbers("deepseek_v3", "hf", Parallel(mp=2), {name: (384, 256), f"{name}_scale_inv": (4, 2)})
+        derive_strategy("deepseek_v3", "hf", ParallelConfig(mp=2), {name: (384, 256), f"{name}_scale_inv": (4, 2)})
     assert "blocks of 128" in str(caught.value)
 
 
 def test_layers_after_the_last_are_on_the_last_stage():
     shapes = {f"model.layers.{i}.input_layernorm.weight": (8,) for i in range(3)}
-    made = strategy_from_numbers("deepseek_v3", "hf", Parallel(pp=2), shapes, config={"num_hidden_layers": 2})
+    made = derive_strategy("deepseek_v3", "hf", ParallelConfig(pp=2), shapes, config={"num_hidden_layers": 2})
     assert [len(stage) for stage in made.stages] == [1, 2]

@@ -10,10 +10,9 @@ from safetensors import deserialize
 from reshard.errors import StrategyError
 from reshard.formats.mindspore.ms_strategy import parse_strategy_file
 from reshard.formats.mindspore.ms_strategy_merge import to_strategy
-from reshard.models.parallel import Parallel
-from reshard.models.parallel_layouts import strategy_from_numbers
+from reshard.models.parallel_config import ParallelConfig
 from reshard.models.parallel_rules import load_layouts
-from reshard.models.parallel_stages import layer_stages
+from reshard.models.parallel_strategy import derive_strategy, layer_stages
 from reshard.tensor import DType
 
 CASES = Path(__file__).parents[1] / "conformance" / "mindformers"
@@ -38,32 +37,32 @@ def tuples(value):
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def parallel_of(told):
-    """What the case's command line said; its generator had no threshold unless one was given."""
-    said = dict(zip(told["args"][::2], told["args"][1::2], strict=True))
+def parallel_of(recorded):
+    """The parallelism of a case; its generator had no threshold unless one was given."""
+    args = dict(zip(recorded["args"][::2], recorded["args"][1::2], strict=True))
 
     def number(key, default=1):
-        return int(said.get(f"--{key}", default))
+        return int(args.get(f"--{key}", default))
 
-    return Parallel(
+    return ParallelConfig(
         **{key: number(key) for key in ("dp", "mp", "cp", "pp", "ep")},
         vocab_emb_dp=bool(number("vocab_emb_dp")),
-        use_seq_parallel=told["params"].get("use_seq_parallel", False),
+        use_seq_parallel=recorded["params"].get("use_seq_parallel", False),
         optimizer_shard=bool(number("po", 0)),
         optimizer_threshold_kib=number("thr", 0),
         pipeline_interleave=number("interleave") > 1,
         pp_interleave_num=number("interleave"),
-        offset=tuples(json.loads(said.get("--offset", "0"))),
+        offset=tuples(json.loads(args.get("--offset", "0"))),
         param_dtype=DType.F32,
     )
 
 
 def read(case):
-    told = json.loads((case / "case.json").read_text())
-    shapes = {name: tuple(shape) for name, shape in told["full_param_shapes"].items()}
-    made = strategy_from_numbers(*family_of(case), parallel_of(told), shapes)
+    recorded = json.loads((case / "case.json").read_text())
+    shapes = {name: tuple(shape) for name, shape in recorded["full_param_shapes"].items()}
+    made = derive_strategy(*family_of(case), parallel_of(recorded), shapes)
     files = [parse_strategy_file(path.read_bytes(), path.name) for path in sorted((case / "strategy").iterdir())]
-    return told, shapes, made, to_strategy(files)
+    return recorded, shapes, made, to_strategy(files)
 
 
 def test_cases_are_there():
@@ -73,8 +72,8 @@ def test_cases_are_there():
 
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_as_compiled(case):
-    told, shapes, made, truth = read(case)
-    assert made.rank_count == truth.rank_count == told["world_size"]
+    recorded, shapes, made, truth = read(case)
+    assert made.rank_count == truth.rank_count == recorded["world_size"]
     for ours, theirs in zip(made.stages, truth.stages, strict=True):
         assert ours.keys() == theirs.keys()
         for name, layout in ours.items():
@@ -135,7 +134,7 @@ SETTINGS = [
 
 
 def stages_of(rules, setting):
-    parallel = Parallel(
+    parallel = ParallelConfig(
         pp=setting["pp"],
         pipeline_interleave=setting["vpp"] > 1,
         pp_interleave_num=setting["vpp"],

@@ -51,8 +51,10 @@ def test_made_and_read_back(place, suffix, source):
 
 
 def test_configuration_of_a_job(place):
-    told = make_strategy(f"{place}/a.ckpt", checkpoint=f"{place}/ms", parallel=f"{place}/train.yaml", family="llama")
-    assert told == make_strategy(
+    from_yaml = make_strategy(
+        f"{place}/a.ckpt", checkpoint=f"{place}/ms", parallel=f"{place}/train.yaml", family="llama"
+    )
+    assert from_yaml == make_strategy(
         f"{place}/b.ckpt",
         checkpoint=f"{place}/ms",
         parallel="dp=2,mp=2,vocab_emb_dp=no",
@@ -76,10 +78,10 @@ def test_command(place):
         "legacy",
     )
     assert run("strategy", "make", f"{place}/t.ckpt", *flags, "--option", "x").code == 2
-    assert "no such number" in run("strategy", "make", f"{place}/t.ckpt", "--parallel", "x=1", "--for", place).err
+    assert "unknown key" in run("strategy", "make", f"{place}/t.ckpt", "--parallel", "x=1", "--for", place).err
 
 
-def test_what_cannot_be_told(place):
+def test_ambiguous_or_unknown_namings_are_refused(place):
     with pytest.raises(UsageError, match=r"hf and legacy|legacy and hf"):
         make_strategy(f"{place}/s.ckpt", checkpoint=f"{place}/either", parallel="mp=2")
     with pytest.raises(UsageError, match="fit none of the namings"):

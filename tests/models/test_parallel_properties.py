@@ -11,9 +11,9 @@ from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_
 from reshard.formats.mindspore.ms_strategy_json import encode_json
 from reshard.formats.mindspore.ms_strategy_merge import to_strategy
 from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
-from reshard.models.parallel import Parallel
-from reshard.models.parallel_layouts import strategy_from_numbers
+from reshard.models.parallel_config import ParallelConfig
 from reshard.models.parallel_rules import load_layouts
+from reshard.models.parallel_strategy import derive_strategy
 from reshard.tensor import DType
 
 POWERS = st.sampled_from([1, 2, 4])
@@ -55,7 +55,7 @@ def jobs(draw):
     layers = draw(st.integers(1, 6))
     pp = draw(st.sampled_from([p for p in (1, 2, 3) if naming == "hf" or layers % p == 0]))
     try:
-        parallel = Parallel(
+        parallel = ParallelConfig(
             **{key: draw(POWERS) for key in ("dp", "mp", "cp", "ep")},
             pp=pp,
             vocab_emb_dp=draw(st.booleans()),
@@ -72,7 +72,7 @@ def jobs(draw):
     shapes = weights | {prefix + name: shape for prefix in states for name, shape in weights.items()}
     assume(naming != "hf" or parallel.ep == 1)
     config = {"num_key_value_heads": 2} if naming == "hf" else {}
-    return shapes, strategy_from_numbers(family, naming, parallel, shapes, config=config)
+    return shapes, derive_strategy(family, naming, parallel, shapes, config=config)
 
 
 @given(jobs())

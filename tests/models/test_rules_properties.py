@@ -11,9 +11,9 @@ from support.model_cases import apply, specs_of
 
 from reshard.models.compiling import compile_rules
 from reshard.models.detecting import detect
-from reshard.models.expanding import expand
-from reshard.models.loading import family_names, load_family
-from reshard.models.settings import settle
+from reshard.models.expansion import expand
+from reshard.models.family_file import family_names, load_family
+from reshard.models.settings import resolve_settings
 from reshard.tensor import DType
 
 NAMINGS = [(name, naming.name) for name in family_names() for naming in load_family(name).namings]
@@ -42,7 +42,7 @@ def models(draw, family):
 
 def sources_of(family, naming, config, options):
     """Tensors of the shapes that the rows expect, no two elements alike."""
-    chosen = settle(family, config, options)
+    chosen = resolve_settings(family, config, options)
     expansions = [expand(row, "to_ms", chosen) for row in family.naming(naming).rows if not row.optional]
     wanted = [part for expansion in expansions if expansion for one in expansion.targets() for part, _ in one.parts]
     shapes = {part.name: part.shape for part in wanted}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli.runner import ok, run
 from models.test_oracle_conversions import BACKWARD, FORWARD, RANKS, ROPE_UNDONE, config_of, read_config_of_ranks
-from support.model_cases import FOLDER, read_answer, read_rank, read_tensors, said_of
+from support.model_cases import FOLDER, read_answer, read_rank, read_tensors, summary_of
 from support.stores import arrays_at, new_place, objects_at, put, put_model
 
 import reshard
@@ -65,7 +65,7 @@ def forwards(source, case, **more):
 def made_forwards(case):
     """What our own conversion made of a case, which is what the real one made."""
     made = arrays_at(forwards(downloaded(case), case))
-    assert said_of(made) == read_answer(case, "mf")
+    assert summary_of(made) == read_answer(case, "mf")
     return made
 
 
@@ -87,9 +87,9 @@ def backwards(case, **more):
 @pytest.mark.parametrize("case", sorted(BACKWARD))
 def test_backwards(case):
     if case in ROPE_UNDONE:  # the real code undoes what was not done
-        assert said_of(backwards(case)) == said_of(read_tensors("glm4_legacy160_qc0_mc0_rr0_bf16"))
+        assert summary_of(backwards(case)) == summary_of(read_tensors("glm4_legacy160_qc0_mc0_rr0_bf16"))
     else:
-        assert said_of(backwards(case)) == read_answer(case, "hf")
+        assert summary_of(backwards(case)) == read_answer(case, "hf")
 
 
 @pytest.mark.parametrize("case", RANKS)
@@ -100,7 +100,7 @@ def test_cut_while_converting(case):
     asked = {"parallel": NUMBERS[case], "naming": "mcore", "option": pairs(options)}
     reshard.convert(f"{base}/hf", f"{base}/ranks", to="ms", dtype="fp32", **asked)  # as that loader has it
     found = arrays_at(f"{base}/ranks", [f"{rank}/checkpoint_{rank.removeprefix('rank_')}.safetensors"])
-    assert said_of(found) == said_of(read_rank(case, rank))
+    assert summary_of(found) == summary_of(read_rank(case, rank))
     assert reshard.verify(f"{base}/ranks").is_ok
 
 
@@ -138,7 +138,7 @@ def test_as_the_script_does_it(case):
         put_model(source, read_tensors(case), config_of(case))
     ok(*words)
     expected = read_answer(FAILED_THERE.get(case, case), "hf" if backwards else "mf")
-    assert said_of(arrays_at(target)) == expected
+    assert summary_of(arrays_at(target)) == expected
     if not target.endswith((".ckpt", ".safetensors")):
         names = {*objects_at(target)}
         assert names == ({"model.safetensors"} if backwards else {"part0.safetensors"})
@@ -150,7 +150,7 @@ def test_where_the_script_failed(case):
     source = downloaded(answer)
     target = source.replace("/hf", "/mf/model.ckpt")
     ok("convert-weight", "--model", case.partition("_cli")[0], "--input_path", source, "--output_path", target)
-    assert said_of(arrays_at(target)) == read_answer(answer, "mf")
+    assert summary_of(arrays_at(target)) == read_answer(answer, "mf")
 
 
 def test_every_qwen2_5_script_that_cannot_be_run_from_the_command_line():
@@ -162,7 +162,7 @@ def test_every_qwen2_5_script_that_cannot_be_run_from_the_command_line():
         "convert_weight", "--model", "qwen", "--reversed", "--input-path", f"{base}/qwen.ckpt",
         "--output-path", f"{base}/hf",
     )  # fmt: skip
-    assert said_of(arrays_at(f"{base}/hf")) == read_answer("qwen2_5_reversed160_safetensors", "hf")
+    assert summary_of(arrays_at(f"{base}/hf")) == read_answer("qwen2_5_reversed160_safetensors", "hf")
 
 
 def test_mixtral_with_other_than_eight_experts():
@@ -194,7 +194,7 @@ def test_glm_with_names_of_transformers(qkv_concat):
     ok("convert-weight", "--model", "glm4", "--input_path", f"{base}/hf", "--output_path", f"{base}/glm", *more)
     found = arrays_at(f"{base}/glm.ckpt")
     if qkv_concat:
-        assert said_of(found) == read_answer(case, "mf")
+        assert summary_of(found) == read_answer(case, "mf")
         return
     for name, array in whole.items():
         stem, _, leaf = name.rpartition(".")
@@ -262,7 +262,7 @@ def test_sizes_stand_in_for_a_configuration():
     assert done.code == 4
     assert "config.json has no hidden_size" in done.err
     ok("convert-weight", *words, "--ffn_hidden_size=96", "--vocab_size=96", "--hidden_size=64")
-    assert said_of(arrays_at(f"{base}/hf")) == read_answer("qwen3_mcore180_reversed_qwen3_bf16_interleaved", "hf")
+    assert summary_of(arrays_at(f"{base}/hf")) == read_answer("qwen3_mcore180_reversed_qwen3_bf16_interleaved", "hf")
 
 
 # --- the two cases that are of no script's result as a whole
@@ -276,7 +276,7 @@ def test_blocks_of_every_shape_are_scaled():
         reshard.convert(f"{base}/hf", f"{base}/{dtype}", dtype=dtype)
         assert reshard.verify(f"{base}/{dtype}").is_ok
         made |= {f"{head}{name}": array for name, array in arrays_at(f"{base}/{dtype}").items()}
-    assert said_of(made) == answer
+    assert summary_of(made) == answer
 
 
 def test_biases_are_grouped_like_their_weights():
@@ -287,7 +287,7 @@ def test_biases_are_grouped_like_their_weights():
     flags = ["--input_path", f"{base}/hf", "--output_path", f"{base}/ms.ckpt", "--qkv_concat", "True"]
     ok("convert-weight", "--model", "qwen2_5", "--dtype", "bf16", *flags)
     found, answer = arrays_at(f"{base}/ms.ckpt"), read_answer(case, "mf", only="concat.ckpt")
-    said, biases = said_of(found), {name for name in answer if name.endswith("w_qkv.bias")}
+    said, biases = summary_of(found), {name for name in answer if name.endswith("w_qkv.bias")}
     assert said.keys() == answer.keys()
     assert len(biases) == config["num_hidden_layers"]
     assert {name for name in said if said[name] != answer[name]} == biases

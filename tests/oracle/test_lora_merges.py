@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 from cli.runner import ok, run
-from support.model_cases import FOLDER, NUMPY, cast, read_answer, said_of
+from support.model_cases import FOLDER, NUMPY, cast, read_answer, summary_of
 from support.stores import arrays_at, new_place, objects_at, put, put_model
 
 import reshard
@@ -79,7 +79,7 @@ def uploaded(case):
     called, weights, adapters, _ = (CASES | FAILED_THERE)[case]
     tensors = made_input(called, weights, adapters)
     name = "src.safetensors" if "210" in case else "lora_in.ckpt"
-    assert said_of(tensors) == read_answer(case, "mf", only=name)
+    assert summary_of(tensors) == read_answer(case, "mf", only=name)
     base = new_place()
     put_model(f"{base}/mf/{name}", tensors)
     if "210" in case:
@@ -118,7 +118,7 @@ def test_as_the_script_does_it(case):
 
 def assert_merged(found, expected):
     """The same names, types and bytes."""
-    said = said_of(found)
+    said = summary_of(found)
     assert said.keys() == expected.keys()
     assert [name for name in said if said[name] != expected[name]] == []
 

@@ -12,7 +12,7 @@ from support.stores import arrays_at, new_place, objects_at, put_model
 
 import reshard
 from reshard.api.numbers import make_strategy
-from reshard.models.loading import family_names, load_family
+from reshard.models.family_file import family_names, load_family
 from reshard.models.parallel_rules import load_layouts
 from reshard.tensor import DType
 

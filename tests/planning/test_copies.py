@@ -18,7 +18,7 @@ from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Piece, TargetTensor, make_output
 from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS, find_copies
-from reshard.planning.steps.recipe import Recipe
+from reshard.planning.steps.draft import Draft
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
@@ -43,7 +43,7 @@ def model_of(shapes, dtype="U8"):
 
 def copies_of(plan, output=0):
     """What is copied of an output: ``(start, stop, key of the source)``."""
-    return [(c.start, c.stop, plan.catalog.objects[c.object].key) for c in plan.recipe.copied[output]]
+    return [(c.start, c.stop, plan.catalog.objects[c.object].key) for c in plan.draft.copied_ranges[output]]
 
 
 def span_of(plan, name, output=0):
@@ -87,7 +87,7 @@ def test_ranges_and_stretches_between_are_parts(drawn):
         return
     if not plan.copy_bases:
         return
-    for output, copied in zip(plan.outputs, plan.recipe.copied, strict=True):
+    for output, copied in zip(plan.outputs, plan.draft.copied_ranges, strict=True):
         edges = [0, *(edge for item in copied for edge in (item.start, item.stop))]
         assert edges == sorted(edges)
         assert not copied or edges[-1] <= output.nbytes
@@ -167,7 +167,7 @@ def test_a_short_tensor_after_the_last_copied_one_is_the_last_part():
     steps = list(plan.steps(0))
     assert copies_of(plan) == [(LEAST, span_of(plan, "a")[1], "1.safetensors")]
     assert [part.range.nbytes for step in steps for part in step.parts] == [LEAST, 3]
-    assert not plan.recipe.is_small(group)
+    assert not plan.draft.is_small(group)
 
 
 @pytest.mark.parametrize(("first", "second", "expected"), [(600, 700, "a"), (600, 1200, "ac"), (600, 990, "c")])
@@ -194,7 +194,7 @@ def test_rows_of_a_row_split_are_copied():
     for output in range(4):
         [(start, stop, _)] = copies_of(plan, output)
         assert (start, stop) == (LEAST, plan.outputs[output].nbytes)
-        [source] = plan.recipe.copied[output]
+        [source] = plan.draft.copied_ranges[output]
         assert source.first == plan.catalog.entries[0].placements[0].holders[0][1] + 2000 * output + LEAST - head_of(
             plan, output
         )
@@ -202,14 +202,14 @@ def test_rows_of_a_row_split_are_copied():
 
 def test_rows_of_a_row_split_that_are_too_short_are_not():
     plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"w": (400, 4)})}), ranks(cut(4, 0)))
-    assert plan.recipe.copied == ((),) * 4
+    assert plan.draft.copied_ranges == ((),) * 4
 
 
 def test_columns_of_a_column_split_are_not_copied():
     plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"w": (4, 8000)})}), ranks(cut(4, 0)))
-    assert all(plan.recipe.copied)
+    assert all(plan.draft.copied_ranges)
     plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"w": (4000, 8)})}), ranks(cut(4, 1)))
-    assert plan.recipe.copied == ((),) * 4
+    assert plan.draft.copied_ranges == ((),) * 4
 
 
 def test_columns_that_are_each_a_part_are_copied():
@@ -218,7 +218,7 @@ def test_columns_that_are_each_a_part_are_copied():
     for output, column in enumerate((0, 2000)):
         head, _ = span_of(plan, "w", output)
         base = plan.catalog.entries[0].placements[0].holders[0][1] + column
-        assert [(c.start, c.stop, c.first - base) for c in plan.recipe.copied[output]] == [
+        assert [(c.start, c.stop, c.first - base) for c in plan.draft.copied_ranges[output]] == [
             (LEAST, head + 2000, LEAST - head),
             (head + 2000, head + 4000, 4000),
             (head + 4000, head + 6000, 8000),
@@ -304,8 +304,8 @@ def woven(source_shape, target_shape, order):
     )
     tensors = (TargetTensor(TensorSpec("w", DType.U8, target_shape), (Piece(patch, 0),)),)
     output = make_output(["m.safetensors"], [(0, Box.whole(target_shape))], tensors, {})
-    recipe = Recipe(catalog, tensors, (output,), LIMITS)
-    return output.frame.extents[0].start, find_copies(recipe, output, (0,))
+    draft = Draft(catalog, tensors, (output,), LIMITS)
+    return output.frame.extents[0].start, find_copies(draft, output, (0,))
 
 
 def test_what_is_turned_over_is_not_copied():
@@ -361,7 +361,7 @@ def test_only_bases_that_can_be_reached_are_copied_from():
 
 def test_nothing_is_copied_unless_the_store_can():
     plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"a": (4000,)})}), copy_bases=())
-    assert plan.recipe.copied == ()
+    assert plan.draft.copied_ranges == ()
     assert (plan.cost.copied_bytes, plan.cost.copy_count) == (0, 0)
 
 

@@ -10,7 +10,9 @@ from reshard.formats.frame import make_frame
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Output, TargetTensor
 from reshard.planning.outputs.streamed import CopiedRange, Streamed
-from reshard.planning.steps.cuts import Cut, Slice, WalkItem, find_cuts, walk
+from reshard.planning.outputs.walk import Slice, WalkItem, walk
+from reshard.planning.steps.cuts import find_cuts
+from reshard.planning.steps.draft import Cut
 from reshard.tensor import Box, DType, TensorSpec
 
 
@@ -24,7 +26,7 @@ def frames_of(items, heads, leads=None, tails=None):
     """An object for each output: ``heads`` bytes first, ``leads`` before every other tensor, ``tails`` at the end."""
     made = []
     for member, head in enumerate(heads):
-        held = [(item, share) for item in items for share in item.shares if share.member == member]
+        held = [(item, share) for item in items for share in item.slices if share.member == member]
         lead = bytes((leads or [0] * len(heads))[member])
         pieces = [
             (item.tensor, bytes(head) if not i else lead, 0, share.row_count * share.row_elements, 1)
@@ -48,7 +50,7 @@ def pieces(items, frames, cuts):
         for index, item in enumerate(items):
             low = begin[1] if index == begin[0] else (0 if index > begin[0] else item.row_count)
             high = end[1] if index == end[0] else (item.row_count if index < end[0] else 0)
-            for share in item.shares:
+            for share in item.slices:
                 if low < high:
                     first, last = item.element_of(share, low), item.element_of(share, high)
                     held[share.member] += last - first
@@ -173,7 +175,7 @@ def parts_of(items, streamed, member, cuts):
     for cut in cuts:
         reached = edges[-1]
         for index, item in enumerate(items[: cut.item + 1]):
-            for share in (share for share in item.shares if share.member == member):
+            for share in (share for share in item.slices if share.member == member):
                 last = item.element_of(share, cut.row if index == cut.item else item.row_count)
                 if last:
                     reached = max(reached, streamed.frame.end_of(share.slot, last))
@@ -226,12 +228,12 @@ def test_one_output_is_cut_as_soon_as_can_be(case):
     own = [
         WalkItem(item.tensor, 1, share.row_count, (share,))
         for item in items
-        for share in item.shares
+        for share in item.slices
         if share.member == 0
     ]
     frames = frames_of(own, [3])
     found = find_cuts(own, streams(frames), part_bytes, least)
-    longest_row = max((share.row_elements for item in own for share in item.shares), default=0)
+    longest_row = max((share.row_elements for item in own for share in item.slices), default=0)
     parts = [step[0] for step in pieces(own, frames, found.cuts)]
     assert all(nbytes >= part_bytes for nbytes in parts[:-1])
     assert all(nbytes < part_bytes + longest_row + 3 for nbytes in parts)
@@ -267,7 +269,7 @@ def test_rows_are_as_long_as_they_may_be(shape, row_bytes, row_count, row_elemen
     output, tensors = one_output({"w": ("F32", shape)})
     [item] = walk([output], tensors, Limits(row_bytes=row_bytes))
     assert item.row_count == row_count
-    assert [(share.row_count, share.row_elements) for share in item.shares] == [(row_count, row_elements)]
+    assert [(share.row_count, share.row_elements) for share in item.slices] == [(row_count, row_elements)]
 
 
 def test_uneven_shares_count_in_rows_of_the_largest():
@@ -276,8 +278,8 @@ def test_uneven_shares_count_in_rows_of_the_largest():
     outputs = [Output((str(i),), (0,), (box,), (tensor.spec,), {}) for i, box in enumerate(boxes)]
     [item] = walk(outputs, [tensor], Limits(row_bytes=4))
     assert item.row_count == 6
-    assert [share.member for share in item.shares] == [0, 1]  # the third has no bytes
-    assert [[item.element_of(share, row) for row in range(7)] for share in item.shares] == [
+    assert [share.member for share in item.slices] == [0, 1]  # the third has no bytes
+    assert [[item.element_of(share, row) for row in range(7)] for share in item.slices] == [
         [0, 4, 8, 12, 16, 20, 24],
         [0, 0, 4, 4, 8, 8, 12],
     ]

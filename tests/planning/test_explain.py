@@ -176,7 +176,7 @@ def test_a_tensor_is_found_by_its_old_name():
 
 def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
     plan = SimpleNamespace(
-        outputs=(), documents=(), attachments=(), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
+        outputs=(), conversion=SimpleNamespace(documents=(), attachments=()), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
         tensors=[SimpleNamespace(spec=spec, pieces=[SimpleNamespace(source=0)]) for spec in (ONE, TWO)],
     )  # fmt: skip
     with pytest.raises(UsageError, match="2 tensors of the target are made of 'qkv'") as refused:

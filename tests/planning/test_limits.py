@@ -10,8 +10,8 @@ from support.plan_checker import check_plan
 from support.planning import plan_for
 
 from reshard.errors import OverBudget, PlanError, UsageError
-from reshard.planning.cost.memory import least_memory, share_memory
 from reshard.planning.limits import KIB, MIB, Limits
+from reshard.planning.steps.buffers import least_memory, share_memory
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, Strategy

@@ -10,10 +10,13 @@ from support.patches import lay
 
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Piece, TargetTensor, make_output
+from reshard.planning.outputs.walk import walk
 from reshard.planning.steps.copies import with_copies
-from reshard.planning.steps.cuts import find_cuts, walk
-from reshard.planning.steps.recipe import Group, Recipe
-from reshard.planning.steps.steps import group_steps, inputs_of
+from reshard.planning.steps.cuts import find_cuts
+from reshard.planning.steps.draft import Draft, Group
+from reshard.planning.steps.fills import computation_inputs
+from reshard.planning.steps.group_steps import GroupSteps
+from reshard.planning.steps.row_reads import RowReader
 from reshard.tensor import Box, DType, Layout, Patch, Strategy, TensorSpec
 
 
@@ -98,25 +101,27 @@ def test_any_patch_between_any_cuts(data, weave, dtype):
         copy_bytes=data.draw(st.integers(1, 100)),
         min_copy_source_bytes=1,
     )
-    recipe = with_copies(Recipe(catalog, tensors, outputs, limits), data.draw(st.sampled_from([(), (0,)])))
-    made = run(recipe, part_bytes, held)
+    draft = with_copies(Draft(catalog, tensors, outputs, limits), data.draw(st.sampled_from([(), (0,)])))
+    made = run(draft, part_bytes, held)
     for output, box, body in zip(outputs, boxes, made, strict=True):
         expected = whole[tuple(map(slice, box.start, box.stop))].tobytes()
         assert body[output.frame.extents[0].start :] == expected
 
 
-def run(recipe, part_bytes, held):
+def run(draft, part_bytes, held):
     """Carry out the steps of all outputs together."""
-    objects = [encode(held[int(item.key.split("/")[0][5:])]) for item in recipe.catalog.objects]
-    assert [item.key for item in recipe.catalog.objects] == [rank_key(rank) for rank in held]
-    streams = [recipe.streamed(number) for number in range(len(recipe.outputs))]
-    items = walk(recipe.outputs, recipe.tensors, recipe.limits)
-    cuts = find_cuts(items, streams, part_bytes, recipe.limits.min_part_bytes)
-    made = [[] for _ in recipe.outputs]
-    for step in group_steps(recipe, 0, Group(tuple(range(len(recipe.outputs))), cuts.cuts)):
+    objects = [encode(held[int(item.key.split("/")[0][5:])]) for item in draft.catalog.objects]
+    assert [item.key for item in draft.catalog.objects] == [rank_key(rank) for rank in held]
+    streams = [draft.streamed(number) for number in range(len(draft.outputs))]
+    items = walk(draft.outputs, draft.tensors, draft.limits)
+    cuts = find_cuts(items, streams, part_bytes, draft.limits.min_part_bytes)
+    made = [[] for _ in draft.outputs]
+    group = Group(tuple(range(len(draft.outputs))), cuts.cuts)
+    steps = GroupSteps(draft, RowReader(draft), 0, group)
+    for step in map(steps.step, steps.numbers):
         bodies = [bytearray(part.range.nbytes) for part in step.parts]
         for part, body in zip(step.parts, bodies, strict=True):
-            for place, data in recipe.outputs[part.output].frame.literals_in(part.range.start, part.range.stop):
+            for place, data in draft.outputs[part.output].frame.literals_in(part.range.start, part.range.stop):
                 first = place - part.range.start
                 body[first : first + len(data)] = data
         for read in step.reads:
@@ -128,7 +133,7 @@ def run(recipe, part_bytes, held):
         for part in step.copies:
             data = objects[part.object][part.source_range.start : part.source_range.stop]
             made[part.output].append((part.number, part.range, data))
-    return [joined(parts, recipe.limits.min_part_bytes) for parts in made]
+    return [joined(parts, draft.limits.min_part_bytes) for parts in made]
 
 
 def joined(parts, least):
@@ -154,5 +159,5 @@ def test_boxes_of_inputs_follow_the_blocks():
     from reshard.planning.outputs.output import Computation
 
     computation = Computation("dequantise", DType.BF16, (7,), (128, 128))
-    found = inputs_of(3, computation, Box((100, 256), (300, 400)))
+    found = computation_inputs(3, computation, Box((100, 256), (300, 400)))
     assert found == ((3, Box((100, 256), (300, 400))), (7, Box((0, 2), (3, 4))))

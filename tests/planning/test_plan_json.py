@@ -26,7 +26,7 @@ from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of, pla
 from reshard.planning.sources.full_source import tree_catalog, with_adapters
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.steps.cuts import Cut
-from reshard.planning.steps.recipe import Group
+from reshard.planning.steps.draft import Group
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.tree_target import TreeTarget, tree_name

@@ -164,7 +164,7 @@ def unfit(source, target, renamed):
     if isinstance(target, RankTarget) and not target.strategy.names & tensors.keys():
         return "no tensor of the source is named"
     if source.texts and not is_ckpt:
-        return "cannot hold values that are text"
+        return "cannot hold text values"
     if is_ckpt and not is_fit_for_ckpt(target, tensors, source.texts):
         return "unfit values|nothing to write"
     return ""

@@ -8,8 +8,7 @@ from support.plan_checker import check_plan
 from support.planning import plan_for
 
 from reshard.planning.limits import Limits
-from reshard.planning.steps.group_reads import group_score
-from reshard.planning.steps.needs import Needs
+from reshard.planning.steps.row_reads import RowReader
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import ByteRange, Layout, RowSplit, Strategy
@@ -169,12 +168,33 @@ def test_norms_that_all_ranks_hold_are_needed_once():
 def test_group_score_weighs_bytes_and_requests():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
     plan = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    assert Needs(plan.recipe).group_score(plan.outputs) == group_score(plan.recipe, [0, 1]) == 800
-    assert [Needs(plan.recipe).group_score([output]) for output in plan.outputs] == [780, 780]  # all but half a row
-    assert [group_score(plan.recipe, [output]) for output in (0, 1)] == [780, 780]
-    no_gaps = replace(plan.recipe, limits=replace(plan.limits, max_gap_bytes=10, max_over_read=1))
+    assert RowReader(plan.draft).group_score([0, 1]) == 800
+    assert [RowReader(plan.draft).group_score([output]) for output in (0, 1)] == [780, 780]  # all but half a row
+    no_gaps = replace(plan.draft, limits=replace(plan.limits, max_gap_bytes=10, max_over_read=1))
     apart = 400 + 19 * 10  # a range for each row; the first may be joined to what is before the tensor
-    assert Needs(no_gaps).group_score(plan.outputs[:1]) == group_score(no_gaps, [0]) == apart
+    assert RowReader(no_gaps).group_score([0]) == apart
+
+
+def test_steps_are_derived_by_number_in_any_order():
+    catalog = catalog_of_objects({"m.safetensors": one_tensor((40, 40))})
+    plan = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
+    in_order = {step.number: step for step in plan.steps(0)}
+    assert len(in_order) > 3
+    assert list(in_order) == list(plan.group_steps(0).numbers)
+    fresh = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
+    assert all(fresh.step(0, number) == in_order[number] for number in reversed(in_order))
+
+
+@pytest.mark.parametrize("matrix", [INNER, OUTER])
+def test_the_size_of_a_step_is_that_of_the_step(matrix):
+    catalog = catalog_of_objects({"m.safetensors": one_tensor((40, 40))})
+    plan = plan_for(catalog, ranks(Strategy(2, ({"w": matrix},))), "memory://target", SMALL)
+    for index in range(len(plan.groups)):
+        steps = plan.group_steps(index)
+        for number in steps.streaming:
+            step, size = steps.step(number), steps.size(number)
+            assert [(read.object, read.range) for read in step.reads] == [(b.object, b.range) for b in size.blocks]
+            assert step.nbytes == size.nbytes
 
 
 def test_a_step_is_derived_alike_however_often():

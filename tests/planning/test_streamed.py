@@ -105,7 +105,7 @@ def test_spans_are_the_elements_that_are_streamed(streamed, data):
 
 
 @given(streams(), st.data())
-def test_parts_may_end_where_it_is_settled(streamed, data):
+def test_parts_may_end_where_it_is_aligned(streamed, data):
     """The first place from which all parts since the start, and the one that begins there, are long enough."""
     edges = [0, *streamed.seams]
     shortest = min((b - a for a, b in pairwise(edges) if b > a), default=30)
@@ -121,7 +121,7 @@ def test_parts_may_end_where_it_is_settled(streamed, data):
         before = max(edge for edge in [start, *edges] if edge <= end)
         return (end == before or end - before >= least) and following(end) >= least
 
-    found = streamed.settled(start, at, least)
+    found = streamed.aligned(start, at, least)
     assert found == next(end for end in range(at, at + streamed.nbytes + 2 * least) if is_fine(end))
 
 

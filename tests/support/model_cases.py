@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import deserialize
 from support.patches import lay
 
-from reshard.models.compiled import Compiled, Target
+from reshard.models.compiling import CompiledRules, CompiledTarget
 from reshard.tensor import DType, TensorSpec
 
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindformers"
@@ -63,7 +63,7 @@ def read_answer(case: str, side: str, only: str = "") -> dict[str, tuple[str, tu
     """Dtype, shape and hash of every tensor that the real code wrote."""
     files = {name: file for name, file in _files(case)[side].items() if only in ("", name)}
     tensors = {k: v for file in files.values() for k, v in file.get("tensors", {}).items()}
-    return {name: (_dtype(said["dtype"]), tuple(said["shape"]), said["sha256"]) for name, said in tensors.items()}
+    return {name: (_dtype(one["dtype"]), tuple(one["shape"]), one["sha256"]) for name, one in tensors.items()}
 
 
 def _dtype(name: str) -> str:
@@ -82,12 +82,12 @@ def specs_of(tensors: dict[str, np.ndarray]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(name, dtypes[array.dtype], array.shape) for name, array in tensors.items()}
 
 
-def apply(compiled: Compiled, sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def apply(compiled: CompiledRules, sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Make every target tensor."""
     return {target.spec.name: _made(target, sources) for target in compiled.targets}
 
 
-def _made(target: Target, sources: dict[str, np.ndarray]) -> np.ndarray:
+def _made(target: CompiledTarget, sources: dict[str, np.ndarray]) -> np.ndarray:
     made = np.zeros(target.spec.shape, NUMPY[target.spec.dtype])
     filled = np.zeros(target.spec.shape, np.uint8)
     for part in target.parts:
@@ -115,7 +115,7 @@ def dequantise(values: np.ndarray, scales: np.ndarray, block: tuple[int, ...]) -
     return values.astype(np.float32) * spread[tuple(slice(extent) for extent in values.shape)]
 
 
-def said_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...], str]]:
+def summary_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...], str]]:
     """The same as ``read_answer``, of tensors that we made."""
     return {
         name: (specs_of({name: array})[name].dtype.value, array.shape, _hash(array)) for name, array in tensors.items()

@@ -90,7 +90,7 @@ def _run(plan, objects, counted):
     parts = [[] for _ in plan.outputs]
     for index, group in enumerate(plan.groups):
         steps = list(plan.steps(index))
-        assert plan.recipe.is_small(group) == (len(steps) == 1)
+        assert plan.draft.is_small(group) == (len(steps) == 1)
         for step in steps:
             assert step.group == index
             assert {part.output for part in (*step.parts, *step.copies)} <= set(group.outputs)
@@ -104,7 +104,7 @@ def _run(plan, objects, counted):
                 parts[part.output].append((part, _copied(plan, part, objects)))
     made = {}
     for number, (output, filled) in enumerate(zip(plan.outputs, parts, strict=True)):
-        is_small = next(plan.recipe.is_small(group) for group in plan.groups if number in group.outputs)
+        is_small = next(plan.draft.is_small(group) for group in plan.groups if number in group.outputs)
         filled.sort(key=lambda made: made[0].number)
         _check_parts(plan.limits, [part for part, _ in filled], is_small=is_small)
         counted["uploads"] += 0 if is_small else len(output.keys)

@@ -14,10 +14,9 @@ from ..formats.strict_json import parse_json_object
 from ..models.detecting import detect
 from ..models.lora import find_adapters
 from ..models.lora_config import AdapterConfig, parse_adapter_config, scalings
-from ..models.parallel import Parallel
-from ..models.parallel_layouts import strategy_from_numbers
+from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..models.parallel_rules import load_layouts
-from ..models.parallel_text import parse_parallel, parse_parallel_config
+from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
@@ -169,12 +168,12 @@ def strategy_by_numbers(text: str, change: Change, tensors: Iterable[TargetTenso
     naming = naming if naming and naming in load_layouts(family) else naming_of(family, shapes)
     nbytes = {tensor.spec.name: tensor.spec.nbytes for tensor in tensors}
     numbers = load_parallel(text)
-    return strategy_from_numbers(
+    return derive_strategy(
         family, naming, numbers, shapes, nbytes=nbytes, config=change.config, options=dict(change.options)
     )
 
 
-def load_parallel(text: str) -> Parallel:
+def load_parallel(text: str) -> ParallelConfig:
     """Read numbers as text, or from the YAML configuration at a URL.
 
     Examples
@@ -185,7 +184,7 @@ def load_parallel(text: str) -> Parallel:
     if not text.endswith(_YAML):
         return parse_parallel(text)
     place = open_location(text)
-    return parse_parallel_config(read_object(place), place.url)
+    return parse_parallel_yaml(read_object(place), place.url)
 
 
 def load_config(said: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..models.detecting import detect
-from ..models.parallel_layouts import strategy_from_numbers
+from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog
 from ..planning.change import make_tensors
 from ..tensor import Strategy
@@ -65,7 +65,7 @@ def make_strategy(
         return _of_converted(dst, catalog, checkpoint, parallel, _asked(to, family, naming, config, options), overwrite)
     shapes = {entry.spec.name: entry.spec.shape for entry in catalog.entries}
     family = family or detect(said, shapes).family.name
-    strategy = strategy_from_numbers(
+    strategy = derive_strategy(
         family,
         naming or naming_of(family, shapes),
         numbers,

@@ -24,7 +24,7 @@ from ..formats.containers import Container
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
-from ..models.loading import load_family
+from ..models.family_file import load_family
 from ..models.settings import config_value
 from ..storage import open_location, shared_connections
 from .checkpoints import Extras, buffer_notes, extra_options, for_target, requests_for, text_or_none, with_notes
@@ -262,7 +262,7 @@ def _one(where: str, name: str, value: object, family: Family) -> _Said | None:
     parameter = next((one for one in family.parameters if one.name == size and one.config), None)
     if parameter is None:
         return None
-    if isinstance(parameter.otherwise, bool):
+    if isinstance(parameter.default, bool):
         return _Said(where, parameter, _truth(where, value))
     return _Said(where, parameter, _count(where, value))
 

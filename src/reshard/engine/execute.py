@@ -134,7 +134,7 @@ def _execute(
 
 def _try_a_copy(plan: Plan, uploads: Uploads, transfer: ThreadExecutor) -> None:
     """Have the store copy one part before anything else: mostly that tells whether it can."""
-    groups = (index for index, group in enumerate(plan.groups) if plan.recipe.has_copies(group.outputs))
+    groups = (index for index, group in enumerate(plan.groups) if plan.draft.has_copies(group.outputs))
     for step in (step for index in groups for step in plan.steps(index)):
         for part in step.copies:
             for task in uploads.copies(step, part):
@@ -289,7 +289,7 @@ def _check_no_source(leftovers: Collection[str], plan: Plan, sources: Sequence[L
 
 def _steps(plan: Plan, *, small: bool) -> Iterator[Step]:
     for index, group in enumerate(plan.groups):
-        if plan.recipe.is_small(group) == small:
+        if plan.draft.is_small(group) == small:
             yield from plan.steps(index)
 
 

@@ -75,12 +75,12 @@ class Uploads:
         self._document_crcs: dict[str, int] = {}
         self._touched: set[str] = set()
         self._is_undone = threading.Event()
-        recipe = plan.recipe
-        self._replicated = {i for group in plan.groups for i in group.outputs if recipe.is_replicated(group, i)}
+        draft = plan.draft
+        self._replicated = {i for group in plan.groups for i in group.outputs if draft.is_replicated(group, i)}
 
     def tasks(self, step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
         """Send a part to every replica of its output that is not copied from the first."""
-        is_small = self._plan.recipe.is_small(self._plan.groups[step.group])
+        is_small = self._plan.draft.is_small(self._plan.groups[step.group])
         send = self._put_whole if is_small else self._send_part
         for position, key in enumerate(self._written_keys(part.output)):
             yield partial(self._sent, send, part, key, data, is_first=not position)

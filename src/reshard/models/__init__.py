@@ -1,1 +1,22 @@
-"""What families of models call their tensors and how they lay them out, as data."""
+"""Families of models as data: tensor names, layouts and parallel rules, compiled to patches before planning.
+
+::
+
+    families/*.yaml ──family_file──▶ Family ──expansion──▶ rows as patches ──compiling──▶ CompiledRules
+                    └─parallel_rules──▶ NamingLayouts ──parallel_strategy──▶ Strategy
+
+Where things go:
+
+- *A family*: one file in ``families/``, and no code; ``docs/families/adding.md`` explains the format. ``family``
+  has the values of a file, ``family_file`` parses and checks it, ``pattern`` parses names and axes.
+- *An option or a size of a family*: the sections ``options`` and ``parameters`` of its file; ``settings`` gives
+  them their values from ``config.json`` and from the request.
+- *An operation*: what only moves elements is written in a row's axes, and ``expansion`` makes patches of it.
+  Arithmetic (casts, scales) is decided in ``compiling``, a merge of adapters in ``lora`` and ``lora_config``; the
+  planner turns it into a computation, and the engine's kernels carry it out.
+- *A parallel rule*: the section ``layouts`` of the family's file, read by ``parallel_rules``. A kind of parallelism is
+  a field of ``parallel_config``, and ``parallel_strategy`` says what it does to a layout.
+- *Finding out what a checkpoint is*: ``detecting``.
+
+Only the data file of the family in question is parsed. But for these files, everything here is values in, values out.
+"""

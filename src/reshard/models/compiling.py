@@ -1,24 +1,110 @@
-"""Applying a family's rules to a checkpoint, with every guard before a byte moves."""
+"""Applying a family's rules to one checkpoint: every target tensor, and where its elements come from.
+
+Every guard is here, before a byte moves: a source tensor is used, dropped for a stated reason, or a problem.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase, translate
+from dataclasses import dataclass
+from fnmatch import translate
 
-from ..errors import PlanError, UsageError, raise_all
+from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
-from .compiled import Compiled, Dropped, Part, Target
-from .expanding import Expansion, Expected, SourceOptions, expand, name_values
-from .family import Drop, Family, Naming
-from .loading import training_state
-from .scales import find_scales
-from .settings import Settings, find_options, is_layout, settle
+from .expansion import Expansion, RowSource, RowTarget, expand, index_values
+from .family import Family, Naming, OptionValue, Quantised
+from .family_file import training_state_drops
+from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
 
 DIRECTIONS = ("to_ms", "to_hf")
 
-_FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
-_MOST_MISSING = 1 << 14
+_FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+_QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
+
+# A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
+_MAX_LISTED_COUNT = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The scales of a quantised tensor: element (r, c) is multiplied by scale (r // block[0], c // block[1]).
+
+    Parameters
+    ----------
+    tensor
+        Name of the source tensor with the scales.
+    block
+        Extent of a block on every axis; the last block of an axis may be shorter.
+    """
+
+    tensor: str
+    block: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePart:
+    """Elements of a source tensor in a target tensor.
+
+    With a scale, values are first multiplied by it in float32. If source and target differ in dtype, values
+    are cast, once, rounding to nearest even.
+    """
+
+    source: str
+    patch: Patch
+    scale: Scale | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTarget:
+    """A tensor to write.
+
+    Parameters
+    ----------
+    parts
+        They cover each element once.
+    copy_of
+        The target tensor that this one repeats; empty for most.
+    """
+
+    spec: TensorSpec
+    parts: tuple[SourcePart, ...]
+    copy_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedTensor:
+    """A source tensor that is not used, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRules:
+    """A family's rules, applied to one checkpoint.
+
+    Parameters
+    ----------
+    parameters
+        Name, value and origin of every parameter, in words.
+    dropped
+        Every source tensor that no target uses and that holds no scales.
+    """
+
+    family: str
+    direction: str
+    naming: str
+    options: tuple[tuple[str, OptionValue], ...]
+    parameters: tuple[tuple[str, str, str], ...]
+    targets: tuple[CompiledTarget, ...]
+    dropped: tuple[DroppedTensor, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def copied(self) -> tuple[tuple[str, str], ...]:
+        """Target tensors that repeat another, each with the other."""
+        return tuple((target.spec.name, target.copy_of) for target in self.targets if target.copy_of)
 
 
 def compile_rules(
@@ -29,35 +115,27 @@ def compile_rules(
     config: Mapping[str, object],
     specs: Mapping[str, TensorSpec],
     dtype: DType | None,
-) -> Compiled:
-    """Tell where every element of every target tensor comes from.
+) -> CompiledRules:
+    """Compute where every element of every target tensor comes from.
 
     Parameters
     ----------
-    direction
-        ``to_ms`` or ``to_hf``.
-    naming
-        One of the family's.
     options
-        Those that are stated. Others are taken from the names found, where names tell, or are the default.
-    config
-        Of ``config.json``.
-    specs
-        The source's tensors by name.
+        Values of the family's options. Others are detected from the names, or take their default.
     dtype
-        Of every floating-point target tensor, except those that the family keeps to their own; None to
-        keep what the source has (BF16 where that is quantised).
+        Requested for floating-point target tensors, except those that the family fixes; None keeps the
+        source's (BF16 where it is quantised).
 
     Raises
     ------
     UsageError
-        The direction, the naming or an option is not known.
+        The direction, the naming or an option is unknown.
     PlanError
-        Tensors do not fit the rules: unmapped, doubly mapped, missing, or of another shape. One error lists all.
+        Tensors are unmapped, mapped twice, missing, or of another shape than the rules say; all are listed.
 
     Examples
     --------
-    >>> from reshard.models.loading import load_family
+    >>> from reshard.models.family_file import load_family
     >>> config = {"num_hidden_layers": 0, "vocab_size": 8, "hidden_size": 4, "tie_word_embeddings": True}
     >>> shapes = {"model.embed_tokens.weight": (8, 4), "model.norm.weight": (4,)}
     >>> specs = {name: TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()}
@@ -69,19 +147,20 @@ def compile_rules(
     lm_head.weight F32 model.tok_embeddings.embedding_weight
     """
     if direction not in DIRECTIONS:
-        raise UsageError(f"direction {direction!r}", hint=f"Known: {', '.join(DIRECTIONS)}.")
-    if naming not in {known.name for known in family.namings}:
-        known_names = ", ".join(known.name for known in family.namings)
-        raise UsageError(f"{family.name} has no naming {naming!r}", hint=f"Known: {known_names}.")
+        raise UsageError(f"Unknown direction {direction!r}.", hint=f"Known: {', '.join(DIRECTIONS)}.")
+    namings = {known.name: known for known in family.namings}
+    if naming not in namings:
+        hint = f"Set {option('naming')} to one of: {', '.join(namings)}."
+        raise UsageError(f"The family {family.name} has no naming {naming!r}.", hint=hint)
     source_side = "hf" if direction == "to_ms" else "ms"
     found = {name: value for name, (value, _) in find_options(family, source_side, specs).items()}
-    settings = settle(family, config, {**found, **options})
-    compilation = _Compilation(family, family.naming(naming), direction, settings, config, specs, dtype)
-    for option in family.options:
-        if option.side == source_side and option.name not in {*found, *options} and is_layout(option, family):
-            compilation.note(
-                f"{option.name}: {str(option.default).lower()} by default; names do not tell: {option.says}"
-            )
+    settings = resolve_settings(family, config, {**found, **options})
+    compilation = _Compilation(family, namings[naming], direction, settings, config, specs, dtype)
+    for choice in family.options:
+        known = choice.name in found or choice.name in options
+        if choice.side == source_side and not known and affects_elements(choice, family):
+            value = str(choice.default).lower()
+            compilation.note(f"{choice.name}: {value}, the default; names do not reveal it: {choice.description}")
     return compilation.run()
 
 
@@ -101,13 +180,13 @@ class _Compilation:
         self._family, self._naming, self._direction, self._settings = family, naming, direction, settings
         self._source_side, self._target_side = ("hf", "ms") if direction == "to_ms" else ("ms", "hf")
         self._specs, self._dtype = specs, dtype
+        # Ordered sets: the same problem or note is found once a layer.
         self._problems: dict[str, None] = {}
         self._notes: dict[str, None] = {}
-        self._scales, scale_problems = find_scales(family.quantised, config, specs if direction == "to_ms" else {})
-        self._problems.update(dict.fromkeys(scale_problems))
-        self._targets: dict[str, Target] = {}
+        self._scales, problems = find_scales(family.quantised, config, specs if direction == "to_ms" else {})
+        self._problems.update(dict.fromkeys(problems))
+        self._targets: dict[str, CompiledTarget] = {}
         self._row_of: dict[str, str] = {}
-        self._checked: set[str] = set()
         self._dtype_rules = [
             (re.compile("|".join(map(translate, rule.globs))), rule)
             for rule in naming.dtypes
@@ -115,158 +194,183 @@ class _Compilation:
         ]
 
     def note(self, text: str) -> None:
-        """Say something, once."""
         self._notes[text] = None
 
-    def run(self) -> Compiled:
-        """Expand every row, then see what is left over."""
+    def _report(self, problem: str) -> None:
+        self._problems[problem] = None
+
+    def run(self) -> CompiledRules:
+        """Expand every row, then account for the source tensors that are left over."""
         for row in self._naming.rows:
             try:
                 expansion = expand(row, self._direction, self._settings)
             except PlanError as error:
-                self._problems[f"config: {error.message}"] = None
+                self._report(f"config: {error.message}")
                 continue
             if expansion is not None:
-                self._take(expansion)
-        self._write_ties()
+                self._add(expansion)
+        self._add_ties()
         dropped = tuple(self._left_over())
+        self._raise_problems()
         settings = self._settings
-        self._raise()
-        values = {name: str(settings.values[name]) for name in settings.sources}
-        return Compiled(
+        return CompiledRules(
             family=self._family.name,
             direction=self._direction,
             naming=self._naming.name,
             options=tuple(settings.options.items()),
-            parameters=tuple((name, values[name], source) for name, source in settings.sources.items()),
+            parameters=tuple((name, str(settings.values[name]), source) for name, source in settings.sources.items()),
             targets=tuple(self._targets.values()),
             dropped=dropped,
             notes=tuple(self._notes),
         )
 
-    def _take(self, expansion: Expansion) -> None:
-        if expansion.name_count > max(len(self._specs), _MOST_MISSING):  # and no list of all that is missing
-            self._problems[f"{expansion.title}: {expansion.name_count} tensors, the source has {len(self._specs)}"] = (
-                None
-            )
+    def _add(self, expansion: Expansion) -> None:
+        if expansion.name_count > max(len(self._specs), _MAX_LISTED_COUNT):
+            self._report(f"{expansion.title}: expects {expansion.name_count} tensors, found {len(self._specs)}")
             return
-        wanted = list(expansion.targets())
-        if expansion.row.optional and not any(e.name in self._specs for one in wanted for e, _ in one.parts):
+        targets = list(expansion.targets())
+        if expansion.row.optional and not any(s.name in self._specs for one in targets for s, _ in one.parts):
             return
-        for one in wanted:
-            if one.name in self._targets:
-                self._problems[f"{one.name}: made by two rows, of {expansion.title} and another"] = None
-            for expected, _ in one.parts:
-                self._check(expected, one.name, expansion.title)
-            if all(expected.name in self._specs for expected, _ in one.parts):
-                self._targets[one.name] = self._target(one)
+        for target in targets:
+            if target.name in self._targets:
+                self._report(f"{target.name}: made by two rows, {expansion.title} and another")
+            for source, _ in target.parts:
+                self._check(source, target.name, expansion.title)
+            if all(source.name in self._specs for source, _ in target.parts):
+                self._targets[target.name] = self._compiled(target)
 
-    def _check(self, expected: Expected, target: str, title: str) -> None:
-        """Note a source tensor that is missing, of another shape, or used by another row."""
-        name = expected.name
-        if self._row_of.setdefault(name, title) != title:
-            self._problems[f"{name}: doubly mapped, by the rows of {self._row_of[name]} and {title}"] = None
-        if name in self._checked:
+    def _check(self, source: RowSource, target: str, title: str) -> None:
+        """Report a source tensor that is missing, of another shape, or used by another row."""
+        name = source.name
+        row = self._row_of.get(name)
+        if row is not None:
+            if row != title:
+                self._report(f"{name}: mapped twice, by the rows {row} and {title}")
             return
-        self._checked.add(name)
+        self._row_of[name] = title
         spec = self._specs.get(name)
         if spec is None:
-            self._problems[f"{name}: missing; {target} needs it"] = None
-        elif expected.shape is not None and spec.shape != expected.shape:
-            said = f"shape {_shown(spec.shape)}, expected {_shown(expected.shape)} = [{expected.text}]"
-            self._problems[f"{name}: {said}"] = None
+            self._report(f"{name}: missing; needed for {target}")
+        elif source.shape is not None and spec.shape != source.shape:
+            expected = f"{_text_of(source.shape)} = [{source.text}]"
+            self._report(f"{name}: shape {_text_of(spec.shape)}, expected {expected}")
 
-    def _target(self, wanted: SourceOptions) -> Target:
-        parts = [
-            Part(expected.name, patch, self._scales.get(expected.name))
-            for expected, patches in wanted.parts
-            for patch in (self._as_it_is(expected) if patches is None else patches)
-        ]
-        shape = self._specs[parts[0].source].shape if wanted.shape is None else wanted.shape
-        return Target(TensorSpec(wanted.name, self._dtype_for(wanted.name, parts), shape), tuple(parts))
+    def _compiled(self, target: RowTarget) -> CompiledTarget:
+        parts = tuple(
+            SourcePart(source.name, patch, self._scales.get(source.name))
+            for source, patches in target.parts
+            for patch in ((plain_patch(self._specs[source.name].shape),) if patches is None else patches)
+        )
+        shape = self._specs[parts[0].source].shape if target.shape is None else target.shape
+        return CompiledTarget(TensorSpec(target.name, self._dtype_for(target.name, parts), shape), parts)
 
-    def _as_it_is(self, expected: Expected) -> tuple[Patch, ...]:
-        return (plain_patch(self._specs[expected.name].shape),)
-
-    def _dtype_for(self, name: str, parts: list[Part]) -> DType:
-        """The stated dtype, or the one of the sources; what is no floating-point tensor keeps its own."""
+    def _dtype_for(self, name: str, parts: tuple[SourcePart, ...]) -> DType:
+        """Return the requested dtype, or the sources'; what is not floating-point keeps its own."""
         own = {DType.BF16 if part.scale else self._specs[part.source].dtype for part in parts}
         if own.isdisjoint(_FLOATS) and len(own) == 1:
             (only,) = own
             if only.value.startswith("F"):
-                self._problems[f"{parts[0].source}: {only} without a tensor of scales"] = None
+                self._report(f"{parts[0].source}: {only} without a tensor of scales")
             return only
-        if not own <= set(_FLOATS):
-            self._problems[f"{name}: its sources have dtypes that do not mix: {', '.join(sorted(own))}"] = None
-        if self._dtype is not None:
-            return self._ruled(name, self._dtype)
-        return _widest(own)
-
-    def _ruled(self, name: str, stated: DType) -> DType:
+        if not own <= _FLOATS:
+            self._report(f"{name}: its sources have dtypes that cannot be combined: {', '.join(sorted(own))}")
+        if self._dtype is None:  # F32 holds every value of both half types
+            return next(iter(own)) if len(own) == 1 else DType.F64 if DType.F64 in own else DType.F32
         for pattern, rule in self._dtype_rules:
             if pattern.match(name):
-                if rule.dtype is not stated:
-                    self._notes[f"{', '.join(rule.globs)}: {rule.dtype}; {rule.why}"] = None
+                if rule.dtype is not self._dtype:
+                    self.note(f"{', '.join(rule.globs)}: {rule.dtype}; {rule.why}")
                 return rule.dtype
-        return stated
+        return self._dtype
 
-    def _write_ties(self) -> None:
+    def _add_ties(self) -> None:
         settings = self._settings
         for tie in self._naming.ties:
             if tie.side != self._target_side or not (settings.holds(tie.when) and settings.holds(tie.write)):
                 continue
-            for numbers in name_values(tie.name.names | tie.of.names, settings):
+            for numbers in index_values(tie.name.names | tie.of.names, settings):
                 name, of = tie.name.render(numbers), tie.of.render(numbers)
                 if name in self._targets:
-                    self._problems[f"{name}: made by a row and by a tie to {of}"] = None
+                    self._report(f"{name}: made by a row and by a tie to {of}")
                 elif of in self._targets:
-                    spec = self._targets[of].spec
-                    self._targets[name] = Target(TensorSpec(name, spec.dtype, spec.shape), self._targets[of].parts, of)
+                    spec, parts = self._targets[of].spec, self._targets[of].parts
+                    self._targets[name] = CompiledTarget(TensorSpec(name, spec.dtype, spec.shape), parts, of)
 
-    def _left_over(self) -> Iterator[Dropped]:
-        """Yield what is dropped; whatever no row, scale, tie or drop knows is a problem."""
+    def _left_over(self) -> Iterator[DroppedTensor]:
+        """Yield what is dropped; report what no row, scale, tie or drop accounts for."""
         scales = {scale.tensor for scale in self._scales.values()}
-        tied = dict(self._tied())
-        drops = [drop for drop in (*self._naming.drops, *training_state()) if drop.side == self._source_side]
+        tied = {
+            tie.name.render(numbers): f"a copy of {tie.of.render(numbers)}"
+            for tie in self._naming.ties
+            if tie.side == self._source_side and self._settings.holds(tie.when)
+            for numbers in index_values(tie.name.names | tie.of.names, self._settings)
+        }
+        drops = [
+            (re.compile("|".join(map(translate, drop.globs))), drop.why)
+            for drop in (*self._naming.drops, *training_state_drops())
+            if drop.side == self._source_side
+        ]
         for name, spec in self._specs.items():
-            if name in self._checked or name in scales:
+            if name in self._row_of or name in scales:
                 continue
-            why = tied.get(name) or _why(name, drops)
+            why = tied.get(name) or next((why for pattern, why in drops if pattern.match(name)), None)
             if why is None:
-                self._problems[f"{name}: unmapped, shape {_shown(spec.shape)}; no row knows it"] = None
+                self._report(f"{name}: unmapped, shape {_text_of(spec.shape)}; no row has this name")
             else:
-                yield Dropped(name, why)
+                yield DroppedTensor(name, why)
 
-    def _tied(self) -> Iterator[tuple[str, str]]:
-        for tie in self._naming.ties:
-            if tie.side == self._source_side and self._settings.holds(tie.when):
-                for numbers in name_values(tie.name.names | tie.of.names, self._settings):
-                    yield tie.name.render(numbers), f"a copy of {tie.of.render(numbers)}"
-
-    def _raise(self) -> None:
+    def _raise_problems(self) -> None:
+        family, naming = self._family.name, self._naming.name
         known = {name: self._settings.values[name] for name in self._settings.sources}
         sizes = ", ".join(f"{name}={str(value).lower()}" for name, value in known.items())
+        names = f"naming {naming}" if self._source_side == "ms" else "Hugging Face"
         hint = (
-            f"Read with {sizes}. Is config.json the one of this checkpoint, is it {self._family.name}, "
-            f"and are its tensors named as {self._naming.name if self._source_side == 'ms' else 'on Hugging Face'}?"
+            f"The rules were read with {sizes}. Check that config.json belongs to this checkpoint, that the model "
+            f"is of the family {family}, and that its tensors have the names of {names}."
         )
-        message = (
-            f"{len(self._problems)} findings: the source is not what {self._family.name} "
-            f"({self._direction}, naming {self._naming.name}) expects"
-        )
+        message = f"The source does not fit the rules of {family} ({self._direction}, naming {naming})."
         raise_all(PlanError, message, list(self._problems), hint)
 
 
-def _why(name: str, drops: list[Drop]) -> str | None:
-    return next((drop.why for drop in drops for glob in drop.globs if fnmatchcase(name, glob)), None)
-
-
-def _widest(dtypes: set[DType]) -> DType:
-    """The dtype that holds every value of all of them."""
-    if len(dtypes) == 1:
-        return next(iter(dtypes))
-    return DType.F64 if DType.F64 in dtypes else DType.F32
-
-
-def _shown(shape: Shape) -> str:
+def _text_of(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def find_scales(
+    quantised: Quantised | None, config: Mapping[str, object], specs: Mapping[str, TensorSpec]
+) -> tuple[dict[str, Scale], list[str]]:
+    """Pair every quantised tensor with its scales; also return the scales that do not fit, in words.
+
+    Examples
+    --------
+    >>> specs = {"w": TensorSpec("w", DType.F8_E4M3, (300, 200)), "w_s": TensorSpec("w_s", DType.F32, (3, 2))}
+    >>> find_scales(Quantised("_s", "quantization_config.weight_block_size", (128, 128)), {}, specs)
+    ({'w': Scale(tensor='w_s', block=(128, 128))}, [])
+    """
+    scales: dict[str, Scale] = {}
+    problems: list[str] = []
+    if quantised is None:
+        return scales, problems
+    block = _block(quantised, config)
+    for spec in specs.values():
+        if spec.dtype not in _QUANTISED or spec.name + quantised.suffix not in specs:
+            continue
+        scale = specs[spec.name + quantised.suffix]
+        scales[spec.name] = Scale(scale.name, block or ())
+        if block is None or len(block) != len(spec.shape):
+            key = f"{quantised.block} of {len(spec.shape)} axes"
+            problems.append(f"{spec.name}: shape {spec.shape}, but config.json has no {key}")
+            continue
+        expected = tuple(-(-extent // size) for extent, size in zip(spec.shape, block, strict=True))
+        if scale.shape != expected or scale.dtype not in _FLOATS:
+            found = f"{scale.dtype} of shape {scale.shape}"
+            problems.append(f"{scale.name}: {found}, expected F32 of shape {expected}: one for each block {block}")
+    return scales, problems
+
+
+def _block(quantised: Quantised, config: Mapping[str, object]) -> Shape | None:
+    found = config_value(config, quantised.block)
+    if found is None:
+        return quantised.default
+    sizes = found if isinstance(found, list) else []
+    return tuple(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None

@@ -1,35 +1,30 @@
-"""Telling the family, the direction and the naming from ``config.json`` and from names of tensors."""
+"""Detecting the family, the direction and the naming of a checkpoint from ``config.json`` and tensor names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
-from ..errors import PlanError, UsageError
+from ..errors import PlanError, UsageError, option
+from ..formats.strict_json import shown
 from .family import Family, Naming, OptionValue
-from .loading import family_names, load_family, training_state
+from .family_file import family_names, load_config_names, load_family, training_state_drops
 from .pattern import name_key
 from .settings import find_options
 
-_MOST_NAMES = 2**21
-
 
 @dataclass(frozen=True, slots=True)
-class Detected:
-    """What a checkpoint was found to be.
+class Detection:
+    """What a checkpoint was detected to be, with the options that names reveal and the reasons in words.
 
     Parameters
     ----------
     direction
-        ``to_ms`` for a source named as on Hugging Face, else ``to_hf``.
+        ``to_ms`` for a source with the names of Hugging Face, else ``to_hf``.
     naming
-        That of the MindSpore side: found in a MindSpore source, else the family's default or what was stated.
-    options
-        Those that names give away.
-    reasons
-        Why, in words.
+        The naming of the MindSpore side: detected in a MindSpore source, else given or the family's default.
     """
 
     family: Family
@@ -41,45 +36,42 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A reading of the names: how many kinds of them it knows, and how many of its own are there."""
+    """One reading of the names, ranked by how many it matches and how many of its own are present."""
 
     family: Family
     side: str
     naming: Naming
-    known: int
+    matched: int
     present: float
-    of: int
+    total: int
 
     @property
     def rank(self) -> tuple[int, float]:
-        return self.known, self.present
+        return self.matched, self.present
 
-    @property
-    def words(self) -> str:
+    def __str__(self) -> str:
         side = "Hugging Face" if self.side == "hf" else f"naming {self.naming.name}"
-        return f"{self.family.name}, {side}: {self.known} of {self.of} kinds of names"
+        return f"{self.family.name}, {side}: {self.matched} of {self.total} name patterns"
 
 
 def detect(
     config: Mapping[str, object], names: Collection[str], *, family: str | None = None, naming: str | None = None
-) -> Detected:
-    """Tell what a checkpoint is.
+) -> Detection:
+    """Detect what a checkpoint is.
 
     Parameters
     ----------
     config
-        Of ``config.json``; may be empty.
-    names
-        Of the source's tensors.
+        The contents of ``config.json``; may be empty.
     family, naming
-        What is stated, and then not looked for.
+        Given by the user; not detected.
 
     Raises
     ------
     UsageError
-        A family or naming that there is none of.
+        A family or naming that does not exist.
     PlanError
-        No family has such names, several do, or ``config.json`` names another; says what was seen.
+        The names match no family or several, or ``config.json`` names an unknown one.
 
     Examples
     --------
@@ -90,78 +82,67 @@ def detect(
     >>> found.reasons[0]
     "config.json has model_type 'llama'"
     """
-    families, reasons = _families(config, family)
-    kinds = _kinds(names)
-    ranked = sorted(_candidates(families, kinds, naming), key=lambda one: one.rank, reverse=True)
+    families, reason = ([family], f"the family {family} was given") if family is not None else _families(config)
+    patterns = _name_patterns(names)
+    ranked = sorted(_candidates(families, patterns, naming), key=lambda one: one.rank, reverse=True)
     if not ranked:
-        raise UsageError(f"no family has a naming {naming!r}", hint=f"Asked: {', '.join(f.name for f in families)}.")
+        raise UsageError(f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(families)}.")
     best = ranked[0]
-    if best.known == 0:
-        raise PlanError(_nothing_known(families, kinds), hint=_hint(kinds, naming))
+    if best.matched == 0:
+        some = ", ".join(sorted(patterns)[:3]) or "none"
+        likely = max(_candidates(family_names(), patterns, naming), key=lambda one: one.rank, default=best)
+        hint = f"They look like {likely}." if likely.matched else "They match no family."
+        raise PlanError(f"The tensor names are not those of {' or '.join(families)}: {some}", hint=hint)
     rivals = [one for one in ranked if one.rank == best.rank and one.family is not best.family]
     if rivals:
-        problems = [one.words for one in (best, *rivals)]
-        raise PlanError("several families have these names", problems=problems, hint="State the family.")
+        problems = [str(one) for one in (best, *rivals)]
+        raise PlanError("The tensor names match several families.", problems=problems, hint=f"Set {option('family')}.")
     options = find_options(best.family, best.side, names)
-    reasons += [best.words, *(f"{name} is {str(value).lower()}: {where}" for name, (value, where) in options.items())]
-    found = tuple((name, value) for name, (value, _) in options.items())
-    direction = "to_ms" if best.side == "hf" else "to_hf"
-    return Detected(best.family, direction, best.naming.name, found, tuple(reasons))
+    revealed = [f"{name} is {str(value).lower()}: {example}" for name, (value, example) in options.items()]
+    return Detection(
+        family=best.family,
+        direction="to_ms" if best.side == "hf" else "to_hf",
+        naming=best.naming.name,
+        options=tuple((name, value) for name, (value, _) in options.items()),
+        reasons=(reason, str(best), *revealed),
+    )
 
 
-def _families(config: Mapping[str, object], stated: str | None) -> tuple[list[Family], list[str]]:
-    """Return the families that may be, and why no others."""
-    if stated is not None:
-        return [load_family(stated)], [f"family {stated} is stated"]
-    every = [load_family(name) for name in family_names()]
+def _families(config: Mapping[str, object]) -> tuple[list[str], str]:
+    """Return the families that ``config.json`` allows, and why no others."""
     for key in ("model_type", "architectures"):
         value = config.get(key)
-        called = {item for item in value if isinstance(item, str)} if isinstance(value, list) else {value}
-        named = [family for family in every if called & {*family.model_types, *family.architectures}]
+        given = {item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)}
+        named = [name for name in family_names() if any(given & {*kind} for kind in load_config_names(name))]
         if named:
-            return named, [f"config.json has {key} {value!r}"]
-    if isinstance(config.get("model_type"), str):
-        known = ", ".join(kind for family in every for kind in family.model_types)
-        raise PlanError(
-            f"config.json has model_type {config['model_type']!r}: no family is called so", hint=f"Known: {known}."
-        )
-    return every, ["config.json names no family"]
+            return named, f"config.json has {key} {shown(value)}"
+    model_type = config.get("model_type")
+    if isinstance(model_type, str):
+        known = ", ".join(name for family in family_names() for name in load_config_names(family)[0])
+        raise PlanError(f"No family has the model_type {shown(model_type)} of config.json.", hint=f"Known: {known}.")
+    return list(family_names()), "config.json names no family"
 
 
-def _kinds(names: Collection[str]) -> frozenset[str]:
-    """Names with ``{}`` for numbers, without what training leaves beside weights."""
-    kinds = frozenset(map(name_key, names))
-    globs = [glob for drop in training_state() for glob in drop.globs]
-    return frozenset(kind for kind in kinds if not any(fnmatchcase(kind, glob) for glob in globs))
+def _name_patterns(names: Collection[str]) -> frozenset[str]:
+    """Replace numbers in names by ``{}``, and leave out training state."""
+    globs = [glob for drop in training_state_drops() for glob in drop.globs]
+    patterns = frozenset(map(name_key, names))
+    return frozenset(pattern for pattern in patterns if not any(fnmatchcase(pattern, glob) for glob in globs))
 
 
-def _candidates(families: list[Family], kinds: frozenset[str], stated: str | None) -> Iterator[_Candidate]:
-    for family in families:
-        for naming in family.namings:
-            if stated is not None and naming.name != stated:
-                continue
-            for side in ("hf", "ms"):
-                required, known = _keys(family.name, naming.name, side)
-                present = len(required & kinds) / max(1, len(required))
-                yield _Candidate(family, side, naming, len(kinds & known), round(present, 6), len(kinds))
+def _candidates(families: Iterable[str], patterns: frozenset[str], naming: str | None) -> Iterator[_Candidate]:
+    for family in map(load_family, families):
+        for one in family.namings:
+            for side in ("hf", "ms") if naming in (None, one.name) else ():
+                required, known = _keys(family.name, one.name, side)
+                present = len(required & patterns) / max(1, len(required))
+                yield _Candidate(family, side, one, len(patterns & known), round(present, 6), len(patterns))
 
 
 @cache
 def _keys(family: str, naming: str, side: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The kinds of names that rows need, and all that a naming knows on one side."""
-    data = load_family(family).naming(naming)
-    rows = [(row, t.name.key) for row in data.rows for case in row.side(side) for t in case.tensors]
-    ties = {tie.name.key for tie in data.ties if tie.side == side}
+    """Return the name patterns that rows require, and all that a naming knows on one side."""
+    rules = load_family(family).naming(naming)
+    rows = [(row, t.name.key) for row in rules.rows for case in row.side(side) for t in case.tensors]
+    ties = {tie.name.key for tie in rules.ties if tie.side == side}
     return frozenset(key for row, key in rows if not row.optional), frozenset(key for _, key in rows) | ties
-
-
-def _nothing_known(families: list[Family], kinds: frozenset[str]) -> str:
-    shown = ", ".join(sorted(kinds)[:3]) or "none"
-    return f"these names are not of {' or '.join(family.name for family in families)}: {shown}"
-
-
-def _hint(kinds: frozenset[str], naming: str | None) -> str:
-    every = [load_family(name) for name in family_names()]
-    fitting = [one for one in _candidates(every, kinds, naming) if one.known]
-    best = max(fitting, key=lambda one: one.rank, default=None)
-    return f"They look like {best.words}." if best else "No family has such names."

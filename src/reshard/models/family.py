@@ -1,13 +1,14 @@
-"""What a data file says about a family, as values."""
+"""The rules of one family of models, as values that :mod:`.family_file` parses from its data file.
+
+Most fields are the keys of that file, which ``docs/families/adding.md`` explains.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..formats.strict_yaml import PlainValue
 from ..tensor import DType
-from .expression import Expression
-from .pattern import NamePattern, TensorPattern
+from .pattern import Expression, NamePattern, TensorPattern
 
 SIDES = ("hf", "ms")
 """Hugging Face, MindSpore."""
@@ -19,38 +20,37 @@ Condition = tuple[tuple[str, OptionValue], ...]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A number, a flag or a list that shapes depend on.
-
-    Parameters
-    ----------
-    config
-        Where ``config.json`` may have it, dots between levels; the first that is there counts.
-    otherwise
-        Its value where none is there.
-    by, choices
-        An option, and the value for each of its values.
-    says
-        What it is, where the key does not say.
-    """
+    """A number, a flag or a list that shapes depend on; with ``by``, one of ``choices`` for each value of an option."""
 
     name: str
     config: tuple[str, ...] = ()
-    otherwise: Expression | bool | tuple[int, ...] | None = None
+    default: Expression | bool | tuple[int, ...] | None = None
     by: str = ""
     choices: tuple[tuple[str, Expression], ...] = ()
-    says: str = ""
+    description: str = ""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """Every expression that the value may be computed by."""
+        fallback = (self.default,) if isinstance(self.default, Expression) else ()
+        return (*(expression for _, expression in self.choices), *fallback)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Numbers that occur in names: ``start``, ``start + step``, ... below ``stop``, without those of ``excluded``."""
+    """Numbers that occur in names: ``start``, ``start + step``, ... below ``stop``, except those of ``excluded``."""
 
     name: str
     start: Expression
     stop: Expression
     step: Expression
     excluded: str = ""
-    says: str = ""
+    description: str = ""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters and indices that the numbers depend on."""
+        return self.start.names | self.stop.names | self.step.names | ({self.excluded} - {""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +60,54 @@ class Option:
     Parameters
     ----------
     values
-        What it may be, the default first; empty for any count from 1 on, with 1 as the default.
-    side
-        The side whose tensors it is about.
-    found
-        Values, and a glob over names of that side that gives them away.
+        Possible values, the default first; empty for any count from 1 on, with 1 as the default.
+    detect
+        Values, each with a glob over that side's names that reveals it.
     """
 
     name: str
     values: tuple[OptionValue, ...]
     side: str
-    found: tuple[tuple[OptionValue, str], ...]
-    says: str
+    detect: tuple[tuple[OptionValue, str], ...]
+    description: str
 
     @property
     def default(self) -> OptionValue:
-        """What it is when nothing else is said."""
+        """The value of an option that is neither given nor detected."""
         return self.values[0] if self.values else 1
+
+
+def is_same_option(given: object, value: object) -> bool:
+    """Whether an option has a value; both may be written as text, in any case.
+
+    Examples
+    --------
+    >>> is_same_option("True", True), is_same_option(None, False)
+    (True, False)
+    """
+    return given is not None and str(given).lower() == str(value).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One side of a row, where a condition holds."""
+    """One side of a row, for when a condition holds."""
 
     when: Condition
     tensors: tuple[TensorPattern, ...]
 
+    def completed(self, other: Case) -> Case:
+        """Give tensors without axes those of their counterparts in ``other``."""
+        axes = {tensor.label: (tensor.axes, tensor.text) for tensor in reversed(other.tensors)}
+        shaped = (
+            tensor if tensor.text else TensorPattern(tensor.label, tensor.name, *axes.get(tensor.label, (None, "")))
+            for tensor in self.tensors
+        )
+        return Case(self.when, tuple(shaped))
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The same elements in two forms, read in either direction.
-
-    Parameters
-    ----------
-    hf, ms
-        The forms of either side; at most one of each holds at a time.
-    when
-        Condition on the whole row.
-    optional
-        Whether all of its tensors may be absent.
-    """
+    """The same elements in the forms of two sides, of which at most one each holds; read in either direction."""
 
     hf: tuple[Case, ...]
     ms: tuple[Case, ...]
@@ -107,21 +115,18 @@ class Row:
     optional: bool = False
 
     def side(self, side: str) -> tuple[Case, ...]:
-        """The forms of one side."""
+        """Return the forms of one side."""
         return self.hf if side == "hf" else self.ms
+
+    @property
+    def forms(self) -> tuple[tuple[Case, Case], ...]:
+        """Every pair of a Hugging Face and a MindSpore form, each completed by the other."""
+        return tuple((hf.completed(ms), ms.completed(hf)) for hf in self.hf for ms in self.ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """A tensor of one side that repeats another: written as a copy, dropped when read.
-
-    Parameters
-    ----------
-    when
-        Where it holds.
-    write
-        Where the copy is written, too.
-    """
+    """A tensor of one side that repeats another: dropped when read, written as a copy if ``write`` holds as well."""
 
     side: str
     name: NamePattern
@@ -132,7 +137,7 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Names, as globs, that have no counterpart on the other side, and why."""
+    """Names, as globs, without a counterpart on the other side, and why they have none."""
 
     side: str
     globs: tuple[str, ...]
@@ -141,7 +146,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class DtypeRule:
-    """Names, as globs, that keep to a dtype of their own when one is stated for the rest."""
+    """Names, as globs, whose dtype is fixed whatever dtype is requested, and why."""
 
     side: str
     globs: tuple[str, ...]
@@ -152,10 +157,10 @@ class DtypeRule:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How MindSpore calls the tensors of a family, and every row of it."""
+    """One MindSpore naming of a family's tensors, with all of its rows."""
 
     name: str
-    says: str
+    description: str
     rows: tuple[Row, ...]
     ties: tuple[Tie, ...] = ()
     drops: tuple[Drop, ...] = ()
@@ -169,31 +174,19 @@ class Quantised:
     Parameters
     ----------
     suffix
-        Of the tensor with the scales, after the weight's name.
-    block
-        Where ``config.json`` has the extents of a block.
-    otherwise
-        Those extents, where it has none.
+        What the name of the tensor of scales has after the weight's name.
+    block, default
+        Key of ``config.json`` with the extents of a block, and those extents if the key is absent.
     """
 
     suffix: str
     block: str
-    otherwise: tuple[int, ...]
+    default: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One data file.
-
-    Parameters
-    ----------
-    model_types, architectures
-        What ``config.json`` calls it.
-    namings
-        The first is the default.
-    layouts, stages
-        How its tensors are cut over devices; not read here.
-    """
+    """The rules of one data file; the default naming is the first."""
 
     name: str
     title: str
@@ -204,9 +197,7 @@ class Family:
     options: tuple[Option, ...]
     namings: tuple[Naming, ...]
     quantised: Quantised | None = None
-    layouts: PlainValue = None
-    stages: PlainValue = None
 
     def naming(self, name: str) -> Naming:
-        """The naming of this name; StopIteration where there is none."""
+        """Return the naming of this name; StopIteration if there is none."""
         return next(naming for naming in self.namings if naming.name == name)

@@ -1,7 +1,7 @@
-"""Low-rank adapters: which tensors make one, and which weight it belongs to.
+"""Low-rank adapters: which tensors make one, and which weight it changes.
 
-An adapter is a pair, A ``[rank, in]`` and B ``[out, rank]``; merging it makes W + (B·A)·scaling of its
-weight ``X.weight`` ``[out, in]``. Its two tensors are called one of::
+An adapter is a pair, A ``[rank, in]`` and B ``[out, rank]``. Merging it makes W + (B·A)·scaling of its
+weight ``X.weight`` ``[out, in]``. The names of its two tensors are one of::
 
     X.mindpet_delta_lora_a   X.mindpet_delta_lora_b    MindFormers up to 1.8
     X.tk_delta_lora_a        X.tk_delta_lora_b         MindFormers before that
@@ -9,8 +9,8 @@ weight ``X.weight`` ``[out, in]``. Its two tensors are called one of::
     X.lora_A.<name>.weight   X.lora_B.<name>.weight    PEFT, a model saved with its adapters
     X.lora_a                 X.lora_b                  MindFormers 2.1
 
-PEFT puts ``base_model.model.`` before X. Where the original tools forgive, here is an error: half a pair, an
-adapter of no weight, and names that look like an adapter's and are none (DoRA's magnitudes, adapters of
+PEFT puts ``base_model.model.`` before X. Unlike the original tools, these are errors here: half a pair, an
+adapter without a weight, and names that resemble an adapter's but are not (DoRA's magnitudes, adapters of
 embeddings or of experts).
 
 Source: mindformers/tools/transform_ckpt_lora.py (1.6), transform_safetensors_lora.py (2.1); peft 0.17.
@@ -29,11 +29,10 @@ _LEAF = re.compile(
     r"(?P<stem>[^\n]+)\.(?:(?P<old>mindpet_delta_|tk_delta_)?lora_(?P<low>[ab])"
     r"|lora_(?P<up>[AB])(?:\.(?P<name>[^.\n]+))?\.weight)"
 )
-_LOOKS_LIKE_ONE = re.compile(r"(?:^|[._])lora_", re.IGNORECASE)
+_RESEMBLES_ADAPTER = re.compile(r"(?:^|[._])lora_", re.IGNORECASE)
 _STATES = ("adam_m.", "adam_v.", "accu_grads.")
 _PEFT_PREFIX = "base_model.model."
 _FLOATS = (DType.F32, DType.BF16, DType.F16)
-_HINT = "Merging needs A [rank, in] and B [out, rank] for a weight X.weight [out, in]; nothing was converted."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +55,17 @@ class AdapterPair:
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """What a merge does with the tensors it is given.
+    """What a merge does with the tensors of a model and its adapters.
 
     Parameters
     ----------
     pairs
         In the order of their weights' names.
     replaced
-        Pairs (weight, adapter's tensor): tensors that came whole with the adapters, as PEFT saves what it
-        trained whole (``modules_to_save``, biases), and that take the weight's place.
+        Pairs (weight, adapter's tensor): tensors saved whole with the adapters (PEFT's ``modules_to_save``,
+        biases), which take the weight's place.
     removed
-        Names that are in no output: the adapters, and the optimizer's states of them.
+        Names that are in no output: the adapters and their optimizer states.
     """
 
     pairs: tuple[AdapterPair, ...]
@@ -82,16 +81,17 @@ def find_adapters(
     Parameters
     ----------
     specs
-        Tensors of the model; with their adapters, if it was saved so.
+        Tensors of the model, perhaps with adapters among them.
     adapter_specs
-        Tensors of adapters that were saved alone, onto this model.
+        Tensors of adapters that were saved apart from this model.
     transposed
-        Whether the weights are ``[in, out]`` (PEFT's ``fan_in_fan_out``). Never guessed: a square weight does not tell.
+        Whether the weights are ``[in, out]`` (PEFT's ``fan_in_fan_out``). Never guessed: a square weight
+        would fit both ways.
 
     Raises
     ------
     PlanError
-        No adapters, or tensors that do not fit together; it lists them all.
+        There are no adapters, or tensors do not fit together; all problems are listed.
 
     Examples
     --------
@@ -103,25 +103,29 @@ def find_adapters(
     ('adam_m.q.lora_a', 'q.lora_a', 'q.lora_b')
     """
     model, apart = ({spec.name: spec for spec in group} for group in (specs, adapter_specs))
-    twice = sorted(model.keys() & apart.keys())
-    problems = [f"{name}: is in the model and among its adapters" for name in twice]
+    problems = [f"{name}: both in the model and among its adapters" for name in sorted(model.keys() & apart.keys())]
     weights = {name: spec for name, spec in model.items() if not is_adapter_name(name)}
     inside = {name: spec for name, spec in model.items() if name not in weights}
     leaves = {name: spec for name, spec in (inside | apart).items() if not name.startswith(_STATES)}
     replaced = _replaced(weights, {name: spec for name, spec in apart.items() if name in leaves}, problems)
     pairs = _pairs(weights, {name: spec for name, spec in leaves.items() if is_adapter_name(name)}, problems)
     problems += [line for pair in pairs for line in _misfits(pair, weights, leaves, transposed)]
-    problems += _shared(pairs, replaced)
+    users: dict[str, list[str]] = {weight: [name] for weight, name in replaced}
+    for pair in pairs:
+        users.setdefault(pair.weight, []).append(pair.a)
+    # Two adapters of one weight could be added or could replace each other: nothing says which.
+    problems += [f"{weight}: changed by {', '.join(names)}" for weight, names in users.items() if len(names) > 1]
     if not pairs and not problems:
         problems = ["no adapters: expected names such as X.mindpet_delta_lora_a or X.lora_A.weight"]
-    raise_all(PlanError, f"adapters that cannot be merged: {len(problems)}", problems, _HINT)
+    hint = "A merge needs A [rank, in] and B [out, rank] for a weight X.weight [out, in]. Nothing was converted."
+    raise_all(PlanError, "The adapters cannot be merged.", problems, hint)
     states = {name for name in apart if name.startswith(_STATES)}
     removed = set(inside) | states | {name for pair in pairs for name in (pair.a, pair.b)}
     return Adapters(tuple(pairs), tuple(replaced), tuple(sorted(removed)))
 
 
 def is_adapter_name(name: str) -> bool:
-    """Whether a name is, or looks like, an adapter's.
+    """Whether a name is an adapter's, or resembles one.
 
     Examples
     --------
@@ -130,16 +134,16 @@ def is_adapter_name(name: str) -> bool:
     >>> is_adapter_name("q.weight")
     False
     """
-    return _LOOKS_LIKE_ONE.search(name) is not None
+    return _RESEMBLES_ADAPTER.search(name) is not None
 
 
 def adapter_boxes(box: Box, rank: int, *, transposed: bool = False) -> tuple[Box, Box]:
-    """The boxes of A ``[rank, in]`` and B ``[out, rank]`` that a box of their weight needs.
+    """Return the boxes of A ``[rank, in]`` and B ``[out, rank]`` that a box of their weight needs.
 
     Parameters
     ----------
     box
-        Of the weight ``[out, in]``, or ``[in, out]`` if it is stored transposed.
+        Of the weight ``[out, in]``, or ``[in, out]`` if transposed.
 
     Examples
     --------
@@ -151,7 +155,7 @@ def adapter_boxes(box: Box, rank: int, *, transposed: bool = False) -> tuple[Box
 
 
 def working_dtype(a: DType, b: DType) -> DType:
-    """The type in which MindFormers 1.5 to 1.8 multiply: F16 where both are, F32 for everything else.
+    """Return the dtype in which MindFormers 1.5 to 1.8 multiply: F16 if both are, else F32.
 
     Adapters in BF16 fail there on a CPU; the tool of 2.1 multiplies everything in F32.
 
@@ -166,32 +170,28 @@ def working_dtype(a: DType, b: DType) -> DType:
 def _pairs(
     weights: Mapping[str, TensorSpec], leaves: Mapping[str, TensorSpec], problems: list[str]
 ) -> list[AdapterPair]:
-    """Bring the halves together; a half is known by what its name is without the letter."""
+    """Match the halves, whose names are equal but for the letter."""
     halves: dict[tuple[str, ...], dict[str, str]] = {}
     for name in sorted(leaves):
         leaf = _LEAF.fullmatch(name)
         if leaf is None:
-            problems.append(f"{name}: looks like part of an adapter of a kind that cannot be merged")
+            problems.append(f"{name}: resembles an adapter of a kind that cannot be merged")
             continue
         stem, old, low, up, given = leaf.group("stem", "old", "low", "up", "name")
         key = (stem, old or "", given or "", "upper" if up else "lower")
         halves.setdefault(key, {})[low or up.lower()] = name
     pairs = []
     for (stem, *_), half in halves.items():
-        weight = _weight_of(stem, weights)
+        bare = f"{stem.removeprefix(_PEFT_PREFIX)}.weight"
+        weight = next((name for name in (f"{stem}.weight", bare) if name in weights), None)
         if len(half) == 1:
             (present,) = half.values()
             problems.append(f"{present}: its {'B' if 'a' in half else 'A'} is missing")
         elif weight is None:
-            problems.append(f"{half['a']}: there is no {stem.removeprefix(_PEFT_PREFIX)}.weight for it to change")
+            problems.append(f"{half['a']}: the model has no {bare} for it to change")
         else:
             pairs.append(AdapterPair(weight, half["a"], half["b"], (*leaves[half["a"]].shape, 0)[0]))
     return sorted(pairs, key=lambda pair: pair.weight)
-
-
-def _weight_of(stem: str, weights: Mapping[str, TensorSpec]) -> str | None:
-    names = (f"{stem}.weight", f"{stem.removeprefix(_PEFT_PREFIX)}.weight")
-    return next((name for name in names if name in weights), None)
 
 
 def _misfits(
@@ -199,17 +199,17 @@ def _misfits(
 ) -> list[str]:
     weight, a, b = weights[pair.weight], leaves[pair.a], leaves[pair.b]
     problems = [
-        f"{spec.name}: {spec.dtype}: expected {', '.join(_FLOATS)}; FP8 has to be made one of them first"
+        f"{spec.name}: {spec.dtype}: expected {', '.join(_FLOATS)}; convert FP8 to one of them first"
         for spec in (weight, a, b)
         if spec.dtype not in _FLOATS
     ]
     shapes = f"A {list(a.shape)}, B {list(b.shape)}, weight {list(weight.shape)}"
     if {len(spec.shape) for spec in (weight, a, b)} != {2} or a.shape[0] != b.shape[1] or not pair.rank:
         return [*problems, f"{pair.weight}: {shapes}: expected A [rank, in] and B [out, rank]"]
-    made = (b.shape[0], a.shape[1])
-    if weight.shape != (made[::-1] if transposed else made):
-        other = weight.shape == (made if transposed else made[::-1])
-        advice = f" (fits if fan_in_fan_out is {str(not transposed).lower()})" if other else ""
+    product = (b.shape[0], a.shape[1])
+    if weight.shape != (product[::-1] if transposed else product):
+        fits = weight.shape == (product if transposed else product[::-1])
+        advice = f" (fits if fan_in_fan_out is {str(not transposed).lower()})" if fits else ""
         problems.append(f"{pair.weight}: {shapes}: B·A does not have the weight's shape{advice}")
     return problems
 
@@ -217,23 +217,15 @@ def _misfits(
 def _replaced(
     weights: Mapping[str, TensorSpec], apart: Mapping[str, TensorSpec], problems: list[str]
 ) -> list[tuple[str, str]]:
-    """Find the weight of every tensor among the adapters that is not one."""
+    """Find the weight that each tensor saved whole with the adapters replaces."""
     found = []
     for name in sorted(name for name in apart if not is_adapter_name(name)):
         weight = name.removeprefix(_PEFT_PREFIX)
         if weight not in weights:
-            problems.append(f"{name}: came with the adapters, and the model has no {weight}")
+            problems.append(f"{name}: saved with the adapters, but the model has no {weight}")
         elif (weights[weight].shape, weights[weight].dtype) != (apart[name].shape, apart[name].dtype):
             sides = [f"{spec.dtype} {list(spec.shape)}" for spec in (weights[weight], apart[name])]
             problems.append(f"{name}: would replace {weight}: expected {sides[0]}, found {sides[1]}")
         else:
             found.append((weight, name))
     return found
-
-
-def _shared(pairs: Iterable[AdapterPair], replaced: Iterable[tuple[str, str]]) -> list[str]:
-    """Weights that more than one adapter would change: which sum is meant cannot be known."""
-    users: dict[str, list[str]] = {weight: [name] for weight, name in replaced}
-    for pair in pairs:
-        users.setdefault(pair.weight, []).append(pair.a)
-    return [f"{weight}: changed by {', '.join(names)}" for weight, names in users.items() if len(names) > 1]

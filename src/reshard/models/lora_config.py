@@ -1,8 +1,8 @@
-"""adapter_config.json: what an adapter's product is multiplied by.
+"""The scaling of adapters, from ``adapter_config.json``.
 
-PEFT's file has some forty settings. Those that steer training only are passed over. Those that change what
-a merge must compute are followed or refused, and so is whatever this version does not know and is
-switched on: a setting of a later PEFT may be one of these.
+Of PEFT's forty settings or so, those that only steer training are ignored. Those that change what a merge must
+compute are followed or refused, and so is every unknown one that is switched on: a setting of a later PEFT may
+change the computation too.
 
 Source: peft 0.17, tuners/lora/config.py and tuners/lora/layer.py (update_layer).
 """
@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from ..errors import FormatError, PlanError, UsageError, raise_all
+from ..errors import FormatError, PlanError, UsageError, option, raise_all
 from ..formats.strict_json import json_kind, parse_json_object, shown
 from .lora import AdapterPair
-
-_T = TypeVar("_T")
 
 # fmt: off
 _TRAINING_ONLY = {
@@ -27,36 +24,29 @@ _TRAINING_ONLY = {
     "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_config", "megatron_core",
     "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }
-_FOLLOWED = {
-    "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "modules_to_save", "peft_type", "r",
-    "rank_pattern", "target_modules", "use_rslora",
-}
 # fmt: on
-# Of the ways to initialise: those after which the base is what it was. The others (pissa, olora, corda, loftq)
-# move a part of the base into the adapters, which then belong to another base than the one on the disk.
-_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq) move a part of the base
+# into the adapters, which then belong to another base than the published one.
+_PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 _PLAIN_KEY = re.compile(r"\^?[\w.\-]+")
-_HINT = "Merge with the tool that made the adapters, or give the scaling instead of this file."
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What a merge needs of an adapter_config.json.
+    """The settings of an ``adapter_config.json`` that a merge follows.
 
     Parameters
     ----------
     lora_alpha
         Numerator of the scaling.
     r
-        Rank; 0 where the file does not say.
+        Rank; 0 if the file does not state it.
     use_rslora
         Whether the denominator is the rank's square root.
     fan_in_fan_out
         Whether weights are ``[in, out]``.
     alpha_pattern, rank_pattern
-        Other values for modules whose name is, or ends in, the first of each pair.
-    target_modules, modules_to_save, bias
-        What was trained; for messages.
+        Other values for modules whose name is, or ends in, the key.
     """
 
     lora_alpha: float
@@ -65,27 +55,49 @@ class AdapterConfig:
     fan_in_fan_out: bool = False
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     rank_pattern: tuple[tuple[str, int], ...] = ()
-    target_modules: tuple[str, ...] = ()
-    modules_to_save: tuple[str, ...] = ()
-    bias: str = "none"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_Type = tuple[str, Callable[[object], bool]]
+_NUMBER: _Type = ("a number", _is_number)
+_COUNT: _Type = ("a positive integer", _is_count)
+_FLAG: _Type = ("true or false", lambda value: isinstance(value, bool))
+_TABLE: _Type = ("an object", lambda value: isinstance(value, dict))
+_NAMES: _Type = ("a string or an array of strings", _is_names)
+_TYPES: Mapping[str, _Type] = {
+    "lora_alpha": _NUMBER,
+    "r": _COUNT,
+    "use_rslora": _FLAG,
+    "fan_in_fan_out": _FLAG,
+    "alpha_pattern": _TABLE,
+    "rank_pattern": _TABLE,
+    "target_modules": _NAMES,
+    "modules_to_save": _NAMES,
+    "bias": ("a string", lambda value: isinstance(value, str)),
+}
+_ENTRY_TYPES = {"alpha_pattern": _NUMBER, "rank_pattern": _COUNT}
 
 
 def parse_adapter_config(data: bytes, where: str) -> AdapterConfig:
-    """Read an adapter_config.json.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
+    """Parse an ``adapter_config.json``.
 
     Raises
     ------
     FormatError
-        Not JSON, no ``lora_alpha``, or values of a wrong kind; it lists them all.
+        The object is not JSON, has no ``lora_alpha``, or has values of a wrong type; all are listed.
     PlanError
-        Settings that ask for another computation than a merge of plain LoRA; it lists them all.
+        Settings ask for another computation than a merge of plain LoRA; all are listed.
 
     Examples
     --------
@@ -94,54 +106,85 @@ def parse_adapter_config(data: bytes, where: str) -> AdapterConfig:
     >>> parse_adapter_config(b'{"lora_alpha": 16, "use_dora": true}', "adapter_config.json")
     Traceback (most recent call last):
     ...
-    reshard.errors.PlanError: adapter_config.json: settings that change what the adapters mean, and are not supported: 1
+    reshard.errors.PlanError: adapter_config.json: these settings change what the adapters mean and are not supported
       - use_dora: true
-    Merge with the tool that made the adapters, or give the scaling instead of this file.
+    Merge with the tool that made the adapters, or set `lora_scaling` instead of using this file.
     """
-    found = parse_json_object(data, where)
-    read = _Reader(found, [])
-    config = AdapterConfig(
-        lora_alpha=read.number("lora_alpha", None),
-        r=read.count("r"),
-        use_rslora=read.flag("use_rslora"),
-        fan_in_fan_out=read.flag("fan_in_fan_out"),
-        alpha_pattern=tuple((key, read.as_number(key, value)) for key, value in read.table("alpha_pattern")),
-        rank_pattern=tuple((key, read.as_count(key, value)) for key, value in read.table("rank_pattern")),
-        target_modules=read.names("target_modules"),
-        modules_to_save=read.names("modules_to_save"),
-        bias=read.text("bias", "none"),
+    found: Mapping[str, object] = parse_json_object(data, where)
+    problems = list(_wrong_types(found))
+    if problems:
+        raise FormatError("settings of a wrong type", where=where, problems=problems)
+    hint = f"Merge with the tool that made the adapters, or set {option('lora_scaling')} instead of using this file."
+    what = f"{where}: these settings change what the adapters mean and are not supported"
+    raise_all(PlanError, what, list(_unsupported(found)), hint)
+    tables = {key: found.get(key) for key in _ENTRY_TYPES}
+    alphas, ranks = (tuple(table.items()) if isinstance(table, dict) else () for table in tables.values())
+    alpha, rank = found["lora_alpha"], found.get("r")
+    assert isinstance(alpha, int | float)
+    return AdapterConfig(
+        lora_alpha=float(alpha),
+        r=rank if isinstance(rank, int) else 0,
+        use_rslora=found.get("use_rslora") is True,
+        fan_in_fan_out=found.get("fan_in_fan_out") is True,
+        alpha_pattern=tuple((key, float(value)) for key, value in alphas),
+        rank_pattern=ranks,
     )
-    if read.problems:
-        raise FormatError(
-            "settings of a wrong kind", where=where, expected="as listed", found="others", problems=read.problems
-        )
-    unsupported = _unsupported(found)
-    what = f"{where}: settings that change what the adapters mean, and are not supported: {len(unsupported)}"
-    raise_all(PlanError, what, unsupported, _HINT)
-    return config
+
+
+def _wrong_types(found: Mapping[str, object]) -> Iterator[str]:
+    for key, (expected, fits) in _TYPES.items():
+        value = found.get(key, "none" if key == "bias" else None)
+        absent = value is None and key not in ("lora_alpha", "bias")
+        checks = [] if absent else [(key, value, expected, fits)]
+        if key in _ENTRY_TYPES and isinstance(value, dict):
+            checks += [(name, entry, *_ENTRY_TYPES[key]) for name, entry in value.items()]
+        for name, entry, wanted, is_valid in checks:
+            if not is_valid(entry):
+                actual = "nothing" if entry is None else f"{json_kind(entry)} {shown(entry)}"
+                yield f"{name}: expected {wanted}, found {actual}"
+
+
+def _unsupported(found: Mapping[str, object]) -> Iterator[str]:
+    """Yield settings that are switched on, and neither followed nor for training only."""
+    followed = _TYPES.keys() | {"init_lora_weights", "peft_type"}
+    for key, value in found.items():
+        if key not in _TRAINING_ONLY | followed and value not in (None, False, 0, "") and value != [] and value != {}:
+            yield f"{shown(key)[1:-1]}: {_json(value)}"
+    if str(found.get("peft_type", "LORA")).upper() != "LORA":
+        yield f"peft_type: {_json(found['peft_type'])}"
+    init = found.get("init_lora_weights")
+    if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):
+        yield f"init_lora_weights: {_json(init)}: it changed the base before training"
+    for name in _ENTRY_TYPES:
+        table = found.get(name)
+        for key in table if isinstance(table, dict) else ():
+            if not _PLAIN_KEY.fullmatch(key):
+                yield f"{name}: {shown(key)}: a regular expression"
+
+
+def _json(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def scalings(
     pairs: Iterable[AdapterPair], scaling: float | None = None, config: AdapterConfig | None = None
 ) -> dict[str, float]:
-    """What each weight's product is multiplied by, under the weight's name.
+    """Return the scaling of each weight's adapter, by the weight's name.
 
     Parameters
     ----------
-    pairs
-        As found in the checkpoint.
     scaling
         One number for all of them.
     config
-        Where to find it otherwise. There is no default: the original's, 1, is right for no
+        What to compute it from otherwise. There is no default: the original's, 1, is right for no
         adapter whose alpha differs from its rank.
 
     Raises
     ------
     UsageError
-        Neither, or both.
+        Neither or both are given.
     PlanError
-        The file says another rank than the tensors have; it lists them all.
+        Adapters have another rank than the configuration says; all are listed.
 
     Examples
     --------
@@ -149,117 +192,30 @@ def scalings(
     >>> scalings([pair], config=AdapterConfig(16, r=4)), scalings([pair], config=AdapterConfig(16, use_rslora=True))
     ({'q.weight': 4.0}, {'q.weight': 8.0})
     """
-    if (scaling is None) == (config is None):
-        raise UsageError(
-            "the scaling of the adapters: expected a number, or an adapter_config.json, found "
-            + ("neither" if scaling is None else "both"),
-            hint="It is lora_alpha divided by the rank, as set in training.",
-        )
-    if scaling is not None:
+    if scaling is not None and config is None:
         if not math.isfinite(scaling):
-            raise UsageError(f"the scaling of the adapters: expected a finite number, found {scaling}")
+            raise UsageError(f"{option('lora_scaling')}: expected a finite number, found {scaling}")
         return {pair.weight: float(scaling) for pair in pairs}
-    assert config is not None
-    pairs = list(pairs)
-    raise_all(PlanError, "adapters of another rank than their configuration says", _other_ranks(pairs, config))
-    return {pair.weight: _scaling(pair, config) for pair in pairs}
+    if config is None or scaling is not None:
+        found = "neither" if config is None else "both"
+        hint = "The scaling is lora_alpha divided by the rank, as set in training."
+        raise UsageError(f"LoRA scaling: expected a number or an adapter_config.json, found {found}", hint=hint)
+    result, problems = {}, []
+    for pair in pairs:
+        rank = int(_matching(config.rank_pattern, pair, config.r))
+        if rank not in (0, pair.rank):
+            problems.append(f"{pair.a}: expected {rank}, found {pair.rank}")
+        alpha = _matching(config.alpha_pattern, pair, config.lora_alpha)
+        result[pair.weight] = alpha / (math.sqrt(pair.rank) if config.use_rslora else pair.rank)
+    raise_all(PlanError, "Adapters have another rank than adapter_config.json says.", problems)
+    return result
 
 
-def _scaling(pair: AdapterPair, config: AdapterConfig) -> float:
-    alpha = _matching(config.alpha_pattern, pair, config.lora_alpha)
-    return alpha / (math.sqrt(pair.rank) if config.use_rslora else pair.rank)
-
-
-def _other_ranks(pairs: Iterable[AdapterPair], config: AdapterConfig) -> list[str]:
-    expected = ((pair, int(_matching(config.rank_pattern, pair, config.r))) for pair in pairs)
-    return [f"{pair.a}: expected {rank}, found {pair.rank}" for pair, rank in expected if rank not in (0, pair.rank)]
-
-
-def _matching(patterns: Iterable[tuple[str, float]], pair: AdapterPair, otherwise: float) -> float:
-    """The first pattern's value that fits the module, as PEFT looks it up."""
+def _matching(patterns: Iterable[tuple[str, float]], pair: AdapterPair, default: float) -> float:
+    """Return the value of the first pattern that matches the module, as PEFT looks it up."""
     module = pair.weight.removesuffix(".weight")
     for key, value in patterns:
         bare = key.removeprefix("^")
         if module == bare or (bare == key and module.endswith(f".{bare}")):
             return value
-    return otherwise
-
-
-def _unsupported(found: Mapping[str, object]) -> list[str]:
-    """What is switched on and is neither ours nor for training only."""
-    known = _TRAINING_ONLY | _FOLLOWED
-    others = [(key, value) for key, value in found.items() if key not in known and _is_on(value)]
-    problems = [f"{shown(key)[1:-1]}: {_json(value)}" for key, value in others]
-    if str(found.get("peft_type", "LORA")).upper() != "LORA":
-        problems.append(f"peft_type: {_json(found['peft_type'])}")
-    start = found.get("init_lora_weights")
-    if not any(start is plain or (isinstance(start, str) and start == plain) for plain in _PLAIN_STARTS):
-        problems.append(f"init_lora_weights: {_json(start)}: the base was changed when training began")
-    for name in ("alpha_pattern", "rank_pattern"):
-        table = found.get(name)
-        keys = table if isinstance(table, dict) else {}
-        problems += [f"{name}: {shown(key)}: a regular expression" for key in keys if not _PLAIN_KEY.fullmatch(key)]
-    return problems
-
-
-def _is_on(value: object) -> bool:
-    return value not in (None, False, 0, "") and value != [] and value != {}
-
-
-def _json(value: object) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else shown(value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Takes settings out of a parsed object, and notes those of a wrong kind."""
-
-    found: Mapping[str, object]
-    problems: list[str]
-
-    def number(self, key: str, otherwise: float | None) -> float:
-        value = self.found.get(key, otherwise)
-        return self.as_number(key, value)
-
-    def as_number(self, key: str, value: object) -> float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30:
-            return float(value)
-        return self._wrong(key, "a number", value, 0.0)
-
-    def count(self, key: str) -> int:
-        value = self.found.get(key)
-        return 0 if value is None else self.as_count(key, value)
-
-    def as_count(self, key: str, value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31:
-            return value
-        return self._wrong(key, "a positive integer", value, 0)
-
-    def flag(self, key: str) -> bool:
-        value = self.found.get(key)
-        if isinstance(value, bool) or value is None:
-            return bool(value)
-        return self._wrong(key, "true or false", value, False)
-
-    def text(self, key: str, otherwise: str) -> str:
-        value = self.found.get(key, otherwise)
-        return value if isinstance(value, str) else self._wrong(key, "a string", value, otherwise)
-
-    def table(self, key: str) -> tuple[tuple[str, object], ...]:
-        value = self.found.get(key)
-        if isinstance(value, dict):
-            return tuple(value.items())
-        return () if value is None else self._wrong(key, "an object", value, ())
-
-    def names(self, key: str) -> tuple[str, ...]:
-        value = self.found.get(key)
-        if isinstance(value, str):
-            return (value,)
-        if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            return tuple(value)
-        return () if value is None else self._wrong(key, "a string or an array of strings", value, ())
-
-    def _wrong(self, key: str, expected: str, value: object, instead: _T) -> _T:
-        found = "nothing" if value is None else f"{json_kind(value)} {shown(value)}"
-        self.problems.append(f"{key}: expected {expected}, found {found}")
-        return instead
+    return default

@@ -1,34 +1,33 @@
-"""The numbers and choices that a family's rows are read with: from ``config.json`` and from what was stated."""
+"""The options and parameters that a family's rows are read with, from ``config.json`` and from the request."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ..errors import PlanError, UsageError, raise_all
+from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.strict_json import shown
-from .expression import Expression
-from .family import Condition, Family, Index, Option, OptionValue, Parameter
+from .family import Condition, Family, Index, Option, OptionValue, Parameter, is_same_option
+from .pattern import Expression
 
 Value = int | bool | str | tuple[int, ...]
 
-MOST_POSITIONS = 1 << 16
-"""Numbers of one index: more than any model has, so that a hostile config.json costs no memory."""
+# Values of one index: more than any model has, so that a hostile config.json costs no memory.
+_MAX_POSITION_COUNT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options and parameters with their values.
+    """The values of a family's options and parameters.
 
     Parameters
     ----------
-    options
-        The value of every option.
     values
-        The value of every parameter and option that could be known.
+        Of every option, and of every parameter that has one.
     unknown
-        Why the others could not.
+        Why the other parameters have none.
     sources
         Where each parameter's value comes from, in words.
     """
@@ -40,28 +39,28 @@ class Settings:
     indices: Mapping[str, Index] = field(default_factory=dict)
 
     def holds(self, condition: Condition) -> bool:
-        """Whether every part of a condition is so."""
+        """Whether every part of a condition holds."""
         return all(self.values.get(name) == value for name, value in condition)
 
     def positions(self, name: str) -> range | tuple[int, ...]:
-        """The numbers that an index runs through.
+        """Return the numbers that an index runs through.
 
         Raises
         ------
         PlanError
-            A number it needs is not known.
+            A parameter that the index depends on is unknown, or there are too many numbers.
         """
         index, numbers = self.indices[name], self.numbers
-        for needed in index.start.names | index.stop.names | index.step.names | ({index.excluded} - {""}):
-            if needed in self.unknown:
-                raise PlanError(self.unknown[needed])
+        for needed in sorted(index.names & self.unknown.keys()):
+            raise PlanError(self.unknown[needed])
         every = range(index.start.value(numbers), index.stop.value(numbers), max(1, index.step.value(numbers)))
-        if every[MOST_POSITIONS:]:
+        if every[_MAX_POSITION_COUNT:]:
             raise PlanError(f"{name} runs to {every[-1]}: more than any model has")
         if not index.excluded:
             return every
-        out = self.values.get(index.excluded, ())
-        excluded = set(self.positions(index.excluded) if index.excluded in self.indices else _as_tuple(out))
+        listed = self.positions if index.excluded in self.indices else self.values.get
+        numbers_left_out = listed(index.excluded)
+        excluded = set(numbers_left_out) if isinstance(numbers_left_out, range | tuple) else set()
         return tuple(number for number in every if number not in excluded)
 
     @property
@@ -70,83 +69,70 @@ class Settings:
         return {name: value for name, value in self.values.items() if type(value) is int}
 
 
-def _as_tuple(value: Value) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else ()
-
-
 def find_options(family: Family, side: str, names: Collection[str]) -> dict[str, tuple[OptionValue, str]]:
-    """Tell the options that the names of one side give away, each with a name that does."""
+    """Find the options that the names of one side reveal, each with a name that does."""
     found: dict[str, tuple[OptionValue, str]] = {}
-    for option in family.options:
-        for value, glob in option.found if option.side == side else ():
+    for choice in family.options:
+        for value, glob in choice.detect if choice.side == side else ():
             name = next((name for name in names if fnmatchcase(name, glob)), None)
-            if name is not None and option.name not in found:
-                found[option.name] = (value, name)
+            if name is not None and choice.name not in found:
+                found[choice.name] = (value, name)
     return found
 
 
-def is_layout(option: Option, family: Family) -> bool:
-    """Whether shapes or forms of rows depend on an option, and not only what is written beside them."""
-    conditions = [row.when for naming in family.namings for row in naming.rows]
-    conditions += [c.when for naming in family.namings for row in naming.rows for c in (*row.hf, *row.ms)]
-    expressions = [expression for parameter in family.parameters for _, expression in parameter.choices]
-    expressions += [p.otherwise for p in family.parameters if isinstance(p.otherwise, Expression)]
-    return (
-        any(parameter.by == option.name for parameter in family.parameters)
-        or any(name == option.name for condition in conditions for name, _ in condition)
-        or any(option.name in expression.names for expression in expressions)
+def affects_elements(choice: Option, family: Family) -> bool:
+    """Whether an option changes where elements are, and not only which copies are written beside them."""
+    rows = [row for naming in family.namings for row in naming.rows]
+    conditions = [row.when for row in rows] + [case.when for row in rows for case in (*row.hf, *row.ms)]
+    return any(name == choice.name for condition in conditions for name, _ in condition) or any(
+        parameter.by == choice.name or any(choice.name in expression.names for expression in parameter.expressions)
+        for parameter in family.parameters
     )
 
 
-def settle(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:
-    """Give every option and parameter its value.
-
-    Parameters
-    ----------
-    config
-        Of ``config.json``.
-    options
-        Those that are stated; the others take their default.
+def resolve_settings(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:
+    """Give every option and parameter its value; options that are not given take their default.
 
     Raises
     ------
     UsageError
         An option that the family does not have, or a value that it cannot take.
     """
-    known = {option.name: option for option in family.options}
-    problems = [f"{name}: not an option of {family.name}" for name in options if name not in known]
-    problems += [p for name, value in options.items() if name in known for p in _misfits(known[name], value)]
-    hint = f"Options: {', '.join(known)}."
-    raise_all(UsageError, f"these options do not fit {family.name}", problems, hint)
-    chosen = {name: _chosen(option, options.get(name, option.default)) for name, option in known.items()}
+    known = {choice.name: choice for choice in family.options}
+    problems = [f"{name}: {family.name} has no such option" for name in options if name not in known]
+    chosen: dict[str, OptionValue] = {}
+    for name, choice in known.items():
+        given = options.get(name, choice.default)
+        value = _option_value(choice, given)
+        if value is None:
+            expected = ", ".join(str(one).lower() for one in choice.values) or "a count of 1 or more"
+            problems.append(f"{name}: expected {expected}, found {shown(given)}")
+        else:
+            chosen[name] = value
+    hint = f"{family.name} has these options: {', '.join(known)}."
+    raise_all(UsageError, f"{option('option')} does not fit the family {family.name}.", problems, hint)
     values: dict[str, Value] = dict(chosen)
     unknown: dict[str, str] = {}
     sources: dict[str, str] = {}
     for parameter in family.parameters:
-        value, source = _parameter(parameter, config, values, unknown)
-        if value is None:
+        found, source = _parameter_value(parameter, config, values, unknown)
+        if found is None:
             unknown[parameter.name] = source
         else:
-            values[parameter.name], sources[parameter.name] = value, source
+            values[parameter.name], sources[parameter.name] = found, source
     return Settings(chosen, values, unknown, sources, {index.name: index for index in family.indices})
 
 
-def _misfits(option: Option, value: object) -> list[str]:
-    if not option.values:
-        fits = (type(value) is int and value >= 1) or (isinstance(value, str) and value.isdigit() and int(value) >= 1)
-        return [] if fits else [f"{option.name}: expected a count from 1 on, found {shown(value)}"]
-    texts = [str(one).lower() for one in option.values]
-    return [] if str(value).lower() in texts else [f"{option.name}: expected {', '.join(texts)}, found {shown(value)}"]
-
-
-def _chosen(option: Option, value: object) -> OptionValue:
-    if not option.values:
-        return int(str(value))
-    return next(one for one in option.values if str(one).lower() == str(value).lower())
+def _option_value(choice: Option, given: object) -> OptionValue | None:
+    """Return the option's value for what a person wrote; None if it cannot take that."""
+    if choice.values:
+        return next((value for value in choice.values if is_same_option(given, value)), None)
+    text = str(given) if type(given) in (int, str) else ""
+    return int(text) if re.fullmatch("0*[1-9][0-9]{0,8}", text) else None
 
 
 def config_value(config: Mapping[str, object], key: str) -> object:
-    """Look up a key with dots between levels; None where a level is missing.
+    """Look up a key with dots between levels; None if a level is absent.
 
     Examples
     --------
@@ -159,45 +145,34 @@ def config_value(config: Mapping[str, object], key: str) -> object:
     return value
 
 
-def _parameter(
+def _parameter_value(
     parameter: Parameter, config: Mapping[str, object], values: Mapping[str, Value], unknown: Mapping[str, str]
 ) -> tuple[Value | None, str]:
-    """Return the value and where it comes from, or None and why there is none."""
+    """Return a parameter's value and where it comes from, or None and the reason."""
+    expression = parameter.default
     if parameter.by:
-        chosen = str(values[parameter.by]).lower()
-        expression = next(expression for key, expression in parameter.choices if key == chosen)
-        return _computed(parameter.name, expression, values, unknown)
+        expression = next(item for key, item in parameter.choices if is_same_option(values[parameter.by], key))
     for key in parameter.config:
         found = config_value(config, key)
         if found is not None:
-            value = _of_config(found, parameter)
-            source = f"{key} of config.json" if value is not None else f"{key} of config.json is {shown(found)}"
-            return value, source
-    if isinstance(parameter.otherwise, Expression):
-        return _computed(parameter.name, parameter.otherwise, values, unknown)
-    keys = " or ".join(parameter.config)
-    return parameter.otherwise, f"config.json has no {keys}"
-
-
-def _of_config(value: object, parameter: Parameter) -> Value | None:
-    if isinstance(parameter.otherwise, bool):
-        return value if isinstance(value, bool) else None
-    if isinstance(parameter.otherwise, tuple):
-        items = value if isinstance(value, list) else [None]
-        numbers = tuple(item for item in items if type(item) is int)
-        return numbers if len(numbers) == len(items) else None
-    return value if type(value) is int and 0 <= value < 2**40 else None
-
-
-def _computed(
-    name: str, expression: Expression, values: Mapping[str, Value], unknown: Mapping[str, str]
-) -> tuple[int | None, str]:
-    for needed in sorted(expression.names):
-        if needed in unknown:
-            return None, unknown[needed]
-    numbers = {key: value for key, value in values.items() if type(value) is int}
+            value = _of_type(found, parameter)
+            return value, f"{key} of config.json" + ("" if value is not None else f" is {shown(found)}")
+    if not isinstance(expression, Expression):
+        return expression, f"config.json has no {' or '.join(parameter.config)}"
+    for needed in sorted(expression.names & unknown.keys()):
+        return None, unknown[needed]
+    numbers = {name: value for name, value in values.items() if type(value) is int}
     try:
-        value = expression.value(numbers)
+        return expression.value(numbers), expression.text
     except PlanError as error:
-        return None, f"{name} = {error.message}"
-    return value, expression.text
+        return None, f"{parameter.name} = {error.message}"
+
+
+def _of_type(value: object, parameter: Parameter) -> Value | None:
+    """Return a value of config.json if it has the type of the parameter's default."""
+    if isinstance(parameter.default, bool):
+        return value if isinstance(value, bool) else None
+    if isinstance(parameter.default, tuple):
+        numbers = tuple(item for item in value if type(item) is int) if isinstance(value, list) else ()
+        return numbers if isinstance(value, list) and len(numbers) == len(value) else None
+    return value if type(value) is int and 0 <= value < 2**40 else None

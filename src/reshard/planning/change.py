@@ -8,12 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError, raise_all
-from ..models.compiled import Compiled, Part, Scale
-from ..models.compiling import compile_rules
+from ..models.compiling import CompiledRules, Scale, SourcePart, compile_rules, find_scales
 from ..models.family import Quantised
-from ..models.loading import load_family
+from ..models.family_file import load_family
 from ..models.lora import AdapterPair, find_adapters, working_dtype
-from ..models.scales import find_scales
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor
@@ -181,7 +179,7 @@ def _wished(spec: TensorSpec, change: Change) -> DType:
     return change.dtype
 
 
-def _compiled(compiled: Compiled, values: Mapping[str, _Value], change: Change) -> Iterable[TargetTensor]:
+def _compiled(compiled: CompiledRules, values: Mapping[str, _Value], change: Change) -> Iterable[TargetTensor]:
     for target in compiled.targets:
         spec = target.spec
         sources = {values[part.source].spec.dtype for part in target.parts} if spec.name in change.kept else set()
@@ -190,7 +188,7 @@ def _compiled(compiled: Compiled, values: Mapping[str, _Value], change: Change) 
         yield _tensor(spec, [_taken(part, values) for part in target.parts], values, change)
 
 
-def _taken(part: Part, values: Mapping[str, _Value]) -> tuple[_Value, Patch, Scale | None]:
+def _taken(part: SourcePart, values: Mapping[str, _Value]) -> tuple[_Value, Patch, Scale | None]:
     return values[part.source], part.patch, part.scale
 
 
@@ -245,7 +243,7 @@ def _merging(dtype: DType, value: _Value, change: Change) -> Computation:
     )
 
 
-def _rule_notes(compiled: Compiled) -> list[str]:
+def _rule_notes(compiled: CompiledRules) -> list[str]:
     options = ", ".join(f"{name} {str(value).lower()}" for name, value in compiled.options)
     notes = [f"rules of {compiled.family}, {compiled.direction}, naming {compiled.naming}; options: {options}"]
     for why, count in Counter(dropped.why for dropped in compiled.dropped).items():

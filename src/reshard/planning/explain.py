@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..errors import UsageError
 from ..formats.strict_json import shown
-from ..tensor import Box, ByteRange, extent_of, plain_patch
+from ..tensor import Box, ByteRange, Patch
 from .explained import (
     Explanation,
     Held,
@@ -18,11 +18,11 @@ from .explained import (
     Taken,
     TensorExplanation,
 )
-from .outputs.output import Attachment, Document, Output, sample
+from .outputs.output import Attachment, Document, Output, Piece, sample
 from .outputs.streamed import whole_copies
 from .plan import Plan
-from .steps.recipe import Recipe, sources_of, stored_at
-from .steps.steps import CopiedPart, Step, StreamedPart, inputs_of
+from .steps.fills import Fill, box_fills, computation_inputs, input_fills
+from .steps.steps import CopiedPart, Step, StreamedPart
 
 _NEAR = 3
 
@@ -97,7 +97,7 @@ def _unknown(plan: Plan, name: str) -> UsageError:
 
 def _object(plan: Plan, index: int, key: str) -> ObjectExplanation:
     output, group = plan.outputs[index], _group_of(plan, index)
-    is_replica = plan.recipe.is_replicated(plan.groups[group], index) and key != output.keys[0]
+    is_replica = plan.draft.is_replicated(plan.groups[group], index) and key != output.keys[0]
     parts = tuple(_replica_parts(plan, output)) if is_replica else _parts(plan, group, [index])[index]
     return _explained(key, output.keys, output.nbytes, parts)
 
@@ -253,29 +253,20 @@ def _common(a: ByteRange, b: ByteRange) -> int:
 
 
 def _sources(plan: Plan, tensor: int, box: Box) -> Iterator[Taken]:
-    """The bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
+    """Yield the bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
     if box.is_empty:
         return
-    recipe, entries = plan.recipe, plan.catalog.entries
-    for piece, patch in sources_of(recipe, tensor, box):
-        if piece.computation is None:
-            itemsize = extent_of(entries[piece.source].spec)[1]
-            for placement, common in stored_at(recipe, piece.source, patch):
-                runs = common.scatter(placement.box, box, itemsize).source_runs
-                holder, first = placement.holders[0]
-                yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
-            continue
-        for entry, wanted in inputs_of(piece.source, piece.computation, patch.source_hull):
-            yield from _inputs(plan, recipe, entry, wanted)
+    computed: list[tuple[Piece, Patch]] = []
+    for fill in box_fills(plan.draft, tensor, box, box, lambda piece, patch: computed.append((piece, patch))):
+        yield _filled(plan, fill)
+    for piece, patch in computed:
+        assert piece.computation is not None
+        for entry, wanted in computation_inputs(piece.source, piece.computation, patch.source_hull):
+            for fill in input_fills(plan.draft, entry, wanted):
+                yield _filled(plan, fill)
 
 
-def _inputs(plan: Plan, recipe: Recipe, entry: int, wanted: Box) -> Iterator[Taken]:
-    """The bytes of the source that a kernel's input is made of."""
-    spec = plan.catalog.entries[entry].spec
-    patch = plain_patch(spec.shape).within_target(wanted)
-    if patch is None:
-        return
-    for placement, common in stored_at(recipe, entry, patch):
-        runs = common.scatter(placement.box, wanted, spec.dtype.itemsize).source_runs
-        holder, first = placement.holders[0]
-        yield _taken(plan, holder, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
+def _filled(plan: Plan, fill: Fill) -> Taken:
+    index, first = fill.placement.holders[0]
+    runs = fill.scatter.source_runs
+    return _taken(plan, index, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..errors import OverBudget, PlanError, raise_all
-from ..formats.containers import Container
-from ..tensor import Box, Shape, extent_of
+from ..errors import OverBudget
 from .catalog import Catalog
 from .conversion import Conversion
 from .cost.cost import Cost, count_cost
-from .cost.memory import Buffers, share_memory
 from .limits import KERNEL_BYTES, Limits
-from .outputs.output import Output, TargetTensor, check_outputs, group_by_layout
+from .outputs.output import Output, TargetTensor, check_outputs
+from .steps.buffers import Buffers, share_memory
 from .steps.copies import with_copies
-from .steps.groups import form_groups
-from .steps.needs import Needs
-from .steps.recipe import Group, Recipe
-from .steps.steps import Step, group_steps
+from .steps.draft import Draft, Group
+from .steps.group_steps import GroupSteps
+from .steps.groups import form_groups, output_families
+from .steps.row_reads import RowReader
+from .steps.steps import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +97,39 @@ class Plan:
         return (*self.conversion.notes, *([self.staging_note] if self.staging_note else []))
 
     @cached_property
-    def recipe(self) -> Recipe:
+    def draft(self) -> Draft:
         """What steps are derived from."""
-        return with_copies(Recipe(self.catalog, self.tensors, self.outputs, self.limits), self.copy_bases)
+        return with_copies(Draft(self.catalog, self.tensors, self.outputs, self.limits), self.copy_bases)
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(self.draft)
 
     @property
     def buffers(self) -> Buffers:
         """How the memory is shared out."""
         return share_memory(self.limits)
 
+    @cached_property
+    def _recent(self) -> dict[int, GroupSteps]:
+        return {}
+
+    def group_steps(self, group: int) -> GroupSteps:
+        """Return the steps of one group, to be derived one by one and in any order."""
+        steps = self._recent.get(group)
+        if steps is None:
+            steps = GroupSteps(self.draft, self._reader, group, self.groups[group])
+            vars(self)["_recent"] = {group: steps}  # one group may be large; replaced as a whole for other threads
+        return steps
+
+    def step(self, group: int, number: int) -> Step:
+        """Derive one step; its numbers are ``group_steps(group).numbers``."""
+        return self.group_steps(group).step(number)
+
     def steps(self, group: int) -> Iterator[Step]:
-        """Derive the steps of one group, in order."""
-        return group_steps(self.recipe, group, self.groups[group])
+        """Derive the steps of one group: first what the store copies, then those of the cuts in order."""
+        steps = self.group_steps(group)
+        return map(steps.step, steps.numbers)
 
 
 def make_plan(
@@ -142,23 +161,22 @@ def make_plan(
         Two outputs would have one key, or cannot hold what they should.
     """
     catalog = catalog or conversion.catalog
-    tensors, outputs, documents = conversion.tensors, conversion.outputs, conversion.documents
+    tensors, outputs = conversion.tensors, conversion.outputs
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
-    check_texts(outputs)
-    check_outputs(outputs, (*documents, *conversion.attachments), limits.max_object_bytes)
-    families = _families(outputs, tensors)
-    recipe, groups, buffers, needs = _grouped(Recipe(catalog, tensors, outputs, limits), families, copy_bases)
-    cost = count_cost(recipe, groups, documents, conversion.attachments, buffers, needs)
-    copied = tuple(sorted(copy_bases)) if recipe.copied else ()
+    check_outputs(outputs, (*conversion.documents, *conversion.attachments), limits.max_object_bytes)
+    wished = Draft(catalog, tensors, outputs, limits)
+    draft, groups, buffers, reader = _grouped(wished, output_families(outputs, tensors), copy_bases)
+    cost = count_cost(draft, groups, conversion, buffers, reader)
+    copied = tuple(sorted(copy_bases)) if draft.copied_ranges else ()
     plan = Plan(conversion, catalog, buffers.limits, groups, cost, copied)
-    vars(plan).update(recipe=recipe)  # execution would derive it again
+    vars(plan).update(draft=draft, _reader=reader)  # execution would derive them again
     return plan
 
 
 def _grouped(
-    wished: Recipe, families: Sequence[Sequence[int]], copy_bases: Sequence[int]
-) -> tuple[Recipe, tuple[Group, ...], Buffers, Needs]:
+    wished: Draft, families: Sequence[Sequence[int]], copy_bases: Sequence[int]
+) -> tuple[Draft, tuple[Group, ...], Buffers, RowReader]:
     """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse."""
     attempts = [(wished.limits, copy_bases)]
     if copy_bases:
@@ -168,10 +186,10 @@ def _grouped(
     refusals: list[OverBudget] = []
     for limits, bases in attempts:
         buffers = share_memory(limits)
-        recipe = with_copies(replace(wished, limits=buffers.limits), bases)
-        needs = Needs(recipe)
+        draft = with_copies(replace(wished, limits=buffers.limits), bases)
+        reader = RowReader(draft)
         try:
-            return recipe, form_groups(recipe, families, buffers, needs), buffers, needs
+            return draft, form_groups(draft, families, buffers, reader), buffers, reader
         except OverBudget as refusal:
             refusals.append(refusal)
     raise min(refusals, key=lambda refusal: refusal.needed_bytes)
@@ -189,57 +207,3 @@ def without_copies(plan: Plan) -> Plan:
         return plan
     streamed = make_plan(plan.conversion, plan.limits, catalog=plan.catalog)
     return replace(streamed, staging=plan.staging, staging_mode=plan.staging_mode, staging_note=plan.staging_note)
-
-
-def check_texts(outputs: Sequence[Output]) -> None:
-    """Refuse text where the format has no place for it."""
-    lost = {name for output in _distinct(outputs) if output.container is Container.SAFETENSORS for name in output.texts}
-    raise_all(
-        PlanError,
-        "safetensors cannot hold values that are text",
-        sorted(lost),
-        hint="Leave them out with --drop, or write .ckpt.",
-    )
-
-
-def _families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:
-    """Outputs that gain from being written together.
-
-    They do where their boxes of a tensor lie between each other's bytes (one pipeline stage's column
-    slices of the same rows). Outputs that hold each box as one run go with those of the same tensors.
-    """
-    families: dict[Hashable, list[int]] = {}
-    for positions in group_by_layout(outputs):
-        output = outputs[positions[0]]
-        held = zip(output.tensors, output.boxes, strict=True)
-        scattered = [slot for slot, (t, box) in enumerate(held) if not _is_one_run(box, extent_of(tensors[t].spec)[0])]
-        telling = _telling_rows(output, scattered, tensors)
-        which = tuple(output.tensors[slot] for slot in scattered) or output.tensors
-        for position in positions:
-            rows = tuple(outputs[position].boxes[slot].start[0] for slot in telling)
-            families.setdefault((which, rows), []).append(position)
-    return sorted(map(sorted, families.values()))
-
-
-def _telling_rows(output: Output, slots: Sequence[int], tensors: Sequence[TargetTensor]) -> list[int]:
-    """Slots that tell which rows an output holds, one for all tensors that are cut alike.
-
-    Outputs that hold other rows of a tensor have no bytes between its own, unless its axes are turned over.
-    """
-    kept = [slot for slot in slots if all(p.patch.keeps_order for p in tensors[output.tensors[slot]].pieces)]
-    if output.form is None:
-        return kept
-    return list({id(output.form.partitions[slot]): slot for slot in kept}.values())
-
-
-def _distinct(outputs: Sequence[Output]) -> list[Output]:
-    """One output of each form."""
-    return [outputs[positions[0]] for positions in group_by_layout(outputs)]
-
-
-def _is_one_run(box: Box, shape: Shape) -> bool:
-    """Whether a box is contiguous in a row-major tensor."""
-    for axis, extent in enumerate(box.shape):
-        if extent != 1:
-            return math.prod(box.shape[axis + 1 :]) == math.prod(shape[axis + 1 :])
-    return True

@@ -21,9 +21,9 @@ from .cost.cost import Cost
 from .limits import Limits
 from .plan import Plan, StagingMode, make_plan
 from .steps.copies import REPLICAS
-from .steps.group_reads import group_reads
+from .steps.fills import pieces_in
 from .steps.reads import score
-from .steps.recipe import sources_of
+from .steps.row_reads import group_ranges
 from .targets.zarr_target import ZarrTarget, chunk_shape_for
 
 _WORTH_IT = 1.2
@@ -98,7 +98,7 @@ def _cut_axes(plan: Plan) -> dict[int, int]:
         for tensor, box in zip(output.tensors, output.boxes, strict=True):
             if box.is_empty:
                 continue
-            for piece, patch in sources_of(plan.recipe, tensor, box):
+            for piece, patch in pieces_in(plan.draft, tensor, box):
                 shape = extent_of(plan.catalog.entries[piece.source].spec)[0]
                 axis = _cut_axis(patch.source_hull, shape)
                 if not patch.keeps_order:
@@ -119,7 +119,7 @@ def _streamed_scores(plan: Plan) -> dict[int, int]:
     """What each entry's bytes cost to stream, all groups together."""
     found: dict[int, int] = {}
     for group in plan.groups:
-        for source, ranges in group_reads(plan.recipe, group.outputs):
+        for source, ranges in group_ranges(plan.draft, group.outputs):
             found[source] = found.get(source, 0) + sum(_read_score(one.nbytes, plan.limits) for one in ranges)
     return found
 

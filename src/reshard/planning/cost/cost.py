@@ -1,35 +1,33 @@
-"""What a plan will move and ask for, counted from its steps."""
+"""What a plan moves and asks for, counted from its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 
-from ..limits import Limits
-from ..outputs.output import Attachment, Document, Output
+from ..conversion import Conversion
 from ..outputs.streamed import whole_copies
-from ..steps.needs import Needs
-from ..steps.recipe import Group, Recipe
-from ..steps.steps import Step, group_steps
-from .counting import Counts, StepCounter
-from .memory import Buffers, over_budget
+from ..steps.buffers import Buffers, over_budget
+from ..steps.draft import Draft, Group
+from ..steps.group_steps import GroupSteps
+from ..steps.row_reads import RowReader
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes, requests and memory of one conversion, apart from headers, listings and the manifest.
 
-    All is counted step by step, unless there are more than :data:`MANY_SLICES` tensors over all outputs:
-    then ``needed_bytes``, ``read_bytes`` and ``get_count`` of groups that are cut alike are taken to be
-    those of the first of them. They differ by what neighbours in an object are read together, no more.
+    All is counted step by step. Where outputs hold very many slices
+    (:data:`reshard.planning.steps.equivalence.MANY_SLICES`), one group of each equivalence class is counted for
+    all of its class; they differ by what neighbours in an object are read together, no more.
 
     Parameters
     ----------
     needed_bytes
-        Bytes of the source that reach some output, each counted once a step (boxes of a tensor that
-        overlap without being equal, as two stages may cut them, are counted up to the bytes read).
+        Bytes of the source that reach some output, each counted once a step. Boxes of a tensor that overlap
+        without being equal, as two stages may cut them, count up to the bytes read.
     read_bytes
-        Bytes asked for, gaps included.
+        Bytes requested, gaps included.
     written_bytes
         Bytes sent, replicas included.
     copied_bytes
@@ -37,7 +35,7 @@ class Cost:
     get_count, put_count, part_count, copy_count, upload_count
         Ranged GETs, single PUTs, parts sent, parts copied, multipart uploads (each is opened and completed).
     step_count
-        Independent units of work.
+        Steps, which are independent of each other.
     peak_bytes
         Most bytes in buffers at once.
     """
@@ -60,89 +58,123 @@ class Cost:
         return self.get_count + self.put_count + self.part_count + self.copy_count + 2 * self.upload_count
 
 
+@dataclass(slots=True)
+class _Total:
+    """The sums over all groups."""
+
+    needed: int = 0
+    read: int = 0
+    written: int = 0
+    copied: int = 0
+    gets: int = 0
+    puts: int = 0
+    parts: int = 0
+    copies: int = 0
+    uploads: int = 0
+    steps: int = 0
+    filled: int = 0
+    largest: int = 0
+
+
+@dataclass(slots=True)
+class _GroupReads:
+    """What the streaming steps of one group read and hold, and how many parts each output gets."""
+
+    needed: int = 0
+    read: int = 0
+    gets: int = 0
+    steps: int = 0
+    filled: int = 0
+    largest: int = 0
+    part_counts: list[int] = field(default_factory=list)
+
+
 def count_cost(
-    recipe: Recipe,
-    groups: Iterable[Group],
-    documents: Sequence[Document],
-    attachments: Sequence[Attachment],
-    buffers: Buffers,
-    needs: Needs | None = None,
+    draft: Draft, groups: Sequence[Group], conversion: Conversion, buffers: Buffers, reader: RowReader
 ) -> Cost:
-    """Add up what every step does; ``needs`` are what planning has found out already.
+    """Add up what every step does.
+
+    Parameters
+    ----------
+    reader
+        What planning has found out about the draft already.
 
     Raises
     ------
     OverBudget
         A step does not fit the memory.
     """
-    counter = StepCounter(recipe, needs)
-    counted = ("needed", "read", "written", "copied", "gets", "puts", "parts", "copies", "steps", "filled", "largest")
-    total = dict.fromkeys(counted, 0)
-    uploads = 0
+    total, known = _Total(), dict[Hashable, _GroupReads]()
     for index, group in enumerate(groups):
-        if not recipe.is_small(group):
-            uploads += sum(len(recipe.outputs[i].keys) for i in group.outputs)
-        if recipe.has_copies(group.outputs):
-            for step in group_steps(recipe, index, group):
-                _add(total, recipe, step, group)
-        else:
-            _add_counts(total, recipe, counter.count(group), group)
-        for output in group.outputs:
-            if recipe.is_replicated(group, output):
-                _add_replicas(total, recipe.outputs[output], recipe.limits)
-    if total["largest"] > buffers.parts_bytes:  # what is computed was taken to be smaller
-        raise over_budget(buffers, total["largest"])
+        key = reader.equivalence.group(group)
+        if key not in known:
+            known[key] = _count_reads(GroupSteps(draft, reader, index, group))
+        _add_reads(total, known[key])
+        if draft.has_copies(group.outputs):
+            _add_copies(total, draft, group, GroupSteps(draft, reader, index, group))
+        for output, part_count in zip(group.outputs, known[key].part_counts, strict=True):
+            _add_output(total, draft, group, output, part_count)
+    if total.largest > buffers.parts_bytes:  # the size of tiles had been estimated
+        raise over_budget(buffers, total.largest)
+    documents, attachments = conversion.documents, conversion.attachments
     attached = sum(each.nbytes for each in attachments)
     return Cost(
-        needed_bytes=total["needed"] + attached,
-        read_bytes=total["read"] + attached,
-        written_bytes=total["written"] + sum(len(document.data) for document in documents) + attached,
-        copied_bytes=total["copied"],
-        get_count=total["gets"] + len(attachments),
-        put_count=total["puts"] + len(documents) + len(attachments),
-        part_count=total["parts"],
-        copy_count=total["copies"],
-        upload_count=uploads,
-        step_count=total["steps"],
-        peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total["filled"]),
+        needed_bytes=total.needed + attached,
+        read_bytes=total.read + attached,
+        written_bytes=total.written + sum(len(document.data) for document in documents) + attached,
+        copied_bytes=total.copied,
+        get_count=total.gets + len(attachments),
+        put_count=total.puts + len(documents) + len(attachments),
+        part_count=total.parts,
+        copy_count=total.copies,
+        upload_count=total.uploads,
+        step_count=total.steps,
+        peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total.filled),
     )
 
 
-def _add(total: dict[str, int], recipe: Recipe, step: Step, group: Group) -> None:
-    total["steps"] += 1
-    total["filled"] += step.nbytes
-    total["largest"] = max(total["largest"], step.nbytes)
-    total["gets"] += len(step.reads)
-    for read in step.reads:
-        total["read"] += read.range.nbytes
-        # What several outputs take is one needed byte; sets of runs that differ are taken to be disjoint.
-        taken = {each.scatter.source_runs for each in read.scatters}
-        total["needed"] += min(read.range.nbytes, sum(runs.total_nbytes for runs in taken))
-    for part in step.parts:
-        keys = 1 if recipe.is_replicated(group, part.output) else len(recipe.outputs[part.output].keys)
-        total["written"] += keys * part.range.nbytes
-        total["puts" if recipe.is_small(group) else "parts"] += keys
-    for copy in step.copies:
-        keys = 1 if recipe.is_replicated(group, copy.output) else len(recipe.outputs[copy.output].keys)
-        total["copied"] += keys * copy.range.nbytes
-        total["copies"] += keys
+def _count_reads(steps: GroupSteps) -> _GroupReads:
+    counted = _GroupReads(part_counts=steps.part_counts())
+    for number in steps.streaming:
+        size = steps.size(number)
+        counted.steps += 1
+        counted.filled += size.nbytes
+        counted.largest = max(counted.largest, size.nbytes)
+        counted.gets += len(size.blocks)
+        for block in size.blocks:
+            counted.read += block.range.nbytes
+            counted.needed += block.needed_bytes
+    return counted
 
 
-def _add_replicas(total: dict[str, int], output: Output, limits: Limits) -> None:
-    others = len(output.keys) - 1
-    total["copied"] += others * output.nbytes
-    total["copies"] += others * len(whole_copies(output.nbytes, limits))
+def _add_reads(total: _Total, reads: _GroupReads) -> None:
+    total.needed += reads.needed
+    total.read += reads.read
+    total.gets += reads.gets
+    total.steps += reads.steps
+    total.filled += reads.filled
+    total.largest = max(total.largest, reads.largest)
 
 
-def _add_counts(total: dict[str, int], recipe: Recipe, counts: Counts, group: Group) -> None:
-    """Add a group that nothing is copied of, as it was counted."""
-    total["steps"] += counts.step_count
-    total["filled"] += counts.filled_bytes
-    total["largest"] = max(total["largest"], counts.largest_bytes)
-    total["needed"] += counts.needed_bytes
-    total["read"] += counts.read_bytes
-    total["gets"] += counts.get_count
-    for output, parts in zip(group.outputs, counts.part_counts, strict=True):
-        keys = 1 if recipe.is_replicated(group, output) else len(recipe.outputs[output].keys)
-        total["written"] += keys * recipe.outputs[output].nbytes
-        total["puts" if recipe.is_small(group) else "parts"] += keys * parts
+def _add_copies(total: _Total, draft: Draft, group: Group, steps: GroupSteps) -> None:
+    """Add the parts that the store copies from the source; each is a step of its own."""
+    for part in steps.copied_parts():
+        key_count = len(draft.written_keys(group, part.output))
+        total.steps += 1
+        total.copied += key_count * part.range.nbytes
+        total.copies += key_count
+
+
+def _add_output(total: _Total, draft: Draft, group: Group, index: int, part_count: int) -> None:
+    """Add what is sent of one output, and its replicas."""
+    output, key_count = draft.outputs[index], len(draft.written_keys(group, index))
+    total.written += key_count * (output.nbytes - sum(run.nbytes for run in draft.copied(index)))
+    if draft.is_small(group):
+        total.puts += key_count * part_count
+    else:
+        total.parts += key_count * part_count
+        total.uploads += len(output.keys)
+    if draft.is_replicated(group, index):
+        replica_count = len(output.keys) - 1
+        total.copied += replica_count * output.nbytes
+        total.copies += replica_count * len(whole_copies(output.nbytes, draft.limits))

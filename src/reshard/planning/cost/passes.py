@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from ..plan import Plan
-from ..steps.group_reads import group_reads
+from ..steps.buffers import process_bytes
+from ..steps.row_reads import group_ranges
 from .cost import Cost
 from .estimate import (
     Bill,
@@ -19,7 +20,6 @@ from .estimate import (
     estimate_money,
     estimate_time,
 )
-from .memory import process_bytes
 from .prices import PriceTable
 
 
@@ -115,7 +115,7 @@ def _chunk_reads(plan: Plan) -> Work:
     names = {entry.spec.name for entry in plan.staging.catalog.entries}
     nbytes = count = 0
     for group in plan.groups:
-        for source, ranges in group_reads(plan.recipe, group.outputs):
+        for source, ranges in group_ranges(plan.draft, group.outputs):
             if plan.catalog.entries[source].spec.name in names:
                 nbytes += sum(one.nbytes for one in ranges)
                 count += sum(-(-one.nbytes // plan.limits.read_bytes) for one in ranges)

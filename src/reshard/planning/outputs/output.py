@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from ...errors import FormatError, PlanError, raise_all
+from ...errors import FormatError, PlanError, option, raise_all
 from ...formats.containers import Container, frame_of
 from ...formats.frame import Frame
 from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
@@ -123,7 +123,7 @@ class Output:
         What else the object holds, as far as its format can.
     container
         Its format.
-    form
+    layout
         What it shares with other outputs, if it does; boxes are then derived when they are asked for.
     """
 
@@ -134,13 +134,13 @@ class Output:
     metadata: Mapping[str, str]
     container: Container = Container.SAFETENSORS
     texts: Mapping[str, str] = field(default_factory=dict)
-    form: OutputLayout | None = field(default=None, repr=False, compare=False)
+    layout: OutputLayout | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def frame(self) -> Frame:
         """Everything of the object but its tensors' elements."""
-        if self.form is not None:
-            return self.form.frame
+        if self.layout is not None:
+            return self.layout.frame
         return frame_of(self.container, self.specs, self.metadata, self.texts)
 
     @property
@@ -239,7 +239,7 @@ def group_by_layout(outputs: Sequence[Output]) -> Iterator[list[int]]:
     """Positions of outputs that share a form, those of each form together and in order."""
     found: dict[int, list[int]] = {}
     for position, output in enumerate(outputs):
-        found.setdefault(id(output.form or output), []).append(position)
+        found.setdefault(id(output.layout or output), []).append(position)
     yield from found.values()
 
 
@@ -267,6 +267,13 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         except FormatError as error:
             message = f"{output.keys[0]} cannot be written: {error.message}"
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
+    lost = {name for output in distinct if output.container is Container.SAFETENSORS for name in output.texts}
+    raise_all(
+        PlanError,
+        "safetensors cannot hold text values",
+        sorted(lost),
+        hint=f"Leave them out with {option('drop')}, or write .ckpt with {option('format', 'ckpt')}.",
+    )
     names = {spec.name for output in distinct for spec in output.specs}
     long = [f"{name[:80]}...: {len(name)}" for name in sorted(names) if len(name) > MAX_NAME_LENGTH]
     raise_all(PlanError, f"names of more than {MAX_NAME_LENGTH} characters", long, hint="--rename shortens them.")

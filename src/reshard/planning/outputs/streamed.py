@@ -131,7 +131,7 @@ class Streamed:
                 yield index, ByteRange(start + self._removed[index], end + self._removed[index])
             start, index = end, index + 1
 
-    def settled(self, start: int, place: int, least: int) -> int:
+    def aligned(self, start: int, place: int, least: int) -> int:
         """The first place from ``place`` on where a part may end that began at ``start`` or at a seam since.
 
         Neither the part that ends there nor one from there to the next seam is shorter than ``least``.

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ...tensor import Box, Layout, Scatter, Shape, extent_of
+from ...tensor import Box, Layout, Patch, Scatter, Shape, extent_of
 from ..catalog import Placement
 from ..limits import Limits
-from ..outputs.output import Output, group_by_layout
+from ..outputs.output import Output, Piece, group_by_layout
 from ..outputs.streamed import CopiedRange
-from .recipe import Recipe, sources_of, stored_as_it_is, stored_at
+from .draft import Draft
+from .fills import box_fills, whole_placement
 
 REPLICAS = -1
 """Stands among the bases of a catalog's objects for the target itself."""
 
 
-def with_copies(recipe: Recipe, copy_bases: Sequence[int]) -> Recipe:
-    """The same recipe with all that can be copied left to the store.
+def with_copies(draft: Draft, copy_bases: Sequence[int]) -> Draft:
+    """The same draft with all that can be copied left to the store.
 
     Parameters
     ----------
@@ -25,27 +26,27 @@ def with_copies(recipe: Recipe, copy_bases: Sequence[int]) -> Recipe:
         Bases of the catalog's objects that the target's store can reach.
     """
     if not copy_bases:
-        return recipe
-    copied: list[tuple[CopiedRange, ...]] = [()] * len(recipe.outputs)
+        return draft
+    copied: list[tuple[CopiedRange, ...]] = [()] * len(draft.outputs)
     part_count = slice_count = 0
-    for positions in group_by_layout(recipe.outputs):
-        if _may_hold_any(recipe, recipe.outputs[positions[0]]):
+    for positions in group_by_layout(draft.outputs):
+        if _may_hold_any(draft, draft.outputs[positions[0]]):
             for position in positions:
-                slice_count += len(recipe.outputs[position].tensors)
+                slice_count += len(draft.outputs[position].tensors)
                 if part_count <= _MOST_PARTS and slice_count <= _MOST_SLICES:  # whatever a plan says, this ends
-                    copied[position] = find_copies(recipe, recipe.outputs[position], copy_bases)
-                part_count += sum(-(-run.nbytes // recipe.limits.most_copied_bytes) for run in copied[position])
-    return replace(recipe, copied=tuple(copied))
+                    copied[position] = find_copies(draft, draft.outputs[position], copy_bases)
+                part_count += sum(-(-run.nbytes // draft.limits.most_copied_bytes) for run in copied[position])
+    return replace(draft, copied_ranges=tuple(copied))
 
 
-def find_copies(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> tuple[CopiedRange, ...]:
+def find_copies(draft: Draft, output: Output, copy_bases: Sequence[int]) -> tuple[CopiedRange, ...]:
     """Choose what of an output the store copies, ascending.
 
     Every range, and every stretch between two, is at least a part long.
     """
-    limits = recipe.limits
+    limits = draft.limits
     least = limits.min_part_bytes
-    found = [run for run in _joined(sorted(_runs(recipe, output, copy_bases))) if run.nbytes >= least]
+    found = [run for run in _joined(sorted(_runs(draft, output, copy_bases))) if run.nbytes >= least]
     while found:
         chosen = _chosen(found, output, least)
         parts = sum(-(-run.nbytes // limits.most_copied_bytes) for run in chosen)
@@ -56,23 +57,23 @@ def find_copies(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> tu
     return ()
 
 
-def _may_hold_any(recipe: Recipe, output: Output) -> bool:
+def _may_hold_any(draft: Draft, output: Output) -> bool:
     """Whether any neighbours in an output could be one run together, told without looking where they lie.
 
     Of a full source, slices of tensors that are cut meet at their ends at most: only two of them can, and
     none that are cut alike, of which one rank has no end of the first and beginning of the second.
     """
-    least, entries = recipe.limits.min_part_bytes, recipe.catalog.entries
-    partitions = output.form.partitions if output.form else None
+    least, entries = draft.limits.min_part_bytes, draft.catalog.entries
+    partitions = output.layout.partitions if output.layout else None
     chain = slice_bytes = 0  # whole tensors since the last slice, and that slice
     layout: Layout | None = None
     for slot, (tensor, box, spec) in enumerate(zip(output.tensors, output.boxes, output.specs, strict=True)):
-        extent, itemsize = extent_of(recipe.tensors[tensor].spec)
+        extent, itemsize = extent_of(draft.tensors[tensor].spec)
         is_whole = box.shape == extent
-        if stored_as_it_is(recipe, tensor) and _first_byte(box, extent, itemsize, least) == _SHORT:
+        if whole_placement(draft, tensor) and _first_byte(box, extent, itemsize, least) == _SHORT:
             chain, slice_bytes, layout = 0, 0, None
             continue
-        if is_whole or any(len(entries[p.source].placements) > 1 for p in recipe.tensors[tensor].pieces):
+        if is_whole or any(len(entries[p.source].placements) > 1 for p in draft.tensors[tensor].pieces):
             chain += spec.nbytes
             reached = slice_bytes + chain
         else:
@@ -91,15 +92,15 @@ _Run = tuple[int, int, tuple[tuple[int, int], ...]]
 """Bytes ``[start, stop)`` of an output, and every place that has them: an object, and the first byte there."""
 
 
-def _runs(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> Iterator[_Run]:
+def _runs(draft: Draft, output: Output, copy_bases: Sequence[int]) -> Iterator[_Run]:
     """Bytes of an output that stand together in objects that can be copied from."""
-    limits, reachable = recipe.limits, _reachable(recipe, copy_bases)
+    limits, reachable = draft.limits, _reachable(draft, copy_bases)
     for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
         if box.is_empty:
             continue
-        as_it_is = stored_as_it_is(recipe, tensor)
+        as_it_is = whole_placement(draft, tensor)
         if as_it_is is not None:
-            first_byte = _first_byte(box, *extent_of(recipe.tensors[tensor].spec), limits.min_part_bytes)
+            first_byte = _first_byte(box, *extent_of(draft.tensors[tensor].spec), limits.min_part_bytes)
             if first_byte == _SHORT:
                 continue
             if first_byte >= 0:
@@ -108,20 +109,18 @@ def _runs(recipe: Recipe, output: Output, copy_bases: Sequence[int]) -> Iterator
         count = box.element_count
         itemsize = output.specs[slot].nbytes // count
         extents = [(a * itemsize, b * itemsize, first) for a, b, first in output.frame.spans(slot, 0, count)]
-        for piece, patch in sources_of(recipe, tensor, box):
-            if piece.computation is not None:
+        for fill in box_fills(draft, tensor, box, box, _ignore):
+            holders = tuple(holder for holder in fill.placement.holders if holder[0] in reachable)
+            if not holders or not _is_worth_it(fill.scatter, limits):
                 continue
-            for placement, common in stored_at(recipe, piece.source, patch):
-                holders = tuple(holder for holder in placement.holders if holder[0] in reachable)
-                if not holders:
-                    continue
-                move = common.scatter(placement.box, box, itemsize)
-                if not _is_worth_it(move, limits):
-                    continue
-                starts = zip(move.source_runs.starts(), move.target_runs.starts(), strict=True)
-                for source, target in starts:
-                    for start, stop, begin in _laid(target, move.nbytes, extents):
-                        yield start, stop, tuple((index, first + source + begin) for index, first in holders)
+            starts = zip(fill.scatter.source_runs.starts(), fill.scatter.target_runs.starts(), strict=True)
+            for source, target in starts:
+                for start, stop, begin in _laid(target, fill.scatter.nbytes, extents):
+                    yield start, stop, tuple((index, first + source + begin) for index, first in holders)
+
+
+def _ignore(_piece: Piece, _patch: Patch) -> None:
+    """Leave out what is computed: no store can copy it."""
 
 
 def _first_byte(box: Box, shape: Shape, itemsize: int, least: int) -> int:
@@ -165,11 +164,11 @@ def _laid(target: int, nbytes: int, extents: Iterable[tuple[int, int, int]]) -> 
             yield origin + a, origin + b, a - target
 
 
-def _reachable(recipe: Recipe, copy_bases: Sequence[int]) -> frozenset[int]:
-    least = recipe.limits.min_copy_source_bytes
+def _reachable(draft: Draft, copy_bases: Sequence[int]) -> frozenset[int]:
+    least = draft.limits.min_copy_source_bytes
     return frozenset(
         index
-        for index, item in enumerate(recipe.catalog.objects)
+        for index, item in enumerate(draft.catalog.objects)
         if item.base in copy_bases and item.nbytes >= least and not item.fill
     )
 

@@ -1,33 +1,23 @@
 """Where outputs that are written together may be cut into upload parts at one stroke.
 
-A group's tensors are walked in file order, each in rows of its local shape. A cut is a place in
-that walk; it is legal when every output of the group has nothing, or at least the store's
-smallest part, since the cut before. Between two cuts lies a step. What the store copies by itself takes
-no part in this: each output is walked as if the stretches between stood end to end.
+A group's tensors are walked in file order, each in rows of its local shape. A cut is a place in that walk; it is
+legal when every output of the group has nothing, or at least the store's smallest part, since the cut before.
+Between two cuts is a step. What the store copies by itself takes no part in this: each output is walked as if
+the stretches between its copied ranges were joined.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
 
-from ...tensor import Box, Shape, extent_of
-from ..limits import Limits
-from ..outputs.output import Output, TargetTensor, group_by_layout
 from ..outputs.streamed import Streamed
-
-_FEW_SHARES = 8  # of a tensor, that are quicker kept than derived again
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cut:
-    """A place in a group's walk: before row ``row`` of its ``item``-th tensor."""
-
-    item: int
-    row: int
+from ..outputs.walk import Slice, WalkItem
+from .draft import Cut, Draft
+from .equivalence import Equivalence
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,140 +27,6 @@ class Cuts:
     cuts: tuple[Cut, ...]
     step_bytes: int
     part_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What one output of a group holds of a tensor, in rows.
-
-    Parameters
-    ----------
-    member
-        Index of the output within the group.
-    slot
-        Index of the tensor within that output.
-    box
-        In elements of the whole tensor.
-    row_count, row_elements
-        The local slice as rows: a row is one index into its leading axes.
-    """
-
-    member: int
-    slot: int
-    box: Box
-    row_count: int
-    row_elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class SliceGroup:
-    """Outputs of one form that hold a tensor: which, in which slot, and their slices as rows, see :class:`Slice`."""
-
-    members: tuple[int, ...]
-    slot: int
-    row_count: int
-    row_elements: int
-
-
-class Slices(Sequence[Slice]):
-    """Shares by member, derived whenever they are asked for: many outputs of many tensors are too many to keep."""
-
-    __slots__ = ("_kept", "holdings", "outputs")
-
-    def __init__(self, outputs: Sequence[Output], holdings: tuple[SliceGroup, ...]) -> None:
-        self.outputs = outputs
-        self.holdings = holdings
-        self._kept: tuple[Slice, ...] = ()
-
-    def __len__(self) -> int:
-        """As many as outputs hold some of the tensor."""
-        return sum(len(holding.members) for holding in self.holdings)
-
-    def __iter__(self) -> Iterator[Slice]:
-        """Ascending by member."""
-        if not self._kept and len(self) <= _FEW_SHARES:
-            self._kept = tuple(self._derived())
-        return iter(self._kept) if self._kept else self._derived()
-
-    def _derived(self) -> Iterator[Slice]:
-        every = ((member, holding) for holding in self.holdings for member in holding.members)
-        for member, holding in every if len(self.holdings) == 1 else sorted(every, key=lambda one: one[0]):
-            box = self.outputs[member].boxes[holding.slot]
-            yield Slice(member, holding.slot, box, holding.row_count, holding.row_elements)
-
-    @overload
-    def __getitem__(self, index: int) -> Slice: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Slice, ...]: ...
-    def __getitem__(self, index: int | slice) -> Slice | tuple[Slice, ...]:
-        """One, or some."""
-        return tuple(self)[index]
-
-
-@dataclass(frozen=True, slots=True)
-class WalkItem:
-    """One tensor of a walk: who holds it, and in how many rows it can be cut."""
-
-    tensor: int
-    itemsize: int
-    row_count: int
-    shares: Sequence[Slice]
-    tile_itemsize: int = 0
-
-    def element_of(self, share: Slice, row: int) -> int:
-        """First local element of ``row``, which counts in rows of the largest share."""
-        return row * share.row_count // self.row_count * share.row_elements
-
-
-def walk(outputs: Sequence[Output], tensors: Sequence[TargetTensor], limits: Limits) -> tuple[WalkItem, ...]:
-    """List the tensors of a group of outputs in file order; tensors without bytes are left out."""
-    held: dict[int, list[tuple[tuple[int, ...], int]]] = {}
-    for members in map(tuple, group_by_layout(outputs)):
-        for slot, tensor in enumerate(outputs[members[0]].tensors):
-            held.setdefault(tensor, []).append((members, slot))
-    order = sorted(held, key=lambda i: (-tensors[i].spec.dtype.order, tensors[i].spec.name))
-    rows = [_rows(tensor, held[tensor], outputs, tensors, limits) for tensor in order]
-    return tuple(item for item in rows if item.row_count)
-
-
-def _rows(
-    tensor: int,
-    holders: Sequence[tuple[tuple[int, ...], int]],
-    outputs: Sequence[Output],
-    tensors: Sequence[TargetTensor],
-    limits: Limits,
-) -> WalkItem:
-    _, itemsize = extent_of(tensors[tensor].spec)
-    boxes = [outputs[members[0]].boxes[slot] for members, slot in holders]  # others of a form are cut alike
-    largest = max((box.shape for box in boxes), key=math.prod)
-    axis, count = tensors[tensor].unit
-    if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
-        axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1
-    holdings = tuple(
-        SliceGroup(members, slot, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
-        for (members, slot), box in zip(holders, boxes, strict=True)
-        if not box.is_empty
-    )
-    row_count = max((holding.row_count for holding in holdings), default=0)
-    return WalkItem(tensor, itemsize, row_count, Slices(outputs, holdings), tensors[tensor].tile_itemsize)
-
-
-def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
-    """Whether boxes are made of whole units that are not too large."""
-    return all(
-        box.start[axis] % count == 0
-        and box.stop[axis] % count == 0
-        and count * math.prod(box.shape[axis + 1 :]) <= most_elements
-        for box in boxes
-    )
-
-
-def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
-    """The outermost axis whose rows are short enough."""
-    for axis in range(len(shape)):
-        if math.prod(shape[axis + 1 :]) * itemsize <= row_bytes:
-            return axis
-    return len(shape) - 1 if shape else 0
 
 
 class Cursor:
@@ -200,49 +56,49 @@ class Cursor:
 
     def advance(self, item: WalkItem, row: int, stop: int) -> None:
         """Fill the rows ``[row, stop)`` of a tensor."""
-        for share in item.shares:
-            first, last = item.element_of(share, row), item.element_of(share, stop)
-            self._tile_bytes += (last - first) * item.tile_itemsize * self._counts[share.member]
+        for held in item.slices:
+            first, last = item.element_of(held, row), item.element_of(held, stop)
+            self._tile_bytes += (last - first) * item.tile_itemsize * self._counts[held.member]
             if last > first:
-                self.stops[share.member] = self._outputs[share.member].end_of(share.slot, last)
+                self.stops[held.member] = self._outputs[held.member].end_of(held.slot, last)
 
-    def with_lead(self, item: WalkItem, share: Slice, row: int) -> int:
+    def with_lead(self, item: WalkItem, held: Slice, row: int) -> int:
         """Bytes since the last cut up to the first byte of a row."""
-        return self._outputs[share.member].address(share.slot, item.element_of(share, row)) - self.starts[share.member]
+        return self._outputs[held.member].address(held.slot, item.element_of(held, row)) - self.starts[held.member]
 
-    def row_with(self, item: WalkItem, share: Slice, row: int, nbytes: int) -> int | None:
+    def row_with(self, item: WalkItem, held: Slice, row: int, nbytes: int) -> int | None:
         """The first row after ``row`` with so many bytes of an output since the last cut, None if there is none."""
-        output = self._outputs[share.member]
+        output = self._outputs[held.member]
         if output.copied:
-            return self._row_at(item, share, row + 1, self.starts[share.member] + nbytes)
-        missing_bytes = nbytes - self.with_lead(item, share, row)
-        missing_rows = max(1, -(-missing_bytes // (share.row_elements * item.itemsize)))
-        wanted = row * share.row_count // item.row_count + missing_rows
-        return -(-wanted * item.row_count // share.row_count) if wanted <= share.row_count else None
+            return self._row_at(item, held, row + 1, self.starts[held.member] + nbytes)
+        missing_bytes = nbytes - self.with_lead(item, held, row)
+        missing_rows = max(1, -(-missing_bytes // (held.row_elements * item.itemsize)))
+        wanted = row * held.row_count // item.row_count + missing_rows
+        return -(-wanted * item.row_count // held.row_count) if wanted <= held.row_count else None
 
-    def settled_row(self, item: WalkItem, share: Slice, row: int, least: int) -> int | None:
+    def aligned_row(self, item: WalkItem, held: Slice, row: int, least: int) -> int | None:
         """The first row from ``row`` on where parts of an output may end, None if there is none."""
-        output = self._outputs[share.member]
+        output = self._outputs[held.member]
         if not output.copied:
             return row
-        here = self._place_of(item, share, row)
-        place = output.settled(self.starts[share.member], here, least)
-        return row if place == here else self._row_at(item, share, row, place)
+        here = self._place_of(item, held, row)
+        place = output.aligned(self.starts[held.member], here, least)
+        return row if place == here else self._row_at(item, held, row, place)
 
-    def is_settled(self, member: int, least: int) -> bool:
+    def is_aligned(self, member: int, least: int) -> bool:
         """Whether parts of an output may end where it has been filled to."""
         stop = self.stops[member]
-        return self._outputs[member].settled(self.starts[member], stop, least) == stop
+        return self._outputs[member].aligned(self.starts[member], stop, least) == stop
 
-    def _place_of(self, item: WalkItem, share: Slice, row: int) -> int:
-        element = item.element_of(share, row)
+    def _place_of(self, item: WalkItem, held: Slice, row: int) -> int:
+        element = item.element_of(held, row)
         if not element:
-            return self.stops[share.member]
-        return self._outputs[share.member].end_of(share.slot, element)
+            return self.stops[held.member]
+        return self._outputs[held.member].end_of(held.slot, element)
 
-    def _row_at(self, item: WalkItem, share: Slice, row: int, place: int) -> int | None:
+    def _row_at(self, item: WalkItem, held: Slice, row: int, place: int) -> int | None:
         rows = range(row, item.row_count + 1)
-        found = bisect_left(rows, place, key=lambda row: self._place_of(item, share, row))
+        found = bisect_left(rows, place, key=lambda row: self._place_of(item, held, row))
         return rows[found] if found < len(rows) else None
 
     def finish(self) -> None:
@@ -298,27 +154,61 @@ def find_cuts(
 def _next_cut(item: WalkItem, row: int, reach: Cursor, part_bytes: int, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where every output has enough, or None within this tensor."""
     cut, pending, here = row, reach.pending, set[int]()
-    for share in item.shares:
-        here.add(share.member)
-        if pending[share.member] < part_bytes:
-            wanted = reach.row_with(item, share, row, part_bytes)
+    for held in item.slices:
+        here.add(held.member)
+        if pending[held.member] < part_bytes:
+            wanted = reach.row_with(item, held, row, part_bytes)
             if wanted is None:
                 return None
             cut = max(cut, wanted)
     for member, nbytes in enumerate(pending):
-        if nbytes and member not in here and not reach.is_settled(member, min_part_bytes):
+        if nbytes and member not in here and not reach.is_aligned(member, min_part_bytes):
             return None
-    return _settled(item, cut, reach, min_part_bytes)
+    return _aligned(item, cut, reach, min_part_bytes)
 
 
-def _settled(item: WalkItem, row: int, reach: Cursor, min_part_bytes: int) -> int | None:
+def _aligned(item: WalkItem, row: int, reach: Cursor, min_part_bytes: int) -> int | None:
     """The first row from ``row`` on where parts of every output may end, None if there is none."""
     while True:
         before = row
-        for share in item.shares:
-            settled = reach.settled_row(item, share, row, min_part_bytes)
-            if settled is None:
+        for held in item.slices:
+            aligned = reach.aligned_row(item, held, row, min_part_bytes)
+            if aligned is None:
                 return None
-            row = settled
+            row = aligned
         if row == before:
             return row
+
+
+def rows_between(items: Sequence[WalkItem], begin: Cut, end: Cut) -> Iterator[tuple[WalkItem, int, int]]:
+    """Yield the tensors between two cuts, each with its first row and one past the last."""
+    for index in range(begin.item, min(end.item + 1, len(items))):
+        first = begin.row if index == begin.item else 0
+        last = end.row if index == end.item else items[index].row_count
+        if first < last:
+            yield items[index], first, last
+
+
+class CutFinder:
+    """Cuts groups, once for groups that are equivalent: ranks of one stage are, and most stages are."""
+
+    def __init__(self, draft: Draft, equivalence: Equivalence) -> None:
+        self._draft = draft
+        self._equivalence = equivalence
+        self._found: dict[Hashable, Cuts] = {}
+
+    def cut(self, members: Sequence[int], part_bytes: int) -> Cuts:
+        """Cut a group of outputs, given by index, as :func:`find_cuts` does."""
+        counts = Counter(self._equivalence.member(i) for i in members)
+        first = {self._equivalence.member(i): i for i in reversed(members)}
+        representatives = [first[member] for member in counts]
+        # Cuts do not change when all outputs become twice as many; the bytes of a step do.
+        times = gcd(*counts.values())
+        reduced = [count // times for count in counts.values()]
+        group = tuple(counts) if len(representatives) > 1 else self._equivalence.output(representatives[0])
+        key = group, tuple(reduced), part_bytes
+        if key not in self._found:
+            streamed = [self._draft.streamed(i) for i in representatives]
+            items = self._draft.walk(representatives)
+            self._found[key] = find_cuts(items, streamed, part_bytes, self._draft.limits.min_part_bytes, reduced)
+        return replace(self._found[key], step_bytes=self._found[key].step_bytes * times)

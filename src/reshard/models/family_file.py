@@ -1,0 +1,397 @@
+"""Reading a family's data file, strictly: what is unknown or contradicts itself is an error that says where.
+
+The format is described for authors in ``docs/families/adding.md``. Only the file of the family that is
+asked for is parsed; telling families apart by ``config.json`` takes the first paragraph of each file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from ..errors import FormatError, UsageError, raise_all
+from ..formats.strict_yaml import PlainValue, parse_yaml
+from ..tensor import DType
+from .expansion import leaves_of
+from .family import (
+    SIDES,
+    Case,
+    Condition,
+    Drop,
+    DtypeRule,
+    Family,
+    Index,
+    Naming,
+    Option,
+    OptionValue,
+    Parameter,
+    Quantised,
+    Row,
+    Tie,
+)
+from .pattern import Expression, TensorPattern, parse_expression, parse_name, parse_tensor
+
+_Map = Mapping[str, PlainValue]
+_DATA = Path(__file__).parent  # importlib.resources would take longer to import than the rest of this room
+
+
+@cache
+def family_names() -> tuple[str, ...]:
+    """List the families that have a data file, sorted.
+
+    Examples
+    --------
+    >>> "llama" in family_names()
+    True
+    """
+    return tuple(sorted(file.stem for file in (_DATA / "families").glob("*.yaml")))
+
+
+def _read(family: str) -> tuple[bytes, str]:
+    if family not in family_names():
+        raise UsageError(f"Unknown family {family!r}.", hint=f"Known: {', '.join(family_names())}.")
+    file = f"{family}.yaml"
+    return (_DATA / "families" / file).read_bytes(), file
+
+
+@cache
+def load_document(family: str) -> PlainValue:
+    """Parse the data file of a family into plain values.
+
+    Raises
+    ------
+    UsageError
+        There is no such family.
+    """
+    return parse_yaml(*_read(family))
+
+
+@cache
+def load_family(name: str) -> Family:
+    """Read the rules of one family.
+
+    Raises
+    ------
+    UsageError
+        There is no such family.
+
+    Examples
+    --------
+    >>> load_family("mixtral").title
+    'Mixtral'
+    """
+    return _family(load_document(name), f"{name}.yaml")
+
+
+@cache
+def load_config_names(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the model types and architectures by which ``config.json`` names a family.
+
+    Only the file's first paragraph is parsed, so that finding a family leaves the rules of all others alone.
+
+    Examples
+    --------
+    >>> load_config_names("mixtral")
+    (('mixtral',), ('MixtralForCausalLM',))
+    """
+    data, file = _read(family)
+    head = parse_yaml(data.partition(b"\n\n")[0], file)
+    return _config_names(_keys(head, file, ("family", "title", "detect")), file)
+
+
+@cache
+def training_state_drops() -> tuple[Drop, ...]:
+    """Read what becomes of the training state that a checkpoint of any family may hold."""
+    file = "training_state.yaml"
+    items = _list(parse_yaml((_DATA / file).read_bytes(), file), file)
+    return tuple(_drop(item, file) for item in items)
+
+
+def parse_family(data: bytes, where: str) -> Family:
+    """Parse the data file of a family.
+
+    Raises
+    ------
+    FormatError
+        The data does not have the format, or contradicts itself.
+    """
+    return _family(parse_yaml(data, where), where)
+
+
+def _family(document: PlainValue, where: str) -> Family:
+    required = ("family", "title", "detect", "parameters", "indices", "options", "namings")
+    top = _keys(document, where, required, ("quantised", "layouts"))
+    model_types, architectures = _config_names(top, where)
+    family = Family(
+        name=_text(top["family"], where),
+        title=_text(top["title"], where),
+        model_types=model_types,
+        architectures=architectures,
+        parameters=tuple(_parameter(*item) for item in _named(top, "parameters", where)),
+        indices=tuple(_index(*item) for item in _named(top, "indices", where)),
+        options=tuple(_option(*item) for item in _named(top, "options", where)),
+        namings=tuple(_naming(*item) for item in _named(top, "namings", where)),
+        quantised=_quantised(top["quantised"], f"{where}, quantised") if "quantised" in top else None,
+    )
+    _check(family, where)
+    return family
+
+
+def _config_names(top: _Map, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    detect = _keys(top["detect"], f"{where}, detect", ("model_type", "architectures"))
+    return _texts(detect["model_type"], where), _texts(detect["architectures"], where)
+
+
+def _parameter(name: str, value: PlainValue, where: str) -> Parameter:
+    description = _text(value.get("description", "") if isinstance(value, dict) else "", where)
+    if isinstance(value, dict) and "by" in value:
+        given = ((key, item) for key, item in value.items() if key not in ("by", "description"))
+        choices = tuple((key, _expression(item, where)) for key, item in given)
+        return Parameter(name, by=_text(value["by"], where), choices=choices, description=description)
+    if isinstance(value, dict) and "is" in value:
+        fields = _keys(value, where, ("is",), ("description",))
+        return Parameter(name, default=_expression(fields["is"], where), description=description)
+    fields = _keys(value, where, ("config",), ("default", "description"))
+    default: Expression | bool | tuple[int, ...] | None = None
+    if "default" in fields:
+        given_default = fields["default"]
+        parse = _integers if isinstance(given_default, list) else _expression
+        default = given_default if isinstance(given_default, bool) else parse(given_default, where)
+    return Parameter(name, _texts(fields["config"], where), default, description=description)
+
+
+def _index(name: str, value: PlainValue, where: str) -> Index:
+    fields = _keys(value, where, ("to",), ("from", "step", "except", "description"))
+    start, stop, step = (_expression(fields.get(*key), where) for key in (("from", 0), ("to", None), ("step", 1)))
+    excluded, description = (_text(fields.get(key, ""), where) for key in ("except", "description"))
+    return Index(name, start, stop, step, excluded, description)
+
+
+def _option(name: str, value: PlainValue, where: str) -> Option:
+    fields = _keys(value, where, ("values", "side", "description"), ("detect",))
+    if fields["side"] not in SIDES:
+        raise FormatError("side", where=where, expected=" or ".join(SIDES), found=repr(fields["side"]))
+    values = () if fields["values"] == "count" else tuple(_value(v, where) for v in _list(fields["values"], where))
+    by_text = {str(value).lower(): value for value in values}
+    detect = _keys(fields.get("detect", {}), f"{where}, detect", (), tuple(by_text))
+    globs = tuple((by_text[key], _text(glob, where)) for key, glob in detect.items())
+    return Option(name, values, str(fields["side"]), globs, _text(fields["description"], where))
+
+
+def _naming(name: str, value: PlainValue, where: str) -> Naming:
+    fields = _keys(value, where, ("description", "rows"), ("places", "ties", "drops", "dtypes"))
+    places = {place: _prefixes(items, at) for place, items, at in _named(fields, "places", where)}
+    rows: list[Row] = []
+    for number, item in enumerate(_list(fields["rows"], where)):
+        rows += _rows(item, places, f"{where}, row {number + 1}")
+    return Naming(
+        name=name,
+        description=_text(fields["description"], where),
+        rows=tuple(rows),
+        ties=tuple(_tie(item, f"{where}, ties") for item in _list(fields.get("ties", []), where)),
+        drops=tuple(_drop(item, f"{where}, drops") for item in _list(fields.get("drops", []), where)),
+        dtypes=tuple(_dtype(item, f"{where}, dtypes") for item in _list(fields.get("dtypes", []), where)),
+    )
+
+
+def _prefixes(value: PlainValue, where: str) -> list[dict[str, str]]:
+    items = [_keys(item, where, SIDES) for item in _list(value, where)]
+    return [{side: _text(item[side], where) for side in SIDES} for item in items]
+
+
+def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: str) -> list[Row]:
+    """Make a row for every combination of the places it mentions, and with ``bias`` another for its bias."""
+    fields = _keys(value, where, SIDES, ("when", "bias", "optional"))
+    when, optional = _condition(fields.get("when", {}), where), fields.get("optional", False) is True
+    bias = fields.get("bias")
+    if bias not in (None, "optional", "required"):
+        raise FormatError("bias", where=where, expected="optional or required", found=repr(bias))
+    used = [place for place in places if f"<{place}>" in str(fields["hf"])]
+    rows: list[Row] = []
+    for chosen in product(*(places[place] for place in used)):
+        at = [(f"<{place}>", prefixes) for place, prefixes in zip(used, chosen, strict=True)]
+        hf, ms = (_cases(fields[side], [(p, prefixes[side]) for p, prefixes in at], where) for side in SIDES)
+        rows.append(Row(hf, ms, when, optional))
+        if bias is not None:
+            rows.append(Row(_biased(hf), _biased(ms), when, bias == "optional"))
+    return rows
+
+
+def _cases(value: PlainValue, prefixes: Sequence[tuple[str, str]], where: str) -> tuple[Case, ...]:
+    cases = []
+    for case in value if isinstance(value, list) else [value]:
+        labelled = dict(case) if isinstance(case, dict) else {"": case}
+        when = _condition(labelled.pop("when", {}), where)
+        tensors = []
+        for label, item in labelled.items():
+            text = _text(item, where)
+            for place, prefix in prefixes:
+                text = text.replace(place, prefix)
+            tensors.append(parse_tensor(label, text, where))
+        cases.append(Case(when, tuple(tensors)))
+    return tuple(cases)
+
+
+def _biased(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Make the same forms of ``.bias`` instead of ``.weight``: a bias has the first axis only."""
+    return tuple(Case(case.when, tuple(_bias(tensor) for tensor in case.tensors)) for case in cases)
+
+
+def _bias(tensor: TensorPattern) -> TensorPattern:
+    name = parse_name(str(tensor.name).removesuffix(".weight") + ".bias", "")
+    first = tensor.axes[:1] if tensor.axes else None
+    return TensorPattern(tensor.label, name, first, str(first[0]) if first else tensor.text)
+
+
+def _sided(value: PlainValue, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, _Map]:
+    """Check an entry about one side, which is the key that its names are under."""
+    side = "hf" if isinstance(value, dict) and "hf" in value else "ms"
+    return side, _keys(value, where, (side, *required), optional)
+
+
+def _tie(value: PlainValue, where: str) -> Tie:
+    side, fields = _sided(value, where, ("of",), ("when", "write"))
+    name, of = (parse_name(_text(fields[key], where), where) for key in (side, "of"))
+    return Tie(side, name, of, *(_condition(fields.get(key, {}), where) for key in ("when", "write")))
+
+
+def _drop(value: PlainValue, where: str) -> Drop:
+    side, fields = _sided(value, where, ("why",))
+    return Drop(side, _texts(fields[side], where), _text(fields["why"], where))
+
+
+def _dtype(value: PlainValue, where: str) -> DtypeRule:
+    side, fields = _sided(value, where, ("dtype", "why"), ("when",))
+    if fields["dtype"] not in list(DType):
+        raise FormatError("dtype", where=where, expected="a name of safetensors", found=repr(fields["dtype"]))
+    when = _condition(fields.get("when", {}), where)
+    return DtypeRule(side, _texts(fields[side], where), DType(str(fields["dtype"])), when, _text(fields["why"], where))
+
+
+def _quantised(value: PlainValue, where: str) -> Quantised:
+    fields = _keys(value, where, ("suffix", "block", "default"))
+    return Quantised(_text(fields["suffix"], where), _text(fields["block"], where), _integers(fields["default"], where))
+
+
+def _condition(value: PlainValue, where: str) -> Condition:
+    if not isinstance(value, dict):
+        raise FormatError("condition", where=where, expected="{name: value}", found=repr(value))
+    return tuple((name, _value(item, where)) for name, item in value.items())
+
+
+def _value(value: PlainValue, where: str) -> OptionValue:
+    if isinstance(value, bool | int | str):
+        return value
+    raise FormatError("value", where=where, expected="text, a number, true or false", found=repr(value))
+
+
+def _keys(value: PlainValue, where: str, required: Sequence[str], optional: Sequence[str] = ()) -> _Map:
+    """Check that a value is a mapping with these keys."""
+    if not isinstance(value, dict):
+        expected = ", ".join((*required, *optional))
+        raise FormatError("mapping", where=where, expected=f"a mapping of {expected}", found=repr(value))
+    problems = [f"missing key {key!r}" for key in required if key not in value]
+    problems += [f"unknown key {key!r}" for key in value if key not in (*required, *optional)]
+    if problems:
+        raise FormatError("keys", where=where, expected=", ".join((*required, *optional)), problems=problems)
+    return value
+
+
+def _named(top: _Map, section: str, where: str) -> list[tuple[str, PlainValue, str]]:
+    """Return the entries of a section, each with its name and its place for errors."""
+    entries = top.get(section, {})
+    if not isinstance(entries, dict):
+        raise FormatError(section, where=where, expected="a mapping", found=repr(entries))
+    return [(name, value, f"{where}, {section}, {name}") for name, value in entries.items()]
+
+
+def _list(value: PlainValue, where: str) -> list[PlainValue]:
+    if isinstance(value, list):
+        return value
+    raise FormatError("list", where=where, expected="a list", found=repr(value))
+
+
+def _text(value: PlainValue, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise FormatError("text", where=where, expected="text", found=repr(value))
+
+
+def _texts(value: PlainValue, where: str) -> tuple[str, ...]:
+    return tuple(_text(item, where) for item in (value if isinstance(value, list) else [value]))
+
+
+def _integers(value: PlainValue, where: str) -> tuple[int, ...]:
+    items = tuple(item for item in _list(value, where) if type(item) is int)
+    if len(items) == len(_list(value, where)):
+        return items
+    raise FormatError("list", where=where, expected="whole numbers", found=repr(value))
+
+
+def _expression(value: PlainValue, where: str) -> Expression:
+    return parse_expression(str(value) if type(value) is int else _text(value, where), where)
+
+
+# What a file can get wrong although every line of it can be parsed.
+
+
+def _check(family: Family, where: str) -> None:
+    """Check that names are declared, and that both sides of every row have the same parts and factors."""
+    problems = [*_undeclared(family)]
+    for naming in family.namings:
+        problems += [f"{naming.name}: {problem}" for problem in _wrong_naming(family, naming)]
+    raise_all(FormatError, f"{where}: the data contradicts itself", problems)
+
+
+def _undeclared(family: Family) -> Iterator[str]:
+    options = {option.name: option for option in family.options}
+    known = set(options)
+    for parameter in family.parameters:
+        for expression in parameter.expressions:
+            yield from (f"{parameter.name}: {name} is not declared before it" for name in expression.names - known)
+        if parameter.by:
+            values = options[parameter.by].values if parameter.by in options else ()
+            if parameter.by not in options or dict(parameter.choices).keys() != {str(v).lower() for v in values}:
+                yield f"{parameter.name}: its keys are not the values of an option {parameter.by}"
+        known.add(parameter.name)
+    for index in family.indices:
+        yield from (f"index {index.name}: {name} is not declared" for name in index.names - known)
+        known.add(index.name)
+
+
+def _wrong_naming(family: Family, naming: Naming) -> Iterator[str]:
+    options = {option.name: option for option in family.options}
+    names = options.keys() | {parameter.name for parameter in family.parameters}
+    conditions = [when for row in naming.rows for when in (row.when, *(c.when for c in (*row.hf, *row.ms)))]
+    conditions += [condition for tie in naming.ties for condition in (tie.when, tie.write)]
+    conditions += [rule.when for rule in naming.dtypes]
+    for name, value in sorted({item for condition in conditions for item in condition}, key=str):
+        if name not in names:
+            yield f"condition on {name}, which is not declared"
+        elif name in options and value not in options[name].values:
+            yield f"condition {name}: {value}, which is not one of its values"
+    for row in naming.rows:
+        yield from _wrong_row(row, names | {index.name for index in family.indices})
+
+
+def _wrong_row(row: Row, known: set[str]) -> Iterator[str]:
+    for hf, ms in row.forms:
+        title = ", ".join(str(tensor.name) for tensor in hf.tensors)
+        labels = [sorted(label for tensor in side.tensors for label in tensor.labels) for side in (hf, ms)]
+        if labels[0] != labels[1] or len(set(labels[0])) != len(labels[0]):
+            yield f"{title}: parts {labels[0]} on one side, {labels[1]} on the other"
+        for tensor in (*hf.tensors, *ms.tensors):
+            unknown = (tensor.name.names | tensor.factors) - known
+            yield from (f"{tensor.name}: {name} is not declared" for name in sorted(unknown))
+            yield from (f"{tensor.name}: factor {name} twice in one part" for name in _repeated_factors(tensor))
+
+
+def _repeated_factors(tensor: TensorPattern) -> list[str]:
+    """Return the factors that one part has more than once: nothing says which is which on the other side."""
+    for leaf in leaves_of(tensor, dict.fromkeys(tensor.factors, 2)):
+        factors = [digit.factor for digit in leaf.digits]
+        if len(set(factors)) != len(factors):
+            return sorted({factor for factor in factors if factors.count(factor) > 1})
+    return []

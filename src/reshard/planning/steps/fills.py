@@ -1,0 +1,140 @@
+"""The one truth about bytes: what fills a box of a target's tensor, from which objects and ranges.
+
+A tensor of the target is made of pieces, each a patch of one entry of the catalog; an entry is stored in boxes, each
+row-major somewhere in an object. What fills a box is therefore the intersection of three tilings: the box itself,
+the pieces, and the stored boxes. Everything that asks where bytes come from (steps, cost, copies, staging,
+explanations) asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from ...models.lora import adapter_boxes
+from ...tensor import Box, Patch, Scatter, extent_of, plain_patch, row_major_boxes, slice_scatters, view_boxes
+from ...tensor.patch import Views
+from ..catalog import Placement
+from ..outputs.output import Computation, Piece
+from ..outputs.walk import Slice, WalkItem
+from .draft import Draft
+
+OnComputed = Callable[[Piece, Patch], None]
+"""Takes a piece whose values are computed, and the part of its patch that is in the box."""
+
+
+class Fill(NamedTuple):
+    """Stored bytes that fill part of a box.
+
+    Parameters
+    ----------
+    entry
+        Index into the catalog's entries.
+    place
+        Index into the entry's placements.
+    scatter
+        From the placement's first byte to the row-major box that is filled.
+    element_count
+        Elements that are filled.
+    """
+
+    entry: int
+    place: int
+    placement: Placement
+    scatter: Scatter
+    element_count: int
+
+
+def pieces_in(draft: Draft, tensor: int, box: Box) -> Iterator[tuple[Piece, Patch]]:
+    """Find the pieces that fill a box of a target's tensor, each with the part of its patch in the box."""
+    cut: dict[Views, list[Box]] = {}  # most pieces of a tensor have the same factors
+    for piece in draft.tensors[tensor].pieces_near(box):
+        patch = piece.patch
+        if patch.is_plain:
+            boxes = [box]
+        elif patch.target_views in cut:
+            boxes = cut[patch.target_views]
+        else:
+            boxes = cut[patch.target_views] = list(view_boxes(patch.target_views, box))
+        for part in boxes:
+            if (common := patch.within_target(part)) is not None:
+                yield piece, common
+
+
+def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnComputed | None = None) -> Iterator[Fill]:
+    """Find the stored bytes that fill a box of a target's tensor.
+
+    Parameters
+    ----------
+    box
+        What to fill.
+    held
+        The box that the target buffer holds, row-major; scatters count in it.
+    on_computed
+        Takes what is computed instead of moved; without it such pieces count as if they were moved.
+    """
+    for piece, patch in pieces_in(draft, tensor, box):
+        if piece.computation is not None and on_computed is not None:
+            on_computed(piece, patch)
+        else:
+            yield from _stored(draft, piece.source, patch, held)
+
+
+def slice_fills(
+    draft: Draft, item: WalkItem, held: Slice, elements: tuple[int, int], on_computed: OnComputed | None = None
+) -> Iterator[Fill]:
+    """Find the stored bytes that fill the elements ``[first, stop)`` of a slice, counted in its row-major order."""
+    whole = whole_placement(draft, item.tensor)
+    if whole is not None:  # nearly all tensors: arithmetic that is remembered for slices that are alike
+        entry = draft.tensors[item.tensor].pieces[0].source
+        for scatter in slice_scatters(whole.box.stop, held.box.start, held.box.stop, elements, item.itemsize):
+            yield Fill(entry, 0, whole, scatter, scatter.total_nbytes // item.itemsize)
+        return
+    for local in row_major_boxes(held.box.shape, *elements):
+        yield from box_fills(draft, item.tensor, local.shifted(held.box.start), held.box, on_computed)
+
+
+def input_fills(draft: Draft, entry: int, box: Box) -> Iterator[Fill]:
+    """Find the stored bytes of a box of an entry, gathered row-major as a kernel takes them."""
+    patch = plain_patch(draft.catalog.entries[entry].spec.shape).within_target(box)
+    if patch is not None:
+        yield from _stored(draft, entry, patch, box)
+
+
+def computation_inputs(source: int, computation: Computation, box: Box) -> tuple[tuple[int, Box], ...]:
+    """Return what a kernel needs to compute a box: a box of each entry, that of the tensor itself first."""
+    if computation.kernel == "dequantise":
+        start = tuple(a // n for a, n in zip(box.start, computation.blocks, strict=True))
+        stop = tuple(-(-b // n) for b, n in zip(box.stop, computation.blocks, strict=True))
+        return (source, box), (computation.extras[0], Box(start, stop))
+    if computation.kernel == "merge_lora":
+        boxes = adapter_boxes(box, computation.rank, transposed=computation.transposed)
+        return (source, box), *zip(computation.extras, boxes, strict=True)
+    return ((source, box),)
+
+
+def whole_placement(draft: Draft, tensor: int) -> Placement | None:
+    """Return where a target's tensor is stored in one piece, if it is moved unchanged."""
+    pieces = draft.tensors[tensor].pieces
+    if len(pieces) != 1 or pieces[0].computation is not None or not pieces[0].patch.is_plain:
+        return None
+    placements = draft.catalog.entries[pieces[0].source].placements
+    # A single zarr chunk may extend past the tensor's end: its rows are then longer than the tensor's.
+    is_whole = len(placements) == 1 and pieces[0].patch.shape == placements[0].box.shape
+    return placements[0] if is_whole else None
+
+
+def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]:
+    """Find the stored boxes that a patch takes from."""
+    entry = draft.catalog.entries[index]
+    itemsize = extent_of(entry.spec)[1]
+    placements = entry.placements
+    if len(placements) == 1:  # it holds all of the tensor
+        yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
+        return
+    for place, placement in enumerate(placements):
+        boxes: Iterable[Box] = (placement.box,) if patch.is_plain else view_boxes(patch.source_views, placement.box)
+        for part in boxes:
+            common = patch.within_source(part)
+            if common is not None:
+                yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
