@@ -49,6 +49,7 @@ def check_conversion(conversion: Conversion) -> None:
     tensors = conversion.tensors
     output_count = conversion.target.check_bounds(tensors)
     check_count("metadata over all outputs", output_count * (len(catalog.metadata) + len(catalog.texts)))
+    _check_once([conversion.renamed.get(e.spec.name, e.spec.name) for e in catalog.entries], "new name")
     _check_once([*(tensor.spec.name for tensor in tensors), *catalog.texts], "name in the target")
     _check_keys([key for output in conversion.outputs for key in output.keys], "output")
     _check_headers(conversion.outputs)

@@ -6,8 +6,24 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from ...errors import PlanError
 from ...tensor import ByteRange, Runs, Shape
 from ..limits import Limits
+
+_MAX_RANGES = 1 << 20
+_MAX_WORK = 1 << 24
+
+
+def check_range_count(count: int) -> None:
+    """Refuse to list more ranges at once than memory should hold: no step of a sensible conversion has so many."""
+    if count > _MAX_RANGES:
+        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
+
+
+def check_work(count: int) -> None:
+    """Refuse to plan without end: anyone can write a saved plan, and reading it plans anew."""
+    if count > _MAX_WORK:
+        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
 
 
 class NeededRange(NamedTuple):
@@ -68,8 +84,9 @@ def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
     >>> needed_ranges(halves[:1], Limits())
     [NeededRange(start=0, stop=28, needed_bytes=16)]
     """
-    ranges = []
+    ranges: list[NeededRange] = []
     for runs, needed_bytes in bridged(wanted, limits):
+        check_range_count(len(ranges) + runs.run_count)
         ranges += [NeededRange(start, start + runs.nbytes, needed_bytes) for start in runs.starts()]
     return coalesce(ranges)
 

@@ -21,7 +21,7 @@ from ..outputs.walk import Slice, SliceGroup, WalkItem
 from .draft import Draft
 from .equivalence import MANY_SLICES, Equivalence
 from .fills import Fill, box_fills, computation_inputs, input_fills, slice_fills
-from .reads import NeededRange, bridged, coalesce, needed_ranges, split, whole_score
+from .reads import NeededRange, bridged, check_range_count, check_work, coalesce, needed_ranges, split, whole_score
 from .tiles import TileCollector, TileTarget
 
 Rows = tuple[WalkItem, int, int]
@@ -54,6 +54,7 @@ class BoxReads:
         """Find the ranges that cover some runs."""
         once = frozenset(runs)
         found = list(bridged(once, limits))
+        check_range_count(sum(runs.run_count for runs, _ in found))
         ranges = coalesce(
             NeededRange(start, start + one.nbytes, nbytes) for one, nbytes in found for start in one.starts()
         )
@@ -92,7 +93,10 @@ class Block:
 
 
 class RowReader:
-    """Finds what rows read, and the blocks that a step reads for its rows."""
+    """Finds what rows read, and the blocks that a step reads for its rows.
+
+    ``work`` counts the ranges that it has listed, for planning to bound.
+    """
 
     def __init__(self, draft: Draft, many_slices: int = MANY_SLICES) -> None:
         self.equivalence = Equivalence(draft, many_slices)
@@ -102,6 +106,7 @@ class RowReader:
         self._devices: dict[int, tuple[Sequence[int], Hashable]] = {}
         self._tokens: dict[Hashable, int] = {}
         self._samples: dict[int, list[tuple[int, int, int]]] = {}
+        self.work = 0
 
     # The reads of a step.
 
@@ -133,7 +138,9 @@ class RowReader:
             index, first_byte = self._draft.catalog.entries[entry].placements[place].holders[0]
             by_object.setdefault(index, []).append((first_byte, one))
         limits = self._draft.limits
-        return [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)], tile_bytes
+        blocks = [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)]
+        self.work += len(boxes) + len(blocks)
+        return blocks, tile_bytes
 
     def _by_tiles(
         self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None
@@ -166,7 +173,9 @@ class RowReader:
         slots = {entry: slot for slot, entry in enumerate(self.equivalence.entries(item.tensor))}
         computed = tuple(slots[entry] for entry in found.tiles.entries)
         tile_bytes = found.add_inputs()
-        return RowReads(tuple((slots[entry], place, one) for entry, place, one in found.boxes()), tile_bytes, computed)
+        boxes = tuple((slots[entry], place, one) for entry, place, one in found.boxes())
+        self.work += len(item.slices) + sum(len(one.ranges) for _, _, one in boxes)
+        return RowReads(boxes, tile_bytes, computed)
 
     def _holders(self, item: WalkItem) -> Hashable:
         """Return who holds what of a tensor, whichever tensor it is."""
@@ -233,6 +242,8 @@ class RowReader:
         for box in boxes:
             if not box.is_empty:
                 _add_runs(runs, box_fills(self._draft, tensor, box, box))
+        self.work += sum(map(len, runs.values()))
+        check_work(self.work)
         return sum(_score_of(some, self._draft.limits) for some in runs.values())
 
 
@@ -328,6 +339,7 @@ def _score_of(wanted: Iterable[Runs], limits: Limits) -> int:
 
 def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) -> Iterator[Block]:
     """Join and cut what is read of one object, given the first byte of each stored box and what is read of it."""
+    check_range_count(sum(len(reads.ranges) for _, reads in placed))
     ranges = coalesce(
         NeededRange(first + one.start, first + one.stop, one.needed_bytes)
         for first, reads in placed
@@ -336,6 +348,7 @@ def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) 
     joined = coalesce(
         ranges, max_gap_bytes=limits.max_gap_bytes, max_over_read=limits.max_over_read, read_bytes=limits.read_bytes
     )
+    check_range_count(sum(-(-one.nbytes // limits.read_bytes) for one in joined))
     spans = split(joined, limits.read_bytes)
     needed = [0] * len(spans)
     starts = [span.start for span in spans]
