@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from reshard.engine.kernels.compute import Cast, Dequantise, Kernel, MergeLora, Tile, cast, scale_box
+from reshard.engine.kernels.compute import Cast, DenseBox, Dequantise, Kernel, MergeLora, cast, scale_box
 from reshard.models.lora import adapter_boxes
 from reshard.tensor import Box, DType
 
@@ -42,7 +42,7 @@ def main() -> None:
         print(f"{name:<34}" + "".join(f"{speed:>7.2f} GB/s" for speed in speeds), flush=True)
 
 
-def cases(nbytes: int) -> Iterator[tuple[str, Kernel, Sequence[Tile], Tile]]:
+def cases(nbytes: int) -> Iterator[tuple[str, Kernel, Sequence[DenseBox], DenseBox]]:
     """Every kernel with its inputs: numbers as weights have them, 0.02 and less."""
     for source, target in CASTS:
         box = Box((0, 0), (nbytes // source.itemsize // COLUMNS, COLUMNS))
@@ -63,7 +63,7 @@ def cases(nbytes: int) -> Iterator[tuple[str, Kernel, Sequence[Tile], Tile]]:
             yield f"merge {dtype} rank {rank}", MergeLora(2.0, rank), [weights(box, dtype), a, b], empty(box, dtype)
 
 
-def weights(box: Box, dtype: DType) -> Tile:
+def weights(box: Box, dtype: DType) -> DenseBox:
     """Fill a box with numbers."""
     drawn = np.random.default_rng(0).standard_normal(box.element_count, np.float32) * np.float32(0.02)
     tile = empty(box, dtype)
@@ -71,12 +71,12 @@ def weights(box: Box, dtype: DType) -> Tile:
     return tile
 
 
-def empty(box: Box, dtype: DType) -> Tile:
+def empty(box: Box, dtype: DType) -> DenseBox:
     """Make room for a box."""
-    return Tile(box, dtype, memoryview(bytearray(dtype.nbytes(box.element_count))))
+    return DenseBox(box, dtype, memoryview(bytearray(dtype.nbytes(box.element_count))))
 
 
-def best(kernel: Kernel, inputs: Sequence[Tile], out: Tile, threads: int) -> float:
+def best(kernel: Kernel, inputs: Sequence[DenseBox], out: DenseBox, threads: int) -> float:
     """Bytes a nanosecond when every thread does the whole work."""
     nbytes = threads * (sum(tile.data.nbytes for tile in inputs) + out.data.nbytes)
     outs = [out] + [empty(out.box, out.dtype) for _ in range(threads - 1)]

@@ -137,8 +137,8 @@ def cut(whole: Any, name: str, axis: int | None, rank: int) -> Any:
 
 def strategy_file(shapes: Mapping[str, tuple[tuple[int, ...], int | None]], count: int) -> bytes:
     """What MindSpore's compiler writes for so many ranks."""
-    from reshard.formats.mindspore.ms_strategy import from_strategy
-    from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+    from reshard.formats.mindspore.strategy_merge import from_strategy
+    from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
     from reshard.tensor import Layout, Strategy
 
     layouts = {

@@ -27,21 +27,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reshard.api.arguments import parse_size
+from reshard.api.option_field import parse_size
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
 from reshard.models.parallel_config import parse_parallel
 from reshard.models.parallel_strategy import derive_strategy
-from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.conversion import Conversion
 from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, DType, Layout, Shape, Strategy, TensorSpec, extent_of
+from reshard.tensor import DType, Layout, Shape, Strategy, TensorSpec
 
 _Made = TypeVar("_Made")
 Specs = Iterator[TensorSpec]
@@ -261,13 +262,12 @@ def catalog_of(specs: Sequence[TensorSpec], object_count: int) -> Catalog:
             shares.append([])
         shares[-1].append(spec)
         held += spec.nbytes
-    opened = []
+    headers = []
     for number, share in enumerate(shares, start=1):
-        header = plan_header(share, {"format": "pt"}).header
-        stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
+        encoded = plan_header(share, {"format": "pt"})
         key = f"model-{number:05d}-of-{object_count:06d}.safetensors"
-        opened.append((SourceObject(key, header.nbytes, f'"{number:032x}"'), ObjectHeader(tuple(stored))))
-    return full_catalog("s3://models/source", "Hugging Face checkpoint", opened)
+        headers.append(ObjectHeader.of(SourceObject(key, encoded.nbytes, f'"{number:032x}"'), encoded.header))
+    return full_catalog(SourceHeaders("s3://models/source", "Hugging Face checkpoint", headers))
 
 
 def strategy_of(model: Model, catalog: Catalog, change: Change) -> Strategy:

@@ -240,7 +240,7 @@ def sweep(asked: argparse.Namespace) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from reshard.api.arguments import parse_size
+    from reshard.api.option_field import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*WORKLOADS, "latency"], default=[*WORKLOADS, "latency"])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from workloads import Tensor, Workload, source_objects
 
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.tensor import DType, TensorSpec

@@ -18,7 +18,7 @@ import run
 from ways import Job
 from workloads import WORKLOADS
 
-from reshard.api.arguments import parse_size
+from reshard.api.option_field import parse_size
 
 MIB = 1 << 20
 CHANGES: dict[str, tuple[int, ...]] = {

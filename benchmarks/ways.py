@@ -15,7 +15,7 @@ from typing import Any
 from sources import BUCKET
 from workloads import Tensor, Workload, recipe_of, where_full
 
-from reshard.api import Options
+from reshard.api.request import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESHARD = str(Path(sys.executable).with_name("reshard"))
@@ -109,7 +109,7 @@ def copying(way: str) -> list[str]:
 
 def can_copy() -> bool:
     """Whether this reshard can leave copying to the store, and be told not to."""
-    return "copy" in Options.__annotations__
+    return "copy" in OPTIONS
 
 
 @lru_cache

@@ -19,7 +19,7 @@ def memory(name: str) -> int:
 
 def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
     """The command line, in this process."""
-    import reshard.storage.s3  # noqa: F401 - the client's modules belong to the start
+    import reshard.storage.s3_store  # noqa: F401 - the client's modules belong to the start
     from reshard.cli.app import main
 
     if spec["limits"]:
@@ -36,17 +36,17 @@ def run_reshard(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _set_limits(limits: dict[str, int]) -> None:
     """What a person cannot set."""
-    from reshard.api import statements
+    from reshard.api import resolve
 
-    usual = statements.limits_for
-    statements.limits_for = lambda *asked: replace(usual(*asked), **limits)
+    usual = resolve.limits_of
+    resolve.limits_of = lambda *asked: replace(usual(*asked), **limits)
 
 
 def run_roofline(spec: dict[str, Any]) -> dict[str, Any]:
     """The same requests, nothing in between."""
     from roofline import TRANSPORTS, chosen, replay
 
-    import reshard.storage.s3  # noqa: F401
+    import reshard.storage.s3_store  # noqa: F401
 
     requests = chosen(json.loads(Path(spec["requests"]).read_text()), spec["target"])
     found = started()

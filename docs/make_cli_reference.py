@@ -1,4 +1,4 @@
-"""Writes ``docs/reference/cli.md``: what ``--help`` says of every command, without the boxes of a terminal.
+"""Writes ``docs/reference/cli.md``: the help of every command, as wide as the page.
 
 Run it after a change of the command line::
 
@@ -34,14 +34,12 @@ def reference() -> str:
 
 def _helps(command: Any, parent: Any) -> Iterator[tuple[str, str]]:
     """Yield the path and the help text of a command and of those below it."""
-    command.rich_markup_mode = None  # plain text, not boxes as wide as the terminal
-    name = command.name if parent else "reshard"
-    settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH, **command.context_settings}
-    context = command.context_class(command, info_name=name, parent=parent, **settings)
+    settings = {"terminal_width": _WIDTH, **command.context_settings, "max_content_width": _WIDTH}
+    context = command.context_class(command, info_name=command.name or "reshard", parent=parent, **settings)
     lines = command.get_help(context).splitlines()
     yield context.command_path, "\n".join(line.rstrip() for line in lines)
-    for below in getattr(command, "commands", {}).values():
-        yield from _helps(below, context)
+    for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
+        yield from _helps(command.get_command(context, name), context)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def _write_sources(base: Path) -> None:
         header = plan_header(specs, {"format": "pt"})
         with (base / name / "model.safetensors").open("wb") as file:
             file.write(header.data)
-            file.truncate(header.header.nbytes)
+            file.truncate(header.nbytes)
     told = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": ["q_proj"]}
     (base / "adapters" / "adapter_config.json").write_text(json.dumps(told))
 

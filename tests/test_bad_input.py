@@ -30,9 +30,9 @@ from reshard.errors import (
     TargetExists,
     UsageError,
 )
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.storage import MemoryStore
 from reshard.tensor import Layout, Strategy
 
@@ -87,16 +87,19 @@ HEADERS = [
         "header past the object",
         {"src/m.safetensors": raw({"a": entry((4,), 0, 4)}, bytes(4), length=1000)},
         FormatError,
-        ["src/m.safetensors", "wrong header length", "found 1000 bytes"],
+        ["src/m.safetensors", "invalid header length", "found 1000 bytes"],
     ),
     Bad(
-        "header of no bytes", {"src/m.safetensors": raw(b"", bytes(9))}, FormatError, ["wrong header length", "found 0"]
+        "header of no bytes",
+        {"src/m.safetensors": raw(b"", bytes(9))},
+        FormatError,
+        ["invalid header length", "found 0"],
     ),
     Bad(
         "length of all ones",
         {"src/m.safetensors": b"\xff" * 64},
         FormatError,
-        ["wrong header length", f"found {2**64 - 1} bytes", "100000000"],
+        ["invalid header length", f"found {2**64 - 1} bytes", "100000000"],
     ),
     Bad(
         "cut off",
@@ -120,13 +123,13 @@ HEADERS = [
         "hole",
         {"src/m.safetensors": raw({"a": entry((4,), 0, 4), "b": entry((4,), 6, 10)}, bytes(10))},
         FormatError,
-        ["tensor 'b'", "a hole", "right after tensor 'a'"],
+        ["tensor 'b'", "a gap", "right after tensor 'a'"],
     ),
     Bad(
         "hole before the first",
         {"src/m.safetensors": raw({"a": entry((4,), 2, 6)}, bytes(6))},
         FormatError,
-        ["tensor 'a'", "a hole", "right after the header"],
+        ["tensor 'a'", "a gap", "right after the header"],
     ),
     Bad(
         "name twice",
@@ -147,10 +150,13 @@ HEADERS = [
         ["tensor 'a'", "expected 3 bytes for U8 [3]", "found 4"],
     ),
     Bad("not UTF-8", {"src/m.safetensors": raw(b'{"\xff":1}')}, FormatError, ["not text", "byte 10", "expected UTF-8"]),
-    Bad("not JSON", {"src/m.safetensors": raw(b"{'a': 1}")}, FormatError, ["broken JSON", "byte 9"]),
+    Bad("not JSON", {"src/m.safetensors": raw(b"{'a': 1}")}, FormatError, ["invalid JSON", "byte 9"]),
     Bad("an array", {"src/m.safetensors": raw([])}, FormatError, ["expected '{'"]),
     Bad(
-        "HTML", {"src/m.safetensors": b"<html><body>404 not found</body></html>"}, FormatError, ["wrong header length"]
+        "HTML",
+        {"src/m.safetensors": b"<html><body>404 not found</body></html>"},
+        FormatError,
+        ["invalid header length"],
     ),
     Bad("nested deeply", {"src/m.safetensors": raw(b'{"a":' * 9000)}, FormatError, ["nested too deeply"]),
     Bad(
@@ -258,7 +264,7 @@ SOURCES = [
     ),
     Bad("index of numbers", {INDEX: b'{"weight_map": {"a": 1}}'}, FormatError, [INDEX, "tensor 'a'", "found a number"]),
     Bad("index without map", {INDEX: b'{"metadata": {}}'}, FormatError, [INDEX, "no weight_map"]),
-    Bad("index cut off", {INDEX: b'{"weight_map": {"a": '}, FormatError, [INDEX, "broken JSON"]),
+    Bad("index cut off", {INDEX: b'{"weight_map": {"a": '}, FormatError, [INDEX, "invalid JSON"]),
     Bad(
         "name map of MindSpore",
         {"src/param_name_map.json": b'{"a": "part0.safetensors"}'},
@@ -269,21 +275,21 @@ SOURCES = [
         "shards without a strategy",
         {f"src/rank_{r}/c_{r}.safetensors": whole(a=(4,)) for r in range(2)},
         UsageError,
-        ["shards of 2 ranks", "--src-strategy"],
+        ["shards of 2 ranks", "`src_strategy`"],
     ),
     Bad(
         "ranks whose last objects are of different steps",
         {f"src/rank_{r}/c-1_{e}.safetensors": whole(a=(4,)) for r in range(2) for e in range(r, 3 - r)}
         | {"s.ckpt": strategy({"a": WHOLE})},
         CatalogError,
-        ["ranks would be of different checkpoints", "1_2 on rank 0", "1_1 on rank 1", "--file-suffix 1_1"],
+        ["the ranks' objects are of different checkpoints", "1_2 on rank 0", "1_1 on rank 1", "file_suffix='1_1'"],
         {"src_strategy": "s.ckpt"},
     ),
     Bad(
         "strategy for a full checkpoint",
         {"src/m.safetensors": whole(a=(4,)), "s.ckpt": strategy({"a": WHOLE})},
         UsageError,
-        ["this is a full checkpoint", "Leave --src-strategy"],
+        ["this is a full checkpoint", "Omit `src_strategy`"],
         {"src_strategy": "s.ckpt"},
     ),
 ]
@@ -353,7 +359,7 @@ STRATEGIES = [
         "stage missing",
         GOOD | {"s.json": encode_json(from_strategy(Strategy(2, ({"w": ROWS}, {"v": ROWS})), 1), {})},
         StrategyError,
-        ["stages 0..1 are expected", "1 of them missing, found [1]"],
+        ["expected stages 0..1", "1 are missing, found [1]"],
         {"dst_strategy": "s.json"},
     ),
     Bad(
@@ -446,7 +452,7 @@ SHARDS = [
     ),
     shards(
         "no layout and another shape",
-        ["x: has no layout and differs", "rank 0 has U8 [2]", "rank 1 has U8 [3]"],
+        ["x: is unlisted and differs", "rank 0 has U8 [2]", "rank 1 has U8 [3]"],
         whole(w=(2, 6), norm=(3,), x=(2,)),
         whole(w=(2, 6), norm=(3,), x=(3,)),
         error=CatalogError,
@@ -578,7 +584,7 @@ def test_tensors_without_a_layout_that_differ(store):
     for rank in range(2):
         store.put(f"src/rank_{rank}/c_{rank}.safetensors", raw(header, bytes([0] * 12 + [rank, 0, rank])))
     store.put("s.ckpt", CUT)
-    with pytest.raises(CatalogError, match="without a layout in the source differ") as caught:
+    with pytest.raises(CatalogError, match="no layout of the source lists differ") as caught:
         reshard.convert(f"{BASE}/src", f"{BASE}/out", src_strategy=f"{BASE}/s.ckpt")
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["x", "y"]
     assert "rank_1/c_1.safetensors" in caught.value.problems[0]

@@ -48,6 +48,7 @@ __all__ = [
     "UsageError",
     "VerifyError",
     "add_problems",
+    "as_argument",
     "option",
     "raise_all",
     "write_options",
@@ -69,7 +70,12 @@ def option(name: str, value: object = None) -> str:
     return f"\u27e6{name}\u27e7" if value is None else f"\u27e6{name}={value}\u27e7"
 
 
-def write_options(text: str, spell: Callable[[str, str | None], str]) -> str:
+def as_argument(name: str, value: str | None) -> str:
+    """Spell an option as an argument of the library."""
+    return f"`{name}`" if value is None else f"{name}={value!r}"
+
+
+def write_options(text: str, spell: Callable[[str, str | None], str] = as_argument) -> str:
     """Spell every option that a text marks.
 
     Parameters
@@ -83,10 +89,6 @@ def write_options(text: str, spell: Callable[[str, str | None], str]) -> str:
     'Raise --memory.'
     """
     return _OPTION.sub(lambda match: spell(match[1], match[2]), text)
-
-
-def _as_argument(name: str, value: str | None) -> str:
-    return f"`{name}`" if value is None else f"{name}={value!r}"
 
 
 class ReshardError(Exception):
@@ -119,7 +121,7 @@ class ReshardError(Exception):
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
-        return self.text(_as_argument)
+        return self.text(as_argument)
 
     def text(self, spell: Callable[[str, str | None], str]) -> str:
         """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""

@@ -11,10 +11,11 @@ from cli.conftest import CASES
 from cli.runner import ok, run
 from oracle.cases import read_content
 from safetensors.numpy import save
+from support.recording_store import RecordingStore
 
 import reshard
-from reshard.api import statements
-from reshard.storage import Location, RecordingStore
+from reshard.api import contents
+from reshard.storage import Location
 
 RANKS = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
 MANIFEST = "reshard-manifest.json"
@@ -101,7 +102,7 @@ def test_flags_that_make_no_sense(memory, flags, told):
 
 def test_flags_that_need_others(memory):
     for arguments in (["convert"], ["convert", memory.full], ["convert", "--memory", "1GiB"]):
-        assert "convert needs SRC and DST, or a plan" in run(*arguments).err
+        assert "convert needs SRC and DST, or --plan" in run(*arguments).err
     assert "target strategy or layout" in run("plan", memory.full, memory.at("a"), "--ranks", "0").err
     done = run("convert", memory.full, memory.at("a.safetensors"), "--dst-strategy", memory.strategy)
     assert (done.code, "need a prefix" in done.err) == (2, True)
@@ -167,8 +168,8 @@ def test_inspect_reads_headers_only(memory, monkeypatch, source, with_strategy):
         stores.append(RecordingStore(place.store))
         return Location(stores[-1], place.key)
 
-    open_source = statements.open_source
-    monkeypatch.setattr(statements, "open_source", recorded)
+    open_source = contents.open_source
+    monkeypatch.setattr(contents, "open_source", recorded)
     flags = ["--src-strategy", memory.strategy] if with_strategy else []
     text = ok("inspect", memory.at(source), *flags)
     (store,) = stores
@@ -211,7 +212,18 @@ def test_inspect_tells_what_is_there(memory):
     assert "rank_0/full.safetensors" in done.out
     assert "lm_head.weight" in done.out
     body = ok("inspect", memory.full, "--output", "json").json
-    told = ["url", "kind", "objects", "tensors", "metadata", "notes", "header_bytes", "texts", "dropped", "counters"]
+    told = [
+        "url",
+        "kind",
+        "objects",
+        "tensors",
+        "metadata",
+        "notes",
+        "header_bytes",
+        "texts",
+        "dropped",
+        "training_state",
+    ]
     assert list(body) == told
     assert body["objects"][0]["key"] == "rank_0/full.safetensors"
     assert {"name": "lm_head.weight", "dtype": "I8", "shape": [48, 32], "nbytes": 1536} in body["tensors"]
@@ -239,7 +251,7 @@ def test_json_of_convert_and_verify(any_place):
     done = ok(
         "convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy, "--output", "json"
     )
-    assert list(done.json) == ["format", "plan_id", "source_url", "target_url", "sources", "outputs", "tensors"]
+    assert list(done.json) == ["format", "conversion_id", "source_url", "target_url", "sources", "outputs", "tensors"]
     assert [output["key"] for output in done.json["outputs"]] == RANKS
     assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])
     stored = json.loads(any_place.read(f"ranks/{MANIFEST}"))
@@ -248,13 +260,14 @@ def test_json_of_convert_and_verify(any_place):
     assert report["is_ok"] is True
     assert report["problems"] == []
     assert report["checked_bytes"] == report["total_bytes"] == sum(o["nbytes"] for o in done.json["outputs"])
-    assert report["plan_id"] == done.json["plan_id"]
+    assert report["conversion_id"] == done.json["conversion_id"]
     assert report["object_count"] == 4
 
 
 def test_json_of_plan(memory):
     done = ok("plan", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy, "--output", "json")
-    assert done.json.keys() >= {"plan_id", "format", "catalog", "target", "target_url", "limits", "cost", "notes"}
+    assert done.json.keys() >= {"plan_id", "format", "conversion", "limits", "cost", "notes", "estimate"}
+    assert done.json["conversion"].keys() >= {"catalog", "target", "target_url"}
     assert done.json["cost"]["put_count"] == 4
     assert done.json["cost"]["peak_bytes"] <= done.json["limits"]["memory_bytes"]
     assert memory.keys("ranks") == []

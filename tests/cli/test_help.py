@@ -6,9 +6,8 @@ import re
 
 import pytest
 from cli.runner import run
-from typer.testing import CliRunner
 
-from reshard.cli.app import app
+import reshard
 
 SOURCE = {
     "--src-strategy", "--src-layout", "--file-suffix", "--check-crc", "--keep", "--drop", "--keep-rank",
@@ -77,40 +76,58 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
+ROW = re.compile(
+    r"^  (?P<flags>(?:-\w, )?--[a-z_-]+(?:, --[a-z_-]+)*)(?: [^ ]+)?\s\s+(?P<text>\S.*(?:\n {4,}\S.*)*)", re.MULTILINE
+)
+
+
+def rows(command):
+    """The help of every flag, by its long names."""
+    done = run(*command.split(), "--help")
+    assert done.code == 0
+    found = {re.sub(r"^-\w, | ", "", row["flags"]): " ".join(row["text"].split()) for row in ROW.finditer(done.out)}
+    usage = re.search(r"Usage: (.*(?:\n {4,}.*)*)", done.out)[1]
+    return found, usage
+
+
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_exactly_these(command):
-    done = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert done.exit_code == 0
-    assert set(re.findall(r"^│[ *]+(--[a-z_,-]+)", done.stdout, re.MULTILINE)) == FLAGS[command]
-    usage = re.search(r"Usage: (.*)", done.stdout)[1]
+    found, usage = rows(command)
+    assert found.keys() == FLAGS[command]
     for argument in ARGUMENTS.get(command, ["src"]):
-        assert re.search(rf"[\[{{]{argument}[\]}}]", usage), usage
+        assert re.search(rf"[\[{{]{argument.upper()}[\]}}]", usage), usage
 
 
 @pytest.mark.parametrize("command", FLAGS)
-def test_every_flag_is_explained(command):
-    rows = re.findall(r"^│[ *]+--.*", run(*command.split(), "-h").out, re.MULTILINE)
-    assert len(rows) == len(FLAGS[command])
-    for row in rows:
-        told = re.split(r"  +", row.rstrip("│ "))[-1]
-        assert len(told.split()) >= 4, row
+def test_every_flag_is_explained_in_a_sentence(command):
+    for flag, text in rows(command)[0].items():
+        sentence = re.sub(r" ?\[(default: .*|required)\]$", "", text)
+        assert re.fullmatch(r"[A-Z.].{8,}\.", sentence) or sentence.startswith(("config.json", "safetensors")), flag
+        assert len(sentence.split()) >= 3, flag
+        assert "\u27e6" not in text, flag
 
 
 def test_commands_are_exactly_these():
-    done = CliRunner().invoke(app, ["--help"])
-    listed = done.stdout.split("Commands")[1].split("own commands")[0]
-    assert re.findall(r"^│ ([a-z-]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
-    originals = done.stdout.split("own commands")[1]
-    assert re.findall(r"^│ ([a-z-]+)", originals, re.MULTILINE) == [
+    listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
+    assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
+    assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
         "ckpt-to-safetensors", "safetensors-to-ckpt", "convert-weight", "transform-ckpt-lora",
     ]  # fmt: skip
-    assert re.findall(r"^│ ([a-z]+)", run("strategy", "--help").out.split("Commands")[1], re.MULTILINE) == [
-        "show",
-        "merge",
-        "convert",
-        "make",
-    ]
+    listed = run("strategy", "--help").out.split("\nCommands:\n")[1]
+    assert re.findall(r"^  ([a-z]+)", listed, re.MULTILINE) == ["show", "merge", "convert", "make"]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_a_command_is_listed_with_the_help_that_it_has(command):
+    *above, name = command.split()
+    listed = " ".join(run(*above, "--help").out.split())
+    first = run(*command.split(), "--help").out.split("\n\n")[1]
+    assert f" {name} {' '.join(first.split())}" in listed
+
+
+def test_version():
+    assert run("--version").out == f"reshard {reshard.__version__}\n"
 
 
 @pytest.mark.parametrize("command", FLAGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from cli.runner import PROGRAM
 
 import reshard
-from reshard.engine.manifest import Manifest, Receipt, encode_manifest
+from reshard.engine.manifest import Manifest, ObjectReceipt, encode_manifest
 from reshard.storage import LocalStore, Store, open_target
 
 LIMIT_S = 15.0
@@ -88,7 +88,8 @@ def test_verify_stops_too(sparse: Path, tmp_path: Path):
     """Of 4 GiB it needs seconds to compare; the output is as sparse as the source."""
     target, (source,) = tmp_path / "out", list(sparse.iterdir())
     plan = reshard.plan(str(sparse), str(target))
-    manifest = Manifest(plan, tuple(Receipt(key, source.stat().st_size, "", 0) for key in plan.conversion.keys))
+    receipts = tuple(ObjectReceipt(key, source.stat().st_size, "", 0) for key in plan.conversion.keys)
+    manifest = Manifest(plan.conversion, plan.limits, receipts)
     target.mkdir()
     (target / plan.conversion.manifest_key).write_bytes(encode_manifest(manifest))
     (output,) = plan.outputs

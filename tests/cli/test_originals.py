@@ -6,17 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from cli.conftest import CASES
 from cli.runner import ok, run
 from oracle.cases import read_content
 from safetensors.numpy import save
 from support.ckpt_parser import parse_ckpt
 
-from reshard import api
-from reshard.compat.checkpoints import requests_for
-from reshard.formats.containers import Container, frame_of
-from reshard.formats.mindspore.ms_strategy_file import OperatorItem, StrategyFile
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard import compat
+from reshard.cli.app import app
+from reshard.compat.imitation import requests_for
+from reshard.errors import UsageError
+from reshard.formats.containers import Container
+from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout
 
 MANIFEST = "reshard-manifest.json"
@@ -100,7 +103,7 @@ def test_nothing_is_said_of_buffers_where_there_are_none(memory):
 def test_truth_values(memory, text, code):
     done = unify(memory, "--has_redundancy", text)
     assert done.code == code
-    assert (f"has_redundancy {text in ('True', '1')} was said" in done.out) == (code == 0)
+    assert (f"has_redundancy is {text in ('True', '1')};" in done.out) == (code == 0)
 
 
 def test_file_suffix_and_format(memory):
@@ -366,7 +369,7 @@ def test_what_cannot_be_rewritten(memory, arguments, code, told):
 
 
 def test_text_stays_in_ckpt(memory):
-    frame = frame_of(Container.CKPT, [], {}, {"note": "a text"})
+    frame = Container.CKPT.definition.make_frame([], {}, {"note": "a text"})
     data = bytearray(frame.nbytes)
     for place, known in frame.literals:
         data[place : place + len(known)] = known
@@ -374,6 +377,48 @@ def test_text_stays_in_ckpt(memory):
     done = run("ckpt-to-safetensors", memory.at("in/a.ckpt"))
     assert (done.code, "note" in done.err) == (4, True)
     ok("ckpt-to-safetensors", memory.at("in/a.ckpt"), "--drop", "note")
+
+
+# --- options in errors and notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--prefix", "a/b"], "--prefix a/b: expected the start of a name"),
+        (["--memory", "lots"], "--memory lots: expected bytes"),
+        (["--rank_id", "x"], "--rank_id"),
+        (["--keep-rank", "9"], "--keep-rank"),
+    ],
+    ids=" ".join,
+)
+def test_options_are_spelled_as_the_command_has_them(memory, flags, told):
+    done = transform(memory, "--src_checkpoint", memory.full, "--dst_strategy", memory.strategy, *flags)
+    assert done.code != 0
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "flag"),
+    [
+        ("transform-checkpoint", ("src_strategy", "S"), "--src_strategy S"),
+        ("transform-checkpoint", ("dst_checkpoint", None), "--dst_checkpoint"),
+        ("transform-checkpoint", ("remove_redundancy", None), "--remove-redundancy of `reshard convert`"),
+        ("ckpt-to-safetensors", ("file_path", None), "SRC"),
+        ("convert-weight", ("num_attention_heads", "8"), "--num_attention_heads 8"),
+        ("convert", ("src_strategy", "S"), "--src-strategy S"),
+        ("convert", ("dst", None), "DST"),
+    ],
+)
+def test_each_command_spells_options_its_own_way(command, option, flag):
+    assert typer.main.get_command(app).get_command(None, command).spell(*option) == flag
+
+
+def test_the_library_spells_the_functions_own_arguments(memory):
+    with pytest.raises(UsageError, match=r"^`src_strategy_dirs` .* cut the shards|`src_strategy_dirs`"):
+        compat.unified_safetensors(shards(memory), "None", memory.at("whole"))
+    with pytest.raises(UsageError, match="rank_id='3' needs `predict_strategy`"):
+        compat.load_distributed_checkpoint(memory.full, memory.at("out"), rank_id=3)
 
 
 # --- the library
@@ -385,7 +430,7 @@ def test_numbers_of_processes():
 
 def test_one_prefix_as_a_text(memory):
     source = shards(memory, extra=lambda rank: {"adam_m.w": np.full((2, 3), rank)})
-    manifest = api.unified_safetensors(
+    manifest = compat.unified_safetensors(
         source, strategy(memory, "adam_m.w"), memory.at("whole"), filter_out_param_prefix="adam_"
     )
     assert sorted(receipt.key for receipt in manifest.receipts) == ["param_name_map.json", "part0.safetensors"]

@@ -10,7 +10,7 @@ from cli.runner import ok, run
 from safetensors.numpy import save
 
 import reshard
-from reshard.api.estimates import provider_name
+from reshard.storage.open import provider_name
 
 
 def arguments(place):
@@ -61,7 +61,7 @@ def test_money_by_ones_own_prices(memory):
 
 
 def test_what_was_estimated_is_what_was_asked(memory):
-    from reshard.storage import recording
+    from support.recording_store import recording
 
     estimated = reshard.estimate(reshard.plan(memory.full, memory.at("ranks"), dst_strategy=memory.strategy)).requests
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def test_what_was_estimated_is_what_was_asked(memory):
 def test_prices_of_no_service_are_not_invented(memory, monkeypatch):
     monkeypatch.setattr("reshard.api.estimates.provider_name", lambda url: "Alibaba OSS")
     assert line(ok("plan", *arguments(memory)), "money") == [
-        "unknown for Alibaba OSS: no prices are known; give --prices or --price-table"
+        "unknown for Alibaba OSS: there is no price table; give --prices or --price-table"
     ]
 
 
@@ -141,9 +141,9 @@ def test_both_passes_are_told(memory):
     assert "in two passes (limited by latency" in time
     assert requests.endswith(" DELETE")
     body = ok("plan", *told, "--output", "json").json
-    assert body["cost"]["read_bytes"] == body["staging"]["cost"]["read_bytes"] == 16 << 10
+    assert body["cost"]["read_bytes"] == body["estimate"]["staged"]["cost"]["read_bytes"] == 16 << 10
     assert body["estimate"]["cost"]["read_bytes"] == 32 << 10
-    assert body["estimate"]["staged"]["requests"]["get"] == body["staging"]["cost"]["get_count"]
+    assert body["estimate"]["staged"]["requests"]["get"] == body["estimate"]["staged"]["cost"]["get_count"]
     done = ok("plan", *told, "--explain", "rank_1/checkpoint_1.safetensors", "--explain", "w", "--explain", "w/c/0/0")
     assert "chunk w/c/0/0 [" in done.out
     staged = line(done, "staged")
@@ -191,7 +191,7 @@ def test_a_saved_plan_is_shown_as_it_is(memory):
     )
     for extra in ([memory.full], ["--memory", "1GiB"], ["--ranks", "0"]):
         done = run("plan", "--plan", saved, *extra)
-        assert (done.code, "a plan is given" in done.err) == (2, True)
+        assert (done.code, "--plan cannot be combined with" in done.err) == (2, True)
     for few in ([], [memory.full]):
         assert (run("plan", *few).code, "plan needs SRC and DST" in run("plan", *few).err) == (2, True)
 

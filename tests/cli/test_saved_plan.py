@@ -28,7 +28,7 @@ def check_same_bytes(place, *flags):
     assert planned.err.split() == ["headers"]
     assert json.loads(place.read("plan.json")) == {key: planned.json[key] for key in planned.json if key != "estimate"}
     made = ok("convert", "--plan", place.at("plan.json"), "--output", "json")
-    assert made.json["plan_id"] == planned.json["plan_id"]
+    assert made.json["conversion_id"] == planned.json["conversion_id"]
     assert made.err.split() == ["transfer", "commit"]
     ok("convert", place.full, place.at("now"), *arguments[2:])
     assert objects(place, "later") == objects(place, "now")
@@ -47,7 +47,7 @@ def test_refused_when_the_source_changed(any_place):
     done = run(*command)
     assert done.code == 3
     assert "full/rank_0/full.safetensors: expected" in done.err
-    assert "Make the plan anew" in done.err
+    assert "Make a new plan" in done.err
     assert any_place.keys("later") == []
 
 
@@ -77,9 +77,9 @@ def test_takes_no_second_opinion(memory):
     command = saved(memory)
     for extra in (["--memory", "1GiB"], ["--ranks", "0"], ["--dst-strategy", memory.strategy], ["--prefix", "x"]):
         done = run(*command, *extra)
-        assert (done.code, "a plan is given" in done.err) == (2, True)
+        assert (done.code, "--plan cannot be combined with" in done.err) == (2, True)
     done = run("convert", memory.full, memory.at("later"), "--plan", memory.at("plan.json"))
-    assert (done.code, "a plan is given" in done.err) == (2, True)
+    assert (done.code, "--plan cannot be combined with" in done.err) == (2, True)
     assert memory.keys("later") == []
 
 

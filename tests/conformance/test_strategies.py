@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import StrategyError
-from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_merge import merge_strategy_files, to_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import (
+    from_strategy,
+    merge_strategy_files,
+    parse_strategy_file,
+    to_strategy,
+)
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout
 
 HERE = Path(__file__).parent

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 
-from reshard.formats.mindspore.ms_strategy import parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_merge import to_strategy
+from reshard.formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 
 CASE = Path(__file__).parent / "mindspore" / "training_slices"
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I32": np.int32, "I8": np.int8}

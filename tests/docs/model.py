@@ -7,11 +7,11 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reshard.formats.containers import Container, frame_of
+from reshard.formats.containers import Container
 from reshard.formats.layout_file import parse_layout_file
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.storage import Store, open_target
@@ -170,7 +170,7 @@ def _shard(rank: int, step: int, heads: Sequence[str]) -> bytes:
     if len(heads) > 1:
         specs += [TensorSpec("global_step", DType.I32, (1,)), TensorSpec("rng_state", DType.I64, (2,))]
         contents += [step.to_bytes(4, "little"), random.Random(rank).randbytes(16)]
-    frame = frame_of(Container.CKPT, specs, {}, {})
+    frame = Container.CKPT.definition.make_frame(specs, {}, {})
     data = bytearray(frame.nbytes)
     for place, known in frame.literals:
         data[place : place + len(known)] = known

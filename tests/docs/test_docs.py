@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import runpy
 import tomllib
@@ -20,7 +19,7 @@ import reshard
 from reshard import errors
 from reshard.cli.app import app
 from reshard.formats.layout_file import parse_layout_file
-from reshard.storage import open as opening
+from reshard.storage import shared_connections
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -47,8 +46,6 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     for name, value in moto_url.environ.items():
         clean_environ.setenv(name, value)
     clean_environ.chdir(tmp_path)
-    # One client for all commands of a page: making them would take most of the time.
-    clean_environ.setattr(opening, "_bucket", functools.cache(opening._bucket))
     client = _client(moto_url)
     client.create_bucket(Bucket=BUCKET)
     put_model(f"s3://{BUCKET}/my-model")
@@ -56,10 +53,11 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     put_llama(f"s3://{BUCKET}")
     put_strategies(tmp_path)
     session = Session(tmp_path)
-    for block in blocks_of(README.read_text()):
-        if block.note == "file":
-            session.run(block)
-    yield session
+    with shared_connections():  # making a client for each command of a page would take most of the time
+        for block in blocks_of(README.read_text()):
+            if block.note == "file":
+                session.run(block)
+        yield session
     for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
         client.delete_object(Bucket=BUCKET, Key=entry["Key"])
     client.delete_bucket(Bucket=BUCKET)
@@ -118,11 +116,11 @@ def test_every_page_is_found_from_the_index() -> None:
 def commands(command: Any = None, path: str = "reshard") -> Iterator[tuple[str, Any]]:
     """Every command that does something, with its path."""
     command = command or typer.main.get_command(app)
-    below = getattr(command, "commands", {})
-    for name, child in below.items():
-        yield from commands(child, f"{path} {name}")
-    if not below:
+    if not hasattr(command, "list_commands"):
         yield path, command
+        return
+    for name in command.list_commands(None):
+        yield from commands(command.get_command(None, name), f"{path} {name}")
 
 
 @pytest.mark.parametrize(
@@ -158,9 +156,20 @@ def test_tables_are_current() -> None:
         assert page.read_text() == script["rendered"](page.read_text()), f"{page.name}: run docs/make_tables.py"
 
 
+def _as_flag(match: re.Match[str]) -> str:
+    """What the command line makes of an option that a message marks."""
+    name, value = match.groups()
+    return (
+        name.upper()
+        if name in ("src", "dst")
+        else " ".join([f"--{name.replace('_', '-')}", *([value] if value else [])])
+    )
+
+
 def test_messages_that_are_explained_exist() -> None:
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    joined = re.sub(r"\{option\(['\"](\w+)['\"](?:, ['\"](\w+)['\"])?\)\}", _as_flag, joined)
     table = (DOCS / "errors.md").read_text().partition("## What to do")[2].partition("\n## ")[0]
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")][2:]
     for code, messages, _ in rows:

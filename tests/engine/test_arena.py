@@ -87,7 +87,7 @@ def test_several_stretches_may_lie_in_several_pieces():
 
 
 def test_more_than_there_ever_is():
-    with pytest.raises(ValueError, match="31 bytes wanted of an arena of 30"):
+    with pytest.raises(ValueError, match="31 bytes do not fit an arena of 30"):
         Arena(30).take([16, 15], never_wait)
 
 

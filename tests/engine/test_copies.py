@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -10,19 +9,21 @@ import pytest
 from support.checkpoints import contents, decode, put_full, put_ranks, random_model, rank_key, shard, shards, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
+from support.recording_store import RecordingStore
 
 from reshard.engine.digest import crc32c
 from reshard.engine.events import Noted, PhaseStarted, Progress
 from reshard.engine.execute import execute
 from reshard.engine.executors.arena import Arena
 from reshard.engine.manifest import decode_manifest
-from reshard.engine.verify import Subset, verify_manifest
+from reshard.engine.verification import Subset, verify_manifest
 from reshard.errors import Denied, OverBudget, SourceChanged, StorageError, Transient, Unsupported
+from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan import MANIFEST_KEY, without_copies
+from reshard.planning.plan import make_plan, without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
-from reshard.storage import Location, MemoryStore, RecordingStore, StoreLimits
+from reshard.storage import LocalStore, Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
 LEAST = 300
@@ -126,7 +127,7 @@ def test_the_same_bytes_as_when_they_are_streamed(name, target):
     assert plan.cost.copied_bytes
     manifest = execute(plan, source, target)
     assert objects_at(target) == streamed(plan, source)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     assert not list(target.store.open_uploads(""))
 
 
@@ -210,19 +211,19 @@ def test_overwriting_by_copies(source, target):
 def test_a_part_of_what_was_copied_is_compared(source, target, subset):
     plan = plan_of(source)
     manifest = execute(plan, source, target)
-    report = verify_manifest(manifest, "", source, target, subset=Subset.parse(subset))
+    report = verify_manifest(manifest, source, target, subset=Subset.parse(subset))
     assert report.is_ok
     assert 0 < report.checked_bytes < report.total_bytes
 
 
 def test_every_byte_is_compared(source, target):
     manifest = execute(plan_of(source), source, target)
-    report = verify_manifest(manifest, "", source, target)
+    report = verify_manifest(manifest, source, target)
     assert report.checked_bytes == report.total_bytes == sum(map(len, objects_at(target).values()))
     for name, body in objects_at(target).items():
         for byte in range(0, len(body), 7):
             target.store.put(f"to/{name}", body[:byte] + bytes([body[byte] ^ 1]) + body[byte + 1 :])
-            [problem] = verify_manifest(manifest, "", source, target).problems
+            [problem] = verify_manifest(manifest, source, target).problems
             assert f"{name}: byte {byte} differs" in problem
         target.store.put(f"to/{name}", body)
 
@@ -230,8 +231,8 @@ def test_every_byte_is_compared(source, target):
 def test_reads_of_one_byte_are_no_reason_to_fail(source, target):
     """No plan has them, but a manifest may say so."""
     manifest = execute(plan_of(source), source, target)
-    odd = replace(manifest, plan=replace(manifest.plan, limits=replace(manifest.plan.limits, read_bytes=1)))
-    report = verify_manifest(odd, "", source, target)
+    odd = replace(manifest, limits=replace(manifest.limits, read_bytes=1))
+    report = verify_manifest(odd, source, target)
     assert report.is_ok
 
 
@@ -276,7 +277,7 @@ def refusing(verb_calls, place):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_store_that_cannot_copy_after_all(name, target):
-    """The very first copy is refused: everything is streamed, and the manifest says so."""
+    """The very first copy is refused: everything is streamed."""
     plan, source = scenario(name)
     events = []
     place = refusing(range(1, 1000), target)
@@ -285,9 +286,9 @@ def test_a_store_that_cannot_copy_after_all(name, target):
     assert not list(target.store.open_uploads(""))
     if plan.draft.copied_ranges != ((),) * len(plan.outputs):
         assert place.store.calls["copy_part"] == 1
-        assert manifest.plan == without_copies(plan)
-        check_progress(events, manifest.plan)
-    assert verify_manifest(manifest, "", source, target).is_ok
+        check_progress(events, without_copies(plan))
+    assert manifest.conversion == plan.conversion
+    assert verify_manifest(manifest, source, target).is_ok
     assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
     assert decode_manifest(stored(target)[MANIFEST_KEY], "m") == manifest
 
@@ -302,7 +303,7 @@ def test_only_replicas_are_refused(target):
     assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == 4
     assert place.store.calls["upload_part"] == 2 * plan.cost.part_count
     assert objects_at(target) == streamed(plan, source)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     assert not list(target.store.open_uploads(""))
     check_progress(events, plan)
 
@@ -315,7 +316,7 @@ def test_only_copies_of_replicas_are_refused(source, target):
     manifest = execute(plan, source, place)
     assert place.store.calls["copy_part"] == 2 * copied + 1
     assert objects_at(target) == streamed(plan, source)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     assert not list(target.store.open_uploads(""))
 
 
@@ -330,18 +331,86 @@ def test_replicas_are_refused_beside_an_output_without_any(target):
     manifest = execute(plan, source, place)
     assert place.store.calls["complete_upload"] == 3
     assert objects_at(target) == streamed(plan, source)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     assert not list(target.store.open_uploads(""))
+
+
+def parts_of(plan, key):
+    """How many parts of an object are sent when nothing is copied."""
+    plan = without_copies(plan)
+    steps = (step for index in range(len(plan.groups)) for step in plan.steps(index))
+    return sum(key in plan.outputs[part.output].keys for step in steps for part in step.parts)
+
+
+def key_of_copy(store, call):
+    """The output that a copy was for."""
+    return [key for verb, key in store.log if verb == "copy_part"][call - 1].removeprefix("to/")
 
 
 @pytest.mark.parametrize("call", [2, 3, 5])
 def test_a_later_copy_is_refused(source, target, call):
-    """As of an object that the service copies no range of, or in another place: everything is streamed."""
-    plan = plan_of(source)
-    manifest = execute(plan, source, refusing([call], target))
-    assert manifest.plan == without_copies(plan)
+    """As of an object that the service copies no range of: its output is streamed, and no other is touched."""
+    events, plan, place = [], plan_of(source), refusing([call], target)
+    manifest = execute(plan, source, place, listener=events.append)
     assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, source, target).is_ok
     assert not list(target.store.open_uploads(""))
+    key = key_of_copy(place.store, call)
+    assert place.store.calls["upload_part"] == plan.cost.part_count + parts_of(plan, key)
+    assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == plan.cost.upload_count
+    assert place.store.calls["copy_part"] == plan.cost.copy_count
+    assert notes(events) == ["made up: streaming 1 of 4 outputs instead"]
+    told = [event.name if isinstance(event, PhaseStarted) else "note" for event in events if not is_progress(event)]
+    assert told == ["transfer", "note", "commit"], "nothing began anew"
+    last = [event for event in events if is_progress(event)][-1]
+    assert (last.read_bytes, last.written_bytes) == (last.total_read_bytes, last.total_written_bytes)
+
+
+def test_every_copy_but_the_first_is_refused(source, target):
+    plan, place = plan_of(source), refusing(range(2, 1000), target)
+    manifest = execute(plan, source, place)
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, source, target).is_ok
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_a_later_copy_is_refused_in_a_folder(tmp_path, call):
+    """Parts are written in place there: what was copied before is overwritten."""
+    source, target = Location(LocalStore(tmp_path), "from"), Location(LocalStore(tmp_path), "to")
+    put_ranks(source, shards(MODEL, TWO))
+    plan = planned(source, target, ranks_of(ONE), LIMITS, TWO, (REPLICAS, 0))
+    execute(plan, source, refusing([call], target))
+    assert {name: decode(body)[0] for name, body in objects_at(target).items()} == expected_shards(ONE)
+    assert not list(target.store.open_uploads(""))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5])
+def test_one_object_of_the_source_cannot_be_copied(source, rank):
+    """Outputs that take bytes of it are streamed; the others keep what was copied."""
+
+    class Picky(MemoryStore):
+        def copy_part(self, upload, number, offset, source, key, span, etag=None):
+            if key == f"from/{rank_key(rank)}":
+                raise Unsupported("made up", problems=["ask another"])
+            return super().copy_part(upload, number, offset, source, key, span, etag)
+
+    events, place, plan = [], new_place(kind=Picky), plan_of(source, strategy=TWO)
+    copies = [part for index in range(len(plan.groups)) for step in plan.steps(index) for part in step.copies]
+    hit = {
+        key
+        for part in copies
+        if plan.catalog.objects[part.object].key == rank_key(rank)
+        for key in plan.outputs[part.output].keys
+    }
+    manifest = execute(plan, source, place, listener=events.append)
+    assert objects_at(place) == streamed(plan, source)
+    assert verify_manifest(manifest, source, place).is_ok
+    assert {receipt.key for receipt in manifest.receipts if receipt.crc32c is not None} >= hit
+    if hit and plan.catalog.objects[copies[0].object].key != rank_key(rank):
+        assert any("streaming" in text for text in notes(events))
+        assert "ask another" in notes(events)
+        assert {receipt.key for receipt in manifest.receipts if receipt.crc32c is None} == {*objects_at(place)} - hit
 
 
 class CopyingFew(MemoryStore):
@@ -356,19 +425,21 @@ class CopyingFew(MemoryStore):
         return super().copy_part(*asked)
 
 
-def test_memory_is_free_again_before_all_is_streamed(source, monkeypatch):
-    made = []
+def test_memory_is_free_again_before_the_rest_is_streamed(source):
+    """What is streamed has a plan, and so an arena, of its own."""
+    before, found = arena_count(), []
 
-    class Watched(Arena):
-        def __init__(self, nbytes):
-            gc.collect()
-            assert all(arena() is None for arena in made)
-            super().__init__(nbytes)
-            made.append(weakref.ref(self))
+    def listen(event):
+        if isinstance(event, Noted):
+            found.append(arena_count())
 
-    monkeypatch.setattr("reshard.engine.executors.threads.Arena", Watched)
-    execute(plan_of(source), source, new_place(kind=CopyingFew))
-    assert len(made) == 2
+    execute(plan_of(source), source, new_place(kind=CopyingFew), listener=listen)
+    assert set(found) == {before}
+
+
+def arena_count():
+    gc.collect()
+    return sum(isinstance(each, Arena) for each in gc.get_objects())
 
 
 def test_a_store_without_the_operation(source):
@@ -381,15 +452,21 @@ def test_a_store_without_the_operation(source):
             self._store = store
 
         def __getattr__(self, name):
-            if name in ("copy_part", "copies_from"):
-                raise AttributeError(name)
             return getattr(self._store, name)
+
+        def copies_from(self, source):
+            return False
+
+        def copy_part(self, *_):
+            raise Unsupported("copies nothing")
 
     place = new_place()
     plan = plan_of(source)
-    manifest = execute(plan, source, Location(Plain(place.store), "to"))
+    faulty = FaultyStore(place.store)
+    execute(plan, source, Location(Plain(faulty), "to"))
     assert objects_at(place) == streamed(plan, source)
-    assert manifest.plan == without_copies(plan)
+    assert not faulty.calls["copy_part"]
+    assert faulty.calls["upload_part"] == without_copies(plan).cost.part_count
 
 
 def test_what_is_refused_for_other_reasons_is_not_tried_twice(source, target):
@@ -406,7 +483,7 @@ def test_what_is_refused_beside_copies_is_an_error(source, target, verb, call):
     faulty = FaultyStore(target.store, Fault(verb, call, Unsupported("made up")))
     with pytest.raises(Unsupported, match="made up"):
         execute(plan_of(source), source, Location(faulty, "to"))
-    assert faulty.calls["create_upload"] <= len(plan_of(source).keys), "not begun anew"
+    assert faulty.calls["create_upload"] <= len(plan_of(source).conversion.keys), "not begun anew"
     assert is_untouched(target)
 
 
@@ -423,31 +500,25 @@ def notes(events):
     return [event.text for event in events if isinstance(event, Noted)]
 
 
-def test_beginning_anew_is_told_before_figures_are_counted_from_zero(source, target):
+def test_streaming_everything_is_told_before_the_transfer(source, target):
     events = []
-    execute(plan_of(source), source, refusing([3], target), listener=events.append)
+    execute(plan_of(source), source, refusing([1], target), listener=events.append)
     assert notes(events) == ["made up: all is streamed instead, from the beginning"]
     told = [event.name if isinstance(event, PhaseStarted) else "note" for event in events if not is_progress(event)]
-    assert told == ["transfer", "note", "transfer", "commit"]
+    assert told == ["note", "transfer", "commit"]
 
 
 def is_progress(event):
     return isinstance(event, Progress)
 
 
-def test_what_could_not_be_undone_before_streaming_is_told(source, target):
-    """An upload stays open, say because aborting it is not allowed: the run goes well, but not silently."""
-    events = []
-    faulty = FaultyStore(
-        target.store, Fault("copy_part", 1, Unsupported("made up")), Fault("abort_upload", 1, Denied("not allowed"))
-    )
-    plan = plan_of(source)
-    execute(plan, source, Location(faulty, "to"), listener=events.append)
+def test_the_upload_of_a_refused_copy_is_used(source, target):
+    """Nothing is aborted and opened again: its parts are sent into it."""
+    plan, place = plan_of(source), refusing([1], target)
+    execute(plan, source, place)
     assert objects_at(target) == streamed(plan, source)
-    [left] = target.store.open_uploads("")
-    first, advice = notes(events)[1:]
-    assert first == f"could not abort the upload of {target.store.url}/{left.key}: not allowed"
-    assert "lifecycle rule" in advice
+    assert not place.store.calls["abort_upload"]
+    assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == 4
 
 
 def test_what_could_not_be_undone_is_told_by_a_failure_too(source, target):
@@ -455,7 +526,7 @@ def test_what_could_not_be_undone_is_told_by_a_failure_too(source, target):
         target.store,
         Fault("copy_part", 1, Unsupported("made up")),
         Fault("abort_upload", 1, Denied("not allowed")),
-        Fault("put", 1),
+        Fault("upload_part", 2),
     )
     with pytest.raises(Transient) as failure:
         execute(plan_of(source), source, Location(faulty, "to"))
@@ -465,15 +536,21 @@ def test_what_could_not_be_undone_is_told_by_a_failure_too(source, target):
     assert "lifecycle rule" in advice
 
 
-def test_a_plan_that_cannot_be_streamed_tells_what_was_refused(source, target, monkeypatch):
-    def refused(_plan):
-        raise OverBudget("too little", needed_bytes=5, hint="Allow more.")
-
-    monkeypatch.setattr("reshard.engine.execute.without_copies", refused)
-    with pytest.raises(OverBudget, match="too little") as failure:
-        execute(plan_of(source), source, refusing([1], target))
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_plan_that_cannot_be_streamed_tells_what_was_refused(source, target, call):
+    """The memory is enough to copy, and a little too small to stream."""
+    conversion = plan_of(source).conversion
+    with pytest.raises(OverBudget) as needed:
+        make_plan(conversion, replace(LIMITS, memory_bytes=1))
+    plan = make_plan(conversion, replace(LIMITS, memory_bytes=needed.value.needed_bytes - 1), (REPLICAS, 0))
+    assert plan.cost.copied_bytes
+    with pytest.raises(OverBudget, match="needs at least") as failure:
+        execute(plan, source, refusing([call], target))
+    assert failure.value.needed_bytes == needed.value.needed_bytes
     assert failure.value.problems == ("made up",)
     assert is_untouched(target)
+    manifest = execute(plan, source, target)
+    assert verify_manifest(manifest, source, target).is_ok, "with the memory that streaming takes"
 
 
 @pytest.mark.parametrize("call", range(2, 11))
@@ -484,9 +561,8 @@ def test_a_later_replica_is_refused(target, call):
     events = []
     place = refusing([call], target)
     manifest = execute(plan, source, place, listener=events.append)
-    assert manifest.plan == plan
     assert objects_at(target) == streamed(plan, source)
-    assert verify_manifest(manifest, "", source, target).is_ok
+    assert verify_manifest(manifest, source, target).is_ok
     assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
     assert notes(events) == ["1 equal outputs could not be copied by the store: they are streamed instead"]
     assert not list(target.store.open_uploads(""))
@@ -497,12 +573,17 @@ def test_a_later_replica_is_refused(target, call):
 
 
 def test_copies_of_the_source_are_refused_in_the_commit(source, target):
-    """They stood for bytes that the plan does not read: nothing stays, and what helps is said."""
-    plan = plan_of(source)
+    """Of a replica that could not be copied either: it is streamed."""
+    events, plan = [], plan_of(source)
     copied = sum(len(step.copies) for index in range(len(plan.groups)) for step in plan.steps(index))
-    with pytest.raises(Unsupported, match="--copy never"):
-        execute(plan, source, refusing([copied + 1, copied + 2], target))
-    assert is_untouched(target)
+    manifest = execute(plan, source, refusing([copied + 1, copied + 2], target), listener=events.append)
+    assert objects_at(target) == streamed(plan, source)
+    assert verify_manifest(manifest, source, target).is_ok
+    assert notes(events) == [
+        "2 equal outputs could not be copied by the store: they are streamed instead",
+        "made up: streaming 1 of 4 outputs instead",
+    ]
+    assert not list(target.store.open_uploads(""))
 
 
 # A fault at any copy.

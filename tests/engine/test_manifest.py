@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, random_model
 from support.planning import plan_for
 
-from reshard.engine.manifest import Manifest, Receipt, decode_manifest, encode_manifest
+from reshard.engine.manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
 from reshard.errors import FormatError
 from reshard.planning.limits import Limits
 from reshard.planning.targets.full_target import FullTarget
@@ -20,7 +20,8 @@ FULL = FullTarget("m-{part:05d}-of-{parts:05d}.safetensors", "m.safetensors", "i
 def a_manifest():
     catalog = catalog_of_objects({"s.safetensors": MODEL})
     plan = plan_for(catalog, FULL, "memory://t", Limits())
-    return Manifest(plan, tuple(Receipt(key, 5, "e", 0xABC) for key in plan.conversion.keys))
+    receipts = tuple(ObjectReceipt(key, 5, "e", 0xABC) for key in plan.conversion.keys)
+    return Manifest(plan.conversion, plan.limits, receipts)
 
 
 def body_of():
@@ -34,7 +35,7 @@ def test_there_and_back():
 
 
 def test_parts_are_numbered_in_five_digits():
-    assert a_manifest().plan.conversion.keys[0] == "m-00001-of-00002.safetensors"
+    assert a_manifest().conversion.keys[0] == "m-00001-of-00002.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_outputs_that_are_not_the_plans(change):
         decode_manifest(json.dumps(body).encode(), "m")
 
 
-@pytest.mark.parametrize("field", ["format", "outputs", "plan"])
+@pytest.mark.parametrize("field", ["format", "outputs", "limits", "conversion", "conversion_id"])
 def test_fields_that_lack(field):
     body = body_of()
     del body[field]

@@ -43,10 +43,12 @@ rules:
   - {match: head, split: [mp]}
   - {match: "*", split: []}
 ''')
-split = reshard.convert("memory://lab/in", "memory://lab/ranks", dst_layout="memory://lab/mp4.yaml", memory="64MiB")
-merged = reshard.convert("memory://lab/ranks", "memory://lab/full", src_layout="memory://lab/mp4.yaml")
+split = reshard.plan("memory://lab/in", "memory://lab/ranks", dst_layout="memory://lab/mp4.yaml", memory="64MiB")
+reshard.convert(plan=split)
+merged = reshard.plan("memory://lab/ranks", "memory://lab/full", src_layout="memory://lab/mp4.yaml")
+reshard.convert(plan=merged)
 report = reshard.verify("memory://lab/full")
-uploads = split.plan.cost.upload_count + merged.plan.cost.upload_count
+uploads = split.cost.upload_count + merged.cost.upload_count
 print(json.dumps({"seen": seen, "is_ok": report.is_ok, "uploads": uploads}))
 """
 

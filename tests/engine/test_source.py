@@ -5,15 +5,17 @@ import json
 import pytest
 from support.checkpoints import encode, put_full, put_ranks, random_model, rank_key, shards, stored
 from support.conversions import Known, catalog_at
+from support.recording_store import RecordingStore
 
-from reshard.engine.sources.read_source import SourceOptions, read_catalog, read_contents
+from reshard.engine.sources import SourceOptions, read_catalog, read_contents
 from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
-from reshard.storage import Location, MemoryStore, RecordingStore
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
+from reshard.planning.sources.selection import NameFilter
+from reshard.storage import Location, MemoryStore
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})
@@ -139,7 +141,18 @@ def test_rank_shards_without_a_strategy_are_listed_but_not_joined(place):
     assert names_of(catalog) == {f"rank_{rank}/{name}" for rank in range(2) for name in MODEL}
     with pytest.raises(UsageError, match="shards of 2 ranks") as caught:
         read(place)
-    assert "--src-strategy" in str(caught.value)
+    assert "`src_strategy`" in str(caught.value)
+
+
+def test_shards_that_are_not_joined_are_selected_by_their_own_names(place):
+    put_ranks(place, shards(MODEL, ONE_STAGE))
+    with working(2, place.store) as workers:
+        catalog = read_contents(place, SourceOptions(names=NameFilter(keep=("embed",), drop=("gone",))), workers)
+        assert names_of(catalog) == {"rank_0/embed", "rank_1/embed"}
+        assert set(catalog.dropped) == {"head", "norm"}
+        assert catalog.notes[-1] == "drop pattern gone matches no tensor"
+        with pytest.raises(UsageError, match="`keep` matches no tensor"):
+            read_contents(place, SourceOptions(names=NameFilter(keep=("rank_0/embed",))), workers)
 
 
 def test_a_strategy_for_a_full_checkpoint(place):
@@ -279,7 +292,7 @@ def test_two_objects_in_one_ranks_prefix(place):
     put(place, "rank_0/a.safetensors", encode(only("embed")))
     put(place, "rank_0/b.safetensors", encode(only("embed")))
     put(place, "rank_1/a.safetensors", encode(only("embed")))
-    with pytest.raises(CatalogError, match="ranks would be of different checkpoints") as caught:
+    with pytest.raises(CatalogError, match="objects are of different checkpoints") as caught:
         read(place, Known(ONE_STAGE))
     assert caught.value.problems == ("b.safetensors on rank 0", "a.safetensors on rank 1")
 

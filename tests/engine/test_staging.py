@@ -9,12 +9,14 @@ import pytest
 from safetensors.numpy import save
 from support.checkpoints import stored
 from support.planning import plan_for
+from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
+from reshard.planning.plan import StagingMode, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
-from reshard.planning.staging import StagingMode, staged_plan, without_staging
-from reshard.storage import Location, MemoryStore, open_location, recording
+from reshard.planning.staging import staged_plan, without_staging
+from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
 
 WIDE = (2048, 2048)
@@ -55,7 +57,7 @@ def planned(dst, **options):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Outputs of some KiB have several parts."""
-    monkeypatch.setattr("reshard.storage.memory.MemoryStore.limits", small_limits())
+    monkeypatch.setattr("reshard.storage.memory_store.MemoryStore.limits", small_limits())
 
 
 def small_limits():
@@ -118,7 +120,7 @@ def test_tensors_that_are_copied_whole_are_left_alone(lab):
     lab.put("src/model.safetensors", save({"a.inner": inner, **slabs}))
     wished = planned("slabs", staging="never", copy="auto")
     limits = replace(wished.limits, memory_bytes=3 << 20, max_gap_bytes=5000, read_bytes=1 << 20)
-    tight = plan_for(wished.catalog, wished.target, wished.target_url, limits, copy_bases=wished.copy_bases)
+    tight = make_plan(wished.conversion, limits, wished.copy_bases)
     assert tight.cost.copied_bytes >= 64 * 2 * 210_000
     plan = staged_plan(tight, StagingMode("memory://staging/two.staging", is_near=False))
     assert plan.staging is not None
@@ -243,7 +245,7 @@ def test_without_staging_it_is_the_plan_of_one_pass(lab):
     ("options", "told"),
     [
         ({"staging": "sometimes"}, "expected auto, never or always"),
-        ({"staging": "never", "staging_url": "memory://staging/x"}, "says never"),
+        ({"staging": "never", "staging_url": "memory://staging/x"}, "staging='never' is given"),
         ({"staging_url": "memory://staging/two/x"}, "not apart"),
         ({"staging_url": "memory://staging/src"}, "the source's objects"),
         ({"staging_url": "memory://staging"}, "not apart"),

@@ -26,13 +26,13 @@ from support.faulty_store import Fault, FaultyStore
 from support.planning import plan_for
 
 from reshard.engine.execute import execute
-from reshard.engine.verify import verify_manifest
+from reshard.engine.verification import verify_manifest
 from reshard.errors import OverBudget, ReshardError
 from reshard.formats.containers import Container
 from reshard.planning.change import Change
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
-from reshard.planning.plan_json import decode_plan, encode_plan, plan_id_of
+from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import with_adapters
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
@@ -126,7 +126,7 @@ def check(target, expected, strategy=None):
 
 
 def verified(source, plan, manifest, target):
-    return verify_manifest(manifest, plan_id_of(plan), source.place, target, others=source.others)
+    return verify_manifest(manifest, source.place, target, others=source.others)
 
 
 # Models, layouts and limits at random.
@@ -333,13 +333,14 @@ def test_faults_leave_nothing_behind(verb, call):
 
 def plan_of(shapes, strategy, memory_mib, dtype=DType.F32):
     from reshard.formats.safetensors import plan_header
-    from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+    from reshard.planning.catalog import ObjectHeader, SourceObject
     from reshard.planning.sources.full_source import full_catalog
-    from reshard.tensor import Box, TensorSpec
+    from reshard.planning.sources.source_headers import SourceHeaders
+    from reshard.tensor import TensorSpec
 
-    header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {}).header
-    held = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
-    catalog = full_catalog("memory://s", "test", [(SourceObject("m", header.nbytes, ""), ObjectHeader(held))])
+    encoded = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {})
+    headers = [ObjectHeader.of(SourceObject("m", encoded.nbytes, ""), encoded.header)]
+    catalog = full_catalog(SourceHeaders("memory://s", "test", headers))
     limits = Limits(memory_bytes=memory_mib << 20)
     return plan_for(catalog, ranks_of(strategy), "memory://t", limits, change=Change(dtype=dtype))
 

@@ -1,6 +1,7 @@
 """Threads that carry tasks: urgency, the first failure, stopping."""
 
 import threading
+import time
 
 import pytest
 
@@ -193,14 +194,6 @@ def test_stores_are_asked_to_break_off_and_are_released_afterwards():
     assert not store.should_stop()
 
 
-def test_stores_that_cannot_be_stopped_are_left_alone():
-    class Plain:
-        pass
-
-    with working(1, Plain()) as workers:
-        workers.map(lambda _: None, range(3))
-
-
 def test_threads_go_home():
     before = set(threading.enumerate())
     with working(3) as workers:
@@ -225,3 +218,19 @@ def test_threads_and_what_they_hold_are_gone_after_the_block():
         workers.map(lambda _: None, range(9))
         threads = workers._threads
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_settling_lasts_as_long_as_tasks_end():
+    """What is given up is a store that does not answer, not one that has much to do."""
+    workers, done = Workers(1), []
+    for number in range(8):
+        workers.submit(lambda number=number: (time.sleep(0.05), done.append(number)))
+    workers.settle_quietly(0.2)
+    assert done == list(range(8))
+    gate = Gate()
+    workers.submit(gate)
+    began = time.monotonic()
+    workers.settle_quietly(0.2)
+    assert time.monotonic() - began < 5, "and a task that hangs is given up"
+    gate.open.set()
+    workers.close(20)

@@ -1,18 +1,16 @@
 """Containers: what a frame lays out is an object of its format, and what the format cannot hold is refused."""
 
-from functools import partial
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.checkpoints import CKPT_TYPES, decode, decode_ckpt, list_ckpt, random_model
+from support.checkpoints import CKPT_TYPES, assembled, decode, decode_ckpt, list_ckpt, random_model
 
 from reshard.errors import FormatError
-from reshard.formats import containers
-from reshard.formats.containers import Container, frame_of
-from reshard.formats.mindspore.ckpt_write import plan_ckpt
+from reshard.formats.containers import Container
+from reshard.formats.mindspore.ckpt import plan_ckpt
 from reshard.tensor import DType, TensorSpec
 
+SAFETENSORS, CKPT = Container.SAFETENSORS.definition, Container.CKPT.definition
 SHAPES = st.lists(st.integers(1, 5), max_size=4).map(tuple) | st.sampled_from([(0, 3), (2, 0), (1, 1, 40)])
 
 
@@ -28,16 +26,8 @@ def ordered(model):
     return sorted(specs, key=lambda spec: (-spec.dtype.order, spec.name))
 
 
-def assembled(frame, specs, model):
-    """The object: known bytes, and between them the elements that belong there."""
-    body = bytearray(frame.nbytes)
-    for place, data in frame.literals:
-        body[place : place + len(data)] = data
-    for extent in frame.extents:
-        content = model[specs[extent.slot].name][2].tobytes()
-        first = extent.first_element * extent.itemsize
-        body[extent.start : extent.stop] = content[first : first + extent.stop - extent.start]
-    return bytes(body)
+def whole(frame, specs, model):
+    return assembled(frame, [model[spec.name][2].tobytes() for spec in specs])
 
 
 def told(model):
@@ -50,8 +40,8 @@ def told(model):
 )
 def test_safetensors(model, metadata):
     specs = ordered(model)
-    frame = frame_of(Container.SAFETENSORS, specs, metadata, {"left": "out"})
-    assert decode(assembled(frame, specs, model)) == (told(model), metadata)
+    frame = SAFETENSORS.make_frame(specs, metadata, {"left": "out"})
+    assert decode(whole(frame, specs, model)) == (told(model), metadata)
 
 
 @given(
@@ -59,10 +49,8 @@ def test_safetensors(model, metadata):
 )
 def test_ckpt(model, texts, piece_bytes):
     specs = ordered(model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containers, "plan_ckpt", partial(plan_ckpt, piece_bytes=piece_bytes))
-        frame = frame_of(Container.CKPT, specs, {"author": "me"}, texts)
-    body = assembled(frame, specs, model)
+    frame = plan_ckpt(specs, {"author": "me"}, texts, piece_bytes=piece_bytes)
+    body = whole(frame, specs, model)
     assert decode_ckpt(body) == (told(model), texts)
     assert all(b - a <= piece_bytes for _, _, _, spans in list_ckpt(body)[0] for a, b in spans)
     assert [name for name, *_ in list_ckpt(body)[0]] == [spec.name for spec in specs]
@@ -70,40 +58,40 @@ def test_ckpt(model, texts, piece_bytes):
 
 def test_sub_byte_tensors_are_rows_of_bytes():
     specs = [TensorSpec("w", DType.F4, (2, 6))]
-    [extent] = frame_of(Container.SAFETENSORS, specs, {}, {}).extents
+    [extent] = SAFETENSORS.make_frame(specs, {}, {}).extents
     assert (extent.element_count, extent.itemsize) == (6, 1)
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype.value not in CKPT_TYPES])
 def test_dtypes_that_ckpt_lacks(dtype):
-    with pytest.raises(FormatError, match="unfit values") as caught:
-        frame_of(Container.CKPT, [TensorSpec("w", dtype, (8,))], {}, {})
+    with pytest.raises(FormatError, match=r"values that \.ckpt cannot hold") as caught:
+        CKPT.make_frame([TensorSpec("w", dtype, (8,))], {}, {})
     [problem] = caught.value.problems
     assert problem.startswith("tensor 'w': expected one of")
 
 
 def test_packed_int4_keeps_its_name():
     spec = TensorSpec("w", DType.I8, (4,))
-    body = assembled(frame_of(Container.CKPT, [spec], {"w": "Int4"}, {}), [spec], random_model({"w": ("I8", (4,))}))
+    body = whole(CKPT.make_frame([spec], {"w": "Int4"}, {}), [spec], random_model({"w": ("I8", (4,))}))
     assert list_ckpt(body)[2] == {"w": "Int4"}
-    plain = assembled(frame_of(Container.CKPT, [spec], {"w": "other"}, {}), [spec], random_model({"w": ("I8", (4,))}))
+    plain = whole(CKPT.make_frame([spec], {"w": "other"}, {}), [spec], random_model({"w": ("I8", (4,))}))
     assert list_ckpt(plain)[2] == {}
 
 
 def test_packed_int4_is_int8():
-    with pytest.raises(FormatError, match="unfit values"):
-        frame_of(Container.CKPT, [TensorSpec("w", DType.F32, (4,))], {"w": "Int4"}, {})
+    with pytest.raises(FormatError, match=r"values that \.ckpt cannot hold"):
+        CKPT.make_frame([TensorSpec("w", DType.F32, (4,))], {"w": "Int4"}, {})
 
 
 def test_every_unfit_value_is_told():
     specs = [TensorSpec("a", DType.F4, (2,)), TensorSpec("b", DType.F32, (0,)), TensorSpec("c", DType.U8, (1,))]
     with pytest.raises(FormatError) as caught:
-        frame_of(Container.CKPT, specs, {}, {"c": "text", "d": "\ud800", "e": "x\0"})
+        CKPT.make_frame(specs, {}, {"c": "text", "d": "\ud800", "e": "x\0"})
     assert len(caught.value.problems) == 5
 
 
 def test_nothing():
-    assert frame_of(Container.SAFETENSORS, [], {}, {}).extents == ()
+    assert SAFETENSORS.make_frame([], {}, {}).extents == ()
     with pytest.raises(FormatError, match="nothing to write"):
-        frame_of(Container.CKPT, [], {}, {})
-    assert frame_of(Container.CKPT, [], {}, {"note": "x"}).extents == ()
+        CKPT.make_frame([], {}, {})
+    assert CKPT.make_frame([], {}, {"note": "x"}).extents == ()

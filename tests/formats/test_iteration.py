@@ -78,7 +78,7 @@ def test_other_names_are_none(text):
     [("model", 4, 4, ""), ("model", -1, 4, ""), ("other", 0, 1, ""), ("opt", 0, 1, "a/b"), ("opt", 0, 1, "\0")],
 )
 def test_names_that_are_not_made(fields):
-    with pytest.raises(FormatError, match="no object name"):
+    with pytest.raises(FormatError, match="not an object name"):
         ObjectName(*fields)
 
 

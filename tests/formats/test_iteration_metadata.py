@@ -17,9 +17,8 @@ from reshard.formats.mindspore.iteration import (
 )
 from reshard.formats.mindspore.iteration_encode import (
     ShardObject,
-    balanced_objects,
     encode_metadata,
-    replicated_objects,
+    shard_objects,
 )
 from reshard.formats.mindspore.iteration_metadata import parse_metadata
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
@@ -31,7 +30,7 @@ from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
 def base_text():
     specs = [TensorSpec("w", DType.F32, (4, 2)), TensorSpec("n", DType.F32, (2,))]
     strategy = Strategy(2, ({"w": Layout((1, 2), ((), (0,))), "n": Layout((2,), ((),))},))
-    return encode_metadata(specs, strategy, replicated_objects(specs, strategy, (), ""))
+    return encode_metadata(specs, strategy, shard_objects(specs, strategy, (), ""))
 
 
 def base():
@@ -62,7 +61,7 @@ BAD = [
     ((*W, "global_shape"), [4, 3], "equal pieces"),
     ((*W, "global_shape"), [4], "equal pieces"),
     ((*W, "axis_fragmentations"), [1, 0], "integers from 1"),
-    ((*W, "axis_fragmentations"), [2, 1], "cuts as axis_fragmentations says"),
+    ((*W, "axis_fragmentations"), [2, 1], "the cuts of axis_fragmentations"),
     ((*W, "axis_fragmentations"), [1, 1], "1 chunks"),
     ((*W, "chunk"), {}, "2 chunks, one a piece"),
     ((*W, "chunk"), [], "found 0 of them"),
@@ -77,18 +76,18 @@ BAD = [
     ((*W, "layout", "device_matrix"), [2, 2], "as many as device_matrix"),
     ((*W, "layout", "device_matrix"), [], "as many as device_matrix"),
     ((*W, "layout", "device_matrix"), [0, 2], "integers from 1"),
-    ((*W, "layout", "device_matrix"), [2, 1], "cuts as axis_fragmentations says"),
+    ((*W, "layout", "device_matrix"), [2, 1], "the cuts of axis_fragmentations"),
     ((*W, "layout", "tensor_map"), [0, 0], "a tensor map that fits"),
     ((*W, "layout", "tensor_map"), [-1, 7], "a tensor map that fits"),
     ((*W, "layout", "tensor_map"), [-1, [-1, 0]], "tensor_map: expected"),
     ((*W, "layout", "tensor_map"), [-1, [[0]]], "tensor_map: expected"),
     ((*W, "layout", "tensor_map"), [[], 0], "tensor_map: expected"),
-    ((*W, "layout", "tensor_map"), [0], "cuts as axis_fragmentations says"),
+    ((*W, "layout", "tensor_map"), [0], "the cuts of axis_fragmentations"),
     ((*W, "layout", "interleaved_parallel"), True, "interleaved_parallel: expected false"),
     ((*W, "layout", "alias_name"), ["a", "a"], "2 different names"),
     ((*W, "layout", "alias_name"), ["a", 1], "2 different names"),
     ((*W, "layout", "rank_list"), [0, 0], "different ranks"),
-    ((*W, "layout", "rank_list"), [1, 0], "as its layout says"),
+    ((*W, "layout", "rank_list"), [1, 0], "according to its layout"),
     ((*W, "layout", "rank_list"), list(range(10**5)), "different ranks"),
     (("storage_data", "w"), [], "a key such as"),
     (("storage_data", "('w', (2,))"), [{"file_name": "a", "storage_rank": 0}], "a chunk in state_dict_metadata"),
@@ -105,7 +104,7 @@ BAD = [
     ((*S, 0, "storage_rank"), 1, "and 1 among them"),
     ((*S, 0, "rank_group"), None, "integers from 0"),
     ((*S, 0, "rank_group"), [0, 0], "each rank once"),
-    ((*S, 0, "rank_group"), [0, 1], "chunk [1] on rank 1, as its layout says"),
+    ((*S, 0, "rank_group"), [0, 1], "chunk [1] on rank 1, according to its layout"),
 ]
 
 
@@ -116,7 +115,7 @@ def test_contradictions_are_named(path, value, message):
     with pytest.raises(FormatError) as error:
         parse(document)
     assert message in str(error.value)
-    assert str(error.value).startswith("m: broken metadata: expected every shard")
+    assert str(error.value).startswith("m: invalid metadata: expected every shard")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_contradictions_are_named(path, value, message):
 def test_nothing_may_be_missing(path):
     document = base()
     at(document, path[:-1]).pop(path[-1])
-    with pytest.raises(FormatError, match="broken metadata"):
+    with pytest.raises(FormatError, match="invalid metadata"):
         parse(document)
 
 
@@ -184,12 +183,12 @@ def test_what_is_not_written():
         encode_metadata(specs, Strategy(2, ({"a": Layout((2,), ((),))},)), objects)
     text = str(error.value)
     for part in [
-        "'b': expected a name of its own",
+        "'b': expected a unique name",
         "found F8_E4M3",
         "'..' step",
         "found 'zz'",
         "found it again",
-        "'b': no object",
+        "'b': expected an object that holds shard 0, found none",
     ]:
         assert part in text
     with pytest.raises(FormatError, match="surrogate"):
@@ -266,7 +265,9 @@ def test_many_tensors_on_many_ranks_take_seconds():
     specs = [TensorSpec(f"layers.{n}.w", DType.BF16, (1024, 64)) for n in range(300)]
     strategy = Strategy(256, ({spec.name: layout for spec in specs},))
     begin = time.perf_counter()
-    metadata = parse_metadata(encode_metadata(specs, strategy, balanced_objects(specs, strategy, (), "")), "m")
+    metadata = parse_metadata(
+        encode_metadata(specs, strategy, shard_objects(specs, strategy, (), "", remove_redundancy=True)), "m"
+    )
     assert len(metadata.file_names) == 256
     assert time.perf_counter() - begin < 20
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError, StrategyError
-from reshard.formats.layout_file import parse_layout_file
-from reshard.formats.layout_file_encode import encode_layout_file
+from reshard.formats.layout_file import encode_layout_file, parse_layout_file
 from reshard.formats.layout_rules import LayoutRule, LayoutRules, StageRule, layer_number
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
@@ -127,10 +126,10 @@ def test_layer_number(name, number):
         ("axes: [mp]\nrules: []", "axes: expected a mapping"),
         ("axes: {mp: 0}\nrules: []", "axes: mp: expected a number of at least 1, found 0"),
         ("axes: {mp: true}\nrules: []", "axes: mp: expected a number"),
-        ("axes: {a: 99999, b: 99999}\nrules: []", "axes: expected at most 64 axes and 2147483647 ranks"),
+        ("axes: {a: 99999, b: 99999}\nrules: []", "axes: expected at most 64 axes, 2147483647 ranks"),
         ("axes: {mp: 2, pp: 2}\nrules: []\nstages: [{layers: 0}, {layers: 1}]", "pp must be the first"),
         ("axes: {pp: 2}\nrules: []", "needs stages, a list of 2 entries"),
-        ("axes: {pp: 2}\nrules: []\nstages: [{layers: 0}]", "expected 2 entries, as pp in axes, found 1"),
+        ("axes: {pp: 2}\nrules: []\nstages: [{layers: 0}]", "expected 2 entries, like pp in axes, found 1"),
         ("axes: {mp: 2}\nrules: []\nstages: [{layers: 0}]", "axes has no pp"),
         ("axes: {pp: 1}\nrules: []\nstages: [{}]", "stage 0: expected match, layers or both"),
         ("axes: {pp: 1}\nrules: []\nstages: [{layer: 0}]", "stage 0: unknown key 'layer'"),

@@ -26,14 +26,17 @@ def test_order_stays():
 @pytest.mark.parametrize(
     ("data", "fragments"),
     [
-        (b"", ["broken JSON", "found the end"]),
+        (b"", ["invalid JSON", "found the end"]),
         (b"\xff", ["UTF-8"]),
         (b'["a"]', ["expected an object", "found an array"]),
         (b'{"a": "b", "a": "c"}', ["repeated keys", "'a'"]),
         (b'{"a": 1}', ["'a': expected a new name, found a number"]),
-        (b'{"a": null, "b": "c", "d": {"e": "f"}}', ["found 2 other", "'a'", "found null", "'d'", "found an object"]),
+        (
+            b'{"a": null, "b": "c", "d": {"e": "f"}}',
+            ["2 problems", "'a'", "found null", "'d'", "found an object"],
+        ),
         (b'{"a": ""}', ["'a': expected a new name, found an empty one"]),
-        (b'{"": "b"}', ["new name 'b' stands for an empty old name"]),
+        (b'{"": "b"}', ["new name 'b': expected an old name"]),
         (b'{"a": "\\ud800"}', ["surrogate"]),
     ],
 )

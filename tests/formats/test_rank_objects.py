@@ -1,6 +1,7 @@
 """Which objects of the ranks make one checkpoint: as MindSpore chooses, and an error where it would mix two."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from reshard.errors import CatalogError, FormatError
 from reshard.formats.containers import Container
-from reshard.formats.mindspore.rank_names import epoch_step_of
+from reshard.formats.mindspore.rank_names import epoch_step_of, last_two_numbers
 from reshard.formats.mindspore.rank_objects import RankMeta, choose, find_rank_objects, find_root, parse_meta
 
 # Made once with MindSpore 2.10.0: the names were files in rank_R/ of a directory without digits in its path, given to
@@ -98,8 +99,8 @@ def tree(*names, ranks=range(4), prefix="rank_{r}/"):
     return [(prefix + name).replace("{r}", str(rank)) for rank in ranks for name in names]
 
 
-def chosen_from(names, suffix=None, recorded=None, container=None):
-    return choose(find_rank_objects(names), suffix, recorded, container and Container(container))
+def chosen_from(names, suffix=None, recorded=None):
+    return choose(find_rank_objects(names), suffix, recorded)
 
 
 def picked(chosen):
@@ -126,16 +127,16 @@ def test_as_mindspore(row):
     names = [f"rank_{rank}/{base}" for base in bases]
     if answer in {None, "ERROR"}:
         with pytest.raises(CatalogError):
-            chosen_from(names, suffix, container=container)
+            chosen_from(names, suffix)
         return
     expected = ours[0] if answer == "TIE" else answer
-    assert chosen_from(names, suffix, container=container).by_rank == {rank: f"rank_{rank}/{expected}.{container}"}
+    assert chosen_from(names, suffix).by_rank == {rank: f"rank_{rank}/{expected}.{container}"}
 
 
 def test_numbers_before_the_ranks_do_not_count():
     # Below a directory such as run9/ MindSpore takes net, whose last two numbers are then 9 and 1.
-    names = find_rank_objects(["run9/rank_1/net.ckpt", "run9/rank_1/net_2.ckpt"], root="run9/")
-    assert choose(names, container=Container.CKPT).by_rank == {1: "run9/rank_1/net_2.ckpt"}
+    names = ["run9/rank_1/net.ckpt", "run9/rank_1/net_2.ckpt"]
+    assert max(names, key=last_two_numbers) == "run9/rank_1/net_2.ckpt"
 
 
 def test_a_tie_is_told():
@@ -144,14 +145,14 @@ def test_a_tie_is_told():
     assert chosen.notes == (
         "several names end in the same two numbers on rank 0-3: chose the last by name",
         "chose 1_20, the last by the two numbers at the end, among up to 2 objects a rank; "
-        "left aside: llama_rank_{rank}-1_20.safetensors",
+        "ignored: llama_rank_{rank}-1_20.safetensors",
     )
 
 
 def test_text_order_of_ckpt_is_told():
     chosen = chosen_from(tree("net_{r}-1_9.ckpt", "net_{r}-1_10.ckpt"))
     assert chosen.by_rank[3] == "rank_3/net_3-1_9.ckpt"
-    assert chosen.notes[0] == "ckpt names are sorted as text; by number 1_10 would be the last"
+    assert chosen.notes[0] == "ckpt names are sorted as text; by number, 1_10 is the last"
 
 
 def test_a_suffix_that_ends_a_longer_number_is_told():
@@ -181,7 +182,7 @@ def test_the_last_of_several():
     chosen = chosen_from(names)
     assert picked(chosen) == "rank_{r}/llama_rank_{r}-2_5.safetensors"
     assert chosen.notes == (
-        "chose 2_5, the last by the two numbers at the end, among up to 3 objects a rank; left aside: 1_100, 1_20",
+        "chose 2_5, the last by the two numbers at the end, among up to 3 objects a rank; ignored: 1_100, 1_20",
     )
 
 
@@ -197,7 +198,7 @@ def test_ranks_of_different_steps():
         chosen_from(names)
     assert caught.value.problems == ("1_20 on rank 0-1", "1_10 on rank 2-3")
     assert "epoch 1, step 10" in caught.value.hint
-    assert "--file-suffix 1_10" in caught.value.hint
+    assert "file_suffix='1_10'" in str(caught.value)
     assert picked(chosen_from([name.replace("net_", "net_rank_") for name in names], "1_10")).endswith(
         "-1_10.safetensors"
     )
@@ -221,7 +222,7 @@ def test_a_name_of_one_number_among_epochs_and_steps():
     with pytest.raises(CatalogError, match="different checkpoints") as caught:
         chosen_from(tree("net_7.safetensors", "net-1_20.safetensors"))
     assert caught.value.problems == ("net_7.safetensors on rank 2-3", "1_20 on rank 0-1")
-    assert "--file-suffix 1_20" in caught.value.hint
+    assert "file_suffix='1_20'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +296,8 @@ def test_meta_json_decides():
     chosen = chosen_from(RESTARTED, recorded=metas(2, 10, "net_rank_{r}-2_10.safetensors"))
     assert picked(chosen) == "rank_{r}/net_rank_{r}-2_10.safetensors"
     assert chosen.notes == (
-        "by name it would be 9_10: of an earlier run?",
-        "chose 2_10, which meta.json names on all ranks, among up to 3 objects a rank; left aside: 9_10, 1_10",
+        "the last by name is 9_10: is it of an earlier run?",
+        "chose 2_10, which meta.json names on all ranks, among up to 3 objects a rank; ignored: 9_10, 1_10",
     )
 
 
@@ -314,11 +315,11 @@ def test_meta_json_that_agrees_with_the_names():
 @pytest.mark.parametrize(
     ("recorded", "why"),
     [
-        (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)), "there is none for rank 3"),
+        (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)), "rank 3 has none"),
         (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)) | {3: RankMeta(1, 10, "a")}, "ranks name 1_10, 2_10"),
-        (metas(3, 10, "net_rank_{r}-3_10.safetensors"), "what it names is not there on rank 0-3"),
-        (metas(2, 10, "net_rank_{r}-1_10.safetensors"), "what it names is not there on rank 0-3"),
-        (metas(2, 10, "net_rank_{r}-2_10.ckpt"), "what it names is not there on rank 0-3"),
+        (metas(3, 10, "net_rank_{r}-3_10.safetensors"), "the object that it names is missing on rank 0-3"),
+        (metas(2, 10, "net_rank_{r}-1_10.safetensors"), "the object that it names is missing on rank 0-3"),
+        (metas(2, 10, "net_rank_{r}-2_10.ckpt"), "the object that it names is missing on rank 0-3"),
     ],
 )
 def test_meta_json_that_cannot_decide(recorded, why):
@@ -343,7 +344,7 @@ def test_the_way_out_is_not_newer_than_the_last_save():
     recorded = metas(2, 10, "net_rank_{r}-2_10.safetensors") | {3: RankMeta(1, 10, "net_rank_3-1_10.safetensors")}
     with pytest.raises(CatalogError) as caught:
         chosen_from(names, recorded=recorded)
-    assert "--file-suffix 1_10" in caught.value.hint
+    assert "file_suffix='1_10'" in str(caught.value)
 
 
 def test_parse_meta():
@@ -384,16 +385,12 @@ def test_both_containers():
         "safetensors: 4 objects, rank_0/a-1_2.safetensors first",
         "ckpt: 8 objects, rank_0/a-1_2.ckpt first",
     )
-    chosen = chosen_from(names, container="ckpt")
-    assert picked(chosen) == "rank_{r}/a-1_3.ckpt"
-    assert chosen.notes[0] == "left aside: 4 objects that are not ckpt"
-    assert picked(chosen_from(names, container="safetensors")) == "rank_{r}/a-1_2.safetensors"
 
 
 def test_ranks_without_the_container_are_told():
-    chosen = chosen_from([*tree("a.safetensors"), "rank_4/a.ckpt", "rank_5/meta.json"], container="safetensors")
+    chosen = chosen_from([*tree("a.safetensors"), "rank_4/a.txt", "rank_5/meta.json"])
     assert list(chosen.by_rank) == [0, 1, 2, 3]
-    assert chosen.notes[1] == "no safetensors object on rank 4-5"
+    assert chosen.notes == ("no safetensors object on rank 4-5",)
 
 
 @pytest.mark.parametrize("names", [[], ["a.safetensors"], ["rank_0/meta.json"], ["rank_0/sub/a.ckpt"]])
@@ -432,23 +429,22 @@ def test_output_of_mindspore_transformers():
     objects = find_rank_objects(TRANSFORMERS)
     assert objects.root == "checkpoint/"
     assert objects.metas[3] == "checkpoint/rank_3/meta.json"
-    assert objects.notes == ("left aside: ranks under checkpoint_network/, checkpoint_trainable/",)
+    assert objects.notes == ("ignored: ranks under checkpoint_network/, checkpoint_trainable/",)
     assert choose(objects).by_rank[2] == "checkpoint/rank_2/llama_rank_2-1_20.safetensors"
-    network = choose(find_rank_objects(TRANSFORMERS, "checkpoint_network/"))
+    network = choose(find_rank_objects([name for name in TRANSFORMERS if not name.startswith("checkpoint/")]))
     assert network.by_rank[0] == "checkpoint_network/rank_0/llama_rank_0-network-1_20.safetensors"
 
 
 def test_other_ranks_are_told():
     objects = find_rank_objects(["rank_0/a.ckpt", "rank_0/rank_1/a.ckpt", "run/rank_0/a.ckpt", "run/rank_0/meta.json"])
     assert objects.by_rank == {0: ("rank_0/a.ckpt",)}
-    assert objects.notes == ("left aside: ranks under rank_0/, run/",)
-    assert find_rank_objects(["rank_0/a.ckpt"], "run/").notes == ("left aside: ranks under (the top)",)
+    assert objects.notes == ("ignored: ranks under rank_0/, run/",)
 
 
 def test_ranks_elsewhere_are_named_when_there_are_none():
     with pytest.raises(CatalogError) as caught:
         chosen_from(["run/rank_0/a.ckpt"])
-    assert caught.value.problems == ("left aside: ranks under run/",)
+    assert caught.value.problems == ("ignored: ranks under run/",)
 
 
 def test_ranks_in_the_order_of_numbers():
@@ -456,7 +452,7 @@ def test_ranks_in_the_order_of_numbers():
 
 
 def test_the_same_rank_twice():
-    with pytest.raises(CatalogError, match="twice") as caught:
+    with pytest.raises(CatalogError, match="two prefixes") as caught:
         find_rank_objects(["rank_1/a.ckpt", "rank_01/a.ckpt", "rank_2/a.ckpt", "rank_00/meta.json", "rank_0/a.ckpt"])
     assert caught.value.problems == ("rank 0: rank_0/, rank_00/", "rank 1: rank_01/, rank_1/")
 
@@ -520,10 +516,10 @@ def test_the_way_out_works(extras, container, common):
         chosen_from(names)
         return
     except CatalogError as error:
-        hint = error.hint
-    if epoch_step_of(f"net{common}.{container}") is None and "--file-suffix" not in hint:
+        found = re.search("file_suffix='(.*)'", str(error))
+    if epoch_step_of(f"net{common}.{container}") is None and not found:
         return
-    suffix = hint.rpartition(" ")[2].removesuffix(".")
+    suffix = found[1]
     chosen = chosen_from(names, suffix)
     assert {"{}_{}".format(*epoch_step_of(name)) for name in chosen.by_rank.values()} == {suffix}
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from support.checkpoints import content_of
 
 from reshard.errors import FormatError
+from reshard.formats.container_format import HeaderTensor
 from reshard.formats.safetensors import (
     MAX_AXIS_COUNT,
     MAX_HEADER_BYTES,
@@ -15,7 +17,7 @@ from reshard.formats.safetensors import (
     parse_header,
     plan_header,
 )
-from reshard.tensor import ByteRange, DType, TensorSpec
+from reshard.tensor import Box, ByteRange, DType, TensorSpec
 
 
 def entry(dtype="F32", shape=(1,), data_offsets=(0, 4), **others):
@@ -29,7 +31,7 @@ def prefix_of(header):
 
 # name: (header, bytes of data after it, fragments of the message)
 HOSTILE = {
-    "not JSON": (b"{]", 0, ["header, byte 9", "broken JSON"]),
+    "not JSON": (b"{]", 0, ["header, byte 9", "invalid JSON"]),
     "not UTF-8": (b'{"\xff":1}', 0, ["header, byte 10", "UTF-8"]),
     "leading space": (b" {}", 0, ["byte 8", "expected '{'"]),
     "not an object": (b"[]", 0, ["expected '{'"]),
@@ -58,8 +60,8 @@ HOSTILE = {
     "empty, but overflows": ({"a": entry(shape=[2**40, 2**40, 0], data_offsets=[0, 0])}, 0, ["2**63"]),
     "too many axes": ({"a": entry(shape=[1] * 65)}, 4, ["at most 64 axes", "found 65"]),
     "a million axes": ({"a": entry(shape=[2] * 1_000_000)}, 4, ["at most 64 axes", "found 1000000"]),
-    "F4 half a byte": ({"a": entry("F4", [3], [0, 2])}, 2, ["whole bytes", "3 of 4 bits (F4)"]),
-    "F6 half a byte": ({"a": entry("F6_E3M2", [2], [0, 2])}, 2, ["whole bytes", "2 of 6 bits"]),
+    "F4 half a byte": ({"a": entry("F4", [3], [0, 2])}, 2, ["a whole number of bytes", "3 elements of 4 bits (F4)"]),
+    "F6 half a byte": ({"a": entry("F6_E3M2", [2], [0, 2])}, 2, ["a whole number of bytes", "2 elements of 6 bits"]),
     "negative offset": ({"a": entry(data_offsets=[-4, 0])}, 0, ["tensor 'a': data_offsets", "[-4, 0]"]),
     "reversed offsets": ({"a": entry(data_offsets=[4, 0])}, 4, ["tensor 'a': data_offsets", "[4, 0]"]),
     "one offset": ({"a": entry(data_offsets=[4])}, 4, ["tensor 'a': data_offsets", "[4]"]),
@@ -68,8 +70,8 @@ HOSTILE = {
     "offsets are a string": ({"a": entry() | {"data_offsets": "04"}}, 4, ["data_offsets", "'04'"]),
     "too few bytes": ({"a": entry(shape=[2])}, 4, ["expected 8 bytes for F32 [2], found 4"]),
     "too many bytes": ({"a": entry(data_offsets=[0, 8])}, 8, ["expected 4 bytes for F32 [1], found 8"]),
-    "first hole": ({"a": entry(data_offsets=[4, 8])}, 8, ["tensor 'a'", "a hole", "after the header"]),
-    "hole": ({"a": entry(), "b": entry(data_offsets=[8, 12])}, 12, ["tensor 'b'", "a hole", "after tensor 'a'"]),
+    "first gap": ({"a": entry(data_offsets=[4, 8])}, 8, ["tensor 'a'", "a gap", "after the header"]),
+    "gap": ({"a": entry(), "b": entry(data_offsets=[8, 12])}, 12, ["tensor 'b'", "a gap", "after tensor 'a'"]),
     "overlap": ({"a": entry(), "b": entry(data_offsets=[2, 6])}, 6, ["tensor 'b'", "an overlap", "after tensor 'a'"]),
     "the same bytes": ({"a": entry(), "b": entry()}, 4, ["tensor 'b'", "an overlap"]),
     "empty inside another": ({"a": entry(), "b": entry(shape=[0], data_offsets=[2, 2])}, 4, ["'b'", "an overlap"]),
@@ -152,7 +154,7 @@ def test_a_flood_of_problems_is_counted_but_not_kept():
     ],
 )
 def test_wrong_header_length(length, object_nbytes):
-    with pytest.raises(FormatError, match=rf"byte 0: wrong header length: .* found {length} bytes"):
+    with pytest.raises(FormatError, match=rf"byte 0: invalid header length: .* found {length} bytes"):
         header_range(length.to_bytes(8, "little"), object_nbytes)
 
 
@@ -169,7 +171,7 @@ def test_header_range_at_its_limits():
 
 def test_prefix_without_the_whole_header():
     prefix = prefix_of({"a": entry()})
-    with pytest.raises(FormatError, match="header cut short"):
+    with pytest.raises(FormatError, match="truncated header"):
         parse_header(prefix[:-1], len(prefix) + 4)
 
 
@@ -190,18 +192,16 @@ def test_any_order_of_entries():
     )
     header = parse_header(prefix, len(prefix) + 23)
     assert [tensor.spec.name for tensor in header.tensors] == ["first", "empty", "scalar", "last"]
+    assert [tensor.boxes[0][1] - len(prefix) for tensor in header.tensors] == [0, 16, 16, 20]
     assert header.metadata == {"z": "1", "a": "2"}
-    assert header.data_start == len(prefix)
-    assert header.nbytes == len(prefix) + 23
-    assert header.by_name["last"].range == ByteRange(len(prefix) + 20, len(prefix) + 23)
-    assert header.by_name["last"].spec == TensorSpec("last", DType.U8, (3,))
+    assert header.tensors[3] == HeaderTensor(TensorSpec("last", DType.U8, (3,)), ((Box((0,), (3,)), len(prefix) + 20),))
 
 
 @pytest.mark.parametrize("header", [{}, {"__metadata__": None}, {"__metadata__": {}}, b"{}      ", b"{\n}\t"])
 def test_no_tensors(header):
     prefix = prefix_of(header)
     parsed = parse_header(prefix, len(prefix))
-    assert (parsed.tensors, parsed.metadata, parsed.nbytes) == ((), {}, len(prefix))
+    assert (parsed.tensors, parsed.metadata) == ((), {})
 
 
 def test_plan_of_nothing_is_what_the_library_writes():
@@ -214,7 +214,7 @@ def test_plan_of_nothing_is_what_the_library_writes():
         ([TensorSpec("a", DType.U8, ()), TensorSpec("a", DType.I8, ())], {}, ["tensor 'a'", "taken"]),
         ([TensorSpec("__metadata__", DType.U8, ())], {}, ["'__metadata__'", "taken"]),
         ([TensorSpec("a", DType.U8, (-1,))], {}, ["tensor 'a': shape", "[-1]"]),
-        ([TensorSpec("a", DType.F4, (3,))], {}, ["whole bytes"]),
+        ([TensorSpec("a", DType.F4, (3,))], {}, ["a whole number of bytes"]),
         ([TensorSpec("a", DType.U8, (2**62, 2))], {}, ["2**63"]),
         ([TensorSpec("a", DType.U8, (1,) * (MAX_AXIS_COUNT + 1))], {}, ["64 axes"]),
         ([TensorSpec("\ud800", DType.U8, ())], {}, ["surrogate"]),
@@ -247,12 +247,12 @@ def test_plan_does_not_depend_on_the_order_of_its_arguments():
 def test_every_dtype_opens_in_the_library_in_the_planned_order(tmp_path):
     encoded = plan_header([TensorSpec(f"t.{dtype}", dtype, (2, 4)) for dtype in DType], {"format": "pt"})
     path = tmp_path / "model.safetensors"
-    path.write_bytes(encoded.data + bytes(encoded.header.nbytes - len(encoded.data)))
+    path.write_bytes(encoded.data + bytes(encoded.nbytes - len(encoded.data)))
     with safetensors.safe_open(path, framework="numpy") as opened:
         assert opened.metadata() == {"format": "pt"}
         assert opened.offset_keys() == [tensor.spec.name for tensor in encoded.header.tensors]
-        for name in opened.keys():  # noqa: SIM118 (not a mapping)
-            view, spec = opened.get_slice(name), encoded.header.by_name[name].spec
+        for tensor in encoded.header.tensors:
+            view, spec = opened.get_slice(tensor.spec.name), tensor.spec
             assert (view.get_dtype(), tuple(view.get_shape())) == (spec.dtype.value, spec.shape)
 
 
@@ -269,14 +269,15 @@ def test_our_objects_are_the_librarys_to_the_byte(metadata):
     header = parse_header(written, len(written))
     encoded = plan_header([tensor.spec for tensor in header.tensors], metadata)
     assert encoded.header == header
-    assert encoded.data == written[: header.data_start]
-    for name, array in tensors.items():
-        stored = header.by_name[name]
+    assert encoded.data == written[: header.tensors[0].boxes[0][1]]
+    assert {stored.spec.name for stored in header.tensors} == tensors.keys()
+    for stored in header.tensors:
+        array = tensors[stored.spec.name]
         assert stored.spec.shape == array.shape
-        assert written[stored.range.start : stored.range.stop] == array.tobytes()
+        assert content_of(stored, written) == array.tobytes()
 
 
 def test_fifty_thousand_tensors_are_no_burden():
     specs = [TensorSpec(f"layers.{i}.weight", DType.BF16, (7168, 2048)) for i in range(50_000)]
     encoded = plan_header(specs, {})
-    assert parse_header(encoded.data, encoded.header.nbytes) == encoded.header
+    assert parse_header(encoded.data, encoded.nbytes) == encoded.header

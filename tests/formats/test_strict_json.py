@@ -6,10 +6,10 @@ from reshard.errors import FormatError
 from reshard.formats.strict_json import json_kind, parse_json_object, shown
 
 REFUSED = {
-    "nothing": (b"", "broken JSON", "the end"),
+    "nothing": (b"", "invalid JSON", "the end"),
     "not text": (b'{"a": "\xff"}', "where, byte 7", "UTF-8"),
     "utf-16": ('{"a": 1}'.encode("utf-16"), "byte 0", "UTF-8"),
-    "byte order mark": (b'\xef\xbb\xbf{"a": 1}', "broken JSON", "BOM"),
+    "byte order mark": (b'\xef\xbb\xbf{"a": 1}', "invalid JSON", "BOM"),
     "array": (b"[1]", "expected an object", "found an array"),
     "string": (b'"a"', "expected an object", "found a string"),
     "null": (b"null", "expected an object", "found null"),
@@ -27,14 +27,14 @@ REFUSED = {
     "deep objects": (b'{"a":' * 100_000, "nested too deeply", "a few levels"),
     "lone surrogate": (b'{"a": "\\ud800"}', "surrogate", r"\ud800"),
     "lone surrogate in a key": (b'{"\\uDFFF": 1}', "surrogate", r"\udfff"),
-    "control character": (b'{"a": "\n"}', "broken JSON", "byte 7"),
-    "trailing text": (b'{"a": 1} x', "broken JSON (Extra data)", "found 'x'"),
+    "control character": (b'{"a": "\n"}', "invalid JSON", "byte 7"),
+    "trailing text": (b'{"a": 1} x', "invalid JSON (Extra data)", "found 'x'"),
     "trailing object": (b"{}{}", "byte 2", "nothing after it"),
     "trailing NUL": (b"{}\0", "byte 2", r"'\x00'"),
-    "trailing comma": (b'{"a": 1,}', "broken JSON", "byte"),
-    "single quotes": (b"{'a': 1}", "broken JSON", "byte 1"),
-    "comment": (b'{"a": 1 /* one */}', "broken JSON", "byte 8"),
-    "cut short": (b'{"a": {"b": 1', "broken JSON", "the end"),
+    "trailing comma": (b'{"a": 1,}', "invalid JSON", "byte"),
+    "single quotes": (b"{'a': 1}", "invalid JSON", "byte 1"),
+    "comment": (b'{"a": 1 /* one */}', "invalid JSON", "byte 8"),
+    "cut short": (b'{"a": {"b": 1', "invalid JSON", "the end"),
 }
 
 
@@ -64,7 +64,7 @@ def test_the_same_key_in_two_objects_is_fine():
 
 
 def test_byte_offsets_count_bytes_from_the_objects_start():
-    with pytest.raises(FormatError, match=r"^header, byte 16: broken JSON"):
+    with pytest.raises(FormatError, match=r"^header, byte 16: invalid JSON"):
         parse_json_object('{"é": x}'.encode(), "header", first_byte=9)
     with pytest.raises(FormatError, match=r"^header, byte 15: not text"):
         parse_json_object(b'{"a": "\xff"}', "header", first_byte=8)

@@ -38,10 +38,10 @@ def test_plain_values():
         (b"null: a", "line 1: key"),
         (b"? [a]\n: 1", "line 1: key"),
         (b"[" * 1000, "nested too deeply"),
-        (b"a: 'x", "broken YAML"),
+        (b"a: 'x", "invalid YAML"),
         (b"--- a\n--- b", "another document"),
         (b"\xff", "f, byte 0: not text"),
-        (b"a: \x00", "broken YAML"),
+        (b"a: \x00", "invalid YAML"),
         (b" " * (4 * 2**20 + 1), "too long"),
     ],
 )

@@ -111,7 +111,7 @@ def test_what_other_writers_may_say_besides():
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 REFUSED = {
-    "gzip": ({"codecs": [LITTLE, {"name": "gzip", "configuration": {"level": 5}}]}, "expected bytes alone"),
+    "gzip": ({"codecs": [LITTLE, {"name": "gzip", "configuration": {"level": 5}}]}, "expected only bytes"),
     "sharding": ({"codecs": [{"name": "sharding_indexed", "configuration": {}}]}, "'sharding_indexed'"),
     "transpose": ({"codecs": [{"name": "transpose", "configuration": {"order": [1, 0]}}, LITTLE]}, "'transpose'"),
     "no codec": ({"codecs": []}, "found none"),
@@ -133,7 +133,7 @@ REFUSED = {
     ),
     "fewer axes": (
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4]}}},
-        "expected one number of axes",
+        "expected equal numbers of axes",
     ),
     "large chunks": (
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**62, 2]}}},
@@ -152,10 +152,16 @@ REFUSED = {
     "attributes": ({"attributes": []}, "attributes: expected an object"),
     "name": ({"attributes": {"reshard": {"name": 7}}}, "attribute reshard"),
     "dtype": ({"attributes": {"reshard": {"dtype": "F7"}}}, "attribute reshard"),
-    "other dtype": ({"attributes": {"reshard": {"dtype": "BF16"}}}, "dtype: expected what F32"),
-    "other width": ({"data_type": "uint8", "attributes": {"reshard": {"dtype": "BF16"}}}, "dtype: expected what U8"),
-    "own dtype": ({"data_type": "uint16", "attributes": {"reshard": {"dtype": "I16"}}}, "dtype: expected what U16"),
-    "bits": ({"data_type": "uint8", "attributes": {"reshard": {"dtype": "F4", "shape": [5]}}}, "what U8"),
+    "other dtype": ({"attributes": {"reshard": {"dtype": "BF16"}}}, "dtype: expected a tensor that F32"),
+    "other width": (
+        {"data_type": "uint8", "attributes": {"reshard": {"dtype": "BF16"}}},
+        "expected a tensor that U8",
+    ),
+    "own dtype": (
+        {"data_type": "uint16", "attributes": {"reshard": {"dtype": "I16"}}},
+        "expected a tensor that U16",
+    ),
+    "bits": ({"data_type": "uint8", "attributes": {"reshard": {"dtype": "F4", "shape": [5]}}}, "a tensor that U8"),
 }
 
 

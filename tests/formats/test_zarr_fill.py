@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError
-from reshard.formats.zarr_fill import Fill
+from reshard.formats.zarr import Fill
 from reshard.tensor import DType
 
 FLOATS = {

@@ -39,7 +39,7 @@ def main(python: str) -> None:
         hf, ranks, back, strategy = (str(place / name) for name in ("hf", "ranks", "back", "strategy.ckpt"))
         numbers, options = "mp=3,pp=2", {"qkv_concat": "true"}
         convert(hf, ranks, to="ms", parallel=numbers, option=["qkv_concat=true"])
-        api.make_strategy(strategy, checkpoint=hf, to="ms", parallel=numbers, options=options)
+        api.make_strategy(strategy, checkpoint=hf, to="ms", parallel=numbers, option=options)
         convert(ranks, back, src_strategy=strategy, to="hf", config=f"{hf}/config.json")
         before, after = (_generated(python, path) for path in (hf, back))
     if before != after or before[: len(PROMPT)] != PROMPT:

@@ -15,10 +15,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_merge import to_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy, parse_strategy_file, to_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout, Strategy
 
 REAL = Path(__file__).parents[1] / "conformance" / "strategies"

@@ -10,11 +10,12 @@ import pytest
 from live.calls import Step
 from live.drawing import Drawn
 from oracle.cases import read_content, tensor
+from support.checkpoints import content_of as bytes_of
+from support.checkpoints import header_in, list_ckpt
 
 import reshard
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.mindspore.ckpt_values import decode_text
-from reshard.tensor import ByteRange
+import reshard.compat
+from reshard.formats.containers import Container
 
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(1000)]
 
@@ -40,7 +41,7 @@ def test_as_mindspore_does_it(made: Path, ours: Path, form: str, index: int, ste
     expected = contents(case / "out" / step.name)
     arguments = located(case, step.reshard(drawn))
     if "function" in arguments:
-        function = getattr(reshard.api, arguments.pop("function"))
+        function = getattr(reshard.compat, arguments.pop("function"))
         function(arguments.pop("src"), str(target), **arguments)
     else:
         reshard.convert(dst=str(target), **arguments)
@@ -97,14 +98,8 @@ def content_of(path: Path) -> tuple[dict, dict[str, str], dict[str, str]]:
         content = read_content(data)
         metadata = {key: value for key, value in content.metadata.items() if key not in WRITER_NOTES}
         return dict(content.tensors), {}, metadata
-    index = read_index(len(data), lambda where: data[where.start : where.stop])
-    texts = {text.name: decode_text(part(data, text.range), text.name) for text in index.texts}
+    header = header_in(data, Container.CKPT)
     tensors = {
-        held.spec.name: tensor(held.spec.dtype.value, held.spec.shape, b"".join(part(data, r) for r in held.ranges))
-        for held in index.tensors
+        held.spec.name: tensor(held.spec.dtype.value, held.spec.shape, bytes_of(held, data)) for held in header.tensors
     }
-    return tensors, texts, {"types": {held.spec.name: held.type_name for held in index.tensors}}
-
-
-def part(data: bytes, where: ByteRange) -> bytes:
-    return data[where.start : where.stop]
+    return tensors, dict(header.texts), {"types": list_ckpt(data)[2]}

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.recording_store import recording
 from support.s3_servers import S3Server
 from support.settings import clear_settings
 
 import reshard
-from reshard.api import save, statements
+from reshard.api import resolve, save
 from reshard.errors import OverBudget
 from reshard.formats.safetensors import plan_header
 from reshard.formats.weight_index import encode_weight_index
 from reshard.planning.plan_json import encode_plan
-from reshard.storage import Location, Store, open_location, recording
+from reshard.storage import Location, Store, open_location
 from reshard.tensor import DType, TensorSpec
 
 pytestmark = [pytest.mark.memory, pytest.mark.server, pytest.mark.timeout(600)]
@@ -76,7 +77,7 @@ def _write_model(store: Store, prefix: str, layers: int) -> None:
     weight_map = {}
     for layer in range(layers):
         header, key = plan_header(_specs(layer), {"format": "pt"}), f"model-{layer}.safetensors"
-        store.put(f"{prefix}/{key}", header.data + os.urandom(header.header.nbytes - len(header.data)))
+        store.put(f"{prefix}/{key}", header.data + os.urandom(header.nbytes - len(header.data)))
         weight_map |= {spec.name: key for spec in _specs(layer)}
     store.put(f"{prefix}/model.safetensors.index.json", encode_weight_index(weight_map, 0))
 
@@ -145,7 +146,7 @@ def test_a_refusal_reads_headers_only_and_its_number_would_do(bucket: str, monke
     header_bytes = reshard.inspect(url).header_bytes
     place = open_location(url)
     counted = recording(place.store)
-    monkeypatch.setattr(statements, "open_source", lambda _: Location(counted, place.key))
+    monkeypatch.setattr(resolve, "open_source", lambda _: Location(counted, place.key))
     with pytest.raises(OverBudget) as refused:
         reshard.convert(url, f"{bucket}/refused", dst_layout=layout, memory="8MiB")
     assert counted.figures.read_bytes == header_bytes
@@ -177,7 +178,7 @@ def _write_experts(store: Store, prefix: str, experts: int) -> None:
     norms = ("model.norm", f"{head}.input_layernorm", f"{head}.post_attention_layernorm")
     shapes |= {f"{name}.weight": (hidden,) for name in norms}
     header = plan_header([TensorSpec(name, DType.BF16, shape) for name, shape in shapes.items()], {"format": "pt"})
-    store.put(f"{prefix}/model.safetensors", header.data + os.urandom(header.header.nbytes - len(header.data)))
+    store.put(f"{prefix}/model.safetensors", header.data + os.urandom(header.nbytes - len(header.data)))
     store.put(f"{prefix}/config.json", json.dumps(config).encode())
 
 

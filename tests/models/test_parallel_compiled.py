@@ -8,8 +8,7 @@ import pytest
 from safetensors import deserialize
 
 from reshard.errors import StrategyError
-from reshard.formats.mindspore.ms_strategy import parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_merge import to_strategy
+from reshard.formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from reshard.models.parallel_config import ParallelConfig
 from reshard.models.parallel_rules import load_layouts
 from reshard.models.parallel_strategy import derive_strategy, layer_stages

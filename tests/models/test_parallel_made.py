@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from cli.runner import ok, run
 
-from reshard.api import read_strategy
-from reshard.api.numbers import make_strategy
+from reshard.api import make_strategy, read_strategy
 from reshard.errors import PlanError, TargetExists, UsageError
 from reshard.formats.safetensors import plan_header
 from reshard.storage import MemoryStore

@@ -7,10 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reshard.errors import StrategyError
-from reshard.formats.mindspore.ms_strategy import from_strategy, parse_strategy_file
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_merge import to_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy, parse_strategy_file, to_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.models.parallel_config import ParallelConfig
 from reshard.models.parallel_rules import load_layouts
 from reshard.models.parallel_strategy import derive_strategy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,22 @@ import pytest
 from support import s3_servers
 from support.checkpoints import put_ranks, rank_key, shards
 from support.conversions import catalog_at, ranks_of
+from support.faulty_store import Fault, FaultyStore
 from support.planning import plan_for
+from support.recording_store import Figures, RecordingStore
 from support.s3_servers import S3Server
 
 import reshard
-from reshard.api.arguments import limits_for
+from reshard.api.request import Request
+from reshard.api.resolve import limits_of
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.verify import Subset, verify_manifest
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.engine.verification import Subset, verify_manifest
+from reshard.errors import Unsupported
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.steps.copies import REPLICAS
-from reshard.storage import Figures, Location, RecordingStore, Store, open_target
+from reshard.storage import Location, Store, open_target
 from reshard.tensor import ByteRange, DType, Layout, Strategy
 
 pytestmark = pytest.mark.server
@@ -70,7 +75,7 @@ def recorded(url: str) -> Location:
 def convert(src: str, dst: str, before: Strategy, after: Strategy) -> tuple[Manifest, Figures, Figures]:
     """Convert, and count what passes through here on either side."""
     source, target = recorded(src), recorded(dst)
-    limits = limits_for(target, {})
+    limits = limits_of(target, Request())
     catalog = catalog_at(open_target(src), before)
     plan = plan_for(catalog, ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
     return execute(plan, source, target), source.store.figures, target.store.figures
@@ -118,7 +123,27 @@ def test_stages_are_joined_in_the_store(bucket):
     assert all(receipt.nbytes > 80 * MIB for receipt in manifest.receipts)
     check_share(manifest, read, written, 0.05)
     check_shards(f"{bucket}/out", model, after)
-    assert verify_manifest(manifest, "", open_target(f"{bucket}/in"), open_target(f"{bucket}/out")).is_ok
+    assert verify_manifest(manifest, open_target(f"{bucket}/in"), open_target(f"{bucket}/out")).is_ok
+    assert open_uploads(bucket) == []
+
+
+@pytest.mark.parametrize("call", [3, 6])
+def test_what_is_refused_late_is_sent_into_the_same_upload(bucket, call):
+    """Parts of other numbers and lengths were there before: of the source's bytes (3), or of a replica's (6)."""
+    model = model_of(layers=2, rows=5120)
+    before, after = strategy_of(model, dp=2, pp=2), strategy_of(model, dp=2, pp=1)
+    put_ranks(open_target(f"{bucket}/pair"), shards(model, before))
+    source, target = open_target(f"{bucket}/pair"), open_target(f"{bucket}/refused-{call}")
+    assert isinstance(target.store, Store)
+    faulty = FaultyStore(target.store, Fault("copy_part", call, Unsupported("made up")))
+    limits = replace(limits_for(target, {}), copy_bytes=12 * MIB)
+    plan = plan_for(catalog_at(source, before), ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
+    assert plan.cost.copy_count == 4 + 4
+    manifest = execute(plan, source, Location(faulty, target.key))
+    assert faulty.calls["create_upload"] == faulty.calls["complete_upload"] == 2
+    assert faulty.calls["upload_part"] > plan.cost.part_count
+    check_shards(target.url, model, after)
+    assert verify_manifest(manifest, source, target).is_ok
     assert open_uploads(bucket) == []
 
 
@@ -133,10 +158,12 @@ def test_by_statement(bucket):
         data = encode_protobuf(from_strategy(strategy, stage=rank))
         source.store.put(source.child(f"strategy/ckpt_strategy_rank_{rank}.ckpt").key, data)
     asked = {"src_strategy": f"{bucket}/stated/strategy"}
-    copied = reshard.convert(f"{bucket}/stated", f"{bucket}/copied/m.safetensors", **asked)
-    moved = reshard.convert(f"{bucket}/stated", f"{bucket}/moved/m.safetensors", copy="never", **asked)
-    assert copied.plan.cost.copied_bytes > 30 * MIB
-    assert moved.plan.cost.copied_bytes == 0
+    copying = reshard.plan(f"{bucket}/stated", f"{bucket}/copied/m.safetensors", **asked)
+    moving = reshard.plan(f"{bucket}/stated", f"{bucket}/moved/m.safetensors", copy="never", **asked)
+    assert copying.cost.copied_bytes > 30 * MIB
+    assert moving.cost.copied_bytes == 0
+    copied, moved = reshard.convert(plan=copying), reshard.convert(plan=moving)
+    assert None not in [receipt.crc32c for receipt in moved.receipts]
     assert [receipt.crc32c for receipt in copied.receipts] == [None]
     assert reshard.verify(f"{bucket}/copied/m.safetensors").is_ok
     assert reshard.verify(f"{bucket}/moved/m.safetensors").is_ok
@@ -173,7 +200,7 @@ def test_two_gib_by_less_than_a_hundredth():
         check_share(*parted, 0.01)
         check_shards(f"{bucket}/two", model, stages)
         report = verify_manifest(
-            parted[0], "", open_target(f"{bucket}/one"), open_target(f"{bucket}/two"), subset=Subset(1, 3)
+            parted[0], open_target(f"{bucket}/one"), open_target(f"{bucket}/two"), subset=Subset(1, 3)
         )
         assert report.is_ok
         assert open_uploads(bucket) == []

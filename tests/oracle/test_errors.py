@@ -7,7 +7,6 @@ which numpy computes here. What MindSpore did is in ``errors.json`` under the sa
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import pytest
 from oracle.cases import FOLDER, memory_url, objects_below, read_content
 from safetensors import deserialize
 from safetensors.numpy import save
-from support.checkpoints import owned
+from support.checkpoints import crc_tail, header_in, owned
 
 import reshard
 from reshard.api.strategies import merge_strategies, read_strategy
@@ -31,8 +30,7 @@ from reshard.errors import (
     StrategyError,
     UsageError,
 )
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.mindspore.ckpt_values import crc_tail
+from reshard.formats.containers import Container
 from reshard.formats.safetensors import plan_header
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.storage import MemoryStore
@@ -271,7 +269,7 @@ ROWS = {
         UNIFY, convert("shards", src_strategy="half.ckpt"),
         Refused(FormatError, ["strategy/half.ckpt", "truncated", "Expected a MindSpore strategy file"])),
     "source strategy None for unify": Row(
-        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "--src-strategy"])),
+        UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "`src_strategy`"])),
     "merged strategy lacks stage 0": Row(
         UNIFY, convert("pp_shards", src_strategy="stage1_merged.ckpt"),
         Refused(StrategyError, ["stage1_merged.ckpt", "stages 0..1 are expected"])),
@@ -311,7 +309,7 @@ ROWS = {
     # Arguments.
     "unify, src_dir is a file": Row(
         UNIFY, convert("full/rank_0/full.safetensors", **MP4),
-        Refused(UsageError, ["in/full", "this is a full checkpoint", "Leave --src-strategy"])),
+        Refused(UsageError, ["in/full", "this is a full checkpoint", "Omit `src_strategy`"])),
     "unify, file_suffix without match": Row(
         UNIFY, convert("shards", **MP4, file_suffix="9_9"), Refused(CatalogError, ["rank_3", "9_9"])),
     "output_format unknown": Row(
@@ -320,9 +318,9 @@ ROWS = {
         LOAD_DISTRIBUTED, convert("two", dst_strategy="mp4.ckpt"),
         Refused(CatalogError, ["a.safetensors", "b.safetensors", "param_name_map.json"])),
     "lds, no directory given": Row(
-        LOAD_DISTRIBUTED, convert(None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs SRC and DST"])),
+        LOAD_DISTRIBUTED, convert(None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs `src` and"])),
     "lds, no destination given": Row(
-        LOAD_DISTRIBUTED, convert("full", None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs SRC and DST"])),
+        LOAD_DISTRIBUTED, convert("full", None, dst_strategy="mp4.ckpt"), Refused(UsageError, ["needs `src` and"])),
     # Sources in .ckpt.
     "unify, ckpt and safetensors mixed": Row(
         UNIFY, convert("mixed", **MP4), Refused(CatalogError, ["rank_0", "a.ckpt", "net_rank_0.safetensors"])),
@@ -385,10 +383,10 @@ def made_inputs() -> dict[str, bytes]:
 def flipped_ckpts() -> dict[str, bytes]:
     """A .ckpt with its checksum and one bit flipped: in an element, which parses, and in a length, which does not."""
     data = (FOLDER / "fmt_ckpt_to_safetensors" / "in" / "a.ckpt").read_bytes()
-    content = read_index(len(data), lambda where: data[where.start : where.stop]).tensors[-1].ranges[0]
-    checked = data + crc_tail(zlib.crc32(data))
+    _, content = header_in(data, Container.CKPT).tensors[-1].boxes[0]
+    checked = data + crc_tail(data)
     return {
-        "in/flipped_content.ckpt": flip(checked, content.start),
+        "in/flipped_content.ckpt": flip(checked, content),
         "in/flipped_length.ckpt": flip(checked, 1),
     }
 

@@ -11,8 +11,8 @@ from support.checkpoints import decode
 import reshard
 from reshard.errors import CatalogError, UsageError
 from reshard.formats.mindspore.iteration_metadata import parse_metadata
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 
 CASE = Path(__file__).parents[1] / "conformance" / "mindformers" / "ckpt2_dp2tp2_noredund"
 SAVED = CASE / "mf" / "checkpoint"
@@ -39,7 +39,7 @@ def strategy(tmp_path):
 def test_to_a_full_checkpoint(at, tmp_path):
     manifest = reshard.convert(str(at), str(tmp_path / "full"))
     assert tensors(tmp_path / "full") == tensors(CASE / "full")
-    assert any("global_step 7" in note for note in manifest.plan.notes)
+    assert any("global_step 7" in note for note in manifest.conversion.notes)
     assert reshard.verify(str(tmp_path / "full")).is_ok
 
 
@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path):
     for path in (SAVED / FOLDER).iterdir():
         if "0000001-" not in path.name:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CatalogError, match=r"not what metadata\.json says") as caught:
+    with pytest.raises(CatalogError, match=r"contradict metadata\.json") as caught:
         reshard.convert(str(tmp_path), str(tmp_path.parent / "full"))
     assert all("is in none of CKP-model-0000001-" in problem for problem in caught.value.problems)
 

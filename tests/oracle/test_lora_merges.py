@@ -14,7 +14,7 @@ from support.model_cases import FOLDER, NUMPY, cast, read_answer, summary_of
 from support.stores import arrays_at, new_place, objects_at, put, put_model
 
 import reshard
-from reshard import api
+from reshard import compat
 from reshard.tensor import DType
 
 LEAVES = {
@@ -186,7 +186,7 @@ def answer_of_distributed():
 
 def test_distributed_adapters():
     base = distributed()
-    api.transform_ckpt_lora(
+    compat.transform_ckpt_lora(
         f"{base}/ckpt", f"{base}/out", src_ckpt_strategy=f"{base}/strategy", lora_scaling=4, save_format="safetensors"
     )
     assert_merged(arrays_at(f"{base}/out"), answer_of_distributed())

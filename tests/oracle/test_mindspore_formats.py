@@ -12,7 +12,7 @@ from support.planning import plan_for
 import reshard
 from reshard.engine.events import ignore
 from reshard.engine.execute import execute
-from reshard.engine.sources.read_source import SourceOptions, read_tree
+from reshard.engine.sources import SourceOptions, read_tree
 from reshard.engine.workers import working
 from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container

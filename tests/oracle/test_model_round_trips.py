@@ -11,7 +11,7 @@ from support.model_cases import NUMPY, cast
 from support.stores import arrays_at, new_place, objects_at, put_model
 
 import reshard
-from reshard.api.numbers import make_strategy
+from reshard.api import make_strategy
 from reshard.models.family_file import family_names, load_family
 from reshard.models.parallel_rules import load_layouts
 from reshard.tensor import DType
@@ -96,7 +96,7 @@ def test_to_ranks_and_back(name, naming, data):
     reshard.convert(f"{base}/hf", f"{base}/ranks", to="ms", **asked)
     assert reshard.verify(f"{base}/ranks").is_ok
     make_strategy(
-        f"{base}/strategy.ckpt", checkpoint=f"{base}/hf", to="ms", parallel=parallel, naming=naming, options=options
+        f"{base}/strategy.ckpt", checkpoint=f"{base}/hf", to="ms", parallel=parallel, naming=naming, option=options
     )
     back = {"src_strategy": f"{base}/strategy.ckpt", "config": f"{base}/hf/config.json", "option": stated}
     reshard.convert(f"{base}/ranks", f"{base}/back", to="hf", **back)

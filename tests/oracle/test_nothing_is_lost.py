@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 import reshard
 from reshard.errors import CatalogError, FormatError, TargetExists
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.tensor import Layout, Strategy
 
 TENSORS = {name: np.arange(8, dtype=np.float32) + i for i, name in enumerate(("a.w", "b.w", "c.w", "d.w"))}
@@ -101,17 +101,17 @@ def test_a_counter_under_another_name(place):
     common = json.loads((place / "it" / "iteration_00000077" / "common.json").read_text())
     assert common["global_step"] == 77
     manifest = reshard.convert(str(place / "it"), str(place / "full"))
-    assert any("global_step 77" in note and "not written" in note for note in manifest.plan.notes)
+    assert any("global_step 77" in note and "not written" in note for note in manifest.conversion.notes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.5, -1.0])
-def test_a_counter_that_does_not_count(place, value):
+def test_a_training_state_that_does_not_count(place, value):
     (place / "ms").mkdir()
     save_file(TENSORS, place / "ms" / "part0.safetensors")
     save_file({"global_step": np.array(value, np.float32)}, place / "ms" / "hyper_param.safetensors")
     (place / "ms" / "param_name_map.json").write_text(json.dumps(dict.fromkeys(TENSORS, "part0.safetensors")))
     options = {"dst_strategy": str(place / "s.ckpt"), "form": "iteration", "iteration": 1}
-    with pytest.raises(CatalogError, match="not clear") as caught:
+    with pytest.raises(CatalogError, match="training state cannot be used") as caught:
         reshard.plan(str(place / "ms"), str(place / "it"), **options)
     assert "global_step" in caught.value.problems[0]
 

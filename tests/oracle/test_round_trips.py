@@ -23,9 +23,9 @@ from support.checkpoints import (
 )
 
 import reshard.api as reshard
-from reshard.formats.mindspore.ms_strategy import from_strategy
-from reshard.formats.mindspore.ms_strategy_json import encode_json
-from reshard.formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from reshard.formats.mindspore.strategy_json import encode_json
+from reshard.formats.mindspore.strategy_merge import from_strategy
+from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.storage import Location, MemoryStore
 from reshard.tensor import Layout, Strategy
 

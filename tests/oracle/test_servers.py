@@ -61,12 +61,13 @@ def test_uploads_of_several_parts(bucket):
     }
     put(f"{bucket}/big/in/model.safetensors", save(weights, {"format": "pt"}))
     put(f"{bucket}/big/layout.yaml", LAYOUT.encode())
-    manifest = reshard.convert(
+    plan = reshard.plan(
         f"{bucket}/big/in", f"{bucket}/big/ranks", dst_layout=f"{bucket}/big/layout.yaml", memory="64MiB"
     )
-    assert manifest.plan.cost.upload_count == 2
-    assert manifest.plan.cost.part_count >= 4
-    assert manifest.plan.cost.needed_bytes == manifest.plan.cost.read_bytes == sum(w.nbytes for w in weights.values())
+    reshard.convert(plan=plan)
+    assert plan.cost.upload_count == 2
+    assert plan.cost.part_count >= 4
+    assert plan.cost.needed_bytes == plan.cost.read_bytes == sum(w.nbytes for w in weights.values())
     assert reshard.verify(f"{bucket}/big/ranks").is_ok
     found = {key: load(data) for key, data in objects_below(f"{bucket}/big/ranks").items() if "rank" in key}
     assert sorted(found) == [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(2)]

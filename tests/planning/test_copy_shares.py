@@ -10,14 +10,15 @@ from support.planning import plan_for
 
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
-from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import ObjectHeader, SourceObject
 from reshard.planning.change import Change, make_tensors
 from reshard.planning.limits import MIB, Limits
 from reshard.planning.sources.rank_source import rank_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, TensorSpec
+from reshard.tensor import TensorSpec
 
 LIMITS = Limits(memory_bytes=1024 * MIB)
 SINGLE = FullTarget("m-{part}-{parts}.safetensors", "m.safetensors", "index.json", "pt", 1 << 40)
@@ -54,15 +55,14 @@ def trained(name, parallel):
     _, catalog, change = published(name)
     strategy = strategy_of(name, parallel)
     specs = {tensor.spec.name: tensor.spec for tensor in make_tensors(catalog, {}, change).tensors}
-    opened = {}
+    headers = []
     for rank in range(strategy.rank_count):
         layouts = strategy.stages[rank // strategy.device_count]
         boxes = {n: layouts[n].box_of(s.shape, rank % strategy.device_count) for n, s in specs.items() if n in layouts}
-        header = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {}).header
-        stored = tuple(Stored(t.spec, ((Box.whole(t.spec.shape), t.range.start),)) for t in header.tensors)
+        encoded = plan_header([TensorSpec(n, specs[n].dtype, box.shape) for n, box in boxes.items()], {})
         key = f"rank_{rank}/checkpoint_{rank}.safetensors"
-        opened[rank] = SourceObject(key, header.nbytes, f"etag of {key}"), ObjectHeader(stored)
-    return rank_catalog("s3://models/ranks", opened, strategy)[0]
+        headers.append(ObjectHeader.of(SourceObject(key, encoded.nbytes, f"etag of {key}"), encoded.header))
+    return rank_catalog(SourceHeaders("s3://models/ranks", "", headers), range(strategy.rank_count), strategy)
 
 
 def share(catalog, target, **more):

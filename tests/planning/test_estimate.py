@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from reshard.errors import UsageError
 from reshard.planning.cost.cost import Cost
-from reshard.planning.cost.estimate import Estimate, Speeds, Work, estimate_money, estimate_time, total_money
-from reshard.planning.cost.prices import built_in_prices
+from reshard.planning.cost.estimate import Estimate, RequestCounts, Speeds, estimate_time, reading, writing
+from reshard.planning.cost.prices import Payee, bill, built_in_prices, total_money
 
 GIB = 1 << 30
 COST = Cost(
@@ -22,7 +22,15 @@ AWS, OBS, FREE = (built_in_prices()[name] for name in ("aws-us-east-1", "obs-cn-
 
 
 def time(cost=COST, concurrency=8, **speeds):
-    return estimate_time(Work(cost, concurrency), Speeds(**speeds))
+    return estimate_time(cost, RequestCounts.of(cost), Speeds(**speeds), concurrency)
+
+
+def money(cost, providers, tables, egress="region", object_count=0, kept_bytes=0):
+    (source, target), requests = map(Payee, providers, tables), RequestCounts.of(cost, object_count)
+    return (
+        bill("source", source, reading(cost, requests), egress),
+        bill("target", target, writing(requests, kept_bytes), egress),
+    )
 
 
 def test_the_narrowest_place_is_named():
@@ -69,35 +77,36 @@ def test_speeds_that_make_no_sense(wrong):
 
 
 def test_money_by_hand():
-    work = Work(COST, 8, object_count=100, output_bytes=100 * GIB)
-    source, target = estimate_money(work, ("AWS S3", "AWS S3"), (AWS, AWS))
+    counted = {"object_count": 100, "kept_bytes": 100 * GIB}
+    source, target = money(COST, ("AWS S3", "AWS S3"), (AWS, AWS), **counted)
     assert source.requests == pytest.approx((12800 + 100) / 1000 * 0.0004)
     assert (source.egress, source.egress_outside) == (0, pytest.approx(9))
     assert target.requests == pytest.approx((6400 + 1 + 16 + 1) / 1000 * 0.005)
     assert (target.egress, target.egress_outside) == (0, 0)
     assert (source.storage_month, target.storage_month) == (0, pytest.approx(2.3))
-    [source, _] = estimate_money(work, ("AWS S3", "AWS S3"), (AWS, AWS), "internet")
+    [source, _] = money(COST, ("AWS S3", "AWS S3"), (AWS, AWS), "internet", **counted)
     assert source.egress == source.egress_outside == pytest.approx(9)
 
 
 def test_copies_are_requests_and_no_egress():
-    work = Work(replace(IDLE, copied_bytes=GIB, copy_count=2000), 8)
-    source, target = estimate_money(work, ("Huawei OBS", "Huawei OBS"), (OBS, OBS), "internet")
+    copied = replace(IDLE, copied_bytes=GIB, copy_count=2000)
+    source, target = money(copied, ("Huawei OBS", "Huawei OBS"), (OBS, OBS), "internet")
     assert source.total == 0
     assert target.requests == pytest.approx((2000 + 1 + 1) / 1000 * 0.001)
-    assert work.requests.total == 2000 + 2
+    assert RequestCounts.of(copied).total == 2000 + 2
 
 
 def test_currencies_are_not_added():
-    bills = estimate_money(Work(COST, 8), ("AWS S3", "Huawei OBS"), (AWS, OBS))
+    bills = money(COST, ("AWS S3", "Huawei OBS"), (AWS, OBS))
     assert list(total_money(bills)) == ["USD", "CNY"]
-    unknown = estimate_money(Work(COST, 8), ("gs://", "local"), (None, FREE))
+    unknown = money(COST, ("gs://", "local"), (None, FREE))
     assert [bill.is_known for bill in unknown] == [False, True]
     assert total_money(unknown) == {"USD": 0}
 
 
 def test_an_estimate_is_json():
-    work = Work(COST, 8)
-    bills = estimate_money(work, ("AWS S3", "gs://"), (AWS, None))
-    found = Estimate(work.requests, Speeds(), estimate_time(work, Speeds()), "region", bills, COST, 1).to_json()
+    requests = RequestCounts.of(COST)
+    bills = money(COST, ("AWS S3", "gs://"), (AWS, None))
+    time = estimate_time(COST, requests, Speeds(), 8)
+    found = Estimate(requests, Speeds(), time, "region", bills, COST, 1).to_json()
     assert json.loads(json.dumps(found))["bills"][0]["currency"] == "USD"

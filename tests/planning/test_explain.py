@@ -1,7 +1,8 @@
-"""What is told of an output is what its steps do, byte for byte."""
+"""An output is explained as its steps make it, byte for byte."""
 
 import itertools
 import json
+from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 
 import pytest
@@ -13,16 +14,17 @@ from support.random_plans import cases, full_targets, limits, object_shares, ran
 
 from reshard.errors import OverBudget, PlanError, UsageError
 from reshard.formats.safetensors import plan_header
-from reshard.planning.catalog import ObjectHeader, SourceObject, Stored
+from reshard.planning.catalog import ObjectHeader, SourceObject
 from reshard.planning.change import Change
-from reshard.planning.explain import explain
-from reshard.planning.explained import explanation_to_json
+from reshard.planning.explain import explain, explanation_to_json
 from reshard.planning.limits import Limits
+from reshard.planning.plan import Plan
 from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k"))
 slow = settings(
@@ -81,20 +83,20 @@ def assert_covered(found):
     assert all(a.number < b.number for a, b in itertools.pairwise(found.parts))
 
 
-def check_part(plan, told, part, step):
-    assert (told.range, told.step, told.group) == (part.range, step.number, step.group)
+def check_part(plan, found, part, step):
+    assert (found.range, found.step, found.group) == (part.range, step.number, step.group)
     keys = [item.key for item in plan.catalog.objects]
     if step.copies:
-        assert told.filled == "copied"
-        [source] = told.sources
+        assert found.filled == "copied"
+        [source] = found.sources
         assert (source.object, source.range) == (keys[part.object], part.source_range)
         return
     position = step.parts.index(part)
     reads = [read for read in step.reads if any(copy.buffer == position for copy in read.scatters)]
-    assert [(one.object, one.range) for one in told.sources] == [(keys[read.object], read.range) for read in reads]
+    assert [(one.object, one.range) for one in found.sources] == [(keys[read.object], read.range) for read in reads]
     filled = sum(copy.scatter.total_nbytes for read in reads for copy in read.scatters if copy.buffer == position)
-    assert filled + told.literal_nbytes == part.range.nbytes
-    assert (told.filled == "literal") == (not reads)
+    assert filled + found.literal_nbytes == part.range.nbytes
+    assert (found.filled == "literal") == (not reads)
 
 
 @slow
@@ -118,29 +120,54 @@ def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
 
 
 def catalog(specs):
-    header = plan_header(specs, {}).header
-    stored = [Stored(t.spec, ((Box.whole(extent_of(t.spec)[0]), t.range.start),)) for t in header.tensors]
-    return full_catalog(
-        "memory://source", "test", [(SourceObject("m", header.nbytes, "e"), ObjectHeader(tuple(stored)))]
-    )
+    encoded = plan_header(specs, {})
+    headers = [ObjectHeader.of(SourceObject("m", encoded.nbytes, "e"), encoded.header)]
+    return full_catalog(SourceHeaders("memory://source", "test", headers))
 
 
 def ranks(**layouts):
     return RankTarget(Strategy(2, ({n: Layout((2,), m) for n, m in layouts.items()},)), (0, 1), "r{rank}.safetensors")
 
 
-def test_only_the_groups_concerned_are_derived(monkeypatch):
+@dataclass(frozen=True)
+class CountingPlan(Plan):
+    """A plan that notes which steps are derived."""
+
+    derived: list = field(default_factory=list)
+
+    def step(self, group, number):
+        self.derived.append((group, number))
+        return super().step(group, number)
+
+    @classmethod
+    def of(cls, plan):
+        return cls(**{each.name: getattr(plan, each.name) for each in fields(Plan)})
+
+
+def test_only_the_steps_of_an_object_are_derived():
     spec = [TensorSpec(name, DType.U8, (400,)) for name in ("a", "b")]
     target = FullTarget("{part}.safetensors", "m.safetensors", "index.json", "pt", 500)
-    plan = plan_for(catalog(spec), target, "memory://target", SMALL)
+    plan = CountingPlan.of(plan_for(catalog(spec), target, "memory://target", SMALL))
     assert len(plan.groups) == 2
-    derived = []
-    steps = type(plan).steps
-    monkeypatch.setattr(type(plan), "steps", lambda plan, group: derived.append(group) or steps(plan, group))
     explain(plan, plan.outputs[1].keys[0])
-    explain(plan, plan.outputs[1].specs[0].name)
-    [wanted] = [index for index, group in enumerate(plan.groups) if 1 in group.outputs]
-    assert derived == [wanted, wanted]
+    [group] = [index for index, group in enumerate(plan.groups) if 1 in group.outputs]
+    assert plan.derived == [(group, number) for number in plan.group_steps(group).numbers]
+
+
+@pytest.mark.parametrize("copy_bases", [(), (REPLICAS, 0)])
+def test_only_the_steps_of_a_tensor_are_derived(copy_bases):
+    """Two ranks share the steps of their group: each step is derived once for both."""
+    names = [f"w{number}" for number in range(8)]
+    spec = [TensorSpec(name, DType.U8, (20, 40)) for name in names]
+    target = ranks(**dict.fromkeys(names, ((), (0,))))
+    plan = CountingPlan.of(plan_for(catalog(spec), target, "memory://target", SMALL, copy_bases=copy_bases))
+    every = [(group, number) for group in range(len(plan.groups)) for number in plan.group_steps(group).numbers]
+    found = explain(plan, "w5")
+    held = {(part.group, part.step) for one in found.held for part in one.parts}
+    assert len(found.held) == 2
+    assert held == set(plan.derived)
+    assert len(plan.derived) == len(held)
+    assert 2 < len(held) < len(every) / 4
 
 
 def test_replicas_are_copied_from_the_first():
@@ -176,7 +203,8 @@ def test_a_tensor_is_found_by_its_old_name():
 
 def test_a_tensor_that_becomes_several_is_asked_about_by_their_names():
     plan = SimpleNamespace(
-        outputs=(), conversion=SimpleNamespace(documents=(), attachments=()), catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
+        outputs=(), conversion=SimpleNamespace(documents=(), attachments=()),
+        catalog=SimpleNamespace(entries=[SimpleNamespace(spec=SPEC)]),
         tensors=[SimpleNamespace(spec=spec, pieces=[SimpleNamespace(source=0)]) for spec in (ONE, TWO)],
     )  # fmt: skip
     with pytest.raises(UsageError, match="2 tensors of the target are made of 'qkv'") as refused:
@@ -197,6 +225,6 @@ def test_an_unknown_name_tells_those_like_it(name, near):
 
 def test_it_is_json():
     plan = plan_for(catalog([TensorSpec("w", DType.U8, (4, 4))]), ranks(w=((0,), ())), "memory://target", SMALL)
-    told = json.loads(json.dumps(explanation_to_json(explain(plan, "w"))))
-    assert (told["kind"], told["held"][1]["box"]) == ("tensor", {"start": [2, 0], "stop": [4, 4]})
-    assert ByteRange(**told["held"][1]["ranges"][0]).nbytes == 8
+    found = json.loads(json.dumps(explanation_to_json(explain(plan, "w"))))
+    assert (found["kind"], found["held"][1]["box"]) == ("tensor", {"start": [2, 0], "stop": [4, 4]})
+    assert ByteRange(**found["held"][1]["ranges"][0]).nbytes == 8

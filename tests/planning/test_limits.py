@@ -126,7 +126,7 @@ def test_a_refusal_says_what_to_do():
     mib = -(-error.needed_bytes >> 20)
     assert str(error) == (
         f"this conversion needs at least {error.needed_bytes} bytes of memory (concurrency 8), the limit is 8388608\n"
-        f"Allow --memory {mib}MiB, or lower --concurrency."
+        f"Allow memory='{mib}MiB', or lower `concurrency`."
     )
     assert plan_for(catalog, FULL, "memory://target", Limits(memory_bytes=mib * MIB)).cost.peak_bytes <= mib * MIB
 

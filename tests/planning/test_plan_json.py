@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, shards
+from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, header_of, random_model, shards
 from support.planning import plan_for
 
 from reshard.errors import FormatError
@@ -33,6 +33,7 @@ from reshard.planning.plan_json import (
     plan_id_of,
 )
 from reshard.planning.sources.full_source import tree_catalog, with_adapters
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.staging import staged_plan
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
@@ -80,16 +81,14 @@ def plan_of(kind):
     """From a source with texts, notes of tensors, dropped and new names, and tensors outside of layouts."""
     target = TARGETS[kind]
     if isinstance(target, TreeTarget):
-        opened = [(SourceObject(f"rank_{rank}/m.safetensors", 10**6, "e"), contents_of(rank)) for rank in range(2)]
-        return plan_for(tree_catalog("memory://s", "test", opened, tree_name), target, "memory://t", SMALL)
+        models = [random_model({"w": ("F32", (4, 6)), "v": ("BF16", (6,))}, rank) for rank in range(2)]
+        headers = [header_of(f"rank_{rank}/m.safetensors", encode(model)) for rank, model in enumerate(models)]
+        catalog = tree_catalog(SourceHeaders("memory://s", "test", headers), tree_name)
+        return plan_for(catalog, target, "memory://t", SMALL)
     catalog = catalog_of_ranks(shards(CKPT_SOURCE, CUT), CUT)
     texts = {"note": "x\u4e2d"} if "ckpt" in kind or kind in ("no redundancy", "zarr") else {}
     catalog = replace(catalog, texts=texts, dropped=("gone", "too"), metadata={"v": "noted"})
     return plan_for(catalog, target, "memory://t", ROOMY, renamed={"step": "new.step"})
-
-
-def contents_of(seed):
-    return held_by(encode(random_model({"w": ("F32", (4, 6)), "v": ("BF16", (6,))}, seed)))
 
 
 LLAMA = {
@@ -189,7 +188,7 @@ def test_there_and_back(kind):
 def test_conversions_there_and_back(kind):
     conversion = PLANS[kind]().conversion
     body = json.loads(json.dumps(conversion_to_json(conversion)))
-    assert conversion_from_json(body, "m") == conversion
+    assert conversion_from_json(body) == conversion
 
 
 def test_changes_are_computed():

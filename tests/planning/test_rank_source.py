@@ -4,8 +4,8 @@ import pytest
 from support.checkpoints import (
     encode,
     encode_ckpt,
-    held_by,
-    held_by_ckpt,
+    header_of,
+    header_of_ckpt,
     random_model,
     rank_key,
     shards,
@@ -13,11 +13,11 @@ from support.checkpoints import (
 from support.planning import plan_for
 
 from reshard.errors import CatalogError, PlanError, StrategyError
-from reshard.planning.catalog import SourceObject, SourceSharding
+from reshard.planning.catalog import SourceSharding
 from reshard.planning.limits import Limits
-from reshard.planning.sources.full_source import ALL_NAMES
-from reshard.planning.sources.rank_source import of_rank, rank_catalog
+from reshard.planning.sources.rank_source import rank_catalog, take_copy_of_rank
 from reshard.planning.sources.selection import NameFilter
+from reshard.planning.sources.source_headers import ALL_NAMES, SourceHeaders
 from reshard.planning.targets.full_target import PartsTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Layout, Strategy
@@ -30,17 +30,16 @@ TWO = Strategy(2, ({"embed": ROWS, "norm": NORM}, {"head": COLUMNS}))
 
 def catalog_of(held, strategy, names=ALL_NAMES, keep_rank=None, *, texts=None, pieces=None, flags=None):
     """The catalog, and names to compare; of .ckpt objects if there are texts or pieces."""
-    opened = {}
+    headers = []
     for rank, model in held.items():
         if texts is None and pieces is None:
-            body = encode(model, (flags or {}).get(rank))
-            contents = held_by(body)
+            headers.append(header_of(rank_key(rank), encode(model, (flags or {}).get(rank))))
         else:
             count = (pieces or {}).get(rank, 10**9)
             body = encode_ckpt(model, (texts or {}).get(rank), piece_elements=count)
-            contents = held_by_ckpt(body)
-        opened[rank] = SourceObject(rank_key(rank), len(body), "e"), contents
-    return rank_catalog("memory://s", opened, strategy, names=names, keep_rank=keep_rank)
+            headers.append(header_of_ckpt(rank_key(rank), body))
+    catalog = rank_catalog(SourceHeaders("memory://s", "test", headers, names), tuple(held), strategy, keep_rank)
+    return catalog, tuple(entry.spec.name for entry in catalog.unlisted_copies)
 
 
 def problems_of(error, match, *args, **options):
@@ -202,7 +201,7 @@ def test_redundancy_that_was_removed_without_a_flag():
 def test_the_dtype_or_shape_of_a_copy_that_differs():
     held = changed(shards(MODEL, ONE), 1, step=random_model({"step": ("I32", (2,))})["step"])
     [problem] = problems_of(CatalogError, "contradict each other", held, ONE)
-    for text in ("step: has no layout and differs between ranks", "rank 0 has I64 [1]", "rank 1 has I32 [2]"):
+    for text in ("step: is unlisted and differs between ranks", "rank 0 has I64 [1]", "rank 1 has I32 [2]"):
         assert text in problem
     for rank, spec in enumerate([("I64", (1,)), ("I32", (2,))]):
         catalog, to_compare = catalog_of(held, ONE, keep_rank=rank)
@@ -210,7 +209,7 @@ def test_the_dtype_or_shape_of_a_copy_that_differs():
         assert (found.dtype.value, found.shape) == spec
         assert holders_of(catalog, "step") == [[rank_key(rank)]]
         assert to_compare == ()
-        assert f"1 tensors without a layout are rank {rank}'s: step" in catalog.notes
+        assert f"1 unlisted tensors are rank {rank}'s: step" in catalog.notes
 
 
 def test_a_rank_to_keep_that_lacks_the_tensor():
@@ -219,16 +218,16 @@ def test_a_rank_to_keep_that_lacks_the_tensor():
     held = lacking(changed(shards(model, strategy), 1, step=random_model({"step": ("I32", ())})["step"]), 2, "step")
     for keep in (2, 7):
         [problem] = problems_of(CatalogError, "contradict each other", held, strategy, keep_rank=keep)
-        assert problem.startswith("step: has no layout")
+        assert problem.startswith("step: is unlisted")
 
 
 def test_copies_of_one_rank_only():
     catalog, _ = catalog_of(shards(MODEL, ONE), ONE)
-    kept = of_rank(catalog, "step", 1, rank_key(1))
+    kept = take_copy_of_rank(catalog, "step", 1, rank_key(1))
     assert holders_of(kept, "step") == [[rank_key(1)]]
     assert holders_of(kept, "norm") == holders_of(catalog, "norm")
     with pytest.raises(CatalogError, match="step: rank 5 does not have it"):
-        of_rank(catalog, "step", 5, rank_key(5))
+        take_copy_of_rank(catalog, "step", 5, rank_key(5))
 
 
 def test_texts_that_differ():

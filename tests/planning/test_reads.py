@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reshard.planning.limits import KIB, MIB, Limits
 from reshard.planning.steps.reads import NeededRange, coalesce, needed_ranges, split
-from reshard.tensor import Box, ByteRange, byte_runs
+from reshard.tensor import Box, ByteRange, box_scatter
 
 NO_GAPS = Limits(max_gap_bytes=0)
 SIXTYFOUR = Limits(max_over_read=64)
@@ -17,7 +17,8 @@ SIXTYFOUR = Limits(max_over_read=64)
 
 def needed(boxes, shape, itemsize, limits):
     """Ranges for some boxes of one tensor."""
-    return needed_ranges([byte_runs(box, shape, itemsize) for box in boxes], limits)
+    scatters = (box_scatter(box.shape, (shape, box.start), (box.shape, (0,) * len(shape)), itemsize) for box in boxes)
+    return needed_ranges([each.source_runs for each in scatters], limits)
 
 
 def spans(ranges):

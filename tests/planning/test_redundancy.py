@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.formats.mindspore.ms_strategy import parse_strategy_file
+from reshard.formats.mindspore.strategy_merge import parse_strategy_file
 from reshard.planning.targets.rank_target import assign_writers
 from reshard.tensor import Layout
 

@@ -205,9 +205,9 @@ def test_entries_of_the_map_that_are_not_there():
         ("a=", "expected a new name after the =, found none"),
         ("glob:a.*=b.*", "a glob does not say which part of a name stays"),
         ("regex:(=b", "not a regular expression: missing )"),
-        (r"regex:(a)=\2", "the new name is no template: invalid group reference 2"),
-        (r"regex:(a)=\g<x>", "the new name is no template: unknown group name 'x'"),
-        (r"regex:a=\q", r"the new name is no template: bad escape \q"),
+        (r"regex:(a)=\2", "the new name is not a template: invalid group reference 2"),
+        (r"regex:(a)=\g<x>", "the new name is not a template: unknown group name 'x'"),
+        (r"regex:a=\q", r"the new name is not a template: bad escape \q"),
     ],
 )
 def test_a_rename_that_cannot_be_used(rule, says):

@@ -1,12 +1,11 @@
 """Catalogs from headers: where every box lies, and what contradicts."""
 
 import pytest
-from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, held_by, random_model, rank_key, shards
+from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, header_of, random_model, rank_key, shards
 
 from reshard.errors import CatalogError, StrategyError
-from reshard.planning.catalog import SourceObject
-from reshard.planning.sources.full_source import common_metadata, full_catalog
-from reshard.planning.sources.rank_source import rank_catalog
+from reshard.planning.sources.full_source import full_catalog
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})
@@ -15,9 +14,12 @@ ALL = Strategy(2, ({"embed": ROWS, "norm": Layout((2,), ((),)), "head": COLUMNS}
 STAGES = Strategy(2, ({"embed": ROWS, "norm": Layout((2,), ((),))}, {"head": COLUMNS, "norm": Layout((2,), ((),))}))
 
 
-def opened(key, model, metadata=None):
-    body = encode(model, metadata)
-    return SourceObject(key, len(body), "e"), held_by(body)
+def header(key, model, metadata=None):
+    return header_of(key, encode(model, metadata))
+
+
+def headers(objects):
+    return SourceHeaders("m://s", "test", [header(key, model) for key, model in objects.items()])
 
 
 def placements(catalog, name):
@@ -48,20 +50,20 @@ def test_whole_tensors_keep_the_order_of_the_source():
 
 def test_a_tensor_in_two_objects():
     with pytest.raises(CatalogError, match="do not make one checkpoint") as caught:
-        full_catalog("m://s", "test", [opened("1", MODEL), opened("2", only(MODEL, "norm", "head"))])
+        full_catalog(headers({"1": MODEL, "2": only(MODEL, "norm", "head")}))
     assert caught.value.problems == ("norm: in 1 and in 2", "head: in 1 and in 2")
 
 
 def test_an_index_decides_between_two_objects():
-    objects = [opened("1", MODEL), opened("2", only(MODEL, "norm"))]
-    catalog = full_catalog("m://s", "test", objects, {"embed": "1", "head": "1", "norm": "2"})
+    objects = headers({"1": MODEL, "2": only(MODEL, "norm")})
+    catalog = full_catalog(objects, {"embed": "1", "head": "1", "norm": "2"})
     assert placements(catalog, "norm") == {((0,), (6,)): ["2"]}
 
 
 def test_everything_that_an_index_names_must_be_there():
-    objects = [opened("1", only(MODEL, "embed")), opened("2", only(MODEL, "norm"))]
+    objects = headers({"1": only(MODEL, "embed"), "2": only(MODEL, "norm")})
     with pytest.raises(CatalogError, match="do not make one checkpoint") as caught:
-        full_catalog("m://s", "test", objects, {"embed": "1", "norm": "1", "head": "2", "tail": "2"})
+        full_catalog(objects, {"embed": "1", "norm": "1", "head": "2", "tail": "2"})
     assert caught.value.problems == (
         "norm: expected in 1, not there",
         "head: expected in 2, not there",
@@ -70,13 +72,13 @@ def test_everything_that_an_index_names_must_be_there():
 
 
 def test_what_an_index_does_not_name_is_taken_all_the_same():
-    catalog = full_catalog("m://s", "test", [opened("1", MODEL)], {"embed": "1"})
+    catalog = full_catalog(headers({"1": MODEL}), {"embed": "1"})
     assert {entry.spec.name for entry in catalog.entries} == set(MODEL)
 
 
 def test_metadata_that_objects_agree_on():
-    objects = [opened("1", {}, {"a": "1", "b": "1", "c": "1"}), opened("2", {}, {"a": "1", "b": "2"})]
-    assert common_metadata(objects) == {"a": "1", "c": "1"}
+    objects = [header("1", {}, {"a": "1", "b": "1", "c": "1"}), header("2", {}, {"a": "1", "b": "2"})]
+    assert SourceHeaders("m://s", "test", objects).metadata() == {"a": "1", "c": "1"}
 
 
 def test_nothing_at_all():
@@ -125,13 +127,11 @@ def test_a_stage_without_its_copy():
 def test_tensors_without_a_layout_are_whole_and_to_be_compared():
     strategy = Strategy(2, ({"embed": ROWS},))
     held = shards(MODEL, strategy)
-    opened_shards = {rank: opened(rank_key(rank), model) for rank, model in held.items()}
-    catalog, to_compare = rank_catalog("m://s", opened_shards, strategy)
+    catalog = catalog_of_ranks(held, strategy)
     assert placements(catalog, "norm") == {((0,), (6,)): [rank_key(0), rank_key(1)]}
-    assert set(to_compare) == {"norm", "head"}
+    assert {entry.spec.name for entry in catalog.unlisted_copies} == {"norm", "head"}
     held[1] = only(held[1], "embed")
-    _, to_compare = rank_catalog("m://s", {r: opened(rank_key(r), m) for r, m in held.items()}, strategy)
-    assert to_compare == ()  # one copy has nothing to be compared with
+    assert catalog_of_ranks(held, strategy).unlisted_copies == ()  # one copy has nothing to be compared with
 
 
 def test_names_of_the_strategy_that_no_shard_has():
@@ -253,7 +253,7 @@ def test_a_tensor_without_a_layout_of_two_shapes():
     held = shards(MODEL, strategy)
     held[1] = {**held[1], "norm": random_model({"norm": ("F32", (3,))})["norm"]}
     [problem] = catch(CatalogError, held, strategy, "contradict each other")
-    assert "norm: has no layout and differs between ranks" in problem
+    assert "norm: is unlisted and differs between ranks" in problem
 
 
 def test_a_tensor_whose_shape_differs_between_stages():

@@ -168,11 +168,11 @@ def test_norms_that_all_ranks_hold_are_needed_once():
 def test_group_score_weighs_bytes_and_requests():
     catalog = catalog_of_objects({"m.safetensors": one_tensor((20, 40))})
     plan = plan_for(catalog, ranks(Strategy(2, ({"w": INNER},))), "memory://target", SMALL)
-    assert RowReader(plan.draft).group_score([0, 1]) == 800
-    assert [RowReader(plan.draft).group_score([output]) for output in (0, 1)] == [780, 780]  # all but half a row
+    assert RowReader(plan.draft).scores.group([0, 1]) == 800
+    assert [RowReader(plan.draft).scores.group([output]) for output in (0, 1)] == [780, 780]  # all but half a row
     no_gaps = replace(plan.draft, limits=replace(plan.limits, max_gap_bytes=10, max_over_read=1))
     apart = 400 + 19 * 10  # a range for each row; the first may be joined to what is before the tensor
-    assert RowReader(no_gaps).group_score([0]) == apart
+    assert RowReader(no_gaps).scores.group([0]) == apart
 
 
 def test_steps_are_derived_by_number_in_any_order():

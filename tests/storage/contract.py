@@ -1,7 +1,8 @@
 """What every store must do, as tests: a subclass says which store.
 
 A subclass gives the fixture ``store`` (empty, or at least without keys below ``base``); one of
-ReadStoreContract also gives ``write``, which puts an object there by other means.
+ReadStoreContract also gives ``write``, which puts an object there by other means. ``reopen`` opens a
+store by its URL, as another process would.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from reshard.errors import Interrupted, NotFound, SourceChanged, StorageError, UsageError
-from reshard.storage import ObjectInfo, ReadStore, Stoppable, Store
+from reshard.storage import Location, ObjectInfo, PartInfo, ReadStore, Store, Upload, open_store
 from reshard.tensor import ByteRange
 
 Write = Callable[[str, bytes], object]
+Reopen = Callable[[str], ReadStore]
 
 ODD_NAMES = [
     "with space.bin",
@@ -45,10 +47,29 @@ class ReadStoreContract:
     def base(self) -> str:
         return f"t-{uuid.uuid4().hex}"
 
+    @pytest.fixture
+    def reopen(self) -> Reopen:
+        return open_store
+
     def test_is_read_store(self, store: ReadStore) -> None:
         assert isinstance(store, ReadStore)
-        assert isinstance(store, Stoppable)
         assert not store.url.endswith("/")
+        assert store.provider
+
+    def test_url_opens_an_equal_store(self, store: ReadStore, write: Write, reopen: Reopen, base: str) -> None:
+        write(f"{base}/a", b"hello")
+        again = reopen(store.url)
+        assert again is not store
+        assert (again.url, again.identity, again.provider) == (store.url, store.identity, store.provider)
+        assert isinstance(again, Store) == isinstance(store, Store)
+        assert again.head(f"{base}/a") == store.head(f"{base}/a")
+        assert content(again, store.head(f"{base}/a")) == b"hello"
+
+    def test_head_or_none(self, store: ReadStore, write: Write, base: str) -> None:
+        write(f"{base}/a", b"hello")
+        place = Location(store, base)
+        assert place.child("a").head_or_none() == store.head(f"{base}/a")
+        assert place.child("b").head_or_none() is None
 
     def test_head_tells_length_and_etag(self, store: ReadStore, write: Write, base: str) -> None:
         write(f"{base}/a", b"hello")
@@ -166,6 +187,8 @@ class ReadStoreContract:
 class StoreContract(ReadStoreContract):
     """Of :class:`reshard.storage.Store`."""
 
+    knows_last_part = True
+
     @pytest.fixture
     def write(self, store: Store) -> Write:
         return store.put
@@ -184,6 +207,7 @@ class StoreContract(ReadStoreContract):
 
     def test_is_store(self, store: Store) -> None:
         assert isinstance(store, Store)
+        assert Location(store, "a").writable_store() is store
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
     def test_put_takes_any_buffer(self, store: Store, base: str, kind: type) -> None:
@@ -262,6 +286,52 @@ class StoreContract(ReadStoreContract):
             store.complete_upload(upload, [(1, "0" * 32)])
         with pytest.raises(NotFound):
             store.head(f"{base}/a")
+
+    def test_parts_are_listed(self, store: Store, base: str, parts: list[bytes]) -> None:
+        upload = store.create_upload(f"{base}/new/a b+%")
+        assert list(store.list_parts(upload)) == []
+        etags = {number: send(store, upload, number, parts) for number in (3, 1)}
+        found = list(store.list_parts(upload))
+        assert found == [PartInfo(number, etags[number], len(parts[number - 1])) for number in (1, 3)]
+        assert list(store.list(base)) == []
+
+    def test_part_sent_again_is_listed_once(self, store: Store, base: str, parts: list[bytes]) -> None:
+        upload = store.create_upload(f"{base}/a")
+        for number in (1, 2, 2):
+            etag = send(store, upload, number, parts)
+        first, second = store.list_parts(upload)
+        assert second == PartInfo(2, etag, len(parts[1]))
+        etag = send(store, upload, 1, [parts[0][:-1]])
+        found = list(store.list_parts(upload))
+        assert found == ([PartInfo(1, etag, len(parts[0]) - 1), second] if self.knows_last_part else [second])
+        assert first.etag != etag
+
+    def test_parts_are_those_of_one_upload(self, store: Store, base: str) -> None:
+        first, second = (store.create_upload(f"{base}/a") for _ in range(2))
+        store.upload_part(first, 1, 0, b"one")
+        store.upload_part(second, 2, 0, b"second")
+        assert [(each.number, each.nbytes) for each in store.list_parts(first)] == [(1, 3)]
+        assert [(each.number, each.nbytes) for each in store.list_parts(second)] == [(2, 6)]
+
+    def test_parts_of_no_upload_are_not_found(self, store: Store, base: str) -> None:
+        done, aborted = (store.create_upload(f"{base}/{name}") for name in ("done", "aborted"))
+        store.complete_upload(done, [(1, store.upload_part(done, 1, 0, b"x"))])
+        store.upload_part(aborted, 1, 0, b"x")
+        store.abort_upload(aborted)
+        for upload in (done, aborted):
+            with pytest.raises(NotFound):
+                list(store.list_parts(upload))
+
+    def test_another_process_continues(self, store: Store, reopen: Reopen, base: str, parts: list[bytes]) -> None:
+        upload = store.create_upload(f"{base}/a")
+        send(store, upload, 2, parts)
+        other = Location(reopen(store.url), "").writable_store()
+        known = Upload(upload.key, upload.upload_id)
+        assert known in list(other.open_uploads(upload.key))
+        for number in {1, 2, 3} - {each.number for each in other.list_parts(known)}:
+            send(other, known, number, parts)
+        info = other.complete_upload(known, [(each.number, each.etag) for each in other.list_parts(known)])
+        assert content(store, info) == b"".join(parts)
 
     def test_open_uploads_are_listed(self, store: Store, base: str) -> None:
         names = ["x/a", "x/b c+%", "xy", "z"]

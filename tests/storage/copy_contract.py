@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import pytest
 from storage.contract import ODD_NAMES, body, content
+from support.recording_store import recording
 
 from reshard.errors import Interrupted, NotFound, SourceChanged, StorageError, Unsupported, UsageError
-from reshard.storage import ObjectInfo, PartCopier, Store, Upload, recording
+from reshard.storage import ObjectInfo, PartCopier, PartInfo, Store, Upload
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
@@ -64,6 +65,11 @@ class CopyContract:
         info = store.complete_upload(upload, sorted([*copied, streamed]))
         assert info == store.head(f"{base}/a")
         assert content(store, info) == b"".join(expected)
+
+    def test_copied_parts_are_listed(self, store: Store, base: str, source: ObjectInfo) -> None:
+        upload = store.create_upload(f"{base}/a")
+        part = store.copy_part(upload, 4, 7, store, source.key, ByteRange(3, 12), source.etag)
+        assert list(store.list_parts(upload)) == [PartInfo(4, part, 9)]
 
     def test_small_last_part_is_sent_after_copied_ones(
         self, store: Store, base: str, source: ObjectInfo, large: bytes

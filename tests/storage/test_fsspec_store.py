@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import fsspec
 import pytest
-from storage.contract import ReadStoreContract, Write
+from storage.contract import ReadStoreContract, Reopen, Write
 from support.s3_servers import ACCESS_KEY, S3Server
 
 from reshard.errors import Denied, NotFound, Transient, Unsupported, UsageError
@@ -29,6 +29,10 @@ class TestMemoryFileSystem(ReadStoreContract):
     @pytest.fixture
     def write(self) -> Write:
         return lambda key, data: fsspec.filesystem("memory").pipe_file(f"/here/{key}", data)
+
+    @pytest.fixture
+    def reopen(self) -> Reopen:
+        return FsspecStore  # memory:// has a store of its own
 
 
 class TestLocalFileSystem(ReadStoreContract):
@@ -51,9 +55,13 @@ class TestS3fs(ReadStoreContract):
         return moto_url.make_bucket(f"b-{uuid.uuid4().hex[:12]}")
 
     @pytest.fixture
-    def store(self, bucket: str, moto_url: S3Server) -> FsspecStore:
+    def reopen(self, moto_url: S3Server) -> Reopen:
         options = {"endpoint_url": moto_url.endpoint, "key": ACCESS_KEY, "secret": moto_url.secret_key}
-        return FsspecStore(f"s3://{bucket}", options)
+        return lambda url: FsspecStore(url, options)
+
+    @pytest.fixture
+    def store(self, bucket: str, reopen: Reopen) -> FsspecStore:
+        return reopen(f"s3://{bucket}")
 
     @pytest.fixture
     def write(self, bucket: str, store: FsspecStore) -> Write:
@@ -155,7 +163,7 @@ def test_chains_are_refused() -> None:
 
 
 def test_unknown_scheme_is_explained() -> None:
-    with pytest.raises(UsageError, match="s4:// is not known"):
+    with pytest.raises(UsageError, match="s4:// is unknown"):
         open_source("s4://bucket/key")
 
 

@@ -150,8 +150,9 @@ def test_parts_must_lie_end_to_end(store: LocalStore) -> None:
 
 def test_upload_ids_are_checked(store: LocalStore) -> None:
     upload = store.create_upload("a")
-    with pytest.raises(StorageError, match="is not an upload"):
-        store.abort_upload(type(upload)("a", "../../etc"))
+    for upload_id in ("../../etc", f"{upload.upload_id}-../../etc", ""):
+        with pytest.raises(StorageError, match="is not an upload"):
+            store.abort_upload(type(upload)("a", upload_id))
 
 
 def test_change_during_a_read_is_seen(store: LocalStore, tmp_path: Path) -> None:
@@ -263,3 +264,60 @@ def test_copies_cannot_leave_the_root(store: LocalStore, tmp_path: Path) -> None
     upload = store.create_upload("b")
     with pytest.raises(UsageError, match="cannot be a key"):
         store.copy_part(upload, 1, 0, store, "../secret", ByteRange(0, 1))
+
+
+def hidden_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob(".reshard-*"))
+
+
+def test_hidden_files_are_no_objects_and_do_not_stay(store: LocalStore, tmp_path: Path) -> None:
+    upload, aborted = store.create_upload("x/a"), store.create_upload("x/b")
+    sent = [(1, store.upload_part(upload, 1, 0, b"hello"))]
+    assert len(hidden_files(tmp_path)) == 4
+    for path in hidden_files(tmp_path):
+        with pytest.raises(UsageError, match="cannot be a key"):
+            store.head(f"x/{path.name}")
+    assert list(store.list("")) == []
+    assert {each.key for each in store.open_uploads("")} == {"x/a", "x/b"}
+    store.complete_upload(upload, sent)
+    store.abort_upload(aborted)
+    assert hidden_files(tmp_path) == []
+
+
+def test_parts_whose_record_was_cut_short_do_not_count(store: LocalStore, tmp_path: Path) -> None:
+    upload = store.create_upload("a")
+    etag = store.upload_part(upload, 1, 0, b"hello")
+    (record,) = (path for path in hidden_files(tmp_path) if path.name.endswith("+a"))
+    with record.open("a") as file:
+        file.write("2 5+6")
+    assert [(each.number, each.etag, each.nbytes) for each in store.list_parts(upload)] == [(1, etag, 5)]
+
+
+def test_late_part_leaves_nothing_behind(store: LocalStore, tmp_path: Path) -> None:
+    upload = store.create_upload("new/a")
+
+    def abort() -> bool:
+        LocalStore(tmp_path / "root").abort_upload(upload)
+        return False
+
+    store.should_stop = abort
+    with pytest.raises(NotFound):
+        store.upload_part(upload, 1, 0, b"hello")
+    assert hidden_files(tmp_path) == []
+
+
+def test_record_that_cannot_be_made_leaves_nothing(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = [], os.open
+
+    def fail_at_the_second(*arguments: object) -> int:
+        made.append(arguments)
+        if len(made) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(*arguments)
+
+    monkeypatch.setattr(os, "open", fail_at_the_second)
+    with pytest.raises(StorageError, match="No space left"):
+        store.create_upload("new/a")
+    assert list(tmp_path.iterdir()) == []

@@ -6,19 +6,10 @@ import pytest
 from storage.contract import StoreContract
 from storage.copy_contract import CopyContract
 from support.faulty_store import Fault, FaultyStore
+from support.recording_store import RecordingReadStore, RecordingStore, recording
 
-from reshard.errors import NotFound, Transient, Unsupported
-from reshard.storage import (
-    MemoryStore,
-    RecordingReadStore,
-    RecordingStore,
-    Store,
-    StoreLimits,
-    Upload,
-    identity_of,
-    recording,
-    unwrapped,
-)
+from reshard.errors import NotFound, Transient
+from reshard.storage import MemoryStore, Store, StoreLimits, unwrapped
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
 
@@ -37,7 +28,9 @@ def test_counts_by_kind() -> None:
     store = RecordingStore(MemoryStore())
     store.put("a", b"12345")
     upload = store.create_upload("b")
-    store.complete_upload(upload, [(1, store.upload_part(upload, 1, 0, b"123"))])
+    etag = store.upload_part(upload, 1, 0, b"123")
+    list(store.list_parts(upload))
+    store.complete_upload(upload, [(1, etag)])
     store.abort_upload(upload)
     store.head("a")
     list(store.list(""))
@@ -45,9 +38,9 @@ def test_counts_by_kind() -> None:
     store.read_into("a", ByteRange(0, 4), memoryview(bytearray(4)))
     store.delete("a")
     list(store.open_uploads(""))
-    expected = {"put", "create", "part", "complete", "abort", "head", "list", "get", "delete", "uploads"}
+    expected = {"put", "create", "part", "parts", "complete", "abort", "head", "list", "get", "delete", "uploads"}
     assert store.figures.requests == dict.fromkeys(expected, 1) | {"get": 2}
-    assert (store.figures.read_bytes, store.figures.written_bytes, store.figures.request_count) == (6, 8, 11)
+    assert (store.figures.read_bytes, store.figures.written_bytes, store.figures.request_count) == (6, 8, 12)
 
 
 def test_copies_count_where_they_go() -> None:
@@ -61,14 +54,6 @@ def test_copies_count_where_they_go() -> None:
     assert figures.requests == {"create": 1, "copy": 2}
     assert (figures.copied_bytes, figures.read_bytes, figures.written_bytes) == (3, 0, 0)
     assert source.figures.request_count == 0
-
-
-def test_copies_only_if_the_wrapped_store_does() -> None:
-    store, source = RecordingStore(Plain(MemoryStore())), MemoryStore()
-    assert not store.copies_from(source)
-    with pytest.raises(Unsupported, match="cannot copy bytes from"):
-        store.copy_part(Upload("a", "1"), 1, 0, source, "a", ByteRange(0, 1))
-    assert store.figures.request_count == 0
 
 
 def test_figures_are_a_snapshot() -> None:
@@ -93,15 +78,6 @@ def test_failed_calls_count_without_bytes() -> None:
     assert (store.figures.requests["put"], store.figures.written_bytes) == (1, 0)
 
 
-class Plain:
-    """A store that cannot copy."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        for name in dir(Store):
-            if not name.startswith("_"):
-                setattr(self, name, getattr(store, name))
-
-
 def test_wraps_by_what_the_store_can_do() -> None:
     assert isinstance(recording(MemoryStore()), RecordingStore)
     read_only = recording(FsspecStore("memory://x"))
@@ -109,10 +85,17 @@ def test_wraps_by_what_the_store_can_do() -> None:
     assert not isinstance(read_only, Store)
 
 
-def test_identity_is_passed_on() -> None:
-    assert identity_of(recording(MemoryStore("lab"))) == "memory://lab"
-    assert identity_of(recording(FaultyStore(MemoryStore("lab")))) == "memory://lab"  # has none but its URL
-    assert identity_of(recording(FsspecStore("https://host.example"))) == "https://host.example"
+def test_unwrapped_is_the_store_that_does_the_work() -> None:
+    store = MemoryStore()
+    assert unwrapped(recording(recording(store))) is unwrapped(store) is store
+
+
+def test_identity_and_provider_are_passed_on() -> None:
+    for store, identity, provider in (
+        (MemoryStore("lab"), "memory://lab", "memory"),
+        (FsspecStore("https://host.example"), "https://host.example", "https://"),
+    ):
+        assert (recording(store).identity, recording(store).provider) == (identity, provider)
 
 
 class TestFaultyStore:

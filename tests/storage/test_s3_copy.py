@@ -13,12 +13,13 @@ from urllib.parse import unquote
 import pytest
 from storage.contract import ODD_NAMES
 from support.fake_s3 import FakeS3, Request
+from support.recording_store import recording
 
 from reshard.errors import Denied, Interrupted, NotFound, SourceChanged, StorageError, Transient, Unsupported
-from reshard.storage import MemoryStore, RetryPolicy, Upload, recording
+from reshard.storage import MemoryStore, RetryPolicy, Upload
 from reshard.storage.providers import provider_of
-from reshard.storage.s3 import S3Store
 from reshard.storage.s3_settings import Keys, S3Settings
+from reshard.storage.s3_store import S3Store
 from reshard.tensor import ByteRange
 
 QUICK = RetryPolicy(tries=4, first_delay_s=0.01)
@@ -112,8 +113,8 @@ def test_tries_run_out() -> None:
         ("error:501:NotImplemented", Unsupported, r"cannot do this \[NotImplemented\]"),
         ("error:501:", Unsupported, "cannot do this"),
         ("error:405:MethodNotAllowed", Unsupported, "does not allow this"),
-        ("empty", Unsupported, "does not say that it copied"),
-        ("xml:200:<CopyPartResult></CopyPartResult>", Unsupported, "does not say that it copied"),
+        ("empty", Unsupported, "does not confirm a copy"),
+        ("xml:200:<CopyPartResult></CopyPartResult>", Unsupported, "does not confirm a copy"),
         (
             error("InvalidRequest", "The specified copy source is not supported as a byte-range copy source"),
             Unsupported,

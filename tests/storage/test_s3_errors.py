@@ -4,9 +4,9 @@ import pytest
 from botocore import exceptions as boto
 
 from reshard.errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
-from reshard.storage.s3_errors import Asked, explain
+from reshard.storage.s3_errors import RequestLabel, explain
 
-ASKED = Asked("read", "obs://models/a.bin", "Huawei OBS at https://obs.example")
+LABEL = RequestLabel("read", "obs://models/a.bin", "Huawei OBS at https://obs.example")
 
 
 def answered(code: str, status: int, headers: dict[str, str] | None = None, **error: str) -> boto.ClientError:
@@ -20,7 +20,7 @@ def answered(code: str, status: int, headers: dict[str, str] | None = None, **er
         (answered("NoSuchBucket", 404), NotFound, "there is no such bucket [NoSuchBucket]."),
         (answered("NoSuchKey", 404), NotFound, "there is no such object"),
         (answered("404", 404), NotFound, "there is no such object or bucket."),
-        (answered("AccessDenied", 403), Denied, "The key needs the right"),
+        (answered("AccessDenied", 403), Denied, "lacks this permission"),
         (answered("InvalidAccessKeyId", 403), Denied, "does not know this access key"),
         (answered("SignatureDoesNotMatch", 403), Denied, "OBS_ACCESS_KEY_ID"),
         (answered("ExpiredToken", 400), Denied, "has expired"),
@@ -38,7 +38,7 @@ def answered(code: str, status: int, headers: dict[str, str] | None = None, **er
         (boto.PartialCredentialsError(provider="env", cred_var="x"), Denied, "incomplete"),
         (boto.EndpointConnectionError(endpoint_url="http://u?sig=1"), Transient, "no connection to the endpoint"),
         (boto.ConnectTimeoutError(endpoint_url="u?sig=1"), Transient, "no connection in time"),
-        (boto.ReadTimeoutError(endpoint_url="u?sig=1"), Transient, "fell silent"),
+        (boto.ReadTimeoutError(endpoint_url="u?sig=1"), Transient, "stopped answering"),
         (boto.ConnectionClosedError(endpoint_url="u?sig=1"), Transient, "closed before an answer"),
         (boto.HTTPClientError(error=OSError("u?sig=1")), Transient, "on its way (OSError)"),
         (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), Transient, "cut off"),
@@ -51,7 +51,7 @@ def answered(code: str, status: int, headers: dict[str, str] | None = None, **er
     ],
 )
 def test_errors_say_what_and_where_and_what_to_do(error: Exception, kind: type[ReshardError], text: str) -> None:
-    found = explain(error, ASKED)
+    found = explain(error, LABEL)
     assert type(found) is kind
     assert text in str(found)
     assert "obs://models/a.bin" in str(found)

@@ -14,8 +14,8 @@ from support.fake_s3 import FakeS3
 from reshard.errors import Denied, Interrupted, NotFound, SourceChanged, StorageError, Transient, Unsupported
 from reshard.storage import RetryPolicy, Upload
 from reshard.storage.providers import provider_of
-from reshard.storage.s3 import S3Store
 from reshard.storage.s3_settings import Keys, S3Settings
+from reshard.storage.s3_store import S3Store
 from reshard.tensor import ByteRange
 
 DATA = body(5 << 20)

@@ -7,10 +7,21 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import Unsupported, UsageError
-from reshard.storage import LocalStore, MemoryStore, Store, open_location, open_source, open_target, open_target_object
+from reshard.storage import (
+    LocalStore,
+    Location,
+    MemoryStore,
+    Store,
+    open_location,
+    open_source,
+    open_store,
+    open_target,
+    open_target_object,
+)
+from reshard.storage.open import STORES
 from reshard.storage.providers import PROVIDERS, provider_of
-from reshard.storage.s3 import S3Store
 from reshard.storage.s3_settings import Keys, obs_settings
+from reshard.storage.s3_store import S3Store
 
 
 @pytest.fixture(autouse=True)
@@ -267,7 +278,7 @@ def test_children_and_parents() -> None:
 
 @pytest.mark.parametrize("url", ["https://host.example/a", "gs://bucket/a", "hf://org/repo", "simplecache::s3://b/k"])
 def test_other_schemes_are_for_reading(url: str) -> None:
-    with pytest.raises(Unsupported, match="not written") as caught:
+    with pytest.raises(Unsupported, match="read-only") as caught:
         open_target(url)
     assert "s3://" in str(caught.value)
 
@@ -346,7 +357,7 @@ def test_target_object_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     "url", ["s3://bucket", "s3://model.safetensors", "s3://bucket/", "s3://b/.", "memory://lab", "/"]
 )
 def test_whole_store_is_no_target_object(url: str) -> None:
-    with pytest.raises(UsageError, match="names no object"):
+    with pytest.raises(UsageError, match="is a whole store"):
         open_target_object(url)
 
 
@@ -354,12 +365,12 @@ def test_whole_store_is_no_target_object(url: str) -> None:
 def test_folder_is_no_target_object(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a/b/c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a/b/c")
-    with pytest.raises(UsageError, match="names a folder"):
+    with pytest.raises(UsageError, match="is a folder"):
         open_target_object(url)
 
 
 def test_target_object_needs_a_store_that_writes() -> None:
-    with pytest.raises(Unsupported, match="not written"):
+    with pytest.raises(Unsupported, match="read-only"):
         open_target_object("https://host.example/a")
 
 
@@ -398,3 +409,28 @@ def test_identity_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert open_location("real").child("sub").identity == f"file://{tmp_path}/real/sub"
     assert open_location("/").identity == "file://"
     assert open_location("https://host.example/a").identity == "https://host.example/a"
+
+
+@pytest.mark.parametrize("scheme", STORES)
+def test_every_row_of_the_table_opens_a_store(clean_environ: pytest.MonkeyPatch, scheme: str) -> None:
+    clean_environ.setenv("OBS_ENDPOINT", "http://127.0.0.1:9000")
+    store = open_store(f"{scheme}:///lab" if scheme == "file" else f"{scheme}://lab")
+    assert store.url.startswith(f"{scheme}://")
+    assert isinstance(store, Store) == STORES[scheme].is_writable
+    assert store.provider in {"local", "memory", "AWS S3", "S3-compatible store"}
+    assert open_location(store.url).identity == store.identity
+
+
+@pytest.mark.parametrize(
+    "url", ["a", "/", "a/b", "file:///tmp/a b/c", "memory://lab/x", "s3://bucket/a/b", "s3://bucket"]
+)
+def test_a_place_is_opened_again_by_its_stores_url_and_key(url: str) -> None:
+    place = open_location(url)
+    again = Location(open_store(place.store.url), place.key)
+    assert (again.url, again.identity, again.store.url) == (place.url, place.identity, place.store.url)
+
+
+def test_a_store_that_is_only_read_cannot_be_written_to() -> None:
+    place = open_location("https://host.example/a")
+    with pytest.raises(Unsupported, match=r"https://host\.example/a: this store is read-only"):
+        place.writable_store()

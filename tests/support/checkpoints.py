@@ -12,15 +12,21 @@ import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from reshard.formats.mindspore.ckpt_read import read_index
-from reshard.formats.safetensors import parse_header, plan_header
-from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject, Stored
+from reshard.formats.container_format import ContainerFormat, ContainerHeader, HeaderTensor
+from reshard.formats.containers import Container, read_header
+from reshard.formats.frame import Frame
+from reshard.formats.mindspore.ckpt import plan_ckpt
+from reshard.formats.safetensors import plan_header
+from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.rank_source import rank_catalog
-from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of
+from reshard.planning.sources.source_headers import SourceHeaders
+from reshard.tensor import Box, ByteRange, DType, Layout, Strategy, TensorSpec, extent_of, row_major_boxes
 
 Array = np.ndarray
 Model = Mapping[str, tuple[DType, tuple[int, ...], Array]]
@@ -140,7 +146,7 @@ def encode_ckpt(
             body += ckpt_value(name, shape, called, content[first : first + piece])
     for name, text in (texts or {}).items():
         body += ckpt_value(name, (0,), "str", text.encode("utf-32-le") or bytes(4))
-    return body + b"crc_num" + zlib.crc32(body).to_bytes(10, "big") if has_crc else body
+    return body + crc_tail(body) if has_crc else body
 
 
 def ckpt_value(name: str, shape: Sequence[int], called: str, content: bytes) -> bytes:
@@ -252,37 +258,69 @@ def contents(model: Model) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 def catalog_of_objects(objects: Mapping[str, Model], url: str = "memory://source") -> Catalog:
     """The catalog of whole tensors in several objects."""
-    return full_catalog(url, "test", [_opened(key, model) for key, model in objects.items()])
+    return full_catalog(SourceHeaders(url, "test", [header_of(key, encode(model)) for key, model in objects.items()]))
 
 
 def catalog_of_ranks(held: Mapping[int, Model], strategy: Strategy, url: str = "memory://source") -> Catalog:
     """The catalog of rank shards."""
-    opened = {rank: _opened(rank_key(rank), model) for rank, model in held.items()}
-    return rank_catalog(url, opened, strategy)[0]
+    headers = [header_of(rank_key(rank), encode(model)) for rank, model in held.items()]
+    return rank_catalog(SourceHeaders(url, "test", headers), tuple(held), strategy)
 
 
-def _opened(key, model):
-    body = encode(model)
-    return SourceObject(key, len(body), f"etag of {key}"), held_by(body)
+def header_of(key: str, body: bytes) -> ObjectHeader:
+    """The header of a safetensors object."""
+    return ObjectHeader.of(SourceObject(key, len(body), f"etag of {key}"), header_in(body))
 
 
-def held_by(body: bytes) -> ObjectHeader:
-    """What a safetensors object holds."""
-    header = parse_header(body, len(body))
-    tensors = tuple(
-        Stored(item.spec, ((Box.whole(extent_of(item.spec)[0]), item.range.start),)) for item in header.tensors
-    )
-    return ObjectHeader(tensors, header.metadata, index_bytes=header.data_start)
-
-
-def held_by_ckpt(body: bytes) -> ObjectHeader:
-    """What a ``.ckpt`` object holds."""
+def header_of_ckpt(key: str, body: bytes) -> ObjectHeader:
+    """The header of a ``.ckpt`` object."""
     _, texts, packed = list_ckpt(body)
-    index = read_index(len(body), lambda where: body[where.start : where.stop])
-    tensors = tuple(
-        Stored(each.spec, tuple((box, where.start) for box, where in each.boxes())) for each in index.tensors
-    )
-    return ObjectHeader(tensors, packed, texts)
+    tensors = header_in(body, Container.CKPT).tensors
+    return ObjectHeader(SourceObject(key, len(body), f"etag of {key}"), tensors, packed, texts)
+
+
+def header_in(body: bytes, container: Container = Container.SAFETENSORS) -> ContainerHeader:
+    """The header of an object."""
+    return read_header(container, len(body), lambda span: body[span.start : span.stop])
+
+
+def planned_header(frame: Frame, specs: Sequence[TensorSpec]) -> tuple[HeaderTensor, ...]:
+    """The tensors that a frame lays out, as the header of the finished object has them."""
+    boxes: list[list[tuple[Box, int]]] = [[] for _ in specs]
+    for extent in frame.extents:
+        start = extent.start
+        stop = extent.first_element + extent.element_count
+        for box in row_major_boxes(extent_of(specs[extent.slot])[0], extent.first_element, stop):
+            boxes[extent.slot].append((box, start))
+            start += box.element_count * extent.itemsize
+    return tuple(HeaderTensor(spec, tuple(held)) for spec, held in zip(specs, boxes, strict=True))
+
+
+def assembled(frame: Frame, contents: Sequence[bytes]) -> bytes:
+    """The object of a frame, from the bytes of each of its tensors."""
+    body = bytearray(frame.nbytes)
+    for place, data in frame.literals:
+        body[place : place + len(data)] = data
+    for extent in frame.extents:
+        first = extent.first_element * extent.itemsize
+        body[extent.start : extent.stop] = contents[extent.slot][first : first + extent.stop - extent.start]
+    return bytes(body)
+
+
+def ckpt_in_pieces(piece_bytes: int) -> ContainerFormat:
+    """The ``.ckpt`` format with smaller values, so that tensors of a few bytes are several."""
+    return replace(Container.CKPT.definition, make_frame=partial(plan_ckpt, piece_bytes=piece_bytes))
+
+
+def content_of(tensor: HeaderTensor, body: bytes) -> bytes:
+    """A tensor's bytes in its object."""
+    itemsize = extent_of(tensor.spec)[1]
+    return b"".join(body[start : start + box.element_count * itemsize] for box, start in tensor.boxes)
+
+
+def crc_tail(body: bytes) -> bytes:
+    """The checksum that may end a ``.ckpt`` object."""
+    return b"crc_num" + zlib.crc32(body).to_bytes(10, "big")
 
 
 def put_full(location, objects: Mapping[str, Model]) -> None:

@@ -10,7 +10,7 @@ from support.planning import plan_for
 from reshard.engine.events import Listener, ignore
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
-from reshard.engine.sources.read_source import SourceOptions, read_catalog
+from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits

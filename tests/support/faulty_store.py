@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Transient
-from reshard.storage import Body, ObjectInfo, PartCopier, ReadStore, ShouldStop, Store, StoreLimits, Upload
+from reshard.storage import Body, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -46,6 +46,14 @@ class FaultyStore:
     @property
     def url(self) -> str:
         return self.inner.url
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    @property
+    def provider(self) -> str:
+        return self.inner.provider
 
     @property
     def limits(self) -> StoreLimits:
@@ -88,7 +96,7 @@ class FaultyStore:
         return self._do("upload_part", upload.key, lambda: self.inner.upload_part(upload, number, offset, body))
 
     def copies_from(self, source: ReadStore) -> bool:
-        return isinstance(self.inner, PartCopier) and self.inner.copies_from(source)
+        return self.inner.copies_from(source)
 
     def copy_part(
         self,
@@ -100,9 +108,11 @@ class FaultyStore:
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        assert isinstance(self.inner, PartCopier)
         copy = self.inner.copy_part
         return self._do("copy_part", upload.key, lambda: copy(upload, number, offset, source, key, span, etag))
+
+    def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
+        return self._do("list_parts", upload.key, lambda: self.inner.list_parts(upload))
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         return self._do("complete_upload", upload.key, lambda: self.inner.complete_upload(upload, parts))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.planning.catalog import Catalog
-from reshard.planning.change import NO_CHANGE, Change
+from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.conversion import MANIFEST_KEY, Conversion
 from reshard.planning.limits import Limits
-from reshard.planning.outputs.output import Attachment
+from reshard.planning.outputs.output import Attachment, TargetTensor
 from reshard.planning.plan import Plan, make_plan
 from reshard.planning.targets.target import Target
+
+
+def tensors_of(catalog: Catalog) -> tuple[TargetTensor, ...]:
+    """The tensors of a source, unchanged."""
+    return make_tensors(catalog, {}, NO_CHANGE).tensors
 
 
 def plan_for(

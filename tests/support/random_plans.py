@@ -10,11 +10,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from reshard.formats.containers import Container
-from reshard.planning.catalog import SourceObject
 from reshard.planning.limits import Limits
 from reshard.planning.sources.full_source import full_catalog, tree_catalog
 from reshard.planning.sources.rank_source import rank_catalog
 from reshard.planning.sources.selection import NameFilter
+from reshard.planning.sources.source_headers import SourceHeaders
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.tree_target import TreeTarget, tree_name
@@ -25,8 +25,8 @@ from .checkpoints import (
     array_shape,
     encode,
     encode_ckpt,
-    held_by,
-    held_by_ckpt,
+    header_of,
+    header_of_ckpt,
     list_ckpt,
     list_safetensors,
     owned,
@@ -270,16 +270,14 @@ class Source:
 
     def catalog(self, url="memory://source"):
         """The catalog, made without a store."""
-        opened = [
-            (SourceObject(key, len(body), f"etag of {key}"), held_by_ckpt(body) if _is_ckpt(key) else held_by(body))
-            for key, body in self.objects.items()
-        ]
+        headers = [(header_of_ckpt if _is_ckpt(key) else header_of)(key, body) for key, body in self.objects.items()]
+        source = SourceHeaders(url, "test", headers, self.names)
         if self.is_tree:
-            return tree_catalog(url, "test", opened, tree_name, names=self.names)
+            return tree_catalog(source, tree_name)
         if self.strategy is None:
-            return full_catalog(url, "test", opened, names=self.names)
-        ranks = {int(item.key.split("/")[0].removeprefix("rank_")): (item, held) for item, held in opened}
-        return rank_catalog(url, ranks, self.strategy, names=self.names)[0]
+            return full_catalog(source)
+        ranks = [int(key.split("/")[0].removeprefix("rank_")) for key in self.objects]
+        return rank_catalog(source, ranks, self.strategy)
 
 
 def _is_ckpt(key):

@@ -1,4 +1,4 @@
-"""Runs and transfers against numpy, which counts every byte."""
+"""Runs and scatters against numpy, which counts every byte."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.tensor import Box, Runs, Scatter, box_scatter, byte_runs
+from reshard.tensor import Runs, Scatter, box_scatter
 
 
 def addresses(first, nbytes, counts, strides):
@@ -49,8 +49,7 @@ def bytes_of(box, holder, itemsize):
 def test_runs_are_the_bytes_of_the_box(case):
     box, [holder], itemsize = case
     shape, start = holder
-    stop = tuple(a + n for a, n in zip(start, box, strict=True))
-    runs = byte_runs(Box(start, stop), shape, itemsize)
+    runs = box_scatter(box, (shape, start), (box, (0,) * len(box)), itemsize).source_runs
     found = addresses(runs.first, runs.nbytes, runs.counts, runs.strides)
     assert found.tolist() == bytes_of(box, holder, itemsize).tolist()
     assert list(runs.starts()) == found[:: runs.nbytes].tolist()
@@ -61,8 +60,7 @@ def test_runs_are_the_bytes_of_the_box(case):
 def test_runs_are_as_long_as_can_be(case):
     box, [holder], itemsize = case
     shape, start = holder
-    stop = tuple(a + n for a, n in zip(start, box, strict=True))
-    runs = byte_runs(Box(start, stop), shape, itemsize)
+    runs = box_scatter(box, (shape, start), (box, (0,) * len(box)), itemsize).source_runs
     breaks = np.flatnonzero(np.diff(bytes_of(box, holder, itemsize)) != 1)
     assert runs.run_count == len(breaks) + 1
     assert all(count > 1 for count in runs.counts)
@@ -131,7 +129,8 @@ def test_clipping_at_edges(copy, start, stop, expected):
 
 
 def test_runs_of_a_huge_tensor_take_no_longer():
-    runs = byte_runs(Box((0, 0, 5), (1 << 30, 1 << 20, 6)), (1 << 30, 1 << 20, 8), 8)
+    box = (1 << 30, 1 << 20, 1)
+    runs = box_scatter(box, ((1 << 30, 1 << 20, 8), (0, 0, 5)), (box, (0, 0, 0)), 8).source_runs
     assert runs == Runs(40, 8, (1 << 50,), (64,))
 
 

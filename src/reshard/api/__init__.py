@@ -1,40 +1,31 @@
-"""The library's statements, MindSpore's own calls, and the same for strategies; the command line calls nothing else."""
+"""The library's statements, and the same for strategies; the command line calls nothing else."""
 
-from ..compat.checkpoints import (
-    load_distributed_checkpoint,
-    merge_pipeline_strategys,
-    transform_checkpoint,
-    unified_safetensors,
-)
-from ..compat.rewriting import ckpt_to_safetensors, safetensors_to_ckpt
-from ..compat.weights import convert_weight, transform_ckpt_lora
-from .estimates import Assumptions, estimate, explain
-from .numbers import make_strategy
-from .options import Options
-from .statements import convert, inspect, load_plan, plan, save, verify
-from .strategies import convert_strategy, merge_strategies, read_strategy
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Assumptions",
-    "Options",
-    "ckpt_to_safetensors",
-    "convert",
-    "convert_strategy",
-    "convert_weight",
-    "estimate",
-    "explain",
-    "inspect",
-    "load_distributed_checkpoint",
-    "load_plan",
-    "make_strategy",
-    "merge_pipeline_strategys",
-    "merge_strategies",
-    "plan",
-    "read_strategy",
-    "safetensors_to_ckpt",
-    "save",
-    "transform_checkpoint",
-    "transform_ckpt_lora",
-    "unified_safetensors",
-    "verify",
-]
+from ..doors import lazy_names as _lazy_names
+
+if TYPE_CHECKING:
+    from .contents import inspect as inspect
+    from .estimates import estimate as estimate
+    from .request import Request as Request
+    from .statements import convert as convert
+    from .statements import load_plan as load_plan
+    from .statements import plan as plan
+    from .statements import save as save
+    from .statements import verify as verify
+    from .strategies import convert_strategy as convert_strategy
+    from .strategies import make_strategy as make_strategy
+    from .strategies import merge_strategies as merge_strategies
+    from .strategies import read_strategy as read_strategy
+
+_MODULES = {
+    "contents": ["inspect"],
+    "estimates": ["estimate"],
+    "request": ["Request"],
+    "statements": ["convert", "load_plan", "plan", "save", "verify"],
+    "strategies": ["convert_strategy", "make_strategy", "merge_strategies", "read_strategy"],
+}
+__all__ = sorted(name for names in _MODULES.values() for name in names)
+
+if not TYPE_CHECKING:
+    __getattr__ = _lazy_names(__name__, _MODULES)

@@ -1,21 +1,25 @@
-"""Strategy files shown, merged and brought into another form."""
+"""Strategy files: read, merged, written in another form, and made from the sizes of a parallel job."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..engine.sources.strategy_files import StrategySource
-from ..errors import UsageError
-from ..formats.layout_file_encode import encode_layout_file
-from ..formats.mindspore.ms_strategy import from_strategy
-from ..formats.mindspore.ms_strategy_file import StrategyFile, split_stage
-from ..formats.mindspore.ms_strategy_json import encode_json
-from ..formats.mindspore.ms_strategy_merge import merge_strategy_files
-from ..formats.mindspore.ms_strategy_protobuf import encode_protobuf
+from ..errors import UsageError, option
+from ..formats.layout_file import encode_layout_file
+from ..formats.mindspore.strategy_file import StrategyFile, split_stage
+from ..formats.mindspore.strategy_json import encode_json
+from ..formats.mindspore.strategy_merge import from_strategy, merge_strategy_files
+from ..formats.mindspore.strategy_protobuf import encode_protobuf
+from ..models.detecting import detect
+from ..models.parallel_strategy import derive_strategy
+from ..planning.change import make_tensors
 from ..tensor import Shape, Strategy
-from .statements import inspect, load_strategy_source, save
-
-_YAML = (".yaml", ".yml")
+from .changes import change_of, load_parallel, naming_of, strategy_from_parallel
+from .contents import YAML, inspect, load_config, load_strategy_source
+from .request import STRATEGY_OPTIONS, Request
+from .statements import save
 
 
 def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
@@ -31,7 +35,7 @@ def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
     Raises
     ------
     UsageError
-        A layout file without a checkpoint: its rules have no tensors to speak of.
+        A layout file without a checkpoint: its rules have no tensors to apply to.
     """
     return _strategy(load_strategy_source(url), url, _shapes(checkpoint))
 
@@ -53,7 +57,8 @@ def merge_strategies(src: str, dst: str, *, overwrite: bool = False) -> Strategy
     """
     source = load_strategy_source(src)
     if source.rules is not None:
-        raise UsageError(f"{src}: a layout file has nothing to merge", hint="reshard strategy convert writes it anew.")
+        hint = "reshard strategy convert writes it in another form."
+        raise UsageError(f"{src}: a layout file has nothing to merge", hint=hint)
     merged = merge_strategy_files(source.files)
     strategy = source.strategy({}, local=False)
     save(dst, _encode(merged, dst, {}), overwrite=overwrite)
@@ -69,30 +74,70 @@ def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overw
         URL of a full checkpoint: a layout file needs its tensors, and the JSON form records their shapes.
     """
     shapes = _shapes(checkpoint)
-    strategy = _strategy(load_strategy_source(src), src, shapes)
-    save(dst, encode_strategy(strategy, dst, shapes), overwrite=overwrite)
-    return strategy
+    return _save(_strategy(load_strategy_source(src), src, shapes), dst, shapes, overwrite=overwrite)
 
 
-def encode_strategy(strategy: Strategy, url: str, shapes: Mapping[str, Shape]) -> bytes:
-    """Write a strategy in the form that a name asks for: .yaml, .json, or protobuf for any other.
+def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool = False, **options: Any) -> Strategy:
+    """Write the strategy that training with these parallel sizes would have, and return it.
 
     Parameters
     ----------
-    shapes
-        Of the whole tensors, as far as they are known: the JSON form records them.
+    dst
+        What to write: a layout file if it ends in .yaml, MindSpore's JSON form if in .json, else protobuf.
+    checkpoint
+        URL of a full checkpoint with the tensors that the strategy is for.
+    parallel
+        Sizes, as text like ``dp=2,mp=4``, or the URL of the YAML configuration of a training job.
+    options
+        ``to``, ``family``, ``naming``, ``config`` and ``option`` of :class:`Request`. With ``to`` the
+        strategy is for what the checkpoint becomes when it is converted so.
+
+    Raises
+    ------
+    UsageError
+        The naming is not clear, or the sizes cannot be read.
+    PlanError
+        The family is not known.
+    StrategyError
+        Sizes and tensors do not fit each other.
+    TargetExists
+        ``dst`` exists, and ``overwrite`` is not set.
     """
-    if url.endswith(_YAML):
-        return encode_layout_file(strategy)
-    return _encode(from_strategy(strategy), url, shapes)
+    request = Request.of(("src", *STRATEGY_OPTIONS), **(options | {"src": checkpoint, "parallel": parallel}))
+    sizes = load_parallel(parallel)  # first: what is wrong with it needs no store
+    catalog = inspect(checkpoint)
+    if request.to is not None:
+        change, _ = change_of(request, catalog, {entry.spec.name: entry.spec.name for entry in catalog.entries})
+        specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
+        strategy = strategy_from_parallel(sizes, change, specs, request)
+    else:
+        specs = [entry.spec for entry in catalog.entries]
+        shapes, config = {spec.name: spec.shape for spec in specs}, load_config(request.config, checkpoint)
+        family = request.family or detect(config, shapes).family.name
+        strategy = derive_strategy(
+            family,
+            request.naming or naming_of(family, shapes),
+            sizes,
+            shapes,
+            nbytes={spec.name: spec.nbytes for spec in specs},
+            config=config,
+            options=request.option,
+        )
+    return _save(strategy, dst, {spec.name: spec.shape for spec in specs}, overwrite=overwrite)
+
+
+def _save(strategy: Strategy, url: str, shapes: Mapping[str, Shape], *, overwrite: bool) -> Strategy:
+    """Write a strategy in the form that a name asks for: .yaml, .json, or protobuf for any other."""
+    is_layout = url.endswith(YAML)
+    data = encode_layout_file(strategy) if is_layout else _encode(from_strategy(strategy), url, shapes)
+    save(url, data, overwrite=overwrite)
+    return strategy
 
 
 def _strategy(source: StrategySource, url: str, shapes: Mapping[str, Shape]) -> Strategy:
     if source.rules is not None and not shapes:
-        raise UsageError(
-            f"{url}: a layout file holds rules, not tensors",
-            hint="Name a full checkpoint whose tensors they are for: --for URL.",
-        )
+        hint = f"Name a full checkpoint that they apply to: {option('checkpoint', 'URL')}."
+        raise UsageError(f"{url}: a layout file holds rules, not tensors", hint=hint)
     return source.strategy(shapes, local=False)
 
 

@@ -1,1 +1,1 @@
-"""Typer: one file a command; parse, call, show."""
+"""The command line: parse, make a request, call a statement, show what it returns."""

@@ -4,55 +4,61 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Annotated
 
 import typer
 
-from ..errors import ReshardError
-from . import (
-    ckpt_to_safetensors,
-    convert,
-    convert_weight,
-    inspect,
-    load_distributed_checkpoint,
-    merge_pipeline_strategys,
-    plan,
-    safetensors_to_ckpt,
-    strategy,
-    transform_checkpoint,
-    transform_ckpt_lora,
-    unified_safetensors,
-    verify,
-)
-from .output import print_error
+from .. import __version__
+from .lazy_commands import Listed, group_class, make_app
 from .signals import INTERRUPTED, Stopped, signals
 
+# Only what is listed here is imported for --help: a command's module is imported when the command runs.
+_STRATEGY = {
+    "Commands": {
+        "show": Listed("strategy_commands", "Show the layout of every tensor, stage by stage."),
+        "merge": Listed("strategy_commands", "Merge the strategy files of all stages into one."),
+        "convert": Listed("strategy_commands", "Write a strategy in another form."),
+        "make": Listed("strategy_commands", "Make the strategy of a training job from its parallel sizes."),
+    }
+}
+_COMMANDS = {
+    "Commands": {
+        "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
+        "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
+        "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
+        "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
+        "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
+    },
+    "MindSpore's and MindSpore Transformers' own commands": {
+        "unified-safetensors": Listed("compat_commands", "Merge rank shards into part<i>.safetensors with a map."),
+        "transform-checkpoint": Listed("compat_commands", "Bring a checkpoint from one strategy to another."),
+        "load-distributed-checkpoint": Listed("compat_commands", "Cut a full checkpoint into rank shards."),
+        "merge-pipeline-strategys": Listed("compat_commands", "Merge the strategy files of pipeline stages."),
+        "ckpt-to-safetensors": Listed("compat_commands", "Write .ckpt objects as safetensors, one by one."),
+        "safetensors-to-ckpt": Listed("compat_commands", "Write safetensors objects as .ckpt, one by one."),
+        "convert-weight": Listed(
+            "compat_commands", "Convert Hugging Face's weights to MindSpore Transformers', or back."
+        ),
+        "transform-ckpt-lora": Listed("compat_commands", "Merge LoRA adapters into their weights."),
+    },
+}
 
-def _with_dashes(name: str) -> str:
-    """MindSpore's names have underscores: either spelling of a command or a flag is understood."""
-    return name.replace("_", "-")
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        sys.stdout.write(f"reshard {__version__}\n")
+        raise typer.Exit
 
 
-app = typer.Typer(
-    name="reshard",
-    help="Model checkpoints in object stores, turned into other parallel layouts without touching local disk.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_dashes},
-)
-app.command()(inspect.inspect)
-app.command()(plan.plan)
-app.command()(convert.convert)
-app.command()(verify.verify)
-app.add_typer(strategy.app, name="strategy")
-_ORIGINALS = "MindSpore's and MindSpore Transformers' own commands"
-app.command(rich_help_panel=_ORIGINALS)(unified_safetensors.unified_safetensors)
-app.command(rich_help_panel=_ORIGINALS)(transform_checkpoint.transform_checkpoint)
-app.command(rich_help_panel=_ORIGINALS)(load_distributed_checkpoint.load_distributed_checkpoint)
-app.command(rich_help_panel=_ORIGINALS)(merge_pipeline_strategys.merge_pipeline_strategys)
-app.command(rich_help_panel=_ORIGINALS)(ckpt_to_safetensors.ckpt_to_safetensors)
-app.command(rich_help_panel=_ORIGINALS)(safetensors_to_ckpt.safetensors_to_ckpt)
-app.command(rich_help_panel=_ORIGINALS)(convert_weight.convert_weight)
-app.command(rich_help_panel=_ORIGINALS)(transform_ckpt_lora.transform_ckpt_lora)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Convert model checkpoints in object stores to other parallel layouts, without touching local disk."""
+
+
+app = make_app(group_class(_COMMANDS), _root, add_completion=True)
 
 
 def main() -> None:
@@ -62,10 +68,7 @@ def main() -> None:
     gc.set_threshold(20_000)
     signals.install()
     try:
-        app()
-    except ReshardError as error:
-        print_error(error)
-        sys.exit(error.exit_code)
+        app(prog_name="reshard")
     except Stopped as stopped:
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
         sys.stderr.write("interrupted: " + "\n".join(left) + "\n")

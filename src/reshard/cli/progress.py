@@ -6,18 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from typing import Any
 
 from ..engine.events import Event, Listener, Noted, PhaseStarted, ignore
 from ..engine.events import Progress as Moved
-from .output import in_bytes
+from .printing import in_bytes
+from .spelling import spelled
 
 _LINE_EVERY_S = 10.0
 _COUNTED_FROM_ZERO = ("transfer", "verify")
-"""Phases whose figures begin anew: a rate over all that went before would be too low."""
+"""Phases whose figures restart at zero: a rate over all that went before would be too low."""
 
 
 @contextmanager
@@ -26,25 +24,33 @@ def progress(*, quiet: bool) -> Iterator[Listener]:
     if quiet:
         yield ignore
     elif sys.stderr.isatty():
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[figures]}", table_column=Column(overflow="fold")),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        with bar:
+        with _bar() as bar:
             yield _Bar(bar)
     else:
         yield _Log()
 
 
+def _bar() -> Any:
+    # rich takes a while to import, and only a terminal needs it.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[figures]}", table_column=Column(overflow="fold")),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
 class _Bar:
     """A live line."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
-        self._task: TaskID = bar.add_task("headers", total=None, figures="")
+        self._task = bar.add_task("headers", total=None, figures="")
         self._begun_s = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -54,7 +60,7 @@ class _Bar:
             self._bar.update(self._task, description=event.name)
             return
         if isinstance(event, Noted):
-            self._bar.console.print(f"note: {event.text}", highlight=False, markup=False)
+            self._bar.console.print(f"note: {spelled(event.text)}", highlight=False, markup=False)
             return
         self._bar.update(
             self._task,
@@ -77,7 +83,7 @@ class _Log:
                 self._begun_s = now_s
             sys.stderr.write(f"{event.name}\n")
         elif isinstance(event, Noted):
-            sys.stderr.write(f"note: {event.text}\n")
+            sys.stderr.write(f"note: {spelled(event.text)}\n")
         elif now_s - self._last_s > _LINE_EVERY_S:
             self._last_s = now_s
             sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")

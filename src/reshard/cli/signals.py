@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a command: stop it cleanly, or nothing once its work is done."""
+"""SIGINT and SIGTERM: they stop a command cleanly, and have no effect once its work is done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Signals:
             signal.signal(number, self)
 
     def work_is_done(self) -> None:
-        """What was asked for is complete and stays: from now on a signal changes nothing."""
+        """Ignore signals from now on: the result is complete and stays."""
         self._is_done = True
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:

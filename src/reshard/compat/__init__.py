@@ -1,1 +1,27 @@
-"""MindSpore's and MindSpore Transformers' own commands and functions, each run as one conversion."""
+"""MindSpore's and MindSpore Transformers' own calls on checkpoints, under their names and with their arguments."""
+
+from typing import TYPE_CHECKING
+
+from ..doors import lazy_names as _lazy_names
+
+if TYPE_CHECKING:
+    from .checkpoints import load_distributed_checkpoint as load_distributed_checkpoint
+    from .checkpoints import merge_pipeline_strategys as merge_pipeline_strategys
+    from .checkpoints import transform_checkpoint as transform_checkpoint
+    from .checkpoints import unified_safetensors as unified_safetensors
+    from .format_conversion import ckpt_to_safetensors as ckpt_to_safetensors
+    from .format_conversion import safetensors_to_ckpt as safetensors_to_ckpt
+    from .weights import convert_weight as convert_weight
+    from .weights import transform_ckpt_lora as transform_ckpt_lora
+
+_MODULES = {
+    "checkpoints": [
+        "load_distributed_checkpoint", "merge_pipeline_strategys", "transform_checkpoint", "unified_safetensors",
+    ],
+    "format_conversion": ["ckpt_to_safetensors", "safetensors_to_ckpt"],
+    "weights": ["convert_weight", "transform_ckpt_lora"],
+}  # fmt: skip
+__all__ = sorted(name for names in _MODULES.values() for name in names)
+
+if not TYPE_CHECKING:
+    __getattr__ = _lazy_names(__name__, _MODULES)

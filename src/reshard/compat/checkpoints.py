@@ -1,269 +1,214 @@
 """MindSpore's and MindSpore Transformers' own calls on checkpoints, each made one conversion.
 
-Arguments have the names that these tools give them, and take URLs. Where a tool does otherwise than
-its documents promise, the documents are followed; ``docs/original-commands.md`` lists what differs.
+Arguments have the names that these tools give them, and take URLs. Where a tool deviates from its
+documentation, the documentation is followed; ``docs/original-commands.md`` lists the differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Annotated
 
-from ..api.options import Options, Size, check_options, listed
-from ..api.statements import draw, load_strategy_source, name_map_from, run, wanted_from
+from ..api.option_field import OptionField, read_document, read_nullable, read_texts, read_truth
+from ..api.request import Request
+from ..api.resolve import Headers, Hooks, load_name_map, resolve
 from ..api.strategies import merge_strategies
-from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
-from ..engine.sources.headers import container_of
-from ..engine.sources.read_source import SourceOptions
+from ..engine.sources import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
-from ..errors import UsageError, raise_all
-from ..formats.containers import Container
-from ..formats.mindspore.ms_strategy_file import split_stage
-from ..planning.catalog import Catalog, SourceSharding
-from ..planning.limits import Limits
-from ..planning.plan import Plan
+from ..errors import UsageError, option, raise_all
+from ..formats.containers import Container, container_of
+from ..formats.mindspore.strategy_file import split_stage
+from ..planning.catalog import SourceSharding
+from ..planning.conversion import MANIFEST_KEY
 from ..planning.sources.selection import NameFilter
 from ..planning.targets.rank_target import RankTarget
-from ..storage import shared_connections
+from ..planning.targets.target import Target
 from ..tensor import Strategy
+from .imitation import FileSuffix, Processes, Translation, format_option, imitation, processes_option, requests_for
 
 _BUFFERS = "accu_grads"
 _DROP_BUFFERS = f"prefix:{_BUFFERS}"
-_MOST_REQUESTS = 64
 
 
-class Extras(TypedDict, total=False):
-    """What the original tools do not know, but every conversion does; see :class:`reshard.api.Options`."""
-
-    drop: Iterable[str] | None
-    keep_rank: int | None
-    memory: Size | None
+def _strategy_of(side: str) -> OptionField:
+    text = f"Strategy file of the {side}, or a prefix with those of all stages; None for a full checkpoint."
+    return OptionField(text, "URL", read=read_nullable)
 
 
-@shared_connections()
+SourceStrategy = Annotated[str | None, _strategy_of("source")]
+TargetStrategy = Annotated[str | None, _strategy_of("target")]
+Prefix = Annotated[str, OptionField("Prefix of the objects' names, before the rank.", "NAME", default="checkpoint_")]
+
+
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
+    src="mindspore_ckpt_dir",
+    src_strategy="src_strategy_dirs",
+    dst="output_dir",
+    concurrency="max_process_num",
+)
 def unified_safetensors(
-    mindspore_ckpt_dir: str,
-    src_strategy_dirs: str,
-    output_dir: str,
+    mindspore_ckpt_dir: Annotated[str, OptionField("Prefix of the rank shards, with rank_R/.", "URL")],
+    src_strategy_dirs: Annotated[
+        str,
+        OptionField("Strategy file of the shards, or a prefix with those of all stages.", "URL", read=read_nullable),
+    ],
+    output_dir: Annotated[str, OptionField("Where the parts and param_name_map.json go.", "URL")],
     *,
-    file_suffix: str | None = None,
-    format: str | None = None,  # noqa: A002  the tool's name for it
-    has_redundancy: bool | None = None,
-    filter_out_param_prefix: Iterable[str] | str | None = None,
-    max_process_num: int | None = None,
-    overwrite: bool = False,
-    on_event: Listener = ignore,
-    **extras: Unpack[Extras],
-) -> Manifest:
-    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does.
-
-    Parameters
-    ----------
-    mindspore_ckpt_dir
-        Prefix with ``rank_R/``.
-    src_strategy_dirs
-        The strategy that cut them: a file, or a prefix with those of all stages.
-    output_dir
-        Gets ``part<i>.safetensors``, ``param_name_map.json`` and ``hyper_param.safetensors``.
-    file_suffix
-        End of the names to take; by default the last of each rank, if they belong together.
-    format
-        ``safetensors``, and nothing else.
-    has_redundancy
-        What is said about the shards. The headers decide; a note tells both.
-    filter_out_param_prefix
-        Starts of names to leave out, from all objects.
-    max_process_num
-        Each process stands for 8 requests in flight, 64 at most.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
-    """
+    file_suffix: FileSuffix = None,
+    format: Annotated[str | None, OptionField("safetensors, and nothing else.", "FORMAT")] = None,  # noqa: A002
+    has_redundancy: Annotated[
+        bool | None,
+        OptionField("Whether redundancy was kept; the headers decide, a note compares.", "BOOL", read=read_truth),
+    ] = None,
+    filter_out_param_prefix: Annotated[
+        Iterable[str] | str | None, OptionField("Prefix of names to leave out.", "TEXT", read=read_texts)
+    ] = None,
+    max_process_num: Processes = None,
+) -> Translation:
+    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does."""
     if format not in (None, Container.SAFETENSORS):
-        raise UsageError(f"--format {format}: unified checkpoints are made of safetensors")
-    if text_or_none(src_strategy_dirs) is None:
-        raise UsageError("merging needs the strategy that the shards were cut by: --src_strategy_dirs")
-    options: Options = {
-        "src_strategy": src_strategy_dirs,
-        "file_suffix": text_or_none(file_suffix),
-        "form": "mindspore",
-        "concurrency": requests_for(max_process_num),
-        **extra_options(extras, [f"prefix:{prefix}" for prefix in listed(filter_out_param_prefix)]),
-    }
-    check_options(options)
-    wanted = _without_buffers(wanted_from(options))
-    made = draw(mindspore_ckpt_dir, output_dir, wanted, None, options, on_event=on_event)
-    notes = (*buffer_notes(made), *_redundancy_notes(made, wanted, has_redundancy))
-    return run(with_notes(made, notes), overwrite=overwrite, on_event=on_event)
+        raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
+    if not src_strategy_dirs:
+        raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
+    request = Request.of(
+        src=mindspore_ckpt_dir,
+        dst=output_dir,
+        src_strategy=src_strategy_dirs,
+        file_suffix=file_suffix,
+        form="mindspore",
+        concurrency=requests_for(max_process_num),
+        drop=[f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()],
+    )
+    return request, partial(resolve, hooks=_Unify(has_redundancy))
 
 
-@shared_connections()
+@imitation("drop", "keep_rank", "memory", src="src_checkpoint", dst="dst_checkpoint", concurrency="process_num")
 def transform_checkpoint(
-    src_checkpoint: str,
-    dst_checkpoint: str,
+    src_checkpoint: Annotated[str, OptionField("One object, or a prefix: with rank_R/, or full.", "URL")],
+    dst_checkpoint: Annotated[
+        str,
+        OptionField("Where rank_R/<prefix>R.<format> go.", "URL", flags=("--dst_checkpoint", "--dst_checkpoint_dir")),
+    ],
     *,
-    src_strategy: str | None = None,
-    dst_strategy: str | None = None,
-    prefix: str = "checkpoint_",
-    rank_id: int | None = None,
-    world_size: int | None = None,
-    process_num: int | None = None,
-    transform_by_rank: bool = False,
-    format: str | None = None,  # noqa: A002  the tool's name for it
-    file_suffix: str | None = None,
-    overwrite: bool = False,
-    on_event: Listener = ignore,
-    **extras: Unpack[Extras],
-) -> Manifest:
+    src_strategy: SourceStrategy = None,
+    dst_strategy: TargetStrategy = None,
+    prefix: Prefix = "checkpoint_",
+    rank_id: Annotated[
+        int | None, OptionField(f"First rank to write, with {option('transform_by_rank')}.", "R", least=0)
+    ] = None,
+    world_size: Annotated[
+        int | None, OptionField("Ranks of the target; must agree with the strategy.", "N", least=1)
+    ] = None,
+    process_num: Annotated[int | None, processes_option("--process_num", "--transform_process_num")] = None,
+    transform_by_rank: Annotated[
+        bool,
+        OptionField("Write one process's share of the ranks only: world_size / process_num.", "BOOL", read=read_truth),
+    ] = False,
+    format: Annotated[str | None, format_option("the source's")] = None,  # noqa: A002
+    file_suffix: FileSuffix = None,
+) -> Translation:
     """Bring a checkpoint from one strategy to another, as ``transform_checkpoint.py`` does.
 
-    Parameters
-    ----------
-    src_checkpoint
-        One object, or a prefix: with ``rank_R/``, or of a full checkpoint in any form.
-    dst_checkpoint
-        Gets ``rank_R/<prefix>R.<format>``.
-    src_strategy, dst_strategy
-        A file, or a prefix with those of all stages; None for a full checkpoint.
-    rank_id, transform_by_rank
-        Only with ``transform_by_rank`` are single ranks written: ``world_size / process_num`` of them from
-        ``rank_id`` on, as one process of the tool does. Their manifest has a name of its own.
-    world_size
-        Ranks of the target; must be what the strategy says.
-    process_num
-        Each process stands for 8 requests in flight, 64 at most.
-    format
-        ``ckpt`` or ``safetensors``; by default that of the source.
-    file_suffix
-        End of the names to take where ranks of the source have several objects.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
+    The manifest of a share of the ranks has a name of its own.
     """
-    src_strategy, dst_strategy = text_or_none(src_strategy), text_or_none(dst_strategy)
     if src_strategy is None and dst_strategy is None:
         raise UsageError(
-            "--src_strategy and --dst_strategy cannot both be None",
-            hint="reshard convert SRC DST --prefix checkpoint_ writes a full checkpoint anew.",
+            f"{option('src_strategy')} and {option('dst_strategy')} cannot both be None",
+            hint="reshard convert SRC DST --prefix checkpoint_ writes a full checkpoint in another form.",
         )
-    options: Options = {
-        "src_strategy": src_strategy,
-        "prefix": prefix,
-        "format": format,
-        "file_suffix": text_or_none(file_suffix),
-        "concurrency": requests_for(process_num),
-        **extra_options(extras),
-    }
-    check_options(options)
-    target = load_strategy_source(dst_strategy) if dst_strategy else None
-    wanted = for_target(wanted_from(options), target)
+    request = Request.of(
+        src=src_checkpoint,
+        dst=dst_checkpoint,
+        src_strategy=src_strategy,
+        dst_strategy=dst_strategy,
+        prefix=prefix,
+        format=format,
+        file_suffix=file_suffix,
+        concurrency=requests_for(process_num),
+    )
     share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
-    settle = partial(_settle_transform, format=format, world_size=world_size, share=share)
-    made = draw(src_checkpoint, dst_checkpoint, wanted, target, options, settle=settle, on_event=on_event)
-    made = with_notes(made, buffer_notes(made))
-    return run(_part_of(made), overwrite=overwrite, on_event=on_event)
+    return request, partial(resolve, hooks=_Transform(world_size, share))
 
 
-@shared_connections()
+@imitation(
+    "drop",
+    "memory",
+    src="unified_safetensors_dir",
+    dst="dst_safetensors_dir",
+    dst_strategy="predict_strategy",
+    ranks="rank_id",
+    concurrency="max_process_num",
+)
 def load_distributed_checkpoint(
-    unified_safetensors_dir: str,
-    dst_safetensors_dir: str,
-    predict_strategy: str | None = None,
+    unified_safetensors_dir: Annotated[str, OptionField("Prefix or object of the full checkpoint.", "URL")],
+    dst_safetensors_dir: Annotated[str, OptionField("Where rank_R/net.<format> go.", "URL")],
+    predict_strategy: TargetStrategy = None,
     *,
-    format: str | None = None,  # noqa: A002  the tool's name for it
-    rank_id: int | None = None,
-    name_map: Mapping[str, str] | str | None = None,
-    max_process_num: int | None = None,
-    overwrite: bool = False,
-    on_event: Listener = ignore,
-    **extras: Unpack[Extras],
-) -> Manifest:
+    format: Annotated[str | None, format_option("safetensors")] = None,  # noqa: A002
+    rank_id: Annotated[int | None, OptionField("The only rank to write.", "R", least=0, default="all")] = None,
+    name_map: Annotated[
+        Mapping[str, str] | str | None,
+        OptionField(
+            'Names in the source by those in the target, {"new": "old"}, or the URL of a JSON file with them.',
+            "URL.json",
+            read=read_document,
+        ),
+    ] = None,
+    max_process_num: Processes = None,
+) -> Translation:
     """Cut a full checkpoint, as ``mindspore.load_distributed_checkpoint`` does without a network.
 
-    Parameters
-    ----------
-    unified_safetensors_dir
-        A full checkpoint in any form.
-    dst_safetensors_dir
-        Gets ``rank_R/net.<format>``.
-    predict_strategy
-        A file, or a prefix with those of all stages; None for one rank that holds everything.
-    format
-        ``safetensors``, the default, or ``ckpt``.
-    rank_id
-        The only rank to write; its manifest has a name of its own.
-    name_map
-        Names in the source by those in the target: the other way round than ``--name-map`` of
-        :func:`reshard.convert`. Or the URL of a JSON file that holds them.
-    max_process_num
-        Each process stands for 8 requests in flight, 64 at most.
-
-    Raises
-    ------
-    ReshardError
-        As for :func:`reshard.convert`.
+    The name map is the other way round than that of :func:`reshard.convert`. The manifest of a single rank
+    has a name of its own.
     """
-    strategy = text_or_none(predict_strategy)
-    if strategy is None and rank_id:
-        raise UsageError(f"--rank_id {rank_id} needs --predict_strategy", hint="Without one there is only rank 0.")
-    container = Container(format) if format in ("ckpt", "safetensors") else Container.SAFETENSORS
-    options: Options = {
-        "prefix": f"net{container.suffix}",
-        "format": format,
-        "name_map": _turned(name_map),
-        "concurrency": requests_for(max_process_num),
-        **extra_options(extras),
-    }
-    check_options(options)
-    target = load_strategy_source(strategy) if strategy else None
-
-    def settle(_catalog: Catalog, strategy: Strategy | None) -> Options:
-        return {} if strategy is None or rank_id is None else {"ranks": (rank_id,)}
-
-    source, place = unified_safetensors_dir, dst_safetensors_dir
-    made = draw(source, place, wanted_from(options), target, options, settle=settle, on_event=on_event)
-    return run(_part_of(made), overwrite=overwrite, on_event=on_event)
+    if predict_strategy is None and rank_id:
+        needs = f"{option('rank_id', rank_id)} needs {option('predict_strategy')}"
+        raise UsageError(needs, hint="Without one there is only rank 0.")
+    request = Request.of(
+        src=unified_safetensors_dir,
+        dst=dst_safetensors_dir,
+        dst_strategy=predict_strategy,
+        prefix=f"net.{format or Container.SAFETENSORS}",
+        format=format,
+        name_map=_inverted(load_name_map(name_map)),
+        concurrency=requests_for(max_process_num),
+    )
+    return request, partial(resolve, hooks=_OneRank(rank_id))
 
 
 def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, overwrite: bool = False) -> Strategy:
-    """Merge the strategy files of all stages into one; :func:`merge_strategies` under MindSpore's name."""
+    """Merge the strategy files of all stages into one: ``merge_strategies`` under MindSpore's name."""
     return merge_strategies(src_strategy_dirs, dst_strategy_file, overwrite=overwrite)
 
 
-def requests_for(process_count: int | None) -> int | None:
-    """Requests in flight that stand for a number of processes; None, the default, for no more than one.
-
-    Examples
-    --------
-    >>> requests_for(1), requests_for(2), requests_for(64)
-    (None, 16, 64)
-    """
-    if process_count is not None and process_count < 0:
-        raise UsageError(f"{process_count} processes: expected a number from 1 on, or 0 for the default")
-    return min(Limits().concurrency * process_count, _MOST_REQUESTS) if process_count and process_count > 1 else None
+# What follows from a source.
 
 
-def text_or_none(text: str | None) -> str | None:
-    """What was given; the word ``None`` is nothing, as in the tools' scripts."""
-    return None if text in (None, "", "None") else text
+class LeaveOutBuffers(Hooks):
+    """Leaves out gradient-accumulation buffers that a target strategy has no layouts for; a layout file may have."""
 
+    def select(self, wanted: SourceOptions, target: StrategySource | None) -> SourceOptions:
+        """Leave out the buffers where that is due."""
+        if target is None or target.rules is not None:
+            return wanted
+        names = (split_stage(name)[1] for file in target.files for name in file.layouts)
+        return wanted if any(name.startswith(_BUFFERS) for name in names) else _without_buffers(wanted)
 
-def extra_options(extras: Extras, drop: Iterable[str] = ()) -> Options:
-    """What every conversion is told of extras, and more names to leave out."""
-    keep_rank, memory = extras.get("keep_rank"), extras.get("memory")
-    return {"drop": (*(extras.get("drop") or ()), *drop), "keep_rank": keep_rank, "memory": memory}
+    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
+        """Note how many were left out."""
+        buffers = [name for name in headers.catalog.dropped if name.startswith(_BUFFERS)]
+        note = f"{len(buffers)} of the tensors left out are gradient-accumulation buffers ({_BUFFERS}*)"
+        return request, (note,) if buffers else ()
 
 
 @dataclass(frozen=True, slots=True)
 class _NoBuffers(NameFilter):
-    """Leaves gradient-accumulation buffers out too: nobody asked, so that there are none is nothing to tell."""
+    """Leaves out buffers too, without a word where there are none."""
 
     def unmatched_drop(self, names: Iterable[str]) -> tuple[str, ...]:
         missed = NameFilter.unmatched_drop(self, frozenset(names))
@@ -274,43 +219,31 @@ def _without_buffers(wanted: SourceOptions) -> SourceOptions:
     return replace(wanted, names=_NoBuffers(wanted.names.keep, (*wanted.names.drop, _DROP_BUFFERS)))
 
 
-def for_target(wanted: SourceOptions, target: StrategySource | None) -> SourceOptions:
-    """Leave buffers out that a target strategy has no layouts for; a layout file's rules may have."""
-    if target is None or target.rules is not None:
-        return wanted
-    names = (split_stage(name)[1] for file in target.files for name in file.layouts)
-    return wanted if any(name.startswith(_BUFFERS) for name in names) else _without_buffers(wanted)
+@dataclass(frozen=True)
+class _Unify(LeaveOutBuffers):
+    has_redundancy: bool | None
+
+    def select(self, wanted: SourceOptions, _target: StrategySource | None) -> SourceOptions:
+        return _without_buffers(wanted)
+
+    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
+        request, notes = super().complete(request, headers)
+        if self.has_redundancy is None or headers.source_strategy is None:
+            return request, notes
+        lacking = _missing_copies(headers)
+        found = f"{lacking} copies are missing, so it was removed" if lacking else "every rank holds all it owns"
+        verdict = "as given" if self.has_redundancy is not bool(lacking) else "not as given; the headers decide"
+        return request, (*notes, f"has_redundancy is {self.has_redundancy}; in the headers {found}: {verdict}")
 
 
-def with_notes(made: Plan, notes: tuple[str, ...]) -> Plan:
-    """Add notes about the source to a plan."""
-    catalog = replace(made.conversion.catalog, notes=(*made.conversion.catalog.notes, *notes))
-    return replace(made, conversion=replace(made.conversion, catalog=catalog))
-
-
-def buffer_notes(made: Plan) -> tuple[str, ...]:
-    """How many buffers of gradient accumulation were left out."""
-    buffers = [name for name in made.catalog.dropped if name.startswith(_BUFFERS)]
-    told = f"{len(buffers)} of the tensors left out are gradient-accumulation buffers ({_BUFFERS}*), as in MindSpore"
-    return (told,) if buffers else ()
-
-
-def _redundancy_notes(made: Plan, wanted: SourceOptions, said: bool | None) -> tuple[str, ...]:
-    """What was said of redundancy beside what the headers show."""
-    if said is None or wanted.strategy is None:
-        return ()
-    lacking = _lacking_copies(made.catalog, wanted.strategy)
-    found = f"{lacking} copies are missing, so it was removed" if lacking else "every rank holds all it owns"
-    verdict = "as said" if said is not bool(lacking) else "not as said; the headers decide"
-    return (f"has_redundancy {said} was said; in the headers {found}: {verdict}",)
-
-
-def _lacking_copies(catalog: Catalog, source: StrategySource) -> int:
-    """How many ranks lack a tensor that the strategy gives them, over all tensors."""
-    strategy = source.strategy({entry.spec.name: entry.spec.shape for entry in catalog.entries}, local=False)
+def _missing_copies(headers: Headers) -> int:
+    """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
+    assert headers.source_strategy is not None
+    entries = headers.catalog.entries
+    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec.shape for entry in entries}, local=False)
     held = [
         {index for placement in entry.placements for index, _ in placement.holders}
-        for entry in catalog.entries
+        for entry in entries
         if entry.sharding is not SourceSharding.UNLISTED and entry.placements
     ]
     return sum(strategy.device_count - len(objects) for objects in held)
@@ -324,7 +257,7 @@ class _Share:
     process_count: int
 
     def ranks(self, rank_count: int) -> range:
-        """Those of so many.
+        """Return those of so many ranks.
 
         Raises
         ------
@@ -336,47 +269,67 @@ class _Share:
             raise UsageError(f"{rank_count} ranks cannot be shared evenly by {self.process_count} processes")
         if not 0 <= self.rank_id <= rank_count - count:
             raise UsageError(
-                f"--rank_id {self.rank_id}: a process writes {count} ranks from there on, and there are {rank_count}",
+                f"{option('rank_id', self.rank_id)}: a process writes {count} ranks from there on, and there are "
+                f"{rank_count}",
                 hint=f"Expected 0, {count}, ... up to {rank_count - count}.",
             )
         return range(self.rank_id, self.rank_id + count)
 
 
-def _settle_transform(
-    catalog: Catalog,
-    strategy: Strategy | None,
-    *,
-    format: str | None,  # noqa: A002  as the option is called
-    world_size: int | None,
-    share: _Share | None,
-) -> Options:
-    """What the source decides: its own format is kept, and ranks are counted by the target strategy."""
-    rank_count = 1 if strategy is None else strategy.rank_count
-    if world_size not in (None, rank_count):
-        what = "a full checkpoint is one rank" if strategy is None else f"the target strategy has {rank_count}"
-        raise UsageError(f"--world_size {world_size}: {what}", hint="Leave it out, or name the strategy that is meant.")
-    ranks = None if share is None else share.ranks(rank_count)
-    return {
-        "format": format or container_of(catalog.objects[0].key),
-        "ranks": None if strategy is None else ranks,
-    }
+@dataclass(frozen=True)
+class _Transform(LeaveOutBuffers):
+    """The source's format is kept, and ranks are counted by the target strategy."""
+
+    world_size: int | None
+    share: _Share | None
+
+    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
+        rank_count = 1 if headers.target_strategy is None else headers.target_strategy.rank_count
+        if self.world_size not in (None, rank_count):
+            has = (
+                "a full checkpoint is one rank"
+                if headers.target_strategy is None
+                else f"the target strategy has {rank_count}"
+            )
+            hint = "Leave it out, or name the strategy that is meant."
+            raise UsageError(f"{option('world_size', self.world_size)}: {has}", hint=hint)
+        ranks = None if self.share is None else self.share.ranks(rank_count)
+        request = replace(
+            request,
+            format=request.format or container_of(headers.catalog.objects[0].key),
+            ranks=(ranks,) if ranks and headers.target_strategy is not None else None,
+        )
+        return super().complete(request, headers)
+
+    def manifest_key(self, target: Target) -> str:
+        return _manifest_of_ranks(target)
 
 
-def _part_of(made: Plan) -> Plan:
-    """A plan for some ranks gets a manifest of its own: other processes write the others to the same place."""
-    target = made.conversion.target
+@dataclass(frozen=True)
+class _OneRank(Hooks):
+    rank_id: int | None
+
+    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
+        if headers.target_strategy is None or self.rank_id is None:
+            return request, ()
+        return replace(request, ranks=(range(self.rank_id, self.rank_id + 1),)), ()
+
+    def manifest_key(self, target: Target) -> str:
+        return _manifest_of_ranks(target)
+
+
+def _manifest_of_ranks(target: Target) -> str:
+    """Name the manifest of some ranks: other processes write the others to the same place."""
     if not isinstance(target, RankTarget) or len(target.ranks) == target.strategy.rank_count:
-        return made
+        return MANIFEST_KEY
     first, last = target.ranks[0], target.ranks[-1]
-    span = str(first) if first == last else f"{first}-{last}"
-    conversion = replace(made.conversion, manifest_key=f"reshard-manifest-rank_{span}.json")
-    return replace(made, conversion=conversion)
+    return f"reshard-manifest-rank_{first if first == last else f'{first}-{last}'}.json"
 
 
-def _turned(name_map: Mapping[str, str] | str | None) -> dict[str, str]:
-    """New names by old, of a map from new names to old."""
+def _inverted(name_map: Mapping[str, str]) -> dict[str, str]:
+    """Return new names by old, of a map from new names to old."""
     targets: dict[str, list[str]] = {}
-    for target, name in name_map_from(name_map).items():
+    for target, name in name_map.items():
         targets.setdefault(name, []).append(target)
     raise_all(
         UsageError,

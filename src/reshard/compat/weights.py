@@ -1,164 +1,164 @@
 """convert_weight.py and transform_ckpt_lora.py of MindSpore Transformers, each made one conversion.
 
-What the first knows of models and flags is data, in ``convert_weight.yaml``.
+The models and flags of the first are data, in ``convert_weight.yaml``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib import resources
-from typing import Unpack
+from typing import Annotated
 
-from ..api.changes import load_config
-from ..api.options import Options, check_options
-from ..api.statements import draw, load_strategy_source, run, wanted_from
-from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
-from ..engine.sources.headers import container_of
+from ..api.contents import YAML, load_config
+from ..api.option_field import OptionField, read_nullable, read_ratio, read_truth
+from ..api.request import OPTIONS, Request
+from ..api.resolve import resolve
 from ..engine.sources.strategy_files import read_object
-from ..errors import FormatError, UsageError, raise_all
-from ..formats.containers import Container
+from ..errors import FormatError, UsageError, option, raise_all
+from ..formats.containers import Container, container_of
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
 from ..models.family_file import load_family
 from ..models.settings import config_value
-from ..storage import open_location, shared_connections
-from .checkpoints import Extras, buffer_notes, extra_options, for_target, requests_for, text_or_none, with_notes
+from ..storage import open_location
+from .checkpoints import LeaveOutBuffers, Prefix, SourceStrategy, TargetStrategy
+from .imitation import Processes, Translation, format_option, imitation, requests_for
 
-_YAML = (".yaml", ".yml")
 _PICKLED = (".bin", ".pt", ".pth")
-_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
-@shared_connections()
+def _size(help: str, *flags: str) -> OptionField:  # noqa: A002
+    return OptionField(f"{help}; must agree with config.json.", "N", "Model", least=0, flags=flags)
+
+
+def _layout(help: str) -> OptionField:  # noqa: A002
+    return OptionField(help, "BOOL", "Model", "the rules' own", read_truth)
+
+
+FLAGS: Mapping[str, OptionField] = {
+    "qkv_concat": _layout("Write q, k and v, and gate and up, as one tensor."),
+    "mlp_concat": _layout("GLM: write gate and up as one tensor."),
+    "use_rearrange_rope": _layout("GLM: separate the rows of rotary pairs."),
+    "use_gmm": _layout("Mixtral: lay experts out for the grouped product."),
+    "use_grouped_gemm": _layout("DeepSeek: lay experts out for the grouped product."),
+    "num_layers": _size("Number of layers"),
+    "num_nextn_predict_layers": _size("Number of layers that predict further tokens"),
+    "first_k_dense_replace": _size("Number of first layers without experts"),
+    "num_routed_experts": _size("Experts of a layer"),
+    "hidden_size": _size("Size of hidden states"),
+    "vocab_size": _size("Rows of the embedding"),
+    "ffn_hidden_size": _size("Rows of a layer's gate"),
+    "moe_ffn_hidden_size": _size("Rows of an expert's gate"),
+    "num_attention_heads": _size("Attention heads", "--num_attention_heads", "--n_head"),
+    "num_query_groups": _size("Heads of keys and values"),
+    "kv_channels": _size("Rows of a head"),
+    "qk_nope_head_dim": _size("DeepSeek: rows of a head without rotation"),
+    "qk_rope_head_dim": _size("DeepSeek: rows of a head with rotation"),
+    "v_head_dim": _size("DeepSeek: rows of a value"),
+}
+"""The script's further flags, which describe the model."""
+
+
+@imitation("drop", "keep_rank", "memory", src="input_path", dst="output_path", concurrency="max_worker")
 def convert_weight(
-    model: str,
-    input_path: str,
-    output_path: str,
+    model: Annotated[str, OptionField("Name of the model in the script, like llama or deepseekv3.", "NAME")],
+    input_path: Annotated[str, OptionField("Full checkpoint to convert, in any form.", "URL")],
+    output_path: Annotated[str, OptionField("Object to write, or a prefix for several.", "URL")],
     *,
-    reversed: bool = False,  # noqa: A002  the script's name for it
-    dtype: str | None = None,
-    config: str | None = None,
-    is_lora: bool = False,
-    save_format: str | None = None,
-    max_worker: int | None = None,
+    reversed: Annotated[  # noqa: A002  the script's name for it
+        bool, OptionField("Convert from MindSpore Transformers to Hugging Face.", read=read_truth)
+    ] = False,
+    dtype: Annotated[str | None, replace(OPTIONS["dtype"], default="the script's", read=read_nullable)] = None,
+    config: Annotated[str | None, OptionField("config.json, or a YAML configuration of training.", "URL")] = None,
+    is_lora: Annotated[
+        bool, OptionField("Convert adapters alone: not possible, an error.", "BOOL", read=read_truth)
+    ] = False,
+    save_format: Annotated[str | None, format_option("the script's")] = None,
+    max_worker: Processes = None,
     flags: Mapping[str, object] | None = None,
-    overwrite: bool = False,
-    on_event: Listener = ignore,
-    **extras: Unpack[Extras],
-) -> Manifest:
+) -> Translation:
     """Bring Hugging Face's weights to MindSpore Transformers' names, or back, as ``convert_weight.py`` does.
 
     Parameters
     ----------
-    model
-        What the script or its documents call it, like ``llama``, ``glm-n`` or ``deepseekv3``.
-    input_path
-        A checkpoint in any form, whole.
-    output_path
-        The object to write, or a prefix for several; see ``docs/original-commands.md``.
-    reversed
-        From MindSpore Transformers to Hugging Face.
-    dtype
-        ``fp32``, ``fp16`` or ``bf16``; without it what the script takes for this model.
-    config
-        URL of the model's ``config.json``, or of a YAML configuration of MindSpore Transformers.
-    is_lora
-        Adapters alone are not converted: True is an error.
-    save_format
-        ``ckpt`` or ``safetensors``; by default what the script writes for this model.
-    max_worker
-        Each stands for 8 requests in flight, 64 at most.
     flags
-        The script's further flags, like ``num_layers`` and ``qkv_concat``, by name. Numbers are
-        compared with what ``config.json`` says, or take its place where it says nothing.
+        The script's further flags, like ``num_layers`` and ``qkv_concat``, by name. Sizes are
+        compared with ``config.json``, or take its place where it has none.
 
     Raises
     ------
     UsageError
         A model, a flag or an output that there are no rules for, or flags that contradict ``config.json``.
-    ReshardError
-        As for :func:`reshard.convert`.
     """
-    asked = _model(model, reversed)
+    chosen = _model(model, reversed)
     if is_lora:
         raise UsageError(
-            "--is_lora True: adapters are not converted on their own",
+            f"{option('is_lora', True)}: adapters are not converted on their own",
             hint="reshard transform-ckpt-lora merges them; reshard convert --to ms --lora URL does both in one pass.",
         )
-    said = _said(flags or {}, asked.family, strict=True) + _said_by_yaml(config, asked.family)
-    options: Options = {
-        "to": "hf" if reversed else "ms",
-        "family": asked.family.name,
-        "naming": asked.naming,
-        "option": (*asked.options, *_chosen(said)),
-        "config": _merged_config(said, asked, config, input_path),
-        "dtype": text_or_none(dtype) or asked.dtype,
-        "concurrency": requests_for(max_worker),
-        **extra_options(extras),
-    }
-    place, form = _place(output_path, asked, save_format, reversed=reversed)
-    options["form"] = form
-    check_options(options)
-    made = draw(input_path, place, wanted_from(options), None, options, on_event=on_event)
-    return run(made, overwrite=overwrite, on_event=on_event)
+    given = _read_flags(flags or {}, chosen.family)
+    stated = (*given, *_in_yaml(config, chosen.family))
+    place, form = _place(output_path, chosen, save_format, is_reversed=reversed)
+    request = Request.of(
+        src=input_path,
+        dst=place,
+        form=form,
+        to="hf" if reversed else "ms",
+        family=chosen.family.name,
+        naming=chosen.naming,
+        option=(*chosen.options, *_choices(stated)),
+        config=_merged_config(stated, chosen, config, input_path),
+        dtype=dtype or chosen.dtype,
+        concurrency=requests_for(max_worker),
+    )
+    return request, resolve
 
 
-@shared_connections()
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
+    src="src_ckpt_path_or_dir",
+    dst="dst_ckpt_dir",
+    src_strategy="src_ckpt_strategy",
+    dst_strategy="dst_ckpt_strategy",
+    format="save_format",
+)
 def transform_ckpt_lora(
-    src_ckpt_path_or_dir: str,
-    dst_ckpt_dir: str,
+    src_ckpt_path_or_dir: Annotated[str, OptionField("Checkpoint with its adapters: one object, or a prefix.", "URL")],
+    dst_ckpt_dir: Annotated[str, OptionField("Where rank_R/<prefix>R.<save_format> go.", "URL")],
     *,
-    src_ckpt_strategy: str | None = None,
-    dst_ckpt_strategy: str | None = None,
-    prefix: str = "checkpoint_",
-    lora_scaling: float | None = None,
-    save_format: str | None = None,
-    overwrite: bool = False,
-    on_event: Listener = ignore,
-    **extras: Unpack[Extras],
-) -> Manifest:
+    src_ckpt_strategy: SourceStrategy = None,
+    dst_ckpt_strategy: TargetStrategy = None,
+    prefix: Prefix = "checkpoint_",
+    lora_scaling: Annotated[
+        float | str | None,
+        OptionField("Alpha divided by rank, also as 16/8.", "X", default="from adapter_config.json", read=read_ratio),
+    ] = None,
+    save_format: Annotated[str | None, format_option("ckpt")] = None,
+) -> Translation:
     """Merge low-rank adapters into their weights, as ``transform_ckpt_lora.py`` does.
-
-    Parameters
-    ----------
-    src_ckpt_path_or_dir
-        A checkpoint with its adapters: one object, or a prefix, with ``rank_R/`` or whole.
-    dst_ckpt_dir
-        Gets ``rank_R/<prefix>R.<save_format>``.
-    src_ckpt_strategy, dst_ckpt_strategy
-        A file, or a prefix with those of all stages; None for a full checkpoint.
-    lora_scaling
-        Alpha divided by rank; by default what ``adapter_config.json`` beside the source says.
-    save_format
-        ``ckpt``, the default, or ``safetensors``.
 
     Raises
     ------
     UsageError
-        The scaling is not said: the script's silent 1 would be wrong for most adapters.
-    ReshardError
-        As for :func:`reshard.convert`.
+        The scaling is unknown: the script's silent 1 would be wrong for most adapters.
     """
-    strategy = text_or_none(dst_ckpt_strategy)
-    options: Options = {
-        "src_strategy": text_or_none(src_ckpt_strategy),
-        "merge_lora": True,
-        "lora_scaling": lora_scaling,
-        "prefix": prefix,
-        "format": text_or_none(save_format) or Container.CKPT.value,
-        **extra_options(extras),
-    }
-    check_options(options)
-    target = load_strategy_source(strategy) if strategy else None
-    wanted = for_target(wanted_from(options), target)
-    made = draw(src_ckpt_path_or_dir, dst_ckpt_dir, wanted, target, options, on_event=on_event)
-    made = with_notes(made, buffer_notes(made))
-    return run(made, overwrite=overwrite, on_event=on_event)
+    request = Request.of(
+        src=src_ckpt_path_or_dir,
+        dst=dst_ckpt_dir,
+        src_strategy=src_ckpt_strategy,
+        dst_strategy=dst_ckpt_strategy,
+        merge_lora=True,
+        lora_scaling=lora_scaling,
+        prefix=prefix,
+        format=save_format or Container.CKPT,
+    )
+    return request, partial(resolve, hooks=LeaveOutBuffers())
 
 
 # Models.
@@ -166,12 +166,12 @@ def transform_ckpt_lora(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What a name given with --model stands for."""
+    """The model that a name of the script stands for."""
 
-    called: str
+    name: str
     family: Family
     naming: str
-    one: bool
+    is_one_object: bool
     dtype: str | None
     options: tuple[str, ...]
 
@@ -184,16 +184,16 @@ def _table() -> dict[str, dict[str, PlainValue]]:
     return table  # type: ignore[return-value]
 
 
-def _model(called: str, backwards: bool) -> _Model:
+def _model(name: str, is_reversed: bool) -> _Model:
     known = _table()["models"]
-    found, back = known.get(called), _table()["reversed"].get(called)
+    found, back = known.get(name), _table()["reversed"].get(name)
     if not isinstance(found, dict) or not isinstance(back, dict):
-        raise UsageError(f"--model {called}: there are no rules for it", hint=f"Known: {', '.join(known)}.")
-    chosen = back if backwards else found
-    dtype, options = chosen["dtype"], chosen.get("options") or []
+        raise UsageError(f"{option('model', name)}: there are no rules for it", hint=f"Known: {', '.join(known)}.")
+    way = back if is_reversed else found
+    dtype, options = way["dtype"], way.get("options") or []
     assert isinstance(options, list)
     return _Model(
-        called,
+        name,
         load_family(str(found["family"])),
         str(found["naming"]),
         found["one"] is True,
@@ -202,39 +202,34 @@ def _model(called: str, backwards: bool) -> _Model:
     )
 
 
-# Outputs.
-
-
-def _place(place: str, model: _Model, save_format: str | None, *, reversed: bool) -> tuple[str, str | None]:  # noqa: A002
-    """Where to write, and the form of several objects; None for a single one."""
-    place, wished = place.rstrip("/"), text_or_none(save_format)
-    named = container_of(place)
-    if wished not in (None, *(container.value for container in Container)):
-        raise UsageError(f"--save_format {wished}: expected ckpt or safetensors")
+def _place(place: str, model: _Model, save_format: str | None, *, is_reversed: bool) -> tuple[str, str | None]:
+    """Return where to write, and the form of several objects; None for a single one."""
+    place = place.rstrip("/")
+    given, named = option("output_path", place), container_of(place)
     if place.endswith(_PICKLED):
         raise UsageError(
-            f"--output_path {place}: pickled files are not written",
+            f"{given}: pickled files are not written",
             hint="Name a prefix, which gets model-0000i-of-0000n.safetensors, or a name that ends in .safetensors.",
         )
-    if named is not None and wished not in (None, named.value):
-        raise UsageError(f"--output_path {place} is a {named.value}, but --save_format says {wished}")
-    if reversed and Container.CKPT in (named, wished):
-        raise UsageError(f"--output_path {place}: Hugging Face has no .ckpt", hint="Name a prefix, or .safetensors.")
+    if named is not None and save_format not in (None, named.value):
+        raise UsageError(f"{given} is a {named.value}, but {option('save_format', save_format)} is given")
+    if is_reversed and Container.CKPT in (named, save_format):
+        raise UsageError(f"{given}: Hugging Face has no .ckpt", hint="Name a prefix, or .safetensors.")
     if named is not None:
         return place, None
-    if reversed:
+    if is_reversed:
         return place, "hf"
-    if model.one:
-        return f"{place}.{wished or Container.CKPT.value}", None
-    return (f"{place}/checkpoints.ckpt", None) if wished == Container.CKPT.value else (place, "mindspore")
+    if model.is_one_object:
+        return f"{place}.{save_format or Container.CKPT.value}", None
+    return (f"{place}/checkpoints.ckpt", None) if save_format == Container.CKPT.value else (place, "mindspore")
 
 
-# Flags.
+# Flags, and what a YAML file states.
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """One flag, or one key of a YAML file: of a number, or of a choice."""
+class _Statement:
+    """One flag, or one key of a YAML file: a size of the model, or a choice among its layouts."""
 
     where: str
     parameter: Parameter | None
@@ -242,47 +237,17 @@ class _Said:
     option: str = ""
 
 
-def _said(given: Mapping[str, object], family: Family, *, strict: bool, at: str = "--") -> tuple[_Said, ...]:
-    """What is said about a family; ``strict`` if what says nothing about it is an error."""
-    found = [(name, _one(f"{at}{name}", name, value, family)) for name, value in given.items() if value is not None]
-    unknown = [f"{at}{name}: says nothing of {family.name}" for name, said in found if said is None]
-    if strict:
-        raise_all(UsageError, "flags that do not fit the model", unknown)
-    return tuple(said for _, said in found if said is not None)
+def _read_flags(given: Mapping[str, object], family: Family) -> tuple[_Statement, ...]:
+    """Read flags; all must concern the family."""
+    found = {name: _statement(option(name), name, value, family) for name, value in given.items() if value is not None}
+    unknown = [f"{option(name)} does not concern {family.name}" for name, each in found.items() if each is None]
+    raise_all(UsageError, "flags that do not fit the model", unknown)
+    return tuple(each for each in found.values() if each is not None)
 
 
-def _one(where: str, name: str, value: object, family: Family) -> _Said | None:
-    size, choice = _table()["sizes"].get(name), _table()["choices"].get(name)
-    if isinstance(choice, dict):
-        options = {option.name for option in family.options}
-        if choice["option"] not in options:
-            return None
-        is_so = _truth(where, value)
-        return _Said(where, None, is_so, f"{choice['option']}={choice[str(is_so).lower()]}")
-    parameter = next((one for one in family.parameters if one.name == size and one.config), None)
-    if parameter is None:
-        return None
-    if isinstance(parameter.default, bool):
-        return _Said(where, parameter, _truth(where, value))
-    return _Said(where, parameter, _count(where, value))
-
-
-def _truth(where: str, value: object) -> bool:
-    found = _SWITCHES.get(str(value).strip().lower())
-    if found is None:
-        raise UsageError(f"{where} {shown(value)}: expected True or False")
-    return found
-
-
-def _count(where: str, value: object) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,12}", str(value).strip()):
-        raise UsageError(f"{where} {shown(value)}: expected a count")
-    return int(str(value))
-
-
-def _said_by_yaml(config: str | None, family: Family) -> tuple[_Said, ...]:
-    """What model_config in a YAML file says that concerns the family; it says much else."""
-    if config is None or not config.endswith(_YAML):
+def _in_yaml(config: str | None, family: Family) -> tuple[_Statement, ...]:
+    """Read what model_config in a YAML file states about the family, among much else."""
+    if config is None or not config.endswith(YAML):
         return ()
     place = open_location(config)
     section = parse_yaml(read_object(place), place.url, foreign=True)
@@ -291,48 +256,78 @@ def _said_by_yaml(config: str | None, family: Family) -> tuple[_Said, ...]:
     if not isinstance(section, dict):
         raise FormatError("configuration", where=place.url, expected="model.model_config", found="nothing")
     plain = {key: value for key, value in section.items() if isinstance(value, (int, bool))}
-    return _said(plain, family, strict=False, at="model_config.")
+    found = (_statement(f"model_config.{key}", key, value, family) for key, value in plain.items())
+    return tuple(each for each in found if each is not None)
 
 
-def _chosen(said: tuple[_Said, ...]) -> Iterator[str]:
-    """The options that were chosen; a flag goes before the file, which comes after it."""
+def _statement(where: str, name: str, value: object, family: Family) -> _Statement | None:
+    size, choice = _table()["sizes"].get(name), _table()["choices"].get(name)
+    if isinstance(choice, dict):
+        if choice["option"] not in {each.name for each in family.options}:
+            return None
+        is_so = _read(where, value, read_truth)
+        return _Statement(where, None, is_so, f"{choice['option']}={choice[str(is_so).lower()]}")
+    parameter = next((one for one in family.parameters if one.name == size and one.config), None)
+    if parameter is None:
+        return None
+    return _Statement(
+        where, parameter, _read(where, value, read_truth if isinstance(parameter.default, bool) else _read_count)
+    )
+
+
+def _read(where: str, value: object, read: Callable[[object], int]) -> int:
+    try:
+        return read(value)
+    except UsageError as error:
+        raise UsageError(f"{where} {shown(value)}: {error.message}") from None
+
+
+def _read_count(value: object) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,12}", str(value).strip()):
+        raise UsageError("expected a count")
+    return int(str(value))
+
+
+def _choices(stated: Iterable[_Statement]) -> Iterator[str]:
+    """Yield the options that are chosen; the first statement about one decides, as flags come before the file."""
     taken: set[str] = set()
-    for item in said:
+    for item in stated:
         name = item.option.partition("=")[0]
         if name and name not in taken:
             taken.add(name)
             yield item.option
 
 
-# The configuration.
-
-
-def _merged_config(said: tuple[_Said, ...], model: _Model, url: str | None, src: str) -> dict[str, object] | str | None:
-    """What config.json says and, where it says nothing, the flags; its URL if they add nothing.
+def _merged_config(
+    stated: Iterable[_Statement], model: _Model, url: str | None, src: str
+) -> dict[str, object] | str | None:
+    """Return config.json with the statements where it has nothing; its URL if they add nothing.
 
     Raises
     ------
     UsageError
         They contradict each other; all contradictions are listed.
     """
-    url = None if url is None or url.endswith(_YAML) else url
+    url = None if url is None or url.endswith(YAML) else url
     alone = load_config(url, src)
     config, known = dict(alone), alone.get("model_type")
     problems = []
     if isinstance(known, str) and known not in model.family.model_types:
-        problems.append(f"--model {model.called}, but model_type of config.json is {shown(known)}")
-    for item in said:
+        problems.append(f"{option('model', model.name)}, but model_type of config.json is {shown(known)}")
+    for item in stated:
         problems += _take(config, item) if item.parameter is not None else ()
-    raise_all(UsageError, "what is said of the model contradicts itself", problems, hint="Leave out what is wrong.")
+    hint = "Leave out what is wrong."
+    raise_all(UsageError, "flags and files contradict each other about the model", problems, hint)
     return url if config == alone else config
 
 
-def _take(config: dict[str, object], said: _Said) -> Iterator[str]:
-    """Put one number into a configuration that lacks it, or compare."""
-    assert said.parameter is not None
-    there = {key: config_value(config, key) for key in said.parameter.config}
+def _take(config: dict[str, object], stated: _Statement) -> Iterator[str]:
+    """Put one size into a configuration that lacks it, or compare."""
+    assert stated.parameter is not None
+    there = {key: config_value(config, key) for key in stated.parameter.config}
     key, found = next(((key, value) for key, value in there.items() if value is not None), (None, None))
     if key is None:
-        config[said.parameter.config[0]] = said.value
-    elif found != said.value:
-        yield f"{said.where} is {str(said.value).lower()}, but {key} is {shown(found)} in config.json or another flag"
+        config[stated.parameter.config[0]] = stated.value
+    elif found != stated.value:
+        value = str(stated.value).lower()
+        yield f"{stated.where} is {value}, but {key} is {shown(found)} in config.json or another flag"

@@ -1,4 +1,4 @@
-"""CRC-32C of whole objects from the CRCs of their parts, in whatever order parts were made."""
+"""CRC-32C of whole objects, joined from those of their parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..storage import Body
 
 
 def crc32c(data: Body) -> int:
-    """CRC-32C of some bytes.
+    """Return the CRC-32C of some bytes.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def crc32c(data: Body) -> int:
 
 
 def combined_crc32c(parts: Iterable[tuple[int, int]]) -> int:
-    """CRC-32C of parts joined, from ``(crc, nbytes)`` of each in order.
+    """Return the CRC-32C of joined parts from ``(crc, nbytes)`` of each, in order.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a run tells while it runs; whoever listens draws it."""
+"""Events that a run sends to its listener."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 class PhaseStarted:
     """A phase of a run begins: ``headers``, ``transfer``, ``commit`` or ``verify``.
 
-    Each ``transfer`` counts its :class:`Progress` from zero: the second of two passes does, and one that begins
-    anew because the store refused to copy, as a :class:`Noted` before it tells.
+    Each ``transfer`` counts its :class:`Progress` from zero: a run with staging has two.
     """
 
     name: str
@@ -19,18 +18,18 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the transfer stands; sent a few times a second.
+    """State of a transfer, sent a few times a second.
 
     Parameters
     ----------
     read_bytes, written_bytes
-        Done so far; what the store copies by itself counts as written.
+        Done so far; bytes that the store copies count as written.
     total_read_bytes, total_written_bytes
         As planned.
     reading, writing
         Requests in flight.
     waits_for_memory
-        Whether the next step waits until earlier parts are sent.
+        Whether the next step waits until earlier parts have been sent.
     """
 
     read_bytes: int
@@ -43,7 +42,7 @@ class Progress:
 
     @property
     def limited_by(self) -> str:
-        """What more of would make the run faster now."""
+        """Current bottleneck: ``memory``, ``reads`` or ``writes``."""
         if self.waits_for_memory:
             return "memory" if self.writing < self.reading else "writes"
         return "writes" if self.writing > self.reading else "reads"
@@ -51,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """Something a person should know, though the run goes well."""
+    """Something a person should know although the run goes well."""
 
     text: str
 

@@ -1,30 +1,32 @@
-"""The record that a finished conversion leaves: what was read, what was written, and the plan between."""
+"""The record that a finished conversion leaves: what was converted, within which limits, and every object written."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
-from ..planning.codec import at, fields_of, integer, refused, text
+from ..planning.codec import at, decode, each_of, fields_of, integer, refused, text
+from ..planning.conversion import Conversion
+from ..planning.limits import Limits
 from ..planning.outputs.output import group_by_layout
-from ..planning.plan import Plan
-from ..planning.plan_json import plan_from_json, plan_to_json
+from ..planning.plan_json import conversion_from_json, conversion_id, conversion_to_json, unreadable
 
-_FORMAT = "reshard-manifest/1"
-_HINT = "Convert anew."
+_FORMAT = "reshard-manifest/2"
+_HINT = "Convert again."
 _CRC = re.compile("[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class ObjectReceipt:
     """One object that was written.
 
-    ``key`` counts from the target's URL, ``crc32c`` is of all its bytes; None where the store copied
-    some of them by itself.
+    ``key`` is relative to the target's URL, ``crc32c`` covers all bytes and is None where the store copied
+    some of them.
     """
 
     key: str
@@ -35,30 +37,37 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished conversion. It is written last: what it names is complete."""
+    """A finished conversion. It is written last, so every object that it names is complete.
 
-    plan: Plan
-    receipts: tuple[Receipt, ...]
+    Parameters
+    ----------
+    limits
+        Those that the run kept to; verifying keeps to them too.
+    """
+
+    conversion: Conversion
+    limits: Limits
+    receipts: tuple[ObjectReceipt, ...]
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """Express a manifest in JSON's types.
 
-    ``tensors`` lists each distinct set of tensors once; ranks of one stage mostly have the same.
+    ``tensors`` lists each distinct set of tensors once; the ranks of one stage mostly have the same.
     """
-    plan = manifest.plan
+    conversion = manifest.conversion
     number_of: dict[object, int] = {}
     set_of_key: dict[str, int] = {}
-    for positions in group_by_layout(plan.outputs):
-        number = number_of.setdefault(plan.outputs[positions[0]].specs, len(number_of))
-        set_of_key |= {key: number for position in positions for key in plan.outputs[position].keys}
-    plan_json = plan_to_json(plan)
+    for positions in group_by_layout(conversion.outputs):
+        number = number_of.setdefault(conversion.outputs[positions[0]].specs, len(number_of))
+        set_of_key |= {key: number for position in positions for key in conversion.outputs[position].keys}
+    objects = conversion.catalog.objects
     return {
         "format": _FORMAT,
-        "plan_id": plan_json["plan_id"],
-        "source_url": plan.catalog.url,
-        "target_url": plan.conversion.target_url,
-        "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in plan.catalog.objects if not o.fill],
+        "conversion_id": conversion_id(conversion),
+        "source_url": conversion.catalog.url,
+        "target_url": conversion.target_url,
+        "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in objects if not o.fill],
         "outputs": [
             {
                 "key": receipt.key,
@@ -73,7 +82,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             {spec.name: {"dtype": spec.dtype.value, "shape": list(spec.shape)} for spec in specs}  # type: ignore[attr-defined]
             for specs in number_of
         ],
-        "plan": plan_json,
+        "limits": asdict(manifest.limits),
+        "conversion": conversion_to_json(conversion),
     }
 
 
@@ -88,34 +98,30 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     Raises
     ------
     FormatError
-        Not a manifest, of another version, or altered, or its outputs are not those of its plan.
+        Not a manifest, of another version, or altered; or its objects are not those of its conversion.
     """
     body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
         raise FormatError("not a manifest", where=where, expected=_FORMAT, found=shown(body.get("format")))
-    outputs, plan_json = body.get("outputs"), body.get("plan")
-    if not isinstance(outputs, list) or not isinstance(plan_json, dict):
-        raise FormatError("outputs or plan missing", where=where, hint=_HINT)
-    try:
-        receipts = tuple(_receipt(output) for output in outputs)
-    except FormatError as error:
-        what = ": ".join(part for part in ("an output cannot be read", error.where, error.what) if part)
-        raise FormatError(what, where=where, expected=error.expected, found=error.found, hint=_HINT) from error
-    plan = plan_from_json(plan_json, where)
-    found = [receipt.key for receipt in receipts]
-    if len(found) != len(plan.conversion.keys) or set(found) != set(plan.conversion.keys):
-        strange = sorted(set(found) ^ set(plan.conversion.keys)) or [f"{len(found)} outputs"]
-        expected = f"the plan's {len(plan.conversion.keys)}, each once"
-        raise FormatError("wrong outputs", where=where, expected=expected, found=shown(strange[0]), hint=_HINT)
-    return Manifest(plan, receipts)
+    with unreadable("the manifest", where, _HINT):
+        receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
+        limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
+        conversion = conversion_from_json(body.get("conversion"))
+        if body.get("conversion_id") != conversion_id(conversion):
+            raise FormatError("the conversion was altered, or another version of reshard wrote it")
+        found, expected = [receipt.key for receipt in receipts], set(conversion.keys)
+        if len(found) != len(expected) or set(found) != expected:
+            strange = sorted(set(found) ^ expected) or [f"{len(found)} outputs"]
+            raise refused(f"the conversion's {len(expected)}, each once", strange[0], "outputs")
+    return Manifest(conversion, limits, receipts)
 
 
-def _receipt(value: object) -> Receipt:
+def _receipt(value: object) -> ObjectReceipt:
     output = fields_of(value, ("key", "nbytes", "etag", "crc32c"), ("tensors",))
     if output.get("tensors") is not None:
         at("tensors", integer, output["tensors"])
     key, etag = at("key", text, output["key"]), at("etag", text, output["etag"])
-    return Receipt(key, at("nbytes", integer, output["nbytes"]), etag, at("crc32c", _crc, output["crc32c"]))
+    return ObjectReceipt(key, at("nbytes", integer, output["nbytes"]), etag, at("crc32c", _crc, output["crc32c"]))
 
 
 def _crc(value: object) -> int | None:

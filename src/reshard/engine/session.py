@@ -1,194 +1,337 @@
-"""Filled parts on their way into the store, and their commit: all outputs appear, or none."""
+"""The uploads of one run, kept where the run is led: opened, recorded, and completed or undone together."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
-from ..errors import Denied, Interrupted, NotFound, ReshardError, StorageError, Unsupported
+from ..errors import Denied, Interrupted, NotFound, OverBudget, ReshardError, Unsupported, add_problems
 from ..planning.outputs.streamed import whole_copies
-from ..planning.plan import Plan
-from ..planning.steps.steps import CopiedPart, Step, StreamedPart
-from ..storage import Location, ObjectInfo, PartCopier, Store, Upload
+from ..planning.plan import Plan, without_copies
+from ..planning.steps.steps import CopiedPart
+from ..storage import ObjectInfo, Upload
 from ..tensor import ByteRange
 from .digest import combined_crc32c, crc32c
-from .manifest import Receipt
-from .workers import Task, Workers
+from .events import Listener, Noted
+from .executors.executor import Executor, StepId
+from .locations import Locations, check_source
+from .manifest import ObjectReceipt
+from .meter import Meter
+from .workers import Task, Workers, working
+from .writer import CopyRefusal, PartReceipt, PartWriter, check_length
 
 _TIDY_S = 30.0
-_NO_COPIES = "Give --copy never."
 _ABORT = "abort"
 _STAYS_OPEN = "an upload that stays open is invisible; in a bucket a lifecycle rule removes it (docs/storage.md)"
 
 
-class CopyRefused(Unsupported):
-    """The store that is written to does not copy what it seemed to be able to; no user meets it."""
+@contextmanager
+def upload_session(
+    plan: Plan, locations: Locations, before: Mapping[str, str], listener: Listener
+) -> Iterator[UploadSession]:
+    """Provide a session for the length of a block; an error in the block undoes all that the session wrote."""
+    session = UploadSession(plan, locations, before, listener)
+    try:
+        with working(plan.limits.concurrency, *locations.stores) as workers:
+            session.workers = workers
+            yield session
+    except BaseException as error:  # outside of `working`: no transfer runs any more, and stores take requests again
+        add_problems(error, session.undo())
+        raise
 
 
-class _Object:
-    """One object being written: its upload, and what is known of its parts."""
+class UploadSession:
+    """Leads the uploads of a run; an executor moves the bytes of their parts.
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.is_asked = False
-        self.upload: Upload | None = None
-        self.etags: dict[int, str] = {}
-
-
-class Uploads:
-    """A sink that writes parts to the target.
-
-    Outputs of several parts are multipart uploads that stay invisible until :meth:`complete`;
-    small outputs are single PUTs, which is why their steps must run last. Equal outputs that the store
-    copies by itself are made of the first of them once that is complete.
+    Objects of several parts are multipart uploads, all opened before the first part is sent and
+    invisible until :meth:`complete`. Small objects are PUT whole, so their steps come last. Of equal outputs
+    that the store can copy only the first is sent; the others are copied from it once it is complete.
 
     Parameters
     ----------
-    sources
-        Where the catalog's keys count from: its URL, then the others.
     before
-        Keys that were there, and their etags: after a failure such an object is removed only if
-        it is no longer what it was.
+        Keys that existed and may be replaced, with their etags: undoing removes such an object only if its
+        etag has changed.
+
+    Attributes
+    ----------
+    plan
+        As given, or without copies if the store makes none.
+    workers
+        Threads for the session's own requests.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        sources: Sequence[Location],
-        target: Location,
-        store: Store,
-        before: Mapping[str, str] | None = None,
-    ) -> None:
-        self._plan = plan
-        self._sources = sources
-        self._target = target
-        self._store = store
-        self._outputs = plan.outputs
-        self._before = dict(before or {})
+    workers: Workers
+
+    def __init__(self, plan: Plan, locations: Locations, before: Mapping[str, str], listener: Listener) -> None:
+        self.plan = plan
+        self.meter = Meter(plan.cost, listener)
+        self._locations = locations
+        self._store = locations.target.writable_store()
+        self._before = dict(before)
+        self._listener = listener
         self._nbytes = {key: output.nbytes for output in plan.outputs for key in output.keys}
-        self._objects = {key: _Object() for output in self._outputs for key in output.keys}
-        self._crcs: dict[int, dict[int, tuple[int, int]]] = {i: {} for i in range(len(self._outputs))}
-        self._put: dict[str, ObjectInfo] = {}
-        self._document_crcs: dict[str, int] = {}
-        self._touched: set[str] = set()
+        self._uploads: dict[str, Upload] = {}
+        self._asked: set[str] = set()  # keys whose upload may be open although no answer says so
+        self._parts: dict[str, dict[int, PartReceipt]] = {key: {} for key in self._nbytes}
+        self._probed: StepId | None = None
+        self._touched: set[str] = set()  # keys that may be visible although no answer says so
+        self._objects: dict[str, ObjectReceipt] = {}
         self._is_undone = threading.Event()
-        draft = plan.draft
-        self._replicated = {i for group in plan.groups for i in group.outputs if draft.is_replicated(group, i)}
 
-    def tasks(self, step: Step, part: StreamedPart, data: memoryview) -> Iterable[Task]:
-        """Send a part to every replica of its output that is not copied from the first."""
-        is_small = self._plan.draft.is_small(self._plan.groups[step.group])
-        send = self._put_whole if is_small else self._send_part
-        for position, key in enumerate(self._written_keys(part.output)):
-            yield partial(self._sent, send, part, key, data, is_first=not position)
+    # Parts.
 
-    def copies(self, _step: Step, part: CopiedPart) -> Iterable[Task]:
-        """Have the store make a part, unless it has."""
-        for key in self._written_keys(part.output):
-            if part.number not in self._objects[key].etags:
-                yield partial(self._copy_part, part, key)
+    def probe(self) -> None:
+        """Have the store copy one part before anything else is sent: mostly this shows whether it copies.
 
-    def _written_keys(self, output: int) -> Sequence[str]:
-        keys = self._outputs[output].keys
-        return keys[:1] if output in self._replicated else keys
+        Raises
+        ------
+        OverBudget
+            It does not, and the memory is too small to stream what it should have copied.
+        """
+        found = _first_copy(self.plan)
+        if found is None:
+            return
+        step_id, part = found
+        keys = self.plan.draft.written_keys(self.plan.groups[step_id[0]], part.output)
+        self._open(keys)
+        writer = self._writer(self.plan, self._uploads)
+        for key in keys:
+            with self.meter.writes.request(part.range.nbytes):
+                result = writer.copy(key, part)
+            if isinstance(result, CopyRefusal):
+                self._note(result, "all is streamed instead, from the beginning")
+                self.plan = self._without_copies(result)
+                self.meter.begin(self.plan.cost)
+                self._parts.update((key, {}) for key in keys)
+                return
+            self._parts[key][part.number] = result
+        self._probed = step_id
 
-    def put_document(self, key: str, data: bytes) -> None:
-        """Write a small object of known bytes."""
-        self._document_crcs[key] = crc32c(data)
-        self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
+    def transfer(self, executor: Executor) -> None:
+        """Open all uploads and send all their parts."""
+        plan, sent, opened = self.plan, list[str](), list[str]()
+        for group in plan.groups:
+            keys = [key for output in group.outputs for key in plan.outputs[output].keys]
+            # One part would do for a small group, but an upload that the probe opened is completed, not left.
+            if not plan.draft.is_small(group) or not self._uploads.keys().isdisjoint(keys):
+                opened += keys
+                sent += [key for output in group.outputs for key in plan.draft.written_keys(group, output)]
+        self._open(opened)
+        refusals = self._send(executor, plan, {key: self._uploads[key] for key in sent}, skip=self._probed)
+        self._stream(executor, refusals)
 
-    def remove(self, key: str) -> None:
-        """Remove an object that was there before, for good."""
-        self._store.delete(self._target.child(key).key)
-        self._before.pop(key, None)
+    def put_small(self, executor: Executor) -> None:
+        """PUT the objects that need no upload; they are visible at once."""
+        self._send(executor, self.plan, {key: None for key in self._nbytes if key not in self._uploads})
 
-    def complete(self, workers: Workers) -> None:
-        """Make every multipart upload visible.
+    def complete(self) -> None:
+        """Make all uploads visible that have their parts.
 
         Raises
         ------
         StorageError
-            An object has not the length that was planned.
+            An object does not have the planned length.
         """
-        open_keys = [key for key, item in self._objects.items() if item.upload and key not in self._put]
-        workers.map(self._complete, open_keys)
+        ready = [key for key in self._uploads if self._parts[key] and key not in self._objects]
+        self.workers.map(self._complete, ready)
 
-    def replicas(self) -> Sequence[tuple[str, Task, int]]:
-        """Say how the store copies complete outputs to their other keys: the key, a task for a part, its bytes."""
-        return [
-            (key, partial(self._copy_whole, self._outputs[output].keys[0], key, number, span), span.nbytes)
-            for output in sorted(self._replicated)
-            for key in self._outputs[output].keys[1:]
-            for number, span in enumerate(whole_copies(self._outputs[output].nbytes, self._plan.limits), start=1)
+    def replicate(self, executor: Executor) -> None:
+        """Have the store copy complete outputs to their other keys; what it refuses is sent instead."""
+        refused = self._copy_replicas()
+        if refused:
+            text = f"{len(refused)} equal outputs could not be copied by the store: they are streamed instead"
+            self._listener(Noted(text))
+            self._stream(executor, self._send_again(executor, self.plan, refused))
+            check_source(self.plan, self._locations, self.workers)
+        self.complete()
+
+    def _writer(self, plan: Plan, uploads: Mapping[str, Upload | None]) -> PartWriter:
+        return PartWriter(plan, uploads, self._locations, lambda: self.workers.is_stopped)
+
+    def _send(
+        self, executor: Executor, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None = None
+    ) -> Sequence[CopyRefusal]:
+        """Have the steps of some keys run and record the receipts; return a refusal of each key that has any."""
+        if not uploads:
+            return ()
+        refusals: dict[str, CopyRefusal] = {}
+        for result in executor.run(plan, self._writer(plan, uploads), self._steps(plan, uploads, skip)):
+            if isinstance(result, CopyRefusal):
+                refusals.setdefault(result.key, result)
+                self.meter.writes.add(expected_bytes=result.nbytes)  # the executor counts it as done
+            elif uploads[result.key] is None:
+                self._objects[result.key] = ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c)
+            else:
+                self._parts[result.key][result.number] = result
+        return list(refusals.values())
+
+    def _steps(self, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None) -> Iterator[StepId]:
+        for index, group in enumerate(plan.groups):
+            keys = [key for output in group.outputs for key in plan.outputs[output].keys if key in uploads]
+            if keys:
+                self._touched.update(key for key in keys if uploads[key] is None)
+                yield from ((index, n) for n in plan.group_steps(index).numbers if (index, n) != skip)
+
+    def _send_again(self, executor: Executor, plan: Plan, keys: Collection[str]) -> Sequence[CopyRefusal]:
+        """Send objects from their first part on."""
+        for key in keys:
+            # The plan may number parts differently. Parts that were sent before stay in the upload, which is
+            # harmless: the object is joined from the parts that completing it names, and the rest is dropped.
+            self.meter.writes.add(expected_bytes=sum(receipt.nbytes for receipt in self._parts[key].values()))
+            self._parts[key].clear()
+        return self._send(executor, plan, {key: self._uploads[key] for key in keys})
+
+    def _stream(self, executor: Executor, refusals: Sequence[CopyRefusal]) -> None:
+        """Send the objects again of which the store would not copy some parts, and no others."""
+        if refusals:
+            self._note(refusals[0], f"streaming {len(refusals)} of {len(self._nbytes)} outputs instead")
+            self._send_again(executor, self._without_copies(refusals[0]), [each.key for each in refusals])
+
+    def _note(self, refusal: CopyRefusal, consequence: str) -> None:
+        for text in (f"{refusal.message}: {consequence}", *refusal.problems):
+            self._listener(Noted(text))
+
+    def _without_copies(self, refusal: CopyRefusal) -> Plan:
+        try:
+            return without_copies(self.plan)
+        except OverBudget as error:
+            add_problems(error, (refusal.message, *refusal.problems))
+            raise
+
+    def _copy_replicas(self) -> Collection[str]:
+        """Copy equal outputs; return the keys of which the store refused a part: all, if it refused the first."""
+        plan, refused = self.plan, set[str]()
+        writer = self._writer(plan, self._uploads)
+
+        def copy(first: str, key: str, number: int, span: ByteRange) -> None:
+            if key in refused:
+                return
+            place, etag = self._locations.target.child(first), self._objects[first].etag
+            with self.meter.writes.request(0):
+                result = writer.copy_range(key, number, span.start, place, span, etag)
+            if isinstance(result, CopyRefusal):
+                refused.add(key)
+            else:
+                self._parts[key][number] = result
+                self.meter.writes.add(done_bytes=span.nbytes)
+
+        replicated = [i for group in plan.groups for i in group.outputs if plan.draft.is_replicated(group, i)]
+        copies = [
+            (output.keys[0], key, number, span)
+            for output in map(plan.outputs.__getitem__, replicated)
+            for key in output.keys[1:]
+            for number, span in enumerate(whole_copies(output.nbytes, plan.limits), start=1)
         ]
+        for each in copies[:1]:
+            copy(*each)
+        if refused:
+            refused.update(key for _, key, _, _ in copies)
+        for each in copies[1:]:
+            self.workers.submit(partial(copy, *each))
+        self.workers.wait(self.meter.report)
+        self.meter.report()
+        return refused
 
-    def stream_replicas(self, refused: Collection[str]) -> Sequence[int]:
-        """From now on send parts to these keys, which could not be copied; returns the groups to send again."""
-        self._outputs = tuple(  # what else is in these groups is complete
-            replace(output, keys=tuple(key for key in output.keys if key in refused)) for output in self._outputs
-        )
-        self._replicated = set()
-        for key in refused:  # copied parts are numbered otherwise; an upload is completed of those it is told of
-            self._objects[key].etags.clear()
-        return [i for i, group in enumerate(self._plan.groups) if any(self._outputs[o].keys for o in group.outputs)]
+    # Objects.
 
-    def receipts(self) -> tuple[Receipt, ...]:
-        """What was written, once all is complete."""
-        found: list[Receipt] = []
-        for index, output in enumerate(self._plan.outputs):
-            crc = self._crc_of(index)
-            found += [Receipt(key, self._put[key].nbytes, self._put[key].etag, crc) for key in output.keys]
-        beside = [each.key for each in self._plan.conversion.attachments] + [
-            each.key for each in self._plan.conversion.documents
-        ]
-        found += [Receipt(k, self._put[k].nbytes, self._put[k].etag, self._document_crcs[k]) for k in beside]
-        return tuple(found)
+    def put_document(self, key: str, data: bytes) -> None:
+        """Write a small object of known bytes."""
+        info = self._make_visible(key, len(data), lambda: self._store.put(self._locations.target.child(key).key, data))
+        self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc32c(data))
 
-    def _crc_of(self, output: int) -> int | None:
-        crcs = sorted(self._crcs[output].items())
-        if sum(nbytes for _, (_, nbytes) in crcs) != self._outputs[output].nbytes:
-            return None  # some of it was copied
-        return combined_crc32c(value for _, value in crcs)
+    def remove(self, key: str) -> None:
+        """Remove an object that existed before, for good."""
+        self._store.delete(self._locations.target.child(key).key)
+        self._before.pop(key, None)
+
+    def receipts(self) -> tuple[ObjectReceipt, ...]:
+        """Return a receipt of every object of the conversion, once all are complete."""
+        conversion, found = self.plan.conversion, list[ObjectReceipt]()
+        for output in self.plan.outputs:
+            written = [self._objects[key] for key in output.keys]
+            # Equal outputs have one checksum, known if the bytes of any were sent.
+            crc = next((each.crc32c for each in written if each.crc32c is not None), None)
+            found += [ObjectReceipt(each.key, each.nbytes, each.etag, crc) for each in written]
+        beside = [*(each.key for each in conversion.attachments), *(each.key for each in conversion.documents)]
+        return (*found, *(self._objects[key] for key in beside))
+
+    def _complete(self, key: str) -> None:
+        upload, receipts = self._uploads[key], [receipt for _, receipt in sorted(self._parts[key].items())]
+        parts = [(receipt.number, receipt.etag) for receipt in receipts]
+        info = self._make_visible(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts))
+        crcs = [(receipt.crc32c, receipt.nbytes) for receipt in receipts if receipt.crc32c is not None]
+        crc = combined_crc32c(crcs) if len(crcs) == len(receipts) else None
+        self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc)
+
+    def _make_visible(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> ObjectInfo:
+        """Send a request after which an object is visible, perhaps even if it seems to fail."""
+        self._touched.add(key)
+        info = request()
+        if self._is_undone.is_set():  # undo may have looked before the object was there
+            self._take_back(key)
+            raise Interrupted("stopped")
+        check_length(self._locations.target.child(key), nbytes, info)
+        return info
+
+    # Uploads.
+
+    def _open(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            if key not in self._uploads:
+                self.workers.submit(partial(self._open_one, key))
+        self.workers.wait(self.meter.report)
+
+    def _open_one(self, key: str) -> None:
+        self._asked.add(key)
+        try:
+            upload = self._store.create_upload(self._locations.target.child(key).key)
+        except (Denied, NotFound, Unsupported):
+            self._asked.discard(key)  # a refusal opens nothing; other errors may have lost the answer only
+            raise
+        self._uploads[key] = upload
+        if self._is_undone.is_set():  # undo may have looked before the upload was there
+            self._store.abort_upload(upload)
+            raise Interrupted("stopped")
 
     def undo(self) -> Sequence[str]:
-        """Remove all that this run has written; returns what could not be removed, in words.
+        """Remove all that this run has written; return what could not be removed, in words.
 
         Requests that are still running clean up after themselves when they end.
         """
         self._is_undone.set()
+        place = self._locations.target.child
+        actions: dict[str, Task] = {
+            f"delete {place(key).url}": partial(self._take_back, key) for key in sorted(self._touched)
+        }
+        for key, upload in list(self._uploads.items()):  # a late answer may add to them
+            if key not in self._objects:
+                actions[f"{_ABORT} the upload of {place(key).url}"] = partial(self._store.abort_upload, upload)
+        for key in self._asked - self._uploads.keys():
+            actions[f"{_ABORT} uploads of {place(key).url}"] = partial(self._abort_all, key)
         problems: list[str] = []
-        with self._tidying(problems) as tidy:
-            for key in sorted(self._touched):
-                tidy(f"delete {self._target.child(key).url}", partial(self._take_back, key))
-            for key, item in self._objects.items():
-                if item.upload and key not in self._put:
-                    what = f"{_ABORT} the upload of {self._target.child(key).url}"
-                    tidy(what, partial(self._store.abort_upload, item.upload))
-                elif item.is_asked and not item.upload:  # it may be open, if only the answer was lost
-                    tidy(f"{_ABORT} uploads of {self._target.child(key).url}", partial(self._abort_all, key))
-        advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
-        return [*sorted(problems), *advice]
+        left = set(actions)
 
-    @contextmanager
-    def _tidying(self, problems: list[str]) -> Iterator[Callable[[str, Task], None]]:
-        """Run what is handed over on threads of its own; neither errors nor signals break it off."""
-        left: set[str] = set()
+        def tidy(what: str) -> None:
+            try:
+                actions[what]()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
+                problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
+            left.discard(what)
 
-        def tidy(what: str, action: Task) -> None:
-            left.add(what)
-            workers.submit(lambda: _try(what, action, left, problems))
-
-        workers = Workers(self._plan.limits.concurrency)
-        yield tidy
+        workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped
+        for what in actions:
+            workers.submit(partial(tidy, what))
         workers.settle_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
+        advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
+        return [*sorted(problems), *advice]
 
     def _take_back(self, key: str) -> None:
-        place = self._target.child(key)
+        place = self._locations.target.child(key)
         try:
             info = self._store.head(place.key)
         except NotFound:
@@ -197,92 +340,17 @@ class Uploads:
             self._store.delete(place.key)
 
     def _abort_all(self, key: str) -> None:
-        full_key = self._target.child(key).key
+        full_key = self._locations.target.child(key).key
         for upload in self._store.open_uploads(full_key):
             if upload.key == full_key:
                 self._store.abort_upload(upload)
 
-    def _sent(
-        self,
-        send: Callable[[StreamedPart, str, memoryview], None],
-        part: StreamedPart,
-        key: str,
-        data: memoryview,
-        *,
-        is_first: bool,
-    ) -> None:
-        if is_first:  # replicas have the same bytes
-            self._crcs[part.output][part.number] = (crc32c(data), len(data))
-        send(part, key, data)
 
-    def _send_part(self, part: StreamedPart, key: str, data: memoryview) -> None:
-        item, upload = self._objects[key], self._upload_of(key)
-        item.etags[part.number] = self._store.upload_part(upload, part.number, part.range.start, data)
-
-    def _copy_part(self, part: CopiedPart, key: str) -> None:
-        found = self._plan.catalog.objects[part.object]
-        place = self._sources[found.base].child(found.key)
-        self._copy(key, part.number, part.range.start, place, part.source_range, found.etag)
-
-    def _copy_whole(self, first_key: str, key: str, number: int, span: ByteRange) -> None:
-        self._copy(key, number, span.start, self._target.child(first_key), span, self._put[first_key].etag)
-
-    def _copy(self, key: str, number: int, offset: int, place: Location, span: ByteRange, etag: str) -> None:
-        if not isinstance(self._store, PartCopier):
-            raise CopyRefused(f"{self._target.url}: this store copies nothing by itself", hint=_NO_COPIES)
-        upload = self._upload_of(key)
-        try:
-            made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
-        except Unsupported as error:
-            raise CopyRefused(error.message, hint=_NO_COPIES, problems=error.problems) from error
-        self._objects[key].etags[number] = made
-
-    def _upload_of(self, key: str) -> Upload:
-        item = self._objects[key]
-        with item.lock:
-            if item.upload is None:
-                item.upload = self._open(key, item)
-                if self._is_undone.is_set():  # it came too late for undo to see it
-                    self._store.abort_upload(item.upload)
-                    raise Interrupted("stopped")
-            return item.upload
-
-    def _open(self, key: str, item: _Object) -> Upload:
-        item.is_asked = True
-        try:
-            return self._store.create_upload(self._target.child(key).key)
-        except (Denied, NotFound, Unsupported):
-            item.is_asked = False  # a refusal opens nothing; other errors may be about the answer only
-            raise
-
-    def _put_whole(self, _part: StreamedPart, key: str, data: memoryview) -> None:
-        self._replace(key, len(data), lambda: self._store.put(self._target.child(key).key, data))
-
-    def _complete(self, key: str) -> None:
-        item = self._objects[key]
-        upload = item.upload
-        assert upload is not None
-        parts = sorted(item.etags.items())
-        self._replace(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts))
-
-    def _replace(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> None:
-        """Make an object visible; it may be so even if the request seems to fail."""
-        self._touched.add(key)
-        info = request()
-        if self._is_undone.is_set():  # it came too late for undo to see it
-            self._take_back(key)
-            raise Interrupted("stopped")
-        if info.nbytes != nbytes:
-            raise StorageError(
-                f"{self._target.child(key).url}: expected {nbytes} bytes in the store, found {info.nbytes}",
-                hint="The store lost or changed bytes; convert again.",
-            )
-        self._put[key] = info
-
-
-def _try(what: str, action: Task, left: set[str], problems: list[str]) -> None:
-    try:
-        action()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-        problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
-    left.discard(what)
+def _first_copy(plan: Plan) -> tuple[StepId, CopiedPart] | None:
+    """Return a part that the store copies, and its step."""
+    for index, group in enumerate(plan.groups):
+        if plan.draft.has_copies(group.outputs):
+            for step in plan.steps(index):  # copies come first
+                for part in step.copies:
+                    return (index, step.number), part
+    return None

@@ -1,110 +1,94 @@
-"""The first of two passes: tensors go to a zarr store, which is removed when the second is done."""
+"""The first of two passes: it writes tensors to a zarr store, which is removed after the second."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, raise_all
+from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, option, raise_all
 from ..planning.plan import Plan
 from ..planning.staging import with_etags
-from ..storage import Location, Store
+from ..storage import Location
 from .events import Listener, Noted
+from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .sources.strategy_files import read_object
 from .workers import working
 
-_TOLD = 3
-"""How many objects that could not be removed are named."""
+_SHOWN = 3
+"""Number of objects that could not be removed that are named."""
 
 
 @contextmanager
 def staged(
     plan: Plan,
-    places: Sequence[Location],
+    locations: Locations,
     *,
     keep: bool,
-    run: Callable[[Plan, Sequence[Location], Location], Manifest],
+    run: Callable[[Plan, Locations], Manifest],
     listener: Listener,
 ) -> Iterator[Plan]:
-    """Write what a plan stages, and give the plan that reads it.
+    """Write the staged tensors of a plan, and provide the plan that reads them.
 
-    What an earlier run kept of the same source in the same chunks is used as it is.
+    Chunks that an earlier run kept of the same source, in the same shapes, are used again.
 
     Parameters
     ----------
-    places
-        Where the catalog's keys count from; the staged ones' is the last.
+    locations
+        The last of the sources is where chunks go.
     keep
-        Whether to leave it there.
+        Whether to leave the chunks there.
     run
         Carries out one pass.
     listener
-        Told what could not be removed in the end: the conversion is complete all the same.
+        Gets a note of chunks that could not be removed: the conversion is complete all the same.
     """
     if plan.staging is None:
         yield plan
         return
-    *sources, place = places
-    there = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
-    _check_ours(plan.staging, place, there)
-    before = _manifest(plan.staging, place) if there else None
-    kept = before if before and _is_kept(plan.staging, before, there) else None
+    first = plan.staging
+    *sources, place = locations.sources
+    found = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
+    _check_ours(first, place, found)
+    kept = _kept(first, place, found) if found else None
     try:
-        manifest = kept or run(plan.staging, sources, place)
+        manifest = kept or run(first, Locations(sources, place))
         yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
     except BaseException as error:
         if not keep and not kept:
-            add_problems(error, _remove(plan.staging, place))
+            add_problems(error, _remove(first, place))
         raise
     if not keep:
-        for problem in _remove(plan.staging, place):
+        for problem in _remove(first, place):
             listener(Noted(problem))
 
 
-def _manifest(first: Plan, place: Location) -> Manifest | None:
-    """What an earlier run told that it left here."""
-    found = place.child(first.conversion.manifest_key)
-    try:
-        return decode_manifest(read_object(found), found.url)
-    except (NotFound, FormatError):
-        return None
-
-
-def _check_ours(first: Plan, place: Location, there: Collection[str]) -> None:
+def _check_ours(first: Plan, place: Location, found: Collection[str]) -> None:
     """Refuse a place with objects that staging this source has not written: they would be replaced, and removed."""
     ours = {first.conversion.manifest_key, *first.conversion.keys}
     raise_all(
         TargetExists,
         f"{place.url}: objects are there that no staging has written",
-        sorted(name for name in there if name not in ours),
-        hint="Choose another place with --staging-url, or remove them.",
+        sorted(name for name in found if name not in ours),
+        hint=f"Choose another place with {option('staging_url')}, or remove them.",
     )
 
 
-def _is_kept(first: Plan, before: Manifest, there: Mapping[str, tuple[int, str]]) -> bool:
-    """Whether an earlier run left just what this one would write, in whatever way and memory it did so."""
-    if _chunks_of(before.plan) != _chunks_of(first):
-        return False
-    return all(there.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in before.receipts)
-
-
-def _chunks_of(plan: Plan) -> tuple[object, ...]:
-    """What decides the keys and the bytes of chunks."""
-    return (
-        plan.catalog,
-        plan.conversion.target,
-        plan.conversion.renamed,
-        plan.conversion.change,
-        plan.conversion.attachments,
-    )
+def _kept(first: Plan, place: Location, found: Mapping[str, tuple[int, str]]) -> Manifest | None:
+    """Return the manifest of an earlier run that left the very chunks that this one would write, however it did so."""
+    at = place.child(first.conversion.manifest_key)
+    try:
+        manifest = decode_manifest(read_object(at), at.url)
+    except (NotFound, FormatError):
+        return None
+    is_same = manifest.conversion == first.conversion
+    is_there = all(found.get(receipt.key) == (receipt.nbytes, receipt.etag) for receipt in manifest.receipts)
+    return manifest if is_same and is_there else None
 
 
 def _remove(first: Plan, place: Location) -> list[str]:
-    """Remove all that the first pass wrote, its manifest last; returns what could not be removed, in words."""
-    store, problems = place.store, list[str]()
-    if not isinstance(store, Store):
-        return problems
+    """Remove all that the first pass wrote, its manifest last; return what could not be removed, in words."""
+    store, problems = place.writable_store(), list[str]()
 
     def remove(key: str) -> None:
         try:
@@ -115,5 +99,5 @@ def _remove(first: Plan, place: Location) -> list[str]:
     with working(first.limits.concurrency, store) as workers:
         workers.map(remove, first.conversion.keys)
     remove(first.conversion.manifest_key)
-    told, more = sorted(problems)[:_TOLD], len(problems) - _TOLD
-    return [*told, f"could not delete {more} others below {place.url}"] if more > 0 else told
+    shown, more = sorted(problems)[:_SHOWN], len(problems) - _SHOWN
+    return [*shown, f"could not delete {more} others below {place.url}"] if more > 0 else shown

@@ -11,26 +11,26 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage.protocol import ReadStore, Stoppable
-from ..storage.stopping import ShouldStop, never
+from ..storage import ReadStore, never
 
-Task = Callable[[], None]
+Task = Callable[[], object]
 T = TypeVar("T")
-_POLL_S = 0.2
+POLL_S = 0.2
+"""Longest wait between two looks at whether to stop."""
 _STOP_WAIT_S = 10.0
 
 
 class Workers:
     """A fixed number of threads and one queue of tasks.
 
-    Tasks run most urgent first, then oldest first. A task that raises stops the others: what is
-    queued is dropped, what runs may look at :attr:`is_stopped`. Threads are daemons, so that a
-    hung connection cannot keep a stopped program alive.
+    Tasks run most urgent first, then oldest first. A task that raises stops the others: queued ones
+    are dropped, and running ones may look at :attr:`is_stopped`. Threads are daemons, so a connection
+    that hangs cannot keep a stopped program alive.
     """
 
     def __init__(self, count: int) -> None:
         self._queue: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
-        self._order = itertools.count()
+        self._order = itertools.count()  # makes entries of equal urgency comparable, oldest first
         self._idle = threading.Condition()
         self._pending = 0
         self._stopped = threading.Event()
@@ -51,61 +51,67 @@ class Workers:
         self._queue.put((-urgency, next(self._order), task))
 
     def check(self) -> None:
-        """Raise what a task raised, or Interrupted when stopped from outside."""
+        """Raise the error that a task raised, or Interrupted after a stop from outside."""
         if self.error is not None:
             raise self.error
         if self.is_stopped:
             raise Interrupted("stopped")
 
-    def wait(self, on_wait: Callable[[], None] = lambda: None) -> None:
-        """Wait until every task is done; ``on_wait`` is called now and then meanwhile.
+    def is_idle(self, wait_s: float) -> bool:
+        """Return whether every task is done, after waiting for the next to end, ``wait_s`` at most.
 
         Raises
         ------
         BaseException
             The first error of a task.
         """
-        while True:
-            self.check()
-            with self._idle:
-                if not self._pending:
-                    break
-                self._idle.wait(_POLL_S)
-            on_wait()
         self.check()
+        with self._idle:
+            if self._pending:
+                self._idle.wait(wait_s)
+            is_idle = not self._pending
+        self.check()  # the last task may have failed
+        return is_idle
 
-    def map(self, function: Callable[[T], None], items: Iterable[T]) -> None:
+    def wait(self, on_wait: Callable[[], object] = lambda: None) -> None:
+        """Wait until every task is done, calling ``on_wait`` meanwhile; raises as :meth:`is_idle` does."""
+        while not self.is_idle(POLL_S):
+            on_wait()
+
+    def map(self, function: Callable[[T], object], items: Iterable[T]) -> None:
         """Run ``function`` on every item and wait."""
         for item in items:
             self.submit(lambda item=item: function(item))  # type: ignore[misc]
         self.wait()
 
     def stop(self) -> None:
-        """Drop what is queued and tell running tasks to end."""
+        """Drop queued tasks and ask running ones to end."""
         self._stopped.set()
 
     def settle(self) -> bool:
-        """After a stop, wait some seconds for running tasks; whether all have ended."""
+        """After a stop, wait some seconds for running tasks; return whether all have ended."""
         deadline = time.monotonic() + _STOP_WAIT_S
         with self._idle:
             while self._pending and time.monotonic() < deadline:
-                self._idle.wait(_POLL_S)
+                self._idle.wait(POLL_S)
             return not self._pending
 
     def settle_quietly(self, wait_s: float) -> None:
-        """Wait until every task is done, ``wait_s`` at most; a signal does not cut the waiting short."""
-        deadline = time.monotonic() + wait_s
+        """Wait until every task is done, or none has ended for ``wait_s``; a signal does not cut the wait short."""
+        left, deadline = self._pending, time.monotonic() + wait_s
         while self._pending and time.monotonic() < deadline:
             try:
                 with self._idle:
-                    self._idle.wait(_POLL_S)
-            except BaseException:  # noqa: BLE001, S112 - whoever waits has an error to raise already
+                    self._idle.wait(POLL_S)
+            except BaseException:  # noqa: BLE001, S112 - the caller is about to raise the error it cleans up after
                 continue
+            if self._pending < left:
+                left, deadline = self._pending, time.monotonic() + wait_s
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Send the threads home, and wait ``wait_s`` at most until they and their buffers are gone."""
+        """End the threads, and wait ``wait_s`` at most until they and their buffers are gone."""
         for _ in self._threads:
-            self._queue.put((1, next(self._order), None))
+            self._queue.put((1, next(self._order), None))  # behind every task
         deadline = time.monotonic() + wait_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -119,10 +125,12 @@ class Workers:
                 if not self.is_stopped:
                     task()
             except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+                # What fails after a stop fails because of it; only the first error is the cause.
                 if self.error is None and not self.is_stopped:
                     self.error = error
                 self._stopped.set()
             finally:
+                task = None  # or an idle thread would keep the buffers that its last task refers to
                 with self._idle:
                     self._pending -= 1
                     self._idle.notify_all()
@@ -130,7 +138,7 @@ class Workers:
 
 @contextmanager
 def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
-    """Workers for the length of a block; a block left by an error stops them, and transfers in flight.
+    """Provide workers for the length of a block; a block left by an error stops them and transfers in flight.
 
     Parameters
     ----------
@@ -138,7 +146,8 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
         Asked to break off their transfers once the workers are stopped, until the block is left.
     """
     workers = Workers(count)
-    _ask(stores, lambda: workers.is_stopped)
+    for store in stores:
+        store.should_stop = lambda: workers.is_stopped
     wait_s = _STOP_WAIT_S
     try:
         yield workers
@@ -148,12 +157,7 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
         workers.settle()
         raise
     finally:
-        _ask(stores, never)
+        for store in stores:
+            store.should_stop = never  # undoing sends requests of its own
         workers.close(wait_s)  # two passes, or two conversions, do not hold memory at the same time
-        workers.error = None  # its frames hold the workers, and all that these hold
-
-
-def _ask(stores: Iterable[ReadStore], question: ShouldStop) -> None:
-    for store in stores:
-        if isinstance(store, Stoppable):
-            store.should_stop = question
+        workers.error = None  # its traceback refers to the workers, and to all that these refer to

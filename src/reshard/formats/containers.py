@@ -1,88 +1,85 @@
-"""The formats in which one object holds tensors, and how each lays an object out."""
+"""The table of container formats: those in which one object holds tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
-from ..tensor import TensorSpec, extent_of
-from .frame import Frame, make_frame
-from .mindspore.ckpt_values import INT4
-from .mindspore.ckpt_write import plan_ckpt
-from .safetensors import plan_header
+from ..tensor import ByteRange
+from .container_format import ContainerFormat, ContainerHeader
+from .mindspore.ckpt import plan_ckpt
+from .mindspore.ckpt_read import scan_ckpt
+from .safetensors import plan_safetensors, scan_safetensors
 
 
 class Container(StrEnum):
-    """A format of objects."""
+    """A container format: its name, which is also the suffix of object names, and what it can do.
 
-    SAFETENSORS = "safetensors"
-    CKPT = "ckpt"
+    A new format is one module that lays out and scans its objects, and one line here.
+
+    Examples
+    --------
+    >>> [container.suffix for container in Container]
+    ['.safetensors', '.ckpt']
+    >>> from reshard.tensor import DType, TensorSpec
+    >>> spec = TensorSpec("w", DType.I8, (2,))
+    >>> [container.definition.make_frame([spec], {}, {}).nbytes for container in Container]
+    [66, 19]
+    """
+
+    definition: ContainerFormat
+
+    SAFETENSORS = "safetensors", ContainerFormat(plan_safetensors, scan_safetensors, has_metadata=True, has_texts=False)
+    CKPT = "ckpt", ContainerFormat(plan_ckpt, scan_ckpt, has_metadata=False, has_texts=True)
+
+    def __new__(cls, name: str, *definition: ContainerFormat) -> Container:
+        """Make a member that is its name and carries its definition."""
+        # A star only for type checkers: they take Container("ckpt"), which looks a member up, for a call of this.
+        member = str.__new__(cls, name)
+        member._value_ = name
+        (member.definition,) = definition
+        return member
 
     @property
     def suffix(self) -> str:
-        """The end of an object's name.
-
-        Examples
-        --------
-        >>> Container.CKPT.suffix
-        '.ckpt'
-        """
+        """The end of an object's name."""
         return f".{self.value}"
 
 
-def frame_of(
-    container: Container, specs: Sequence[TensorSpec], metadata: Mapping[str, str], texts: Mapping[str, str]
-) -> Frame:
-    """Lay out an object that does not exist yet.
+def container_of(name: str) -> Container | None:
+    """Return the format of an object by its name; None if it is no container.
 
-    Parameters
-    ----------
-    specs
-        The tensors in the order of the object: by dtype, widest first, then by name.
-    metadata
-        Free text; of it ``.ckpt`` can hold only which tensors are packed int4.
-    texts
-        Values that are text; safetensors can hold none.
+    Examples
+    --------
+    >>> container_of("rank_0/a.ckpt"), container_of("config.json")
+    (<Container.CKPT: 'ckpt'>, None)
+    """
+    return next((container for container in Container if name.endswith(container.suffix)), None)
+
+
+def read_header(container: Container, object_nbytes: int, read: Callable[[ByteRange], bytes]) -> ContainerHeader:
+    """Read the header of an object with a function that reads one range of it.
 
     Raises
     ------
     FormatError
-        The format cannot hold some of it; all is listed.
+        The object breaks its format.
 
     Examples
     --------
-    >>> from reshard.tensor import DType
-    >>> spec = TensorSpec("w", DType.I8, (2,))
-    >>> [frame_of(container, [spec], {}, {}).nbytes for container in Container]
-    [66, 19]
+    >>> data = bytes.fromhex("0a 11 0a 01 77 12 0c 08 02 12 04 49 6e 74 38 1a 02 ff fe")
+    >>> header = read_header(Container.CKPT, len(data), lambda span: data[span.start : span.stop])
+    >>> [(tensor.spec.name, tensor.boxes) for tensor in header.tensors]
+    [('w', ((Box(start=(0,), stop=(2,)), 17),))]
     """
-    if container is Container.CKPT:
-        return _ckpt_frame(specs, metadata, texts)
-    header = plan_header(specs, metadata).data
-    if not specs:
-        return make_frame((), header)
-    leads = [header, *[b""] * (len(specs) - 1)]
-    return make_frame((slot, lead, 0, *_elements(specs[slot])) for slot, lead in enumerate(leads))
-
-
-def _elements(spec: TensorSpec) -> tuple[int, int]:
-    """Elements and bytes of each, as they are addressed."""
-    _, itemsize = extent_of(spec)
-    return spec.nbytes // itemsize, itemsize
-
-
-def _ckpt_frame(specs: Sequence[TensorSpec], metadata: Mapping[str, str], texts: Mapping[str, str]) -> Frame:
-    planned = plan_ckpt([(spec, INT4 if metadata.get(spec.name) == INT4 else None) for spec in specs], texts)
-    return make_frame(
-        (
-            (
-                piece.tensor_index,
-                piece.lead,
-                piece.first_element,
-                piece.element_count,
-                specs[piece.tensor_index].dtype.itemsize,
-            )
-            for piece in planned.pieces
-        ),
-        planned.tail,
-    )
+    scan = container.definition.scan(object_nbytes)
+    read_bytes = 0
+    try:
+        wanted = next(scan)
+        while True:
+            read_bytes += wanted.nbytes
+            wanted = scan.send(read(wanted))
+    except StopIteration as finished:
+        header: ContainerHeader = finished.value
+        return replace(header, read_bytes=read_bytes)

@@ -1,4 +1,4 @@
-"""An object before its tensors' bytes: what is known of it beforehand, and where each tensor's elements go."""
+"""The layout of an object before its tensors' bytes exist: literal bytes, and where each tensor's elements go."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from functools import cached_property
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Consecutive elements of one tensor that stand together in an object.
+    """Consecutive elements of one row-major tensor, at least one, that are contiguous in an object.
 
-    Parameters
-    ----------
-    slot
-        Which of the object's tensors.
-    first_element, element_count
-        In the row-major tensor; at least one element.
-    itemsize
-        Bytes per element.
-    start
-        Byte of the object where the first of them stands.
+    ``slot`` is the index of the tensor in the object, ``start`` the object's byte at which the first element begins.
     """
 
     slot: int
@@ -36,7 +27,7 @@ class Extent:
         return self.start + self.element_count * self.itemsize
 
     def byte_of(self, element: int) -> int:
-        """Where an element of the tensor would stand if this extent reached that far."""
+        """Return the byte of an element, as if this extent held the whole tensor."""
         return self.start + (element - self.first_element) * self.itemsize
 
 
@@ -47,9 +38,9 @@ class Frame:
     Parameters
     ----------
     literals
-        Bytes that are known, each with its place in the object; ascending, none empty.
+        Runs of known bytes, each with its place in the object; ascending, none empty.
     extents
-        What lies between, ascending; no tensor's elements come out of order.
+        The tensors' elements between them, ascending; no tensor's elements are out of order.
     nbytes
         Length of the whole object.
 
@@ -68,7 +59,7 @@ class Frame:
 
     @cached_property
     def _of_slot(self) -> dict[int, tuple[int, int]]:
-        """First and one past the last extent of each tensor."""
+        """The first and one past the last extent of each tensor."""
         found: dict[int, tuple[int, int]] = {}
         for index, extent in enumerate(self.extents):
             first, _ = found.get(extent.slot, (index, index))
@@ -83,21 +74,18 @@ class Frame:
         return self.extents[index - 1]
 
     def address(self, slot: int, element: int) -> int:
-        """Byte where an element stands; one past the last element of its extent, where it would."""
+        """Return the byte of an element; one past an extent's last element counts as part of it."""
         return self._extent(slot, element).byte_of(element)
 
     def end_of(self, slot: int, count: int) -> int:
-        """Byte just after the first ``count`` elements of a tensor, at least one."""
+        """Return the byte just after the first ``count`` elements of a tensor, at least one."""
         return self._extent(slot, count - 1).byte_of(count)
 
     def spans(self, slot: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Cut the elements ``[first, stop)`` of a tensor between its extents.
 
-        Yields
-        ------
-        tuple
-            First element, one past the last, and the byte where the tensor's element 0 would stand
-            if all elements stood together with these.
+        Yields first element, one past the last, and the byte that the tensor's element 0 would have if all its
+        elements were contiguous with these.
         """
         low, high = self._of_slot[slot]
         if high - low > 1:
@@ -124,7 +112,7 @@ class Frame:
                 yield first, memoryview(data)[first - place : last - place]
 
     def place_of(self, byte: int) -> tuple[int, int] | None:
-        """The tensor that a byte of the object belongs to and which byte of it, None for a known byte."""
+        """Return the tensor of a byte of the object and the byte within the tensor; None for a literal byte."""
         index = bisect_right(self.extents, byte, key=lambda extent: extent.start) - 1
         if index < 0 or byte >= self.extents[index].stop:
             return None
@@ -133,15 +121,10 @@ class Frame:
 
 
 def make_frame(pieces: Iterable[tuple[int, bytes, int, int, int]], tail: bytes = b"") -> Frame:
-    """Lay an object out from front to back.
+    """Lay out an object from front to back; ``tail`` are the bytes after the last piece.
 
-    Parameters
-    ----------
-    pieces
-        ``(slot, bytes that stand before, first element, element count, itemsize)``; a piece without
-        elements only adds its bytes.
-    tail
-        What stands after the last piece.
+    A piece is ``(slot, literal bytes before it, first element, element count, itemsize)``; without elements it
+    only adds its bytes.
     """
     literals: list[tuple[int, bytes]] = []
     extents: list[Extent] = []

@@ -1,7 +1,8 @@
-"""Rules over tensor names that cut a model over a grid of devices: what a layout file says."""
+"""Rules over tensor names that cut a model over a grid of devices: the content of a layout file."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,10 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
-    """How the tensors are cut whose names match.
+    """How the tensors are cut whose names match one of the globs.
 
-    Parameters
-    ----------
-    match
-        Globs; one is enough.
-    split
-        For each tensor axis, the axes of the device grid that cut it, most significant first.
-    optimizer_shard
-        Pieces of the first axis of a slice over its repeats; -1 for all of them, 0 for none.
+    ``split`` has for each tensor axis the axes of the device grid that cut it, most significant first;
+    ``optimizer_shard`` is the number of pieces of a slice's first axis over its replicas, -1 for one a replica.
     """
 
     match: tuple[str, ...]
@@ -39,28 +34,18 @@ class LayoutRule:
 
 @dataclass(frozen=True, slots=True)
 class StageRule:
-    """What one pipeline stage holds: names that match, and layers ``first..last``, both included."""
+    """The tensors of one pipeline stage: names that match, and layers ``first..last``, both included."""
 
     match: tuple[str, ...] = ()
     layers: tuple[tuple[int, int], ...] = ()
-
-    def has_layer(self, number: int | None) -> bool:
-        """Whether a tensor of this layer belongs to the stage."""
-        return number is not None and any(first <= number <= last for first, last in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutRules:
     """A layout file: a grid of devices, and rules that cut tensors over it.
 
-    Parameters
-    ----------
-    axes
-        Name and size of each axis of the grid, slowest first; ``pp``, if any, is the first.
-    rules
-        The first whose globs match a tensor decides.
-    stages
-        One a pipeline stage; empty for a single stage that holds everything.
+    The axes are names and sizes, slowest first; ``pp``, if any, is the first. The first rule that matches a tensor
+    decides. Without ``stages``, a single one holds everything.
 
     Examples
     --------
@@ -81,15 +66,10 @@ class LayoutRules:
         return tuple(axis for axis in self.axes if axis[0] != PIPELINE_AXIS)
 
     def layout(self, rule: LayoutRule, axis_count: int) -> Layout:
-        """The layout that a rule gives a tensor of ``axis_count`` axes.
+        """Return the layout that a rule gives a tensor of ``axis_count`` axes.
 
-        Optimizer shards are left out where there is nothing to cut or no repeat to cut over, as
-        training does.
-
-        Raises
-        ------
-        StrategyError
-            The rule cuts more axes than the tensor has, or its optimizer shard does not fit.
+        As in training, optimizer shards are left out for scalars and for slices without replicas. Raise StrategyError
+        if the rule cuts more axes than the tensor has, or its optimizer shard does not fit.
         """
         if len(rule.split) > axis_count:
             raise StrategyError(f"split has {len(rule.split)} entries, the tensor has {axis_count} axes")
@@ -103,17 +83,12 @@ class LayoutRules:
         return Layout(sizes, tensor_map, optimizer_shard_size=rule.optimizer_shard)
 
     def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
-        """Apply the rules to a model.
-
-        Parameters
-        ----------
-        shapes
-            Of every tensor, full or one rank's: only the number of axes counts.
+        """Apply the rules to the tensors of a model; of their shapes, only the number of axes counts.
 
         Raises
         ------
         StrategyError
-            A tensor is matched by no rule, has fewer axes than its rule cuts, or is on no stage.
+            No rule matches a tensor, it has fewer axes than its rule cuts, or no stage holds it.
         """
         rule_of = _Globs([rule.match for rule in self.rules])
         stage_globs = _Globs([stage.match for stage in self.stages])
@@ -131,13 +106,9 @@ class LayoutRules:
                 continue
             for stage in holders:
                 stages[stage][name] = layout
-        hint = 'A last rule {match: "*", split: []} keeps whatever no other rule matches whole on every rank.'
+        hint = 'A last rule {match: "*", split: []} keeps all other tensors whole on every rank.'
         raise_all(StrategyError, "the layout file does not fit the tensors", problems, hint)
-        return Strategy(self._device_count, tuple(stages))
-
-    @property
-    def _device_count(self) -> int:
-        return Layout(tuple(size for _, size in self.grid) or (1,), ()).device_count
+        return Strategy(math.prod(size for _, size in self.grid), tuple(stages))
 
     def _layout_of(self, rule: int | None, axis_count: int, made: dict[tuple[int, int], Layout]) -> Layout:
         if rule is None:
@@ -152,12 +123,15 @@ class LayoutRules:
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
         if not self.stages:
             return (0,)
-        number, matching = layer_number(name), set(globs.matches(name))
-        return [s for s, stage in enumerate(self.stages) if s in matching or stage.has_layer(number)]
+        number, stages = layer_number(name), set(globs.matches(name))
+        if number is not None:
+            spans = ((s, *layers) for s, stage in enumerate(self.stages) for layers in stage.layers)
+            stages |= {s for s, first, last in spans if first <= number <= last}
+        return sorted(stages)
 
 
 def layer_number(name: str) -> int | None:
-    """The layer of a tensor, or None when it belongs to none.
+    """Return the layer of a tensor, None if it belongs to no layer.
 
     Examples
     --------
@@ -171,18 +145,17 @@ def layer_number(name: str) -> int | None:
 
 
 class _Globs:
-    """Lists of globs, asked which of them match a name; names without wildcards cost one look-up."""
+    """Lists of globs, compiled to find those that match a name; globs without wildcards cost one look-up."""
 
     def __init__(self, lists: Sequence[Sequence[str]]) -> None:
-        self._lists = [_compiled(globs) for globs in lists]
+        self._lists: list[tuple[frozenset[str], re.Pattern[str] | None]] = []
+        for globs in lists:
+            wild = [glob for glob in globs if _WILDCARD.search(glob)]
+            pattern = re.compile("|".join(map(translate, wild))) if wild else None
+            self._lists.append((frozenset(globs).difference(wild), pattern))
 
     def matches(self, name: str) -> Iterator[int]:
         """Yield the positions of the lists that match, ascending."""
         for position, (exact, pattern) in enumerate(self._lists):
             if name in exact or (pattern and pattern.match(name)):
                 yield position
-
-
-def _compiled(globs: Sequence[str]) -> tuple[frozenset[str], re.Pattern[str] | None]:
-    wild = [glob for glob in globs if _WILDCARD.search(glob)]
-    return frozenset(globs).difference(wild), re.compile("|".join(map(translate, wild))) if wild else None

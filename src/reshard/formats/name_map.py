@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from ..errors import FormatError
+from .findings import Findings
 from .strict_json import json_kind, parse_json_object, shown
 
 
 def parse_name_map(data: bytes, where: str) -> dict[str, str]:
     """Parse a map from old tensor names to new ones.
 
-    Whether the old names exist and the new ones differ is for the conversion to say: it knows the
-    tensors, and which of them are taken.
+    The conversion checks that the old names exist and the new ones differ: it knows the tensors.
 
     Source: MindSpore 2.10 ``ckpt_to_safetensors`` takes its ``name_map`` in this direction;
     ``load_distributed_checkpoint`` takes the opposite one, new name first.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
 
     Raises
     ------
@@ -32,22 +24,14 @@ def parse_name_map(data: bytes, where: str) -> dict[str, str]:
     >>> parse_name_map(b'{"embedding_weight": "model.embed_tokens.weight"}', "name_map.json")
     {'embedding_weight': 'model.embed_tokens.weight'}
     """
-    document = parse_json_object(data, where)
-    names = {old: new for old, new in document.items() if isinstance(new, str) and old and new}
-    problems = [_problem(old, new) for old, new in document.items() if old not in names]
-    if problems:
-        raise FormatError(
-            "not a map of names",
-            where=where,
-            expected='{"old name": "new name", ...}',
-            found=f"{len(problems)} other entries",
-            problems=problems,
-        )
+    names: dict[str, str] = {}
+    findings = Findings()
+    for old, new in parse_json_object(data, where).items():
+        if old and isinstance(new, str) and new:
+            names[old] = new
+        elif not old:
+            findings.add(f"new name {shown(new)}", "an old name", "an empty one")
+        else:
+            findings.add(f"tensor {shown(old)}", "a new name", "an empty one" if new == "" else json_kind(new))
+    findings.raise_any("not a map of names", where=where, expected='{"old name": "new name", ...}')
     return names
-
-
-def _problem(old: str, new: object) -> str:
-    if not old:
-        return f"the new name {shown(new)} stands for an empty old name"
-    found = json_kind(new) if not isinstance(new, str) else "an empty one"
-    return f"tensor {shown(old)}: expected a new name, found {found}"

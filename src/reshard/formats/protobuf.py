@@ -1,11 +1,11 @@
-"""The protocol buffer wire format, read strictly and written plainly; what fields mean is the caller's business.
+"""The protocol buffer wire format, read strictly and written; the caller knows what the fields mean.
 
-Source: protobuf.dev, "Encoding"; fields with numbers that the caller does not ask for are stepped over.
+Source: protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -28,17 +28,12 @@ _WIRES = {wire.value: wire for wire in Wire}
 
 
 def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
-    """Read one varint that must end before ``stop``.
-
-    Returns
-    -------
-    tuple of int
-        The value, ``0 <= value < 2**64``, and the offset of the byte after it.
+    """Read one varint that must end before ``stop``; return its value, below 2**64, and the offset after it.
 
     Raises
     ------
     FormatError
-        The varint is cut off, or is longer than its value needs.
+        The varint is truncated, or longer than its value needs.
 
     Examples
     --------
@@ -66,14 +61,8 @@ def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[i
 class Message:
     """A message, or any other length-delimited payload, as a region of a buffer that is never copied.
 
-    Parameters
-    ----------
-    data
-        The whole buffer; offsets in errors count from its start.
-    start, stop
-        The bytes ``[start, stop)`` of the buffer that are the message's.
-    where
-        What the buffer is, for errors.
+    It is the bytes ``[start, stop)`` of the buffer ``data``; errors name the buffer ``where`` and count offsets
+    from its start.
 
     Examples
     --------
@@ -88,17 +77,11 @@ class Message:
 
     @classmethod
     def whole(cls, data: bytes, where: str = "") -> Message:
-        """The message that fills a buffer."""
+        """Return the message that fills a buffer."""
         return cls(data, 0, len(data), where)
 
     def fields(self) -> Iterator[Field]:
-        """Yield every field in the order of the bytes.
-
-        Raises
-        ------
-        FormatError
-            A tag, a length or a number breaks the wire format.
-        """
+        """Yield every field in the order of the bytes; raise FormatError where one breaks the wire format."""
         offset = self.start
         while offset < self.stop:
             field, offset = self._field(offset)
@@ -117,13 +100,7 @@ class Message:
         return self.data[self.start : self.stop]
 
     def text(self) -> str:
-        """Return the payload as UTF-8 text.
-
-        Raises
-        ------
-        FormatError
-            It is not UTF-8.
-        """
+        """Return the payload as text; raise FormatError if it is not UTF-8."""
         try:
             return self.payload.decode()
         except UnicodeDecodeError as error:
@@ -141,41 +118,28 @@ class Message:
         tag, payload = read_varint(self.data, offset, self.stop, self.where)
         number, wire = tag >> 3, _WIRES.get(tag & 7)
         if not 1 <= number <= _LARGEST_FIELD_NUMBER:
-            raise _error("wrong field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
+            raise _error("invalid field number", self.where, offset, f"1..{_LARGEST_FIELD_NUMBER}", str(number))
         if wire is None:
             raise _error(f"field {number}: wire type", self.where, offset, "0, 1, 2 or 5", str(tag & 7))
         if wire is Wire.VARINT:
             value, stop = read_varint(self.data, payload, self.stop, self.where)
             return Field(number, Wire.VARINT, offset, value, Message(self.data, payload, stop, self.where)), stop
-        length, start = self._length(wire, payload)
+        length, start = 8 if wire is Wire.FIXED64 else 4, payload
+        if wire is Wire.BYTES:
+            length, start = read_varint(self.data, payload, self.stop, self.where)
         if length > self.stop - start:
             found = f"{length} bytes, {self.stop - start} left"
             raise _error(f"field {number} is truncated", self.where, offset, "a payload inside its message", found)
         end = start + length
         return Field(number, wire, offset, 0, Message(self.data, start, end, self.where)), end
 
-    def _length(self, wire: Wire, offset: int) -> tuple[int, int]:
-        if wire is Wire.BYTES:
-            return read_varint(self.data, offset, self.stop, self.where)
-        return (8 if wire is Wire.FIXED64 else 4), offset
-
 
 @dataclass(frozen=True, slots=True)
 class Field:
     """One field of a message.
 
-    Parameters
-    ----------
-    number
-        Of the field in its message.
-    wire
-        How the payload is laid out.
-    offset
-        Of the tag in the buffer.
-    value
-        The number of a varint field, unsigned; 0 for the other wire types.
-    payload
-        Where the payload lies.
+    ``offset`` is that of its tag in the buffer; ``value`` is the number of a varint field, unsigned, and 0 for
+    the other wire types.
     """
 
     number: int
@@ -185,31 +149,12 @@ class Field:
     payload: Message
 
     def message(self) -> Message:
-        """Return the payload of a length-delimited field: a message, a text or packed numbers.
-
-        Raises
-        ------
-        FormatError
-            The field has another wire type.
-        """
-        if self.wire is not Wire.BYTES:
-            raise self._wrong_wire(Wire.BYTES)
+        """Return the payload of a length-delimited field: a message, a text or packed numbers."""
+        self._check_wire(Wire.BYTES)
         return self.payload
 
-    def unsigned(self, bits: int) -> int:
-        """Return a varint as an unsigned number.
-
-        Raises
-        ------
-        FormatError
-            The field has another wire type, or the number needs more bits.
-        """
-        if self.wire is not Wire.VARINT:
-            raise self._wrong_wire(Wire.VARINT)
-        return self._in_bits(self.value, 0, bits)
-
-    def signed(self, bits: int) -> int:
-        """Return a varint as a signed number; negative ones are always written as 64 bits.
+    def integer(self, bits: int, *, is_signed: bool = False) -> int:
+        """Return a varint as a number of so many bits; negative ones are always written as 64 bits.
 
         Raises
         ------
@@ -219,52 +164,33 @@ class Field:
         Examples
         --------
         >>> field, = Message.whole(int_field(1, -1)).fields()
-        >>> field.signed(32)
+        >>> field.integer(32, is_signed=True)
         -1
         """
-        if self.wire is not Wire.VARINT:
-            raise self._wrong_wire(Wire.VARINT)
-        return self._in_bits(_two_complement(self.value), -(1 << (bits - 1)), bits - 1)
+        self._check_wire(Wire.VARINT)
+        return self._in_bits(self.value, bits, is_signed)
 
-    def unsigned_numbers(self, bits: int) -> list[int]:
-        """Return what this field adds to a repeated unsigned number, packed or not."""
-        return [self._in_bits(value, 0, bits) for value in self._varints()]
+    def integers(self, bits: int, *, is_signed: bool = False) -> list[int]:
+        """Return the elements that this field adds to a repeated number, packed or not."""
+        values = (self.value,) if self.wire is Wire.VARINT else self.message().varints()
+        return [self._in_bits(value, bits, is_signed) for value in values]
 
-    def signed_numbers(self, bits: int) -> list[int]:
-        """Return what this field adds to a repeated signed number, packed or not."""
-        low = -(1 << (bits - 1))
-        return [self._in_bits(_two_complement(value), low, bits - 1) for value in self._varints()]
+    def _in_bits(self, value: int, bits: int, is_signed: bool) -> int:
+        low, stop = (-(1 << bits - 1), 1 << bits - 1) if is_signed else (0, 1 << bits)
+        number = value - 2**64 if is_signed and value >= 2**63 else value
+        if not low <= number < stop:
+            what = f"field {self.number}: number"
+            raise _error(what, self.payload.where, self.offset, f"{low}..{stop - 1}", str(number))
+        return number
 
-    def _varints(self) -> Iterable[int]:
-        if self.wire is Wire.VARINT:
-            return (self.value,)
-        return self.message().varints()
-
-    def _in_bits(self, value: int, low: int, bits: int) -> int:
-        if not low <= value < 1 << bits:
-            expected = f"{low}..{(1 << bits) - 1}"
-            raise _error(f"field {self.number}: number", self.payload.where, self.offset, expected, str(value))
-        return value
-
-    def _wrong_wire(self, expected: Wire) -> FormatError:
-        what = f"field {self.number}: wire type"
-        return _error(
-            what,
-            self.payload.where,
-            self.offset,
-            f"{expected.value} ({expected.name})",
-            f"{self.wire.value} ({self.wire.name})",
-        )
+    def _check_wire(self, expected: Wire) -> None:
+        if self.wire is not expected:
+            what, found = f"field {self.number}: wire type", f"{self.wire.value} ({self.wire.name})"
+            raise _error(what, self.payload.where, self.offset, f"{expected.value} ({expected.name})", found)
 
 
 def encode_varint(value: int) -> bytes:
-    """Write a number, ``0 <= value < 2**64``, in its shortest form.
-
-    Examples
-    --------
-    >>> encode_varint(300).hex()
-    'ac02'
-    """
+    """Write a number, ``0 <= value < 2**64``, in its shortest form."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -285,29 +211,13 @@ def int_field(number: int, value: int) -> bytes:
 
 
 def bytes_field(number: int, payload: bytes) -> bytes:
-    """Write a length-delimited field: bytes, or a message that is encoded already.
-
-    Examples
-    --------
-    >>> bytes_field(2, b"\\x08\\x01").hex()
-    '12020801'
-    """
+    """Write a length-delimited field: bytes, or a message that is encoded already."""
     return encode_varint(number << 3 | Wire.BYTES) + encode_varint(len(payload)) + payload
 
 
 def text_field(number: int, text: str) -> bytes:
-    """Write a string field.
-
-    Examples
-    --------
-    >>> text_field(1, "ab")
-    b'\\n\\x02ab'
-    """
+    """Write a string field."""
     return bytes_field(number, text.encode())
-
-
-def _two_complement(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
 
 
 def _error(what: str, where: str, offset: int, expected: str, found: str) -> FormatError:

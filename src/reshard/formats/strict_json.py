@@ -1,4 +1,4 @@
-"""JSON that others wrote, read without forgiving anything that two readers could understand differently."""
+"""JSON of other writers, parsed so strictly that no two readers could understand it differently."""
 
 from __future__ import annotations
 
@@ -23,64 +23,38 @@ _REPR.maxlevel = 2
 
 
 def shown(value: object) -> str:
-    """Write a value of unknown size on one short line, for a message.
-
-    Examples
-    --------
-    >>> shown("a\\nb"), shown([1, 2]), len(shown("x" * 10**6))
-    ("'a\\\\nb'", '[1, 2]', 120)
-    """
+    """Write a value of unknown size on one short line, for a message."""
     text = _REPR.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def json_kind(value: object) -> str:
-    """Name the JSON type of a parsed value, with its article.
-
-    Examples
-    --------
-    >>> json_kind({}), json_kind(True), json_kind(1.5)
-    ('an object', 'a boolean', 'a number')
-    """
+    """Name the JSON type of a parsed value, with its article: "an object", "a number"."""
     return _KINDS.get(type(value), "a number")
 
 
 def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[str, object]:
-    """Parse bytes that must be one JSON object and nothing else.
+    """Parse UTF-8 bytes that must be one JSON object and nothing else.
 
-    Refused, though many parsers take them: repeated keys at any level, NaN and infinities (spelled
-    out or by overflow), lone surrogates, a byte order mark, integers of thousands of digits.
+    Refused, though many parsers accept them: repeated keys at any level, NaN and infinities (spelled
+    out or by overflow), unpaired surrogates, a byte order mark, integers of thousands of digits.
 
-    Parameters
-    ----------
-    data
-        UTF-8 text.
-    where
-        What the text is, for messages.
-    first_byte
-        Where ``data`` begins in its object; byte offsets in messages count from the object's start.
-
-    Returns
-    -------
-    dict
-        Made of dict, list, str, int, finite float, bool and None; every string can be encoded.
-
-    Raises
-    ------
-    FormatError
-        The text breaks one of these rules.
+    Errors name the text ``where``; their byte offsets count from the start of the object in which ``data`` begins at
+    ``first_byte``. Strings of the result can be encoded, and its floats are finite.
 
     Examples
     --------
-    >>> parse_json_object(b'{"a": [1, null]}', "index")
-    {'a': [1, None]}
     >>> parse_json_object(b'{"a": 1, "a": 2}', "index")
     Traceback (most recent call last):
     ...
-    reshard.errors.FormatError: index: repeated keys: expected every key once in an object, found 1 repeated
+    reshard.errors.FormatError: index: repeated keys: expected unique keys in every object, found 1 repeated
       - 'a'
     """
-    text = _decode(data, where, first_byte)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place, found = f"{where}, byte {first_byte + error.start}", shown(data[error.start : error.start + 4])
+        raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
     repeated: list[str] = []
     try:
         value = _load(text, repeated)
@@ -91,29 +65,17 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     except UnicodeEncodeError as error:
         found = shown(error.object[max(0, error.start - 20) : error.end + 20])
         raise FormatError(
-            "half of a surrogate pair", where=where, expected="text that UTF-8 can hold", found=found
+            "unpaired surrogate", where=where, expected="text that UTF-8 can encode", found=found
         ) from error
     except ValueError as error:
-        raise FormatError(
-            "a number out of bounds", where=where, expected="finite, at most 4300 digits", found=str(error)
-        ) from error
+        expected = "finite numbers of at most 4300 digits"
+        raise FormatError("number out of bounds", where=where, expected=expected, found=str(error)) from error
     if repeated:
-        found = f"{len(repeated)} repeated"
-        raise FormatError(
-            "repeated keys", where=where, expected="every key once in an object", found=found, problems=repeated
-        )
+        expected, found = "unique keys in every object", f"{len(repeated)} repeated"
+        raise FormatError("repeated keys", where=where, expected=expected, found=found, problems=repeated)
     if not isinstance(value, dict):
         raise FormatError("wrong top level", where=where, expected="an object", found=json_kind(value))
     return value
-
-
-def _decode(data: bytes, where: str, first_byte: int) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = f"{where}, byte {first_byte + error.start}"
-        found = shown(data[error.start : error.start + 4])
-        raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
 
 
 def _load(text: str, repeated: list[str]) -> object:
@@ -124,7 +86,7 @@ def _load(text: str, repeated: list[str]) -> object:
         parse_float=_finite,
     )
     if _SURROGATE_ESCAPE.search(text):
-        # Proper pairs have become one character by now; whatever does not encode is a half.
+        # Proper pairs have become one character by now; only an unpaired surrogate fails to encode.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
@@ -152,7 +114,7 @@ def _broken(error: json.JSONDecodeError, where: str, first_byte: int) -> FormatE
     offset = first_byte + len(error.doc[: error.pos].encode("utf-8"))
     rest = error.doc[error.pos : error.pos + 20]
     return FormatError(
-        f"broken JSON ({error.msg})",
+        f"invalid JSON ({error.msg})",
         where=f"{where}, byte {offset}",
         expected="one JSON object and nothing after it",
         found=shown(rest) if rest else "the end",

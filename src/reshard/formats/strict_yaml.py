@@ -1,7 +1,6 @@
-"""YAML read without risk: plain values only, every key once, no tags, no aliases.
+"""YAML parsed safely: plain values only, every key once, no tags, no aliases.
 
-What people write for this package must be of that kind; in files of other tools whatever is not is
-passed over.
+Files for this package must be of that kind; in files of other tools everything else is read as text.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _NULLS = frozenset({"", "~", "null"})
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, so that no constructor ever sees hostile text."""
+    """Composes nodes only, so that no constructor ever sees hostile text; takes foreign aliases for text."""
 
     _depth = 0
     _count = 0
     foreign = False
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose one node; refuse aliases (a short text can stand for a huge value) and deep nesting."""
+        """Compose one node; refuse aliases (a short text can expand to a huge value) and deep nesting."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if self.foreign and self.check_event(yaml.AliasEvent):
             self.get_event()  # type: ignore[no-untyped-call]
@@ -50,29 +49,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-class _ForeignLoader(_Loader):
-    """Takes an alias for text, without following it."""
-
-    foreign = True
-
-
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
-    """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls.
+    """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls, at most 4 MiB.
 
-    Parameters
-    ----------
-    data
-        UTF-8 text, at most 4 MiB.
-    where
-        What the text is, for errors.
-    foreign
-        Whether the text is another tool's: fractions, dates, tagged scalars and aliases are read as
-        the text they are, and no key is merged.
+    In a ``foreign`` text, which another tool wrote, fractions, dates, tagged scalars and aliases are read as text,
+    and no key is merged.
 
     Raises
     ------
     FormatError
-        The text is no YAML, repeats a key, or, if it is not foreign, holds anything else: tags, aliases, other numbers.
+        The text is not YAML, repeats a key, or, if it is not foreign, has tags, aliases or other numbers.
 
     Examples
     --------
@@ -86,15 +72,17 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     if len(data) > _LARGEST_NBYTES:
         raise FormatError("too long", where=where, expected=f"at most {_LARGEST_NBYTES} bytes", found=str(len(data)))
     try:
-        node = yaml.compose(data.decode(), Loader=_ForeignLoader if foreign else _Loader)
+        loader = _Loader(data.decode())
+        loader.foreign = foreign
+        node = loader.get_single_node()
     except UnicodeDecodeError as error:
         raise FormatError("not text", where=f"{where}, byte {error.start}", expected="UTF-8") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}, line {mark.line + 1}" if mark else where
-        raise FormatError(f"broken YAML ({error.problem})", where=place) from error
+        raise FormatError(f"invalid YAML ({error.problem})", where=place) from error
     except yaml.YAMLError as error:
-        raise FormatError(f"broken YAML ({shown(str(error))})", where=where) from error
+        raise FormatError(f"invalid YAML ({shown(str(error))})", where=where) from error
     return None if node is None else _plain(node, where, foreign)
 
 
@@ -103,7 +91,12 @@ def _plain(node: yaml.Node, where: str, foreign: bool) -> PlainValue:
         return _mapping(node, where, foreign)
     if isinstance(node, yaml.SequenceNode) and (foreign or node.tag == _TAG + "seq"):
         return [_plain(item, where, foreign) for item in node.value]
-    return _foreign_scalar(node, where) if foreign else _scalar(node, where)
+    try:
+        return _scalar(node, where)
+    except FormatError:
+        if foreign:
+            return str(node.value)
+        raise
 
 
 def _mapping(node: yaml.MappingNode, where: str, foreign: bool) -> dict[str, PlainValue]:
@@ -118,13 +111,6 @@ def _mapping(node: yaml.MappingNode, where: str, foreign: bool) -> dict[str, Pla
     return mapping
 
 
-def _foreign_scalar(node: yaml.Node, where: str) -> PlainValue:
-    try:
-        return _scalar(node, where)
-    except FormatError:
-        return str(node.value)
-
-
 def _scalar(node: yaml.Node, where: str) -> PlainValue:
     tag, text = node.tag.removeprefix(_TAG), node.value
     if isinstance(node, yaml.ScalarNode):
@@ -136,7 +122,7 @@ def _scalar(node: yaml.Node, where: str) -> PlainValue:
             return _BOOLEANS[text.lower()]
         if tag == "int" and _INTEGER.fullmatch(text):
             return int(text)
-    expected = "a string, a decimal integer, true, false or null (quote what is meant as text)"
+    expected = "a string, a decimal integer, true, false or null (quote text that looks like anything else)"
     raise _error("value", node, where, expected=expected, found=shown(text if isinstance(text, str) else node.tag))
 
 

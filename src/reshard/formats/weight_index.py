@@ -1,4 +1,4 @@
-"""Which object holds which tensor: Hugging Face's index and MindSpore's ``param_name_map.json``."""
+"""Indexes of which object holds which tensor: Hugging Face's and MindSpore's ``param_name_map.json``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import FormatError
+from .findings import Findings
 from .strict_json import json_kind, parse_json_object, shown
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -25,12 +26,7 @@ class WeightIndex:
     weight_map
         Tensor name to object name, relative to the prefix that holds the index; never leads out of it.
     metadata
-        Whatever else the writer said, as parsed; writers put ``total_size`` (bytes) here.
-
-    Examples
-    --------
-    >>> WeightIndex({"a": "1.safetensors", "b": "0.safetensors", "c": "1.safetensors"}).objects
-    ('0.safetensors', '1.safetensors')
+        As parsed; writers put ``total_size`` (bytes) here.
     """
 
     weight_map: Mapping[str, str]
@@ -45,19 +41,8 @@ class WeightIndex:
 def parse_weight_index(data: bytes, where: str) -> WeightIndex:
     """Parse a Hugging Face index such as ``model.safetensors.index.json``.
 
-    Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, no ``weight_map``, or object names that lead out of the prefix (all are listed).
+    Keys beside ``weight_map`` and ``metadata`` are ignored, as transformers does. Raise FormatError for anything but
+    strict JSON, without a ``weight_map``, and for object names that lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -72,22 +57,10 @@ def parse_weight_index(data: bytes, where: str) -> WeightIndex:
 
 
 def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
-    """Parse MindSpore's ``param_name_map.json``, in either of its forms.
+    """Parse MindSpore's ``param_name_map.json``, in either of its forms; see :func:`parse_weight_index`.
 
     Source: MindSpore 2.7 ``unified_safetensors`` writes ``{"metadata": ..., "weight_map": {name: file}}``;
     MindFormers' converters write ``{name: file}``; MindSpore reads both.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, values that are no names, or names that lead out of the prefix (all are listed).
 
     Examples
     --------
@@ -105,31 +78,10 @@ def parse_param_name_map(data: bytes, where: str) -> WeightIndex:
 def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
     """Write a Hugging Face index: two spaces, sorted keys, a newline at the end.
 
+    ``total_size_bytes`` counts all tensors, without headers. Raise FormatError for object names that lead out of the
+    prefix (all are listed).
+
     Source: transformers ``save_pretrained``.
-
-    Parameters
-    ----------
-    weight_map
-        Tensor name to object name, relative to the index.
-    total_size_bytes
-        Bytes of all tensors together, without headers.
-
-    Raises
-    ------
-    FormatError
-        Object names that lead out of the prefix (all are listed).
-
-    Examples
-    --------
-    >>> print(encode_weight_index({"w": "model-00001-of-00001.safetensors"}, 4).decode(), end="")
-    {
-      "metadata": {
-        "total_size": 4
-      },
-      "weight_map": {
-        "w": "model-00001-of-00001.safetensors"
-      }
-    }
     """
     return _encode(weight_map, total_size_bytes, indent=2) + b"\n"
 
@@ -137,38 +89,16 @@ def encode_weight_index(weight_map: Mapping[str, str], total_size_bytes: int) ->
 def encode_param_name_map(weight_map: Mapping[str, str], total_size_bytes: int) -> bytes:
     """Write MindSpore's ``param_name_map.json`` in its nested form: four spaces, no newline at the end.
 
-    Names are sorted; MindSpore leaves them in the order of its parts.
+    Arguments and errors are those of :func:`encode_weight_index`. Names are sorted; MindSpore leaves them
+    in the order of its parts.
 
     Source: MindSpore 2.7 ``unified_safetensors``.
-
-    Parameters
-    ----------
-    weight_map
-        Parameter name to object name, relative to the map.
-    total_size_bytes
-        Bytes of all parameters together, without headers.
-
-    Raises
-    ------
-    FormatError
-        Object names that lead out of the prefix (all are listed).
-
-    Examples
-    --------
-    >>> parse_param_name_map(encode_param_name_map({"w": "part0.safetensors"}, 4), "param_name_map.json")
-    WeightIndex(weight_map={'w': 'part0.safetensors'}, metadata={'total_size': 4})
     """
     return _encode(weight_map, total_size_bytes, indent=4)
 
 
 def relative_key_problem(name: str) -> str:
-    """Say why a name from an index must not be joined to a prefix; empty when it may be.
-
-    Examples
-    --------
-    >>> relative_key_problem("rank_0/part0.safetensors"), relative_key_problem("a/../b")
-    ('', "a '..' step")
-    """
+    """Return why a name from an index must not be joined to a prefix, such as "a '..' step"; empty if it may be."""
     if not name:
         return "an empty name"
     if _CONTROL.search(name):
@@ -194,23 +124,18 @@ def _from_document(document: dict[str, object], where: str) -> WeightIndex:
 
 
 def _checked_map(weight_map: Mapping[str, object], where: str) -> dict[str, str]:
-    names = {tensor: name for tensor, name in weight_map.items() if isinstance(name, str)}
-    problems = [
-        f"tensor {shown(tensor)}: expected an object name, found {json_kind(name)}"
-        for tensor, name in weight_map.items()
-        if tensor not in names
-    ]
+    findings = Findings()
+    names: dict[str, str] = {}
+    for tensor, name in weight_map.items():
+        if isinstance(name, str):
+            names[tensor] = name
+        else:
+            findings.add(f"tensor {shown(tensor)}", "an object name", json_kind(name))
     for name, tensor_count in Counter(names.values()).items():  # few objects, many tensors
         if trouble := relative_key_problem(name):
-            problems.append(f"object {shown(name)} of {tensor_count} tensors: {trouble}")
-    if problems:
-        raise FormatError(
-            "unusable object names",
-            where=where,
-            expected="plain keys relative to the index, such as rank_0/part0.safetensors",
-            found=f"{len(problems)} that are not",
-            problems=problems,
-        )
+            findings.add(f"object {shown(name)} of {tensor_count} tensors", "a plain key", trouble)
+    expected = "plain keys relative to the index, such as rank_0/part0.safetensors"
+    findings.raise_any("unusable object names", where=where, expected=expected)
     return names
 
 

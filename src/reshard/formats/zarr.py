@@ -1,13 +1,13 @@
-"""zarr v3 without compression: one array a tensor, one object a chunk, JSON documents beside.
+"""zarr v3 without compression: one array a tensor, one object a chunk, JSON documents beside; names and writing.
 
 ::
 
-    zarr.json                      the group: what the checkpoint says of itself, and all arrays' documents once more
+    zarr.json                      the group: the checkpoint's metadata, and all arrays' documents once more
     model.norm.weight/zarr.json    one array: shape, data type, chunks
-    model.norm.weight/c/0          a chunk: a box of the tensor, row-major, little-endian, as long as any other
+    model.norm.weight/c/0          a chunk: a box of the tensor, row-major, little-endian, all of one length
 
-Types that zarr has no word for (bfloat16, those of 8 bits and less) are unsigned integers of their width, and the
-array's attributes tell the true one.
+Types that zarr has no name for (bfloat16, those of 8 bits and less) are unsigned integers of their width, and the
+array's attributes record the true type. Documents of any writer are parsed by ``zarr_read``.
 
 Source: Zarr core specification version 3.0; ``consolidated_metadata`` as zarr-python 3.1.6 writes it inline.
 """
@@ -17,16 +17,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
+from ..errors import FormatError
 from ..tensor import Box, DType, Shape, TensorSpec, extent_of
-from .zarr_fill import Fill
+from .strict_json import shown
 
 DOCUMENT = "zarr.json"
 ATTRIBUTE = "reshard"
-"""The attribute of groups and arrays that holds what zarr has no field for."""
+"""The attribute of groups and arrays for everything that zarr has no field for."""
 VERSION = 1
 MAX_NODE_LENGTH = 255
 """Longest name of a node, in characters: no file system takes a longer one."""
@@ -49,14 +51,15 @@ DATA_TYPES = {
 """Types that every zarr reader has; arrays of others are written as unsigned integers."""
 
 _UNSIGNED = {1: "uint8", 2: "uint16"}
+_FILL_VALUES = {DType.BOOL: False, DType.C64: [0.0, 0.0], DType.F16: 0.0, DType.F32: 0.0, DType.F64: 0.0}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._\-]")
-# What other objects of a store are called, and what zarr keeps for itself.
+# Names of other objects of a store, and those that zarr reserves.
 _RESERVED = re.compile(r"\.|__|.*\.json\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkKeys:
-    """How an array's chunks are called; the default encoding begins with ``c``, the older one with the first index.
+    """How an array's chunks are named; the default encoding begins with ``c``, the older one with the first index.
 
     Examples
     --------
@@ -68,9 +71,108 @@ class ChunkKeys:
     has_start: bool = True
 
     def name(self, index: Shape) -> str:
-        """The name of one chunk, counted from its array."""
+        """Return the name of one chunk, relative to its array."""
         steps = ["c"] * self.has_start + [str(i) for i in index]
         return self.separator.join(steps) if steps else "0"
+
+
+class _Float(NamedTuple):
+    """A float type: bits of the fraction, bias of the exponent, and patterns; None if it has no such value."""
+
+    fraction: int
+    bias: int
+    largest: int
+    nan: int
+    infinity: int | None = None
+
+
+_FLOATS = {
+    DType.F64: _Float(52, 1023, 0x7FEF_FFFF_FFFF_FFFF, 0x7FF8_0000_0000_0000, 0x7FF0_0000_0000_0000),
+    DType.F32: _Float(23, 127, 0x7F7F_FFFF, 0x7FC0_0000, 0x7F80_0000),
+    DType.F16: _Float(10, 15, 0x7BFF, 0x7E00, 0x7C00),
+    DType.BF16: _Float(7, 127, 0x7F7F, 0x7FC0, 0x7F80),
+    DType.F8_E5M2: _Float(2, 15, 0x7B, 0x7E, 0x7C),
+    DType.F8_E4M3: _Float(3, 7, 0x7E, 0x7F),
+    DType.F8_E5M2FNUZ: _Float(2, 16, 0x7F, 0x80),
+    DType.F8_E4M3FNUZ: _Float(3, 8, 0x7F, 0x80),
+    DType.F8_E8M0: _Float(0, 127, 0xFE, 0xFF),
+}
+_SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """The value of an array's elements in chunks that are not stored.
+
+    ``value`` is the ``fill_value`` of the array's document, in JSON's types, parsed only when it is needed.
+
+    Examples
+    --------
+    >>> Fill(DType.BF16, 1.0).element().hex(), Fill(DType.F32, "NaN").element().hex()
+    ('803f', '0000c07f')
+
+    Source: Zarr core specification version 3.0, "Fill value list"; ``bfloat16`` and ``float8_*`` as in zarr-extensions.
+    """
+
+    dtype: DType
+    value: object
+
+    def element(self) -> bytes:
+        """Return one element, little-endian; raise FormatError if the type has no such value.
+
+        Numbers are rounded to the nearest that the type has, ties to even.
+        """
+        if self.dtype is DType.BOOL and isinstance(self.value, bool):
+            return bytes([self.value])
+        if self.dtype is DType.C64 and isinstance(self.value, list) and len(self.value) == 2:
+            return b"".join(self._float(DType.F32, part) for part in self.value)
+        if self.dtype in _FLOATS:
+            return self._float(self.dtype, self.value)
+        if self.dtype.value[0] in "IU" and type(self.value) is int:
+            try:
+                return self.value.to_bytes(self.dtype.bits // 8, "little", signed=self.dtype.value.startswith("I"))
+            except OverflowError:
+                pass
+        raise self._invalid()
+
+    def _float(self, dtype: DType, value: object) -> bytes:
+        size = dtype.bits // 8
+        if isinstance(value, str) and re.fullmatch(f"0x[0-9a-fA-F]{{{2 * size}}}", value):
+            return int(value, 16).to_bytes(size, "little")
+        number = _SPELLED.get(value) if isinstance(value, str) else value
+        try:
+            is_number = type(number) in (int, float)
+            pattern = _pattern(_FLOATS[dtype], float(number), 8 * size) if is_number else None  # type: ignore[arg-type]
+        except OverflowError:
+            pattern = None
+        if pattern is None:
+            raise self._invalid()
+        return pattern.to_bytes(size, "little")
+
+    def _invalid(self) -> FormatError:
+        return FormatError("fill_value", expected=f"a value of {self.dtype.value}", found=shown(self.value))
+
+
+def _pattern(kind: _Float, value: float, bits: int) -> int | None:
+    """Return the bits of a number, None if the type cannot hold it."""
+    if math.isnan(value):
+        return kind.nan
+    is_negative, magnitude, pattern = math.copysign(1.0, value) < 0, abs(value), None
+    if not kind.fraction and (is_negative or not magnitude):
+        return None  # powers of two alone
+    if math.isinf(magnitude):
+        pattern = kind.infinity
+    elif not magnitude:
+        pattern = 0
+    else:
+        exponent = max(math.frexp(magnitude)[1] - 1, 1 - kind.bias)
+        # The leading bit counts one up into the exponent, and so does a fraction that is rounded up beyond its end.
+        count = round(math.ldexp(magnitude, kind.fraction - exponent))
+        rounded = count + ((exponent + kind.bias - 1) << kind.fraction)
+        pattern = rounded if rounded <= kind.largest else None
+    if pattern is None or not is_negative or (not pattern and kind.nan >> (bits - 1)):
+        return pattern  # the last: a type whose pattern for -0.0 is NaN
+    return pattern | 1 << (bits - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +182,13 @@ class ZarrArray:
     Parameters
     ----------
     path
-        Of the array, counted from the group.
-    spec
-        The tensor.
+        Relative to the group.
     chunk_shape
         In elements as they are addressed (:func:`extent_of`); every extent is at least 1.
-    keys
-        How the chunks are called.
     is_outside
-        Whether the tensor was in no layout of the strategy that it came from.
+        Whether the tensor had no layout in the strategy that it came from.
     fill
-        What chunks hold that are not stored; None if this package wrote the array: it stores every chunk.
+        The value of chunks that are not stored; None if this package wrote the array: it stores every chunk.
 
     Examples
     --------
@@ -113,7 +211,7 @@ class ZarrArray:
 
     @property
     def chunk_nbytes(self) -> int:
-        """Bytes of every chunk, also of those that hang over the array's end."""
+        """Bytes of every chunk, also of those that extend beyond the array."""
         return math.prod(self.chunk_shape) * extent_of(self.spec)[1]
 
     @property
@@ -127,14 +225,14 @@ class ZarrArray:
         return math.prod(self.counts)
 
     def chunks(self) -> Iterator[tuple[str, Box]]:
-        """Every chunk: its key, counted from the group, and its box, which may hang over the array's end."""
+        """Yield every chunk: its key, relative to the group, and its box, which may extend beyond the array."""
         for index in product(*map(range, self.counts)):
             start = tuple(i * size for i, size in zip(index, self.chunk_shape, strict=True))
             yield f"{self.path}/{self.keys.name(index)}", Box((0,) * len(start), self.chunk_shape).shifted(start)
 
 
 def node_of(name: str) -> str:
-    """The node that a tensor becomes: its own name, where zarr and stores take that.
+    """Return the node of a tensor: its own name, if zarr and stores accept it.
 
     Other characters are written as their UTF-8 bytes, ``%`` and two digits each, so no two names become one.
 
@@ -154,13 +252,13 @@ def _escaped(character: str) -> str:
 
 
 def array_document(array: ZarrArray) -> dict[str, object]:
-    """An array's ``zarr.json``, in JSON's types."""
+    """Return an array's ``zarr.json`` in JSON's types."""
     spec = array.spec
-    told: dict[str, object] = {"name": spec.name, "dtype": spec.dtype.value}
+    own: dict[str, object] = {"name": spec.name, "dtype": spec.dtype.value}
     if spec.dtype.is_sub_byte:
-        told["shape"] = list(spec.shape)
+        own["shape"] = list(spec.shape)
     if array.is_outside:
-        told["origin"] = "outside"
+        own["origin"] = "outside"
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -168,18 +266,10 @@ def array_document(array: ZarrArray) -> dict[str, object]:
         "data_type": DATA_TYPES.get(spec.dtype) or _UNSIGNED[extent_of(spec)[1]],
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.chunk_shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": _fill_value(spec.dtype),
+        "fill_value": _FILL_VALUES.get(spec.dtype, 0),
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        "attributes": {ATTRIBUTE: told},
+        "attributes": {ATTRIBUTE: own},
     }
-
-
-def _fill_value(dtype: DType) -> object:
-    if dtype is DType.BOOL:
-        return False
-    if dtype is DType.C64:
-        return [0.0, 0.0]
-    return 0.0 if dtype in (DType.F16, DType.F32, DType.F64) else 0
 
 
 def encode_array(array: ZarrArray) -> bytes:
@@ -190,24 +280,19 @@ def encode_array(array: ZarrArray) -> bytes:
 def encode_group(arrays: Iterable[ZarrArray], metadata: Mapping[str, str], texts: Mapping[str, str]) -> bytes:
     """Write the group's ``zarr.json``, with all arrays' in it, so that one request opens a checkpoint.
 
-    Parameters
-    ----------
-    arrays
-        In the order that readers shall see.
-    metadata, texts
-        What the checkpoint holds besides tensors.
+    ``metadata`` and ``texts`` are all that the checkpoint holds besides tensors.
     """
-    told = {"version": VERSION, "metadata": dict(metadata), "texts": dict(texts)}
+    own = {"version": VERSION, "metadata": dict(metadata), "texts": dict(texts)}
     documents = {array.path: array_document(array) for array in arrays}
     return _encode(
         {
             "zarr_format": 3,
             "node_type": "group",
-            "attributes": {ATTRIBUTE: told},
+            "attributes": {ATTRIBUTE: own},
             "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": documents},
         }
     )
 
 
-def _encode(document: Mapping[str, object] | Sequence[object]) -> bytes:
+def _encode(document: Mapping[str, object]) -> bytes:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

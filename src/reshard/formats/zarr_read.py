@@ -1,6 +1,6 @@
-"""``zarr.json`` documents of any writer, read: groups, and arrays whose chunks are plain bytes.
+"""``zarr.json`` documents of any writer, parsed: groups, and arrays whose chunks are plain bytes.
 
-Every finding is a FormatError; what zarr allows and this package cannot read is told with the way out.
+Features of zarr that this package cannot read are refused with a hint how to rewrite the store.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from ..tensor import DType, Shape, TensorSpec, extent_of
 from .safetensors import MAX_AXIS_COUNT
 from .strict_json import json_kind, parse_json_object, shown
 from .weight_index import relative_key_problem
-from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, ZarrArray
-from .zarr_fill import Fill
+from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, Fill, ZarrArray
 
 _MAX_COUNT = 2**63  # of a tensor's bits or a chunk's bytes
-_MAX_PATH_LENGTH = 1024  # what keys may have altogether
-_PLAIN = "Write it anew without compression, filters and shards: zarr-python's create_array(..., compressors=None)."
+_MAX_PATH_LENGTH = 1024  # of a whole key
+_PLAIN = "Rewrite it without compression, filters and shards: zarr-python's create_array(..., compressors=None)."
 _ARRAY_KEYS = frozenset(
     ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
 )
 _OTHER_KEYS = frozenset(("attributes", "dimension_names", "storage_transformers"))
-# Beside zarr's own types: names that tensorstore and the zarr-extensions registry give to ml_dtypes' types.
-_TYPES = {called: dtype for dtype, called in DATA_TYPES.items()} | {
+# Beside zarr's own types: names of ml_dtypes' types in tensorstore and the zarr-extensions registry.
+_TYPES = {name: dtype for dtype, name in DATA_TYPES.items()} | {
     "bfloat16": DType.BF16,
     "float8_e4m3fn": DType.F8_E4M3,
     "float8_e4m3fnuz": DType.F8_E4M3FNUZ,
@@ -38,14 +37,14 @@ _DTYPES = {dtype.value: dtype for dtype in DType}
 
 @dataclass(frozen=True, slots=True)
 class ZarrGroup:
-    """What a root group's document says.
+    """The document of a root group.
 
     Parameters
     ----------
     metadata, texts
-        What the checkpoint holds besides tensors, if this package wrote it.
+        The contents of the checkpoint besides tensors, if this package wrote it.
     nodes
-        Documents of all nodes below by their paths; None where the group does not have them.
+        Documents of all nodes below by their paths; None if the group does not include them.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -54,47 +53,32 @@ class ZarrGroup:
 
 
 def parse_node(data: bytes, where: str) -> dict[str, object]:
-    """Read a ``zarr.json`` as far as groups and arrays are alike.
-
-    Raises
-    ------
-    FormatError
-        Not JSON, not of version 3, or neither a group nor an array.
-    """
+    """Parse a ``zarr.json``; raise FormatError unless it is a group or an array of version 3."""
     return _checked_node(parse_json_object(data, where), where)
 
 
 def is_group(node: Mapping[str, object]) -> bool:
-    """Whether a node is a group; else it is an array."""
+    """Return whether a node is a group; else it is an array."""
     return node["node_type"] == "group"
 
 
 def parse_group(node: Mapping[str, object], where: str) -> ZarrGroup:
-    """Read a root group.
-
-    Raises
-    ------
-    FormatError
-        It is an array, or says something of itself that cannot be read.
-    """
+    """Parse a root group; raise FormatError for an array and for invalid attributes or consolidated metadata."""
     if not is_group(node):
-        hint = "Name the prefix of the group that the array is in."
+        hint = "Name the prefix of the group that holds the array."
         raise FormatError("a single array", where=where, expected="a group of arrays", found="an array", hint=hint)
-    told = _told(node, where)
-    if told and told.get("version") != VERSION:
-        found = shown(told.get("version"))
+    own = _own_attribute(node, where)
+    if own and own.get("version") != VERSION:
+        found = shown(own.get("version"))
         raise FormatError(f"attribute {ATTRIBUTE}: unknown version", where=where, expected=str(VERSION), found=found)
-    metadata, texts = (_strings(told.get(key, {}), key, where) for key in ("metadata", "texts"))
+    metadata, texts = (_strings(own.get(key, {}), key, where) for key in ("metadata", "texts"))
     return ZarrGroup(metadata, texts, _consolidated(node.get("consolidated_metadata"), where))
 
 
 def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
-    """Read an array's document.
+    """Parse an array's document.
 
-    Parameters
-    ----------
-    path
-        Of the array, counted from the group; it is the tensor's name unless the attributes tell another.
+    ``path`` is relative to the group; it is the tensor's name unless the attributes record another.
 
     Raises
     ------
@@ -102,26 +86,29 @@ def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
         A field is missing or wrong, or the chunks are not plain bytes.
     """
     if problem := relative_key_problem(path) or (len(path) > _MAX_PATH_LENGTH and "a long path"):
-        raise FormatError(f"path {shown(path)}", where=where, expected="plain names with / between", found=problem)
+        raise FormatError(f"path {shown(path)}", where=where, expected="plain names separated by /", found=problem)
     _check_keys(node, where)
     shape = _extents(node["shape"], "shape", where, least=0)
-    chunk_shape = _extents(_of_regular_grid(node["chunk_grid"], where), "chunk_shape", where, least=1)
+    grid, settings = _named(node["chunk_grid"], "chunk_grid", where)
+    if grid != "regular":
+        raise FormatError("chunk_grid", where=where, expected="regular", found=shown(grid))
+    chunk_shape = _extents(settings.get("chunk_shape"), "chunk_shape", where, least=1)
     if len(shape) != len(chunk_shape):
         found = f"{len(shape)} and {len(chunk_shape)}"
-        raise FormatError("shape and chunk_shape", where=where, expected="one number of axes", found=found)
+        raise FormatError("shape and chunk_shape", where=where, expected="equal numbers of axes", found=found)
     stored = _data_type(node["data_type"], where)
-    told = _told(node, where)
-    spec = _spec(told, path, TensorSpec(path, stored, shape), where)
+    own = _own_attribute(node, where)
+    spec = _spec(own, path, TensorSpec(path, stored, shape), where)
     _check_size(spec, chunk_shape, where)
     _check_codecs(node["codecs"], stored, where)
     keys = _chunk_keys(node["chunk_key_encoding"], where)
-    fill = None if told else Fill(stored, node["fill_value"])
-    return ZarrArray(path, spec, chunk_shape, keys, told.get("origin") == "outside", fill)
+    fill = None if own else Fill(stored, node["fill_value"])
+    return ZarrArray(path, spec, chunk_shape, keys, own.get("origin") == "outside", fill)
 
 
 def _checked_node(node: Mapping[str, object], where: str) -> dict[str, object]:
     if type(node.get("zarr_format")) is not int or node["zarr_format"] != 3:
-        hint = "Stores of version 2 can be written anew as version 3."
+        hint = "Rewrite stores of version 2 as version 3."
         raise FormatError("zarr_format", where=where, expected="3", found=shown(node.get("zarr_format")), hint=hint)
     if node.get("node_type") not in ("group", "array"):
         raise FormatError("node_type", where=where, expected="group or array", found=shown(node.get("node_type")))
@@ -129,7 +116,7 @@ def _checked_node(node: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _consolidated(value: object, where: str) -> dict[str, Mapping[str, object]] | None:
-    """Documents of the nodes below, as zarr-python puts them into the root's."""
+    """Parse the documents of the nodes below, which zarr-python includes in the root's."""
     if value is None:
         return None
     body = _object(value, "consolidated_metadata", where)
@@ -142,8 +129,8 @@ def _consolidated(value: object, where: str) -> dict[str, Mapping[str, object]] 
     }
 
 
-def _told(node: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """What this package once wrote into a node's attributes."""
+def _own_attribute(node: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """Return the attribute that this package wrote, empty for other writers."""
     attributes = _object(node.get("attributes", {}), "attributes", where)
     return _object(attributes.get(ATTRIBUTE, {}), f"attribute {ATTRIBUTE}", where)
 
@@ -169,7 +156,7 @@ def _check_keys(node: Mapping[str, object], where: str) -> None:
     for key in node.keys() - _ARRAY_KEYS - _OTHER_KEYS:
         value = node[key]
         if not isinstance(value, dict) or value.get("must_understand") is not False:
-            raise FormatError(f"unknown field {shown(key)}", where=where, expected="fields of zarr v3 alone")
+            raise FormatError(f"unknown field {shown(key)}", where=where, expected="only fields of zarr v3")
     if node.get("storage_transformers"):
         found = shown(node["storage_transformers"])
         raise FormatError("storage_transformers", where=where, expected="none", found=found, hint=_PLAIN)
@@ -184,7 +171,7 @@ def _extents(value: object, what: str, where: str, *, least: int) -> Shape:
 
 
 def _named(value: object, what: str, where: str) -> tuple[str, Mapping[str, object]]:
-    """Name and configuration of an extension point, which may be written as its name alone."""
+    """Return name and configuration of an extension point, which may be written as its name alone."""
     if isinstance(value, str):
         return value, {}
     body = _object(value, what, where)
@@ -194,41 +181,34 @@ def _named(value: object, what: str, where: str) -> tuple[str, Mapping[str, obje
     return name, _object(body.get("configuration", {}), f"{what}: configuration", where)
 
 
-def _of_regular_grid(value: object, where: str) -> object:
-    name, settings = _named(value, "chunk_grid", where)
-    if name != "regular":
-        raise FormatError("chunk_grid", where=where, expected="regular", found=shown(name))
-    return settings.get("chunk_shape")
-
-
 def _data_type(value: object, where: str) -> DType:
     name, settings = _named(value, "data_type", where)
     if name not in _TYPES or settings:
-        hint = "Store types of the kind as unsigned integers of their width."
-        raise FormatError(
-            "data_type", where=where, expected=f"one of {', '.join(_TYPES)}", found=shown(value), hint=hint
-        )
+        expected, hint = f"one of {', '.join(_TYPES)}", "Store such types as unsigned integers of their width."
+        raise FormatError("data_type", where=where, expected=expected, found=shown(value), hint=hint)
     return _TYPES[name]
 
 
-def _spec(told: Mapping[str, object], path: str, stored: TensorSpec, where: str) -> TensorSpec:
-    """The tensor that an array stands for: itself, unless its attributes tell more."""
-    name, called = told.get("name", path), told.get("dtype", stored.dtype.value)
-    if not isinstance(name, str) or not isinstance(called, str) or called not in _DTYPES:
-        found = shown([name, called])
+def _spec(own: Mapping[str, object], path: str, stored: TensorSpec, where: str) -> TensorSpec:
+    """Return the tensor that an array represents: itself, unless its attributes record another."""
+    name, dtype_name = own.get("name", path), own.get("dtype", stored.dtype.value)
+    if not isinstance(name, str) or not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
+        found = shown([name, dtype_name])
         raise FormatError(f"attribute {ATTRIBUTE}", where=where, expected="a name and a known dtype", found=found)
-    dtype = _DTYPES[called]
-    shape = _extents(told["shape"], "shape in the attributes", where, least=0) if "shape" in told else stored.shape
+    dtype = _DTYPES[dtype_name]
+    shape = _extents(own["shape"], "shape in the attributes", where, least=0) if "shape" in own else stored.shape
+    if dtype is stored.dtype:
+        return TensorSpec(name, dtype, stored.shape)
     spec = TensorSpec(name, dtype, shape)
-    if dtype is not stored.dtype and not _can_stand_for(stored, spec):
-        found = f"{called} {list(shape)} in the attributes"
-        expected = f"what {stored.dtype.value} {list(stored.shape)} can hold"
+    if not _can_hold(stored, spec):
+        found = f"{dtype_name} {list(shape)} in the attributes"
+        expected = f"a tensor that {stored.dtype.value} {list(stored.shape)} can hold"
         raise FormatError("dtype", where=where, expected=expected, found=found)
-    return spec if dtype is not stored.dtype else TensorSpec(name, dtype, stored.shape)
+    return spec
 
 
-def _can_stand_for(stored: TensorSpec, spec: TensorSpec) -> bool:
-    """Whether an array of unsigned integers holds a tensor of another type, as this package writes it."""
+def _can_hold(stored: TensorSpec, spec: TensorSpec) -> bool:
+    """Return whether an array of unsigned integers holds a tensor of another type, as this package writes it."""
     bits = math.prod(spec.shape) * spec.dtype.bits
     if bits % 8 or spec.dtype in DATA_TYPES or stored.dtype not in (DType.U8, DType.U16):
         return False
@@ -236,7 +216,7 @@ def _can_stand_for(stored: TensorSpec, spec: TensorSpec) -> bool:
 
 
 def _check_size(spec: TensorSpec, chunk_shape: Shape, where: str) -> None:
-    """Refuse what 64-bit arithmetic could not hold."""
+    """Refuse sizes that 64-bit arithmetic cannot hold."""
     bits = math.prod(extent or 1 for extent in spec.shape) * spec.dtype.bits
     if max(bits, math.prod(chunk_shape) * extent_of(spec)[1]) >= _MAX_COUNT:
         found = f"{list(spec.shape)} in chunks of {list(chunk_shape)}"
@@ -244,13 +224,13 @@ def _check_size(spec: TensorSpec, chunk_shape: Shape, where: str) -> None:
 
 
 def _check_codecs(value: object, stored: DType, where: str) -> None:
-    """Refuse chunks that are anything but the elements' bytes."""
+    """Refuse chunks that are not just the elements' bytes."""
     if not isinstance(value, list):
         raise FormatError("codecs", where=where, expected="an array", found=json_kind(value))
     codecs = [_named(each, "codec", where) for each in value]
     if [name for name, _ in codecs] != ["bytes"]:
         found = ", ".join(shown(name) for name, _ in codecs[:8]) or "none"
-        raise FormatError("codecs", where=where, expected="bytes alone", found=found, hint=_PLAIN)
+        raise FormatError("codecs", where=where, expected="only bytes", found=found, hint=_PLAIN)
     endian = codecs[0][1].get("endian", "little" if stored.itemsize == 1 else None)
     if endian != "little" and stored.itemsize > 1:
         raise FormatError("codec bytes", where=where, expected="endian little", found=shown(endian), hint=_PLAIN)

@@ -1,4 +1,4 @@
-"""What a source holds: every tensor, and where each of its boxes lies in the store."""
+"""The content of a source: every tensor, and the objects and bytes that hold each of its boxes."""
 
 from __future__ import annotations
 
@@ -6,54 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..formats.container_format import ContainerHeader, HeaderTensor
 from ..tensor import Box, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """One tensor of one object, and where its bytes lie.
-
-    ``boxes`` tile ``extent_of(spec)``, in order, each with the first byte of its row-major elements;
-    an empty tensor may have none.
-    """
-
-    spec: TensorSpec
-    boxes: tuple[tuple[Box, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectHeader:
-    """What one object holds, whatever its format.
-
-    Parameters
-    ----------
-    tensors
-        In the order of their bytes.
-    metadata
-        Free text of the writer; packed int4 is noted here under the tensor's name.
-    texts
-        Values that are text (``.ckpt`` only).
-    index_bytes
-        Bytes that were read to learn all this.
-    """
-
-    tensors: tuple[Stored, ...]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    index_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object of a source.
+    """One object of a source, pinned by its etag.
 
     Parameters
     ----------
     key
-        Counts from the catalog's URL, or from its ``base``-th other one.
+        Relative to the catalog's URL, or to its ``base``-th other URL.
     fill
-        An element that all of the object would consist of if it were there: it is a chunk that zarr leaves out,
-        and has no etag. Empty for objects that are stored.
+        Empty for stored objects. A chunk that zarr leaves out has no etag and consists of this element.
     """
 
     key: str
@@ -64,11 +30,27 @@ class SourceObject:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectHeader:
+    """The header of one object of a source; see :class:`ContainerHeader`. ``nbytes`` were read for it."""
+
+    object: SourceObject
+    tensors: tuple[HeaderTensor, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    nbytes: int = 0
+
+    @classmethod
+    def of(cls, item: SourceObject, header: ContainerHeader) -> ObjectHeader:
+        """Return the header of an object that its format has read."""
+        return cls(item, header.tensors, header.metadata, header.texts, header.read_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One box of a tensor and every place that holds its bytes, row-major and contiguous.
 
     ``holders`` are ``(index of the object in the catalog, first byte)``; they hold equal bytes. A box may hang
-    over its tensor's end, as the last chunks of zarr do: what lies there is padding, and never read.
+    over its tensor's end, as the last chunks of zarr do: the elements beyond are padding, and never read.
     """
 
     box: Box
@@ -76,10 +58,10 @@ class Placement:
 
 
 class SourceSharding(StrEnum):
-    """How the source held a tensor; it decides where a tensor goes that a target has no word for.
+    """How the source held a tensor; it decides the placement of tensors that the target does not list.
 
     ``WHOLE``: in one piece. ``SHARDED``: in different pieces on different ranks. ``UNLISTED``: in no layout of
-    the source's strategy, as hyper-parameters (``global_step``, ``loss_scale``) are.
+    the source, as hyper-parameters (``global_step``, ``loss_scale``) are.
     """
 
     WHOLE = "whole"
@@ -103,25 +85,25 @@ class Catalog:
     Parameters
     ----------
     url
-        Where the objects' keys count from.
+        The objects' keys are relative to it.
     others
-        More places that objects may count from (an adapter's): the first is base 1.
+        More such URLs (an adapter's): the first is base 1.
     kind
-        What the source is, in words: shown to people, never decided upon.
-    objects, entries
-        Everything read from; entries keep the order of the source.
+        For people: shown, never decided upon.
+    entries
+        In the order of the source.
     metadata
         Header metadata that no two objects disagree on.
     notes
-        What a person should know about the source: objects left aside, say.
+        For people: objects that were ignored, say.
     header_bytes
-        Bytes of headers and of the index that were read to learn all this.
+        Bytes of headers and indexes that were read to learn all this.
     texts
         Values that are text (``.ckpt`` only).
     dropped
-        Names of the source that were asked to be left out.
-    counters
-        What training had counted (``global_step``), where the source keeps it beside its tensors.
+        Names in the source that the request leaves out.
+    training_state
+        Numbers of training (``global_step``) that the source keeps apart from its tensors.
     """
 
     url: str
@@ -133,10 +115,20 @@ class Catalog:
     header_bytes: int = 0
     texts: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
-    counters: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
+    training_state: Mapping[str, int | float | str | bool | None] = field(default_factory=dict)
     others: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors; what several ranks hold is counted once."""
+        """Bytes of all tensors; copies on several ranks count once."""
         return sum(entry.spec.nbytes for entry in self.entries)
+
+    @property
+    def unlisted_copies(self) -> tuple[Entry, ...]:
+        """Unlisted tensors that several objects hold: their headers agree, their bytes may differ."""
+        return tuple(
+            entry
+            for entry in self.entries
+            if entry.sharding is SourceSharding.UNLISTED
+            and any(len(placement.holders) > 1 for placement in entry.placements)
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..formats.containers import Container
-from ..formats.mindspore.ckpt_values import INT4
+from ..formats.mindspore.ckpt import INT4
 from .catalog import Catalog
 from .change import NO_CHANGE, Change, Made, make_tensors
 from .outputs.output import (
@@ -99,7 +99,7 @@ class Conversion:
         """Remarks for people, to read before the conversion starts."""
         distinct = [self.outputs[positions[0]] for positions in group_by_layout(self.outputs)]
         notes = (*self.catalog.notes, *self._made.notes, *self.target.notes(self.tensors))
-        return (*notes, *_names_mindspore_refuses(distinct), *_metadata_ckpt_drops(distinct))
+        return (*notes, *_names_mindspore_refuses(distinct), *_dropped_metadata(distinct))
 
 
 def _names_mindspore_refuses(outputs: list[Output]) -> tuple[str, ...]:
@@ -109,8 +109,9 @@ def _names_mindspore_refuses(outputs: list[Output]) -> tuple[str, ...]:
     return (f"MindSpore cannot load tensors of these names from safetensors: {', '.join(names)}",) if names else ()
 
 
-def _metadata_ckpt_drops(outputs: list[Output]) -> tuple[str, ...]:
-    """Note metadata that ``.ckpt`` has no place for."""
-    ours = [output for output in outputs if output.container is Container.CKPT]
+def _dropped_metadata(outputs: list[Output]) -> tuple[str, ...]:
+    """Note metadata that the outputs' format cannot hold."""
+    ours = [output for output in outputs if not output.container.definition.has_metadata]
     keys = {key for output in ours for key, value in output.metadata.items() if value != INT4} - BOOKKEEPING
-    return (f".ckpt cannot hold this metadata; it is not written: {', '.join(sorted(keys))}",) if keys else ()
+    formats = " and ".join(sorted({output.container.suffix for output in ours}))
+    return (f"{formats} cannot hold this metadata; it is not written: {', '.join(sorted(keys))}",) if keys else ()

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from ..errors import PlanError
 from ..formats.containers import Container
-from ..formats.mindspore.ckpt_values import PIECE_BYTES
+from ..formats.mindspore.ckpt import PIECE_BYTES
 from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem
 from ..tensor import extent_of

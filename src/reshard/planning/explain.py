@@ -3,70 +3,318 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from ..errors import UsageError
 from ..formats.strict_json import shown
 from ..tensor import Box, ByteRange, Patch
-from .explained import (
-    Explanation,
-    Held,
-    ObjectExplanation,
-    PartExplanation,
-    StagedTensor,
-    Taken,
-    TensorExplanation,
-)
-from .outputs.output import Attachment, Document, Output, Piece, sample
+from .outputs.output import Piece, sample
 from .outputs.streamed import whole_copies
 from .plan import Plan
-from .steps.fills import Fill, box_fills, computation_inputs, input_fills
-from .steps.steps import CopiedPart, Step, StreamedPart
+from .steps.fills import box_fills, computation_inputs, input_fills
+from .steps.steps import Step, StreamedPart
 
 _NEAR = 3
 
+FilledBy = Literal["copied", "streamed", "literal", "replica"]
+"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` if planning knows all its bytes;
+a ``replica`` is copied by the store from an equal output."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBytes:
+    """Bytes of one object that a part or a box is made of.
+
+    Parameters
+    ----------
+    object
+        Its key.
+    nbytes
+        Number of bytes in the range that are used: all of a read, those of the box for a tensor.
+    base
+        What the key is relative to: 0 is the catalog's URL, its other URLs follow, -1 is the target's.
+    is_staged
+        Whether it is a chunk that the first pass writes.
+    is_left_out
+        Whether it is a chunk that the source omits, so that it reads as the fill value.
+    """
+
+    object: str
+    range: ByteRange
+    nbytes: int
+    base: int = 0
+    is_staged: bool = False
+    is_left_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTensor:
+    """A whole tensor of the source that the first pass writes as chunks below ``url``, and the chunks that are used.
+
+    Parameters
+    ----------
+    chunk_count, taken_count
+        All its chunks, and those that are used.
+    sources
+        Bytes of the source that the used chunks are made of.
+    copied_bytes, streamed_bytes
+        Bytes of these chunks, by how the first pass writes them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    url: str
+    chunk_shape: tuple[int, ...]
+    chunk_count: int
+    taken_count: int
+    sources: tuple[SourceBytes, ...]
+    copied_bytes: int
+    streamed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartExplanation:
+    """One part of an output; ``range`` counts in the output.
+
+    Parameters
+    ----------
+    number
+        Number of the upload part, from 1; a single PUT is part 1.
+    sources
+        Ranges that are read, or copied. Reads are shared with other outputs of the group.
+    literal_nbytes
+        Bytes of the part that planning knows: headers and the like.
+    kernels
+        Kernels that compute values for it.
+    group, step
+        The step that makes it; -1 and 0 if it belongs to no group.
+    """
+
+    number: int
+    range: ByteRange
+    filled: FilledBy
+    sources: tuple[SourceBytes, ...] = ()
+    literal_nbytes: int = 0
+    kernels: tuple[str, ...] = ()
+    group: int = -1
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectExplanation:
+    """One object of the target.
+
+    Parameters
+    ----------
+    key, keys
+        The key that was asked for, and those of all equal objects.
+    parts
+        In order; they cover it without gaps or overlaps.
+    copied_bytes, streamed_bytes, literal_bytes
+        Bytes of the object by how they are made.
+    staged
+        The tensors whose chunks it is made of.
+    is_chunk
+        Whether it is itself a chunk that the first pass writes.
+    """
+
+    key: str
+    keys: tuple[str, ...]
+    nbytes: int
+    parts: tuple[PartExplanation, ...]
+    copied_bytes: int
+    streamed_bytes: int
+    literal_bytes: int
+    staged: tuple[StagedTensor, ...] = ()
+    is_chunk: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBox:
+    """The box of a tensor that one output holds.
+
+    Parameters
+    ----------
+    keys
+        Keys of the output, replicas included.
+    ranges
+        Its bytes in the output.
+    parts
+        The parts that have some of them.
+    sources
+        Bytes of the source that it is made of, including block scales and adapters.
+    """
+
+    keys: tuple[str, ...]
+    box: Box
+    ranges: tuple[ByteRange, ...]
+    parts: tuple[PartExplanation, ...]
+    sources: tuple[SourceBytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorExplanation:
+    """One tensor of the target, whole.
+
+    Parameters
+    ----------
+    made_of
+        Names of the source's tensors that it is made of.
+    held
+        The box that each distinct output holds.
+    copied_bytes, streamed_bytes
+        Bytes of these boxes by how they are made, replicas counted once.
+    staged
+        The tensors among ``made_of`` that it is made of chunks of.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    made_of: tuple[str, ...]
+    held: tuple[HeldBox, ...]
+    copied_bytes: int
+    streamed_bytes: int
+    staged: tuple[StagedTensor, ...] = ()
+
+
+Explanation = ObjectExplanation | TensorExplanation
+
+
+def explanation_to_json(explanation: Explanation) -> dict[str, object]:
+    """Express an explanation in JSON's types."""
+    kind = "object" if isinstance(explanation, ObjectExplanation) else "tensor"
+    return {"kind": kind, **asdict(explanation)}
+
 
 def explain(plan: Plan, name: str) -> Explanation:
-    """Tell how an object or a tensor of the target is made.
+    """Explain how an object or a tensor of the target is made.
 
-    Only the steps of the groups that it is in are derived.
+    Only the steps that have a part of it are derived.
 
     Parameters
     ----------
     name
-        A key of the target, or else a tensor's name there or, if none is called so, in the source; or the key
+        A key of the target; or a tensor's name there or, if none has this name, in the source; or the key
         of a chunk that the first pass writes.
 
     Raises
     ------
     UsageError
-        The plan makes nothing of this name; the error tells what is called like it.
+        The plan makes nothing of this name; the error lists similar names.
     """
-    explained = _explained_object(plan, name)
-    if explained is not None:
-        return replace(explained, staged=_staged(plan, (one for part in explained.parts for one in part.sources)))
-    found = _tensor_of(plan, name)
-    if found is not None:
-        holders = [index for index, output in enumerate(plan.outputs) if found in output.tensors]
-        tensor = _tensor(plan, found, holders)
-        return replace(tensor, staged=_staged(plan, (one for held in tensor.held for one in held.sources)))
-    chunk = _explained_object(plan.staging, name) if plan.staging else None
-    if chunk is None:
-        raise _unknown(plan, name)
-    return replace(chunk, is_chunk=True)
+    if (made := _find_object(plan, name)) is not None:
+        return replace(made, staged=_staged(plan, (one for part in made.parts for one in part.sources)))
+    if (tensor := _find_tensor(plan, name)) is not None:
+        holders = [index for index, output in enumerate(plan.outputs) if tensor in output.tensors]
+        found = _explain_tensor(plan, tensor, holders)
+        return replace(found, staged=_staged(plan, (one for held in found.held for one in held.sources)))
+    if plan.staging and (chunk := _find_object(plan.staging, name)) is not None:
+        return replace(chunk, is_chunk=True)
+    raise _unknown(plan, name)
 
 
-def _explained_object(plan: Plan, key: str) -> ObjectExplanation | None:
+def _unknown(plan: Plan, name: str) -> UsageError:
+    names = [*plan.conversion.keys, *(tensor.spec.name for tensor in plan.tensors)]
+    names += plan.staging.conversion.keys if plan.staging else ()
+    near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
+    hint = f"Did you mean {' or '.join(near)}?" if near else "`plan` lists the outputs, `inspect` the tensors."
+    return UsageError(f"the plan makes no object and no tensor called {shown(name)}", hint=hint)
+
+
+# Objects.
+
+
+def _find_object(plan: Plan, key: str) -> ObjectExplanation | None:
     for index, output in enumerate(plan.outputs):
         if key in output.keys:
-            return _object(plan, index, key)
-    others: dict[str, Document | Attachment] = {each.key: each for each in plan.conversion.documents}
-    others |= {each.key: each for each in plan.conversion.attachments}
-    return _beside(plan, others[key]) if key in others else None
+            return _explain_output(plan, index, key)
+    for document in plan.conversion.documents:
+        if document.key == key:
+            span = ByteRange(0, len(document.data))
+            return _explain_object(key, (key,), [PartExplanation(1, span, "literal", literal_nbytes=span.nbytes)])
+    for attachment in plan.conversion.attachments:
+        if attachment.key == key:
+            span = ByteRange(0, attachment.nbytes)
+            source = _source_bytes(plan, attachment.index, span)
+            return _explain_object(key, (key,), [PartExplanation(1, span, "streamed", (source,))])
+    return None
 
 
-def _tensor_of(plan: Plan, name: str) -> int | None:
+def _explain_output(plan: Plan, index: int, key: str) -> ObjectExplanation:
+    output = plan.outputs[index]
+    group = next(group for group in plan.groups if index in group.outputs)
+    if key == output.keys[0] or not plan.draft.is_replicated(group, index):
+        return _explain_object(key, output.keys, _parts(plan, {index: [ByteRange(0, output.nbytes)]})[index])
+    parts = [
+        PartExplanation(number, span, "replica", (SourceBytes(output.keys[0], span, span.nbytes, -1),))
+        for number, span in enumerate(whole_copies(output.nbytes, plan.limits), start=1)
+    ]
+    return _explain_object(key, output.keys, parts)
+
+
+def _explain_object(key: str, keys: tuple[str, ...], parts: Sequence[PartExplanation]) -> ObjectExplanation:
+    nbytes = sum(part.range.nbytes for part in parts)
+    literal = sum(part.literal_nbytes for part in parts)
+    copied = sum(part.range.nbytes for part in parts if part.filled in ("copied", "replica"))
+    return ObjectExplanation(key, keys, nbytes, tuple(parts), copied, nbytes - copied - literal, literal)
+
+
+def _parts(plan: Plan, wanted: Mapping[int, Sequence[ByteRange]]) -> dict[int, tuple[PartExplanation, ...]]:
+    """Return the parts of some outputs that have bytes within some ranges, in order."""
+    found: dict[int, list[PartExplanation]] = {index: [] for index in wanted}
+    for index, group in enumerate(plan.groups):
+        members = [output for output in group.outputs if output in wanted]
+        if not members:
+            continue
+        steps = plan.group_steps(index)
+        # Outputs of a group share their steps: each is derived once for all of them.
+        for number in sorted({n for output in members for n in steps.numbers_within(output, wanted[output])}):
+            for output, part in _step_parts(plan, plan.step(index, number)):
+                if output in found and any(_common(part.range, span) for span in wanted[output]):
+                    found[output].append(part)
+    return {index: tuple(sorted(parts, key=lambda part: part.number)) for index, parts in found.items()}
+
+
+def _step_parts(plan: Plan, step: Step) -> Iterator[tuple[int, PartExplanation]]:
+    for position, part in enumerate(step.parts):
+        yield part.output, _streamed_part(plan, step, position, part)
+    for copy in step.copies:
+        source = _source_bytes(plan, copy.object, copy.source_range)
+        yield copy.output, PartExplanation(copy.number, copy.range, "copied", (source,), 0, (), step.group, step.number)
+
+
+def _streamed_part(plan: Plan, step: Step, position: int, part: StreamedPart) -> PartExplanation:
+    tiles = [tile for tile in step.tiles if any(each.buffer == position for each in tile.scatters)]
+    buffers = {position} | {tile.first_input + i for tile in tiles for i in range(len(tile.inputs))}
+    reads = [read for read in step.reads if any(each.buffer in buffers for each in read.scatters)]
+    literals = plan.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
+    literal = sum(len(data) for _, data in literals)
+    return PartExplanation(
+        part.number,
+        part.range,
+        "literal" if literal == part.range.nbytes else "streamed",
+        tuple(_source_bytes(plan, read.object, read.range) for read in reads),
+        literal,
+        tuple(sorted({tile.computation.kernel for tile in tiles})),
+        step.group,
+        step.number,
+    )
+
+
+def _source_bytes(plan: Plan, index: int, span: ByteRange, nbytes: int | None = None) -> SourceBytes:
+    item = plan.catalog.objects[index]
+    is_staged = plan.staging is not None and item.base == len(plan.catalog.others)
+    nbytes = span.nbytes if nbytes is None else nbytes
+    return SourceBytes(item.key, span, nbytes, item.base, is_staged, bool(item.fill))
+
+
+# Tensors.
+
+
+def _find_tensor(plan: Plan, name: str) -> int | None:
     for index, tensor in enumerate(plan.tensors):
         if tensor.spec.name == name:
             return index
@@ -82,101 +330,53 @@ def _tensor_of(plan: Plan, name: str) -> int | None:
     return made[0] if made else None
 
 
-def _unknown(plan: Plan, name: str) -> UsageError:
-    names = [
-        *plan.conversion.keys,
-        *(tensor.spec.name for tensor in plan.tensors),
-        *(plan.staging.conversion.keys if plan.staging else ()),
-    ]
-    near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
-    hint = (
-        f"Did you mean {' or '.join(near)}?" if near else "reshard plan lists the outputs, reshard inspect the tensors."
-    )
-    return UsageError(f"the plan makes no object and no tensor called {shown(name)}", hint=hint)
+def _explain_tensor(plan: Plan, tensor: int, holders: Sequence[int]) -> TensorExplanation:
+    ranges: dict[int, tuple[ByteRange, ...]] = {}
+    for index in holders:
+        slot, extents = plan.outputs[index].tensors.index(tensor), plan.outputs[index].frame.extents
+        ranges[index] = tuple(ByteRange(extent.start, extent.stop) for extent in extents if extent.slot == slot)
+    held: list[HeldBox] = []
+    for index, parts in _parts(plan, ranges).items():
+        output = plan.outputs[index]
+        box = output.boxes[output.tensors.index(tensor)]
+        held.append(HeldBox(output.keys, box, ranges[index], parts, tuple(_box_sources(plan, tensor, box))))
+    spans = [(span, one.parts) for one in held for span in one.ranges]
+    copied = sum(_common(span, part.range) for span, parts in spans for part in parts if part.filled == "copied")
+    streamed = sum(span.nbytes for span, _ in spans) - copied
+    spec, entries = plan.tensors[tensor].spec, plan.catalog.entries
+    made_of = dict.fromkeys(entries[piece.source].spec.name for piece in plan.tensors[tensor].pieces)
+    return TensorExplanation(spec.name, spec.dtype.value, spec.shape, tuple(made_of), tuple(held), copied, streamed)
 
 
-def _object(plan: Plan, index: int, key: str) -> ObjectExplanation:
-    output, group = plan.outputs[index], _group_of(plan, index)
-    is_replica = plan.draft.is_replicated(plan.groups[group], index) and key != output.keys[0]
-    parts = tuple(_replica_parts(plan, output)) if is_replica else _parts(plan, group, [index])[index]
-    return _explained(key, output.keys, output.nbytes, parts)
+def _common(a: ByteRange, b: ByteRange) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
 
 
-def _explained(key: str, keys: tuple[str, ...], nbytes: int, parts: tuple[PartExplanation, ...]) -> ObjectExplanation:
-    total = {"copied": 0, "streamed": 0, "literal": 0}
-    for part in parts:
-        for way, count in part.nbytes_by_way().items():
-            total[way] += count
-    return ObjectExplanation(key, keys, nbytes, parts, total["copied"], total["streamed"], total["literal"])
+def _box_sources(plan: Plan, tensor: int, box: Box) -> Iterator[SourceBytes]:
+    """Yield the bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
+    if box.is_empty:
+        return
+    computed: list[tuple[Piece, Patch]] = []
+    fills = list(box_fills(plan.draft, tensor, box, box, lambda piece, patch: computed.append((piece, patch))))
+    for piece, patch in computed:
+        assert piece.computation is not None
+        for entry, wanted in computation_inputs(piece.source, piece.computation, patch.source_hull):
+            fills += input_fills(plan.draft, entry, wanted)
+    for fill in fills:
+        index, first = fill.placement.holders[0]
+        runs = fill.scatter.source_runs
+        yield _source_bytes(plan, index, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)
 
 
-def _beside(plan: Plan, other: Document | Attachment) -> ObjectExplanation:
-    if isinstance(other, Document):
-        span = ByteRange(0, len(other.data))
-        part = PartExplanation(1, span, "literal", literal_nbytes=span.nbytes)
-    else:
-        span = ByteRange(0, other.nbytes)
-        part = PartExplanation(1, span, "streamed", (_taken(plan, other.index, span),))
-    return _explained(other.key, (other.key,), span.nbytes, (part,))
+# Staged chunks.
 
 
-def _replica_parts(plan: Plan, output: Output) -> Iterator[PartExplanation]:
-    for number, span in enumerate(whole_copies(output.nbytes, plan.limits), start=1):
-        yield PartExplanation(number, span, "replica", (Taken(output.keys[0], span, span.nbytes, -1),))
-
-
-def _group_of(plan: Plan, output: int) -> int:
-    return next(index for index, group in enumerate(plan.groups) if output in group.outputs)
-
-
-def _parts(plan: Plan, group: int, wanted: Sequence[int]) -> dict[int, tuple[PartExplanation, ...]]:
-    """The parts of some outputs of a group, in order."""
-    found: dict[int, list[PartExplanation]] = {index: [] for index in wanted}
-    for step in plan.steps(group):
-        for position, part in enumerate(step.parts):
-            if part.output in found:
-                found[part.output].append(_streamed_part(plan, step, position, part))
-        for copy in step.copies:
-            if copy.output in found:
-                found[copy.output].append(_copied_part(plan, step, copy))
-    return {index: tuple(sorted(parts, key=lambda part: part.number)) for index, parts in found.items()}
-
-
-def _copied_part(plan: Plan, step: Step, part: CopiedPart) -> PartExplanation:
-    taken = _taken(plan, part.object, part.source_range)
-    return PartExplanation(part.number, part.range, "copied", (taken,), group=step.group, step=step.number)
-
-
-def _streamed_part(plan: Plan, step: Step, position: int, part: StreamedPart) -> PartExplanation:
-    tiles = [tile for tile in step.tiles if any(each.buffer == position for each in tile.scatters)]
-    buffers = {position} | {tile.first_input + i for tile in tiles for i in range(len(tile.inputs))}
-    reads = [read for read in step.reads if any(each.buffer in buffers for each in read.scatters)]
-    known = plan.outputs[part.output].frame.literals_in(part.range.start, part.range.stop)
-    literal = sum(len(data) for _, data in known)
-    return PartExplanation(
-        part.number,
-        part.range,
-        "literal" if literal == part.range.nbytes else "streamed",
-        tuple(_taken(plan, read.object, read.range) for read in reads),
-        literal,
-        tuple(sorted({tile.computation.kernel for tile in tiles})),
-        step.group,
-        step.number,
-    )
-
-
-def _taken(plan: Plan, index: int, span: ByteRange, nbytes: int | None = None) -> Taken:
-    item = plan.catalog.objects[index]
-    is_staged = plan.staging is not None and item.base == len(plan.catalog.others)
-    return Taken(item.key, span, span.nbytes if nbytes is None else nbytes, item.base, is_staged, bool(item.fill))
-
-
-def _staged(plan: Plan, taken: Iterable[Taken]) -> tuple[StagedTensor, ...]:
-    """How the chunks among what is taken are made, by tensor."""
+def _staged(plan: Plan, used: Iterable[SourceBytes]) -> tuple[StagedTensor, ...]:
+    """Explain how the chunks among some bytes are made, by tensor."""
     first = plan.staging
     if first is None:
         return ()
-    keys = {one.object for one in taken if one.is_staged}
+    keys = {one.object for one in used if one.is_staged}
     chunks: dict[int, list[int]] = {}
     for index, output in enumerate(first.outputs):
         chunks.setdefault(output.tensors[0], []).append(index)
@@ -184,89 +384,14 @@ def _staged(plan: Plan, taken: Iterable[Taken]) -> tuple[StagedTensor, ...]:
     return tuple(_staged_tensor(first, tensor, every, wanted) for tensor, every, wanted in found if wanted)
 
 
-def _staged_tensor(first: Plan, tensor: int, every: Sequence[int], wanted: Sequence[int]) -> StagedTensor:
-    made = _tensor(first, tensor, wanted)
-    sources: dict[tuple[str, int], Taken] = {}
-    for one in (taken for held in made.held for taken in held.sources):
-        so_far = sources.get((one.object, one.base), replace(one, nbytes=0))
-        span = ByteRange(min(so_far.range.start, one.range.start), max(so_far.range.stop, one.range.stop))
-        sources[one.object, one.base] = replace(one, range=span, nbytes=so_far.nbytes + one.nbytes)
+def _staged_tensor(first: Plan, tensor: int, every: Sequence[int], used: Sequence[int]) -> StagedTensor:
+    made, url, chunk = _explain_tensor(first, tensor, used), first.conversion.target_url, first.outputs[every[0]]
+    joined: dict[tuple[str, int], SourceBytes] = {}  # by object
+    for one in (source for held in made.held for source in held.sources):
+        other = joined.get((one.object, one.base), replace(one, nbytes=0))
+        span = ByteRange(min(other.range.start, one.range.start), max(other.range.stop, one.range.stop))
+        joined[one.object, one.base] = replace(one, range=span, nbytes=other.nbytes + one.nbytes)
+    counts, sources = (len(every), len(used)), tuple(joined.values())
     return StagedTensor(
-        made.name,
-        made.shape,
-        first.conversion.target_url,
-        first.outputs[every[0]].boxes[0].shape,
-        len(every),
-        len(wanted),
-        tuple(sources.values()),
-        made.copied_bytes,
-        made.streamed_bytes,
+        made.name, made.shape, url, chunk.boxes[0].shape, *counts, sources, made.copied_bytes, made.streamed_bytes
     )
-
-
-def _tensor(plan: Plan, tensor: int, holders: Sequence[int]) -> TensorExplanation:
-    held: list[Held] = []
-    copied = total = 0
-    for group, members in _by_group(plan, holders).items():
-        parts = _parts(plan, group, members)
-        for index in members:
-            one = _held(plan, index, tensor, parts[index])
-            held.append(one)
-            total += sum(span.nbytes for span in one.ranges)
-            copied += sum(
-                _common(span, part.range) for span in one.ranges for part in one.parts if part.filled == "copied"
-            )
-    spec, entries = plan.tensors[tensor].spec, plan.catalog.entries
-    made_of = dict.fromkeys(entries[piece.source].spec.name for piece in plan.tensors[tensor].pieces)
-    return TensorExplanation(
-        spec.name, spec.dtype.value, spec.shape, tuple(made_of), tuple(held), copied, total - copied
-    )
-
-
-def _by_group(plan: Plan, outputs: Iterable[int]) -> dict[int, list[int]]:
-    wanted, found = set(outputs), dict[int, list[int]]()
-    for index, group in enumerate(plan.groups):
-        members = [output for output in group.outputs if output in wanted]
-        if members:
-            found[index] = members
-    return found
-
-
-def _held(plan: Plan, index: int, tensor: int, parts: Sequence[PartExplanation]) -> Held:
-    output = plan.outputs[index]
-    slot = output.tensors.index(tensor)
-    box = output.boxes[slot]
-    ranges = tuple(_ranges(output, slot))
-    here = tuple(part for part in parts if any(_common(span, part.range) for span in ranges))
-    return Held(output.keys, box, ranges, here, tuple(_sources(plan, tensor, box)))
-
-
-def _ranges(output: Output, slot: int) -> Iterator[ByteRange]:
-    """Where the bytes of one tensor of an output stand."""
-    for extent in output.frame.extents:
-        if extent.slot == slot:
-            yield ByteRange(extent.start, extent.stop)
-
-
-def _common(a: ByteRange, b: ByteRange) -> int:
-    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
-
-
-def _sources(plan: Plan, tensor: int, box: Box) -> Iterator[Taken]:
-    """Yield the bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
-    if box.is_empty:
-        return
-    computed: list[tuple[Piece, Patch]] = []
-    for fill in box_fills(plan.draft, tensor, box, box, lambda piece, patch: computed.append((piece, patch))):
-        yield _filled(plan, fill)
-    for piece, patch in computed:
-        assert piece.computation is not None
-        for entry, wanted in computation_inputs(piece.source, piece.computation, patch.source_hull):
-            for fill in input_fills(plan.draft, entry, wanted):
-                yield _filled(plan, fill)
-
-
-def _filled(plan: Plan, fill: Fill) -> Taken:
-    index, first = fill.placement.holders[0]
-    runs = fill.scatter.source_runs
-    return _taken(plan, index, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)

@@ -23,18 +23,18 @@ from .steps.steps import Step
 
 @dataclass(frozen=True, slots=True)
 class StagingMode:
-    """Whether to stage: only where it is cheaper, or all that is cut across its rows; and where.
+    """When tensors are staged, and where.
 
     Parameters
     ----------
     url
-        Where chunks go.
+        Prefix of the chunks.
     is_near
-        Whether the target's store can copy from there, and that one from wherever the target's can.
+        Whether the target's store can copy from there, and the store there can copy from wherever the target's can.
     is_always
-        Whether to stage all that can be.
+        Whether to stage everything that can be staged, rather than only where it is cheaper.
     limits
-        Those of the store there; the plan's own if None.
+        Limits of the store there; None for those of the plan.
     """
 
     url: str
@@ -45,7 +45,7 @@ class StagingMode:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a conversion is carried out. Steps are derived when they are asked for.
+    """How a conversion is carried out. Steps are derived on demand.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ class Plan:
     catalog
         Where steps read: the conversion's catalog or, if tensors are staged, the same with their chunks.
     limits
-        As used: what the memory did not allow has been lowered.
+        Limits in effect: those that the memory does not allow are lowered.
     groups
         Which outputs are written together and where they are cut.
     cost
         Counted from the steps.
     copy_bases
-        Where the target's store copies from by itself: bases of the catalog's objects, and ``REPLICAS`` for
+        Where the target's store copies from: bases of the catalog's objects, and ``REPLICAS`` for
         equal outputs. Empty if it copies nothing.
     staging
         The first of two passes, if there are two: it writes some tensors to a zarr store, which is the last of
@@ -68,7 +68,7 @@ class Plan:
     staging_mode
         Where the first pass writes; None without staging.
     staging_note
-        How staging pays, for the reader; empty without staging.
+        What staging saves, for people; empty without staging.
     """
 
     conversion: Conversion
@@ -93,21 +93,28 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know before starting."""
+        """Remarks for people, to read before the conversion starts."""
         return (*self.conversion.notes, *([self.staging_note] if self.staging_note else []))
 
     @cached_property
     def draft(self) -> Draft:
-        """What steps are derived from."""
+        """What steps are derived from, besides the groups."""
         return with_copies(Draft(self.catalog, self.tensors, self.outputs, self.limits), self.copy_bases)
 
     @cached_property
-    def _reader(self) -> RowReader:
+    def reader(self) -> RowReader:
+        """It keeps what is found about the draft."""
         return RowReader(self.draft)
+
+    def after(self, first: Plan, mode: StagingMode | None, note: str = "") -> Plan:
+        """Return this plan as the second pass after another."""
+        plan = replace(self, staging=first, staging_mode=mode, staging_note=note)
+        vars(plan).update({name: found for name, found in vars(self).items() if name in ("draft", "reader")})
+        return plan
 
     @property
     def buffers(self) -> Buffers:
-        """How the memory is shared out."""
+        """How the memory is divided."""
         return share_memory(self.limits)
 
     @cached_property
@@ -118,8 +125,9 @@ class Plan:
         """Return the steps of one group, to be derived one by one and in any order."""
         steps = self._recent.get(group)
         if steps is None:
-            steps = GroupSteps(self.draft, self._reader, group, self.groups[group])
-            vars(self)["_recent"] = {group: steps}  # one group may be large; replaced as a whole for other threads
+            steps = GroupSteps(self.draft, self.reader, group, self.groups[group])
+            # One group may be large, so only the last is kept; the dict is replaced as a whole for other threads.
+            vars(self)["_recent"] = {group: steps}
         return steps
 
     def step(self, group: int, number: int) -> Step:
@@ -127,9 +135,47 @@ class Plan:
         return self.group_steps(group).step(number)
 
     def steps(self, group: int) -> Iterator[Step]:
-        """Derive the steps of one group: first what the store copies, then those of the cuts in order."""
+        """Derive the steps of one group: first those that copy, then those of the cuts in order."""
         steps = self.group_steps(group)
         return map(steps.step, steps.numbers)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A plan whose groups are formed and whose cost is not yet counted.
+
+    Parameters
+    ----------
+    draft
+        It reads the conversion's catalog, or another with the same tensors.
+    copy_bases
+        See :class:`Plan`.
+    buffers
+        How the memory is divided.
+    reader
+        It keeps what forming the groups found about the draft.
+    """
+
+    conversion: Conversion
+    draft: Draft
+    copy_bases: tuple[int, ...]
+    groups: tuple[Group, ...]
+    buffers: Buffers
+    reader: RowReader
+
+    def plan(self) -> Plan:
+        """Count the cost.
+
+        Raises
+        ------
+        OverBudget
+            A step does not fit the memory; known only now where values are computed.
+        """
+        draft, limits = self.draft, self.buffers.limits
+        cost = count_cost(draft, self.groups, self.conversion, self.buffers, self.reader)
+        plan = Plan(self.conversion, draft.catalog, limits, self.groups, cost, self.copy_bases)
+        vars(plan).update(draft=draft, reader=self.reader)  # deriving steps would find them again
+        return plan
 
 
 def make_plan(
@@ -156,47 +202,46 @@ def make_plan(
     StrategyError
         Layouts do not fit the tensors.
     OverBudget
-        The memory limit is too small; the error carries the limit that would do.
+        The memory limit is too small; the error carries the limit that would suffice.
     PlanError
-        Two outputs would have one key, or cannot hold what they should.
+        Two outputs would have one key, or cannot hold their content.
     """
-    catalog = catalog or conversion.catalog
+    return group_outputs(conversion, limits, copy_bases, catalog).plan()
+
+
+def group_outputs(
+    conversion: Conversion, limits: Limits, copy_bases: Sequence[int] = (), catalog: Catalog | None = None
+) -> Grouping:
+    """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse.
+
+    Parameters and errors are those of :func:`make_plan`.
+    """
     tensors, outputs = conversion.tensors, conversion.outputs
     if any(tensor.tile_itemsize for tensor in tensors):
         limits = replace(limits, kernel_bytes=KERNEL_BYTES)
     check_outputs(outputs, (*conversion.documents, *conversion.attachments), limits.max_object_bytes)
-    wished = Draft(catalog, tensors, outputs, limits)
-    draft, groups, buffers, reader = _grouped(wished, output_families(outputs, tensors), copy_bases)
-    cost = count_cost(draft, groups, conversion, buffers, reader)
-    copied = tuple(sorted(copy_bases)) if draft.copied_ranges else ()
-    plan = Plan(conversion, catalog, buffers.limits, groups, cost, copied)
-    vars(plan).update(draft=draft, _reader=reader)  # execution would derive them again
-    return plan
-
-
-def _grouped(
-    wished: Draft, families: Sequence[Sequence[int]], copy_bases: Sequence[int]
-) -> tuple[Draft, tuple[Group, ...], Buffers, RowReader]:
-    """Form groups within the memory: rather stream what could be copied, or read bytes again, than refuse."""
-    attempts = [(wished.limits, copy_bases)]
+    families = output_families(outputs, tensors)
+    attempts = [(limits, copy_bases)]
     if copy_bases:
-        attempts.append((wished.limits, ()))
-    if any(tensor.unit != (0, 1) for tensor in wished.tensors):
-        attempts.append((replace(wished.limits, unit_bytes=1), ()))
+        attempts.append((limits, ()))
+    if any(tensor.unit != (0, 1) for tensor in tensors):
+        attempts.append((replace(limits, unit_bytes=1), ()))
     refusals: list[OverBudget] = []
-    for limits, bases in attempts:
-        buffers = share_memory(limits)
-        draft = with_copies(replace(wished, limits=buffers.limits), bases)
+    for attempt, bases in attempts:
+        buffers = share_memory(attempt)
+        draft = with_copies(Draft(catalog or conversion.catalog, tensors, outputs, buffers.limits), bases)
         reader = RowReader(draft)
         try:
-            return draft, form_groups(draft, families, buffers, reader), buffers, reader
+            groups = form_groups(draft, families, buffers, reader)
         except OverBudget as refusal:
             refusals.append(refusal)
+        else:
+            return Grouping(conversion, draft, tuple(sorted(bases)), groups, buffers, reader)
     raise min(refusals, key=lambda refusal: refusal.needed_bytes)
 
 
 def without_copies(plan: Plan) -> Plan:
-    """The same conversion by a store that copies nothing by itself.
+    """Return the same conversion for a store that copies nothing.
 
     Raises
     ------
@@ -206,4 +251,4 @@ def without_copies(plan: Plan) -> Plan:
     if not plan.copy_bases:
         return plan
     streamed = make_plan(plan.conversion, plan.limits, catalog=plan.catalog)
-    return replace(streamed, staging=plan.staging, staging_mode=plan.staging_mode, staging_note=plan.staging_note)
+    return streamed.after(plan.staging, plan.staging_mode, plan.staging_note) if plan.staging else streamed

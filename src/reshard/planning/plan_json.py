@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import FormatError, PlanError, ReshardError
@@ -68,7 +68,7 @@ class _Inputs:
             raise PlanError("tensors can only be staged in zarr chunks")
         first = first_pass(self.conversion.catalog, target, mode, self.staging.limits, self.staging.copy_bases)
         second = second_pass(self.conversion, first, mode, self.limits, self.copy_bases)
-        return replace(second, staging_note=self.staging.note)
+        return second.after(first, mode, self.staging.note)
 
 
 def conversion_to_json(conversion: Conversion) -> Json:
@@ -82,17 +82,10 @@ def conversion_id(conversion: Conversion) -> str:
     return _hash(conversion_to_json(conversion))
 
 
-def conversion_from_json(value: object, where: str) -> Conversion:
-    """Build the conversion that :func:`conversion_to_json` expressed, and check it.
-
-    Raises
-    ------
-    FormatError
-        Altered, or forged.
-    """
-    with _unreadable("the conversion", where, "Convert again."):
-        conversion: Conversion = decode(Conversion, value)
-        check_conversion(conversion)
+def conversion_from_json(value: object) -> Conversion:
+    """Build the conversion that :func:`conversion_to_json` expressed, and check it; see :func:`unreadable`."""
+    conversion: Conversion = decode(Conversion, value)
+    check_conversion(conversion)
     return conversion
 
 
@@ -139,7 +132,7 @@ def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
     """Make the plan again that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
     if body.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
-    with _unreadable("the plan", where, "Make a new plan."):
+    with unreadable("the plan", where, "Make a new plan."):
         found = fields_of(body, ("format", "plan_id", *_INPUTS), _DERIVED)
         inputs: _Inputs = decode(_Inputs, {key: found[key] for key in _INPUTS})
         check_conversion(inputs.conversion)
@@ -156,7 +149,7 @@ def _hash(body: Json) -> str:
 
 
 @contextmanager
-def _unreadable(what: str, where: str, hint: str) -> Iterator[None]:
+def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
     """Turn every error of reading a document into a FormatError."""
     try:
         yield

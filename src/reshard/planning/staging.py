@@ -1,8 +1,8 @@
-"""Tensors that are written in between, as zarr arrays whose chunks serve the source and the target both.
+"""Tensors that are written in between, as zarr arrays whose chunks serve both the source and the target.
 
-Streaming reads bytes again and again where a target cuts a tensor across its rows into more outputs, or longer
-ones, than memory has room for at once. Two passes read it twice, however small the memory: the first writes
-bands of rows as chunks, the second finds each chunk's bytes together.
+Streaming reads bytes again and again if a target cuts a tensor across its rows into more outputs than
+memory has room for at once. Two passes read it twice, however small the memory: the first reads bands of rows
+and writes them as chunks, each a range of columns; the second finds the columns of its outputs in chunks of their own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..errors import PlanError
 from ..tensor import Box, Shape, extent_of
@@ -19,164 +20,195 @@ from .catalog import Catalog, Entry, Placement, SourceObject
 from .conversion import Conversion
 from .cost.cost import Cost
 from .limits import Limits
-from .plan import Plan, StagingMode, make_plan
+from .outputs.output import Output, group_by_layout
+from .plan import Grouping, Plan, StagingMode, group_outputs, make_plan
 from .steps.copies import REPLICAS
 from .steps.fills import pieces_in
+from .steps.read_scores import alone_score
 from .steps.reads import score
-from .steps.row_reads import group_ranges
 from .targets.zarr_target import ZarrTarget, chunk_shape_for
 
 _WORTH_IT = 1.2
 """Staging must be cheaper by this factor: a second pass is one more thing that can fail."""
 _MOST_WASTE = 1.05
-_MOST_SPLITS = 1024
-_FOLDER = "reshard-staging-"
+"""A plan that costs no more than this, compared with reading every byte once, is not weighed against staging."""
+_MOST_COLUMNS = 1024
 _MOST_CHUNKS = 20_000
+_FOLDER = "reshard-staging-"
 
 
 def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
-    """The same conversion with some tensors staged, if that is cheaper; otherwise the same plan.
+    """Return the same conversion with some tensors staged if that is cheaper, otherwise the same plan.
 
     Parameters
     ----------
     plan
         Without staging.
-    mode
-        Where chunks go, and whether to stage in any case.
     """
-    limits = plan.limits
-    if not mode.is_always and _score(plan.cost, limits) <= _MOST_WASTE * _ideal(plan):
+    if not mode.is_always and _score(plan.cost, plan.limits) <= _MOST_WASTE * _ideal_score(plan):
         return plan
-    wanted = _wanted(plan, is_always=mode.is_always)
-    if not wanted:
+    axes = _axes_to_split(plan, is_always=mode.is_always)
+    if not axes:
         return plan
-    best: Plan | None = None
-    staged_bytes = sum(plan.catalog.entries[index].spec.nbytes for index in wanted)
-    for split_count in _split_counts(_band_bytes(plan), staged_bytes):
+    best: _Trial | None = None
+    for column_count in _column_counts(plan, axes):
         try:
-            made = _made(plan, wanted, split_count, mode)
+            trial = _try(plan, axes, column_count, mode)
         except PlanError:  # too many chunks, or more memory than there is
             continue
-        if best is not None and _total(made) > _total(best):
-            break
-        best = made
-    is_worth_it = best is not None and (mode.is_always or _WORTH_IT * _total(best) < _score(plan.cost, limits))
-    return best if is_worth_it and best is not None else plan
+        if best is not None and trial.score > best.score:
+            break  # more columns make more requests, and save no more bytes from here on
+        best = trial
+    if best is None:
+        return plan
+    try:
+        made = _combined(plan, best.first, best.second, mode)
+    except PlanError:  # tiles are larger than estimated
+        return plan
+    total = _score(made.cost, made.limits) + _score(best.first.cost, best.first.limits)
+    return made if mode.is_always or _WORTH_IT * total < _score(plan.cost, plan.limits) else plan
 
 
 def without_staging(plan: Plan) -> Plan:
-    """The same conversion in one pass; what it writes is the same."""
+    """Return the same conversion in one pass; it writes the same objects."""
     if plan.staging is None:
         return plan
     bases = [base for base in plan.copy_bases if base < len(plan.catalog.others)]
     return make_plan(plan.conversion, plan.limits, bases)
 
 
-# Which tensors.
-
-
-def _wanted(plan: Plan, *, is_always: bool) -> dict[int, int]:
-    """Entries to stage, each with the axis to split it on."""
-    entries = plan.catalog.entries
-    axes = _cut_axes(plan)
-    streamed = {} if is_always else _streamed_scores(plan)
-    found = {}
-    for index, axis in axes.items():
-        spec = entries[index].spec
-        if spec.dtype.is_sub_byte or not spec.nbytes:
-            continue
-        # What is copied whole is not streamed at all.
-        if is_always or _WORTH_IT * _staged_score(spec.nbytes, plan.limits) < streamed.get(index, 0):
-            found[index] = axis
-    return found
-
-
-def _cut_axes(plan: Plan) -> dict[int, int]:
-    """Of each entry that some output takes in pieces that lie apart: the innermost axis that is cut."""
-    found: dict[int, int] = {}
-    for output in plan.outputs:
-        for tensor, box in zip(output.tensors, output.boxes, strict=True):
-            if box.is_empty:
-                continue
-            for piece, patch in pieces_in(plan.draft, tensor, box):
-                shape = extent_of(plan.catalog.entries[piece.source].spec)[0]
-                axis = _cut_axis(patch.source_hull, shape)
-                if not patch.keeps_order:
-                    axis = len(shape) - 1
-                if axis > found.get(piece.source, 0):
-                    found[piece.source] = axis
-    return found
-
-
-def _cut_axis(hull: Box, shape: Shape) -> int:
-    """The innermost axis that a box does not span, 0 where it is contiguous."""
-    cut = [axis for axis, (low, high, n) in enumerate(zip(hull.start, hull.stop, shape, strict=True)) if high - low < n]
-    is_contiguous = all(hull.stop[axis] - hull.start[axis] == 1 for axis in range(cut[-1])) if cut else True
-    return 0 if is_contiguous else cut[-1]
-
-
-def _streamed_scores(plan: Plan) -> dict[int, int]:
-    """What each entry's bytes cost to stream, all groups together."""
-    found: dict[int, int] = {}
-    for group in plan.groups:
-        for source, ranges in group_ranges(plan.draft, group.outputs):
-            found[source] = found.get(source, 0) + sum(_read_score(one.nbytes, plan.limits) for one in ranges)
-    return found
-
-
-# What it costs, all told.
-
-
 def _score(cost: Cost, limits: Limits) -> int:
     return score(cost.read_bytes + cost.written_bytes, cost.request_count, limits)
 
 
-def _ideal(plan: Plan) -> int:
-    """The score of a conversion that reads every byte once, in reads of full length."""
+def _ideal_score(plan: Plan) -> int:
+    """Return the score of a conversion that reads every byte once, in reads of full length."""
     cost, limits = plan.cost, plan.limits
     read_bytes = min(cost.read_bytes, plan.catalog.nbytes)
     requests = cost.request_count - cost.get_count + -(-read_bytes // limits.read_bytes) + len(plan.catalog.entries)
     return score(read_bytes + cost.written_bytes, requests, limits)
 
 
-def _total(plan: Plan) -> int:
-    assert plan.staging is not None
-    return _score(plan.cost, plan.limits) + _score(plan.staging.cost, plan.limits)
+# Which tensors to stage, and along which axis to divide their chunks into columns.
 
 
-def _read_score(nbytes: int, limits: Limits) -> int:
-    return score(nbytes, -(-nbytes // limits.read_bytes), limits)
+def _axes_to_split(plan: Plan, *, is_always: bool) -> dict[int, int]:
+    """Return the entries to stage, each with the axis to divide."""
+    entries, limits = plan.catalog.entries, plan.limits
+    axes = {
+        index: axis
+        for index, axis in _cut_axes(plan).items()
+        if entries[index].spec.nbytes and not entries[index].spec.dtype.is_sub_byte
+    }
+    if is_always:
+        return axes
+    streamed = _read_scores(plan)
+    # At best, staging reads, writes and reads every byte in requests of full length.
+    return {
+        index: axis
+        for index, axis in axes.items()
+        if _WORTH_IT * 3 * alone_score(entries[index].spec.nbytes, 1, limits) < streamed[index]
+    }
 
 
-def _staged_score(nbytes: int, limits: Limits) -> int:
-    """At best: read, written and read again in full reads."""
-    return 3 * _read_score(nbytes, limits)
+def _cut_axes(plan: Plan) -> dict[int, int]:
+    """Return the innermost axis that is cut of each entry that some output takes in pieces that are apart."""
+    found: dict[int, int] = {}
+    for output, slots in _distinct_slots(plan):
+        for slot in slots:
+            tensor, box = output.tensors[slot], output.boxes[slot]
+            if box.is_empty:
+                continue
+            for piece, patch in pieces_in(plan.draft, tensor, box):
+                shape = extent_of(plan.catalog.entries[piece.source].spec)[0]
+                axis = _cut_axis(patch.source_hull, shape) if patch.keeps_order else len(shape) - 1
+                if axis > found.get(piece.source, 0):
+                    found[piece.source] = axis
+    return found
 
 
-# How.
+def _distinct_slots(plan: Plan) -> Iterator[tuple[Output, Sequence[int]]]:
+    """Yield every output with its slots, but those that other outputs of its layout cut on the same axes only once."""
+    for positions in group_by_layout(plan.outputs):
+        first = plan.outputs[positions[0]]
+        yield first, range(len(first.tensors))
+        # Boxes of one layout have equal shapes, but different pieces of a tensor may fill them.
+        others = [slot for slot, tensor in enumerate(first.tensors) if len(plan.tensors[tensor].pieces) > 1]
+        for position in positions[1:] if others else ():
+            yield plan.outputs[position], others
 
 
-def _split_counts(band_bytes: int, nbytes: int) -> Iterator[int]:
-    """Into how many columns of chunks: few make long reads, many let each output read no more than its own."""
+def _cut_axis(hull: Box, shape: Shape) -> int:
+    """Return the innermost axis that a box does not span, 0 if the box is contiguous."""
+    cut = [axis for axis, (low, high, n) in enumerate(zip(hull.start, hull.stop, shape, strict=True)) if high - low < n]
+    is_contiguous = all(hull.stop[axis] - hull.start[axis] == 1 for axis in range(cut[-1])) if cut else True
+    return 0 if is_contiguous else cut[-1]
+
+
+def _read_scores(grouping: Plan | Grouping) -> Counter[int]:
+    """Return the score of what all groups together read of each entry."""
+    found = Counter[int]()
+    for group in grouping.groups:
+        found.update(grouping.reader.scores.entries(group.outputs))
+    return found
+
+
+# How many columns.
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Both passes with some number of columns, the second without its cost: counting that takes longest.
+
+    ``score`` compares trials. It is the first pass's own; of the second it is what groups read, and what is copied
+    instead of sent: everything else of the second pass is nearly the same for every number of columns.
+    """
+
+    first: Plan
+    second: Grouping
+    score: int
+
+
+def _column_counts(plan: Plan, axes: Mapping[int, int]) -> Iterator[int]:
+    """Yield numbers of columns to try: with few, reads are long; with many, each output reads no more than its own."""
+    nbytes = sum(plan.catalog.entries[index].spec.nbytes for index in axes)
     count = 1
-    while count <= _MOST_SPLITS and nbytes // band_bytes * count <= _MOST_CHUNKS:
+    while count <= _MOST_COLUMNS and nbytes // _band_bytes(plan) * count <= _MOST_CHUNKS:
         yield count
         count *= 2
 
 
 def _band_bytes(plan: Plan) -> int:
-    """Rows that are cut into chunks at one stroke; several such bands are in memory at once."""
+    """Return the size of a band, the rows that one step divides into chunks; several are in memory at once."""
     return max(1, plan.buffers.parts_bytes // 4)
 
 
-def _made(plan: Plan, wanted: Mapping[int, int], split_count: int, mode: StagingMode) -> Plan:
-    """The plan with some tensors staged in so many columns of chunks."""
+def _try(plan: Plan, axes: Mapping[int, int], column_count: int, mode: StagingMode) -> _Trial:
     entries = plan.catalog.entries
     shapes = {
-        entries[index].spec.name: _chunk_shape(entries[index], axis, split_count, _band_bytes(plan))
-        for index, axis in wanted.items()
+        entries[index].spec.name: _chunk_shape(entries[index], axis, column_count, _band_bytes(plan))
+        for index, axis in axes.items()
     }
-    return stage(plan, shapes, mode)
+    first, second = _passes(plan, shapes, mode)
+    copied = [run.nbytes for runs in second.draft.copied_ranges for run in runs]
+    copy_count = sum(-(-nbytes // plan.limits.most_copied_bytes) for nbytes in copied)
+    read = _read_scores(second).total()
+    return _Trial(first, second, _score(first.cost, first.limits) + read + score(-sum(copied), copy_count, plan.limits))
+
+
+def _chunk_shape(entry: Entry, axis: int, column_count: int, band_bytes: int) -> Shape:
+    """Return the shape of chunks: a band of rows, divided on an inner axis into so many columns or somewhat more."""
+    extent, itemsize = extent_of(entry.spec)
+    shape = list(chunk_shape_for(extent, itemsize, band_bytes))
+    # Even columns only: zarr would pad the last one between the elements of its rows.
+    columns = next(n for n in range(min(column_count, extent[axis]), extent[axis] + 1) if extent[axis] % n == 0)
+    shape[axis] = min(shape[axis], extent[axis] // columns)
+    while extent[axis] % shape[axis]:
+        shape[axis] -= 1
+    return tuple(shape)
+
+
+# The two passes.
 
 
 def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
@@ -194,12 +226,20 @@ def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
     PlanError
         The chunks are too many, or a pass does not fit the memory.
     """
-    limits, target = mode.limits or plan.limits, ZarrTarget(plan.limits.chunk_bytes, shapes)
+    return _combined(plan, *_passes(plan, shapes, mode), mode)
+
+
+def _passes(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> tuple[Plan, Grouping]:
     is_near = mode.is_near and REPLICAS in plan.copy_bases
-    first = first_pass(plan.catalog, target, mode, limits, plan.copy_bases if is_near else ())
+    target = ZarrTarget(plan.limits.chunk_bytes, shapes)
+    first = first_pass(plan.catalog, target, mode, mode.limits or plan.limits, plan.copy_bases if is_near else ())
     bases = (*plan.copy_bases, len(plan.catalog.others) + 1) if is_near else plan.copy_bases
-    second = second_pass(plan.conversion, first, mode, plan.limits, bases)
-    return replace(second, staging_note=_note(plan, first, second))
+    return first, group_outputs(plan.conversion, plan.limits, bases, with_chunks(plan.catalog, first))
+
+
+def _combined(plan: Plan, first: Plan, second: Grouping, mode: StagingMode) -> Plan:
+    made = second.plan()
+    return made.after(first, mode, _note(plan, first, made))
 
 
 def first_pass(
@@ -216,35 +256,23 @@ def second_pass(
     conversion: Conversion, first: Plan, mode: StagingMode, limits: Limits, copy_bases: Sequence[int]
 ) -> Plan:
     """Plan a conversion that reads the chunks of its first pass."""
-    second = make_plan(conversion, limits, copy_bases, with_chunks(conversion.catalog, first))
-    return replace(second, staging=first, staging_mode=mode)
+    return make_plan(conversion, limits, copy_bases, with_chunks(conversion.catalog, first)).after(first, mode)
 
 
 def _fingerprint(source: Catalog, shapes: Mapping[str, Shape]) -> str:
-    """What tells chunks from those of other sources, and of the same source in other shapes."""
+    """Return a name for the chunks of a source: other sources, and other shapes, have other names."""
     objects = [(item.key, item.nbytes, item.etag, item.base) for item in source.objects]
-    told = json.dumps([source.url, source.others, objects, sorted(shapes.items())])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = json.dumps([source.url, source.others, objects, sorted(shapes.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_staging_url(url: str) -> bool:
-    """Whether a place is named as staging names its own: no other's objects are below it."""
+    """Return whether a URL has the form that staging gives its own, below which all objects are chunks."""
     return re.fullmatch(_FOLDER + "[0-9a-f]{16}", url.rpartition("/")[2]) is not None
 
 
-def _chunk_shape(entry: Entry, axis: int, split_count: int, band_bytes: int) -> Shape:
-    """Bands of rows that memory holds, cut on an inner axis into so many columns or somewhat more."""
-    extent, itemsize = extent_of(entry.spec)
-    shape = list(chunk_shape_for(extent, itemsize, band_bytes))
-    columns = next(n for n in range(min(split_count, extent[axis]), extent[axis] + 1) if extent[axis] % n == 0)
-    shape[axis] = min(shape[axis], extent[axis] // columns)
-    while extent[axis] % shape[axis]:
-        shape[axis] -= 1
-    return tuple(shape)
-
-
 def with_chunks(catalog: Catalog, first: Plan) -> Catalog:
-    """The catalog whose staged tensors lie in chunks; their etags are not known yet."""
+    """Return the catalog with the staged tensors stored in chunks, whose etags are not known yet."""
     others = (*catalog.others, first.conversion.target_url)
     objects, placements = list(catalog.objects), dict[str, list[Placement]]()
     for output in first.outputs:
@@ -259,7 +287,7 @@ def with_chunks(catalog: Catalog, first: Plan) -> Catalog:
 
 
 def with_etags(plan: Plan, etags: Mapping[str, str]) -> Plan:
-    """A plan whose chunks have been written, with their etags by key; as it was before with none."""
+    """Return a plan whose chunks are written, with their etags by key; without etags, as it was before."""
     if plan.staging is None:
         return plan
     base = len(plan.catalog.others)
@@ -276,6 +304,5 @@ def _note(plan: Plan, first: Plan, second: Plan) -> str:
     return (
         f"{names[0]}{more} ({first.catalog.nbytes} bytes) staged in {len(first.outputs)} zarr chunks at "
         f"{first.conversion.target_url}: in one pass {before.read_bytes} bytes would be read in {before.get_count} "
-        f"requests, "
-        f"in two {first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
+        f"requests, in two {first.cost.read_bytes + after.read_bytes} in {first.cost.get_count + after.get_count}"
     )

@@ -1,51 +1,58 @@
-"""Object stores behind one small protocol: S3 and OBS, local files, memory, and fsspec URLs for reading."""
+"""Object stores behind one small protocol: S3 and OBS, local files, memory, and fsspec URLs for reading.
 
-from .local import LocalStore
-from .memory import MemoryStore
-from .open import Location, open_location, open_source, open_target, open_target_object, shared_connections
+A new store is a module with an ``open_store(url)`` and one line in the table :data:`reshard.storage.open.STORES`.
+A new S3 service is a row in :mod:`reshard.storage.providers`.
+"""
+
+from .local_store import LocalStore
+from .location import Location
+from .memory_store import MemoryStore
+from .open import (
+    open_location,
+    open_source,
+    open_store,
+    open_target,
+    open_target_object,
+    provider_name,
+    shared_connections,
+)
 from .protocol import (
     Body,
-    Identified,
     ObjectInfo,
     PartCopier,
+    PartInfo,
     ReadStore,
-    Stoppable,
     Store,
     StoreLimits,
     Upload,
     Wrapper,
-    identity_of,
     unwrapped,
 )
-from .recording import Figures, RecordingReadStore, RecordingStore, recording
 from .retry import RetryPolicy
-from .stopping import ShouldStop
+from .stopping import ShouldStop, never
 
 __all__ = [
     "Body",
-    "Figures",
-    "Identified",
     "LocalStore",
     "Location",
     "MemoryStore",
     "ObjectInfo",
     "PartCopier",
+    "PartInfo",
     "ReadStore",
-    "RecordingReadStore",
-    "RecordingStore",
     "RetryPolicy",
     "ShouldStop",
-    "Stoppable",
     "Store",
     "StoreLimits",
     "Upload",
     "Wrapper",
-    "identity_of",
+    "never",
     "open_location",
     "open_source",
+    "open_store",
     "open_target",
     "open_target_object",
-    "recording",
+    "provider_name",
     "shared_connections",
     "unwrapped",
 ]

@@ -1,7 +1,7 @@
 """Any other fsspec URL (http, gs, az, hf, sftp ...), for reading only.
 
-fsspec has neither conditional reads nor uploads by parts, so the object is looked at after each
-read instead: what was read belongs to the object that is there afterwards, or the read fails.
+fsspec has neither conditional reads nor uploads by parts. So each read is followed by a look at the
+object: the bytes belong to the object that is there afterwards, or the read fails.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
-from .protocol import ObjectInfo
-from .reading import beyond_end, checked_target, expect_etag
+from .protocol import ObjectInfo, ReadStore
+from .range_checks import beyond_end, check_buffer, check_etag
 from .retry import RetryPolicy, retrying
-from .s3_errors import Asked, explain
+from .s3_errors import RequestLabel, explain
 from .stopping import ShouldStop, check, never
 
 T = TypeVar("T")
@@ -28,16 +28,22 @@ _BLOCK_BYTES = 8 << 20
 
 _DIGESTS = ("ETag", "etag", "checksum", "md5Hash", "blob_id", "generation")
 _TIMES = ("Content-MD5", "Digest", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")
-"""Under what names fsspec's file systems tell that content changed: surely, and to the clock's tick."""
+"""The fields by which fsspec's file systems show that content changed: surely, and to the clock's tick."""
 
 
-class FsspecStore:
-    """Objects below one fsspec URL; see :class:`reshard.storage.protocol.ReadStore`.
+def open_store(url: str) -> FsspecStore:
+    """Open the root of an fsspec URL."""
+    return FsspecStore(url)
+
+
+class FsspecStore(ReadStore):
+    """Objects below one fsspec URL.
 
     Parameters
     ----------
     root
-        URL that keys count from.
+        URL that keys count from. A password in it is not shown, and not part of :attr:`url`: another
+        process that opens the URL needs other credentials.
     options
         Passed to the file system.
     policy
@@ -63,6 +69,11 @@ class FsspecStore:
         """The URL that keys count from, without any password in it."""
         return self._shown
 
+    @property
+    def provider(self) -> str:
+        """The scheme; fsspec names no service."""
+        return f"{self._shown.partition('://')[0]}://"
+
     def head(self, key: str) -> ObjectInfo:
         """Describe one object."""
         return self._try("find", key, lambda: self._info(key))
@@ -72,25 +83,19 @@ class FsspecStore:
         folder = prefix.rpartition("/")[0]
         found = self._try("list", prefix, lambda: self._found(folder))
         for key in sorted(key for key in found if key.startswith(prefix)):
-            # A listing may tell less than a look at the object, or in another form, and then etags would differ.
+            # A listing may have fewer fields than a look at the object, or other ones, and then etags would differ.
             is_enough = any(found[key].get(name) for name in _DIGESTS) and found[key].get("size") is not None
             yield _object(key, found[key]) if is_enough else self.head(key)
 
-    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Return the bytes of a small range."""
-        buffer = bytearray(span.nbytes)
-        self.read_into(key, span, memoryview(buffer), etag)
-        return bytes(buffer)
-
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object."""
-        checked_target(span, target)
+        check_buffer(span, target)
         pinned = etag
         for start in range(span.start, span.stop, _BLOCK_BYTES):
             block = ByteRange(start, min(start + _BLOCK_BYTES, span.stop))
             body = self._block(key, block)
             found = self.head(key)
-            expect_etag(self._name(key), pinned, found.etag)
+            check_etag(self._name(key), pinned, found.etag)
             if len(body) != block.nbytes:
                 raise beyond_end(self._name(key), span, found.nbytes)
             target[start - span.start : block.stop - span.start] = body
@@ -132,7 +137,7 @@ class FsspecStore:
         return {path[skipped:]: info for path, info in found.items()}
 
     def _try(self, doing: str, key: str, action: Callable[[], T]) -> T:
-        asked = Asked(doing, self._name(key), "fsspec")
+        label = RequestLabel(doing, self._name(key), "fsspec")
 
         def attempt() -> T:
             check(self.should_stop)
@@ -141,7 +146,7 @@ class FsspecStore:
             except ReshardError:
                 raise
             except Exception as error:
-                raise _explained(error, asked) from error
+                raise _explained(error, label) from error
 
         return retrying(attempt, self._policy, self.should_stop)
 
@@ -149,44 +154,45 @@ class FsspecStore:
 def _object(key: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     if size is None:
-        raise Unsupported(f"{key}: the server does not tell its length.", hint="Ranges of it cannot be read.")
-    told = next((str(info[name]) for name in _DIGESTS + _TIMES if info.get(name)), "")
-    return ObjectInfo(key, int(size), told.strip('"') or f"length-{size}")
+        raise Unsupported(f"{key}: the server does not report its length.", hint="Ranges of it cannot be read.")
+    etag = next((str(info[name]) for name in _DIGESTS + _TIMES if info.get(name)), "")
+    return ObjectInfo(key, int(size), etag.strip('"') or f"length-{size}")
 
 
-def _explained(error: Exception, asked: Asked) -> ReshardError:
-    """Translate what a file system raised, by its kind or by the HTTP status it carries."""
+def _explained(error: Exception, label: RequestLabel) -> ReshardError:
+    """Translate an error of a file system, by its type or by the HTTP status in it."""
     if isinstance(error, (ClientError, BotoCoreError)):
-        return explain(error, asked)
+        return explain(error, label)
     status = getattr(error, "status", None) or getattr(error, "code", None)
-    kind = _by_status(status) if isinstance(status, int) else _by_kind(error)
-    return kind(f"{asked}: {type(error).__name__}{f' {status}' if status else ''}.")
+    if isinstance(status, int):
+        kind = _STATUS.get(status, StorageError)
+    else:
+        kind = next((kind for types, kind in _KINDS if isinstance(error, types)), StorageError)
+        # aiohttp is no dependency of ours, so its errors go by name.
+        if kind is StorageError and type(error).__name__.startswith(("Client", "Server")):
+            kind = Transient
+    return kind(f"{label}: {type(error).__name__}{f' {status}' if status else ''}.")
 
 
-def _by_status(status: int) -> type[StorageError]:
-    if status in (429, 500, 502, 503, 504):
-        return Transient
-    return {401: Denied, 403: Denied, 404: NotFound, 410: NotFound, 501: Unsupported}.get(status, StorageError)
+_STATUS: dict[int, type[StorageError]] = {
+    **dict.fromkeys((429, 500, 502, 503, 504), Transient),
+    **dict.fromkeys((401, 403), Denied),
+    **dict.fromkeys((404, 410), NotFound),
+    501: Unsupported,
+}
 
-
-def _by_kind(error: Exception) -> type[StorageError]:
-    kinds: tuple[tuple[tuple[type[Exception], ...], type[StorageError]], ...] = (
-        ((FileNotFoundError,), NotFound),
-        ((PermissionError,), Denied),
-        ((NotImplementedError,), Unsupported),
-        ((ConnectionError, TimeoutError, asyncio.TimeoutError, asyncio.IncompleteReadError), Transient),
-    )
-    for types, kind in kinds:
-        if isinstance(error, types):
-            return kind
-    # aiohttp is no dependency of ours, so its errors go by name.
-    return Transient if type(error).__name__.startswith(("Client", "Server")) else StorageError
+_KINDS: tuple[tuple[tuple[type[Exception], ...], type[StorageError]], ...] = (
+    ((FileNotFoundError,), NotFound),
+    ((PermissionError,), Denied),
+    ((NotImplementedError,), Unsupported),
+    ((ConnectionError, TimeoutError, asyncio.IncompleteReadError), Transient),
+)
 
 
 def _file_system(root: str, shown: str, options: dict[str, Any]) -> tuple[Any, str]:
     if "::" in root:
         raise Unsupported(
-            f"{shown} is a chain of file systems, which may keep copies on local disk.", hint="Name the inner URL."
+            f"{shown} is a chain of file systems, which may cache on local disk.", hint="Name the inner URL."
         )
     scheme = root.partition("://")[0]
     try:
@@ -195,7 +201,7 @@ def _file_system(root: str, shown: str, options: dict[str, Any]) -> tuple[Any, s
         raise UsageError(f"Reading {scheme}:// needs another package: {error}") from error
     except ValueError as error:
         raise UsageError(
-            f"{shown}: the scheme {scheme}:// is not known.",
+            f"{shown}: the scheme {scheme}:// is unknown.",
             hint="Write s3://bucket/key, obs://bucket/key, a path, or a URL that fsspec reads.",
         ) from error
     return file_system, path
@@ -206,6 +212,6 @@ def _without_password(url: str) -> str:
     try:
         password = urlsplit(url).password
     except ValueError as error:
-        raise UsageError(f"This is not a URL that can be read ({scheme}://).") from error
+        raise UsageError(f"The URL is malformed ({scheme}://).") from error
     shown = rest.replace(f":{password}@", "@", 1) if password else rest
     return f"{scheme}://{shown}".rstrip("/")

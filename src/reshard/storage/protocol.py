@@ -1,7 +1,7 @@
-"""What the rest of the package may ask of an object store: one small protocol, synchronous and thread-safe.
+"""The small protocol between object stores and the rest of the package: synchronous and thread-safe.
 
-Stopping: a store that is also :class:`Stoppable` asks ``should_stop`` between blocks of a read or
-of a part, and while it waits to try again, and raises Interrupted as soon as the answer is yes.
+A store that can only be read is a :class:`ReadStore`, any other one a :class:`Store`. Stores of this
+package derive from them; wrappers and test doubles only have their methods.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ class ObjectInfo:
     ----------
     key
         Its full key within the store.
-    nbytes
-        Its length.
     etag
         Changes whenever the content does; opaque, never compared to a digest.
     """
@@ -37,13 +35,22 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreLimits:
-    """What one upload to a store may look like; sizes in bytes.
+class PartInfo:
+    """One part of an open upload, as the store has it; ``number`` and ``etag`` complete the upload."""
 
-    ``min_part_bytes`` binds every part but the last, ``max_put_bytes`` a single PUT,
-    ``max_object_bytes`` all parts together. ``can_copy`` is whether the service is believed to make
-    parts of bytes it holds (:class:`PartCopier`), and ``min_copy_source_bytes`` the length that an
-    object must have at least for a range of it to be copied.
+    number: int
+    etag: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """Bounds on one upload; sizes in bytes.
+
+    ``min_part_bytes`` binds every part but the last, ``max_put_bytes`` a single PUT, ``max_object_bytes``
+    all parts together. ``can_copy`` is False for a service that is known not to copy ranges
+    (:class:`PartCopier`); ``min_copy_source_bytes`` is the length of the shortest object that it copies
+    ranges of.
     """
 
     min_part_bytes: int = 5 << 20
@@ -57,66 +64,47 @@ class StoreLimits:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An open multipart upload; its object is invisible until the upload is completed."""
+    """An open multipart upload; its object is invisible until the upload is completed.
+
+    It holds no connection: any process that opens the store can continue it.
+    """
 
     key: str
     upload_id: str
 
 
 @runtime_checkable
-class Stoppable(Protocol):
-    """A store whose transfers can be broken off from another thread.
+class ReadStore(Protocol):
+    """A store that can be read. Every method may be called from any thread.
 
-    ``should_stop`` may be set at any time, is called often and from many threads, and must keep
-    answering yes once it has.
+    :func:`reshard.storage.open_store` opens an equal store from :attr:`url`, in any process with the same
+    environment: that is how a store travels to another process.
 
-    Examples
-    --------
-    >>> import threading
-    >>> from reshard.storage.memory import MemoryStore
-    >>> stop, store = threading.Event(), MemoryStore()
-    >>> if isinstance(store, Stoppable):
-    ...     store.should_stop = stop.is_set
+    Errors are those of :mod:`reshard.errors`: NotFound, Denied, SourceChanged, Transient (only after this
+    store's own retries ran out), Unsupported, StorageError; Interrupted once :attr:`should_stop` says so.
     """
 
     should_stop: ShouldStop
+    """Asked between blocks of a transfer and between tries, often and from many threads; may be set at any
+    time. Once it answers yes it must keep doing so."""
 
-
-@runtime_checkable
-class Identified(Protocol):
-    """A store that several URLs may lead to, and that can tell that they do."""
+    @property
+    def url(self) -> str:
+        """The root that keys count from, without a trailing slash and without a password (``s3://bucket``)."""
+        ...
 
     @property
     def identity(self) -> str:
         """Equal for two stores that keep their objects in one place; for comparing, not for opening."""
-        ...
-
-
-@runtime_checkable
-class Wrapper(Protocol):
-    """A store that lets another do the work."""
+        return self.url
 
     @property
-    def wrapped(self) -> ReadStore:
-        """The other one."""
-        ...
-
-
-@runtime_checkable
-class ReadStore(Protocol):
-    """What reading needs. Every method may be called from any thread.
-
-    Errors are those of :mod:`reshard.errors`: NotFound, Denied, SourceChanged, Transient (only
-    after this store's own retries ran out), Unsupported, StorageError.
-    """
-
-    @property
-    def url(self) -> str:
-        """The root that keys count from, without a slash at the end (``s3://bucket``)."""
+    def provider(self) -> str:
+        """Name of the service, for price tables; sends no request."""
         ...
 
     def head(self, key: str) -> ObjectInfo:
-        """Describe one object; NotFound when there is none."""
+        """Describe one object; raise NotFound if there is none."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -125,7 +113,9 @@ class ReadStore(Protocol):
 
     def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
         """Return the bytes of a small range; see :meth:`read_into`."""
-        ...
+        buffer = bytearray(span.nbytes)
+        self.read_into(key, span, memoryview(buffer), etag)
+        return bytes(buffer)
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         """Fill ``target`` with the bytes ``span`` of an object.
@@ -133,7 +123,7 @@ class ReadStore(Protocol):
         Parameters
         ----------
         span
-            Wholly inside the object; an empty span asks the store nothing.
+            Inside the object; an empty span sends no request.
         target
             Writable, contiguous, format ``B``, exactly ``span.nbytes`` long.
         etag
@@ -150,12 +140,74 @@ class ReadStore(Protocol):
 
 
 @runtime_checkable
-class Store(ReadStore, Protocol):
-    """What writing needs besides reading. Nothing becomes visible half-written."""
+class PartCopier(Protocol):
+    """A store that makes a part from bytes that it, or another store of its service, holds already.
+
+    Nothing passes through the client. A store that never copies answers no and raises Unsupported; even
+    one that says yes may do so, if its service turns out not to have the operation.
+
+    Examples
+    --------
+    >>> from reshard.storage import MemoryStore
+    >>> store, source = MemoryStore(limits=StoreLimits(min_copy_source_bytes=1)), MemoryStore()
+    >>> _ = source.put("a", b"0123456789")
+    >>> store.copies_from(source)
+    True
+    >>> upload = store.create_upload("b")
+    >>> part = store.copy_part(upload, 1, 0, source, "a", ByteRange(2, 5))
+    >>> _ = store.complete_upload(upload, [(1, part)])
+    >>> store.read("b", ByteRange(0, 3))
+    b'234'
+    """
+
+    def copies_from(self, source: ReadStore) -> bool:
+        """Whether :meth:`copy_part` may be asked to copy from ``source``; sends no request."""
+        ...
+
+    def copy_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        source: ReadStore,
+        key: str,
+        span: ByteRange,
+        etag: str | None = None,
+    ) -> str:
+        """Make one part from the bytes ``span`` of the object ``key`` in ``source``; return the part's etag.
+
+        Parameters
+        ----------
+        number, offset
+            As in :meth:`Store.upload_part`; copied and uploaded parts may be mixed in one upload.
+        span
+            Not empty, inside an object of at least ``limits.min_copy_source_bytes``.
+        etag
+            If given, raise SourceChanged when the object has another. Some services ignore it:
+            a caller that must be sure checks the source again afterwards.
+
+        Raises
+        ------
+        NotFound
+            There is no such object.
+        SourceChanged
+            The object does not have ``etag``.
+        Unsupported
+            The service does not copy ranges, or not from ``source``.
+        StorageError
+            The object ends before ``span.stop``. Some services notice nothing and make a shorter
+            part: the length that completing the upload returns shows it.
+        """
+        ...
+
+
+@runtime_checkable
+class Store(ReadStore, PartCopier, Protocol):
+    """A store that can also be written to. Nothing becomes visible half-written."""
 
     @property
     def limits(self) -> StoreLimits:
-        """Part and object sizes this store accepts."""
+        """Part and object sizes that this store accepts."""
         ...
 
     def put(self, key: str, body: Body) -> ObjectInfo:
@@ -163,7 +215,7 @@ class Store(ReadStore, Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error when there is none."""
+        """Remove an object; no error if there is none."""
         ...
 
     def create_upload(self, key: str) -> Upload:
@@ -178,20 +230,32 @@ class Store(ReadStore, Protocol):
         number
             From 1; parts are joined by ascending number.
         offset
-            Where the part begins in the finished object, in bytes: a store that can write in
-            place uses it, others only count on it being right.
+            Where the part begins in the finished object, in bytes. A store that writes in place
+            uses it; others rely on the caller.
+        """
+        ...
+
+    def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
+        """List the parts of an open upload by ascending number, whichever process made them.
+
+        A number that was sent several times is left out if the store does not show which part is the last.
+
+        Raises
+        ------
+        NotFound
+            The upload is completed or aborted.
         """
         ...
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
         """Join the parts ``(number, etag)``, ascending and at least one; the object becomes visible.
 
-        The returned length is the one the store tells, so that a caller can compare it.
+        The length returned is the one that the store reports, so that a caller can compare it.
         """
         ...
 
     def abort_upload(self, upload: Upload) -> None:
-        """Drop an upload and its parts; no error when it is gone already."""
+        """Drop an upload and its parts; no error if it is gone already."""
         ...
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
@@ -200,99 +264,17 @@ class Store(ReadStore, Protocol):
 
 
 @runtime_checkable
-class PartCopier(Protocol):
-    """A store that can make a part of bytes that it, or a store of the same service, holds already.
+class Wrapper(Protocol):
+    """A store that delegates to another."""
 
-    Nothing passes through the client. That the class has the methods does not say that the service
-    has the operation: be ready for Unsupported, and send the bytes instead.
-
-    Examples
-    --------
-    >>> from reshard.storage.memory import MemoryStore
-    >>> store, source = MemoryStore(limits=StoreLimits(min_copy_source_bytes=1)), MemoryStore()
-    >>> _ = source.put("a", b"0123456789")
-    >>> isinstance(store, PartCopier) and store.copies_from(source)
-    True
-    >>> upload = store.create_upload("b")
-    >>> part = store.copy_part(upload, 1, 0, source, "a", ByteRange(2, 5))
-    >>> _ = store.complete_upload(upload, [(1, part)])
-    >>> store.read("b", ByteRange(0, 3))
-    b'234'
-    """
-
-    def copies_from(self, source: ReadStore) -> bool:
-        """Whether :meth:`copy_part` may be asked to copy from ``source``; asks no service anything."""
+    @property
+    def wrapped(self) -> ReadStore:
+        """The other store."""
         ...
-
-    def copy_part(
-        self,
-        upload: Upload,
-        number: int,
-        offset: int,
-        source: ReadStore,
-        key: str,
-        span: ByteRange,
-        etag: str | None = None,
-    ) -> str:
-        """Make one part of the bytes ``span`` of the object ``key`` in ``source``; return the part's etag.
-
-        Parameters
-        ----------
-        number, offset
-            As in :meth:`Store.upload_part`; copied and sent parts may be mixed in one upload.
-        source
-            One that :meth:`copies_from` says yes to.
-        span
-            Not empty, and wholly inside an object of at least ``limits.min_copy_source_bytes``.
-        etag
-            If given, raise SourceChanged when the object has another. Some services ignore it:
-            who must be sure looks at the source again afterwards.
-
-        Returns
-        -------
-        str
-            What :meth:`Store.complete_upload` wants to know of the part.
-
-        Raises
-        ------
-        NotFound
-            There is no such object.
-        SourceChanged
-            It is not the one with ``etag``.
-        Unsupported
-            The service cannot copy ranges, or not from ``source``.
-        StorageError
-            The object ends before ``span.stop``. Some services notice nothing and make a shorter
-            part: the length that completing the upload returns tells.
-        Transient
-            The tries ran out.
-        """
-        ...
-
-
-def identity_of(store: ReadStore) -> str:
-    """Return what tells a store from others: its own answer, or else its URL.
-
-    Examples
-    --------
-    >>> from reshard.storage.memory import MemoryStore
-    >>> identity_of(MemoryStore("lab"))
-    'memory://lab'
-    """
-    return store.identity if isinstance(store, Identified) else store.url
 
 
 def unwrapped(store: ReadStore) -> ReadStore:
-    """Return the store that does the work for another, however many are in between.
-
-    Examples
-    --------
-    >>> from reshard.storage.memory import MemoryStore
-    >>> from reshard.storage.recording import recording
-    >>> store = MemoryStore()
-    >>> unwrapped(recording(recording(store))) is store, unwrapped(store) is store
-    (True, True)
-    """
+    """Return the store that does the work, below any number of wrappers."""
     while isinstance(store, Wrapper):
         store = store.wrapped
     return store

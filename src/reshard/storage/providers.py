@@ -1,8 +1,8 @@
-"""How S3 services differ, as a table: one row a service, first match wins.
+"""How S3 services differ, as a table: one row per service, the first match wins.
 
-Only differences that change what is sent are here. What no row relies on: conditional writes
-(``If-None-Match`` on PUT or Complete), multi-object deletes, checksums kept by the store, and
-ETags that are MD5s; services disagree on all of them.
+Only differences that change requests are here. No row relies on conditional writes (``If-None-Match``
+on PUT or Complete), multi-object deletes, checksums kept by the store, or ETags that are MD5s: services
+disagree on all of them.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ class Provider:
     Parameters
     ----------
     name
-        For messages.
+        Name for messages and price tables.
     hosts
         Regular expression for the whole host of the endpoint; a group ``region`` is the signing
         region. The empty host means that no endpoint is set.
     addressing
         Where the bucket's name goes.
     region
-        Signing region, where the host does not tell.
+        Signing region if the host does not contain it.
     limits
-        Part sizes, and what may be copied by ranges. Rows stay at the S3 floor of 5 MiB even where
-        less is allowed; but for OBS, because the smaller parts may be, the less passes through the
-        client beside what the service copies. Every service here has UploadPartCopy with a range.
+        Part sizes, and the objects that ranges are copied of. Rows keep the S3 minimum of 5 MiB even
+        where smaller parts are allowed, except for OBS: the smaller the parts, the fewer bytes pass
+        through the client beside those that the service copies. Every service here has UploadPartCopy
+        with a range.
         Source: the services' own API references.
     unequal_parts
         Whether the parts of one upload may differ in length.
     list_version
-        Which listing to ask for: 2 only where it is known to be right. On OBS the second kind
-        begins anew with each page, and its file system buckets do not have it; Ceph, Tencent COS
-        and others came late to it too. S3 directory buckets have no other.
+        Version of ListObjects: 2 only where it is known to work. On OBS version 2 begins anew with
+        each page, and OBS's file system buckets lack it; Ceph, Tencent COS and others added it late.
+        S3 directory buckets have only version 2.
         Source: minio/minio-go issue 1703 and rclone/rclone pull request 6220 (both about OBS).
 
     Examples
@@ -65,12 +66,8 @@ class Provider:
     unequal_parts: bool = True
     list_version: Literal[1, 2] = 1
 
-    def matches(self, host: str) -> bool:
-        """Whether an endpoint of this host belongs to this row."""
-        return re.fullmatch(self.hosts, host) is not None
-
     def region_of(self, host: str) -> str:
-        """Signing region, or nothing if neither the host nor the row tells."""
+        """Return the signing region, or nothing if neither the host nor the row has one."""
         match = re.fullmatch(self.hosts, host)
         return (match.groupdict().get("region") if match else None) or self.region
 
@@ -79,9 +76,8 @@ PROVIDERS: tuple[Provider, ...] = (
     # boto3's "auto" means virtual here, but a path for bucket names with dots, which no certificate covers.
     Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2),
     # Path style on the public names was withdrawn from 2023-12-30 on: the answer is SecondLevelDomainForbidden, or a
-    # misleading 404. A part has 100 KiB at least, the last one any length; at most 10 000 parts of 5 GiB: 48.8 TiB.
-    # Of no object is it said that it is too short for a range of it to be copied; copies stay within a region, which is
-    # one endpoint.
+    # misleading 404. A part has at least 100 KiB, the last one any length; at most 10 000 parts of 5 GiB: 48.8 TiB.
+    # No shortest object to copy ranges of is documented; copies stay within a region, which is one endpoint.
     # Source: Huawei Cloud OBS API reference, "Initiating a Multipart Upload", "Copying a Part" and "Notes and
     # Constraints".
     Provider(
@@ -96,37 +92,30 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("Tencent COS", r"(?:.+\.)?cos\.(?P<region>[a-z0-9-]+)\.myqcloud\.com", "virtual"),
     # Source: "Multipart upload", Cloudflare R2 documentation: all parts but the last must be the same size.
     Provider("Cloudflare R2", r".+\.r2\.cloudflarestorage\.com", "path", region="auto", unequal_parts=False),
-    # MinIO, Ceph, SeaweedFS, private OBS; IP addresses and domains of one's own, where no wildcard DNS can be assumed.
+    # MinIO, Ceph, SeaweedFS, private OBS; IP addresses and private domains, where no wildcard DNS can be assumed.
     Provider("S3-compatible store", r".*", "path"),
 )
 
 
 def provider_of(endpoint: str | None, environ: Mapping[str, str]) -> Provider:
-    """Find the row of an endpoint, with the addressing that the environment insists on.
+    """Return the row of an endpoint, with the addressing that the environment requires.
 
     Parameters
     ----------
     endpoint
         URL with its scheme; None for AWS's own.
     environ
-        ``RESHARD_S3_ADDRESSING`` may be ``path`` or ``virtual``.
-
-    Raises
-    ------
-    UsageError
-        The variable says something else.
+        ``RESHARD_S3_ADDRESSING`` may be ``path`` or ``virtual``; anything else is a UsageError.
 
     Examples
     --------
     >>> provider_of("https://obs.cn-north-4.myhuaweicloud.com", {}).addressing
     'virtual'
-    >>> provider_of("http://127.0.0.1:9000", {}).addressing
-    'path'
     >>> provider_of("http://s3.lab.example", {"RESHARD_S3_ADDRESSING": "virtual"}).addressing
     'virtual'
     """
     host = (urlsplit(endpoint).hostname or "") if endpoint else ""
-    row = next(row for row in PROVIDERS if row.matches(host))
+    row = next(row for row in PROVIDERS if re.fullmatch(row.hosts, host))
     wanted = environ.get(ADDRESSING_VARIABLE)
     if not wanted:
         return row

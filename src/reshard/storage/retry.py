@@ -1,4 +1,4 @@
-"""Trying again: which failures are worth it is decided by raising Transient, how often is decided here."""
+"""Trying again: raising Transient decides what is worth it, this module decides how often."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often to try, and how long to wait in between.
+    """How often to try, and how long to wait between tries.
 
-    The wait before try ``n + 1`` is drawn evenly from nothing to ``first_delay_s * 2**(n - 1)``,
-    never above ``longest_delay_s``: spreading the tries of many workers over the whole interval is
-    what lets a store that is overloaded recover.
+    The wait before try ``n + 1`` is drawn evenly from 0 to ``first_delay_s * 2**(n - 1)``, never above
+    ``longest_delay_s``: an overloaded store recovers only if the tries of many workers are spread over the
+    whole interval.
 
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter).
 
@@ -35,20 +35,12 @@ class RetryPolicy:
     longest_delay_s: float = 20.0
 
     def longest_wait_s(self, failures: int) -> float:
-        """Upper end of the wait after so many failures in a row."""
+        """Upper bound of the wait after so many failures in a row."""
         return min(self.longest_delay_s, self.first_delay_s * 2.0 ** min(failures - 1, 32))
 
 
 class Retries:
-    """The failures in a row of one request, and the waits between them.
-
-    Parameters
-    ----------
-    policy
-        How often and how long.
-    should_stop
-        Asked while waiting.
-    """
+    """The failures in a row of one request, and the waits between them."""
 
     def __init__(self, policy: RetryPolicy, should_stop: ShouldStop = never) -> None:
         self._policy = policy
@@ -68,26 +60,18 @@ class Retries:
         Transient
             There is no next try; the message says how many there were.
         Interrupted
-            Stopped while waiting.
+            ``should_stop`` answered yes during the wait.
         """
         self._failures += 1
         if self._failures >= self._policy.tries:
-            raise self._last(error) from error
+            seconds = time.monotonic() - self._began
+            message = f"{error.message} (gave up after {self._failures} tries in {seconds:.0f} s)"
+            raise Transient(message, hint=error.hint, problems=error.problems) from error
         pause(random.uniform(0, self._policy.longest_wait_s(self._failures)), self._should_stop)  # noqa: S311
-
-    def _last(self, error: Transient) -> Transient:
-        seconds = time.monotonic() - self._began
-        message = f"{error.message} (gave up after {self._failures} tries in {seconds:.0f} s)"
-        return Transient(message, hint=error.hint, problems=error.problems)
 
 
 def retrying(action: Callable[[], T], policy: RetryPolicy, should_stop: ShouldStop = never) -> T:
-    """Return what ``action`` returns, calling it again after each Transient.
-
-    Raises
-    ------
-    Transient
-        The tries ran out. Any other error passes at once.
+    """Return what ``action`` returns, calling it again after each Transient until the tries run out.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A boto3 client set up for moving large objects, on AWS and on stores that know less than AWS."""
+"""A boto3 client set up for moving large objects, on AWS and on stores that support less than AWS."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .s3_settings import S3Settings, obs_settings, s3_settings
 
 
 def find_settings(scheme: str, bucket: str) -> S3Settings:
-    """Gather how to reach a bucket from the environment, profiles and AWS's configuration files.
+    """Gather the settings of a bucket from the environment, profiles and AWS's configuration files.
 
     Raises
     ------
     UsageError
-        Something is missing or contradicts itself.
+        A setting is missing or contradicts another.
     """
     session = _session()
     if scheme == "obs":
@@ -32,13 +32,7 @@ def find_settings(scheme: str, bucket: str) -> S3Settings:
 
 
 def make_client(settings: S3Settings) -> Any:
-    """Make the client for one bucket; it may be used by many threads at once.
-
-    Raises
-    ------
-    UsageError
-        boto3 does not accept the settings.
-    """
+    """Make the client for one bucket, for many threads; raise UsageError if boto3 does not accept the settings."""
     keys = settings.keys
     secrets = (
         {
@@ -59,14 +53,14 @@ def _config(settings: S3Settings) -> Config:
         max_pool_connections=settings.connection_count,
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
-        # One try here: trying again is ours (retry.py), with one policy for requests and bodies and an ear for
-        # should_stop. Standard mode still follows AWS's region redirects.
+        # One try here: retry.py repeats, with one policy for requests and bodies, and asks should_stop while it waits.
+        # Standard mode still follows AWS's region redirects.
         retries={"mode": "standard", "total_max_attempts": 1},
         signature_version="s3v4",
-        # Checksum trailers, the default since boto3 1.36, are refused by OBS and by most stores older than that.
+        # OBS and most older stores refuse checksum trailers, the default since boto3 1.36.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # Hashing every part for the signature would cost three times what sending it costs.
+        # Hashing a part for the signature costs three times as much CPU as sending it.
         s3={"addressing_style": settings.provider.addressing, "payload_signing_enabled": False},
     )
 
@@ -82,7 +76,7 @@ def _session() -> boto3.session.Session:
 
 @functools.lru_cache
 def _loader(data_path: str | None) -> botocore.loaders.Loader:
-    """boto3's descriptions of services: parsing them anew would take most of the time of making a client."""
+    """Keep boto3's descriptions of services: parsing them takes most of the time of making a client."""
     return botocore.loaders.create_loader(data_path)
 
 
@@ -98,7 +92,7 @@ def _client(session: boto3.session.Session, **arguments: Any) -> Any:
 
 
 def _configured_endpoint(session: boto3.session.Session) -> str:
-    """Ask boto3 where it would go: environment, profile and service sections, in its own order."""
+    """Ask boto3 for its endpoint: from environment, profile and service sections, in its own order."""
     return str(_client(session, region_name=session.region_name or "us-east-1").meta.endpoint_url)
 
 

@@ -1,7 +1,7 @@
-"""What botocore raises, in words for people: what failed, where, and what to do about it.
+"""Translates botocore's errors into messages for people: what failed, where, and what to do about it.
 
-Messages are made here from the error's code; botocore's own text is used only where it cannot hold
-more than the service said, because some of its messages quote whole URLs.
+The messages are made from the error's code. botocore's own text is used only where it is the service's
+reason: some of its other messages quote whole URLs.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from ..errors import Denied, NotFound, ReshardError, SourceChanged, StorageError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, in words.
+class RequestLabel:
+    """A request as messages name it.
 
     Examples
     --------
-    >>> print(Asked("read", "s3://models/a.bin", "AWS S3"))
+    >>> print(RequestLabel("read", "s3://models/a.bin", "AWS S3"))
     Cannot read s3://models/a.bin (AWS S3)
     """
 
@@ -56,51 +56,55 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class _Row:
     error: type[ReshardError]
-    what: str
+    reason: str
     hint: str = ""
 
 
-_CLOCK = "Set the clock of this machine; signatures are valid for minutes only."
+_CLOCK = "Set the clock of this machine: signatures are valid for a few minutes only."
 _KEYS = (
     "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); for obs:// OBS_ACCESS_KEY_ID and its secret."
 )
-_REGION = "Set AWS_REGION (for obs:// OBS_REGION) and the endpoint to the region that the bucket is in."
-_VIRTUAL = "Set RESHARD_S3_ADDRESSING=virtual, and give the endpoint without the bucket's name."
+_REGION = "Set AWS_REGION (for obs:// OBS_REGION) and the endpoint to the bucket's region."
+_VIRTUAL = "Set RESHARD_S3_ADDRESSING=virtual, and the endpoint without the bucket's name."
+_SESSION = "Get new temporary credentials and run again."
+_ARCHIVED = "Restore it from its storage class first."
 
 _CODES: dict[str, _Row] = {
-    "NoSuchBucket": _Row(NotFound, "there is no such bucket", "Check the bucket's name, and that the endpoint is its."),
+    "NoSuchBucket": _Row(
+        NotFound, "there is no such bucket", "Check the bucket's name and that the endpoint serves it."
+    ),
     "NoSuchKey": _Row(NotFound, "there is no such object"),
     "NoSuchUpload": _Row(NotFound, "the upload is not open any more: it was completed or aborted"),
     "AccessDenied": _Row(
         Denied,
         "access is denied",
-        "The key needs the right to do this; without the right to list, an object that is not there is denied too.",
+        "The access key lacks this permission. Without permission to list, stores deny access to a missing object too.",
     ),
     "AllAccessDisabled": _Row(Denied, "all access to this bucket is disabled"),
     "AccountProblem": _Row(Denied, "there is a problem with the account"),
     "InvalidAccessKeyId": _Row(Denied, "the store does not know this access key", _KEYS),
-    "SignatureDoesNotMatch": _Row(Denied, "the secret key is not the one of the access key", _KEYS),
+    "SignatureDoesNotMatch": _Row(Denied, "the secret key does not belong to the access key", _KEYS),
     "AuthorizationHeaderMalformed": _Row(Denied, "the request is signed for another region", _REGION),
-    "ExpiredToken": _Row(Denied, "the session token has expired", "Get new temporary credentials and run again."),
-    "InvalidToken": _Row(Denied, "the session token is not valid", "Get new temporary credentials and run again."),
+    "ExpiredToken": _Row(Denied, "the session token has expired", _SESSION),
+    "InvalidToken": _Row(Denied, "the session token is invalid", _SESSION),
     "RequestTimeTooSkewed": _Row(Denied, "this machine's clock differs from the store's", _CLOCK),
-    "InvalidObjectState": _Row(Denied, "the object is archived", "Restore it from its storage class first."),
-    "ObjectNotInActiveTierError": _Row(Denied, "the object is archived", "Restore it from its storage class first."),
+    "InvalidObjectState": _Row(Denied, "the object is archived", _ARCHIVED),
+    "ObjectNotInActiveTierError": _Row(Denied, "the object is archived", _ARCHIVED),
     "PermanentRedirect": _Row(StorageError, "the bucket is in another region or at another endpoint", _REGION),
     "IllegalLocationConstraintException": _Row(StorageError, "the bucket is in another region", _REGION),
-    "SecondLevelDomainForbidden": _Row(Unsupported, "the store wants the bucket in the host name", _VIRTUAL),
-    "PathStyleDomainForbidden": _Row(Unsupported, "the store wants the bucket in the host name", _VIRTUAL),
+    "SecondLevelDomainForbidden": _Row(Unsupported, "the store requires the bucket in the host name", _VIRTUAL),
+    "PathStyleDomainForbidden": _Row(Unsupported, "the store requires the bucket in the host name", _VIRTUAL),
     "NotImplemented": _Row(Unsupported, "the store cannot do this"),
     "MethodNotAllowed": _Row(Unsupported, "the store does not allow this"),
-    "InvalidBucketName": _Row(UsageError, "this is not a bucket's name"),
+    "InvalidBucketName": _Row(UsageError, "the bucket's name is invalid"),
     "KeyTooLongError": _Row(UsageError, "the key is longer than 1024 bytes"),
-    "EntityTooSmall": _Row(StorageError, "a part that is not the last is below the store's smallest part"),
+    "EntityTooSmall": _Row(StorageError, "a part other than the last is below the store's smallest part"),
     "EntityTooLarge": _Row(StorageError, "the object or part is larger than the store allows"),
     "InvalidPart": _Row(StorageError, "a part is missing, or was sent again since"),
     "InvalidPartOrder": _Row(StorageError, "parts are not in ascending order"),
     "InvalidRange": _Row(StorageError, "the object is shorter than that"),
-    "QuotaExceeded": _Row(StorageError, "the bucket is full", "Free some space, or have its quota raised."),
-    "PreconditionFailed": _Row(SourceChanged, "the object has changed", "Plan again from the new object."),
+    "QuotaExceeded": _Row(StorageError, "the bucket is full", "Free some space or raise the quota."),
+    "PreconditionFailed": _Row(SourceChanged, "the object has changed", "Make a new plan."),
 }
 
 _STATUS: dict[int, _Row] = {
@@ -122,7 +126,7 @@ _TRANSIENT_CODES = frozenset(
 
 _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
     ConnectTimeoutError: "no connection in time",
-    ReadTimeoutError: "the store fell silent",
+    ReadTimeoutError: "the store stopped answering",
     EndpointConnectionError: "no connection to the endpoint",
     ProxyConnectionError: "no connection to the proxy",
     IncompleteReadError: "the answer was cut off",
@@ -141,63 +145,58 @@ _KEYLESS = (
 
 
 def status_of(error: ClientError) -> int:
-    """HTTP status of an answer that was an error."""
+    """Return the HTTP status of an error."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def explain(error: Exception, asked: Asked) -> ReshardError:
-    """Translate one error of botocore; what is worth another try becomes Transient."""
+def explain(error: Exception, label: RequestLabel) -> ReshardError:
+    """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
-        return _answered(error, asked)
+        return _answered(error, label)
     if isinstance(error, SSLError):
-        return _tls(error, asked)
+        return _tls(error, label)
     if isinstance(error, _KEYLESS):
-        return Denied(f"{asked}: no credentials were found, or they are incomplete.", hint=_KEYS)
+        return Denied(f"{label}: no credentials were found, or they are incomplete.", hint=_KEYS)
     if isinstance(error, ParamValidationError):
-        return UsageError(f"{asked}: this is not the name of a bucket or an object.")
-    for kind, what in _TRANSIENT_KINDS.items():
+        return UsageError(f"{label}: this is not the name of a bucket or an object.")
+    for kind, reason in _TRANSIENT_KINDS.items():
         if isinstance(error, kind):
-            return Transient(f"{asked}: {what}.", hint="Check the endpoint, the network and the proxy settings.")
+            return Transient(f"{label}: {reason}.", hint="Check the endpoint, the network and the proxy settings.")
     if isinstance(error, HTTPClientError):  # anything else that broke while a request was sent
         inner = getattr(error, "kwargs", {}).get("error")
-        return Transient(f"{asked}: the request failed on its way ({type(inner).__name__}).")
-    return StorageError(f"{asked}: {type(error).__name__}.")
+        return Transient(f"{label}: the request failed on its way ({type(inner).__name__}).")
+    return StorageError(f"{label}: {type(error).__name__}.")
 
 
-def _answered(error: ClientError, asked: Asked) -> ReshardError:
-    told: dict[str, Any] = error.response.get("Error", {})
-    code, status = str(told.get("Code", "")), status_of(error)
+def _answered(error: ClientError, label: RequestLabel) -> ReshardError:
+    answer: dict[str, Any] = error.response.get("Error", {})
+    code, status = str(answer.get("Code", "")), status_of(error)
     row = _CODES.get(code)
     # The code goes before the status: an error inside an answer of 200 reaches us as a 500.
     if code in _TRANSIENT_CODES or (row is None and status in _TRANSIENT_STATUS):
-        return Transient(f"{asked}: the store answered {code or status}.", hint="It is busy or failing; try later.")
+        return Transient(f"{label}: the store answered {code or status}.", hint="It is busy or failing; try later.")
     row = row or _STATUS.get(status)
     if row is None:
-        return StorageError(f"{asked}: the store answered {status} {code}: {told.get('Message') or 'no reason given'}.")
+        reason = answer.get("Message") or "no reason given"
+        return StorageError(f"{label}: the store answered {status} {code}: {reason}.")
     kind = f" [{code}]" if code and not code.isdecimal() else ""
-    return row.error(f"{asked}: {row.what}{kind}{_bucket_region(error)}.", hint=row.hint)
-
-
-def _bucket_region(error: ClientError) -> str:
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
-    return f"; the bucket is in {region}" if region and status_of(error) in (301, 307, 400) else ""
+    region = answer.get("Region") or headers.get("x-amz-bucket-region")
+    place = f"; the bucket is in {region}" if region and status in (301, 307, 400) else ""
+    return row.error(f"{label}: {row.reason}{kind}{place}.", hint=row.hint)
 
 
-def _tls(error: SSLError, asked: Asked) -> ReshardError:
-    reason = _reason(error)
+def _tls(error: SSLError, label: RequestLabel) -> ReshardError:
+    reason = str(getattr(error, "kwargs", {}).get("error", ""))
     if "WRONG_VERSION_NUMBER" in reason:
         return StorageError(
-            f"{asked}: the endpoint does not speak TLS.", hint="If it is a plain one, write http:// in front of it."
+            f"{label}: the endpoint does not speak TLS.",
+            hint="For an endpoint without TLS write http:// in front of it.",
         )
     if "ertificate" in reason or "CERTIFICATE" in reason:
         return StorageError(
-            f"{asked}: the certificate of the endpoint is not accepted.",
-            hint="For an authority of your own set AWS_CA_BUNDLE to its certificate file. A bucket whose name has dots "
-            "needs RESHARD_S3_ADDRESSING=path.",
+            f"{label}: the certificate of the endpoint is not accepted.",
+            hint="Set AWS_CA_BUNDLE to the certificate file of a private authority. A bucket whose name has dots needs "
+            "RESHARD_S3_ADDRESSING=path.",
         )
-    return Transient(f"{asked}: the TLS connection broke.")
-
-
-def _reason(error: BotoCoreError) -> str:
-    return str(getattr(error, "kwargs", {}).get("error", ""))
+    return Transient(f"{label}: the TLS connection broke.")

@@ -1,4 +1,4 @@
-"""From environment variables to one value that says how to reach a bucket; no connection is made."""
+"""The settings of a bucket, from environment variables; no connection is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT_REGION = "us-east-1"  # what servers that have no regions expect in a s
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Credentials given to us; the default chain finds others by itself. Never shown.
+    """Credentials from OBS's variables, never shown; boto3's default chain finds others by itself.
 
     Examples
     --------
@@ -32,26 +32,22 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """How to reach one bucket.
+    """The settings of one bucket.
 
     Parameters
     ----------
     url
         ``s3://bucket`` or ``obs://bucket``.
-    bucket
-        Its name.
-    provider
-        The service's row.
     endpoint
         URL without the bucket; None for AWS's own.
     region
-        For the signature; None for boto3's choice.
+        Region for the signature; None for boto3's choice.
     keys
         None for the AWS chain: environment, profile, web identity, instance role.
-    connect_timeout_s, read_timeout_s
-        For a connection, and for silence on it.
+    read_timeout_s
+        Longest silence on a connection.
     connection_count
-        Connections kept open; more threads than this wait for no one but reconnect each time.
+        Connections kept open; more threads than this do not wait, but reconnect each time.
 
     Examples
     --------
@@ -71,12 +67,12 @@ class S3Settings:
 
     @property
     def place(self) -> str:
-        """The service and its address, for messages."""
+        """Service and address, for messages."""
         return f"{self.provider.name} at {self.endpoint}" if self.endpoint else self.provider.name
 
     @property
     def identity(self) -> str:
-        """Service and bucket: equal for two URLs of one bucket, whatever their schemes.
+        """Service and bucket: equal for all URLs of one bucket, whatever their schemes.
 
         Examples
         --------
@@ -92,7 +88,7 @@ class S3Settings:
         return f"s3@{parts.hostname}{port}{parts.path}/{self.bucket}"
 
     def reaches(self, other: S3Settings) -> bool:
-        """Whether this service knows the bucket of ``other``, and the same credentials open both.
+        """Whether this service has the bucket of ``other``, and the same credentials open both.
 
         Examples
         --------
@@ -102,16 +98,13 @@ class S3Settings:
         >>> here.reaches(s3_settings("b", {})), here.reaches(obs_settings("b", {"OBS_ENDPOINT": "http://other.example"}))
         (False, False)
         """
-        return self._service == other._service
-
-    @property
-    def _service(self) -> tuple[object, ...]:
-        place = self.identity.removesuffix(f"/{self.bucket}")
-        return place, self.provider, self.region, self.keys
+        here, there = (each.identity.removesuffix(f"/{each.bucket}") for each in (self, other))
+        mine, theirs = ((each.provider, each.region, each.keys) for each in (self, other))
+        return here == there and mine == theirs
 
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
-    """Settings for ``s3://bucket``: everything as boto3 finds it.
+    """Return the settings of ``s3://bucket``: everything as boto3 finds it.
 
     Parameters
     ----------
@@ -119,11 +112,6 @@ def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", reg
         Environment variables.
     endpoint, region
         As boto3 found them in environment and profile.
-
-    Raises
-    ------
-    UsageError
-        The endpoint is not a URL.
 
     Examples
     --------
@@ -133,13 +121,13 @@ def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", reg
     'us-east-1'
     """
     url = _endpoint(endpoint, "AWS_ENDPOINT_URL") if endpoint else None
-    # boto3 knows more about AWS's own endpoints (partitions, redirects) than we could tell it.
+    # boto3 chooses AWS's own endpoints better by itself: it knows partitions and redirects.
     own = url is None or provider_of(url, environ).name == AWS
     return _settings("s3", bucket, environ, None if own else url, region or environ.get("AWS_REGION"), None)
 
 
 def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = None) -> S3Settings:
-    """Settings for ``obs://bucket``: OBS variables first, then those of AWS.
+    """Return the settings of ``obs://bucket``: OBS variables first, then those of AWS.
 
     Parameters
     ----------
@@ -148,12 +136,12 @@ def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = N
         made from ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY``,
         ``OBS_SECURITY_TOKEN``.
     region
-        As boto3 found it; used if neither ``OBS_REGION`` nor the endpoint tells.
+        As boto3 found it; used if neither ``OBS_REGION`` nor the endpoint says.
 
     Raises
     ------
     UsageError
-        No endpoint, or one of a pair of keys is missing.
+        The endpoint or one of a pair of keys is missing.
 
     Examples
     --------
@@ -198,7 +186,7 @@ def _settings(
 
 
 def _endpoint(text: str, source: str) -> str:
-    """Bring an endpoint into the form ``https://host[:port][/path]``."""
+    """Normalise an endpoint to ``https://host[:port][/path]``."""
     parts = urlsplit(text if "://" in text else f"https://{text}")
     try:
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

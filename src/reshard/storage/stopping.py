@@ -1,4 +1,4 @@
-"""Breaking off a transfer half way: one question, asked between blocks of bytes and while waiting."""
+"""Breaking off a transfer: one question, asked between blocks of bytes and while waiting."""
 
 from __future__ import annotations
 
@@ -14,40 +14,18 @@ _SLICE_S = 0.1
 
 
 def never() -> bool:
-    """Answer no: nobody can stop the transfer.
-
-    Examples
-    --------
-    >>> never()
-    False
-    """
+    """Answer no: nobody can stop the transfer."""
     return False
 
 
 def check(should_stop: ShouldStop) -> None:
-    """Return if the transfer may go on.
-
-    Raises
-    ------
-    Interrupted
-        It may not.
-
-    Examples
-    --------
-    >>> check(never)
-    """
+    """Raise Interrupted if the transfer is to be broken off."""
     if should_stop():
         raise Interrupted("Stopped in the middle of a transfer.")
 
 
 def pause(duration_s: float, should_stop: ShouldStop) -> None:
-    """Sleep, but wake up soon after ``should_stop`` says yes.
-
-    Raises
-    ------
-    Interrupted
-        The sleep was cut short.
-    """
+    """Sleep; wake up and raise Interrupted soon after ``should_stop`` says yes."""
     deadline = time.monotonic() + duration_s
     check(should_stop)
     while (left := deadline - time.monotonic()) > 0:

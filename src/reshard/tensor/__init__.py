@@ -1,11 +1,10 @@
-"""A tensor without its bytes: element type, region, where its bytes lie, and how ranks share it."""
+"""A tensor without its bytes: element type, regions, byte runs, and how ranks share it."""
 
 from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
-from .layout import Layout, RowSplit
-from .patch import Patch, Views, plain_patch, plain_views, view_boxes
-from .runs import Runs, Scatter, box_scatter, byte_runs, slice_scatters, strided
-from .strategy import Strategy
+from .layout import Layout, RowSplit, Strategy
+from .patch import Patch, Views, plain_patch, view_boxes
+from .runs import Runs, Scatter, box_scatter, slice_scatters, strided
 
 __all__ = [
     "Box",
@@ -21,10 +20,8 @@ __all__ = [
     "TensorSpec",
     "Views",
     "box_scatter",
-    "byte_runs",
     "extent_of",
     "plain_patch",
-    "plain_views",
     "row_major_boxes",
     "slice_scatters",
     "strided",

@@ -1,4 +1,4 @@
-"""Regions of tensors and of objects: which elements, which bytes."""
+"""Regions of tensors and of objects: elements and bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TensorSpec:
 
 
 def extent_of(spec: TensorSpec) -> tuple[Shape, int]:
-    """The shape and bytes per element by which a tensor's bytes are addressed.
+    """Return the shape and the bytes per element by which a tensor's bytes are addressed.
 
     Elements smaller than a byte cannot be addressed: such a tensor is one row of bytes.
 
@@ -75,8 +75,6 @@ class Box:
     >>> a = Box((0, 0), (4, 4)); b = Box((2, 1), (6, 3))
     >>> a.intersect(b)
     Box(start=(2, 1), stop=(4, 3))
-    >>> a.intersect(b).relative_to((2, 0))
-    Box(start=(0, 1), stop=(2, 3))
     """
 
     start: Shape
@@ -84,7 +82,7 @@ class Box:
 
     @classmethod
     def whole(cls, shape: Shape) -> Box:
-        """The box that covers a tensor of ``shape``."""
+        """Return the box that covers a tensor of ``shape``."""
         return cls((0,) * len(shape), shape)
 
     @property
@@ -103,7 +101,7 @@ class Box:
         return any(b <= a for a, b in zip(self.start, self.stop, strict=True))
 
     def intersect(self, other: Box) -> Box | None:
-        """The common region, or None when there is none."""
+        """Return the common region, or None if there is none."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
         for a, b in zip(start, stop, strict=True):
@@ -111,32 +109,17 @@ class Box:
                 return None
         return Box(start, stop)
 
-    def contains(self, other: Box) -> bool:
-        """Whether every element of ``other`` is inside."""
-        return all(a <= c for a, c in zip(self.start, other.start, strict=True)) and all(
-            d <= b for b, d in zip(self.stop, other.stop, strict=True)
-        )
-
-    def relative_to(self, origin: Shape) -> Box:
-        """The same region, counted from ``origin``."""
-        return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
-
     def shifted(self, offset: Shape) -> Box:
-        """The same region, moved by ``offset``."""
+        """Return the region moved by ``offset``."""
         return Box(tuple(map(add, self.start, offset)), tuple(map(add, self.stop, offset)))
 
 
 def row_major_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     """Cut the elements ``[start, stop)`` of a row-major tensor into boxes, in order.
 
-    At most ``2 * len(shape) - 1`` boxes come out, whatever the range.
-
-    Parameters
-    ----------
-    shape
-        Of the tensor, in elements.
-    start, stop
-        Flat element positions, ``0 <= start <= stop <= prod(shape)``.
+    ``start`` and ``stop`` are flat positions in a tensor of ``shape``. At most ``2 * len(shape) - 1`` boxes
+    come out, whatever the range: an incomplete first row, whole rows, and an incomplete last row, each
+    incomplete row cut in the same way.
 
     Examples
     --------

@@ -9,8 +9,8 @@ from functools import cached_property
 class DType(StrEnum):
     """Element type of a tensor.
 
-    Members stand in the order of the safetensors library's own enumeration, which writers use
-    (descending) to order tensors in a file.
+    Members are in the order of the safetensors library's own enumeration, by which writers sort the
+    tensors of a file (descending).
 
     Source: safetensors 0.8.0, ``tensor.rs``, ``enum Dtype``.
 
@@ -52,18 +52,12 @@ class DType(StrEnum):
 
     @cached_property
     def is_sub_byte(self) -> bool:
-        """Whether several elements share a byte, so that a tensor can only be carried whole."""
+        """Whether several elements share a byte, so that a tensor can only be moved whole."""
         return self.bits < 8
 
     @cached_property
     def itemsize(self) -> int:
-        """Bytes of one element.
-
-        Raises
-        ------
-        ValueError
-            The dtype is sub-byte.
-        """
+        """Bytes of one element; ValueError for a sub-byte dtype."""
         if self.is_sub_byte:
             raise ValueError(f"{self} has {self.bits} bits an element: no whole number of bytes")
         return self.bits // 8
@@ -74,13 +68,7 @@ class DType(StrEnum):
         return _ORDER[self]
 
     def nbytes(self, element_count: int) -> int:
-        """Bytes that ``element_count`` elements take.
-
-        Raises
-        ------
-        ValueError
-            The elements do not fill whole bytes.
-        """
+        """Return the bytes of ``element_count`` elements; raise ValueError if they do not fill whole bytes."""
         total_bits = self.bits * element_count
         if total_bits % 8:
             raise ValueError(f"{element_count} elements of {self} do not fill whole bytes")

@@ -1,8 +1,9 @@
-"""How one tensor is cut over the devices of a pipeline stage, and which box each rank owns."""
+"""How tensors are cut over the devices of a pipeline stage: which box each rank owns, stage by stage."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import StrategyError
@@ -11,7 +12,7 @@ from .box import Box, Shape
 
 @dataclass(frozen=True, slots=True)
 class RowSplit:
-    """Uneven pieces of axis 0 (MindSpore's ``manual_split``): ``counts[i]`` rows from row ``offsets[i]``."""
+    """Uneven pieces of axis 0 (MindSpore's ``manual_split``): ``counts[i]`` rows from row ``offsets[i]`` on."""
 
     counts: Shape
     offsets: Shape
@@ -26,16 +27,14 @@ class Layout:
     device_matrix
         The stage's devices as a row-major grid, last dimension fastest; at least one dimension.
     tensor_map
-        One tuple a tensor axis: the grid dimensions that cut it, counted from the right (0 is the
+        One tuple per tensor axis: the grid dimensions that cut it, counted from the right (0 is the
         last), most significant first; empty for an axis that is not cut.
     optimizer_shard_size
         Pieces that the parallel optimizer cuts axis 0 of the slice into; -1 for as many as there
         are replicas, 0 for none.
-    optimizer_shard_step
-        Rank distance between neighbouring pieces as MindSpore records it. Kept for writing; the
-        piece a rank holds follows from the grid alone.
-    row_split
-        Uneven pieces of axis 0, if the axis is cut by hand.
+    optimizer_shard_step, field_size
+        As MindSpore records them, kept for writing. The step is the rank distance between neighbouring
+        pieces, but the piece that a rank holds follows from the grid alone.
 
     Examples
     --------
@@ -65,9 +64,6 @@ class Layout:
                 f"{list(self.device_matrix)}: expected each of 0..{dimension_count - 1} at most once"
             )
         object.__setattr__(self, "_used", frozenset(dimension_count - 1 - entry for entry in entries))
-        self._check_optimizer_shard()
-
-    def _check_optimizer_shard(self) -> None:
         if self.optimizer_shard_size < -1:
             raise StrategyError(f"optimizer shard size {self.optimizer_shard_size}: expected -1, 0 or more")
         if self.optimizer_shard_size > 0 and self._taken_dimensions() is None:
@@ -98,20 +94,13 @@ class Layout:
 
     @property
     def optimizer_pieces(self) -> int:
-        """Pieces that the optimizer cuts a slice into (1 for none)."""
+        """Pieces that the optimizer cuts a slice into; 1 for none."""
         if self.optimizer_shard_size == -1:
             return self.replica_count
         return max(1, self.optimizer_shard_size)
 
     def box_of(self, shape: Shape, rank: int) -> Box:
-        """The region of a tensor that one rank owns.
-
-        Parameters
-        ----------
-        shape
-            Of the full tensor, in elements.
-        rank
-            Within the stage, ``0 <= rank < device_count``.
+        """Return the region of a full tensor of ``shape`` that a rank, counted within the stage, owns.
 
         Raises
         ------
@@ -131,7 +120,7 @@ class Layout:
         return Box(tuple(start), tuple(stop))
 
     def place_of(self, rank: int) -> Shape:
-        """Which piece of each axis a rank owns, whatever the tensor's shape.
+        """Return which piece of each axis a rank owns, whatever the tensor's shape.
 
         Examples
         --------
@@ -150,7 +139,7 @@ class Layout:
         return tuple(place)
 
     def full_shape(self, local_shape: Shape) -> Shape:
-        """The shape of the full tensor, from what one rank holds of it.
+        """Return the shape of the full tensor, given that of a rank's slice.
 
         Examples
         --------
@@ -213,7 +202,10 @@ class Layout:
         return coordinates[::-1]
 
     def _taken_dimensions(self) -> list[tuple[int, int]] | None:
-        """Free grid dimensions the optimizer cuts along, rightmost first, each with the pieces it gives."""
+        """Return the free grid dimensions that the optimizer cuts along, rightmost first, with the pieces of each.
+
+        None if no prefix of them gives the wanted number of pieces: of the last dimension taken a part will do.
+        """
         remaining = self.optimizer_pieces
         taken: list[tuple[int, int]] = []
         for dimension in reversed(range(len(self.device_matrix))):
@@ -228,8 +220,71 @@ class Layout:
         return taken if remaining == 1 else None
 
     def _optimizer_index(self, coordinates: list[int]) -> int:
+        # The rightmost free dimension varies fastest, as training numbers the pieces.
         index, weight = 0, 1
         for dimension, pieces in self._taken_dimensions() or []:
             index += coordinates[dimension] % pieces * weight
             weight *= pieces
         return index
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Layouts of every tensor on every pipeline stage.
+
+    Stages are contiguous blocks of ranks: ``stage = rank // device_count``.
+
+    Parameters
+    ----------
+    device_count
+        Devices in one stage; the product of every layout's device matrix.
+    stages
+        For each stage, the layout of each tensor on it. A tensor may be on several stages.
+
+    Examples
+    --------
+    >>> column = Layout((2,), ((), (0,)))
+    >>> strategy = Strategy(2, ({"embed": column}, {"head": column}))
+    >>> strategy.rank_count, strategy.layout("head", rank=3) is column, strategy.layout("head", rank=0)
+    (4, True, None)
+    """
+
+    device_count: int
+    stages: tuple[Mapping[str, Layout], ...]
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} on stage {stage}: device matrix {list(layout.device_matrix)}"
+            for stage, layouts in enumerate(self.stages)
+            for name, layout in layouts.items()
+            if layout.device_count != self.device_count
+        ]
+        if wrong:
+            raise StrategyError(f"expected {self.device_count} devices in every layout of the strategy", problems=wrong)
+        if not self.stages:
+            raise StrategyError("a strategy needs at least one stage")
+
+    @property
+    def stage_count(self) -> int:
+        """Pipeline stages."""
+        return len(self.stages)
+
+    @property
+    def rank_count(self) -> int:
+        """Ranks over all stages."""
+        return self.device_count * len(self.stages)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every tensor that has a layout on some stage."""
+        return frozenset().union(*self.stages)
+
+    def stage_of(self, rank: int) -> int:
+        """Return the pipeline stage of a rank; raise StrategyError if there is no such rank."""
+        if not 0 <= rank < self.rank_count:
+            raise StrategyError(f"rank {rank} does not exist: the strategy has ranks 0..{self.rank_count - 1}")
+        return rank // self.device_count
+
+    def layout(self, name: str, rank: int) -> Layout | None:
+        """Return the layout of a tensor on the stage of ``rank``, or None if it has none there."""
+        return self.stages[self.stage_of(rank)].get(name)

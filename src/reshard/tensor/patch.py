@@ -1,4 +1,4 @@
-"""One tensor's elements laid over another's: boxes of factored axes, in any order of them."""
+"""A tensor's elements placed in another tensor: boxes of factored axes, in any order of the axes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .box import Box, Shape, row_major_boxes
 from .runs import Scatter, strided
 
 Views = tuple[Shape, ...]
-"""For each axis of a tensor the factors of its extent, outermost first: an axis of 2 * f rows that come
-in pairs is ``(f, 2)``, one that is not taken apart ``(n,)``."""
+"""For each axis of a tensor the factors of its extent, outermost first: an axis of 2 * f rows in pairs is
+``(f, 2)``, an axis that is not factored ``(n,)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,13 @@ class Patch:
 
     Parameters
     ----------
-    target_views, source_views
-        Factors of each axis of either tensor.
     target_start, shape
         The box in the target, one number for each of its factors.
     source_start
         First element of the box in the source, one number for each of its factors.
     along
-        For each factor of the target, the source's factor that it runs along; -1 where the box has
-        extent 1 and none is needed. The box has extent 1 along all other factors of the source.
+        For each factor of the target, the source's factor that it runs along; -1 where the box has extent 1
+        and none is needed. The box has extent 1 along all other factors of the source.
 
     Examples
     --------
@@ -86,33 +84,33 @@ class Patch:
 
     @property
     def unit(self) -> tuple[int, int]:
-        """What of the target is best filled at one stroke: an axis, and consecutive indices along it.
+        """The part of the target that is best filled at once: an axis, and consecutive indices along it.
 
-        Where axes are turned over, a part of an index's elements is spread over all that the whole takes
-        from the source. A patch that keeps the order has single indices of the first axis.
+        Where axes are transposed, even a few elements of an index are spread over everything that the whole
+        unit takes from the source. For a patch that keeps the order, single indices of the first axis will do.
 
         Examples
         --------
-        Two matrices of 3 x 4, each turned over, one below the other:
+        Two matrices of 3 x 4, each transposed, one below the other:
 
         >>> Patch(((2, 4), (3,)), ((3,), (4,)), (0, 0, 0), (1, 4, 3), (0, 0), (-1, 1, 0)).unit
         (0, 4)
         """
-        turned = self._first_turned
+        transposed = self._first_transposed
         position = 0
         for axis, factors in enumerate(self.target_views):
-            if turned < position + len(factors):
-                return axis, math.prod(factors[turned - position :])
+            if transposed < position + len(factors):
+                return axis, math.prod(factors[transposed - position :])
             position += len(factors)
         return 0, 1
 
     @property
     def keeps_order(self) -> bool:
         """Whether elements follow each other in the target as they do in the source."""
-        return self._first_turned == len(self.along)
+        return self._first_transposed == len(self.along)
 
     @property
-    def _first_turned(self) -> int:
+    def _first_transposed(self) -> int:
         """The first factor of the target that runs along a later one of the source than some factor after it."""
         least, first = len(self.source_start), len(self.along)
         for index in range(len(self.along) - 1, -1, -1):
@@ -129,7 +127,7 @@ class Patch:
         return _hull(self.target_views, self.target_box)
 
     def within_target(self, box: Box) -> Patch | None:
-        """The part of this patch inside a box of the target's factors, None if there is none."""
+        """Return the part of this patch inside a box of the target's factors, None if there is none."""
         common = self.target_box.intersect(box)
         if common is None:
             return None
@@ -140,7 +138,7 @@ class Patch:
         return replace(self, target_start=common.start, shape=common.shape, source_start=tuple(start))
 
     def within_source(self, box: Box) -> Patch | None:
-        """The part of this patch inside a box of the source's factors, None if there is none."""
+        """Return the part of this patch inside a box of the source's factors, None if there is none."""
         common = self.source_box.intersect(box)
         if common is None:
             return None
@@ -152,12 +150,12 @@ class Patch:
         return replace(self, target_start=tuple(start), shape=tuple(shape), source_start=common.start)
 
     def scatter(self, source: Box, target: Box, itemsize: int) -> Scatter:
-        """Describe copying this patch between row-major boxes of either tensor that hold it whole.
+        """Describe moving this patch between two row-major buffers that hold all of it.
 
         Parameters
         ----------
         source, target
-            What of each tensor's axes the two buffers hold.
+            The box of each tensor's axes that the buffer holds.
         itemsize
             Bytes per element.
 
@@ -194,7 +192,9 @@ def view_boxes(views: Views, box: Box) -> Iterator[Box]:
 
 
 def _steps(views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[int], int]:
-    """Bytes between neighbours along each factor in a row-major buffer of a box, and where an element stands."""
+    """Return the stride of each factor in a row-major buffer of a box, and the address of an element; in bytes."""
+    # A factor's stride is that of its axis times the factors inside it. A box may cut a factored axis anywhere, so its
+    # position counts along the whole axis: that of the factors, each by its weight, minus the box's start.
     steps: list[int] = []
     first, stride = 0, itemsize
     positions = list(start)
@@ -210,6 +210,7 @@ def _steps(views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[i
 
 
 def _hull(views: Views, box: Box) -> Box:
+    """Return the smallest box of whole axes around a box of factors: from its first element to its last."""
     if all(len(factors) == 1 for factors in views):
         return box
     starts, stops = [], []
@@ -225,13 +226,8 @@ def _hull(views: Views, box: Box) -> Box:
     return Box(tuple(starts[::-1]), tuple(stops[::-1]))
 
 
-def plain_views(shape: Shape) -> Views:
-    """The view that takes no axis apart."""
-    return tuple((extent,) for extent in shape)
-
-
-@lru_cache(1 << 12)  # a model's tensors are of few kinds
+@lru_cache(1 << 12)  # a model has many tensors of few shapes
 def plain_patch(shape: Shape) -> Patch:
-    """The patch that takes a tensor as it is."""
-    views, start = plain_views(shape), (0,) * len(shape)
+    """Return the patch that takes a tensor as it is."""
+    views, start = tuple((extent,) for extent in shape), (0,) * len(shape)
     return Patch(views, views, start, shape, start, tuple(range(len(shape))))

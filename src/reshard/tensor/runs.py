@@ -1,4 +1,4 @@
-"""Where the bytes of a box lie inside a row-major tensor: equal runs at equal steps, never a list of them."""
+"""The bytes of a box inside a row-major tensor: equal runs at equal strides, never a list of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .box import Box, Shape, row_major_boxes
 
 
-# Runs and Transfer are made for every slice of every output: named tuples are quicker to make than frozen dataclasses.
+# Runs and Scatter are made for every slice of every output: named tuples are quicker to make than frozen dataclasses.
 class Runs(NamedTuple):
     """Equal runs of bytes: ``prod(counts)`` of them, ``nbytes`` each.
 
@@ -48,6 +48,24 @@ class Runs(NamedTuple):
         steps = ((count - 1) * stride for count, stride in zip(self.counts, self.strides, strict=True))
         return self.first + sum(steps) + self.nbytes
 
+    def bytes_before(self, address: int) -> int:
+        """Count the bytes of all runs that are before an address.
+
+        Examples
+        --------
+        >>> [Runs(2, 4, (3,), (8,)).bytes_before(address) for address in (0, 5, 8, 12, 99)]
+        [0, 3, 4, 6, 12]
+        """
+        left, found, inner = address - self.first, 0, self.run_count
+        for count, stride in zip(self.counts, self.strides, strict=True):
+            if left <= 0:
+                return found * self.nbytes
+            inner //= count
+            whole = min(left // stride, count - 1)  # the last one may reach beyond its stride
+            found += whole * inner
+            left -= whole * stride
+        return found * self.nbytes + min(max(left, 0), self.nbytes)
+
     def starts(self) -> Iterator[int]:
         """Yield the first byte of each run, ascending."""
         if not self.counts:
@@ -61,11 +79,11 @@ class Runs(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """One strided copy between two byte addresses: the same runs seen from both sides.
+    """Moving runs of bytes from one address to another, with strides of their own on either side.
 
     Run ``(i, j, ...)`` moves ``nbytes`` bytes from ``source + i * source_strides[0] + ...`` to
-    ``target + i * target_strides[0] + ...``. Source strides descend; target strides come in any order, for
-    a copy may turn axes over. Which object or buffer the addresses count in is the holder's business.
+    ``target + i * target_strides[0] + ...``. Source strides descend; target strides come in any order,
+    because axes may be transposed. The caller knows which object or buffer the addresses count in.
     """
 
     source: int
@@ -87,16 +105,16 @@ class Scatter(NamedTuple):
 
     @property
     def source_runs(self) -> Runs:
-        """The runs as the source sees them."""
+        """The runs on the source's side."""
         return Runs(self.source, self.nbytes, self.counts, self.source_strides)
 
     @property
     def target_runs(self) -> Runs:
-        """The runs as the target sees them."""
+        """The runs on the target's side; where axes are transposed their strides do not descend."""
         return Runs(self.target, self.nbytes, self.counts, self.target_strides)
 
     def moved(self, source: int = 0, target: int = 0) -> Scatter:
-        """The same copy with both addresses counted from elsewhere."""
+        """Return the scatter with both addresses moved by so many bytes."""
         return Scatter(
             self.source + source,
             self.target + target,
@@ -107,14 +125,14 @@ class Scatter(NamedTuple):
         )
 
     def clip_source(self, start: int, stop: int) -> Iterator[Scatter]:
-        """Yield the parts of this copy whose source bytes lie in ``[start, stop)``.
+        """Yield the parts of this scatter whose source bytes are in ``[start, stop)``.
 
-        At most ``2 * len(counts) + 1`` transfers come out.
+        At most ``2 * len(counts) + 1`` scatters come out.
 
         Examples
         --------
         >>> whole = Scatter(0, 0, 4, (3,), (8,), (4,))
-        >>> [(t.source, t.target, t.total_nbytes) for t in whole.clip_source(2, 18)]
+        >>> [(part.source, part.target, part.total_nbytes) for part in whole.clip_source(2, 18)]
         [(2, 2, 2), (8, 4, 4), (16, 8, 2)]
         """
         if start <= self.source and self.source_stop <= stop:
@@ -130,7 +148,8 @@ class Scatter(NamedTuple):
     def _clip_outer(self, start: int, stop: int) -> Iterator[Scatter]:
         stride, count = self.source_strides[0], self.counts[0]
         span = self._slice(0, 1).source_stop - self.source
-        # Rows [low, high) touch the range; rows [inner_low, inner_high) lie wholly inside it.
+        # Rows [low, high) touch the range, rows [inner_low, inner_high) are wholly inside it. Rows do not overlap, so
+        # either end of the range cuts at most one: the recursion is linear in the number of dimensions.
         low = max(0, (start - self.source - span) // stride + 1)
         high = min(count, -(-(stop - self.source) // stride))
         inner_low = min(max(low, -(-(start - self.source) // stride)), high)
@@ -158,25 +177,27 @@ def _strides(shape: Shape, itemsize: int) -> list[int]:
 
 
 def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, itemsize: int) -> Scatter:
-    """Describe a copy of elements that lie at equal steps, in as few dimensions as can be.
+    """Describe moving elements at equal strides, in as few dimensions as possible.
 
     Parameters
     ----------
     dims
-        Of each dimension its extent, and the bytes between neighbours at the source and at the target;
-        the steps nest: that of one dimension is no shorter than what lies inside it.
+        For each dimension its extent, and the bytes between neighbours in the source and in the target.
+        Source strides nest: each is at least as long as everything inside it.
     source, target
-        Byte of the first element on either side.
+        Address of the first element on either side.
     itemsize
         Bytes per element.
 
     Examples
     --------
-    A matrix of 2 x 3 elements, turned over:
+    A matrix of 2 x 3 elements, transposed:
 
     >>> strided([(2, 6, 2), (3, 2, 4)], 0, 0, itemsize=2)
     Scatter(source=0, target=0, nbytes=2, counts=(2, 3), source_strides=(6, 2), target_strides=(2, 4))
     """
+    # From the innermost dimension outwards: a dimension that continues the run on both sides lengthens it, one that
+    # continues the last dimension on both sides is merged into it.
     nbytes = itemsize
     counts: list[int] = []
     from_steps: list[int] = []
@@ -196,21 +217,17 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
 
 
 def box_scatter(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Scatter:
-    """Describe copying one box from a row-major tensor into another.
+    """Describe moving one box from a row-major tensor to another.
 
     Parameters
     ----------
     box_shape
         Extent of the box, in elements; no axis may be empty.
     source, target
-        ``(shape of the tensor, first element of the box in it)``, each in elements.
+        ``(shape of the tensor, first element of the box in it)``, each in elements. Addresses count from
+        the tensor's first byte.
     itemsize
         Bytes per element.
-
-    Returns
-    -------
-    Transfer
-        Addresses count bytes from each tensor's first byte.
 
     Examples
     --------
@@ -224,27 +241,21 @@ def box_scatter(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Sha
     return strided(dims, first_source, first_target, itemsize)
 
 
-@lru_cache(1 << 12)  # a model's tensors are of few kinds
+@lru_cache(1 << 12)  # a model has many tensors of few shapes
 def slice_scatters(
     shape: Shape, start: Shape, stop: Shape, elements: tuple[int, int], itemsize: int
 ) -> tuple[Scatter, ...]:
-    """Describe filling some elements of a row-major slice from the row-major tensor that it is of.
+    """Describe filling some elements of a row-major slice from its row-major tensor.
 
     Parameters
     ----------
-    shape
-        Of the tensor, in elements.
-    start, stop
-        The slice is the box ``[start, stop)`` of the tensor.
+    shape, start, stop
+        The slice is the box ``[start, stop)`` of a tensor of ``shape``. Addresses count from the first byte
+        of the tensor, and of the slice.
     elements
-        First of those to fill and one past the last, counted in the slice.
+        The first element to fill and one past the last, counted in the slice.
     itemsize
         Bytes per element.
-
-    Returns
-    -------
-    tuple of Transfer
-        Addresses count bytes from the first byte of the tensor, and of the slice.
 
     Examples
     --------
@@ -256,28 +267,3 @@ def slice_scatters(
         box_scatter(local.shape, (shape, local.shifted(start).start), (held.shape, local.start), itemsize)
         for local in row_major_boxes(held.shape, *elements)
     )
-
-
-def byte_runs(box: Box, shape: Shape, itemsize: int) -> Runs:
-    """Locate the bytes of a box inside one row-major tensor.
-
-    Parameters
-    ----------
-    box
-        Region in elements, not empty, inside ``shape``.
-    shape
-        Of the tensor, in elements.
-    itemsize
-        Bytes per element.
-
-    Returns
-    -------
-    Runs
-        ``first`` and ``strides`` in bytes from the tensor's first byte.
-
-    Examples
-    --------
-    >>> byte_runs(Box((0, 1), (2, 3)), shape=(2, 4), itemsize=2)
-    Runs(first=2, nbytes=4, counts=(2,), strides=(8,))
-    """
-    return box_scatter(box.shape, (shape, box.start), (box.shape, (0,) * len(shape)), itemsize).source_runs

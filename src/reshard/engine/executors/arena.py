@@ -1,4 +1,4 @@
-"""The memory of a run: one block for all parts, where taking waits, and one buffer a thread for reads."""
+"""The memory of an executor: one block for all parts, where taking waits, and one buffer per thread for reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A stretch of the arena; give it back once."""
+    """A stretch of an arena, to be given back once."""
 
     start: int
     stop: int
@@ -18,10 +18,10 @@ class Lease:
 
 
 class Arena:
-    """A fixed block that hands out stretches of itself and takes them back.
+    """A fixed block of memory that hands out stretches of itself and takes them back.
 
-    Its pages are touched once and then used again, which a fresh buffer for every part would not
-    give: the kernel's zeroing of new pages costs as much as a third of the whole transfer.
+    Its pages are touched once and then reused. With a new buffer for every part the kernel would
+    zero new pages all the time, which costs up to a third of the whole transfer.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Arena:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes that are not handed out."""
+        """Bytes that are not in use."""
         return sum(stop - start for start, stop in self._free)
 
     def take(self, sizes: Sequence[int], on_wait: Callable[[], None], wait_s: float = 0.2) -> list[Lease]:
@@ -51,9 +51,9 @@ class Arena:
         Parameters
         ----------
         sizes
-            In bytes, together no more than the arena.
+            In bytes; together at most the arena.
         on_wait
-            Called every ``wait_s`` seconds of waiting; what it raises ends the waiting.
+            Called every ``wait_s`` seconds of waiting; an error in it ends the waiting.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class Arena:
             The sizes could never fit.
         """
         if sum(sizes) > self._nbytes:
-            raise ValueError(f"{sum(sizes)} bytes wanted of an arena of {self._nbytes}")
+            raise ValueError(f"{sum(sizes)} bytes do not fit an arena of {self._nbytes}")
         while True:
             with self._changed:
                 leases = self._try_take(sizes)
@@ -74,6 +74,7 @@ class Arena:
     def give(self, lease: Lease) -> None:
         """Take a stretch back."""
         with self._changed:
+            # Free stretches are kept sorted and joined: first fit then reuses the lowest pages, which are warm.
             merged: list[tuple[int, int]] = []
             for start, stop in sorted([*self._free, (lease.start, lease.stop)]):
                 if merged and merged[-1][1] == start:
@@ -84,6 +85,7 @@ class Arena:
             self._changed.notify_all()
 
     def _try_take(self, sizes: Sequence[int]) -> list[Lease] | None:
+        # All or none: steps that each held some of their buffers could wait for each other forever.
         free = list(self._free)
         leases: list[Lease] = []
         for size in sizes:
@@ -99,7 +101,7 @@ class Arena:
 
 
 class ThreadBuffers:
-    """A buffer of its own for every thread that asks, made when it first does.
+    """One buffer per thread, allocated when the thread first asks for it.
 
     Examples
     --------
@@ -113,7 +115,7 @@ class ThreadBuffers:
         self._local = threading.local()
 
     def mine(self) -> memoryview:
-        """The buffer of the thread that asks."""
+        """Return the calling thread's buffer."""
         if not hasattr(self._local, "view"):
             self._local.view = memoryview(mmap.mmap(-1, self._nbytes))
         view: memoryview = self._local.view

@@ -1,7 +1,7 @@
-"""Arithmetic on dense boxes: casts, block scales, and low-rank updates.
+"""Arithmetic on dense boxes: casts, block scales and low-rank updates.
 
-What is computed for an element depends on that element's inputs alone: not on the box it is computed in, nor on
-threads, nor on the machine. So any way of cutting a tensor gives the same bytes, and a part can be made again anywhere.
+An element's value depends on that element's inputs alone: not on the box it is computed in, nor on threads, nor on the
+machine. So every way of cutting a tensor gives the same bytes, and a part can be computed again anywhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...models.lora import adapter_boxes
+from ...planning.catalog import Entry
+from ...planning.steps.steps import Tile
 from ...tensor import Box, DType, Shape
 from .lora_product import merge_block
 
 _Array = npt.NDArray[Any]
-_BLOCK = 1 << 16  # elements: what one step converts fits the processor's cache, and the lock is released within
+# Elements converted at a time: few enough for the processor's cache, enough for numpy to release the GIL.
+_BLOCK = 1 << 16
 _NUMPY = {
     DType.F8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
     DType.F8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
@@ -45,21 +48,19 @@ _MERGED = {DType.F32, DType.BF16, DType.F16}
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class DenseBox:
     """A box of a tensor with its bytes: dense and row-major.
 
     Parameters
     ----------
     box
-        Which elements of the whole tensor these are.
-    dtype
-        Of one element.
+        In elements of the whole tensor.
     data
         Exactly the bytes of the box; writable where a kernel writes.
 
     Examples
     --------
-    >>> Tile(Box((0, 2), (2, 4)), DType.F16, memoryview(bytes(8))).box.shape
+    >>> DenseBox(Box((0, 2), (2, 4)), DType.F16, memoryview(bytes(8))).box.shape
     (2, 2)
     """
 
@@ -70,21 +71,40 @@ class Tile:
     def __post_init__(self) -> None:
         expected = self.dtype.nbytes(self.box.element_count)
         if self.data.nbytes != expected:
-            raise ValueError(f"{self.box} of {self.dtype} has {expected} bytes: found a buffer of {self.data.nbytes}")
+            raise ValueError(f"{self.box} of {self.dtype}: expected {expected} bytes, found {self.data.nbytes}")
 
 
 class Kernel(Protocol):
-    """What makes a box of a computed tensor from boxes of its inputs."""
+    """Computes a box of a tensor from boxes of its inputs."""
 
-    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+    def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
         """Fill ``out`` from exactly the boxes that it needs, in the kernel's own order."""
         ...
 
 
-def can_cast(source: DType, target: DType) -> bool:
-    """Whether a tensor can be cast: to what it is, or from a floating type to another.
+def compute(tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], result: memoryview) -> None:
+    """Fill ``result`` with the values of a step's tile from its gathered inputs, which may be overwritten."""
+    held = [
+        DenseBox(box, entries[entry].spec.dtype, data) for (entry, box), data in zip(tile.inputs, inputs, strict=True)
+    ]
+    out, how = DenseBox(tile.box, tile.computation.dtype, result), tile.computation
+    if how.kernel == "cast":
+        Cast().run(held, out)
+    elif how.kernel == "dequantise":
+        Dequantise(how.blocks).run(held, out)
+    else:
+        merge = MergeLora(how.scaling, how.rank, how.working or DType.F32, how.transposed)
+        if held[0].dtype is out.dtype:
+            merge.run(held, out)
+        else:  # merged in place first: the kernel reads each element of the weight before it writes its result
+            merge.run(held, held[0])
+            Cast().run(held[:1], out)
 
-    Nothing is cast to F8_E8M0, which has neither sign nor zero: it is read as a scale only.
+
+def can_cast(source: DType, target: DType) -> bool:
+    """Whether a tensor can be cast: to its own type, or from one floating type to another.
+
+    Nothing is cast to F8_E8M0, which has neither sign nor zero and is read as a scale only.
 
     Examples
     --------
@@ -99,15 +119,15 @@ def can_cast(source: DType, target: DType) -> bool:
 def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dtype: DType) -> None:
     """Convert elements one by one, rounding to nearest and ties to even.
 
-    - Too large for the target becomes infinity, and NaN in F8_E4M3 and the FNUZ types, which have none.
-    - Results below the normal range are rounded too, not flushed to zero. NaN stays NaN, and loses its payload where
+    - Values too large for the target become infinity, or NaN in F8_E4M3 and the FNUZ types, which have no infinity.
+    - Results below the normal range are rounded, not flushed to zero. NaN stays NaN, without its payload where
       the target has no room for it.
-    - F64 reaches BF16 and the types of 8 bits through F32, so it is rounded twice; everything else is rounded once.
+    - F64 becomes BF16 and the 8-bit types by way of F32, so it is rounded twice; everything else is rounded once.
 
     Raises
     ------
     ValueError
-        No such cast, or buffers that do not hold equally many elements.
+        There is no such cast, or the buffers hold different numbers of elements.
 
     Examples
     --------
@@ -117,38 +137,38 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
     array([ 1., inf], dtype=float16)
     """
     if not can_cast(source_dtype, target_dtype):
-        raise ValueError(f"no cast from {source_dtype} to {target_dtype}: only between floating types")
+        raise ValueError(f"no cast from {source_dtype} to {target_dtype}: both must be floating types")
     if source_dtype == target_dtype:
         target[:] = source
         return
     read, write = np.frombuffer(source, _NUMPY[source_dtype]), np.frombuffer(target, _NUMPY[target_dtype])
     if len(read) != len(write):
-        raise ValueError(f"a cast of {len(read)} elements into a buffer of {len(write)}")
+        raise ValueError(f"cast: expected a buffer of {len(read)} elements, found {len(write)}")
     for start in range(0, len(read), _BLOCK):
         _convert(read[start : start + _BLOCK], write[start : start + _BLOCK])
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A tensor in another element type; input: the same box.
+    """A tensor in another element type. Input: the same box.
 
     Examples
     --------
-    >>> out = Tile(Box((0,), (2,)), DType.BF16, memoryview(bytearray(4)))
-    >>> Cast().run([Tile(out.box, DType.F32, memoryview(np.ones(2, "f4")).cast("B"))], out)
+    >>> out = DenseBox(Box((0,), (2,)), DType.BF16, memoryview(bytearray(4)))
+    >>> Cast().run([DenseBox(out.box, DType.F32, memoryview(np.ones(2, "f4")).cast("B"))], out)
     >>> bytes(out.data).hex()
     '803f803f'
     """
 
-    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
-        """Cast the one input."""
+    def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
+        """Cast the input."""
         (source,) = inputs
         _expect("source", source.box, out.box)
         cast(source.data, source.dtype, out.data, out.dtype)
 
 
 def scale_box(box: Box, block: Shape) -> Box:
-    """The scales that a box of weights needs: one for each block it touches.
+    """Return the box of scales that a box of weights needs: one for each block it touches.
 
     Examples
     --------
@@ -161,21 +181,21 @@ def scale_box(box: Box, block: Shape) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class Dequantise:
-    """8-bit floating weights times the scale of their block; inputs: the same box, and its ``scale_box``.
+    """8-bit floating weights times the scale of their block. Inputs: the same box, and its ``scale_box``.
 
-    Weight and scale become F32, their product is rounded to F32, and then to the target: once more, if it is narrower.
+    Weight and scale are cast to F32, their product is rounded to F32, and again to the target if that is narrower.
 
     Parameters
     ----------
     block
-        Elements that share a scale, on each axis; blocks at the ends may be smaller. An axis of
-        the tensor in which every index has its own scales (stacked experts) has 1.
+        Elements that share a scale, on each axis; blocks at the ends may be smaller. An axis along
+        which every index has its own scales (stacked experts) has 1.
 
     Examples
     --------
-    >>> weights = Tile(Box((1,), (4,)), DType.F8_E4M3, memoryview(bytes.fromhex("383840")))
-    >>> scales = Tile(Box((0,), (2,)), DType.F32, memoryview(np.array([0.5, 3], "f4")).cast("B"))
-    >>> out = Tile(weights.box, DType.F32, memoryview(bytearray(12)))
+    >>> weights = DenseBox(Box((1,), (4,)), DType.F8_E4M3, memoryview(bytes.fromhex("383840")))
+    >>> scales = DenseBox(Box((0,), (2,)), DType.F32, memoryview(np.array([0.5, 3], "f4")).cast("B"))
+    >>> out = DenseBox(weights.box, DType.F32, memoryview(bytearray(12)))
     >>> Dequantise((2,)).run([weights, scales], out)
     >>> np.frombuffer(out.data, np.float32)
     array([0.5, 3. , 6. ], dtype=float32)
@@ -185,7 +205,7 @@ class Dequantise:
 
     block: Shape
 
-    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+    def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
         """Multiply the weights by their scales."""
         weights, scales = inputs
         _expect("weights", weights.box, out.box)
@@ -204,22 +224,21 @@ class Dequantise:
 
 @dataclass(frozen=True, slots=True)
 class MergeLora:
-    """A weight with its low-rank update: W + (B·A)·scaling; inputs: W's box, and those of ``adapter_boxes``, A first.
+    """A weight with its low-rank update: W + (B·A)·scaling. Inputs: W's box, and those of ``adapter_boxes``, A first.
 
-    The inner sum runs in F32 from the first to the last of the rank's elements, each product
-    added before it is rounded, as by a fused multiply-add. Then one rounding for each: the
+    The inner sum runs in F32 from the first to the last element of the inner axis, each product
+    added before it is rounded, as by a fused multiply-add. Each of these is then rounded once: the
     product to ``working``, the scaling to ``working``, their product to ``working``, the sum
-    with W to F32, and that to W's type. The result is W's type, and may take its place in
-    memory.
+    with W to F32, and the result to W's type. The result may overwrite W in memory.
 
     Parameters
     ----------
     scaling
-        What the product is multiplied by: alpha / rank, usually.
+        Factor of the product, usually alpha / rank.
     rank
         Length of the inner axis.
     working
-        F32, or F16 to do as the original did where A and B are both F16.
+        F32, or F16 to reproduce the original where A and B are both F16.
     transposed
         Whether W is stored ``[in, out]``.
 
@@ -227,7 +246,7 @@ class MergeLora:
     --------
     >>> def tile(dtype, *rows):
     ...     numbers = np.array(rows, dtype)
-    ...     return Tile(Box.whole(numbers.shape), DType.F32, memoryview(numbers).cast("B"))
+    ...     return DenseBox(Box.whole(numbers.shape), DType.F32, memoryview(numbers).cast("B"))
     >>> out = tile("f4", [0, 0], [0, 0])
     >>> MergeLora(0.5, rank=1).run([tile("f4", [1, 1], [1, 1]), tile("f4", [2, 4]), tile("f4", [1], [10])], out)
     >>> np.frombuffer(out.data, np.float32)
@@ -242,15 +261,15 @@ class MergeLora:
     working: DType = DType.F32
     transposed: bool = False
 
-    def run(self, inputs: Sequence[Tile], out: Tile) -> None:
+    def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
         """Add the update to the weight."""
         weight, a, b = inputs
         _expect("weight", weight.box, out.box)
         a_box, b_box = adapter_boxes(out.box, self.rank, transposed=self.transposed)
         _expect("A", a.box, a_box)
         _expect("B", b.box, b_box)
-        for what, tile in (("weight", weight), ("A", a), ("B", b)):
-            _expect_dtype(what, tile.dtype, _MERGED)
+        for what, dense in (("weight", weight), ("A", a), ("B", b)):
+            _expect_dtype(what, dense.dtype, _MERGED)
         _expect_dtype("result", out.dtype, {weight.dtype})
         _expect_dtype("working type", self.working, {DType.F32, DType.F16})
         left, right = (_array(a).T, _array(b).T) if self.transposed else (_array(b), _array(a))
@@ -259,33 +278,33 @@ class MergeLora:
 
 
 def _convert(source: _Array, target: _Array) -> None:
-    """Fill ``target`` with what ``source`` rounds to; at most a block."""
+    """Round at most a block of elements from ``source`` into ``target``."""
     narrow = target.dtype.itemsize == 1 or target.dtype == _NUMPY[DType.BF16]
-    if source.dtype == np.float64 and narrow:  # said outright, not left to what ml_dtypes does inside
+    if source.dtype == np.float64 and narrow:  # the documented double rounding, whatever ml_dtypes does inside
         with np.errstate(all="ignore"):
             source = source.astype(np.float32)
     size: int = source.dtype.itemsize
     if size == 1 or (size == 2 and target.dtype.itemsize == 1):
         bits = source.view(_BITS[size])
-        # The index cannot be out of bounds; "clip" is what makes numpy write without a buffer.
+        # No index is out of bounds; with any mode but "clip" numpy would write through a buffer of its own.
         np.take(_table(source.dtype, target.dtype), bits, out=target.view(_BITS[target.dtype.itemsize]), mode="clip")
         return
-    with np.errstate(all="ignore"):  # infinities and NaN are results here, not accidents
+    with np.errstate(all="ignore"):  # infinities and NaN are results here, not errors
         np.copyto(target, source, casting="unsafe")
 
 
 @cache
 def _table(source: np.dtype[Any], target: np.dtype[Any]) -> _Array:
-    """What every bit pattern of a short type becomes: faster than converting, and the same by construction."""
+    """Return the target's bit pattern for every one of a short type: faster than converting, and equal to it."""
     size: int = source.itemsize
     every = np.arange(1 << 8 * size).astype(_BITS[size]).view(source)
     with np.errstate(all="ignore"):
-        made: _Array = every.astype(np.float32).astype(target)
-    return made.view(_BITS[target.itemsize])
+        converted: _Array = every.astype(np.float32).astype(target)
+    return converted.view(_BITS[target.itemsize])
 
 
 def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...]]]:
-    """Pair the rows that share their scales with the place of these in the tile of scales."""
+    """Yield the place of a row of scales in its box, with the rows of weights that share it."""
     if len(block) == 1:
         yield (), ()
         return
@@ -300,7 +319,7 @@ def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int, ...], tuple[
 
 
 def _column_blocks(box: Box, block: Shape) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-    """Cut the columns into blocks; for each, where it starts, and which scale each of its columns has."""
+    """Cut the columns into blocks; yield where each starts and the index of each column's scale."""
     low, high, size = box.start[-1], box.stop[-1], block[-1]
     for start in range(low, high, _BLOCK):
         columns = np.arange(start, min(start + _BLOCK, high), dtype=np.intp)
@@ -308,7 +327,7 @@ def _column_blocks(box: Box, block: Shape) -> Iterator[tuple[int, npt.NDArray[np
 
 
 def _scale_rows(codes: _Array, factors: _Array, result: _Array, columns: slice, wide: _Array) -> None:
-    """Multiply rows of codes by one factor a column, as many rows at a time as a block holds."""
+    """Multiply rows of codes by one factor per column, as many rows at a time as a block holds."""
     codes, result = np.atleast_2d(codes)[:, columns], np.atleast_2d(result)[:, columns]
     step = max(1, _BLOCK // len(factors))
     for start in range(0, len(codes), step):
@@ -320,8 +339,8 @@ def _scale_rows(codes: _Array, factors: _Array, result: _Array, columns: slice, 
         _convert(product, result[start : start + step])
 
 
-def _array(tile: Tile) -> _Array:
-    return np.frombuffer(tile.data, _NUMPY[tile.dtype]).reshape(tile.box.shape)
+def _array(dense: DenseBox) -> _Array:
+    return np.frombuffer(dense.data, _NUMPY[dense.dtype]).reshape(dense.box.shape)
 
 
 def _expect(what: str, found: Box, expected: Box) -> None:

@@ -1,20 +1,21 @@
 """W + (B·A)·scaling, to the same bits on every machine and in every tile.
 
-What a library of linear algebra returns for B·A depends on its version, the processor and the
-shape: in which order it adds, and which elements it treats as an edge, is its own choice, and
-it differs within one product. So the order is laid down here: for each element, F32, from the
-first to the last of the inner axis, each product added unrounded. That is what the kernels of
-MindSpore do on a CPU (up to an inner axis of about 384, which they then cut).
+The B·A of a linear algebra library depends on its version, the processor and the shape: the library
+chooses the order in which it adds, and chooses another for elements at an edge of the same product.
+So the order is fixed here: for each element, in F32, from the first to the last of the inner axis,
+each product added unrounded. MindSpore's kernels do the same on a CPU (up to an inner axis of about
+384, which they cut beyond that).
 
 Two ways lead to these bits:
 
 ``_sums``
     Follows the definition. The product of two F32 is exact in F64, so a fused multiply-add is a
-    sum in F64 rounded to F32. It is rounded twice, which differs from a fused one in about one of 10^9.
+    sum in F64 rounded to F32. It is rounded twice, which differs from a fused one about once in 10^9.
 ``_certain``
-    Takes the library's product, and how far any order of adding can be off. Every later step is
-    monotonic: where both ends of that interval become the same number, it is the number. For weights of 16
-    bits that is nearly everywhere, and many times faster; the elements left over go the first way.
+    Takes the library's product and a bound on how far any order of adding can be off. Every later
+    operation is monotonic, so where both ends of that interval round to the same number, the definition
+    does too. For 16-bit weights that is nearly everywhere, and many times faster; the remaining
+    elements follow the definition.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _COLUMNS = 512
 _BLOCK = 1 << 14  # elements
 _UNIT = 2.0**-24  # rounding to F32 errs by at most this, relatively
 _LARGEST_NORM = 2.0**120  # below it no sum overflows, whatever the order
-_LOST_NORM = 2.0**-60  # more than what a norm loses when squares of its numbers are too small for F32
-_LONGEST_CERTAIN = 256  # inner axis, up to which copies of both factors are small
-# OpenBLAS does at most this many multiplications in the calling thread alone; ours keep every core busy already.
+_LOST_NORM = 2.0**-60  # more than a norm loses when squares of its numbers underflow in F32
+_LONGEST_CERTAIN = 256  # inner axis up to which F32 copies of both factors are small
+# OpenBLAS runs at most this many multiplications in the calling thread; our own threads use every core already.
 _ONE_THREAD = 1 << 18
 
 
@@ -47,7 +48,7 @@ def merge_block(weight: _Array, left: _Array, right: _Array, scaling: np.floatin
     left, right
         ``[rows, rank]`` and ``[rank, columns]``.
     scaling
-        Its type is the one that the product, and the product scaled, are rounded to.
+        Its type is the working type, to which the product and the scaled product are rounded.
 
     Examples
     --------
@@ -59,7 +60,7 @@ def merge_block(weight: _Array, left: _Array, right: _Array, scaling: np.floatin
     narrow = weight.dtype.itemsize == 2 and right.shape[0] <= _LONGEST_CERTAIN
     width = max(1, min(_COLUMNS, out.shape[1]))
     height = min(_BLOCK // width, _COLUMNS)
-    with np.errstate(all="ignore"):  # infinities and NaN are results here, not accidents
+    with np.errstate(all="ignore"):  # infinities and NaN are results here, not errors
         for first in range(0, out.shape[1], width):
             columns = slice(first, first + width)
             a = _with_norms(right[:, columns], axis=0) if narrow else None
@@ -71,7 +72,7 @@ def merge_block(weight: _Array, left: _Array, right: _Array, scaling: np.floatin
 
 
 def _sums(left: _Array, right: _Array) -> _F32:
-    """The product by its definition."""
+    """Multiply as the definition says."""
     total = np.zeros((left.shape[0], right.shape[1]), np.float32)
     product = np.empty(total.shape)
     for k in range(left.shape[1]):
@@ -81,7 +82,7 @@ def _sums(left: _Array, right: _Array) -> _F32:
 
 
 def _paired_sums(left: _F32, right: _F32) -> _F32:
-    """As ``_sums``, for single elements: each column of ``left`` with the same column of ``right``."""
+    """Do as ``_sums`` for single elements: each column of ``left`` with the same column of ``right``."""
     products = np.multiply(left, right, dtype=np.float64)
     total = np.zeros(products.shape[1], np.float32)
     for product in products:
@@ -90,19 +91,19 @@ def _paired_sums(left: _F32, right: _F32) -> _F32:
 
 
 def _finish(base: _F32, product: _F32, scaling: np.floating[Any], dtype: np.dtype[Any]) -> _Array:
-    """What follows the product: each step rounds to nearest, so each is monotonic."""
+    """Scale the product, add the base and round; each operation rounds to nearest, so each is monotonic."""
     working = scaling.dtype
     delta = product.astype(working, copy=False) * scaling
     total = base + delta.astype(np.float32, copy=False)
-    # Which of several NaN comes out is the processor's choice, unless it is made here.
+    # The processor chooses which of several NaN patterns comes out; here there is one.
     if np.isnan(np.max(total)):
         total[np.isnan(total)] = np.nan
-    made: _Array = total.astype(dtype, copy=False)
-    return made
+    result: _Array = total.astype(dtype, copy=False)
+    return result
 
 
 def _certain(base: _F32, left: _Array, a: _Factor, scaling: np.floating[Any], target: _Array) -> bool:
-    """Fill ``target`` if most of it is certain; False if it is not, with anything in ``target``."""
+    """Fill ``target`` and return True if most elements are certain; else return False and leave anything there."""
     b = _with_norms(left, axis=1)
     margin = _margin(b, a)
     if margin is None:
@@ -129,23 +130,23 @@ class _Factor(NamedTuple):
 
 
 def _with_norms(factor: _Array, axis: int) -> _Factor:
-    """A factor in F32, and the Euclidean norms along its inner axis, never too small by more than rounding."""
+    """Return a factor in F32 and the Euclidean norms along its inner axis, too small by rounding at most."""
     numbers = factor.astype(np.float32)
     squares = np.einsum("ik,ik->i" if axis else "ki,ki->i", numbers, numbers)
     return _Factor(numbers, np.sqrt(squares) + np.float32(_LOST_NORM))
 
 
 def _margin(b: _Factor, a: _Factor) -> _F32 | None:
-    """How far the library's product and ours can be apart, for each element; None where nothing is known.
+    """Bound the distance between the library's product and ours, for each element; None if there is no bound.
 
     Adding n products in any order, fused or not, errs by less than n·u / (1 - n·u) of the sum of their
-    absolute values, which is at most the product of both norms. Both are off by that; the rest
-    covers that the margin itself, and what it is added to, are rounded; and numbers too small.
+    absolute values, which is at most the product of both norms. Both products are off by that much; the
+    rest covers the rounding of the margin itself and of the sum with it, and numbers that underflow.
 
     Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1.
     """
     count = len(a.numbers)
-    if not float(b.norms.max()) * float(a.norms.max()) < _LARGEST_NORM:  # or NaN
+    if not float(b.norms.max()) * float(a.norms.max()) < _LARGEST_NORM:  # too large, or NaN
         return None
     margin: _F32 = np.multiply.outer(b.norms * np.float32((2.01 * count + 8) * _UNIT), a.norms)
     margin += np.float32(count * 2.0**-124)

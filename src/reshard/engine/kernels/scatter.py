@@ -1,4 +1,4 @@
-"""Strided copies between buffers, at the speed of memory."""
+"""Bytes scattered from one buffer into another, at the speed of memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCK_BYTES = 256 << 10
 
 
 def scatter(move: Scatter, source: memoryview, target: memoryview) -> None:
-    """Copy the runs of ``move`` from one buffer to another; its addresses count in these buffers.
+    """Scatter the runs of ``move`` from one buffer into another; its addresses count in these buffers.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def scatter(move: Scatter, source: memoryview, target: memoryview) -> None:
 
 
 def repeat(element: bytes, first: int, target: memoryview) -> None:
-    """Fill a buffer with one element again and again; its first byte is the ``first``-th of that sequence.
+    """Fill a buffer with one element repeated; the buffer begins at byte ``first`` of that sequence.
 
     Examples
     --------
@@ -46,10 +46,8 @@ def repeat(element: bytes, first: int, target: memoryview) -> None:
 
 
 def first_difference(left: memoryview, right: memoryview) -> int | None:
-    """Position of the first byte that differs, None if there is none; the buffers must be equally long.
-
-    Block by block: numpy makes an array as long as what it compares, which the memory limit does not count.
-    """
+    """Return the position of the first byte that differs, or None; the buffers must be of equal length."""
+    # Block by block: a comparison allocates an array as long as what it compares, outside the memory limit.
     a, b = np.frombuffer(left, np.uint8), np.frombuffer(right, np.uint8)
     for start in range(0, len(a), _BLOCK_BYTES):
         differs = a[start : start + _BLOCK_BYTES] != b[start : start + _BLOCK_BYTES]
@@ -59,5 +57,5 @@ def first_difference(left: memoryview, right: memoryview) -> int | None:
 
 
 def _strided(buffer: memoryview, runs: Runs) -> npt.NDArray[np.void]:
-    """View the runs as an array of one element a run, which is copied as one piece; numpy minds the bounds."""
+    """View the runs as an array with one element per run, which numpy moves whole and checks for bounds."""
     return np.ndarray(runs.counts, f"V{runs.nbytes}", buffer, runs.first, runs.strides)

@@ -1,11 +1,12 @@
-"""Finds an iteration of MindSpore Transformers below a prefix, and reads what it says of itself."""
+"""An iteration of MindSpore Transformers: a folder of shards whose metadata gives their layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from ...errors import CatalogError, raise_all
+from ...errors import CatalogError, UsageError, option, raise_all
 from ...formats.mindspore.iteration import (
     COMMON_NAME,
     METADATA_NAME,
@@ -18,133 +19,137 @@ from ...formats.mindspore.iteration import (
     parse_object_name,
     parse_tracker,
 )
-from ...formats.mindspore.iteration_metadata import parse_metadata
-from ...formats.mindspore.iteration_values import IterationMetadata
+from ...formats.mindspore.iteration_metadata import IterationMetadata, parse_metadata
+from ...planning.catalog import Catalog
+from ...planning.sources.full_source import full_catalog
+from ...planning.sources.iteration_source import iteration_catalog
+from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
 from ...storage import Location, ObjectInfo
+from ..workers import Workers
+from .headers import read_headers
+from .replica_check import compare_unlisted
+from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
 from .strategy_files import read_object
 
 _MOST_NAMED = 10_000  # a hostile name may promise more objects than anyone could list
 
 
 @dataclass(frozen=True, slots=True)
-class Iteration:
-    """One saved iteration.
+class IterationFolder(SourceFormat):
+    """One saved iteration: the objects with tensors by their names relative to ``base``, and its documents.
 
-    Parameters
-    ----------
-    base
-        Where the objects' names count from.
-    infos
-        The objects there, by name.
-    metadata
-        What ``metadata.json`` says; None where a single device wrote none.
-    counters
-        What ``common.json`` says.
-    index_bytes
-        Bytes of all that was read.
-    notes
-        Which iteration it is, and which objects are missing.
+    A single device writes no ``metadata.json``: its objects hold whole tensors.
     """
 
+    expected: ClassVar[str] = TRACKER_NAME
+
     base: Location
-    infos: Mapping[str, ObjectInfo]
+    objects: Mapping[str, ObjectInfo]
     metadata: IterationMetadata | None
-    counters: Mapping[str, CommonValue]
+    training_state: Mapping[str, CommonValue]
     index_bytes: int
     notes: tuple[str, ...]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Objects that hold tensors."""
+    @classmethod
+    def detect(cls, listing: Listing, _options: SourceOptions, _workers: Workers) -> Self | None:
+        """Take the iteration that the tracker names, or the one that the location is itself."""
+        location, infos = listing.location, listing.objects
+        folders = {name.split("/")[0] for name in infos}
+        folders = {folder for folder in folders if parse_iteration_name(folder) is not None}
+        if TRACKER_NAME in infos:
+            tracker = location.child(TRACKER_NAME)
+            data = read_object(tracker)
+            folder = iteration_name(parse_tracker(data, tracker.url))
+            inside = {name[len(folder) + 1 :]: info for name, info in infos.items() if name.startswith(f"{folder}/")}
+            others = sorted(folders - {folder})
+            if not inside:
+                hint = "Was the checkpoint copied whole?"
+                raise CatalogError(f"{tracker.url} names {folder}, which is not there", hint=hint, problems=others)
+            note = f"{folder} as the tracker says; other iterations are left aside: {', '.join(others[:5])}"
+            return cls._open(location.child(folder), inside, (note,) if others else (), len(data))
+        if any(parse_object_name(name) for name in infos):
+            return cls._open(location, infos)
+        if folders:
+            raise CatalogError(
+                f"{location.url}: expected {TRACKER_NAME} beside {', '.join(sorted(folders)[:5])}, found none: "
+                "it is written last",
+                hint=f"Name one iteration, like {location.child(max(folders)).url}, if you know that it is complete.",
+            )
+        return None
+
+    @classmethod
+    def _open(
+        cls, base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...] = (), index_bytes: int = 0
+    ) -> Self:
+        documents = {name: read_object(base.child(name)) for name in (COMMON_NAME, METADATA_NAME) if name in infos}
+        training_state, metadata = {}, None
+        names = sorted(name for name in infos if parse_object_name(name))
+        if COMMON_NAME in documents:
+            training_state = parse_common(documents[COMMON_NAME], base.child(COMMON_NAME).url)
+        if METADATA_NAME not in documents:
+            _check_complete(base, names)
+        else:
+            metadata = parse_metadata(documents[METADATA_NAME], base.child(METADATA_NAME).url)
+            missing = [name for name in metadata.file_names if name not in infos]
+            if missing:
+                notes += (f"{len(missing)} objects that {METADATA_NAME} names are not there: {', '.join(missing[:5])}",)
+            known = set(metadata.file_names)
+            raise_all(
+                CatalogError,
+                f"{base.url}: objects of weights that {METADATA_NAME} does not name",
+                [name for name in names if name not in known],
+                hint="They are of another save, or the metadata is: keep what belongs together.",
+            )
+            names = [name for name in metadata.file_names if name in infos]
+        if state := [f"{name} {value}" for name, value in training_state.items() if value is not None]:
+            notes += (f"{COMMON_NAME}: {', '.join(state)}",)
+        index_bytes += sum(map(len, documents.values()))
+        return cls(base, {name: infos[name] for name in names}, metadata, training_state, index_bytes, notes)
+
+    def read(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Join the shards, and compare unlisted tensors that several objects hold."""
+        hint = f"Leave them out with {option('drop')}."
+        catalog = compare_unlisted(self._catalog(options, workers), self.base, workers, hint)
+        return with_selection_notes(catalog, options.names)
+
+    def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Join the shards without comparing copies."""
+        return with_selection_notes(self._catalog(options, workers), options.names)
+
+    def _catalog(self, options: SourceOptions, workers: Workers) -> Catalog:
+        url, kind = self.base.url, "iteration of MindSpore Transformers"
         if self.metadata is None:
-            return tuple(sorted(name for name in self.infos if parse_object_name(name)))
-        return tuple(name for name in self.metadata.file_names if name in self.infos)
+            kind += " of one device"
+        elif options.strategy is not None:
+            raise UsageError(
+                f"{url}: a source strategy is given, but an iteration carries its own layouts",
+                hint=f"Omit {option('src_strategy')} and {option('src_layout')}.",
+            )
+        refuse_rank_options(url, kind, options)
+        headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
+        source = SourceHeaders(url, kind, headers, options.names, self.notes, self.index_bytes)
+        catalog = full_catalog(source) if self.metadata is None else iteration_catalog(source, self.metadata)
+        return replace(catalog, training_state=self.training_state)
 
 
-def find_iteration(location: Location, infos: Mapping[str, ObjectInfo]) -> Iteration | None:
-    """Find the iteration that the tracker names, or the one that the location is itself.
+def _check_complete(base: Location, names: list[str]) -> None:
+    """Raise CatalogError if objects are missing or of several saves.
 
-    Raises
-    ------
-    CatalogError
-        Iterations without a tracker, or a tracker without its iteration.
-    FormatError
-        Documents that break their format.
+    Without metadata only their names tell how many there are: a single device writes one set of each kind.
     """
-    if TRACKER_NAME in infos:
-        return _tracked(location, infos)
-    if any(parse_object_name(name) for name in infos):
-        return _read(location, infos, ())
-    folders = sorted({name.split("/")[0] for name in infos if parse_iteration_name(name.split("/")[0]) is not None})
-    if folders:
-        raise CatalogError(
-            f"{location.url}: expected {TRACKER_NAME} beside {', '.join(folders[:5])}, found none: it is written last",
-            hint=f"Name one iteration, like {location.child(folders[-1]).url}, if you know that it is complete.",
-        )
-    return None
-
-
-def _tracked(location: Location, infos: Mapping[str, ObjectInfo]) -> Iteration:
-    place = location.child(TRACKER_NAME)
-    folder = iteration_name(parse_tracker(read_object(place), place.url))
-    inside = {name[len(folder) + 1 :]: info for name, info in infos.items() if name.startswith(f"{folder}/")}
-    others = {name.split("/")[0] for name in infos if parse_iteration_name(name.split("/")[0]) is not None} - {folder}
-    if not inside:
-        raise CatalogError(
-            f"{place.url} names {folder}, which is not there",
-            hint="Was the checkpoint copied whole?",
-            problems=sorted(others),
-        )
-    note = f"{folder} as the tracker says; other iterations are left aside: {', '.join(sorted(others)[:5])}"
-    return _read(location.child(folder), inside, (note,) if others else ())
-
-
-def _read(base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...]) -> Iteration:
-    documents = {name: read_object(base.child(name)) for name in (COMMON_NAME, METADATA_NAME) if name in infos}
-    counters, metadata = {}, None
-    if COMMON_NAME in documents:
-        counters = parse_common(documents[COMMON_NAME], base.child(COMMON_NAME).url)
-    if METADATA_NAME not in documents:
-        _check_complete(base, infos)
-    else:
-        metadata = parse_metadata(documents[METADATA_NAME], base.child(METADATA_NAME).url)
-        missing = [name for name in metadata.file_names if name not in infos]
-        if missing:
-            notes += (f"{len(missing)} objects that {METADATA_NAME} names are not there: {', '.join(missing[:5])}",)
-        unknown = sorted(name for name in infos if parse_object_name(name) and name not in metadata.file_names)
-        raise_all(
-            CatalogError,
-            f"{base.url}: objects of weights that {METADATA_NAME} does not name",
-            unknown,
-            hint="They are of another save, or the metadata is: keep what belongs together.",
-        )
-    told = [f"{name} {value}" for name, value in counters.items() if value is not None]
-    if told:
-        notes += (f"{COMMON_NAME}: {', '.join(told)}",)
-    return Iteration(base, infos, metadata, counters, sum(map(len, documents.values())), notes)
-
-
-def _check_complete(base: Location, infos: Mapping[str, ObjectInfo]) -> None:
-    """Without metadata the names alone say how many objects there are: of a single device, one of each kind.
-
-    Raises
-    ------
-    CatalogError
-        Some are missing, or belong to different saves.
-    """
-    found = [parsed for name in infos if (parsed := parse_object_name(name))]
+    found = [parsed for name in names if (parsed := parse_object_name(name))]
     there = {(item.prefix, item.kind, item.number, item.count) for item in found}
-    missing = [
+    missing = {
         str(ObjectName(item.kind, number, item.count, item.prefix))
         for item in found
         for number in range(min(item.count, _MOST_NAMED))
         if (item.prefix, item.kind, number, item.count) not in there
-    ]
+    }
     raise_all(
         CatalogError,
         f"{base.url}: there is no {METADATA_NAME}, and objects are missing",
-        sorted(set(missing)),
+        sorted(missing),
         hint="Was the iteration copied whole?",
     )
     if len({(item.prefix, item.kind) for item in found}) < len({(i.prefix, i.kind, i.count) for i in found}):
-        raise CatalogError(f"{base.url}: objects of different saves", problems=sorted(infos))
+        raise CatalogError(f"{base.url}: objects of different saves", problems=names)

@@ -1,15 +1,19 @@
-"""Looks whether ranks that should hold the same do: a wrong strategy shows there."""
+"""Compares copies of tensors that ranks should hold alike: a wrong strategy shows there."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
 from ...planning.catalog import Catalog, Entry, Placement, SourceSharding
+from ...planning.outputs.output import sample
+from ...planning.sources.rank_source import take_copy_of_rank
 from ...storage import Location
-from ...tensor import ByteRange, extent_of
+from ...tensor import extent_of
 from ..workers import Workers
-from .headers import blocks
+from .headers import read_blocks
 
 _MOST_TENSORS = 16
 _MOST_COPIES = 4
@@ -22,63 +26,98 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
     Raises
     ------
     CatalogError
-        Copies differ: the strategy calls equal what is not, or ranks are of different steps.
+        Copies differ: the strategy has replicas where there are none, or ranks are of different steps.
     """
-    problems: list[str] = []
-
-    def compare(entry: Entry) -> None:
-        placement = next(place for place in entry.placements if len(place.holders) > 1)
-        nbytes = min(_SAMPLE_BYTES, placement.box.element_count * extent_of(entry.spec)[1])
-        found: dict[bytes, str] = {}
-        for index, first in placement.holders[:_MOST_COPIES]:
-            item = catalog.objects[index]
-            data = base.store.read(base.child(item.key).key, ByteRange(first, first + nbytes), item.etag)
-            found.setdefault(data, item.key)
-        if len(found) > 1:
-            problems.append(f"{entry.spec.name}: {' and '.join(found.values())} differ within {nbytes} bytes")
-
     replicated = [
-        e for e in catalog.entries if e.sharding is not SourceSharding.UNLISTED and e.spec.nbytes and _is_copied(e)
+        (entry, replace(placement, holders=placement.holders[:_MOST_COPIES]))
+        for entry in sorted(catalog.entries, key=lambda entry: -entry.spec.nbytes)
+        if entry.sharding is not SourceSharding.UNLISTED and entry.spec.nbytes
+        for placement in [next((place for place in entry.placements if len(place.holders) > 1), None)]
+        if placement
+    ][:_MOST_TENSORS]
+    contents = _distinct_contents(catalog, replicated, base, workers, _SAMPLE_BYTES)
+    problems = [
+        f"{entry.spec.name}: {' and '.join(keys[0] for keys in found)} differ within "
+        f"{min(_SAMPLE_BYTES, _nbytes(entry, placement))} bytes"
+        for (entry, placement), found in zip(replicated, contents, strict=True)
+        if len(found) > 1
     ]
-    workers.map(compare, sorted(replicated, key=lambda entry: -entry.spec.nbytes)[:_MOST_TENSORS])
     raise_all(
         CatalogError,
-        f"{catalog.url}: ranks hold different bytes of what the source strategy says is one",
+        f"{catalog.url}: ranks hold different bytes where the source strategy has replicas",
         sorted(problems),
         hint="Is this the strategy that these shards were written under, and are they all of one step?",
     )
 
 
-def _is_copied(entry: Entry) -> bool:
-    return any(len(placement.holders) > 1 for placement in entry.placements)
+def compare_unlisted(
+    catalog: Catalog, base: Location, workers: Workers, hint: str, keep_rank: tuple[int, str] | None = None
+) -> Catalog:
+    """Read every copy of unlisted tensors, and note that all are equal or whose was taken.
 
+    Parameters
+    ----------
+    hint
+        What to do about copies that differ.
+    keep_rank
+        The rank whose copy to take of tensors that differ, and its object; None where no rank decides.
 
-def differing_copies(catalog: Catalog, names: set[str], base: Location, workers: Workers) -> tuple[int, dict[str, str]]:
-    """The bytes read to compare copies, and of tensors that differ who has what, in words."""
-    digests: dict[tuple[str, int, int], str] = {}
-
-    def read(job: tuple[Entry, int, Placement, tuple[int, int]]) -> None:
-        entry, number, placement, (index, first) = job
-        item, digest = catalog.objects[index], hashlib.sha256()
-        nbytes = placement.box.element_count * extent_of(entry.spec)[1]
-        for span in blocks(ByteRange(first, first + nbytes)):
-            digest.update(base.store.read(base.child(item.key).key, span, item.etag))
-        digests[entry.spec.name, number, index] = digest.hexdigest()
-
-    entries = [entry for entry in catalog.entries if entry.spec.name in names]
-    placed = [(entry, *numbered) for entry in entries for numbered in enumerate(entry.placements)]
-    workers.map(read, [(e, number, p, holder) for e, number, p in placed for holder in p.holders])
-    differing = {}
-    for entry, number, placement in placed:
-        keys: dict[str, list[str]] = {}
-        for index, _ in placement.holders:
-            key = catalog.objects[index].key
-            keys.setdefault(digests[entry.spec.name, number, index], []).append(key)
-        if len(keys) > 1:
-            sides = "; ".join(f"{len(held)} objects as {held[0]}" for held in keys.values())
-            differing[entry.spec.name] = f"{len(keys)} different contents ({sides})"
-    nbytes = sum(
-        placement.box.element_count * extent_of(entry.spec)[1] * len(placement.holders)
-        for entry, _, placement in placed
+    Raises
+    ------
+    CatalogError
+        Copies differ, and no rank decides.
+    """
+    placed = [(entry, placement) for entry in catalog.unlisted_copies for placement in entry.placements]
+    if not placed:
+        return catalog
+    differing: dict[str, str] = {}
+    for (entry, _), found in zip(placed, _distinct_contents(catalog, placed, base, workers), strict=True):
+        if len(found) > 1:
+            sides = "; ".join(f"{len(keys)} objects as {keys[0]}" for keys in found)
+            differing[entry.spec.name] = f"{len(found)} different contents ({sides})"
+    names = list(dict.fromkeys(entry.spec.name for entry, _ in placed))
+    nbytes = sum(_nbytes(entry, placement) * len(placement.holders) for entry, placement in placed)
+    note = f"{len(names)} unlisted tensors ({sample(names, 5)}) were compared, {nbytes} bytes on all ranks: "
+    if keep_rank is not None and differing:
+        for name in differing:
+            catalog = take_copy_of_rank(catalog, name, *keep_rank)
+        note += f"rank {keep_rank[0]}'s copies of {', '.join(differing)} are taken, the others are equal"
+        return replace(catalog, notes=(*catalog.notes, note))
+    raise_all(
+        CatalogError,
+        f"{base.url}: tensors that no layout of the source lists differ between ranks",
+        [f"{name}: {sides}" for name, sides in differing.items()],
+        hint,
     )
-    return nbytes, differing
+    return replace(catalog, notes=(*catalog.notes, f"{note}all copies are equal"))
+
+
+def _distinct_contents(
+    catalog: Catalog,
+    placed: Sequence[tuple[Entry, Placement]],
+    base: Location,
+    workers: Workers,
+    most_bytes: int | None = None,
+) -> list[list[list[str]]]:
+    """Read each placement from all its holders, and group their keys by equal bytes, the first holder's first."""
+    digests: dict[tuple[int, int], bytes] = {}
+
+    def read(job: tuple[int, int]) -> None:
+        (entry, placement), (index, first) = placed[job[0]], placed[job[0]][1].holders[job[1]]
+        item, nbytes = catalog.objects[index], _nbytes(entry, placement)
+        digest = hashlib.sha256()
+        for block in read_blocks(base.child(item.key), first, min(nbytes, most_bytes or nbytes), item.etag):
+            digest.update(block)
+        digests[job] = digest.digest()
+
+    jobs = [(number, copy) for number, (_, placement) in enumerate(placed) for copy in range(len(placement.holders))]
+    workers.map(read, jobs)
+    found: list[dict[bytes, list[str]]] = [{} for _ in placed]
+    for number, copy in jobs:
+        key = catalog.objects[placed[number][1].holders[copy][0]].key
+        found[number].setdefault(digests[number, copy], []).append(key)
+    return [list(contents.values()) for contents in found]
+
+
+def _nbytes(entry: Entry, placement: Placement) -> int:
+    return placement.box.element_count * extent_of(entry.spec)[1]

@@ -1,4 +1,4 @@
-"""Reads strategies and layout files from a store."""
+"""Reads strategies, layout files and other small documents from a store."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ...errors import CatalogError, FormatError, NotFound, SourceError
 from ...formats.layout_file import parse_layout_file
 from ...formats.layout_rules import LayoutRules
-from ...formats.mindspore.ms_strategy import parse_strategy_file
-from ...formats.mindspore.ms_strategy_file import StrategyFile
-from ...formats.mindspore.ms_strategy_merge import to_strategy
+from ...formats.mindspore.strategy_file import StrategyFile
+from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from ...storage import Location
 from ...tensor import ByteRange, Shape, Strategy
 from ..workers import working
@@ -24,7 +23,7 @@ _STRATEGY_SUFFIXES = (".ckpt", ".json")
 
 @dataclass(frozen=True, slots=True)
 class StrategySource:
-    """A strategy as its files tell it; some forms need the tensors' shapes to become one."""
+    """A strategy as its files give it; some forms need the tensors' shapes to become one."""
 
     files: tuple[StrategyFile, ...] = ()
     rules: LayoutRules | None = None
@@ -80,17 +79,12 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     CatalogError
         Files of both forms side by side.
     FormatError
-        A file that is none.
+        A file of another format.
     """
     try:
-        data = read_object(location)
+        return StrategySource((_parse(read_object(location), location),))
     except NotFound:
-        return _read_directory(location, concurrency)
-    return StrategySource((_parsed(data, location),))
-
-
-def _read_directory(location: Location, concurrency: int) -> StrategySource:
-    names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
+        names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
     if not names:
         raise NotFound(
             f"{location.url}: no strategy there",
@@ -98,7 +92,6 @@ def _read_directory(location: Location, concurrency: int) -> StrategySource:
         )
     if len({name.rsplit(".", 1)[-1] for name in names}) > 1:
         raise CatalogError(f"{location.url}: strategy files of both forms, expected only .ckpt or only .json")
-    # All ranks of a stage write the same bytes: each content is parsed once.
     contents: dict[str, bytes] = {}
 
     def read(name: str) -> None:
@@ -106,14 +99,14 @@ def _read_directory(location: Location, concurrency: int) -> StrategySource:
 
     with working(concurrency, location.store) as workers:
         workers.map(read, names)
-    parsed: dict[bytes, StrategyFile] = {}
-    for name in names:
-        if contents[name] not in parsed:
-            parsed[contents[name]] = _parsed(contents[name], location.child(name))
-    return StrategySource(tuple(parsed.values()))
+    # All ranks of a stage write the same bytes: each content is parsed once.
+    first = {contents[name]: name for name in reversed(names)}
+    return StrategySource(
+        tuple(_parse(contents[name], location.child(name)) for name in names if first[contents[name]] == name)
+    )
 
 
-def _parsed(data: bytes, location: Location) -> StrategyFile:
+def _parse(data: bytes, location: Location) -> StrategyFile:
     if not data:
         raise SourceError(f"{location.url}: the strategy file is empty", hint=_EXPECTED)
     try:

@@ -1,4 +1,4 @@
-"""Reads the few numbers that training keeps as tensors, for layouts that keep them elsewhere."""
+"""Reads the few numbers that training keeps as tensors, for layouts that keep them apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Iterable
 
-from ...errors import CatalogError, raise_all
+from ...errors import CatalogError, option, raise_all
 from ...formats.mindspore.iteration import CommonValue
 from ...planning.catalog import Catalog
 from ...planning.outputs.output import TargetTensor
@@ -18,42 +18,41 @@ from ..workers import Workers
 _REALS = frozenset({"loss_scale"})
 
 
-def read_counters(
+def read_training_state(
     catalog: Catalog, tensors: Iterable[TargetTensor], source: Location, workers: Workers
 ) -> dict[str, CommonValue]:
-    """What training had counted: as the source tells it beside its tensors, and in scalars like ``global_step``.
+    """Return the training state: the numbers that the source keeps apart, and scalars like ``global_step``.
 
     Parameters
     ----------
     tensors
-        Of the target; a scalar counts by the name that it has there.
+        Of the target, whose names decide which are scalars of the training state.
 
     Raises
     ------
     CatalogError
-        The source tells two different numbers, or one that cannot be counted to.
+        The source has two different values of a number, or one that is not finite or not a count.
     """
-    found = dict(catalog.counters)
+    found = dict(catalog.training_state)
     problems: list[str] = []
 
     def read(tensor: TargetTensor) -> None:
         entry = catalog.entries[tensor.pieces[0].source]
         index, first = entry.placements[0].holders[0]
         item = catalog.objects[index]
-        span = ByteRange(first, first + entry.spec.nbytes)
-        [value] = struct.unpack(
-            f"<{SCALAR_CODES[entry.spec.dtype]}", source.store.read(source.child(item.key).key, span, item.etag)
-        )
+        data = source.store.read(source.child(item.key).key, ByteRange(first, first + entry.spec.nbytes), item.etag)
+        [value] = struct.unpack(f"<{SCALAR_CODES[entry.spec.dtype]}", data)
         name = tensor.spec.name
         known = found.get(name)
         if not math.isfinite(value) or (name not in _REALS and (value != int(value) or value < 0)):
-            problems.append(f"{entry.spec.name}: expected a finite number that counts, found {value}")
+            expected = "a finite number" if name in _REALS else "a finite count"
+            problems.append(f"{entry.spec.name}: expected {expected}, found {value}")
             return
         if known is not None and known != value:
             problems.append(f"{name}: {known} beside the tensors, {value} as a tensor")
         found[name] = float(value) if name in _REALS else int(value)
 
     workers.map(read, [tensor for tensor in tensors if is_training_state(tensor)])
-    hint = "Leave the tensors out with --drop to take what stands beside them."
-    raise_all(CatalogError, f"{catalog.url}: what training had counted is not clear", sorted(problems), hint)
+    hint = f"Leave these tensors out with {option('drop')} to use the numbers beside them."
+    raise_all(CatalogError, f"{catalog.url}: the training state cannot be used", sorted(problems), hint)
     return found

@@ -5,7 +5,7 @@
     latest_checkpointed_iteration.txt                   the newest iteration, written last
     iteration_00000007/model-0000000-0000004.safetensors
     iteration_00000007/opt-0000000-0000004.safetensors  optimizer states, when they are kept
-    iteration_00000007/common.json                      how far training is
+    iteration_00000007/common.json                      training state: epoch, step, loss scale, ...
     iteration_00000007/metadata.json                    which object holds what: ``iteration_metadata``
 
 Source: MindFormers 1.7 to 2.1, ``mindformers/checkpoint``: ``utils.py`` (names), ``checkpoint.py`` (the rest).
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import FormatError
+from ..findings import Findings
 from ..strict_json import json_kind, parse_json_object, shown
 from ..weight_index import relative_key_problem
 
@@ -34,7 +35,7 @@ CommonValue = int | float | str | bool | None
 _COUNTS = ("epoch_num", "step_num", "global_step", "global_batch_size", "consumed_samples", "ckpt_status")
 
 COMMON_KEYS = ("epoch_num", "step_num", "global_step", "loss_scale", *_COUNTS[3:])
-"""What ``common.json`` tells, in its order; a ``ckpt_status`` of 0 is healthy. Source: MindFormers ``CommonInfo``."""
+"""The keys of ``common.json``, in its order; a ``ckpt_status`` of 0 is healthy. Source: MindFormers ``CommonInfo``."""
 
 _LARGEST_NUMBER = 10**18 - 1
 _TRACKER = re.compile(rb"[ \t\r\n]*(0|[1-9][0-9]{0,17})[ \t\r\n]*")
@@ -42,27 +43,20 @@ _LONGEST_TRACKER_BYTES = 256
 _ITERATION = re.compile(r"iteration_([0-9]{8,18})")
 _OBJECT = re.compile(r"(?:(.+)-)?(model|opt)-([0-9]{7,18})-([0-9]{7,18})\.safetensors", re.DOTALL)
 
-# What optimizers call their states: the part before a weight's own name, and numbers that belong to no weight.
+# Names of optimizer states: the part before a weight's own name, and numbers that belong to no weight.
 # Source: mindspore 2.10.0 ``nn/optim``, MindFormers ``core/optim``; ``accu_grads`` is gradient accumulation's.
 _STATE_HEADS = {"accu_grads", "accum", "adam_m", "adam_v", "exp_avg", "exp_avg_sq", "moment1", "moment2", "moments"}
 _STATE_NAMES = {"beta1_power", "beta2_power", "global_step", "learning_rate", "momentum", "weight_decay"}
-# What MindFormers' training loop keeps beside them.
+# MindFormers' training loop keeps these beside them.
 _STATE_NAMES |= {"current_iterator_step", "last_overflow_iterator_step", "loss_scale", "scale_sense"}
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
-    """The name of an object of weights, taken apart.
+    """The parts of the name of an object of weights (``"model"``) or optimizer states (``"opt"``).
 
-    Parameters
-    ----------
-    kind
-        ``"model"`` for weights, ``"opt"`` for optimizer states.
-    number, count
-        Which object of how many of its kind, from 0. With redundancy it is the rank; without, ranks
-        that hold nothing are not counted.
-    prefix
-        What the user put before the name; empty for nothing.
+    ``number`` of ``count`` objects of the kind, from 0, is the rank with redundancy; without redundancy, ranks
+    that hold nothing are not counted. ``prefix`` is the user's own start of the name.
 
     Examples
     --------
@@ -79,7 +73,7 @@ class ObjectName:
         in_range = 0 <= self.number < self.count <= _LARGEST_NUMBER
         if self.kind not in ("model", "opt") or not in_range or _prefix_problem(self.prefix):
             raise FormatError(
-                "no object name",
+                "not an object name",
                 expected="model or opt, a number below its count, and a prefix that is a plain name",
                 found=shown((self.kind, self.number, self.count, self.prefix)),
             )
@@ -89,13 +83,12 @@ class ObjectName:
         return f"{start}{self.kind}-{self.number:07d}-{self.count:07d}.safetensors"
 
 
-def parse_object_name(name: str) -> ObjectName | None:
-    """Take the name of an object of weights apart; None when it is not spelled like one.
+def _prefix_problem(prefix: str) -> str:
+    return "a path" if "/" in prefix else relative_key_problem(f"{prefix}-")
 
-    Parameters
-    ----------
-    name
-        Relative to the iteration's folder.
+
+def parse_object_name(name: str) -> ObjectName | None:
+    """Parse the name of an object of weights, relative to the iteration's folder; None for any other name.
 
     Examples
     --------
@@ -111,27 +104,16 @@ def parse_object_name(name: str) -> ObjectName | None:
     if not number < count:
         return None
     parsed = ObjectName("opt" if match[2] == "opt" else "model", number, count, match[1] or "")
-    return parsed if str(parsed) == name else None  # a number with zeros too many
+    return parsed if str(parsed) == name else None  # a number with too many zeros
 
 
 def iteration_name(iteration: int) -> str:
-    """Name the folder of an iteration.
-
-    Raises
-    ------
-    FormatError
-        The number is negative or beyond reason.
-
-    Examples
-    --------
-    >>> iteration_name(7)
-    'iteration_00000007'
-    """
+    """Name the folder of an iteration; raise FormatError for a number that is negative or absurd."""
     return f"iteration_{_checked_iteration(iteration):08d}"
 
 
 def parse_iteration_name(name: str) -> int | None:
-    """Read the iteration from its folder's name; None when it is not spelled like one.
+    """Read the iteration from its folder's name; None for any other name.
 
     Examples
     --------
@@ -146,25 +128,7 @@ def parse_iteration_name(name: str) -> int | None:
 
 
 def parse_tracker(data: bytes, where: str) -> int:
-    """Read the newest iteration from ``latest_checkpointed_iteration.txt``.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
-    Raises
-    ------
-    FormatError
-        It is anything but one integer, with or without white space around it.
-
-    Examples
-    --------
-    >>> parse_tracker(b"7\\n", "latest_checkpointed_iteration.txt")
-    7
-    """
+    """Read the newest iteration from the tracker, which must be one integer, with or without white space around it."""
     match = _TRACKER.fullmatch(data) if len(data) <= _LONGEST_TRACKER_BYTES else None
     if not match:
         raise FormatError(
@@ -178,40 +142,23 @@ def parse_tracker(data: bytes, where: str) -> int:
 
 
 def encode_tracker(iteration: int) -> bytes:
-    """Write ``latest_checkpointed_iteration.txt``.
-
-    Raises
-    ------
-    FormatError
-        The number is negative or beyond reason.
-
-    Examples
-    --------
-    >>> encode_tracker(7)
-    b'7'
-    """
+    """Write the tracker; raise FormatError for a number that is negative or absurd."""
     return str(_checked_iteration(iteration)).encode("ascii")
 
 
+def _checked_iteration(iteration: int) -> int:
+    if not 0 <= iteration <= _LARGEST_NUMBER:
+        raise FormatError("not an iteration", expected=f"0 to {_LARGEST_NUMBER}", found=shown(iteration))
+    return iteration
+
+
 def parse_common(data: bytes, where: str) -> dict[str, CommonValue]:
-    """Read how far training is from ``common.json``.
-
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
-    Returns
-    -------
-    dict
-        All of ``COMMON_KEYS``, None for what is not known, then whatever else the object has.
+    """Read the training state from ``common.json``: all of ``COMMON_KEYS``, None if unknown, then its other keys.
 
     Raises
     ------
     FormatError
-        Not strict JSON, counts that are none, or values that are no scalars (all are listed).
+        Not strict JSON, invalid counts, or values that are no scalars; all are listed.
 
     Examples
     --------
@@ -225,15 +172,8 @@ def parse_common(data: bytes, where: str) -> dict[str, CommonValue]:
 def encode_common(values: Mapping[str, CommonValue]) -> bytes:
     """Write ``common.json`` with four spaces and no newline at the end, as MindFormers does.
 
-    Parameters
-    ----------
-    values
-        Of ``COMMON_KEYS``, what is known, and anything else to keep.
-
-    Raises
-    ------
-    FormatError
-        Values that ``parse_common`` would refuse (all are listed).
+    ``values`` may lack some of ``COMMON_KEYS`` and have other keys; FormatError lists those that
+    ``parse_common`` would refuse.
 
     Examples
     --------
@@ -244,67 +184,24 @@ def encode_common(values: Mapping[str, CommonValue]) -> bytes:
     """
     common = _checked_common(values, COMMON_NAME)
     encoded = json.dumps(common, indent=4).encode("ascii")
-    parse_json_object(encoded, COMMON_NAME)  # text that UTF-8 cannot hold
+    parse_json_object(encoded, COMMON_NAME)  # refuses text that UTF-8 cannot encode
     return encoded
-
-
-def is_optimizer_state(name: str, all_names: Container[str]) -> bool:
-    """Tell whether a tensor goes to the ``opt-`` objects instead of the ``model-`` ones.
-
-    MindFormers asks the network: what is no parameter of it belongs to the optimizer. Without the network,
-    a state is known by its name, which is one word before the name of its weight (``adam_m.``,
-    ``moments.``), or by being one of the optimizer's own numbers (``global_step``).
-
-    Source: MindFormers 2.1 ``save_checkpoint`` (``model_keys``).
-
-    Parameters
-    ----------
-    name
-        Of the tensor.
-    all_names
-        Of every tensor of the checkpoint.
-
-    Examples
-    --------
-    >>> names = {"embed.weight", "adam_m.embed.weight", "muon.embed.weight", "global_step"}
-    >>> sorted(name for name in names if is_optimizer_state(name, names))
-    ['adam_m.embed.weight', 'global_step', 'muon.embed.weight']
-    """
-    head, _, weight = name.partition(".")
-    return name in _STATE_NAMES or (bool(weight) and (head in _STATE_HEADS or weight in all_names))
-
-
-def _checked_iteration(iteration: int) -> int:
-    if not 0 <= iteration <= _LARGEST_NUMBER:
-        raise FormatError("no iteration", expected=f"0 to {_LARGEST_NUMBER}", found=shown(iteration))
-    return iteration
-
-
-def _prefix_problem(prefix: str) -> str:
-    return "a path" if "/" in prefix else relative_key_problem(f"{prefix}-")
 
 
 def _checked_common(values: Mapping[str, object], where: str) -> dict[str, CommonValue]:
     common: dict[str, CommonValue] = dict.fromkeys(COMMON_KEYS)
-    problems: list[str] = []
+    findings = Findings()
     for key, value in values.items():
         if expected := _common_problem(key, value):
-            problems.append(f"{shown(key)}: expected {expected}, found {shown(value)} ({json_kind(value)})")
+            findings.add(shown(key), expected, f"{shown(value)} ({json_kind(value)})")
         elif value is None or isinstance(value, int | float | str):
             common[key] = value
-    if problems:
-        raise FormatError(
-            "unusable values",
-            where=where,
-            expected="one number or text a key",
-            found=f"{len(problems)} keys without",
-            problems=problems,
-        )
+    findings.raise_any("unusable values", where=where, expected="one number or string a key")
     return common
 
 
 def _common_problem(key: str, value: object) -> str:
-    """What the value should have been; empty when it is right."""
+    """Return what the value should have been; empty when it is right."""
     if value is None:
         return ""
     if key in _COUNTS:
@@ -314,4 +211,23 @@ def _common_problem(key: str, value: object) -> str:
         return "a finite number"
     if key == "loss_scale":
         return "" if type(value) in (int, float) else "a number or null"
-    return "" if isinstance(value, int | float | str) else "one number or text"
+    return "" if isinstance(value, int | float | str) else "one number or string"
+
+
+def is_optimizer_state(name: str, all_names: Container[str]) -> bool:
+    """Return whether a tensor belongs in the ``opt-`` objects instead of the ``model-`` ones.
+
+    MindFormers asks the network: every tensor that is not one of its parameters belongs to the optimizer. Without
+    the network, a state is recognised by its name, which is one word before the name of its weight (``adam_m.``,
+    ``moments.``), or by being one of the optimizer's own numbers (``global_step``).
+
+    Source: MindFormers 2.1 ``save_checkpoint`` (``model_keys``).
+
+    Examples
+    --------
+    >>> names = {"embed.weight", "adam_m.embed.weight", "muon.embed.weight", "global_step"}
+    >>> sorted(name for name in names if is_optimizer_state(name, names))
+    ['adam_m.embed.weight', 'global_step', 'muon.embed.weight']
+    """
+    head, _, weight = name.partition(".")
+    return name in _STATE_NAMES or (bool(weight) and (head in _STATE_HEADS or weight in all_names))

@@ -1,4 +1,4 @@
-"""Which object of an iteration's folder holds which part of every tensor: reading ``metadata.json``.
+"""Which object of an iteration's folder holds which shard of every tensor: ``metadata.json``, parsed strictly.
 
 ::
 
@@ -12,7 +12,7 @@
                                        "rank_group": [0]}], ...}}
 
 ``global_offset`` is one number, whatever the axes: the shard's place when shards are counted row-major. Keys of
-``storage_data`` are the text that Python makes of a tuple. Keys that are not shown here are ignored, since
+``storage_data`` are the ``str`` of a Python tuple. Keys that are not shown here are ignored, since
 MindFormers adds some now and then (``rank_group`` came with 1.9).
 
 Source: MindFormers 1.7 to 2.1, ``mindformers/checkpoint``: ``metadata.py`` and ``sharded_tensor.py``.
@@ -22,37 +22,148 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
-from ...errors import FormatError, StrategyError
-from ...tensor import Layout, Shape, TensorSpec
+from ...errors import StrategyError, raise_all
+from ...tensor import Box, Layout, Shape, Strategy, TensorSpec
+from ..findings import Findings
 from ..safetensors import MAX_AXIS_COUNT
 from ..strict_json import json_kind, parse_json_object, shown
 from ..weight_index import relative_key_problem
-from .ckpt_values import DTYPE_OF
+from .ckpt import DTYPE_OF
 from .iteration_shards import parse_shard_id, shard_box, shard_numbers
-from .iteration_values import IterationMetadata, IterationTensor, ShardCopy, StageLayout, StoredShard
 
 _LARGEST = 2**31 - 1  # rank, device or cut
 _LARGEST_EXTENT = 2**63
 _LARGEST_BITS = 2**63
-_KEPT_FINDINGS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCopy:
+    """One object that holds a shard: its name in the iteration's folder, out of which it never leads, and its writer.
+
+    ``rank_group`` is every rank that has the shard in memory; empty if the writer did not record them.
+    """
+
+    file_name: str
+    storage_rank: int
+    rank_group: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """One box of a tensor, its number (``global_offset``), and the objects that hold it, in the order listed."""
+
+    number: int
+    box: Box
+    copies: tuple[ShardCopy, ...]
+
+    @property
+    def ranks(self) -> frozenset[int]:
+        """Every rank that is known to have the shard."""
+        return frozenset(copy.storage_rank for copy in self.copies).union(*(copy.rank_group for copy in self.copies))
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The objects' names, each once."""
+        return tuple(dict.fromkeys(copy.file_name for copy in self.copies))
+
+
+@dataclass(frozen=True, slots=True)
+class StageLayout:
+    """How a tensor is cut over the ranks of the first pipeline stage that holds it.
+
+    In ``layout``, optimizer pieces are cuts like any other.
+    """
+
+    layout: Layout
+    rank_list: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationTensor:
+    """One tensor of the checkpoint, in ``cuts`` equal pieces on each axis.
+
+    The shards tile it, in the order in which the ranks first hold them. Without a layout it is whole.
+    """
+
+    spec: TensorSpec
+    cuts: Shape
+    shards: tuple[StoredShard, ...]
+    layout: StageLayout | None
+
+    @property
+    def holders(self) -> dict[int, int]:
+        """Every rank that is known to have a shard of the tensor, and the shard's number."""
+        return {rank: shard.number for shard in self.shards for rank in shard.ranks}
+
+
+@dataclass(frozen=True)
+class IterationMetadata:
+    """The contents of one ``metadata.json``. Not slotted, so that its properties are built once."""
+
+    tensors: tuple[IterationTensor, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, IterationTensor]:
+        """The tensors by their names."""
+        return {tensor.spec.name: tensor for tensor in self.tensors}
+
+    @cached_property
+    def file_names(self) -> tuple[str, ...]:
+        """Every object that is named, once, in order."""
+        return tuple(sorted({name for t in self.tensors for shard in t.shards for name in shard.file_names}))
+
+    def strategy(self) -> Strategy | None:
+        """Rebuild the strategy that training had; None if no tensor has a layout.
+
+        A tensor that several stages hold is described once, for the first; its layout is taken for
+        every stage that has a holder.
+
+        Raises
+        ------
+        StrategyError
+            The stages are not equal blocks of ranks, one after the other, or a rank has another shard
+            than its layout gives it (all are listed).
+        """
+        laid_out = [(tensor, tensor.layout) for tensor in self.tensors if tensor.layout]
+        if not laid_out:
+            return None
+        device_count = len(laid_out[0][1].rank_list)
+        problems = [text for tensor, at in laid_out if (text := _stage_problem(tensor, at, device_count))]
+        raise_all(StrategyError, f"expected stages of {device_count} consecutive ranks, each as described", problems)
+        members = {t.spec.name: {rank // device_count for rank in (*t.holders, *at.rank_list)} for t, at in laid_out}
+        present = sorted(set().union(*members.values()))
+        if present[-1] != len(present) - 1:  # or a hostile rank would have us make stages without end
+            raise StrategyError(f"expected stages from 0 without a gap, found {shown(present)}")
+        stages: list[dict[str, Layout]] = [{} for _ in present]
+        for tensor, at in laid_out:
+            for stage in members[tensor.spec.name]:
+                stages[stage][tensor.spec.name] = at.layout
+        return Strategy(device_count, tuple(stages))
+
+
+def _stage_problem(tensor: IterationTensor, at: StageLayout, device_count: int) -> str:
+    first = at.rank_list[0]
+    if first % device_count or at.rank_list != tuple(range(first, first + device_count)):
+        return f"{shown(tensor.spec.name)}: ranks {shown(list(at.rank_list))}"
+    numbers = shard_numbers(at.layout)
+    for rank, number in tensor.holders.items():
+        # Ranks of other stages; the parser has compared those of the stage that is described.
+        if numbers[rank % device_count] != number:
+            return f"{shown(tensor.spec.name)}: shard {number} on rank {rank}, to which its layout gives another"
+    return ""
 
 
 def parse_metadata(data: bytes, where: str) -> IterationMetadata:
     """Parse ``metadata.json`` and prove that every element of every tensor is in an object.
 
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
     Raises
     ------
     FormatError
         Not strict JSON, or parts that contradict each other; ``problems`` lists everything that is
-        wrong (the first 10 000, should there be more).
+        wrong (the first 10 000 problems).
 
     Examples
     --------
@@ -64,45 +175,30 @@ def parse_metadata(data: bytes, where: str) -> IterationMetadata:
     >>> tensor.spec.shape, tensor.shards[0].box, tensor.shards[0].file_names
     ((4,), Box(start=(0,), stop=(4,)), ('model-0000000-0000001.safetensors',))
     """
-    return _Reader(where).read(parse_json_object(data, where))
+    return _MetadataReader().read(parse_json_object(data, where), where)
 
 
-_ShardId = tuple[str, int]
+class _MetadataReader:
+    """Collects every finding before it gives up."""
 
-
-class _Reader:
-    """Collects every finding before it gives up; a hostile object can have millions, so not all are kept."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._count = 0
-        self._kept: list[str] = []
-        self._copies: dict[_ShardId, tuple[ShardCopy, ...]] = {}
+    def __init__(self) -> None:
+        self._findings = Findings()
+        self._add = self._findings.add
+        self._copies: dict[tuple[str, int], tuple[ShardCopy, ...]] = {}
         self._name_problems: dict[str, str] = {}
         self._groups: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def read(self, document: Mapping[str, object]) -> IterationMetadata:
+    def read(self, document: Mapping[str, object], where: str) -> IterationMetadata:
         described = self._section(document, "state_dict_metadata")
         for text, records in self._section(document, "storage_data").items():
             self._read_records(text, records)
         tensors = {name: self._tensor(name, entry) for name, entry in described.items()}
-        for name, number in self._copies:  # what no tensor has taken
+        for name, number in self._copies:  # those that no tensor has claimed
             if name not in tensors or tensors[name]:
                 self._add(f"storage_data {shown((name, (number,)))}", "a chunk in state_dict_metadata", "none")
-        if self._count:
-            raise FormatError(
-                "broken metadata",
-                where=self._where,
-                expected="every shard of every tensor once, in objects of this folder",
-                found=f"{self._count} problem{'s' * (self._count > 1)}",
-                problems=self._kept,
-            )
+        expected = "every shard of every tensor once, in objects of this folder"
+        self._findings.raise_any("invalid metadata", where=where, expected=expected)
         return IterationMetadata(tuple(tensor for tensor in tensors.values() if tensor))
-
-    def _add(self, place: str, expected: str, found: str) -> None:
-        self._count += 1
-        if self._count <= _KEPT_FINDINGS:
-            self._kept.append(f"{place}: expected {expected}, found {found}")
 
     def _section(self, document: Mapping[str, object], key: str) -> dict[str, object]:
         value = document.get(key)
@@ -118,20 +214,18 @@ class _Reader:
         self._add(place, f"an array of integers from {low} to {high}", shown(value))
         return None
 
-    # --- storage_data
-
     def _read_records(self, text: str, records: object) -> None:
         place = f"storage_data {shown(text)}"
         shard = parse_shard_id(text)
         if shard is None:
             self._add(place, "a key such as ('name', (0,))", "another")
         elif shard in self._copies:
-            self._add(place, "every shard once", "one that is there in another spelling")
+            self._add(place, "every shard once", "a shard that is listed in another spelling")
         elif not isinstance(records, list) or not records:
             self._add(place, "a filled array of records", shown(records))
         else:
             copies = [self._copy(place, record) for record in records]
-            # Equal records say nothing new: MindFormers joins what an interrupted save left behind.
+            # Equal records add nothing: MindFormers joins what an interrupted save left behind.
             self._copies[shard] = tuple(dict.fromkeys(copy for copy in copies if copy))
 
     def _copy(self, place: str, record: object) -> ShardCopy | None:
@@ -158,24 +252,24 @@ class _Reader:
             self._name_problems[name] = relative_key_problem(name)
         return self._name_problems[name]
 
-    # --- state_dict_metadata
-
     def _tensor(self, name: str, entry: object) -> IterationTensor | None:
-        place, count_before = f"tensor {shown(name)}", self._count
+        place, count_before = f"tensor {shown(name)}", self._findings.count
         if not isinstance(entry, dict):
             self._add(place, "an object", json_kind(entry))
             return None
         spec = self._spec(name, place, entry)
         cuts = self._integers(f"{place}: axis_fragmentations", entry.get("axis_fragmentations"), 1, _LARGEST)
-        if spec is None or cuts is None or not self._fit(place, spec.shape, cuts):
+        if spec is None or cuts is None:
             return None
-        layout = self._layout(place, entry["layout"], cuts) if entry.get("layout") is not None else None
+        if len(spec.shape) != len(cuts) or any(extent % cut for extent, cut in zip(spec.shape, cuts, strict=True)):
+            self._add(f"{place}: axis_fragmentations", f"equal pieces of {list(spec.shape)}", shown(list(cuts)))
+            return None
+        layout = self._layout(f"{place}: layout", entry["layout"], cuts) if entry.get("layout") is not None else None
         if "layout" not in entry:
             self._add(f"{place}: layout", "an object or null", "no such key")
-        replicas = layout.rank_list if layout else ()
-        self._check_properties(place, entry["properties"], len(replicas))
+        self._check_properties(place, entry["properties"], len(layout.rank_list) if layout else 0)
         shards = self._shards(place, spec, cuts, entry.get("chunk"), layout)
-        return IterationTensor(spec, cuts, shards, layout) if self._count == count_before else None
+        return IterationTensor(spec, cuts, shards, layout) if self._findings.count == count_before else None
 
     def _spec(self, name: str, place: str, entry: dict[str, object]) -> TensorSpec | None:
         properties = entry.get("properties")
@@ -193,12 +287,6 @@ class _Reader:
             return None
         return TensorSpec(name, dtype, shape)
 
-    def _fit(self, place: str, shape: Shape, cuts: Shape) -> bool:
-        if len(shape) == len(cuts) and not any(extent % cut for extent, cut in zip(shape, cuts, strict=True)):
-            return True
-        self._add(f"{place}: axis_fragmentations", f"equal pieces of {list(shape)}", shown(list(cuts)))
-        return False
-
     def _check_properties(self, place: str, properties: object, rank_count: int) -> None:
         assert isinstance(properties, dict)  # a dtype came out of it
         replica_id = properties.get("replica_id")
@@ -213,7 +301,6 @@ class _Reader:
                 self._add(f"{place}: {key}", "a boolean", json_kind(properties[key]))
 
     def _layout(self, place: str, value: object, cuts: Shape) -> StageLayout | None:
-        place = f"{place}: layout"
         if not isinstance(value, dict):
             self._add(place, "an object or null", json_kind(value))
             return None
@@ -224,12 +311,16 @@ class _Reader:
             # Slices of such a layout are no boxes; MindSpore has it for activations only.
             self._add(f"{place}: interleaved_parallel", "false", shown(value.get("interleaved_parallel")))
         if tensor_map is None:
-            self._add(
-                f"{place}: tensor_map", "-1, a dimension or an array of them an axis", shown(value.get("tensor_map"))
-            )
-        if ranks is None or matrix is None or tensor_map is None or not self._devices_fit(place, ranks, matrix):
+            expected = "for each axis -1, a dimension or an array of dimensions"
+            self._add(f"{place}: tensor_map", expected, shown(value.get("tensor_map")))
+        if ranks is None or matrix is None or tensor_map is None:
             return None
-        if not _are_names(aliases, len(matrix)):
+        if not 0 < len(matrix) <= MAX_AXIS_COUNT or not math.prod(matrix) == len(ranks) == len(set(ranks)):
+            expected = f"different ranks, as many as device_matrix {shown(list(matrix))} has"
+            self._add(f"{place}: rank_list", expected, f"{len(ranks)}: {shown(list(ranks))}")
+            return None
+        names = aliases if isinstance(aliases, list) else []
+        if not all(isinstance(name, str) for name in names) or not len(names) == len(set(names)) == len(matrix):
             self._add(f"{place}: alias_name", f"{len(matrix)} different names", shown(aliases))
             return None
         try:
@@ -238,22 +329,14 @@ class _Reader:
             self._add(place, "a tensor map that fits its device matrix", error.message)
             return None
         if layout.cuts != cuts:
-            self._add(place, f"cuts as axis_fragmentations says: {list(cuts)}", shown(list(layout.cuts)))
+            self._add(place, f"the cuts of axis_fragmentations: {list(cuts)}", shown(list(layout.cuts)))
             return None
-        assert isinstance(aliases, list)
-        return StageLayout(layout, tuple(aliases), ranks)
-
-    def _devices_fit(self, place: str, ranks: tuple[int, ...], matrix: Shape) -> bool:
-        if matrix and len(matrix) <= MAX_AXIS_COUNT and math.prod(matrix) == len(ranks) == len(set(ranks)):
-            return True
-        expected = f"different ranks, as many as device_matrix {shown(list(matrix))} has"
-        self._add(f"{place}: rank_list", expected, f"{len(ranks)}: {shown(list(ranks))}")
-        return False
+        return StageLayout(layout, ranks)
 
     def _shards(
         self, place: str, spec: TensorSpec, cuts: Shape, chunks: object, layout: StageLayout | None
     ) -> tuple[StoredShard, ...]:
-        # Compared with what the object itself spells out, so that no absurd number is ever counted up to.
+        # Compared with the number of chunks that the object spells out, so that nothing counts up to an absurd number.
         if not isinstance(chunks, list) or len(chunks) != math.prod(cuts):
             found = f"{len(chunks)} of them" if isinstance(chunks, list) else shown(chunks)
             self._add(f"{place}: chunk", f"{math.prod(cuts)} chunks, one a piece", found)
@@ -267,8 +350,12 @@ class _Reader:
             StoredShard(number, shard_box(spec.shape, cuts, number), self._claim(place, spec.name, number))
             for number in known
         )
-        if layout:
-            self._check_ranks(place, shards, dict(zip(layout.rank_list, shard_numbers(layout.layout), strict=True)))
+        number_of = dict(zip(layout.rank_list, shard_numbers(layout.layout), strict=True)) if layout else {}
+        for shard in shards if number_of else ():
+            for rank in sorted(shard.ranks):  # ranks of other stages have a layout that is not recorded
+                if number_of.get(rank, shard.number) != shard.number:
+                    expected = f"chunk [{number_of[rank]}] on rank {rank}, according to its layout"
+                    self._add(place, expected, f"[{shard.number}]")
         return shards
 
     def _number(self, place: str, chunk: object, shape: Shape, cuts: Shape) -> int | None:
@@ -278,14 +365,10 @@ class _Reader:
         if not isinstance(found, list) or found != local_shape or any(type(extent) is not int for extent in found):
             self._add(f"{place}: chunk", f"a local_shape of {local_shape}", shown(chunk))
             return None
-        if (
-            isinstance(offset, list)
-            and len(offset) == 1
-            and type(offset[0]) is int
-            and 0 <= offset[0] < math.prod(cuts)
-        ):
+        last = math.prod(cuts) - 1
+        if isinstance(offset, list) and len(offset) == 1 and type(offset[0]) is int and 0 <= offset[0] <= last:
             return offset[0]
-        self._add(f"{place}: chunk", f"a global_offset from [0] to [{math.prod(cuts) - 1}]", shown(offset))
+        self._add(f"{place}: chunk", f"a global_offset from [0] to [{last}]", shown(offset))
         return None
 
     def _claim(self, place: str, name: str, number: int) -> tuple[ShardCopy, ...]:
@@ -294,28 +377,12 @@ class _Reader:
             self._add(place, f"a record in storage_data for chunk [{number}]", "none")
         return copies
 
-    def _check_ranks(self, place: str, shards: tuple[StoredShard, ...], number_of: Mapping[int, int]) -> None:
-        for shard in shards:
-            for rank in sorted(shard.ranks):  # ranks of other stages have a layout that is not told
-                if number_of.get(rank, shard.number) != shard.number:
-                    expected = f"chunk [{number_of[rank]}] on rank {rank}, as its layout says"
-                    self._add(place, expected, f"[{shard.number}]")
-
 
 def _tensor_map(value: object) -> tuple[tuple[int, ...], ...] | None:
-    """The map as a layout has it: a tuple an axis, empty for an axis that is not cut."""
+    """Return the map as a layout has it: a tuple an axis, empty for an axis that is not cut."""
     if not isinstance(value, list) or len(value) > MAX_AXIS_COUNT or [] in value:
         return None
     axes = [item if isinstance(item, list) else [] if item == -1 and type(item) is int else [item] for item in value]
     if any(type(entry) is not int or not 0 <= entry <= MAX_AXIS_COUNT for axis in axes for entry in axis):
         return None
     return tuple(tuple(axis) for axis in axes)
-
-
-def _are_names(value: object, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(name, str) for name in value)
-        and len(set(value)) == count
-    )

@@ -1,9 +1,9 @@
-"""How MindSpore Transformers counts shards: their numbers, their ids, who has them, and who writes them."""
+"""How MindSpore Transformers counts shards: their numbers, their ids, and the ranks that have them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,18 +22,9 @@ _LETTERS = {"n": "\n", "r": "\r", "t": "\t"}
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One box of a tensor and the ranks that have it.
+    """One box of a tensor and the ranks that have it, in order.
 
-    Parameters
-    ----------
-    spec
-        Of the whole tensor.
-    number
-        Its place when the shards are counted row-major.
-    box
-        Where it lies in the tensor.
-    ranks
-        In order.
+    ``spec`` is the whole tensor's; ``number`` is the shard's place when all are counted row-major.
     """
 
     spec: TensorSpec
@@ -43,8 +34,8 @@ class Shard:
 
     @property
     def id(self) -> str:
-        """The text that names it in ``metadata.json``."""
-        return shard_id(self.spec.name, self.number)
+        """The key of the shard in ``metadata.json``: ``str`` of a Python tuple."""
+        return repr((self.spec.name, (self.number,)))
 
     @property
     def nbytes(self) -> int:
@@ -52,19 +43,8 @@ class Shard:
         return self.spec.dtype.nbytes(self.box.element_count)
 
 
-def shard_id(name: str, number: int) -> str:
-    """Write the text that names a shard in ``metadata.json``.
-
-    Examples
-    --------
-    >>> shard_id("a.b", 3)
-    "('a.b', (3,))"
-    """
-    return repr((name, (number,)))
-
-
 def parse_shard_id(text: str) -> tuple[str, int] | None:
-    """Read the text that Python makes of ``(name, (number,))``; None when it is nothing else.
+    """Parse the ``str`` of a Python tuple ``(name, (number,))``; None for any other text.
 
     Examples
     --------
@@ -87,16 +67,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def shard_box(shape: Shape, cuts: Shape, number: int) -> Box:
-    """Locate a shard.
-
-    Parameters
-    ----------
-    shape
-        Of the whole tensor, in elements.
-    cuts
-        Equal pieces on each axis.
-    number
-        The shard's place when all are counted row-major.
+    """Return the box of the shard ``number`` of a tensor with ``cuts`` equal pieces on each axis.
 
     Examples
     --------
@@ -113,7 +84,7 @@ def shard_box(shape: Shape, cuts: Shape, number: int) -> Box:
 
 @lru_cache(maxsize=256)
 def cut_layout(layout: Layout) -> Layout:
-    """Write the optimizer's pieces as cuts of axis 0, which is all that this format knows.
+    """Return a layout with the optimizer's pieces as cuts of axis 0, the only form that this format has.
 
     A dimension of the device matrix that is cut in part becomes two.
 
@@ -122,7 +93,7 @@ def cut_layout(layout: Layout) -> Layout:
     Raises
     ------
     StrategyError
-        Axis 0 is cut by hand into uneven pieces, or is not there to be cut.
+        Axis 0 is cut by hand into uneven pieces, or the tensor is a scalar.
 
     Examples
     --------
@@ -131,22 +102,23 @@ def cut_layout(layout: Layout) -> Layout:
     ((2, 2, 2), ((0, 1), ()))
     """
     if layout.row_split:
-        raise StrategyError("axis 0 is cut by hand: MindFormers' iterations hold equal pieces only")
+        raise StrategyError("axis 0 is cut by hand: iterations of MindFormers hold equal pieces only")
     matrix, axes = list(layout.device_matrix), [list(axis) for axis in layout.tensor_map]
     pieces = layout.optimizer_pieces
-    taken: list[int] = []  # from the right, as the layout takes them
+    # The optimizer cuts over the dimensions that the tensor map leaves free, from the right, as Layout does.
+    taken: list[int] = []
     entry = 0
     while pieces > 1:
         size = matrix[-1 - entry]
         if size > 1 and not any(entry in axis for axis in axes):
-            if size > pieces:  # the optimizer has the faster half
+            if size > pieces:  # split it: the optimizer has the faster part, and entries to the left move by one
                 matrix[-1 - entry :] = [size // pieces, pieces, *matrix[len(matrix) - entry :]]
                 axes = [[e + (e > entry) for e in axis] for axis in axes]
             taken.append(entry)
             pieces //= min(size, pieces)
         entry += 1
     if taken and not axes:
-        raise StrategyError("a scalar has no rows that the optimizer could cut")
+        raise StrategyError("the optimizer cannot cut a scalar")
     if taken:
         axes[0] += reversed(taken)
     return Layout(tuple(matrix), tuple(tuple(axis) for axis in axes))
@@ -154,18 +126,12 @@ def cut_layout(layout: Layout) -> Layout:
 
 @lru_cache(maxsize=256)
 def shard_numbers(layout: Layout) -> tuple[int, ...]:
-    """The number of the shard that each rank of a stage has.
-
-    Examples
-    --------
-    >>> shard_numbers(Layout((2, 2), ((0, 1), ())))
-    (0, 2, 1, 3)
-    """
+    """Return the number of each rank's shard, for the ranks of one stage."""
     cut = cut_layout(layout)
     numbers = []
     for rank in range(cut.device_count):
         number = 0
-        # A tensor with one element a shard shows the shard's place on each axis.
+        # In a tensor with one element a shard, an element's index is the shard's place on each axis.
         for pieces, index in zip(cut.cuts, cut.box_of(cut.cuts, rank).start, strict=True):
             number = number * pieces + index
         numbers.append(number)
@@ -173,19 +139,10 @@ def shard_numbers(layout: Layout) -> tuple[int, ...]:
 
 
 def list_shards(specs: Iterable[TensorSpec], strategy: Strategy) -> tuple[Shard, ...]:
-    """List the shards of tensors, each tensor's in the order in which the ranks first show them.
+    """List the shards of whole tensors, each tensor's in the order in which the ranks first hold them.
 
-    Parameters
-    ----------
-    specs
-        The whole tensors. One without a layout on any stage is whole on every rank.
-    strategy
-        How each stage cuts them.
-
-    Raises
-    ------
-    StrategyError
-        Layouts that do not fit their tensors, or cut one tensor differently on two stages (all are listed).
+    A tensor without a layout on any stage is whole on every rank. StrategyError lists all layouts that do not fit
+    their tensors, or cut one tensor differently on two stages.
 
     Examples
     --------
@@ -201,44 +158,8 @@ def list_shards(specs: Iterable[TensorSpec], strategy: Strategy) -> tuple[Shard,
             shards += _shards_of(spec, strategy)
         except StrategyError as error:
             problems.append(f"{shown(spec.name)}: {error.message}")
-    raise_all(StrategyError, "layouts that an iteration's metadata cannot hold", problems)
+    raise_all(StrategyError, "an iteration's metadata cannot hold some layouts", problems)
     return tuple(shards)
-
-
-def assign_shards(shards: Sequence[Shard]) -> tuple[tuple[Shard, int], ...]:
-    """Choose the one rank that writes each shard, so that ranks write about as much.
-
-    Shards that fewer ranks have come first, of those the larger, of those by the text of their ids;
-    each goes to the rank that has least to write so far, the first of several.
-
-    Source: MindFormers 2.1 ``fully_parallel.py``, ``distribute_shards``. It counts 16 bytes an element for types that
-    it does not know; here they count as long as they are.
-
-    Parameters
-    ----------
-    shards
-        Of one kind of objects: MindFormers balances weights and optimizer states apart.
-
-    Returns
-    -------
-    tuple
-        Every shard with its rank, in the order of choice.
-
-    Examples
-    --------
-    >>> from reshard.tensor import DType
-    >>> strategy = Strategy(2, ({},))
-    >>> specs = [TensorSpec("a", DType.U8, (1,)), TensorSpec("b", DType.U8, (3,)), TensorSpec("c", DType.U8, (2,))]
-    >>> [(shard.spec.name, rank) for shard, rank in assign_shards(list_shards(specs, strategy))]
-    [('b', 0), ('c', 1), ('a', 1)]
-    """
-    loads = dict.fromkeys(sorted({rank for shard in shards for rank in shard.ranks}), 0)
-    assigned = []
-    for shard in sorted(shards, key=lambda shard: (len(shard.ranks), -shard.nbytes, shard.id)):
-        rank = min(shard.ranks, key=loads.__getitem__)
-        loads[rank] += shard.nbytes
-        assigned.append((shard, rank))
-    return tuple(assigned)
 
 
 def _shards_of(spec: TensorSpec, strategy: Strategy) -> list[Shard]:

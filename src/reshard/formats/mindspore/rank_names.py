@@ -1,11 +1,11 @@
-"""What the name of a rank's object says: container, epoch and step, the rank itself, and which suffix fits it."""
+"""Names of ranks' objects, taken apart: container, epoch and step, the rank itself, and the suffixes that fit."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 
-from ..containers import Container
+from ..containers import Container, container_of
 
 _DIGITS = re.compile(r"([0-9]+)")
 _EPOCH_STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})$")  # nobody counts further: a bound for hostile names
@@ -14,25 +14,17 @@ _FORMS = ((_TASK_FORM, "_"), (re.compile("-?[0-9]+_[0-9]+"), "-"), (re.compile("
 
 
 def base_of(name: str) -> str:
-    """Return the name without its prefix."""
+    """Return a name without the prefix before it."""
     return name.rpartition("/")[2]
 
 
-def container_of(name: str) -> Container | None:
-    """Say which container a name ends in; None for others, and for names with a dot in front, which MindSpore skips.
-
-    Examples
-    --------
-    >>> container_of("rank_0/a.ckpt"), container_of("rank_0/meta.json"), container_of("rank_0/.a.safetensors")
-    (<Container.CKPT: 'ckpt'>, None, None)
-    """
-    if base_of(name).startswith("."):
-        return None
-    return next((container for container in Container if name.endswith(f".{container}")), None)
+def rank_container(name: str) -> Container | None:
+    """Return the container of a rank's object; None for others, and for names with a leading dot, as in MindSpore."""
+    return None if base_of(name).startswith(".") else container_of(name)
 
 
 def epoch_step_of(name: str) -> tuple[int, int] | None:
-    """Read epoch and step off the end of a name, if it has them.
+    """Return the epoch and step at the end of a name, if it has them.
 
     Examples
     --------
@@ -46,19 +38,13 @@ def epoch_step_of(name: str) -> tuple[int, int] | None:
 
 
 def label_of(name: str, rank: int) -> str:
-    """Name an object in a message, alike on all ranks: epoch and step, else ``pattern_of``.
-
-    Examples
-    --------
-    >>> label_of("rank_3/llama_rank_3-1_20.safetensors", 3), label_of("rank_3/llama3_3.ckpt", 3)
-    ('1_20', 'llama3_{rank}.ckpt')
-    """
+    """Name an object in a message, the same for all ranks: by epoch and step, or else by ``pattern_of``."""
     numbers = epoch_step_of(name)
     return f"{numbers[0]}_{numbers[1]}" if numbers else pattern_of(name, rank)
 
 
 def pattern_of(name: str, rank: int) -> str:
-    """Write a name, for a message, without the last mention of its rank before epoch and step.
+    """Return a name, for a message, with ``{rank}`` for the last mention of its rank before epoch and step.
 
     Examples
     --------
@@ -75,22 +61,16 @@ def pattern_of(name: str, rank: int) -> str:
 
 
 def natural(text: str) -> list[str | tuple[int, str]]:
-    """Return what sorts a text with its numbers as numbers.
-
-    Examples
-    --------
-    >>> sorted(["1_10", "1_9", "1_a"], key=natural)
-    ['1_9', '1_10', '1_a']
-    """
-    # Text is at even places and numbers at odd ones, so unlike things never meet.
+    """Return the sort key that orders the numbers within texts as numbers: 1_9, 1_10, 1_a."""
+    # Text is at even places and numbers at odd ones, so a text is never compared with a number.
     return [_number(part) if place % 2 else part for place, part in enumerate(_DIGITS.split(text))]
 
 
 def last_two_numbers(name: str) -> list[tuple[int, str]]:
-    """Return what MindSpore sorts safetensors of one rank by.
+    """Return the key by which MindSpore sorts safetensors of one rank.
 
-    It takes the last two numbers of the whole path, so a name with one number borrows its rank's,
-    and one without borrows another from whatever stands before ``rank_R/``; that one is left out here.
+    It uses the last two numbers of the whole path, so a name with one number borrows its rank's, and
+    a name without numbers another from the path before ``rank_R/``; that one is left out here.
 
     Examples
     --------
@@ -104,10 +84,10 @@ def last_two_numbers(name: str) -> list[tuple[int, str]]:
 
 
 def fitting(names: Sequence[str], suffix: str, container: Container) -> list[str]:
-    """Find what MindSpore finds for a suffix; it decides only where one name is left.
+    """Return the names that MindSpore finds for a suffix; the suffix decides only if one name is left.
 
-    Where several names end in the suffix, it is completed with the sign in front that its form has,
-    and of what ends in that the shortest names are taken.
+    If several names end in the suffix, it is completed with the sign in front that belongs to its form,
+    and the shortest of the names that end in that are taken.
 
     Examples
     --------
@@ -130,7 +110,7 @@ def fitting(names: Sequence[str], suffix: str, container: Container) -> list[str
 
 
 def same_but_for_rank(by_rank: Mapping[int, str]) -> bool:
-    """Say whether all ranks have one name, in which each number is the same everywhere or each rank's own.
+    """Return whether all ranks have one name, in which each number is the same everywhere or each rank's own.
 
     Examples
     --------
@@ -154,6 +134,6 @@ def _stem(name: str) -> str:
 
 
 def _number(digits: str) -> tuple[int, str]:
-    """Digits of any length in the order of their numbers; int() refuses thousands of them."""
+    """Return a sort key for digits of any length; int() refuses thousands of them."""
     digits = digits.lstrip("0")
     return len(digits), digits

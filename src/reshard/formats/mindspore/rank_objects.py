@@ -1,23 +1,25 @@
-"""Which object of each ``rank_R/`` prefix belongs to a checkpoint, when several checkpoints lie side by side."""
+"""The object of each ``rank_R/`` prefix that belongs to one checkpoint, when several are saved side by side."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from ...errors import CatalogError, FormatError, raise_all
+from ...errors import CatalogError, option, raise_all
 from ..containers import Container
+from ..findings import Findings
 from ..strict_json import json_kind, parse_json_object, shown
 from .rank_names import (
     base_of,
-    container_of,
     epoch_step_of,
     fitting,
     label_of,
     last_two_numbers,
     natural,
     pattern_of,
+    rank_container,
     same_but_for_rank,
 )
 
@@ -36,17 +38,8 @@ _Metas = Mapping[int, "RankMeta"]
 class RankObjects:
     """The objects of every rank that may hold tensors.
 
-    Parameters
-    ----------
-    root
-        What stands before ``rank_R/``: empty, or ``checkpoint/`` and the like.
-    by_rank
-        Names of safetensors and ckpt objects, relative to what ``root`` is relative to; empty for
-        a rank that has other objects only.
-    metas
-        The name of ``meta.json``, of the ranks that have one.
-    notes
-        What was left aside, in words.
+    ``root`` is the prefix before ``rank_R/``: empty, or ``checkpoint/`` and the like. Names have it; a rank that has
+    other objects only has none. ``metas`` are the names of ``meta.json``; ``notes`` name the objects that were ignored.
     """
 
     root: str
@@ -57,7 +50,7 @@ class RankObjects:
 
 @dataclass(frozen=True, slots=True)
 class RankMeta:
-    """What the ``meta.json`` of a rank says about the last checkpoint that this rank saved."""
+    """The ``meta.json`` of a rank: the last checkpoint that this rank saved."""
 
     last_epoch: int
     last_step: int
@@ -66,7 +59,7 @@ class RankMeta:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One object of every rank that has any, together one checkpoint; ``notes`` say in words how it was chosen."""
+    """One object of every rank that has any, together one checkpoint; ``notes`` explain the choice in words."""
 
     container: Container
     by_rank: Mapping[int, str]
@@ -74,12 +67,7 @@ class Chosen:
 
 
 def find_root(names: Iterable[str]) -> str:
-    """Find what stands before the ``rank_R/`` that hold a checkpoint; empty also when there is none.
-
-    Examples
-    --------
-    >>> find_root(["checkpoint_network/rank_0/a.ckpt", "checkpoint/rank_0/a.ckpt", "strategy/s.ckpt"])
-    'checkpoint/'
+    """Find the prefix before the ``rank_R/`` that hold a checkpoint; empty also when there is none.
 
     Source: MindSpore Transformers, output prefixes of ``CheckpointMonitor``.
     """
@@ -87,23 +75,16 @@ def find_root(names: Iterable[str]) -> str:
     return next((root for root in _ROOTS if root in found), "")
 
 
-def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObjects:
+def find_rank_objects(names: Iterable[str]) -> RankObjects:
     """Sort the objects below a prefix by rank.
 
-    Only objects right below ``rank_<digits>/`` count, and no names that begin with a dot, which
+    Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which
     MindSpore does not see either.
-
-    Parameters
-    ----------
-    names
-        Of all objects, relative to the prefix, in any order.
-    root
-        What stands before ``rank_R/``; by default what ``find_root`` finds.
 
     Raises
     ------
     CatalogError
-        One rank under two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
+        One rank has two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
 
     Examples
     --------
@@ -111,10 +92,10 @@ def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObje
     >>> found.by_rank, found.metas
     ({0: ('rank_0/net-1_2.ckpt',), 10: ('rank_10/net.ckpt',)}, {0: 'rank_0/meta.json'})
     >>> found.notes
-    ('left aside: rank_x/ is not rank_ and a number',)
+    ('ignored: rank_x/ is not rank_ and a number',)
     """
     names = sorted(set(names))
-    root = find_root(names) if root is None else root
+    root = find_root(names)
     prefixes: dict[int, set[str]] = {}
     by_rank: dict[int, list[str]] = {}
     metas: dict[int, str] = {}
@@ -124,44 +105,33 @@ def find_rank_objects(names: Iterable[str], root: str | None = None) -> RankObje
             continue
         rank = int(match["rank"])
         prefixes.setdefault(rank, set()).add(f"{root}{match['prefix']}/")
-        by_rank.setdefault(rank, []).extend([name] if container_of(name) else [])
+        by_rank.setdefault(rank, []).extend([name] if rank_container(name) else [])
         if match["base"] == "meta.json":
             metas[rank] = name
     twice = [f"rank {rank}: {', '.join(sorted(found))}" for rank, found in prefixes.items() if len(found) > 1]
-    raise_all(CatalogError, "ranks that are there twice", twice, "Remove the prefixes that are not of this checkpoint.")
-    return RankObjects(
-        root, {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}, metas, _left_aside_at(root, names)
-    )
+    raise_all(CatalogError, "some ranks have two prefixes", twice, "Remove the prefixes of other checkpoints.")
+    return RankObjects(root, {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}, metas, _ignored_at(root, names))
 
 
-def choose(
-    objects: RankObjects,
-    suffix: str | None = None,
-    recorded: _Metas | None = None,
-    container: Container | None = None,
-) -> Chosen:
-    """Choose one object a rank, as MindSpore does, and see that together they are one checkpoint.
+def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | None = None) -> Chosen:
+    """Choose one object a rank, as MindSpore does, and check that together they are one checkpoint.
 
-    A rank's only object is taken. Of several: the one that ``suffix`` names; else the one that the
+    A rank's only object is taken. Of several: the one with the ``suffix``; else the one that the
     ranks' ``meta.json`` name, if all name the same epoch and step; else, of safetensors, the one whose
     name ends in the highest two numbers, and of ckpt, the last by name. Then all must be of one epoch
-    and step, or have one name apart from the rank's number. Names that differ otherwise are taken,
-    with a note, where there is nothing to choose: each rank's only object, or all that have a suffix.
+    and step, or have one name apart from the rank's number. Names that differ otherwise are accepted,
+    with a note, where there was no choice: each rank's only object, or all that have the suffix.
 
     Parameters
     ----------
     suffix
         End of the names without the container's: ``[_]TASK-EPOCH_STEP``, ``[-]EPOCH_STEP`` or
         ``[_]STEP``; any other text that ends one name on each rank.
-    recorded
-        What the ranks' ``meta.json`` say.
-    container
-        Which to take when both are there.
 
     Raises
     ------
     CatalogError
-        No objects, both containers, no or several objects with the suffix on some ranks, or objects
+        No objects, several containers, no or several objects with the suffix on some ranks, or objects
         of different epochs and steps. All ranks concerned are listed.
 
     Examples
@@ -171,19 +141,19 @@ def choose(
     >>> chosen.by_rank
     {0: 'rank_0/net_0-1_20.ckpt', 1: 'rank_1/net_1-1_20.ckpt'}
     >>> chosen.notes
-    ('chose 1_20, the last by name, among up to 2 objects a rank; left aside: 1_10',)
+    ('chose 1_20, the last by name, among up to 2 objects a rank; ignored: 1_10',)
 
     Source: mindspore 2.10.0, ``parallel/transform_safetensors.py`` (``_collect_safetensor_files``,
     ``_find_most_matching_file``), ``parallel/checkpoint_transform.py`` (``_transform_checkpoints``).
     """
-    container = container or _only_container(objects)
-    held = {rank: tuple(n for n in names if container_of(n) == container) for rank, names in objects.by_rank.items()}
-    several = {rank: names for rank, names in held.items() if names}
+    container = _only_container(objects)
+    several = {rank: names for rank, names in objects.by_rank.items() if names}
     if not several:
         raise CatalogError(f"no rank_R/ with {container} objects", problems=objects.notes, hint=_WHERE)
-    notes = [*objects.notes, *_about_container(objects, held, container)]
+    without = [rank for rank, names in objects.by_rank.items() if not names]
+    notes = [*objects.notes, *[f"no {container} object on {_ranks(without)}"] * bool(without)]
     if suffix is not None:
-        by_rank = _by_suffix(held, suffix, container)
+        by_rank = _by_suffix(objects.by_rank, suffix, container)
         notes += _about_suffix(by_rank, suffix, container)
         why = f"which ends in {shown(suffix)}"
     else:
@@ -195,75 +165,51 @@ def choose(
 
 
 def parse_meta(data: bytes, where: str) -> RankMeta:
-    """Parse a rank's ``meta.json``; keys beside the three that are known are ignored.
+    """Parse a rank's ``meta.json``; other keys than the three of ``RankMeta`` are ignored.
 
-    Parameters
-    ----------
-    data
-        The whole object.
-    where
-        Its name, for messages.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, or values that are missing or of the wrong kind (all are listed).
-
-    Examples
-    --------
-    >>> parse_meta(b'{"last_epoch": 1, "last_step": 20, "last_ckpt_file": "net-1_20.ckpt"}', "meta.json")
-    RankMeta(last_epoch=1, last_step=20, last_ckpt_file='net-1_20.ckpt')
+    Raise FormatError for anything but strict JSON, and for values that are missing or of the wrong kind (all are
+    listed).
 
     Source: MindSpore Transformers ``CheckpointMonitor``.
     """
     document = parse_json_object(data, where)
     epoch, step, name = (document.get(key) for key in ("last_epoch", "last_step", "last_ckpt_file"))
-    problems = [f"last_epoch: {trouble}" for trouble in _not_a_count(epoch)]
-    problems += [f"last_step: {trouble}" for trouble in _not_a_count(step)]
-    if isinstance(name, str) and name and isinstance(epoch, int) and isinstance(step, int) and not problems:
-        return RankMeta(epoch, step, name)
+    findings = Findings()
+    for key, value in (("last_epoch", epoch), ("last_step", step)):
+        if type(value) is not int or value < 0:
+            found = shown(value) if isinstance(value, int | float) else json_kind(value)
+            findings.add(key, "an integer, at least 0", found)
     if not isinstance(name, str) or not name:
-        problems.append(f"last_ckpt_file: expected a name, found {'an empty one' if name == '' else json_kind(name)}")
-    raise FormatError("no record of a checkpoint", where=where, problems=problems)
-
-
-def _not_a_count(value: object) -> list[str]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return []
-    found = shown(value) if isinstance(value, int | float) else json_kind(value)
-    return [f"expected a whole number, at least 0, found {found}"]
+        findings.add("last_ckpt_file", "a name", "an empty one" if name == "" else json_kind(name))
+    expected = "last_epoch, last_step and last_ckpt_file"
+    findings.raise_any("not a record of a checkpoint", where=where, expected=expected)
+    return RankMeta(cast("int", epoch), cast("int", step), cast("str", name))
 
 
 def _roots(names: Iterable[str]) -> set[str]:
-    matches = (_IN_RANK.fullmatch(name) for name in names if container_of(name))
+    matches = (_IN_RANK.fullmatch(name) for name in names if rank_container(name))
     return {match["root"] for match in matches if match}
 
 
-def _left_aside_at(root: str, names: Sequence[str]) -> tuple[str, ...]:
+def _ignored_at(root: str, names: Sequence[str]) -> tuple[str, ...]:
     below = {name[len(root) :].partition("/")[:2] for name in names if name.startswith(f"{root}rank_")}
     wrong = sorted(prefix for prefix, slash in below if slash and not re.fullmatch(_RANK, prefix))
     others = sorted(_roots(names) - {root})
-    notes = [f"left aside: {_some(f'{root}{prefix}/' for prefix in wrong)} is not rank_ and a number"] * bool(wrong)
-    notes += [f"left aside: ranks under {_some(other or '(the top)' for other in others)}"] * bool(others)
+    notes = [f"ignored: {_some(f'{root}{prefix}/' for prefix in wrong)} is not rank_ and a number"] * bool(wrong)
+    notes += [f"ignored: ranks under {_some(other or '(the top)' for other in others)}"] * bool(others)
     return tuple(notes)
 
 
 def _only_container(objects: RankObjects) -> Container:
-    found = {c: [n for names in objects.by_rank.values() for n in names if container_of(n) == c] for c in Container}
-    if all(found.values()):
+    held = {c: [n for names in objects.by_rank.values() for n in names if rank_container(n) is c] for c in Container}
+    found = {container: names for container, names in held.items() if names}
+    if len(found) > 1:
         raise CatalogError(
-            "safetensors and ckpt objects in one checkpoint",
+            f"{' and '.join(found)} objects in one checkpoint",
             problems=[f"{container}: {len(names)} objects, {names[0]} first" for container, names in found.items()],
-            hint="Keep one form there, or name one object.",
+            hint="Keep objects of one format there, or name one object.",
         )
-    return Container.CKPT if found[Container.CKPT] else Container.SAFETENSORS
-
-
-def _about_container(objects: RankObjects, held: _Names, container: Container) -> list[str]:
-    without = [rank for rank, names in held.items() if not names]
-    other_count = sum(map(len, objects.by_rank.values())) - sum(map(len, held.values()))
-    notes = [f"left aside: {other_count} objects that are not {container}"] * bool(other_count)
-    return notes + [f"no {container} object on {_ranks(without)}"] * bool(without)
+    return next(iter(found), Container.SAFETENSORS)
 
 
 def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, str]:
@@ -279,27 +225,27 @@ def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, 
 
 
 def _about_suffix(by_rank: Mapping[int, str], suffix: str, container: Container) -> list[str]:
-    """MindSpore takes an only name that ends in 11_20 for 1_20, too."""
+    """Warn of names that end in a longer number: like MindSpore, 1_20 takes 11_20 where it is a rank's only match."""
     before = {base_of(name): base_of(name).removesuffix(f"{suffix}.{container}")[-1:] for name in by_rank.values()}
     longer = [name for name, sign in before.items() if suffix[:1].isdigit() and sign.isdigit()]
     return [f"{shown(suffix)} is the end of a longer number in {_some(longer)}"] * bool(longer)
 
 
 def _by_default(several: _Names, recorded: _Metas, container: Container) -> tuple[Mapping[int, str], str, list[str]]:
-    """The choice without a suffix, what it goes by, and what else there is to say."""
+    """Return the choice without a suffix, the reason for it, and notes."""
     last = {rank: _last(names, container) for rank, names in several.items()}
     if all(len(names) == 1 for names in several.values()):
         return last, "the only one", []
     named, trouble = _recorded_objects(several, recorded)
     if not trouble:
         otherwise = [label_of(name, rank) for rank, name in last.items() if name != named[rank]]
-        remark = f"by name it would be {_some(otherwise)}: of an earlier run?"
+        remark = f"the last by name is {_some(otherwise)}: is it of an earlier run?"
         return named, "which meta.json names on all ranks", [remark] * bool(otherwise)
     remarks = [f"meta.json was not followed: {trouble}"] * bool(recorded)
     if container is Container.CKPT:
         newest = {rank: _last_by_number(names) for rank, names in several.items()}
         newer = [label_of(name, rank) for rank, name in newest.items() if name != last[rank]]
-        remarks += [f"ckpt names are sorted as text; by number {_some(newer)} would be the last"] * bool(newer)
+        remarks += [f"ckpt names are sorted as text; by number, {_some(newer)} is the last"] * bool(newer)
         return last, "the last by name", remarks
     tied = [rank for rank, name in last.items() if _tie(name, several[rank])]
     remarks += [f"several names end in the same two numbers on {_ranks(tied)}: chose the last by name"] * bool(tied)
@@ -320,9 +266,9 @@ def _tie(chosen: str, names: Sequence[str]) -> bool:
 
 
 def _recorded_objects(several: _Names, recorded: _Metas) -> tuple[dict[int, str], str]:
-    """What every rank's meta.json names, or why that is no choice."""
+    """Return the object that each rank's meta.json names, or why they cannot be followed."""
     if lacking := [rank for rank in several if rank not in recorded]:
-        return {}, f"there is none for {_ranks(lacking)}"
+        return {}, f"{_ranks(lacking)} has none"
     saved = {(recorded[rank].last_epoch, recorded[rank].last_step) for rank in several}
     if len(saved) > 1:
         return {}, f"ranks name {_some(f'{epoch}_{step}' for epoch, step in sorted(saved))}"
@@ -331,7 +277,7 @@ def _recorded_objects(several: _Names, recorded: _Metas) -> tuple[dict[int, str]
         for rank, names in several.items()
     }
     wrong = [r for r, name in named.items() if name not in several[r] or epoch_step_of(name) not in {None, *saved}]
-    return named, f"what it names is not there on {_ranks(wrong)}" if wrong else ""
+    return named, f"the object that it names is missing on {_ranks(wrong)}" if wrong else ""
 
 
 def _about_choice(several: _Names, by_rank: Mapping[int, str], why: str) -> list[str]:
@@ -341,12 +287,12 @@ def _about_choice(several: _Names, by_rank: Mapping[int, str], why: str) -> list
     left = {pattern_of(*each) if label_of(*each) in labels else label_of(*each) for each in rest}
     return [
         f"chose {_some(sorted(labels, key=natural))}, {why}, among up to {most} objects a rank; "
-        f"left aside: {_some(sorted(left, key=natural, reverse=True))}"
+        f"ignored: {_some(sorted(left, key=natural, reverse=True))}"
     ] * (most > 1)
 
 
 def _check_agreement(several: _Names, by_rank: Mapping[int, str], recorded: _Metas, *, asked: bool) -> list[str]:
-    """See that the chosen objects are one checkpoint's; MindSpore would mix epochs and steps without a word."""
+    """Check that the chosen objects are one checkpoint's; MindSpore would mix epochs and steps silently."""
     if same_but_for_rank(by_rank):
         return []
     found = {epoch_step_of(name) for name in by_rank.values()}
@@ -354,7 +300,8 @@ def _check_agreement(several: _Names, by_rank: Mapping[int, str], recorded: _Met
     if len(found - {None}) <= 1 and (None not in found or nothing_to_choose):
         return [f"names differ between ranks: {_some(_with_ranks(by_rank, pattern_of))}"]
     problems = _with_ranks(by_rank, label_of)
-    raise CatalogError("ranks would be of different checkpoints", problems=problems, hint=_way_out(several, recorded))
+    hint = _newest_common(several, recorded)
+    raise CatalogError("the ranks' objects are of different checkpoints", problems=problems, hint=hint)
 
 
 def _with_ranks(by_rank: Mapping[int, str], describe: Callable[[str, int], str]) -> list[str]:
@@ -364,20 +311,21 @@ def _with_ranks(by_rank: Mapping[int, str], describe: Callable[[str, int], str])
     return [f"{text} on {_ranks(ranks[text])}" for text in sorted(ranks, key=natural, reverse=True)]
 
 
-def _way_out(several: _Names, recorded: _Metas) -> str:
+def _newest_common(several: _Names, recorded: _Metas) -> str:
     common = set.intersection(*({epoch_step_of(name) for name in names} for names in several.values()))
     numbers = {each for each in common if each is not None}
     if all(rank in recorded for rank in several):  # what is newer than the last save of some rank is of an earlier run
         last = min((recorded[rank].last_epoch, recorded[rank].last_step) for rank in several)
         numbers = {each for each in numbers if each <= last} or numbers
     if not numbers:
-        return "No epoch and step is on all ranks. Copy the objects of one checkpoint there, to every rank."
+        return "No epoch and step is on all ranks. Copy the objects of one checkpoint to every rank."
     epoch, step = max(numbers)
-    return f"The newest on all ranks is epoch {epoch}, step {step}: ask for it with --file-suffix {epoch}_{step}."
+    suffix = option("file_suffix", f"{epoch}_{step}")
+    return f"The newest on all ranks is epoch {epoch}, step {step}: select it with {suffix}."
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    """Ranks as spans: rank 0-7, 9."""
+    """Write ranks as spans: rank 0-7, 9."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and rank == spans[-1][1] + 1:

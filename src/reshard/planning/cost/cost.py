@@ -1,4 +1,4 @@
-"""What a plan moves and asks for, counted from its steps."""
+"""The bytes and requests of a plan, counted from its steps."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..steps.row_reads import RowReader
 class Cost:
     """Bytes, requests and memory of one conversion, apart from headers, listings and the manifest.
 
-    All is counted step by step. Where outputs hold very many slices
+    Counted step by step. Where outputs hold very many slices
     (:data:`reshard.planning.steps.equivalence.MANY_SLICES`), one group of each equivalence class is counted for
-    all of its class; they differ by what neighbours in an object are read together, no more.
+    all of its class: the groups differ only in which neighbours in an object are read together.
 
     Parameters
     ----------
     needed_bytes
         Bytes of the source that reach some output, each counted once a step. Boxes of a tensor that overlap
-        without being equal, as two stages may cut them, count up to the bytes read.
+        without being equal, as two stages may cut them, count separately, up to the bytes read.
     read_bytes
         Bytes requested, gaps included.
     written_bytes
         Bytes sent, replicas included.
     copied_bytes
-        Bytes that the store copies by itself, from the source or from an equal output.
+        Bytes that the store copies, from the source or from an equal output.
     get_count, put_count, part_count, copy_count, upload_count
-        Ranged GETs, single PUTs, parts sent, parts copied, multipart uploads (each is opened and completed).
+        Ranged GETs, single PUTs, parts sent, parts copied, and multipart uploads (each is opened and completed).
     step_count
         Steps, which are independent of each other.
     peak_bytes
@@ -98,7 +98,7 @@ def count_cost(
     Parameters
     ----------
     reader
-        What planning has found out about the draft already.
+        It keeps what forming the groups found about the draft.
 
     Raises
     ------

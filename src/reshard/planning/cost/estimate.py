@@ -1,6 +1,6 @@
-"""What a plan's figures come to: seconds at a bandwidth and a latency, and money by a price table.
+"""Time and money of a plan: seconds at a bandwidth and a latency, and bills by price tables.
 
-The time is that of the narrowest place, as everything overlaps, and what must come after it::
+Everything overlaps, so the time is that of the bottleneck, and of the commit after it::
 
     seconds = max(line, requests, client) + commit
     line     = bytes read and written / bandwidth
@@ -14,23 +14,24 @@ It is an estimate: retries, a store that throttles, and values that are computed
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TypeVar
 
 from ...errors import UsageError
+from ..plan import Plan
+from ..steps.buffers import process_bytes
+from ..steps.read_scores import group_ranges
 from .cost import Cost
-from .prices import PriceTable
-
-Egress = Literal["region", "internet"]
-"""Where the machine that converts stands, seen from the source: in its region, or outside."""
+from .prices import Bill, Charge, Egress, Payee, bill, total_money
 
 _GIB = 1 << 30
+_Sum = TypeVar("_Sum", "Cost", "RequestCounts", "Charge")
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """How fast line, stores and client are.
+    """Speeds of line, stores and client.
 
     Parameters
     ----------
@@ -39,12 +40,12 @@ class Speeds:
     latency_s
         From a request to the first byte of its answer, besides what its bytes take.
     is_shared
-        Whether what is read and what is written share the bandwidth, rather than having it each.
+        Whether reads and writes share the bandwidth, rather than having it each.
     connection_bytes_s
-        Of one connection; None where it is only the line that limits.
+        Of one connection; None where only the line limits.
     copy_bytes_s
-        At which a store copies within itself, for one request: an assumption, as services do not tell and a
-        server on the same machine says nothing about them.
+        At which a store copies within itself, for one request: an assumption, as services do not publish it and a
+        server on the same machine proves nothing about them.
     cpu_s_per_gib
         The client's, for a GiB read or written: measured as 0.58 s (read) and 0.52 s (written) for a GB over
         plain HTTP; see ``docs/design/0001-threads.md``.
@@ -72,12 +73,12 @@ class Speeds:
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """Requests of one conversion, by kind; those that were made to plan it are not among them.
+    """Requests of one conversion, by kind, without those that were made to plan it.
 
     Parameters
     ----------
     get, head
-        Of the source. A HEAD for each object tells that it is still the one that was planned.
+        Of the source. A HEAD for each object proves that it is still the one that was planned.
     put, part, copy
         Single PUTs (the manifest's too), parts sent, parts copied.
     open, complete
@@ -85,17 +86,17 @@ class RequestCounts:
     list
         Listings of the target and of the staged chunks, if they take one page each.
     delete
-        Of staged chunks, once they have been read; no service asks money for them.
+        Of staged chunks, once they have been read; no service charges for them.
     """
 
-    get: int
-    head: int
-    put: int
-    part: int
-    copy: int
-    open: int
-    complete: int
-    list: int
+    get: int = 0
+    head: int = 0
+    put: int = 0
+    part: int = 0
+    copy: int = 0
+    open: int = 0
+    complete: int = 0
+    list: int = 0
     delete: int = 0
 
     @property
@@ -103,63 +104,25 @@ class RequestCounts:
         """All of them."""
         return sum(asdict(self).values())
 
-    def plus(self, other: RequestCounts) -> RequestCounts:
-        """Those of both."""
-        theirs = asdict(other)
-        return RequestCounts(**{kind: count + theirs[kind] for kind, count in asdict(self).items()})
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is estimated: a plan's figures, and what they leave out.
-
-    Parameters
-    ----------
-    cost
-        The plan's.
-    concurrency
-        Requests in flight at once.
-    object_count
-        Objects of the source.
-    serial_count
-        Requests that are made one after the other at the end: indices, companions, the manifest.
-    output_bytes
-        Of all objects that are made and stay.
-    list_count
-        Listings of what lies where it writes.
-    delete_count
-        Objects that are removed in the end.
-    """
-
-    cost: Cost
-    concurrency: int
-    object_count: int = 0
-    serial_count: int = 1
-    output_bytes: int = 0
-    list_count: int = 1
-    delete_count: int = 0
-
-    @property
-    def requests(self) -> RequestCounts:
-        """All requests that the conversion makes."""
-        cost = self.cost
-        looks = 2 if cost.copied_bytes else 1  # after copying, the source is looked at again
-        return RequestCounts(
+    @classmethod
+    def of(cls, cost: Cost, object_count: int = 0, *, list_count: int = 1, delete_count: int = 0) -> RequestCounts:
+        """Count those of one pass over so many objects of the source."""
+        return cls(
             get=cost.get_count,
-            head=looks * self.object_count,
+            head=object_count * (2 if cost.copied_bytes else 1),  # after copying, the source is looked at again
             put=cost.put_count + 1,
             part=cost.part_count,
             copy=cost.copy_count,
             open=cost.upload_count,
             complete=cost.upload_count,
-            list=self.list_count,
-            delete=self.delete_count,
+            list=list_count,
+            delete=delete_count,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """How long, and what it is that takes so long.
+    """Duration of a conversion, and its bottleneck.
 
     ``limited_by`` is ``bandwidth``, ``latency``, ``copies``, ``connections`` or ``cpu``; a commit is
     nothing but latency.
@@ -174,52 +137,8 @@ class TimeEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
-    """What one store asks for a conversion, in its table's currency.
-
-    Parameters
-    ----------
-    side
-        ``source``, ``target`` or ``staging``, where chunks lie between two passes.
-    provider
-        The service.
-    table, title, currency, as_of
-        The prices that were taken; the table is empty and all amounts 0 where none are known.
-    requests
-        For all requests.
-    egress
-        For what leaves the store, to where the machine was said to be.
-    egress_outside
-        The same if it is outside the region.
-    storage_month
-        For keeping what is written, a month; None where the table does not say.
-    """
-
-    side: str
-    provider: str
-    table: str
-    title: str
-    currency: str
-    as_of: str
-    requests: float
-    egress: float
-    egress_outside: float
-    storage_month: float | None
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there are prices."""
-        return bool(self.table)
-
-    @property
-    def total(self) -> float:
-        """Requests and egress."""
-        return self.requests + self.egress
-
-
-@dataclass(frozen=True, slots=True)
 class PassEstimate:
-    """What the first of two passes comes to by itself."""
+    """Cost and time of the first of two passes."""
 
     cost: Cost
     requests: RequestCounts
@@ -228,16 +147,16 @@ class PassEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a plan comes to. It is no part of the plan: prices and speeds do not change what is done.
+    """Time and money of a plan. It is no part of the plan: prices and speeds do not change what is done.
 
     Parameters
     ----------
     requests, time, bills, cost
-        Of all that is done: of both passes, where some tensors are staged. Their memory is that of the larger.
+        Of both passes, where some tensors are staged. Their memory is that of the larger.
     process_bytes
         About what the process grows by, from where its libraries are loaded.
     staged
-        What of it the first pass is; None where there is one pass only.
+        The first pass by itself; None where there is one pass only.
     """
 
     requests: RequestCounts
@@ -254,8 +173,80 @@ class Estimate:
         return {**asdict(self), "bills": [asdict(bill) for bill in self.bills], "total": dict(total_money(self.bills))}
 
 
-def estimate_time(work: Work, speeds: Speeds) -> TimeEstimate:
-    """How long a conversion takes, by the formula at the top of this module.
+def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: Egress = "region") -> Estimate:
+    """Estimate time and money of a plan, its first pass included.
+
+    Parameters
+    ----------
+    payees
+        Source, target and, where some tensors are staged, the store that chunks go to. Reads of chunks
+        are charged to that one; ``egress`` is where the machine is as seen from there too.
+    """
+    cost, (requests, time) = plan.cost, _pass(plan, speeds)
+    charges = {"source": reading(cost, requests), "target": writing(requests, cost.written_bytes + cost.copied_bytes)}
+    staged = None
+    if plan.staging is not None:
+        # Before it the target is looked at too, and whether chunks are there; after all they are removed.
+        delete_count = len(plan.staging.conversion.keys) + 1
+        staged = PassEstimate(plan.staging.cost, *_pass(plan.staging, speeds, list_count=3, delete_count=delete_count))
+        chunks, taken = _chunk_reads(plan), reading(staged.cost, staged.requests)
+        charges["source"] = _sum(_sum(taken, charges["source"]), chunks, sign=-1)
+        charges["staging"] = _sum(writing(staged.requests, 0), chunks)
+        cost = replace(_sum(staged.cost, cost), peak_bytes=max(staged.cost.peak_bytes, cost.peak_bytes))
+        requests, time = _sum(staged.requests, requests), _in_turn(staged.time, time)
+    bills = [bill(side, payee, charges[side], egress) for side, payee in zip(charges, payees, strict=True)]
+    growth = process_bytes(cost.peak_bytes, _item_count(plan) + (_item_count(plan.staging) if plan.staging else 0))
+    return Estimate(requests, speeds, time, egress, tuple(bills), cost, growth, staged)
+
+
+def _sum(one: _Sum, other: _Sum, *, sign: int = 1) -> _Sum:
+    """Add two values of one kind field by field."""
+    return type(one)(**{each.name: getattr(one, each.name) + sign * getattr(other, each.name) for each in fields(one)})
+
+
+def _in_turn(first: TimeEstimate, second: TimeEstimate) -> TimeEstimate:
+    """Return the time of two passes, the second of which begins when the first is complete."""
+    longer = max(first, second, key=lambda time: time.seconds)
+    names = [each.name for each in fields(TimeEstimate) if each.name != "limited_by"]
+    return TimeEstimate(limited_by=longer.limited_by, **{n: getattr(first, n) + getattr(second, n) for n in names})
+
+
+def _item_count(plan: Plan) -> int:
+    return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.conversion.keys)
+
+
+def _pass(plan: Plan, speeds: Speeds, **more: int) -> tuple[RequestCounts, TimeEstimate]:
+    chunk_base = len(plan.catalog.others) if plan.staging else None  # chunks have been written just before
+    object_count = sum(item.base != chunk_base for item in plan.catalog.objects)
+    requests = RequestCounts.of(plan.cost, object_count, **more)
+    # Indices, companions and the manifest are written one after the other.
+    serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 1
+    return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)
+
+
+def _chunk_reads(plan: Plan) -> Charge:
+    """Count what the second pass reads of chunks, and nothing else."""
+    assert plan.staging is not None
+    names = {entry.spec.name for entry in plan.staging.catalog.entries}
+    nbytes = count = 0
+    for group in plan.groups:
+        for source, ranges in group_ranges(plan.draft, group.outputs):
+            if plan.catalog.entries[source].spec.name in names:
+                nbytes += sum(one.nbytes for one in ranges)
+                count += sum(-(-one.nbytes // plan.limits.read_bytes) for one in ranges)
+    # Neighbours are read together, and counted here apart: never charge more than the pass reads.
+    return Charge(get=min(count, plan.cost.get_count), sent_bytes=min(nbytes, plan.cost.read_bytes))
+
+
+def estimate_time(
+    cost: Cost, requests: RequestCounts, speeds: Speeds, concurrency: int, serial_count: int = 1
+) -> TimeEstimate:
+    """Estimate the time of one pass, by the formula at the top of this module.
+
+    Parameters
+    ----------
+    serial_count
+        Requests that are made one after the other at the end.
 
     Examples
     --------
@@ -264,13 +255,13 @@ def estimate_time(work: Work, speeds: Speeds) -> TimeEstimate:
     >>> cost = Cost(needed_bytes=200 * 10**9, read_bytes=200 * 10**9, written_bytes=200 * 10**9, copied_bytes=0,
     ...             get_count=23842, put_count=0, part_count=11921, copy_count=0, upload_count=8, step_count=11921,
     ...             peak_bytes=400 << 20)
-    >>> found = estimate_time(Work(cost, concurrency=8), Speeds(bandwidth_bytes_s=1e9, latency_s=0.02))
+    >>> requests = RequestCounts.of(cost)
+    >>> found = estimate_time(cost, requests, Speeds(bandwidth_bytes_s=1e9, latency_s=0.02), concurrency=8)
     >>> round(found.line_s), round(found.requests_s), round(found.client_s), found.limited_by
     (400, 89, 224, 'bandwidth')
-    >>> estimate_time(Work(cost, concurrency=8), Speeds(latency_s=0.2)).limited_by
+    >>> estimate_time(cost, requests, Speeds(latency_s=0.2), concurrency=8).limited_by
     'latency'
     """
-    cost, requests = work.cost, work.requests
     moved = cost.read_bytes + cost.written_bytes
     line = (moved if speeds.is_shared else max(cost.read_bytes, cost.written_bytes)) / speeds.bandwidth_bytes_s
     waits = {
@@ -278,74 +269,22 @@ def estimate_time(work: Work, speeds: Speeds) -> TimeEstimate:
         "copies": cost.copied_bytes / speeds.copy_bytes_s,
         "connections": moved / speeds.connection_bytes_s if speeds.connection_bytes_s else 0.0,
     }
-    in_flight = sum(waits.values()) / work.concurrency
+    in_flight = sum(waits.values()) / concurrency
     client = moved / _GIB * speeds.cpu_s_per_gib / speeds.core_count
-    rounds = -(-requests.complete // work.concurrency) + -(-requests.delete // work.concurrency)
-    commit = (rounds + work.serial_count) * speeds.latency_s
+    rounds = -(-requests.complete // concurrency) + -(-requests.delete // concurrency)
+    commit = (rounds + serial_count) * speeds.latency_s
     bounds = {"bandwidth": line, max(waits, key=waits.__getitem__): in_flight, "cpu": client}
     slowest = max(bounds, key=bounds.__getitem__)
     by = "latency" if commit > bounds[slowest] else slowest
     return TimeEstimate(bounds[slowest] + commit, by, line, in_flight, client, commit)
 
 
-def estimate_money(
-    work: Work,
-    providers: tuple[str, str],
-    tables: tuple[PriceTable | None, PriceTable | None],
-    egress: Egress = "region",
-) -> tuple[Bill, Bill]:
-    """What source and target ask for a conversion.
-
-    Bytes that are sent to a store cost nothing anywhere; those that it copies by itself are requests only.
-
-    Parameters
-    ----------
-    providers, tables
-        Of the source and of the target; None where no prices are known.
-    egress
-        Where the machine stands, seen from the source.
-    """
-    requests, (source, target) = work.requests, tables
-    reads = {"get": requests.get + requests.head}
-    writes = {
-        "put": requests.put + requests.part + requests.open + requests.complete,
-        "copy": requests.copy,
-        "list": requests.list,
-    }
-    return (
-        _bill("source", providers[0], source, reads, work.cost.read_bytes, 0, egress),
-        _bill("target", providers[1], target, writes, 0, work.output_bytes, egress),
-    )
+def reading(cost: Cost, requests: RequestCounts) -> Charge:
+    """Return what the source's store charges for."""
+    return Charge(get=requests.get + requests.head, sent_bytes=cost.read_bytes)
 
 
-def _bill(
-    side: str,
-    provider: str,
-    table: PriceTable | None,
-    counts: Mapping[str, int],
-    sent_bytes: int,
-    kept_bytes: int,
-    egress: Egress,
-) -> Bill:
-    if table is None:
-        return Bill(side, provider, "", "", "", "", 0.0, 0.0, 0.0, None)
-    asked = sum(count / 1000 * getattr(table, kind).price for kind, count in counts.items())
-    sent = sent_bytes / _GIB
-    outside, here = sent * table.internet.price, sent * (table.internet if egress == "internet" else table.region).price
-    kept = kept_bytes / _GIB * table.storage.price if table.storage else None
-    return Bill(side, provider, table.name, table.title, table.currency, table.as_of, asked, here, outside, kept)
-
-
-def total_money(bills: Sequence[Bill]) -> Mapping[str, float]:
-    """Requests and egress of several bills, by currency.
-
-    Examples
-    --------
-    >>> total_money([Bill("source", "", "t", "", "USD", "", 0.25, 0.5, 0.5, None)])
-    {'USD': 0.75}
-    """
-    total: dict[str, float] = {}
-    for bill in bills:
-        if bill.is_known:
-            total[bill.currency] = total.get(bill.currency, 0.0) + bill.total
-    return total
+def writing(requests: RequestCounts, kept_bytes: int) -> Charge:
+    """Return what the target's store charges for: bytes sent to it cost nothing, copied ones are requests only."""
+    put = requests.put + requests.part + requests.open + requests.complete
+    return Charge(put=put, copy=requests.copy, list=requests.list, kept_bytes=kept_bytes)

@@ -1,22 +1,27 @@
-"""What stores ask for requests and traffic: tables of public list prices, and one's own.
+"""Prices of requests and traffic, from tables of public list prices or one's own, and bills by them.
 
-Prices change and depend on region, contract and volume; each says where it is from and of when. Those that come with
-the package are in ``prices.json``; a file of the same form goes before them.
+Prices change and depend on region, contract and volume; each has its source and its month. Those of the package are
+in ``prices.json``; a file of the same form takes precedence.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
+from typing import Literal
 
 from ...errors import FormatError, UsageError
 from ...formats.strict_json import parse_json_object, shown
-from ..codec import at, fields_of, items, mapping, refused, text
+from ..codec import at, each_of, fields_of, mapping, refused, text
 
+Egress = Literal["region", "internet"]
+"""Where the machine that converts is, seen from the source: in its region, or outside."""
+
+_GIB = 1 << 30
 _FORMAT = "reshard-prices/1"
 _NAME = "prices.json"
 _PRICES = ("get", "put", "copy", "list", "internet", "region")
@@ -25,16 +30,16 @@ _LARGEST = 10**6  # nobody asks more for a thousand requests or a GiB: a slip of
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price, and where it is from.
+    """One price and its source.
 
     Parameters
     ----------
     price
         In the table's currency.
     as_of
-        The year and month it was published or looked up in.
+        Year and month in which it was published or looked up.
     source
-        The page that says so.
+        The page that states it.
     """
 
     price: float
@@ -57,7 +62,7 @@ class PriceTable:
     internet, region
         For a GiB that leaves the store: to the internet, or to a machine in its own region.
     storage
-        For a GiB kept for a month; None if the table does not say.
+        For a GiB kept for a month; None if the table has no such price.
     providers
         Names of the services that these are the prices of; empty for any.
     """
@@ -76,14 +81,13 @@ class PriceTable:
 
     @property
     def as_of(self) -> str:
-        """Since when none of its prices has been looked at; empty if nothing is said."""
-        found = (self.get, self.put, self.copy, self.list, self.internet, self.region)
-        return min((each.as_of for each in found if each.as_of), default="")
+        """The month of its oldest price; empty if none has one."""
+        return min((price.as_of for kind in _PRICES if (price := getattr(self, kind)).as_of), default="")
 
     @property
     def is_free(self) -> bool:
         """Whether nothing costs anything."""
-        return not any(each.price for each in (self.get, self.put, self.copy, self.list, self.internet, self.region))
+        return not any(getattr(self, kind).price for kind in _PRICES)
 
 
 def parse_prices(data: bytes, where: str) -> Mapping[str, PriceTable]:
@@ -121,7 +125,7 @@ def _table(name: str, value: object) -> PriceTable:
     body = fields_of(value, ("title", "currency", "prices"), ("providers",))
     prices = at("prices", lambda value: fields_of(value, _PRICES, ("storage",)), body["prices"])
     found = {kind: at(kind, _price, each) for kind, each in prices.items()}
-    providers = tuple(at("providers", text, each) for each in at("providers", items, body.get("providers", [])))
+    providers = tuple(at("providers", lambda value: each_of(value, text), body.get("providers", [])))
     title, currency = at("title", text, body["title"]), at("currency", text, body["currency"])
     if not (len(currency) == 3 and currency.isascii() and currency.isupper()):
         raise refused("three capital letters, like USD", currency, "currency")
@@ -138,7 +142,7 @@ def _price(value: object) -> Price:
 
 @cache
 def built_in_prices() -> Mapping[str, PriceTable]:
-    """The tables that come with the package."""
+    """Return the tables of the package."""
     return parse_prices((resources.files(__package__) / _NAME).read_bytes(), _NAME)
 
 
@@ -150,9 +154,9 @@ def choose_table(provider: str, own: Mapping[str, PriceTable], name: str | None 
     provider
         The service's name, as :mod:`reshard.storage.providers` has it; ``local`` and ``memory`` are free.
     own
-        Tables that go before those of the package.
+        Tables that take precedence over those of the package.
     name
-        Of the table to take, whatever the provider.
+        Of the table to use, whatever the provider.
 
     Returns
     -------
@@ -176,3 +180,95 @@ def choose_table(provider: str, own: Mapping[str, PriceTable], name: str | None 
             raise UsageError(f"no price table is called {shown(name)}", hint=f"There is {', '.join(near)}.")
         return tables[name]
     return next((table for table in tables.values() if not table.providers or provider in table.providers), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Payee:
+    """A store that may charge: the service's name, and its prices if any are known."""
+
+    provider: str
+    table: PriceTable | None
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """Items of one store's bill: requests by the kinds that have a price, bytes that leave it, bytes that it keeps."""
+
+    get: int = 0
+    put: int = 0
+    copy: int = 0
+    list: int = 0
+    sent_bytes: int = 0
+    kept_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """The bill of one store for a conversion, in its table's currency.
+
+    Parameters
+    ----------
+    side
+        ``source``, ``target`` or ``staging``, where chunks are between two passes.
+    provider
+        The service.
+    table, title, currency, as_of
+        The prices; the table is empty and all amounts 0 where none are known.
+    requests
+        For all requests.
+    egress
+        For the bytes that leave the store, to where the machine is assumed to be.
+    egress_outside
+        The same if it is outside the region.
+    storage_month
+        For keeping the outputs, a month; None where the table has no price.
+    """
+
+    side: str
+    provider: str
+    table: str
+    title: str
+    currency: str
+    as_of: str
+    requests: float
+    egress: float
+    egress_outside: float
+    storage_month: float | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are prices."""
+        return bool(self.table)
+
+    @property
+    def total(self) -> float:
+        """Requests and egress."""
+        return self.requests + self.egress
+
+
+def bill(side: str, payee: Payee, charge: Charge, egress: Egress) -> Bill:
+    """Make out the bill of one store."""
+    table = payee.table
+    if table is None:
+        return Bill(side, payee.provider, "", "", "", "", 0.0, 0.0, 0.0, None)
+    requests = sum(getattr(charge, kind) / 1000 * getattr(table, kind).price for kind in ("get", "put", "copy", "list"))
+    sent = charge.sent_bytes / _GIB
+    outside, here = sent * table.internet.price, sent * (table.internet if egress == "internet" else table.region).price
+    kept = charge.kept_bytes / _GIB * table.storage.price if table.storage else None
+    prices = table.name, table.title, table.currency, table.as_of
+    return Bill(side, payee.provider, *prices, requests, here, outside, kept)
+
+
+def total_money(bills: Sequence[Bill]) -> Mapping[str, float]:
+    """Add up requests and egress of several bills, by currency.
+
+    Examples
+    --------
+    >>> total_money([Bill("source", "", "t", "", "USD", "", 0.25, 0.5, 0.5, None)])
+    {'USD': 0.75}
+    """
+    total: dict[str, float] = {}
+    for bill in bills:
+        if bill.is_known:
+            total[bill.currency] = total.get(bill.currency, 0.0) + bill.total
+    return total

@@ -1,4 +1,4 @@
-"""What a conversion writes: tensors made of pieces of the source, and the objects that hold them."""
+"""The target of a conversion: tensors made of pieces of the source, and the objects that hold them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import cached_property
 from itertools import pairwise
 
 from ...errors import FormatError, PlanError, option, raise_all
-from ...formats.containers import Container, frame_of
+from ...formats.containers import Container
 from ...formats.frame import Frame
-from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of, plain_patch
+from ...tensor import Box, DType, Patch, Shape, TensorSpec, extent_of
 from ..catalog import Catalog, SourceSharding
 from .layouts import OutputLayout
 
 BOOKKEEPING = frozenset({"format", "crc_num", "remove_redundancy"})
 MAX_NAME_LENGTH = 4096
-"""Longest name of a tensor that a plan can say, in characters."""
+"""Longest name of a tensor, in characters."""
 
-_FEW = 8  # pieces that are looked through faster than looked up
+_FEW_PIECES = 8  # quicker to search one by one than by bisection
 
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """How values of a source tensor are computed before they are laid into a target.
+    """The computation of a target's values from a source tensor.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ class Computation:
     dtype
         Of the result, which has the source's shape.
     extras
-        Other entries of the catalog that the kernel needs: block scales; or A and B.
+        Other entries of the catalog that the kernel takes: block scales, or the adapters A and B.
     blocks
-        Elements that one scale is for, on each axis.
+        Shape of the block that one scale applies to, in elements.
     scaling, rank, working, transposed
-        Of a LoRA: what the product is multiplied by, the axis that A and B share, the type it is computed in,
-        and whether the weight is stored turned over.
+        Of a LoRA: the factor of the product, the length of the axis that A and B share, the dtype of the
+        computation, and whether the weight is stored transposed.
     """
 
     kernel: str
@@ -54,9 +54,9 @@ class Computation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One box of a target tensor and the source tensor that fills it.
+    """A box of a target tensor and the source tensor that fills it.
 
-    ``source`` indexes the catalog's entries; without ``making`` its bytes are taken as they are.
+    ``source`` indexes the catalog's entries; without ``computation`` its bytes are moved unchanged.
     """
 
     patch: Patch
@@ -73,9 +73,9 @@ class TargetTensor:
     sharding
         How the source held it.
     tile_itemsize
-        Bytes that are held besides for each element while it is computed; 0 where nothing is.
+        Bytes of buffers for each element while it is computed, besides the part; 0 if nothing is computed.
     unit
-        What is best filled at one stroke: an axis, and consecutive indices along it.
+        What is best kept in one step: an axis, and a number of consecutive indices along it.
     """
 
     spec: TensorSpec
@@ -86,20 +86,20 @@ class TargetTensor:
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        """Stacked tensors have hundreds of pieces one after the other: remember where each ends on axis 0."""
-        if len(self.pieces) > _FEW and self.spec.shape:
+        """Note where pieces end on axis 0, if they follow each other: stacked tensors have hundreds of them."""
+        if len(self.pieces) > _FEW_PIECES and self.spec.shape:
             hulls = [piece.patch.target_hull for piece in self.pieces]
             spans = [(hull.start[0], hull.stop[0]) for hull in hulls]
             if all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)):
                 object.__setattr__(self, "_ends", tuple(stop for _, stop in spans))
 
     def pieces_near(self, box: Box) -> Sequence[Piece]:
-        """The pieces that may fill some of a box, in their order."""
+        """Return the pieces that may fill some of a box, in their order."""
         if not self._ends:
             return self.pieces
         first = bisect_right(self._ends, box.start[0])
         last = bisect_left(self._ends, box.stop[0])
-        # Those that end beyond the box begin before its end only if they are side by side with the first such.
+        # Pieces beyond the first that ends after the box still overlap it if they are beside that one on other axes.
         while last < len(self.pieces) and self.pieces[last].patch.target_hull.start[0] < box.stop[0]:
             last += 1
         return self.pieces[first:last]
@@ -112,19 +112,17 @@ class Output:
     Parameters
     ----------
     keys
-        Counted from the target's URL, at least one.
+        Relative to the target's URL, at least one.
     tensors
         Indices into the target's tensors, in the order of the object.
     boxes
-        What of each tensor this object holds.
+        The box of each tensor that this object holds.
     specs
-        The same as the object itself tells it.
+        The tensors as the object's header lists them.
     metadata, texts
-        What else the object holds, as far as its format can.
-    container
-        Its format.
+        Other content of the object, as far as its format has a place for it.
     layout
-        What it shares with other outputs, if it does; boxes are then derived when they are asked for.
+        What it shares with other outputs, if anything; boxes are then derived on demand.
     """
 
     keys: tuple[str, ...]
@@ -138,10 +136,10 @@ class Output:
 
     @cached_property
     def frame(self) -> Frame:
-        """Everything of the object but its tensors' elements."""
+        """Everything of the object except its tensors' elements."""
         if self.layout is not None:
             return self.layout.frame
-        return frame_of(self.container, self.specs, self.metadata, self.texts)
+        return self.container.definition.make_frame(self.specs, self.metadata, self.texts)
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +149,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A small object whose bytes are known while planning (an index, say)."""
+    """A small object whose bytes planning knows (an index, say)."""
 
     key: str
     data: bytes
@@ -159,7 +157,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A small object of the source that is copied as it is (a tokenizer, say): the catalog's ``index``-th."""
+    """A small object of the source that is written unchanged (a tokenizer, say): the catalog's ``index``-th."""
 
     key: str
     index: int
@@ -168,19 +166,19 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class SourceMetadata:
-    """What outputs hold besides tensors, and what was left out.
+    """Content of the source besides tensors, and the names of tensors that were dropped.
 
     Parameters
     ----------
     metadata
-        The source's, by its own names of tensors.
+        Metadata about the checkpoint as a whole.
     texts
         Values that are text.
     notes_of
-        What the source's metadata says of a tensor, by the tensor's name in the target: MindSpore notes
-        packed int4 there, and such a note goes where its tensor goes.
+        Metadata about one tensor, by the tensor's name in the target: MindSpore marks packed int4 there, and
+        the mark goes with its tensor.
     dropped
-        Names of tensors that were asked to be left out.
+        Names of tensors that the request leaves out.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -190,7 +188,7 @@ class SourceMetadata:
 
     @classmethod
     def of(cls, catalog: Catalog, renamed: Mapping[str, str]) -> SourceMetadata:
-        """Sort a source's metadata into what speaks of tensors and what does not."""
+        """Divide a source's metadata into notes about tensors and the rest."""
         dropped = frozenset(catalog.dropped)
         if not catalog.metadata:
             return cls(texts=catalog.texts, dropped=dropped)
@@ -200,24 +198,13 @@ class SourceMetadata:
         return cls(general, catalog.texts, notes, dropped)
 
     def metadata_for(self, names: Collection[str], **own: str) -> dict[str, str]:
-        """Metadata of an object that holds some tensors; ``own`` is its format's bookkeeping."""
+        """Return the metadata of an object that holds some tensors; ``own`` is its format's bookkeeping."""
         notes = {name: self.notes_of[name] for name in names if name in self.notes_of} if self.notes_of else {}
         return {**self.metadata, **notes, **own}
 
 
-def tensors_of(catalog: Catalog, renamed: Mapping[str, str]) -> tuple[TargetTensor, ...]:
-    """Take every tensor of a source as it is, one piece each, under its new name if it has one."""
-    tensors = []
-    for index, entry in enumerate(catalog.entries):
-        spec, (extent, _) = entry.spec, extent_of(entry.spec)
-        if spec.name in renamed:
-            spec = TensorSpec(renamed[spec.name], spec.dtype, spec.shape)
-        tensors.append(TargetTensor(spec, (Piece(plain_patch(extent), index),), entry.sharding))
-    return tuple(tensors)
-
-
 def file_order(tensors: Sequence[TargetTensor]) -> list[int]:
-    """Order in a file, as the safetensors library writes it: widest dtype first, then by name."""
+    """Return the order of tensors in an object: widest dtype first, then by name, as the safetensors library does."""
     return sorted(range(len(tensors)), key=lambda i: (-tensors[i].spec.dtype.order, tensors[i].spec.name))
 
 
@@ -229,14 +216,14 @@ def make_output(
     container: Container = Container.SAFETENSORS,
     texts: Mapping[str, str] | None = None,
 ) -> Output:
-    """Make an output of some boxes of tensors, in file order."""
+    """Make an output of some boxes of tensors, given in file order."""
     specs = tuple(local_spec(tensors[index].spec, box) for index, box in held)
     indices, boxes = tuple(i for i, _ in held), tuple(box for _, box in held)
     return Output(tuple(keys), indices, boxes, specs, metadata, container, texts or {})
 
 
 def group_by_layout(outputs: Sequence[Output]) -> Iterator[list[int]]:
-    """Positions of outputs that share a form, those of each form together and in order."""
+    """Yield the positions of the outputs of each layout, ascending; an output without a layout is alone."""
     found: dict[int, list[int]] = {}
     for position, output in enumerate(outputs):
         found.setdefault(id(output.layout or output), []).append(position)
@@ -244,22 +231,22 @@ def group_by_layout(outputs: Sequence[Output]) -> Iterator[list[int]]:
 
 
 def whole_box(tensor: TargetTensor) -> Box:
-    """All of a tensor."""
+    """Return the box of a whole tensor."""
     return Box.whole(extent_of(tensor.spec)[0])
 
 
 def local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
-    """A tensor as an object tells it that holds a box of it."""
+    """Return a tensor's spec in an object that holds a box of it."""
     return spec if spec.dtype.is_sub_byte else TensorSpec(spec.name, spec.dtype, box.shape)
 
 
 def sample(names: Sequence[str], shown: int = 3) -> str:
-    """The first few of many names."""
+    """Return the first few of many names, as text."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
 def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachment], max_object_bytes: int) -> None:
-    """Raise PlanError when two outputs would have one key, or one cannot hold what it should or is too large."""
+    """Raise PlanError if outputs have equal keys, cannot hold their content or are too large."""
     distinct = [outputs[positions[0]] for positions in group_by_layout(outputs)]
     for output in distinct:
         try:
@@ -267,18 +254,20 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         except FormatError as error:
             message = f"{output.keys[0]} cannot be written: {error.message}"
             raise PlanError(message, problems=error.problems, hint=error.hint) from error
-    lost = {name for output in distinct if output.container is Container.SAFETENSORS for name in output.texts}
+    losing = [output for output in distinct if output.texts and not output.container.definition.has_texts]
+    formats = " and ".join(sorted({output.container.value for output in losing}))
     raise_all(
         PlanError,
-        "safetensors cannot hold text values",
-        sorted(lost),
-        hint=f"Leave them out with {option('drop')}, or write .ckpt with {option('format', 'ckpt')}.",
+        f"{formats} cannot hold text values",
+        sorted({name for output in losing for name in output.texts}),
+        hint=f"Drop them with {option('drop')}, or write .ckpt with {option('format', 'ckpt')}.",
     )
     names = {spec.name for output in distinct for spec in output.specs}
     long = [f"{name[:80]}...: {len(name)}" for name in sorted(names) if len(name) > MAX_NAME_LENGTH]
-    raise_all(PlanError, f"names of more than {MAX_NAME_LENGTH} characters", long, hint="--rename shortens them.")
+    hint = f"Shorten them with {option('rename')}."
+    raise_all(PlanError, f"names of more than {MAX_NAME_LENGTH} characters", long, hint=hint)
     large = [f"{output.keys[0]}: {output.nbytes} bytes" for output in outputs if output.nbytes > max_object_bytes]
-    raise_all(PlanError, f"outputs are larger than the store takes, {max_object_bytes} bytes", large)
+    raise_all(PlanError, f"outputs are larger than the store accepts ({max_object_bytes} bytes)", large)
     keys = [key for output in outputs for key in output.keys] + [other.key for other in others]
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)
-    raise_all(PlanError, "several outputs would have one key", twice, hint="Use {rank} in the name.")
+    raise_all(PlanError, "several outputs would have the same key", twice, hint="Use {rank} in the name.")

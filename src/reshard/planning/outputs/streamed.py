@@ -1,4 +1,4 @@
-"""An object without what its store copies by itself: the bytes that pass through the client, end to end."""
+"""The bytes of an object that pass through the client: all but the ranges that the store copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..limits import Limits
 
 @dataclass(frozen=True, slots=True, order=True)
 class CopiedRange:
-    """Bytes ``[start, stop)`` of an output that stand together and unchanged in one object of the source.
+    """Bytes ``[start, stop)`` of an output that are contiguous and unchanged in one object of the source.
 
     ``object`` is the catalog's index, ``first`` the byte there.
     """
@@ -31,17 +31,17 @@ class CopiedRange:
         return self.stop - self.start
 
     def within(self, span: ByteRange) -> CopiedRange:
-        """The part of it that makes some bytes of the output."""
+        """Return the part of it that makes some of its bytes."""
         return CopiedRange(span.start, span.stop, self.object, self.first + span.start - self.start)
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """The stretches of an output between its copied ones, addressed as if they stood end to end.
+    """An output without its copied ranges, addressed as if the streamed ranges between them were joined.
 
-    Such addresses are called places here; the methods that :class:`Frame` has too tell places
-    instead of bytes of the object. A seam is a place where something copied was left out: no upload part
-    can reach over it.
+    Such addresses are called places here; methods that :class:`Frame` has too return places instead of bytes of
+    the object. A seam is a place where a copied range was left out: an upload part is contiguous in the object,
+    so that none extends over a seam.
 
     Examples
     --------
@@ -67,12 +67,12 @@ class Streamed:
 
     @cached_property
     def seams(self) -> tuple[int, ...]:
-        """Places where copied bytes were left out, ascending."""
+        """Places where copied ranges were left out, ascending."""
         return tuple(start - removed for start, removed in zip(self._starts, self._removed, strict=False))
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are streamed."""
+        """Number of bytes that are streamed."""
         return self.frame.nbytes - self._removed[-1]
 
     def _place(self, byte: int) -> int:
@@ -82,12 +82,12 @@ class Streamed:
         return max(self.seams[index], byte - self._removed[index + 1])
 
     def address(self, slot: int, element: int) -> int:
-        """Place where an element stands, or would if it were not copied."""
+        """Return the place of an element; of a copied one that of the seam."""
         byte = self.frame.address(slot, element)
         return self._place(byte) if self.copied else byte
 
     def end_of(self, slot: int, count: int) -> int:
-        """Place just after the first ``count`` elements of a tensor, at least one."""
+        """Return the place just after the first ``count`` elements of a tensor, at least one."""
         byte = self.frame.end_of(slot, count)
         return self._place(byte) if self.copied else byte
 
@@ -98,7 +98,7 @@ class Streamed:
         ------
         tuple
             First element, one past the last, the number of copied ranges before them, and the byte of the
-            object where the tensor's element 0 would stand if all elements stood together with these.
+            object where the tensor's element 0 would be if all elements before these were contiguous with them.
         """
         for a, b, origin in self.frame.spans(slot, first, stop):
             if not self.copied:
@@ -110,7 +110,7 @@ class Streamed:
                 yield (span.start - origin) // itemsize, (span.stop - origin) // itemsize, segment, origin
 
     def _uncopied(self, low: int, high: int) -> Iterator[tuple[int, ByteRange]]:
-        """Cut bytes of the object between copied ranges, each piece with the number of those before it."""
+        """Yield the streamed ranges among bytes of the object, each with the number of copied ranges before it."""
         index = max(0, bisect_right(self._starts, low) - 1)
         if index < len(self.copied) and low >= self.copied[index].start:
             low, index = max(low, self.copied[index].stop), index + 1
@@ -123,7 +123,7 @@ class Streamed:
             low, index = self.copied[index].stop, index + 1
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, ByteRange]]:
-        """Where the places ``[start, stop)`` are in the object, each with the number of copied ranges before it."""
+        """Yield the bytes of the object at some places, each range with the number of copied ranges before it."""
         index = bisect_right(self.seams, start)
         while start < stop:
             end = min(stop, self.seams[index]) if index < len(self.seams) else stop
@@ -132,7 +132,7 @@ class Streamed:
             start, index = end, index + 1
 
     def aligned(self, start: int, place: int, least: int) -> int:
-        """The first place from ``place`` on where a part may end that began at ``start`` or at a seam since.
+        """Return the first place from ``place`` on where a part may end that began at ``start`` or at a seam since.
 
         Neither the part that ends there nor one from there to the next seam is shorter than ``least``.
         """
@@ -140,21 +140,21 @@ class Streamed:
             index = bisect_right(self.seams, place)
             before = max(start, self.seams[index - 1]) if index else start
             after = self.seams[index] if index < len(self.seams) else None
-            if 0 < place - before < least:
+            if 0 < place - before < least:  # the part that ends here
                 place = before + least
-            elif after is not None and after - place < least:
+            elif after is not None and after - place < least:  # what would be left up to the seam
                 place = after
             else:
                 return place
 
 
 def split_evenly(item: CopiedRange, most: int) -> Sequence[CopiedRange]:
-    """Cut a copied range into equal ones of at most ``most`` bytes."""
+    """Divide a copied range into equal ones of at most ``most`` bytes."""
     return [item.within(ByteRange(item.start + a, item.start + b)) for a, b in _even_edges(item.nbytes, most)]
 
 
 def whole_copies(nbytes: int, limits: Limits) -> Sequence[ByteRange]:
-    """The parts in which a whole object is copied."""
+    """Return the parts in which a whole object is copied."""
     most = max(limits.most_copied_bytes, -(-nbytes // limits.max_part_count))
     return [ByteRange(a, b) for a, b in _even_edges(nbytes, most)]
 

@@ -84,7 +84,15 @@ class Slices(Sequence[Slice]):
 
 @dataclass(frozen=True, slots=True)
 class WalkItem:
-    """One tensor of a walk: its slices, and the rows it can be cut between."""
+    """One tensor of a walk: its slices, and the rows it can be cut between.
+
+    Parameters
+    ----------
+    itemsize, tile_itemsize
+        Bytes of an element, and of the buffers that computing one takes.
+    row_count
+        Rows of the largest slice; smaller slices are cut at the row nearest before.
+    """
 
     tensor: int
     itemsize: int
@@ -115,9 +123,11 @@ def _item(
     outputs: Sequence[Output],
     limits: Limits,
 ) -> WalkItem:
-    _, itemsize = extent_of(tensor.spec)
+    itemsize = extent_of(tensor.spec)[1]
     boxes = [outputs[members[0]].boxes[slot] for members, slot in holders]  # others of a layout have equal shapes
     largest = max((box.shape for box in boxes), key=math.prod)
+    # Where axes are transposed, a few rows of a unit take from all over what the whole unit takes, so units are kept
+    # together unless they are too large for one step.
     axis, count = tensor.unit
     if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
         axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1

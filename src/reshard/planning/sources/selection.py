@@ -1,6 +1,6 @@
-"""Which tensors of a source are taken, and what they are called in the target.
+"""Patterns that select tensors of a source by name, and renames for the target.
 
-Patterns say which tensors are taken. A pattern is one of
+A pattern is one of
 
 - ``TEXT`` or ``glob:TEXT``: matches whole names; ``*`` stands for any characters (dots too), ``?``
   for one, ``[ab]``, ``[a-z]`` and ``[!a]`` for one of a set, and letter case counts, as in
@@ -20,8 +20,8 @@ new names do; a new name with a ``=`` goes into a name map. A rename is one of
 Patterns and renames both see the names of the source. Renames happen all at once: ``a=b`` beside ``b=a``
 swaps two tensors.
 
-Expressions come from the command line or the caller, never from an object: how long one takes is for
-whoever wrote it. A plan holds only what came out, the names that were dropped and the new name of each
+Expressions come from the command line or the caller, never from an object: how long one takes is its
+author's affair. A plan holds only the results, the names that were dropped and the new name of each
 other, so reading a stranger's plan compiles nothing.
 """
 
@@ -36,7 +36,7 @@ from typing import TypeVar
 from ...errors import PlanError, UsageError, raise_all
 from ...formats.strict_json import shown
 
-_KINDS = ("glob", "prefix", "regex")
+_FORMS = ("glob", "prefix", "regex")
 _WILDCARD = re.compile(r"[*?\[]")
 _SHOWN_NAMES = 8
 
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class NameFilter:
-    """Which names are taken, by patterns as the module describes them.
+    """Patterns that select names; the module describes them.
 
     Parameters
     ----------
@@ -84,36 +84,30 @@ class NameFilter:
         raise_all(UsageError, "patterns that cannot be used", problems, hint)
 
     def is_kept(self, name: str) -> bool:
-        """Whether a name is taken."""
+        """Return whether a name is taken."""
         return (not self.keep or self._keep.match(name)) and not self._drop.match(name)
 
     def dropped(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The names that are not taken, in their order.
-
-        Examples
-        --------
-        >>> NameFilter(drop=("*.bias",)).dropped(["a.weight", "a.bias", "b.bias"])
-        ('a.bias', 'b.bias')
-        """
+        """Return the names that are not taken, in their order."""
         return tuple(name for name in names if not self.is_kept(name))
 
     def unmatched_keep(self, names: Collection[str]) -> tuple[str, ...]:
-        """The patterns of ``keep`` that match none of the names: something that was asked for is not there."""
+        """Return the patterns of ``keep`` that match none of the names: the request cannot be met."""
         return self._keep.unmatched(names)
 
     def unmatched_drop(self, names: Collection[str]) -> tuple[str, ...]:
-        """The patterns of ``drop`` that match none of the names: perhaps misspelt, perhaps not needed."""
+        """Return the patterns of ``drop`` that match none of the names: misspelt or not needed."""
         return self._drop.unmatched(names)
 
 
 @dataclass(frozen=True, slots=True)
 class Renames:
-    """What tensors are called in the target: a map, then rules as the module describes them.
+    """New names of tensors: a map, then rules; the module describes them.
 
     Parameters
     ----------
     name_map
-        Old name to new name; goes before all rules.
+        Old name to new name; takes precedence over all rules.
     rules
         The first that matches a name decides. A name that nothing matches stays.
 
@@ -135,36 +129,22 @@ class Renames:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        object.__setattr__(self, "_rules", _read_all(self.rules, _rename, "rename", problems))
+        object.__setattr__(self, "_rules", _parse_all(self.rules, _rename, "rename", problems))
         hint = "A rename is OLD=NEW, or prefix:OLD=NEW, or regex:EXPR=NEW; its last = divides."
         raise_all(UsageError, "renames that cannot be used", problems, hint)
 
     def apply(self, names: Iterable[str]) -> dict[str, str]:
-        r"""Name every tensor that is taken.
+        """Return the new name of every name, in their order; all new names differ.
 
         Parameters
         ----------
         names
             In the source, without those that are dropped: they cannot collide with anything.
 
-        Returns
-        -------
-        dict
-            New name by old, for every name and in their order; all new names differ.
-
         Raises
         ------
         PlanError
             Tensors that would share a name, or have an empty one; all are listed.
-
-        Examples
-        --------
-        >>> Renames(rules=(r"regex:\d+=N",)).apply(["h.1", "h.2"])
-        Traceback (most recent call last):
-        ...
-        reshard.errors.PlanError: the renames do not give every tensor a name of its own
-          - 'h.N' is the new name of 'h.1', 'h.2'
-        Renames see names of the source, all at once; drop tensors that are not needed.
         """
         renamed = {name: self._find(name)[1] for name in names}
         hint = "Renames see names of the source, all at once; drop tensors that are not needed."
@@ -173,12 +153,12 @@ class Renames:
         return renamed
 
     def unmatched_map(self, names: Collection[str]) -> tuple[str, ...]:
-        """The old names of ``name_map`` that are not among the names."""
+        """Return the old names of ``name_map`` that are not among the names."""
         present = frozenset(names)
         return tuple(old for old in self.name_map if old not in present)
 
     def unmatched_rules(self, names: Collection[str]) -> tuple[str, ...]:
-        """The rules that decide none of the names: they match nothing, or the map or a rule before them takes it all.
+        """Return the rules that decide none of the names: they match nothing, or the map or earlier rules take it all.
 
         Examples
         --------
@@ -189,7 +169,7 @@ class Renames:
         return tuple(rule for index, rule in enumerate(self.rules) if index not in used)
 
     def _find(self, name: str) -> tuple[int | None, str]:
-        """The rule that decides a name, None for the map or nothing; and the new name."""
+        """Return the index of the rule that decides a name, None for the map or nothing, and the new name."""
         if name in self.name_map:
             return None, self.name_map[name]
         for index, rename in enumerate(self._rules):
@@ -203,11 +183,10 @@ class _Patterns:
     """A list of patterns, compiled; names without wildcards cost one look-up, however many they are."""
 
     def __init__(self, texts: Sequence[str], role: str, problems: list[str]) -> None:
-        read = _read_all(texts, _pattern, role, problems)
         self._texts = tuple(texts)
-        self._all = read
-        self._exact = frozenset(item for item in read if isinstance(item, str))
-        self._matchers = tuple(item for item in read if not isinstance(item, str))
+        self._all = _parse_all(texts, _pattern, role, problems)
+        self._exact = frozenset(item for item in self._all if isinstance(item, str))
+        self._matchers = tuple(item for item in self._all if not isinstance(item, str))
 
     def match(self, name: str) -> bool:
         return name in self._exact or any(matches(name) for matches in self._matchers)
@@ -221,66 +200,58 @@ class _Patterns:
         )
 
 
-def _read_all(texts: Iterable[str], read: Callable[[str], _T], role: str, problems: list[str]) -> tuple[_T, ...]:
-    """Read every text; what is wrong with those that cannot be read goes to ``problems``."""
+def _parse_all(texts: Iterable[str], parse: Callable[[str], _T], role: str, problems: list[str]) -> tuple[_T, ...]:
+    """Parse every text, and append those that are malformed to ``problems``."""
     found = []
     for text in texts:
         try:
-            found.append(read(text))
+            found.append(parse(text))
         except UsageError as error:
             problems.append(f"{role} {shown(text)}: {error.message}")
     return tuple(found)
 
 
 def _pattern(text: str) -> str | _Matcher:
-    """Read a pattern: a name if it stands for one name only, else what tells whether a name matches."""
-    kind, body = _kind_and_body(text, "glob")
+    """Parse a pattern: to a name if it matches one name only, else to a function that matches names."""
+    form, body = _form_and_body(text, "glob")
     if not body:
         raise UsageError("expected a text, found none; * matches every name")
-    if kind == "prefix":
-        return _starting_with(body)
-    if kind == "regex":
+    if form == "prefix":
+        return lambda name: name.startswith(body)
+    if form == "regex":
         return _expression(body).search
     return re.compile(translate(body)).match if _WILDCARD.search(body) else body
 
 
 def _rename(text: str) -> _Rename:
-    """Read a rename: a function that gives a name's new name, or None where it does not match."""
+    """Parse a rename to a function that returns a name's new name, or None where it does not match."""
     old, divider, new = text.rpartition("=")
     if not divider:
         raise UsageError("expected OLD=NEW, found no =")
-    kind, body = _kind_and_body(old, "name")
+    form, body = _form_and_body(old, "name")
     if not body:
         raise UsageError("expected an old name before the =, found none")
-    if kind == "glob":
+    if form == "glob":
         raise UsageError("a glob does not say which part of a name stays; use prefix: or regex:")
-    if kind == "prefix":
-        return _start_replaced(body, new)
-    if kind == "regex":
-        return _places_replaced(_expression(body), new)
+    if form == "prefix":
+        return lambda name: new + name[len(body) :] if name.startswith(body) else None
+    if form == "regex":
+        return _substitution(_expression(body), new)
     if not new:
         raise UsageError("expected a new name after the =, found none")
     return {body: new}.get
 
 
-def _kind_and_body(text: str, default: str) -> tuple[str, str]:
-    kind, divider, body = text.partition(":")
-    return (kind, body) if divider and kind in _KINDS else (default, text)
+def _form_and_body(text: str, default: str) -> tuple[str, str]:
+    form, divider, body = text.partition(":")
+    return (form, body) if divider and form in _FORMS else (default, text)
 
 
-def _starting_with(start: str) -> _Matcher:
-    return lambda name: name.startswith(start)
-
-
-def _start_replaced(old: str, new: str) -> _Rename:
-    return lambda name: new + name[len(old) :] if name.startswith(old) else None
-
-
-def _places_replaced(expression: re.Pattern[str], template: str) -> _Rename:
+def _substitution(expression: re.Pattern[str], template: str) -> _Rename:
     try:
         expression.sub(template, "")  # reads the template, whether or not there is a match
     except (re.error, IndexError) as error:  # an IndexError for a group's name that is unknown
-        raise UsageError(f"the new name is no template: {error}") from error
+        raise UsageError(f"the new name is not a template: {error}") from error
 
     def replaced(name: str) -> str | None:
         new, count = expression.subn(template, name)
@@ -297,17 +268,15 @@ def _expression(text: str) -> re.Pattern[str]:
 
 
 def _clashes(renamed: Mapping[str, str]) -> list[str]:
-    """What is wrong with new names: each empty one, and each that several tensors would have."""
+    """List the empty new names, and those that several tensors would share."""
     olds: dict[str, list[str]] = {}
     for old, new in renamed.items():
         olds.setdefault(new, []).append(old)
-    # A tensor that came without a name may stay so: whether it can is for its format to say.
-    empty = [f"{shown(old)} would have an empty name" for old in olds.pop("", ()) if old]
-    return empty + [
-        f"{shown(new)} is the new name of {_listed(several)}" for new, several in olds.items() if len(several) > 1
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    listed = ", ".join(shown(name) for name in names[:_SHOWN_NAMES])
-    return f"{listed} and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else listed
+    # A tensor that came without a name may stay so: its format decides whether it can.
+    problems = [f"{shown(old)} would have an empty name" for old in olds.pop("", ()) if old]
+    for new, several in olds.items():
+        if len(several) > 1:
+            more = f" and {len(several) - _SHOWN_NAMES} more" if len(several) > _SHOWN_NAMES else ""
+            listed = ", ".join(shown(name) for name in several[:_SHOWN_NAMES])
+            problems.append(f"{shown(new)} is the new name of {listed}{more}")
+    return problems

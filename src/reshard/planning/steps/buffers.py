@@ -1,10 +1,10 @@
-"""How the memory limit is shared out over buffers, and what the least limit would be."""
+"""How the memory limit is divided over buffers, and the smallest limit that a step fits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...errors import OverBudget
+from ...errors import OverBudget, option
 from ..limits import KIB, MIB, Limits
 
 _LEAST_READ_BYTES = 256 * KIB
@@ -19,13 +19,13 @@ class Buffers:
     Parameters
     ----------
     given
-        The limits as they were given.
+        The limits before ``read_bytes`` is lowered.
     read_bytes
         Largest ranged GET that fits.
     fixed_bytes
         One read and the client's own buffers for every request in flight.
     parts_bytes
-        What is left for upload parts being filled or sent; may be negative.
+        The rest, for upload parts being filled or sent; may be negative.
     """
 
     given: Limits
@@ -35,14 +35,14 @@ class Buffers:
 
     @property
     def limits(self) -> Limits:
-        """The limits as given, with ``read_bytes`` lowered to what fits."""
+        """The given limits, with ``read_bytes`` lowered to what fits."""
         return replace(self.given, read_bytes=self.read_bytes)
 
 
 def share_memory(limits: Limits) -> Buffers:
     """Give an eighth of the memory to reads in flight and, after the clients, the rest to parts.
 
-    More memory never leaves less for parts, so there is one smallest limit under which a step fits.
+    More memory never leaves less for parts, so that there is one smallest limit that a step fits.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def share_memory(limits: Limits) -> Buffers:
 
 
 def least_memory(limits: Limits, step_bytes: int) -> int:
-    """The smallest limit under which a step of ``step_bytes`` still fits.
+    """Return the smallest memory limit that a step of ``step_bytes`` fits.
 
     Examples
     --------
@@ -74,15 +74,15 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     """
     least, most = _reads_bytes(limits)
     rest = limits.concurrency * (limits.client_bytes + limits.kernel_bytes) + step_bytes
-    with_an_eighth = (rest - 1) * 8 // 7 + 1
+    with_an_eighth = (rest - 1) * 8 // 7 + 1  # the least memory of which seven eighths are the rest
     return min(rest + most, max(rest + least, with_an_eighth))
 
 
 def process_bytes(buffer_bytes: int, item_count: int) -> int:
-    """About what a process grows by that does what buffers are for: they, and what stands beside them.
+    """Estimate the memory that a process grows by: its buffers, its clients, and the plan.
 
-    Measured, and rounded up: the client's models and connections, stacks of threads and objects in passing, and
-    for each tensor and object its places in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
+    Measured, and rounded up: the client's models and connections, stacks of threads and short-lived objects, and
+    the entries of each tensor and object in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
 
     Parameters
     ----------
@@ -98,18 +98,18 @@ def process_bytes(buffer_bytes: int, item_count: int) -> int:
 
 
 def over_budget(buffers: Buffers, step_bytes: int) -> OverBudget:
-    """The error for a step that does not fit; it tells the limit that would do."""
+    """Return the error for a step that does not fit; it carries the limit that would suffice."""
     given = buffers.given
     needed_bytes = least_memory(given, step_bytes)
     return OverBudget(
         f"this conversion needs at least {needed_bytes} bytes of memory "
         f"(concurrency {given.concurrency}), the limit is {given.memory_bytes}",
         needed_bytes=needed_bytes,
-        hint=f"Allow --memory {-(-needed_bytes >> 20)}MiB, or lower --concurrency.",
+        hint=f"Allow {option('memory', f'{-(-needed_bytes >> 20)}MiB')}, or lower {option('concurrency')}.",
     )
 
 
 def _reads_bytes(limits: Limits) -> tuple[int, int]:
-    """Least and most bytes for all reads in flight together."""
+    """Return the least and the most bytes for all reads in flight together."""
     most = limits.concurrency * limits.read_bytes
     return min(most, limits.concurrency * _LEAST_READ_BYTES), most

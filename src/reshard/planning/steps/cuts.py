@@ -1,9 +1,9 @@
-"""Where outputs that are written together may be cut into upload parts at one stroke.
+"""Where outputs that are written together are cut into upload parts, all at the same place.
 
 A group's tensors are walked in file order, each in rows of its local shape. A cut is a place in that walk; it is
-legal when every output of the group has nothing, or at least the store's smallest part, since the cut before.
-Between two cuts is a step. What the store copies by itself takes no part in this: each output is walked as if
-the stretches between its copied ranges were joined.
+legal if every output of the group has received nothing, or at least the store's smallest part, since the cut before.
+Between two cuts is a step. Copied ranges take no part in this: each output is walked as if the ranges
+between them were joined (see :class:`Streamed`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .reads import check_work
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Where a walk is cut, and the most bytes in one step and in one part of one output."""
+    """The cuts of a walk, and the most bytes in one step and in one part of one output."""
 
     cuts: tuple[Cut, ...]
     step_bytes: int
@@ -31,11 +31,10 @@ class Cuts:
 
 
 class Cursor:
-    """How far each output of a group has been filled while its walk goes on, in places (see :class:`Streamed`).
+    """How far each output of a group is filled as its walk advances, in places (see :class:`Streamed`).
 
-    Bytes that a format puts before a tensor go with the tensor's first elements, those at the
-    object's end with the last step. An output may stand for several that are filled alike: as many as
-    ``counts`` says.
+    Bytes that a format puts before a tensor count with the tensor's first elements, those at the object's end with
+    the last step. An output may represent several that advance together: as many as ``counts`` says.
     """
 
     def __init__(self, outputs: Sequence[Streamed], counts: Sequence[int] | None = None) -> None:
@@ -52,7 +51,7 @@ class Cursor:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of all outputs since the last cut, and what computing them takes besides."""
+        """Bytes of all outputs since the last cut, and of the buffers for what is computed."""
         return sum(count * nbytes for count, nbytes in zip(self._counts, self.pending, strict=True)) + self._tile_bytes
 
     def advance(self, item: WalkItem, row: int, stop: int) -> None:
@@ -63,22 +62,19 @@ class Cursor:
             if last > first:
                 self.stops[held.member] = self._outputs[held.member].end_of(held.slot, last)
 
-    def with_lead(self, item: WalkItem, held: Slice, row: int) -> int:
-        """Bytes since the last cut up to the first byte of a row."""
-        return self._outputs[held.member].address(held.slot, item.element_of(held, row)) - self.starts[held.member]
-
     def row_with(self, item: WalkItem, held: Slice, row: int, nbytes: int) -> int | None:
-        """The first row after ``row`` with so many bytes of an output since the last cut, None if there is none."""
-        output = self._outputs[held.member]
+        """Return the first row after ``row`` with ``nbytes`` of an output since the last cut, None if there is none."""
+        output, start = self._outputs[held.member], self.starts[held.member]
         if output.copied:
-            return self._row_at(item, held, row + 1, self.starts[held.member] + nbytes)
-        missing_bytes = nbytes - self.with_lead(item, held, row)
+            return self._row_at(item, held, row + 1, start + nbytes)
+        missing_bytes = nbytes - (output.address(held.slot, item.element_of(held, row)) - start)
         missing_rows = max(1, -(-missing_bytes // (held.row_elements * item.itemsize)))
         wanted = row * held.row_count // item.row_count + missing_rows
+        # Back from rows of this slice to rows of the largest one, by which the walk is cut.
         return -(-wanted * item.row_count // held.row_count) if wanted <= held.row_count else None
 
     def aligned_row(self, item: WalkItem, held: Slice, row: int, least: int) -> int | None:
-        """The first row from ``row`` on where parts of an output may end, None if there is none."""
+        """Return the first row from ``row`` on where parts of an output may end, None if there is none."""
         output = self._outputs[held.member]
         if not output.copied:
             return row
@@ -87,7 +83,7 @@ class Cursor:
         return row if place == here else self._row_at(item, held, row, place)
 
     def is_aligned(self, member: int, least: int) -> bool:
-        """Whether parts of an output may end where it has been filled to."""
+        """Return whether parts of an output may end where it is filled to."""
         stop = self.stops[member]
         return self._outputs[member].aligned(self.starts[member], stop, least) == stop
 
@@ -103,11 +99,11 @@ class Cursor:
         return rows[found] if found < len(rows) else None
 
     def finish(self) -> None:
-        """Fill what is left: what stands after the last tensor."""
+        """Fill the rest: what follows the last tensor."""
         self.stops = [output.nbytes for output in self._outputs]
 
     def cut(self) -> None:
-        """Begin anew from here."""
+        """Begin a new step here."""
         self.starts = list(self.stops)
         self._tile_bytes = 0
 
@@ -119,65 +115,62 @@ def find_cuts(
     min_part_bytes: int,
     counts: Sequence[int] | None = None,
 ) -> Cuts:
-    """Cut a walk as soon as every output has a part's worth.
+    """Cut a walk as soon as every output has enough bytes for a part.
 
     Parameters
     ----------
-    items
-        The walk.
-    outputs
-        What is streamed of each.
     part_bytes
-        Wished bytes in each part, at least ``min_part_bytes``.
+        Wished size of a part, at least ``min_part_bytes``.
     counts
-        How many outputs each stands for, one if not given.
+        How many outputs each of ``outputs`` represents; one if omitted.
     """
-    reach, before = Cursor(outputs, counts), [0] * len(outputs)
+    cursor, before = Cursor(outputs, counts), [0] * len(outputs)
     cuts: list[Cut] = []
     step_bytes = longest = 0
     for index, item in enumerate(items):
         row = 0
-        while (cut := _next_cut(item, row, reach, part_bytes, min_part_bytes)) is not None:
-            reach.advance(item, row, cut)
-            step_bytes, longest = max(step_bytes, reach.step_bytes), max(longest, *reach.pending)
-            before = reach.starts
-            reach.cut()
+        while (cut := _next_cut(item, row, cursor, part_bytes, min_part_bytes)) is not None:
+            cursor.advance(item, row, cut)
+            step_bytes, longest = max(step_bytes, cursor.step_bytes), max(longest, *cursor.pending)
+            before = cursor.starts
+            cursor.cut()
             cuts.append(Cut(index, cut))
             row = cut
-        reach.advance(item, row, item.row_count)
-    if cuts and not any(reach.pending):  # no step is for the objects' ends alone
+        cursor.advance(item, row, item.row_count)
+    if cuts and not any(cursor.pending):  # the objects' ends belong to the last step that has elements
         cuts.pop()
-        reach.starts = before
-    reach.finish()
-    return Cuts(tuple(cuts), max(step_bytes, reach.step_bytes), max(longest, *reach.pending))
+        cursor.starts = before
+    cursor.finish()
+    return Cuts(tuple(cuts), max(step_bytes, cursor.step_bytes), max(longest, *cursor.pending))
 
 
-def _next_cut(item: WalkItem, row: int, reach: Cursor, part_bytes: int, min_part_bytes: int) -> int | None:
-    """The first row from ``row`` on where every output has enough, or None within this tensor."""
-    cut, pending, here = row, reach.pending, set[int]()
+def _next_cut(item: WalkItem, row: int, cursor: Cursor, part_bytes: int, min_part_bytes: int) -> int | None:
+    """Return the first row from ``row`` on where every output has enough, None if there is none in this tensor."""
+    cut, pending, here = row, cursor.pending, set[int]()
     for held in item.slices:
         here.add(held.member)
         if pending[held.member] < part_bytes:
-            wanted = reach.row_with(item, held, row, part_bytes)
+            wanted = cursor.row_with(item, held, row, part_bytes)
             if wanted is None:
                 return None
             cut = max(cut, wanted)
+    # An output that holds nothing of this tensor must already be at a place where a part may end.
     for member, nbytes in enumerate(pending):
-        if nbytes and member not in here and not reach.is_aligned(member, min_part_bytes):
+        if nbytes and member not in here and not cursor.is_aligned(member, min_part_bytes):
             return None
-    return _aligned(item, cut, reach, min_part_bytes)
+    return _aligned(item, cut, cursor, min_part_bytes)
 
 
-def _aligned(item: WalkItem, row: int, reach: Cursor, min_part_bytes: int) -> int | None:
-    """The first row from ``row`` on where parts of every output may end, None if there is none."""
+def _aligned(item: WalkItem, row: int, cursor: Cursor, min_part_bytes: int) -> int | None:
+    """Return the first row from ``row`` on where parts of every output may end, None if there is none."""
     while True:
         before = row
         for held in item.slices:
-            aligned = reach.aligned_row(item, held, row, min_part_bytes)
+            aligned = cursor.aligned_row(item, held, row, min_part_bytes)
             if aligned is None:
                 return None
             row = aligned
-        if row == before:
+        if row == before:  # no output moved the row further, so it suits all of them
             return row
 
 
@@ -204,11 +197,10 @@ class CutFinder:
         counts = Counter(self._equivalence.member(i) for i in members)
         first = {self._equivalence.member(i): i for i in reversed(members)}
         representatives = [first[member] for member in counts]
-        # Cuts do not change when all outputs become twice as many; the bytes of a step do.
+        # Cuts do not change if every output is there twice; the bytes of a step double.
         times = gcd(*counts.values())
         reduced = [count // times for count in counts.values()]
-        group = tuple(counts) if len(representatives) > 1 else self._equivalence.output(representatives[0])
-        key = group, tuple(reduced), part_bytes
+        key = self._equivalence.together(representatives), tuple(reduced), part_bytes
         if key not in self._found:
             streamed = [self._draft.streamed(i) for i in representatives]
             items = self._draft.walk(representatives)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..outputs.layouts import OutputLayout
 from ..outputs.output import Computation, TargetTensor
 from .draft import Draft, Group
+from .fills import whole_placement
 
 MANY_SLICES = 1 << 20
 """Slices over all outputs from which on one group of each equivalence class is counted for all of its class."""
@@ -27,15 +28,29 @@ class Equivalence:
         self._tensors: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._entries: dict[int, int] = {}
         self._layouts: dict[int, int] = {}
+        self._outputs: dict[int, int] = {}
         slice_count = sum(len(output.tensors) for output in draft.outputs)
         # The sizes of tiles differ a little from place to place, and must fit the memory: there each group counts.
         self._is_exact = slice_count <= many_slices or any(tensor.tile_itemsize for tensor in draft.tensors)
 
     def group(self, group: Group) -> Hashable:
         """Return what groups have in common of which one is counted for all."""
-        if self._is_exact or self._draft.has_copies(group.outputs):
+        if self._draft.has_copies(group.outputs) or (self._is_exact and not self._reads_one_box(group.outputs)):
             return group.outputs
-        return group.cuts, tuple(self.output(i) for i in group.outputs)
+        return group.cuts, tuple(map(self.output, group.outputs))
+
+    def together(self, outputs: Sequence[int]) -> Hashable:
+        """Return the class of outputs that are written together, which decides where they can be cut."""
+        first = self._draft.outputs[outputs[0]].tensors
+        if all(self._draft.outputs[i].tensors == first for i in outputs[1:]):
+            return tuple(map(self.output, outputs))
+        # Their classes do not say which of the tensors they have in common.
+        return tuple(map(self.member, outputs))
+
+    def family(self, outputs: Sequence[int]) -> Hashable:
+        """Return what families of outputs share that are divided into equal groups."""
+        # Ranks read different boxes, which the class of their outputs does not say.
+        return tuple(outputs) if self._draft.outputs[outputs[0]].layout else self.together(outputs)
 
     def is_many(self, outputs: Sequence[int]) -> bool:
         """Return whether outputs hold very many slices."""
@@ -50,10 +65,10 @@ class Equivalence:
         return self._known(tensor)[1]
 
     def output(self, output: int) -> Hashable:
-        """Return the class of an output: that of its layout, and which of its bytes the store copies."""
+        """Return the class of an output, which includes the ranges that the store copies."""
         layout = self._draft.outputs[output].layout
         if layout is None:
-            return "alone", output
+            return self._alone(output)
         if copied := self._copied(output):
             return self._layout(layout), copied
         return self._layout(layout)
@@ -66,13 +81,31 @@ class Equivalence:
     def _copied(self, output: int) -> tuple[tuple[int, int], ...]:
         return tuple((run.start, run.stop) for run in self._draft.copied(output))
 
+    def _reads_one_box(self, outputs: Sequence[int]) -> bool:
+        """Return whether outputs hold one tensor, stored in one box: then no neighbour in the object matters."""
+        first = self._draft.outputs[outputs[0]].tensors
+        if len(first) != 1 or any(self._draft.outputs[i].tensors != first for i in outputs):
+            return False
+        return whole_placement(self._draft, first[0]) is not None
+
+    def _alone(self, index: int) -> int:
+        """Return the class of an output without a layout; those that hold several tensors have one each."""
+        if index not in self._outputs:
+            output = self._draft.outputs[index]
+            key: Hashable = "output", index
+            if len(output.tensors) == 1:  # the chunks of a zarr array: many, and the same in every layer of a model
+                held = self.tensor(output.tensors[0]), output.boxes[0], self._copied(index)
+                key = "output", held, output.frame.extents, output.frame.nbytes
+            self._outputs[index] = self._number(key)
+        return self._outputs[index]
+
     def _layout(self, layout: OutputLayout) -> int:
         if id(layout) not in self._layouts:
             held = tuple(
                 (self.tensor(tensor), id(partition))
                 for tensor, partition in zip(layout.tensors, layout.partitions, strict=True)
             )
-            self._layouts[id(layout)] = self._number(("output", held, layout.frame.extents, layout.frame.nbytes))
+            self._layouts[id(layout)] = self._number(("layout", held, layout.frame.extents, layout.frame.nbytes))
         return self._layouts[id(layout)]
 
     def _known(self, tensor: int) -> tuple[int, tuple[int, ...]]:

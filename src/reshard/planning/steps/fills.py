@@ -1,14 +1,13 @@
-"""The one truth about bytes: what fills a box of a target's tensor, from which objects and ranges.
+"""The stored bytes that fill a box of a target's tensor: objects, ranges, and where they go.
 
 A tensor of the target is made of pieces, each a patch of one entry of the catalog; an entry is stored in boxes, each
 row-major somewhere in an object. What fills a box is therefore the intersection of three tilings: the box itself,
-the pieces, and the stored boxes. Everything that asks where bytes come from (steps, cost, copies, staging,
-explanations) asks here.
+the pieces, and the stored boxes. Steps, cost, copies, staging and explanations all take it from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ...models.lora import adapter_boxes
@@ -85,7 +84,7 @@ def slice_fills(
 ) -> Iterator[Fill]:
     """Find the stored bytes that fill the elements ``[first, stop)`` of a slice, counted in its row-major order."""
     whole = whole_placement(draft, item.tensor)
-    if whole is not None:  # nearly all tensors: arithmetic that is remembered for slices that are alike
+    if whole is not None:  # nearly all tensors: arithmetic that is cached for equal slices
         entry = draft.tensors[item.tensor].pieces[0].source
         for scatter in slice_scatters(whole.box.stop, held.box.start, held.box.stop, elements, item.itemsize):
             yield Fill(entry, 0, whole, scatter, scatter.total_nbytes // item.itemsize)
@@ -132,9 +131,12 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     if len(placements) == 1:  # it holds all of the tensor
         yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
         return
+    hull = patch.source_hull
     for place, placement in enumerate(placements):
-        boxes: Iterable[Box] = (placement.box,) if patch.is_plain else view_boxes(patch.source_views, placement.box)
-        for part in boxes:
+        box = placement.box
+        if box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
+            continue
+        for part in (box,) if patch.is_plain else view_boxes(patch.source_views, box):
             common = patch.within_source(part)
             if common is not None:
-                yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
+                yield Fill(index, place, placement, common.scatter(box, held, itemsize), common.element_count)

@@ -25,19 +25,12 @@ from .steps import BufferScatter, CopiedPart, Read, Step, StreamedPart, Tile
 from .tiles import TileCollector, TileTarget
 
 _Spans = dict[tuple[int, int], ByteRange]
-"""Bytes of outputs, by class of members and number of copied ranges before them."""
+"""Bytes of the output that represents each class of members, by the class and the number of copied ranges before them.
+"""
 
 
 class StepSize(NamedTuple):
-    """What a step comes to, without its scatters.
-
-    Parameters
-    ----------
-    blocks
-        Its reads.
-    nbytes
-        Of all its buffers.
-    """
+    """The reads of a step and the length of its buffers, without its scatters."""
 
     blocks: list[Block]
     nbytes: int
@@ -52,9 +45,9 @@ class GroupSteps:
     Parameters
     ----------
     reader
-        What planning has found out about the draft already; shared by all groups.
+        It keeps what is found about the draft, for all groups.
     index
-        Of the group, for its steps.
+        Number of the group.
     """
 
     def __init__(self, draft: Draft, reader: RowReader, index: int, group: Group) -> None:
@@ -74,7 +67,7 @@ class GroupSteps:
         self._spans = list(self._find_spans(items))
 
     def _find_spans(self, items: Sequence[WalkItem]) -> Iterator[_Spans]:
-        """Yield what each step fills of the output that represents each class."""
+        """Yield the bytes that each step fills."""
         cursor = Cursor(self._streamed)
         for begin, end in self._edges:
             for item, first, last in rows_between(items, begin, end):
@@ -107,7 +100,7 @@ class GroupSteps:
 
     @cached_property
     def _part_numbers(self) -> list[dict[int, int]]:
-        """The number of each part by where it begins, of each class: as they are in the object, from 1 on."""
+        """The number of each part by its first byte, for each class: in the order of the object, from 1 on."""
         first = {members[0]: number for number, members in enumerate(self._classes)}
         starts: list[list[int]] = [[] for _ in self._classes]
         for member, part in self._copies:
@@ -128,6 +121,22 @@ class GroupSteps:
         """The numbers of all steps, those that copy first: they need no memory."""
         first = len(self._spans) + 1
         return (*range(first, first + len(self._copies)), *self.streaming)
+
+    def numbers_within(self, output: int, ranges: Sequence[ByteRange]) -> tuple[int, ...]:
+        """Return the numbers of the steps that have a part of an output with bytes in some ranges."""
+
+        def is_within(span: ByteRange | CopiedRange) -> bool:
+            return any(span.start < wanted.stop and wanted.start < span.stop for wanted in ranges)
+
+        member = self._group.outputs.index(output)
+        copies = enumerate(self._copies, start=len(self._spans) + 1)
+        copying = [number for number, (owner, part) in copies if owner == member and is_within(part)]
+        streaming = [
+            number
+            for number, spans in enumerate(self._spans, start=1)
+            if any(of == self._class_of[member] and is_within(span) for (of, _), span in spans.items())
+        ]
+        return (*copying, *streaming)
 
     def part_counts(self) -> list[int]:
         """Return how many parts of each output of the group, in order, are streamed."""
@@ -152,7 +161,7 @@ class GroupSteps:
     # One step.
 
     def size(self, number: int) -> StepSize:
-        """Return what a streaming step reads and holds, without deriving where its bytes go."""
+        """Return the reads and the length of the buffers of a streaming step, without deriving where bytes go."""
         spans = self._spans[number - 1]
         blocks, tile_bytes = self._reader.blocks(self._rows(number), self._member_streams)
         parts_bytes = sum(span.nbytes * len(self._classes[class_number]) for (class_number, _), span in spans.items())
@@ -200,7 +209,7 @@ class GroupSteps:
 
 
 class _Builder:
-    """Collects where the bytes of one step go."""
+    """Collects the scatters of one step."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
@@ -209,7 +218,7 @@ class _Builder:
         self._tiles = TileCollector()
 
     def add(self, item: WalkItem, held: Slice, elements: tuple[int, int], buffer: int, first_byte: int) -> None:
-        """Add elements of a slice; the slice would begin at ``first_byte`` of the buffer."""
+        """Add elements of a slice whose first element would be at ``first_byte`` of the buffer."""
 
         def on_computed(piece: Piece, patch: Patch) -> None:
             self._tiles.add(piece, TileTarget(patch, held.box, item.itemsize, buffer, first_byte))
@@ -223,7 +232,7 @@ class _Builder:
         self._scatters.setdefault(index, []).append((buffer, fill.scatter.moved(source, first_byte)))
 
     def gather(self, first_buffer: int) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
-        """Return the tiles, after adding what their kernels take, and the bytes of their buffers."""
+        """Add the inputs of all tiles; return the tiles and the bytes of their buffers."""
         tiles: list[Tile] = []
         sizes: list[int] = []
         entries = self._draft.catalog.entries
@@ -242,7 +251,7 @@ class _Builder:
         return tuple(tiles), (*sizes, *(tile.nbytes for tile in tiles))
 
     def reads(self, blocks: Sequence[Block]) -> Iterator[Read]:
-        """Share the scatters out over the reads that their bytes come with."""
+        """Divide the scatters over the reads that bring their bytes."""
         for index, scatters in sorted(self._scatters.items()):
             spans = [block.range for block in blocks if block.object == index]
             starts = [span.start for span in spans]
@@ -261,9 +270,9 @@ class _Builder:
 
 
 def _check_filled(step: Step, draft: Draft) -> None:
-    """Raise PlanError unless reads and known bytes fill every byte of the parts.
+    """Raise PlanError unless reads and literals fill every byte of the parts.
 
-    A byte that nothing fills would be whatever its buffer held before: another tensor's.
+    A byte that nothing fills would keep what its buffer held before: a byte of another tensor.
     """
     filled = sum(each.scatter.total_nbytes for read in step.reads for each in read.scatters)
     filled += sum(each.scatter.total_nbytes for tile in step.tiles for each in tile.scatters)

@@ -1,4 +1,4 @@
-"""Which outputs to write together: sharing reads is weighed against the memory that open parts take."""
+"""Which outputs to write together: shared reads are weighed against the memory that open parts take."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from .draft import Draft, Group
 from .row_reads import RowReader
 
 _WORTH_SHARING = 1.01
+"""Smaller groups may cost more than the best ones by this factor."""
 
 
 def output_families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) -> list[list[int]]:
     """Find the outputs, by index, that gain from being written together; neighbours share most.
 
-    They do where their boxes of a tensor lie between each other's bytes (one pipeline stage's column slices of the
-    same rows). Outputs that hold each box as one run go with those of the same tensors.
+    They gain if their boxes of a tensor have bytes of each other in between (one pipeline stage's column slices of
+    the same rows). Outputs that hold each box as one run go with those of the same tensors.
     """
     families: dict[Hashable, list[int]] = {}
     for positions in group_by_layout(outputs):
@@ -60,8 +61,8 @@ def form_groups(
 ) -> tuple[Group, ...]:
     """Divide each family of outputs into groups.
 
-    Of the group sizes that fit the memory the one whose reads cost least wins, by bytes and requests together
-    (:func:`reshard.planning.steps.reads.score`); among those that cost about as little the smallest wins, because
+    Of the group sizes that fit the memory, that whose reads cost least is chosen, by bytes and requests together
+    (:func:`reshard.planning.steps.reads.score`); of those that cost about as little the smallest, because
     smaller steps overlap better.
 
     Parameters
@@ -69,26 +70,33 @@ def form_groups(
     families
         See :func:`output_families`.
     reader
-        What planning has found out about the draft already.
+        It keeps what this finds about the draft, for counting and steps.
 
     Raises
     ------
     OverBudget
-        No size fits the memory; the error carries the smallest limit that would do.
+        No size fits the memory; the error carries the smallest limit that would suffice.
     PlanError
         An output cannot be written in parts that the store accepts.
     """
-    cuts = CutFinder(draft, reader.equivalence)
-    by_size = [_least_steps(draft, cuts, family) for family in families]
-    least_bytes = max((min(sizes.values()) for sizes in by_size), default=0)
+    finder = CutFinder(draft, reader.equivalence)
+    keys = [reader.equivalence.family(family) for family in families]
+    classes: dict[Hashable, Sequence[int]] = {}
+    for key, family in zip(keys, families, strict=True):
+        classes.setdefault(key, family)
+    steps = {key: _least_steps(draft, finder, family) for key, family in classes.items()}
+    least_bytes = max((min(sizes.values()) for sizes in steps.values()), default=0)
     if least_memory(buffers.given, least_bytes) > buffers.given.memory_bytes:
         raise over_budget(buffers, least_bytes)
-    groups: list[Group] = []
-    for family, sizes in zip(families, by_size, strict=True):
-        fitting = [size for size, step_bytes in sizes.items() if step_bytes <= buffers.parts_bytes]
-        size = _best_size(reader, family, fitting)
-        groups += [_group(draft, cuts, members, buffers) for members in _divided(family, size)]
-    return tuple(groups)
+    best: dict[Hashable, int] = {}
+    for key, family in classes.items():
+        fitting = [size for size, step_bytes in steps[key].items() if step_bytes <= buffers.parts_bytes]
+        best[key] = _best_size(reader, family, fitting)
+    return tuple(
+        _group(draft, finder, members, buffers)
+        for key, family in zip(keys, families, strict=True)
+        for members in _divided(family, best[key])
+    )
 
 
 def _divided(family: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -125,14 +133,14 @@ def _best_size(reader: RowReader, family: Sequence[int], fitting: Sequence[int])
 
 
 def _score(reader: RowReader, family: Sequence[int], size: int) -> int:
-    """Return the score of what groups of a size read; where slices are many, one group counts for its class."""
+    """Return the score of what groups of a size read; if slices are many, one group is scored for all of its class."""
     is_many = reader.equivalence.is_many(family)
     found: dict[Hashable, int] = {}
     total = 0
     for members in _divided(family, size):
         key: Hashable = tuple(map(reader.equivalence.output, members)) if is_many else members[0]
         if key not in found:
-            found[key] = reader.group_score(members)
+            found[key] = reader.scores.group(members)
         total += found[key]
     return total
 
@@ -158,12 +166,12 @@ def _least_part_bytes(draft: Draft, members: Sequence[int]) -> int:
 
 
 def _extra_parts(draft: Draft, streamed: Streamed) -> int:
-    """Return how many parts an output has, at most, besides one in each step: copied ones, and one at each seam."""
+    """Return how many parts an output has at most besides one in each step: copied ones, and one at each seam."""
     return sum(1 + -(-run.nbytes // draft.limits.most_copied_bytes) for run in streamed.copied)
 
 
 def _is_accepted(draft: Draft, members: Sequence[int], cuts: Cuts) -> bool:
-    """Return whether the store takes parts as long and as many."""
+    """Return whether the store accepts parts of this length and number."""
     limits = draft.limits
     extra = max(_extra_parts(draft, draft.streamed(i)) for i in members)
     return len(cuts.cuts) + extra < limits.max_part_count and cuts.part_bytes <= limits.max_part_bytes

@@ -1,8 +1,8 @@
-"""Which bytes to ask a store for: whole rows rather than slivers, neighbours together, none too long."""
+"""Which byte ranges to request: whole rows rather than slivers, neighbours together, none too long."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -10,24 +10,13 @@ from ...errors import PlanError
 from ...tensor import ByteRange, Runs, Shape
 from ..limits import Limits
 
+# Far beyond any sensible conversion. Anyone can write a saved plan, and reading it plans anew.
 _MAX_RANGES = 1 << 20
 _MAX_WORK = 1 << 24
 
 
-def check_range_count(count: int) -> None:
-    """Refuse to list more ranges at once than memory should hold: no step of a sensible conversion has so many."""
-    if count > _MAX_RANGES:
-        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
-
-
-def check_work(count: int) -> None:
-    """Refuse to plan without end: anyone can write a saved plan, and reading it plans anew."""
-    if count > _MAX_WORK:
-        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
-
-
 class NeededRange(NamedTuple):
-    """Bytes ``[start, stop)``, of which at least ``needed_bytes`` are needed; the others lie between those."""
+    """Bytes ``[start, stop)``, of which at least ``needed_bytes`` are needed; the others are gaps between those."""
 
     start: int
     stop: int
@@ -40,10 +29,10 @@ class NeededRange(NamedTuple):
 
 
 def score(nbytes: int, request_count: int, limits: Limits) -> int:
-    """What it costs to move some bytes in so many requests, in bytes.
+    """Return the cost of moving some bytes in so many requests, in bytes.
 
-    A request weighs as much as the longest gap that is read rather than asking anew, so what is chosen by
-    this score agrees with which gaps are read.
+    A request weighs as much as the longest gap that is read to avoid one, so that choices by this score agree
+    with the choice of gaps to read.
 
     Examples
     --------
@@ -53,26 +42,11 @@ def score(nbytes: int, request_count: int, limits: Limits) -> int:
     return nbytes + limits.max_gap_bytes * request_count
 
 
-def whole_score(nbytes: int, range_count: int, limits: Limits) -> int:
-    """The score by which readers of one stored box are compared.
-
-    Only requests that start anew within the box count: its first range may be joined to a neighbour's, and
-    long ranges are cut by steps, whoever shares them.
-
-    Examples
-    --------
-    >>> limits = Limits(max_gap_bytes=100)
-    >>> whole_score(1000, 1, limits), whole_score(1000, 3, limits)
-    (1000, 1200)
-    """
-    return score(nbytes, range_count - 1, limits)
-
-
 def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
-    """Byte ranges that cover some runs of one object, ascending.
+    """Return byte ranges that cover some runs of one object, ascending.
 
-    Runs that lie side by side (the column slices of all ranks, say) are read together; otherwise the
-    gaps between a box's runs are read where that costs less than asking anew.
+    Runs that are side by side (the column slices of all ranks, say) are read together; otherwise the
+    gaps between a box's runs are read if that costs less than another request.
 
     Examples
     --------
@@ -84,39 +58,58 @@ def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
     >>> needed_ranges(halves[:1], Limits())
     [NeededRange(start=0, stop=28, needed_bytes=16)]
     """
-    ranges: list[NeededRange] = []
-    for runs, needed_bytes in bridged(wanted, limits):
-        check_range_count(len(ranges) + runs.run_count)
-        ranges += [NeededRange(start, start + runs.nbytes, needed_bytes) for start in runs.starts()]
-    return coalesce(ranges)
+    return spread(bridge(runs, limits) for runs in join_runs(wanted))
 
 
-def bridged(wanted: Iterable[Runs], limits: Limits) -> Iterator[tuple[Runs, int]]:
-    """Join what lies side by side, then read over gaps where it is worth it; tell also what each run needs."""
-    for runs in _side_by_side(set(wanted)):
-        yield _bridge(runs, limits)
+def spread(bridged: Iterable[tuple[Runs, int]]) -> list[NeededRange]:
+    """Return the single ranges of what :func:`bridge` returned, coalesced."""
+    bridged = tuple(bridged)
+    check_range_count(sum(runs.run_count for runs, _ in bridged))
+    return coalesce(
+        NeededRange(start, start + runs.nbytes, needed_bytes)
+        for runs, needed_bytes in bridged
+        for start in runs.starts()
+    )
 
 
-def _side_by_side(wanted: set[Runs]) -> Collection[Runs]:
-    """Join runs of equal steps where one begins at every step as the other ends."""
+def check_range_count(count: int) -> None:
+    """Raise PlanError before more ranges are listed at once than memory should hold."""
+    if count > _MAX_RANGES:
+        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
+
+
+def check_work(count: int) -> None:
+    """Raise PlanError when planning has derived too many cuts or ranges to come to an end soon."""
+    if count > _MAX_WORK:
+        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
+
+
+def join_runs(wanted: Iterable[Runs]) -> tuple[Runs, ...]:
+    """Join runs of equal steps if one begins at every step where the other ends; bytes that several want count once.
+
+    Examples
+    --------
+    >>> join_runs([Runs(0, 2, (3,), (8,)), Runs(2, 2, (3,), (8,)), Runs(4, 4, (3,), (8,))])
+    (Runs(first=0, nbytes=24, counts=(), strides=()),)
+    """
+    before = set(wanted)
     while True:
-        group_by_layout: dict[tuple[Shape, Shape], list[Runs]] = {}
-        for runs in wanted:
-            group_by_layout.setdefault((runs.counts, runs.strides), []).append(runs)
-        joined = [runs for group in group_by_layout.values() for runs in _joined_runs(group)]
-        if len(joined) == len(wanted) and set(joined) == wanted:
-            return joined
-        wanted = set(joined)
+        by_steps: dict[tuple[Shape, Shape], list[Runs]] = {}
+        for runs in before:
+            by_steps.setdefault((runs.counts, runs.strides), []).append(runs)
+        joined = {runs for some in by_steps.values() for runs in _joined_runs(some)}
+        if joined == before:
+            return tuple(joined)
+        before = joined  # runs that touch now have fewer steps, and may join others
 
 
-def _joined_runs(group_by_layout: list[Runs]) -> Iterator[Runs]:
-    group_by_layout.sort(key=lambda runs: runs.first)
-    last = group_by_layout[0]
-    for runs in group_by_layout[1:]:
-        # Not across the next step: there the neighbour's own next run begins.
-        if runs.first == last.first + last.nbytes and (
-            not last.counts or last.nbytes + runs.nbytes <= last.strides[-1]
-        ):
+def _joined_runs(same_steps: list[Runs]) -> Iterator[Runs]:
+    same_steps.sort(key=lambda runs: runs.first)
+    last = same_steps[0]
+    for runs in same_steps[1:]:
+        # Not beyond the next step: the next run of ``last`` begins there.
+        fits = not last.counts or last.nbytes + runs.nbytes <= last.strides[-1]
+        if fits and runs.first == last.first + last.nbytes:
             last = Runs(last.first, last.nbytes + runs.nbytes, last.counts, last.strides)
         else:
             yield _flattened(last)
@@ -125,7 +118,7 @@ def _joined_runs(group_by_layout: list[Runs]) -> Iterator[Runs]:
 
 
 def _flattened(runs: Runs) -> Runs:
-    """The same bytes in fewer dimensions, where runs touch."""
+    """Return the same bytes in fewer dimensions, if runs touch."""
     nbytes, counts, strides = runs.nbytes, runs.counts, runs.strides
     if not counts or strides[-1] != nbytes:
         return runs
@@ -134,10 +127,31 @@ def _flattened(runs: Runs) -> Runs:
     return Runs(runs.first, nbytes, counts, strides)
 
 
+def bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
+    """Join runs over their gaps, innermost level first, while that costs less than another request.
+
+    Returns
+    -------
+    Runs
+        What to read.
+    int
+        Needed bytes in each of these runs.
+    """
+    nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
+    while counts:
+        stride = strides[-1]
+        if stride - nbytes > limits.max_gap_bytes or stride > needed_bytes * limits.max_over_read:
+            break
+        nbytes += (counts[-1] - 1) * stride
+        needed_bytes *= counts[-1]
+        counts, strides = counts[:-1], strides[:-1]
+    return Runs(runs.first, nbytes, counts, strides), needed_bytes
+
+
 def coalesce(
     ranges: Iterable[NeededRange], *, max_gap_bytes: int = 0, max_over_read: int = 1, read_bytes: int | None = None
 ) -> list[NeededRange]:
-    """Join what overlaps, touches or lies close, and sort it.
+    """Sort ranges, and join those that overlap, touch or are close.
 
     Parameters
     ----------
@@ -170,36 +184,23 @@ def coalesce(
 
 
 def _joined(first: NeededRange, second: NeededRange) -> NeededRange:
-    """One range of two, the second not beginning earlier; needed bytes in both are counted once at least."""
+    """Return one range for two, the second not beginning earlier; bytes that both need count once at least."""
     overlap = max(0, min(first.stop, second.stop) - second.start)
     needed_bytes = max(first.needed_bytes, second.needed_bytes, first.needed_bytes + second.needed_bytes - overlap)
     return NeededRange(first.start, max(first.stop, second.stop), needed_bytes)
 
 
 def split(ranges: Iterable[NeededRange], read_bytes: int) -> list[ByteRange]:
-    """Cut what is longer than ``read_bytes`` into equal ranges.
+    """Divide ranges that are longer than ``read_bytes`` into equal ones.
 
     Examples
     --------
     >>> split([NeededRange(0, 9, 9)], 4)
     [ByteRange(start=0, stop=3), ByteRange(start=3, stop=6), ByteRange(start=6, stop=9)]
     """
-    blocks = []
+    found = []
     for item in ranges:
         count = -(-item.nbytes // read_bytes)
         edges = [item.start + item.nbytes * i // count for i in range(count + 1)]
-        blocks += [ByteRange(a, b) for a, b in pairwise(edges)]
-    return blocks
-
-
-def _bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
-    """Join runs level by level, innermost first, where their gap is worth reading; tell also what each needs."""
-    nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
-    while counts:
-        stride = strides[-1]
-        if stride - nbytes > limits.max_gap_bytes or stride > needed_bytes * limits.max_over_read:
-            break
-        nbytes += (counts[-1] - 1) * stride
-        needed_bytes *= counts[-1]
-        counts, strides = counts[:-1], strides[:-1]
-    return Runs(runs.first, nbytes, counts, strides), needed_bytes
+        found += [ByteRange(a, b) for a, b in pairwise(edges)]
+    return found

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ...errors import PlanError
-from ...tensor import Box, ByteRange, Patch, Runs, Scatter
+from ...tensor import Box, ByteRange, Patch, Runs
 from ..limits import Limits
 from ..outputs.layouts import DeviceBoxes
 from ..outputs.output import Output, Piece
@@ -20,8 +20,9 @@ from ..outputs.streamed import Streamed
 from ..outputs.walk import Slice, SliceGroup, WalkItem
 from .draft import Draft
 from .equivalence import MANY_SLICES, Equivalence
-from .fills import Fill, box_fills, computation_inputs, input_fills, slice_fills
-from .reads import NeededRange, bridged, check_range_count, check_work, coalesce, needed_ranges, split, whole_score
+from .fills import Fill, computation_inputs, input_fills, slice_fills
+from .read_scores import ReadScores
+from .reads import NeededRange, bridge, check_range_count, coalesce, join_runs, split, spread
 from .tiles import TileCollector, TileTarget
 
 Rows = tuple[WalkItem, int, int]
@@ -35,7 +36,7 @@ class BoxReads:
     Parameters
     ----------
     runs
-        What is needed, each run once, whoever takes it.
+        The needed bytes, whoever needs them, joined where they touch.
     ranges
         What to read for the runs.
     needed_bytes
@@ -44,24 +45,21 @@ class BoxReads:
         Whether the runs fill the ranges, each byte once.
     """
 
-    runs: frozenset[Runs]
+    runs: tuple[Runs, ...]
     ranges: tuple[NeededRange, ...]
     needed_bytes: int
     is_dense: bool
 
     @classmethod
-    def of(cls, runs: Iterable[Runs], limits: Limits) -> BoxReads:
+    def of(cls, wanted: Iterable[Runs], limits: Limits) -> BoxReads:
         """Find the ranges that cover some runs."""
-        once = frozenset(runs)
-        found = list(bridged(once, limits))
-        check_range_count(sum(runs.run_count for runs, _ in found))
-        ranges = coalesce(
-            NeededRange(start, start + one.nbytes, nbytes) for one, nbytes in found for start in one.starts()
-        )
-        needed = sum(one.total_nbytes for one in once)
-        has_gaps = any(one.counts or nbytes < one.nbytes for one, nbytes in found)
+        runs = join_runs(wanted)
+        bridged = [bridge(one, limits) for one in runs]
+        ranges = spread(bridged)
+        needed = sum(one.total_nbytes for one in runs)
+        has_gaps = any(one.counts or nbytes < one.nbytes for one, nbytes in bridged)
         is_dense = not has_gaps and needed == sum(one.nbytes for one in ranges)
-        return cls(once, tuple(ranges), needed, is_dense)
+        return cls(runs, tuple(ranges), needed, is_dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +69,11 @@ class RowReads:
     Parameters
     ----------
     boxes
-        Of which of the tensor's entries, of which of its placements, what.
+        What is read of each stored box, after the slot of its entry (:meth:`Equivalence.entries`) and its placement.
     tile_bytes
         Bytes of buffers for what is computed.
     computed
-        Which of the tensor's entries values are computed of.
+        Slots of the entries whose values are computed.
     """
 
     boxes: tuple[tuple[int, int, BoxReads], ...]
@@ -95,20 +93,17 @@ class Block:
 class RowReader:
     """Finds what rows read, and the blocks that a step reads for its rows.
 
-    ``work`` counts the ranges that it has listed, for planning to bound.
+    ``work`` counts the ranges that it has listed.
     """
 
     def __init__(self, draft: Draft, many_slices: int = MANY_SLICES) -> None:
         self.equivalence = Equivalence(draft, many_slices)
+        self.scores = ReadScores(draft, self.equivalence)
         self._draft = draft
         self._found: dict[Hashable, RowReads] = {}
-        self._whole: dict[Hashable, int] = {}
         self._devices: dict[int, tuple[Sequence[int], Hashable]] = {}
         self._tokens: dict[Hashable, int] = {}
-        self._samples: dict[int, list[tuple[int, int, int]]] = {}
         self.work = 0
-
-    # The reads of a step.
 
     def blocks(self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None = None) -> tuple[list[Block], int]:
         """Return the reads of a step, by object and range, and the bytes of its buffers for what is computed.
@@ -131,7 +126,7 @@ class RowReader:
         for entry, place, one in boxes:
             at = entry, place
             # Two tensors of the target may be made of one of the source.
-            found[at] = BoxReads.of(found[at].runs | one.runs, self._draft.limits) if at in found else one
+            found[at] = BoxReads.of((*found[at].runs, *one.runs), self._draft.limits) if at in found else one
         by_object: dict[int, list[tuple[int, BoxReads]]] = {}
         for (entry, place), one in found.items():
             # Always the first replica: neighbours are together in it, and outputs share what is read.
@@ -145,7 +140,10 @@ class RowReader:
     def _by_tiles(
         self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None
     ) -> tuple[list[tuple[tuple[int, ...], RowReads]], list[Rows]]:
-        """Find what rows read, each with its entries; apart from rows that share tiles, being computed of the same."""
+        """Find what rows read, each with its entries; apart from rows that compute values of the same entry.
+
+        Those share tiles, so that what they read depends on all of them.
+        """
         found = [(some, self.equivalence.entries(some[0].tensor), self._rows(*some, streamed)) for some in rows]
         users = Counter(entries[slot] for _, entries, reads in found for slot in reads.computed)
         if all(count == 1 for count in users.values()):
@@ -187,85 +185,10 @@ class RowReader:
             return tuple(outputs[member].boxes[group.slot] for member in group.members)
         if id(group.members) not in self._devices:
             devices = tuple(outputs[member].boxes.device for member in group.members)  # type: ignore[attr-defined]
+            token = self._tokens.setdefault(devices, len(self._tokens))
             # The members are kept, or others could get their identity.
-            self._devices[id(group.members)] = group.members, self._token(devices)
+            self._devices[id(group.members)] = group.members, token
         return id(boxes.partitions[group.slot]), self._devices[id(group.members)][1]
-
-    def _token(self, devices: tuple[int, ...]) -> int:
-        return self._tokens.setdefault(devices, len(self._tokens))
-
-    # Whole tensors, to compare groupings.
-
-    def group_score(self, members: Sequence[int]) -> int:
-        """Return the score of what is read to write some outputs together, apart from what neighbours share."""
-        if self._draft.has_copies(members):
-            limits = self._draft.limits
-            return sum(
-                whole_score(sum(one.nbytes for one in ranges), len(ranges), limits)
-                for _, ranges in group_ranges(self._draft, members)
-            )
-        outputs = [self._draft.outputs[i] for i in members]
-        layout = outputs[0].layout
-        if layout is None or any(output.layout is not layout for output in outputs):
-            return self._score_apart(outputs)
-        devices = self._token(tuple(output.boxes.device for output in outputs))  # type: ignore[attr-defined]
-        if id(layout) not in self._samples:
-            found: dict[tuple[int, int], list[int]] = {}
-            for slot, (tensor, partition) in enumerate(zip(layout.tensors, layout.partitions, strict=True)):
-                found.setdefault((self.equivalence.tensor(tensor), id(partition)), []).append(slot)
-            self._samples[id(layout)] = [(key[0], slots[0], len(slots)) for key, slots in found.items()]
-        total = 0
-        for tensor_class, slot, count in self._samples[id(layout)]:
-            key = tensor_class, id(layout.partitions[slot]), devices
-            if key not in self._whole:
-                boxes = {output.boxes[slot] for output in outputs}
-                self._whole[key] = self._whole_tensor(layout.tensors[slot], boxes)
-            total += count * self._whole[key]
-        return total
-
-    def _score_apart(self, outputs: Sequence[Output]) -> int:
-        """Return the same for outputs that have no layout in common."""
-        held: dict[int, set[Box]] = {}
-        for output in outputs:
-            for tensor, box in zip(output.tensors, output.boxes, strict=True):
-                held.setdefault(tensor, set()).add(box)
-        total = 0
-        for tensor, boxes in held.items():
-            key = self.equivalence.tensor(tensor), frozenset(boxes)
-            if key not in self._whole:
-                self._whole[key] = self._whole_tensor(tensor, boxes)
-            total += self._whole[key]
-        return total
-
-    def _whole_tensor(self, tensor: int, boxes: Iterable[Box]) -> int:
-        runs: dict[tuple[int, int], set[Runs]] = {}
-        for box in boxes:
-            if not box.is_empty:
-                _add_runs(runs, box_fills(self._draft, tensor, box, box))
-        self.work += sum(map(len, runs.values()))
-        check_work(self.work)
-        return sum(_score_of(some, self._draft.limits) for some in runs.values())
-
-
-def group_ranges(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
-    """Yield what some outputs read together, copies left out: an entry, and ranges of one of its boxes."""
-    streamed = [draft.streamed(i) for i in members]
-    for item in draft.walk(members):
-        runs: dict[tuple[int, int], set[Runs]] = {}
-        for held in item.slices:
-            for first, last, _, _ in streamed[held.member].spans(held.slot, 0, held.box.element_count):
-                _add_runs(runs, slice_fills(draft, item, held, (first, last)))
-        for (entry, _), some in runs.items():
-            yield entry, needed_ranges(some, draft.limits)
-
-
-def _add_runs(runs: dict[tuple[int, int], set[Runs]], fills: Iterable[Fill]) -> int:
-    """Add the runs that fill something, by entry and placement; return how many elements they fill."""
-    count = 0
-    for fill in fills:
-        runs.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
-        count += fill.element_count
-    return count
 
 
 class _Collector:
@@ -278,7 +201,7 @@ class _Collector:
         self.tiles = TileCollector()
 
     def boxes(self) -> Iterator[tuple[int, int, BoxReads]]:
-        """Yield what is read of which entry and which of its placements."""
+        """Yield what is read of each stored box, after its entry and its placement."""
         for (entry, place), runs in self._runs.items():
             yield entry, place, BoxReads.of(runs, self._draft.limits)
 
@@ -305,7 +228,7 @@ class _Collector:
             computed_count += patch.element_count
             self.tiles.add(piece, TileTarget(patch, held.box, item.itemsize, 0, 0))
 
-        filled = _add_runs(self._runs, slice_fills(self._draft, item, held, (start, stop), on_computed))
+        filled = self._add_fills(slice_fills(self._draft, item, held, (start, stop), on_computed))
         if filled + computed_count != stop - start:
             name = self._draft.tensors[item.tensor].spec.name
             raise PlanError(
@@ -313,33 +236,27 @@ class _Collector:
                 "do not tile the tensor"
             )
 
+    def _add_fills(self, fills: Iterable[Fill]) -> int:
+        """Add what fills something; return how many elements it fills."""
+        count = 0
+        for fill in fills:
+            self._runs.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
+            count += fill.element_count
+        return count
+
     def add_inputs(self) -> int:
-        """Add what kernels take; return the bytes of their buffers."""
+        """Add the inputs of all tiles; return the bytes of the tiles' buffers."""
         nbytes, entries = 0, self._draft.catalog.entries
         for source, computation, box, _ in self.tiles.tiles():
             nbytes += computation.dtype.nbytes(box.element_count)
             for entry, wanted in computation_inputs(source, computation, box):
                 nbytes += entries[entry].spec.dtype.nbytes(wanted.element_count)
-                _add_runs(self._runs, input_fills(self._draft, entry, wanted))
+                self._add_fills(input_fills(self._draft, entry, wanted))
         return nbytes
 
 
-def _score_of(wanted: Iterable[Runs], limits: Limits) -> int:
-    """Return the score of reading some runs of one stored box."""
-    found = list(bridged(wanted, limits))
-    if len(found) == 1:  # ranges of one length that are apart, perhaps very many
-        runs = found[0][0]
-        return whole_score(runs.total_nbytes, runs.run_count, limits)
-    ranges = needed_ranges(wanted, limits)
-    return whole_score(sum(one.nbytes for one in ranges), len(ranges), limits)
-
-
-# From what is needed of stored boxes to the reads of an object.
-
-
 def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) -> Iterator[Block]:
-    """Join and cut what is read of one object, given the first byte of each stored box and what is read of it."""
-    check_range_count(sum(len(reads.ranges) for _, reads in placed))
+    """Join and divide what is read of one object, given the first byte of each stored box and what is read of it."""
     ranges = coalesce(
         NeededRange(first + one.start, first + one.stop, one.needed_bytes)
         for first, reads in placed
@@ -353,18 +270,18 @@ def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) 
     needed = [0] * len(spans)
     starts = [span.start for span in spans]
     for first, reads in placed:
-        for position, nbytes in _shares(first, reads, spans, starts):
+        for position, nbytes in _needed_in(first, reads, spans, starts):
             needed[position] += nbytes
     for span, nbytes in zip(spans, needed, strict=True):
-        if nbytes:
-            # What several outputs take is needed once; sets of runs that differ count as disjoint.
+        if nbytes:  # a span may be a gap alone, once a long range is divided
+            # Runs that overlap without being equal count more than once: no more than is read is needed.
             yield Block(index, span, min(span.nbytes, nbytes))
 
 
-def _shares(
+def _needed_in(
     first: int, reads: BoxReads, spans: Sequence[ByteRange], starts: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yield how many of the needed bytes of a stored box are in which block."""
+    """Yield how many of the needed bytes of a stored box are in which span, by its position."""
     start, stop = first + reads.ranges[0].start, first + reads.ranges[-1].stop
     position = bisect_right(starts, start) - 1
     if stop <= spans[position].stop:
@@ -373,7 +290,13 @@ def _shares(
         for one in reads.ranges:
             yield from _overlaps(first + one.start, first + one.stop, spans, starts)
     else:
-        yield from _clipped(first, reads.runs, spans, starts)
+        for runs in reads.runs:
+            position, before = bisect_right(starts, first + runs.first) - 1, 0
+            stop = first + runs.stop
+            while position < len(spans) and spans[position].start < stop:
+                reached = runs.bytes_before(spans[position].stop - first)
+                yield position, reached - before
+                position, before = position + 1, reached
 
 
 def _overlaps(start: int, stop: int, spans: Sequence[ByteRange], starts: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -381,18 +304,3 @@ def _overlaps(start: int, stop: int, spans: Sequence[ByteRange], starts: Sequenc
     while position < len(spans) and spans[position].start < stop:
         yield position, min(stop, spans[position].stop) - max(start, spans[position].start)
         position += 1
-
-
-def _clipped(
-    first: int, every: frozenset[Runs], spans: Sequence[ByteRange], starts: Sequence[int]
-) -> Iterator[tuple[int, int]]:
-    found: dict[int, set[Runs]] = {}
-    for runs in every:
-        move = Scatter(first + runs.first, 0, runs.nbytes, runs.counts, runs.strides, runs.strides)
-        for position in range(bisect_right(starts, move.source) - 1, len(spans)):
-            if spans[position].start >= move.source_stop:
-                break
-            pieces = move.clip_source(spans[position].start, spans[position].stop)
-            found.setdefault(position, set()).update(piece.source_runs for piece in pieces)
-    for position, here in found.items():
-        yield position, sum(runs.total_nbytes for runs in here)

@@ -1,4 +1,4 @@
-"""Steps: what to read, which parts it fills, and what is computed in between."""
+"""Steps: reads, the parts that they fill, and computations in between."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..outputs.output import Computation
 
 
 class BufferScatter(NamedTuple):
-    """Bytes that go to one of a step's buffers, parts first, then what tiles take in.
+    """Bytes that go to one of a step's buffers: its parts come first, then the inputs of tiles.
 
-    Source addresses count in the read or in what a tile gives out, targets in the buffer.
+    Source addresses count in the read or in a tile's result, target addresses in the buffer.
     """
 
     buffer: int
@@ -21,7 +21,7 @@ class BufferScatter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One ranged GET and what becomes of its bytes."""
+    """One ranged GET and where its bytes go."""
 
     object: int
     range: ByteRange
@@ -29,7 +29,7 @@ class Read:
 
     @property
     def is_direct(self) -> bool:
-        """Whether the bytes are received right where they belong in one buffer."""
+        """Whether all bytes go to one place in one buffer, so that they can be received there."""
         if len(self.scatters) != 1:
             return False
         only = self.scatters[0].scatter
@@ -47,7 +47,7 @@ class StreamedPart:
 
 @dataclass(frozen=True, slots=True)
 class CopiedPart:
-    """One piece of an output that the store makes itself; ``range`` counts in the output.
+    """One piece of an output that the store copies; ``range`` counts in the output.
 
     Its bytes are in the catalog's ``object``-th object, from byte ``first`` on.
     """
@@ -70,19 +70,17 @@ class Tile:
 
     Parameters
     ----------
-    making
-        How.
     source
-        Entry of the tensor whose values they are.
+        Entry of the tensor whose values are computed.
     box
         In that tensor's elements.
     inputs
-        What the kernel takes: of each entry a box, gathered into a buffer of its own, row-major.
+        An entry and a box of it for each input of the kernel; each is gathered row-major into a buffer of its own.
     first_input
-        The buffer of the first of them.
+        The buffer of the first input.
     nbytes
-        Of the result.
-    lays
+        Length of the result.
+    scatters
         Where the result goes.
     """
 
@@ -97,7 +95,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The reads and parts between two cuts, or parts that are copied; needs nothing of any other step."""
+    """The reads and parts between two cuts, or a part that is copied; it depends on no other step."""
 
     group: int
     number: int
@@ -106,9 +104,9 @@ class Step:
     copies: tuple[CopiedPart, ...] = ()
     tiles: tuple[Tile, ...] = ()
     tile_sizes: tuple[int, ...] = ()
-    """Bytes of each buffer for tiles: all their inputs, then all results."""
+    """Bytes of each buffer for tiles: all inputs, then all results."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its buffers."""
+        """Length of all its buffers together."""
         return sum(part.range.nbytes for part in self.parts) + sum(self.tile_sizes)

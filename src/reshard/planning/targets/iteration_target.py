@@ -18,7 +18,7 @@ from ...formats.mindspore.iteration import (
     is_optimizer_state,
     iteration_name,
 )
-from ...formats.mindspore.iteration_encode import ShardObject, balanced_objects, encode_metadata, replicated_objects
+from ...formats.mindspore.iteration_encode import ShardObject, encode_metadata, shard_objects
 from ...formats.mindspore.iteration_shards import list_shards
 from ...tensor import Box, DType, Strategy, TensorSpec
 from ..catalog import SourceSharding
@@ -111,8 +111,7 @@ class IterationTarget(Target):
     def _objects(self, stored: Sequence[TensorSpec]) -> tuple[ShardObject, ...]:
         names = {spec.name for spec in stored}
         states = [name for name in names if is_optimizer_state(name, names)]
-        share = balanced_objects if self.remove_redundancy else replicated_objects
-        return share(stored, self.strategy, states, self.prefix)
+        return shard_objects(stored, self.strategy, states, self.prefix, remove_redundancy=self.remove_redundancy)
 
     def documents(
         self, outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata

@@ -1,0 +1,5 @@
+"""``python -m reshard`` is the command ``reshard``."""
+
+from .cli.app import main
+
+main()

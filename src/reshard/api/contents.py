@@ -1,0 +1,103 @@
+"""Sources of requests: what to read of them, and the description of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..engine.sources import SourceOptions, read_contents
+from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.workers import working
+from ..errors import NotFound
+from ..formats.strict_json import parse_json_object
+from ..planning.catalog import Catalog
+from ..planning.limits import Limits
+from ..planning.sources.selection import NameFilter
+from ..storage import Location, open_location, open_source, shared_connections
+from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
+
+YAML = (".yaml", ".yml")
+
+
+@shared_connections()
+def inspect(url: str, **options: Any) -> Catalog:
+    """Describe the checkpoint at a URL, reading headers only.
+
+    Parameters
+    ----------
+    url
+        A ``.safetensors`` or ``.ckpt`` object, or a prefix.
+    options
+        Those of :class:`reshard.api.Request` that concern the source. Without a strategy of rank
+        shards each rank's tensors are listed as ``rank_R/name``.
+
+    Raises
+    ------
+    SourceError
+        No checkpoint is there.
+    StorageError
+        The store refused or failed.
+
+    Examples
+    --------
+    >>> from reshard.formats.safetensors import plan_header
+    >>> from reshard.storage import MemoryStore
+    >>> from reshard.tensor import DType, TensorSpec
+    >>> header = plan_header([TensorSpec("w", DType.F16, (2, 3))], {}).data
+    >>> _ = MemoryStore("doc").put("m/model.safetensors", header + bytes(12))
+    >>> [(e.spec.name, e.spec.shape) for e in inspect("memory://doc/m").entries]
+    [('w', (2, 3))]
+    """
+    request = Request.of(("src", *SOURCE_OPTIONS), **(options | {"src": url}))
+    wanted, location = source_options(request), open_source(request.src)
+    with working(request.concurrency or Limits().concurrency, location.store) as workers:
+        return read_contents(location, wanted, workers)
+
+
+def source_options(request: Request) -> SourceOptions:
+    """Read what a request asks of a source."""
+    return SourceOptions(
+        strategy=strategy_source(request.src_strategy, request.src_layout),
+        names=NameFilter(request.keep, request.drop),
+        file_suffix=request.file_suffix,
+        keep_rank=request.keep_rank,
+        check_crc=request.check_crc,
+    )
+
+
+def strategy_source(strategy: str | None, layout: str | None) -> StrategySource | None:
+    """Read the strategy or the layout file of one side, if there is one."""
+    if layout:
+        return read_layout_file(open_location(layout))
+    return load_strategy_source(strategy) if strategy else None
+
+
+def load_strategy_source(url: str) -> StrategySource:
+    """Read a strategy of any form: a layout file if the name ends in .yaml or .yml, else MindSpore's files."""
+    if url.endswith(YAML):
+        return read_layout_file(open_location(url))
+    source = read_strategy_files(open_location(url), Limits().concurrency)
+    # MindSpore Transformers puts a merged file beside the files that it was merged from.
+    stages = tuple(file for file in source.files if not file.is_merged)
+    return replace(source, files=stages) if any(file.layouts for file in stages) else source
+
+
+def prefix_of(url: str) -> Location:
+    """Open the prefix of a checkpoint, or the one that its single object is below."""
+    place = open_location(url)
+    return place.parent if place.key.endswith(OBJECT_SUFFIXES) else place
+
+
+def load_config(config: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:
+    """Read config.json, by default the one beside a checkpoint; it is empty if there is none."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    if config is not None:
+        place = open_location(config)
+        return parse_json_object(read_object(place), place.url)
+    place = prefix_of(checkpoint).child("config.json")
+    try:
+        return parse_json_object(read_object(place), place.url)
+    except NotFound:
+        return {}

@@ -1,0 +1,114 @@
+"""``reshard inspect``, ``plan``, ``convert`` and ``verify``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..api.request import ASSUMPTIONS, OPTIONS, PLAN_OPTIONS, SOURCE_OPTIONS
+from ..errors import UsageError, VerifyError, option
+from .flags import Output, OutputForm, Quiet, flag, request_flags, with_flags
+from .progress import progress
+from .signals import signals
+
+Source = Annotated[str | None, typer.Argument(metavar="SRC", help=OPTIONS["src"].help, show_default=False)]
+Target = Annotated[str | None, typer.Argument(metavar="DST", help=OPTIONS["dst"].help, show_default=False)]
+
+
+@with_flags(request_flags(SOURCE_OPTIONS))
+def inspect(
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL or path of one object or of a prefix.")],
+    tensors: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, show_default=False, help="Tensors to list in text; 0 for all.  [default: 20]"),
+    ] = 20,
+    output: Output = OutputForm.TEXT,
+    **options: Any,
+) -> None:
+    """Show what a checkpoint holds, reading headers only."""
+    # What a command works with takes longest to import: each imports its own.
+    from ..api.contents import inspect as inspect_checkpoint
+    from .results import show_catalog
+
+    show_catalog(inspect_checkpoint(url, **options), output, tensors)
+
+
+@with_flags([*request_flags(PLAN_OPTIONS), *(flag(name, field) for name, field in ASSUMPTIONS.items())])
+def plan(
+    src: Source = None,
+    dst: Target = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the saved plan if it exists.")] = False,
+    out: Annotated[str | None, typer.Option(metavar="URL", help="Save the plan here, for convert --plan.")] = None,
+    plan: Annotated[str | None, typer.Option(metavar="URL", help="Show a saved plan instead.")] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Show how an output or a tensor is made, part by part. Repeatable."),
+    ] = None,
+    output: Output = OutputForm.TEXT,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Show what a conversion would read, write, take and cost."""
+    from ..api.estimates import estimate
+    from ..api.statements import save
+    from ..planning.explain import explain as explain_name
+    from ..planning.plan_json import encode_plan
+    from .plan_text import show_plan
+
+    assumed = {name: options.pop(name) for name in ASSUMPTIONS}
+    made = _planned(src, dst, plan, options, quiet=quiet)
+    estimated = estimate(made, **assumed)
+    explained = [explain_name(made, name) for name in explain or ()]
+    if out is not None:
+        save(out, encode_plan(made), overwrite=overwrite)
+    show_plan(made, output, saved_as=out, estimate=estimated, explained=explained)
+
+
+def _planned(src: str | None, dst: str | None, saved: str | None, options: dict[str, Any], *, quiet: bool) -> Any:
+    from ..api import statements
+
+    if saved is not None:
+        statements.check_plan_alone({"src": src, "dst": dst, **options})
+        return statements.load_plan(saved)
+    if src is None or dst is None:
+        raise UsageError(f"plan needs {option('src')} and {option('dst')}, or {option('plan')}")
+    with progress(quiet=quiet) as listener:
+        return statements.plan(src, dst, on_event=listener, **options)
+
+
+@with_flags(request_flags(OPTIONS))
+def convert(
+    src: Source = None,
+    dst: Target = None,
+    plan: Annotated[str | None, typer.Option(metavar="URL", help="Carry out a saved plan instead.")] = None,
+    output: Output = OutputForm.TEXT,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Convert a checkpoint."""
+    from ..api.statements import convert as convert_checkpoint
+    from .results import show_manifest
+
+    with progress(quiet=quiet) as listener:
+        manifest = convert_checkpoint(src, dst, plan=plan, on_event=listener, **options)
+        signals.work_is_done()
+    show_manifest(manifest, output)
+
+
+def verify(
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL or path of a manifest, or of the target.")],
+    subset: Annotated[str | None, typer.Option(metavar="n/t", help="Every t-th step only, from the n-th.")] = None,
+    output: Output = OutputForm.TEXT,
+    quiet: Quiet = False,
+) -> None:
+    """Read sources and outputs again, in bounded memory, and compare them bit for bit."""
+    from ..api.statements import verify as verify_target
+    from .results import show_report
+
+    with progress(quiet=quiet) as listener:
+        report = verify_target(url, subset=subset, on_event=listener)
+    show_report(report, output)
+    if not report.is_ok:
+        hint = f"Convert again with {option('overwrite')}."
+        raise VerifyError(f"{url}: {len(report.problems)} differences from the source", hint=hint)

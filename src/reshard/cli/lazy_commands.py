@@ -1,0 +1,159 @@
+"""Commands that are imported when they run, and how all of them show help and errors.
+
+Help is plain text: drawing it in boxes takes longer than everything else that ``--help`` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ..errors import ReshardError, write_options
+from .spelling import as_flag, spell_by, with_value
+
+_WIDTH = 110
+_COLUMN = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One command of a group: the module of this package that has it, and its help; or a group below."""
+
+    module: str
+    help: str
+    below: Mapping[str, Mapping[str, Listed]] | None = None
+
+
+class Command(TyperCommand):
+    """One command: its help in sections, its options spelled as it has them, its errors as messages."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error becomes a message on stderr and an exit code by class."""
+        spell_by(self.spell)
+        try:
+            return super().invoke(ctx)
+        except ReshardError as error:
+            sys.stderr.write(f"error: {error.text(self.spell)}\n")
+            raise typer.Exit(error.exit_code) from error
+
+    def spell(self, name: str, value: str | None) -> str:
+        """Spell an option as a flag or an argument of this command."""
+        param = next((each for each in self.params if each.name == name), None)
+        if param is None:
+            return self.spell_foreign(name, value)
+        if param.param_type_name == "argument":
+            return str(param.metavar)
+        return with_value(next(flag for flag in param.opts if flag.startswith("--")), value)
+
+    def spell_foreign(self, name: str, value: str | None) -> str:
+        """Spell an option that this command does not have."""
+        return as_flag(name, value)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, those of a group under its heading."""
+        _write_parameters(self.get_params(ctx), formatter, self.spell)
+
+
+class CompatCommand(Command):
+    """An original command: what it has no flag for is an option of ``reshard convert``."""
+
+    def spell_foreign(self, name: str, value: str | None) -> str:
+        """Spell an option of ``reshard convert``."""
+        return f"{as_flag(name, value)} of `reshard convert`"
+
+
+def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for param in params:
+        text = write_options(getattr(param, "help", None) or "", spell)
+        if param.param_type_name == "argument":
+            sections.setdefault("Arguments", []).append((param.metavar, text))
+            continue
+        flags = ", ".join(sorted(param.opts, key=lambda flag: flag.startswith("--")))
+        row = flags if getattr(param, "is_flag", False) or not param.metavar else f"{flags} {param.metavar}"
+        sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append((row, text))
+    general = sections.pop("Options", [])
+    for heading, rows in {**sections, "Options": general}.items():
+        if rows:
+            with formatter.section(heading):
+                formatter.write_dl(rows, col_max=_COLUMN)
+
+
+def group_class(commands: Mapping[str, Mapping[str, Listed]]) -> type[TyperGroup]:
+    """Make the class of a group that imports its commands when they are asked for.
+
+    Parameters
+    ----------
+    commands
+        By heading and name, in the order of the help.
+    """
+
+    listed = {name: each for section in commands.values() for name, each in section.items()}
+
+    class LazyGroup(TyperGroup):
+        """Lists commands without importing them."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.commands = dict.fromkeys(listed)  # type: ignore[assignment]  # names alone, to suggest one
+
+        def list_commands(self, _ctx: Any) -> list[str]:
+            return list(listed)
+
+        def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+            return _load(cmd_name, listed[cmd_name]) if cmd_name in listed else None
+
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            _write_parameters(self.get_params(ctx), formatter, as_flag)
+            for heading, section in commands.items():
+                with formatter.section(heading):
+                    formatter.write_dl([(name, each.help) for name, each in section.items()], col_max=_COLUMN)
+
+    return LazyGroup
+
+
+def make_app(cls: type[TyperGroup], root: Callable[..., None], *, add_completion: bool = False) -> typer.Typer:
+    """Make a group of commands."""
+    app = typer.Typer(add_completion=add_completion, **_SETTINGS)
+    app.callback(cls=cls, no_args_is_help=True)(root)
+    return app
+
+
+def _load(name: str, listed: Listed) -> Any:
+    """Import one command, or make a group."""
+    if listed.below is not None:
+
+        def root() -> None:
+            pass
+
+        root.__doc__ = listed.help
+        group = typer.main.get_command(make_app(group_class(listed.below), root))
+        group.name = name
+        return group
+    module = import_module(f"{__package__}.{listed.module}")
+    app = typer.Typer(add_completion=False, **_SETTINGS)
+    cls = CompatCommand if listed.module == "compat_commands" else Command
+    app.command(name, cls=cls, help=listed.help)(getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(app)
+
+
+def _with_dashes(name: str) -> str:
+    """MindSpore's names have underscores: either spelling of a command or a flag is understood."""
+    return name.replace("_", "-")
+
+
+_SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": _WIDTH,
+        "token_normalize_func": _with_dashes,
+    },
+}

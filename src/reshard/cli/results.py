@@ -1,0 +1,158 @@
+"""Checkpoints, manifests, reports and strategies, shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .flags import OutputForm
+from .printing import in_bytes, note_facts, print_facts, print_json, print_rows
+from .spelling import spelled
+
+if TYPE_CHECKING:  # what is shown is imported already by whoever made it
+    from ..engine.manifest import Manifest
+    from ..engine.verification import Report
+    from ..planning.catalog import Catalog
+    from ..tensor import Strategy
+
+
+def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
+    """Print what a source holds."""
+    if form is OutputForm.JSON:
+        print_json(_catalog_json(catalog))
+        return
+    stored = [item for item in catalog.objects if not item.fill]
+    specs = [entry.spec for entry in catalog.entries]
+    dtypes = Counter(spec.dtype.value for spec in specs)
+    # .ckpt has no table of contents: what stands between headers was read too.
+    has_ckpt = any(item.key.endswith(".ckpt") for item in catalog.objects)
+    print_facts(
+        [
+            ("source", catalog.url),
+            ("kind", catalog.kind),
+            ("objects", f"{len(stored)}, {in_bytes(sum(item.nbytes for item in stored))}"),
+            ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
+            ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
+            ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
+            ("read", f"{catalog.header_bytes} bytes of headers and indices{'' if has_ckpt else ', no tensor bytes'}"),
+            *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
+            *note_facts(catalog.notes),
+        ]
+    )
+    print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
+    rows = [(spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs]
+    print_rows(("tensor", "dtype", "shape", "size"), rows, shown)
+
+
+def show_manifest(manifest: Manifest, form: OutputForm) -> None:
+    """Print what a conversion has written."""
+    if form is OutputForm.JSON:
+        from ..engine.manifest import manifest_to_json
+
+        body = manifest_to_json(manifest)
+        print_json({key: value for key, value in body.items() if key not in ("conversion", "limits")})
+        return
+    written = sum(receipt.nbytes for receipt in manifest.receipts)
+    print_facts(
+        [
+            ("converted", f"{manifest.conversion.catalog.url} -> {manifest.conversion.target_url}"),
+            ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
+            ("manifest", f"{manifest.conversion.target_url}/{manifest.conversion.manifest_key}"),
+            *note_facts(manifest.conversion.notes),
+        ]
+    )
+    rows = [
+        (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
+    ]
+    print_rows(("output", "size", "crc32c"), rows, 20)
+
+
+def show_report(report: Report, form: OutputForm) -> None:
+    """Print what a verification found."""
+    if form is OutputForm.JSON:
+        print_json({"is_ok": report.is_ok, **asdict(report)})
+        return
+    verdict = "every compared byte is right" if report.checked_bytes else "nothing was compared"
+    if not report.is_ok:
+        verdict = f"{len(report.problems)} differences"
+    compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
+    print_facts([("verdict", verdict), ("compared", compared), ("conversion", report.conversion_id[:16])])
+    print_rows(("difference",), [(problem,) for problem in report.problems], 50)
+
+
+def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = None) -> None:
+    """Print every layout of a strategy, or only what was written."""
+    if form is OutputForm.JSON:
+        print_json(_strategy_json(strategy))
+        return
+    facts = [
+        ("ranks", f"{strategy.rank_count} = {strategy.stage_count} stages x {strategy.device_count} devices"),
+        ("tensors", str(len(strategy.names))),
+    ]
+    print_facts([*facts, *([("written", written)] if written else [])])
+    if written:
+        return
+    rows = [
+        (stage, name, list(layout.device_matrix), _map(layout.tensor_map), _extra(layout))
+        for stage, layouts in enumerate(strategy.stages)
+        for name, layout in sorted(layouts.items())
+    ]
+    print_rows(("stage", "tensor", "device matrix", "tensor map", "besides"), rows, 0)
+
+
+def _catalog_json(catalog: Catalog) -> dict[str, Any]:
+    specs = [entry.spec for entry in catalog.entries]
+    return {
+        "url": catalog.url,
+        "kind": catalog.kind,
+        "objects": [
+            {"key": item.key, "nbytes": item.nbytes, "etag": item.etag, "base": item.base}
+            for item in catalog.objects
+            if not item.fill
+        ],
+        "tensors": [
+            {"name": spec.name, "dtype": spec.dtype.value, "shape": list(spec.shape), "nbytes": spec.nbytes}
+            for spec in specs
+        ],
+        "metadata": dict(catalog.metadata),
+        "notes": list(map(spelled, catalog.notes)),
+        "header_bytes": catalog.header_bytes,
+        "texts": dict(catalog.texts),
+        "dropped": list(catalog.dropped),
+        "training_state": dict(catalog.training_state),
+    }
+
+
+def _strategy_json(strategy: Strategy) -> dict[str, Any]:
+    return {
+        "rank_count": strategy.rank_count,
+        "device_count": strategy.device_count,
+        "stages": [
+            {
+                name: {
+                    "device_matrix": list(layout.device_matrix),
+                    "tensor_map": [list(axis) for axis in layout.tensor_map],
+                    "optimizer_shard_size": layout.optimizer_shard_size,
+                    "optimizer_shard_step": layout.optimizer_shard_step,
+                    "row_counts": list(layout.row_split.counts) if layout.row_split else None,
+                }
+                for name, layout in sorted(layouts.items())
+            }
+            for layouts in strategy.stages
+        ],
+    }
+
+
+def _map(tensor_map: Iterable[Sequence[int]]) -> str:
+    return str([axis[0] if len(axis) == 1 else list(axis) if axis else -1 for axis in tensor_map])
+
+
+def _extra(layout: Any) -> str:
+    notes = []
+    if layout.optimizer_shard_size:
+        notes.append(f"optimizer shard {layout.optimizer_shard_size} (step {layout.optimizer_shard_step})")
+    if layout.row_split:
+        notes.append(f"rows {list(layout.row_split.counts)}")
+    return ", ".join(notes)

@@ -1,0 +1,41 @@
+"""How the command that runs spells options in what it shows: errors, hints, notes and events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import write_options
+
+Spell = Callable[[str, str | None], str]
+
+
+def as_flag(name: str, value: str | None) -> str:
+    """Spell an option as a flag.
+
+    Examples
+    --------
+    >>> as_flag("dst_layout", "l.yaml")
+    '--dst-layout l.yaml'
+    """
+    return with_value(f"--{name.replace('_', '-')}", value)
+
+
+def with_value(flag: str, value: str | None) -> str:
+    """Write a flag with its value, if it has one."""
+    return flag if value is None else f"{flag} {value}"
+
+
+class _Spelling:
+    """What is used in this process; one command runs at a time."""
+
+    spell: Spell = staticmethod(as_flag)
+
+
+def spell_by(spell: Spell) -> None:
+    """Spell options as a command does, from now on."""
+    _Spelling.spell = staticmethod(spell)
+
+
+def spelled(text: str) -> str:
+    """Spell the options that a text marks."""
+    return write_options(text, _Spelling.spell)

@@ -1,0 +1,115 @@
+"""Original commands made of functions: arguments are read as annotated, errors name the command's own options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import wraps
+from typing import Annotated, Any
+
+from ..api.option_field import OptionField, read_nullable
+from ..api.request import OPTIONS, Request
+from ..api.resolve import Resolved
+from ..api.statements import plan_resolved, run
+from ..engine.events import Listener, ignore
+from ..engine.manifest import Manifest
+from ..errors import ReshardError, option, write_options
+from ..planning.limits import Limits
+from ..storage import shared_connections
+
+Translation = tuple[Request, Callable[[Request, Listener], Resolved]]
+"""The request that a command line stands for, and how it is resolved."""
+
+_MOST_REQUESTS = 64
+
+
+def format_option(default: str) -> OptionField:
+    """Describe the format of objects."""
+    formats = ("ckpt", "safetensors")
+    return OptionField("Format of the objects.", "|".join(formats), "", default, read_nullable, formats)
+
+
+def processes_option(*flags: str) -> OptionField:
+    """Describe a number of processes."""
+    text = "Each process stands for 8 requests in flight, 64 at most."
+    return OptionField(text, "N", default="1", least=0, flags=flags)
+
+
+FileSuffix = Annotated[str | None, replace(OPTIONS["file_suffix"], read=read_nullable)]
+Processes = Annotated[int | None, processes_option()]
+
+
+def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Translation]], Callable[..., Manifest]]:
+    """Make an original command of the function that translates its arguments.
+
+    Arguments are read as they are annotated, and errors name options by the command's own parameters.
+
+    Parameters
+    ----------
+    shared
+        Options of :class:`reshard.api.Request` that the original does not have: the command takes them too.
+    parameters
+        The function's parameters by the options of a request that they stand for, where their names differ.
+    """
+
+    def decorate(translate: Callable[..., Translation]) -> Callable[..., Manifest]:
+        own, kind = inspect.signature(translate, eval_str=True), inspect.Parameter.KEYWORD_ONLY
+        added = {
+            name: inspect.Parameter(name, kind, default=None, annotation=Annotated[Any, OPTIONS[name]])
+            for name in (*shared, "overwrite")
+        }
+        events = inspect.Parameter("on_event", kind, default=ignore, annotation=Listener)
+        shown = [*own.parameters.values(), *added.values(), events]
+        signature = own.replace(parameters=shown, return_annotation=Manifest)
+
+        @wraps(translate)
+        @shared_connections()
+        def command(*args: Any, on_event: Listener = ignore, **kwargs: Any) -> Manifest:
+            given = signature.bind(*args, **kwargs).arguments
+            try:
+                read = {name: _read(signature.parameters[name], value) for name, value in given.items()}
+                more: dict[str, Any] = {name: read.pop(name) for name in added if read.get(name) is not None}
+                request, resolve = translate(**read)
+                more["drop"] = (*more.get("drop", ()), *request.drop)
+                request = replace(request, **more)
+                made = plan_resolved(resolve(request, on_event))
+                return run(made, overwrite=request.overwrite, on_event=on_event)
+            except ReshardError as error:
+                _rename_options(error, parameters)
+                raise
+
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def option_of(parameter: inspect.Parameter) -> OptionField | None:
+    """Return how a parameter of a command is read and shown."""
+    found = (each for each in getattr(parameter.annotation, "__metadata__", ()) if isinstance(each, OptionField))
+    return next(found, None)
+
+
+def _read(parameter: inspect.Parameter, value: object) -> object:
+    field = option_of(parameter)
+    return value if value is None or field is None else field.parse(parameter.name, value)
+
+
+def _rename_options(error: ReshardError, parameters: Mapping[str, str]) -> None:
+    def renamed(text: str) -> str:
+        return write_options(text, lambda name, value: option(parameters.get(name, name), value))
+
+    error.message, error.hint = renamed(error.message), renamed(error.hint)
+    error.problems = tuple(map(renamed, error.problems))
+
+
+def requests_for(process_count: int | None) -> int | None:
+    """Return the requests in flight that stand for a number of processes; None, the default, for at most one.
+
+    Examples
+    --------
+    >>> requests_for(1), requests_for(2), requests_for(64)
+    (None, 16, 64)
+    """
+    return min(Limits().concurrency * process_count, _MOST_REQUESTS) if process_count and process_count > 1 else None

@@ -1,0 +1,76 @@
+"""The locations that a plan's keys count from, and whether its source is still there unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..errors import SourceChanged, raise_all
+from ..planning.catalog import SourceObject
+from ..planning.outputs.output import Attachment
+from ..planning.plan import Plan
+from ..storage import Location, ReadStore, open_source, open_target
+from ..tensor import ByteRange
+from .source_check import stored_since
+from .workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Locations:
+    """Where the keys of a plan count from. In another process they are opened again by their URLs.
+
+    Parameters
+    ----------
+    sources
+        The catalog's URL, then its others.
+    target
+        Where outputs go.
+    """
+
+    sources: Sequence[Location]
+    target: Location
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _opened, (tuple(place.url for place in self.sources), self.target.url)
+
+    def source(self, item: SourceObject) -> Location:
+        """Return the location of one of the catalog's objects."""
+        return self.sources[item.base].child(item.key)
+
+    @property
+    def stores(self) -> Collection[ReadStore]:
+        """Every store, once."""
+        return {id(place.store): place.store for place in (*self.sources, self.target)}.values()
+
+    def read(self, plan: Plan, attachment: Attachment) -> bytes:
+        """Read a small object of the source whole."""
+        item = plan.catalog.objects[attachment.index]
+        place = self.source(item)
+        return place.store.read(place.key, ByteRange(0, item.nbytes), item.etag) if item.nbytes else b""
+
+
+def _opened(source_urls: Sequence[str], target_url: str) -> Locations:
+    return Locations([open_source(url) for url in source_urls], open_target(target_url))
+
+
+def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make a new plan.") -> None:
+    """Raise SourceChanged unless every object of the source is the one that the plan was made from."""
+    problems: list[str] = []
+
+    def check(item: SourceObject) -> None:
+        place = locations.source(item)
+        if item.fill:
+            problems.extend(stored_since(place))
+            return
+        info = place.head_or_none()
+        if info is None:
+            problems.append(f"{place.url}: gone")
+        elif (info.nbytes, info.etag) != (item.nbytes, item.etag):
+            problems.append(
+                f"{place.url}: expected {item.nbytes} bytes with etag {item.etag}, found {info.nbytes} with {info.etag}"
+            )
+
+    # Staged chunks are this run's own; each read and copy of one is pinned to its etag.
+    staged_base = len(plan.catalog.others) if plan.staging else None
+    workers.map(check, [item for item in plan.catalog.objects if item.base != staged_base])
+    raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)

@@ -1,0 +1,71 @@
+"""Bytes and requests of a run, counted as they happen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..planning.cost.cost import Cost
+from .events import Listener, Progress
+
+
+class Traffic:
+    """Requests in one direction. Any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.in_flight = self.done_bytes = self.expected_bytes = 0
+
+    @contextmanager
+    def request(self, nbytes: int) -> Iterator[None]:
+        """Count a request: in flight for the length of the block, and done unless the block raises."""
+        with self._lock:
+            self.in_flight += 1
+        try:
+            yield
+        except BaseException:
+            nbytes = 0
+            raise
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+                self.done_bytes += nbytes
+
+    def add(self, *, done_bytes: int = 0, expected_bytes: int = 0) -> None:
+        """Count bytes apart from their request."""
+        with self._lock:
+            self.done_bytes += done_bytes
+            self.expected_bytes += expected_bytes
+
+
+class Meter:
+    """Counts reads and writes, and reports them to a listener from the thread that leads.
+
+    In a verification a comparison counts as a write.
+    """
+
+    def __init__(self, cost: Cost, listener: Listener) -> None:
+        self._listener = listener
+        self.begin(cost)
+
+    def begin(self, cost: Cost) -> None:
+        """Count from zero, for a plan of this cost."""
+        self.reads, self.writes = Traffic(), Traffic()
+        self.reads.expected_bytes = cost.read_bytes
+        self.writes.expected_bytes = cost.written_bytes + cost.copied_bytes
+
+    def report(self, *, waits_for_memory: bool = False) -> None:
+        """Send a :class:`Progress` to the listener."""
+        read_bytes, written_bytes = self.reads.done_bytes, self.writes.done_bytes
+        self._listener(
+            Progress(
+                read_bytes,
+                written_bytes,
+                max(read_bytes, self.reads.expected_bytes),  # what the store refuses to copy is read, beyond the plan
+                max(written_bytes, self.writes.expected_bytes),
+                self.reads.in_flight,
+                self.writes.in_flight,
+                waits_for_memory,
+            )
+        )

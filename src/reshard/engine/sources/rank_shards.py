@@ -1,0 +1,152 @@
+"""Rank shards: one object a rank, joined by the strategy that cut them, or each on its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from ...errors import CatalogError, UsageError, option, raise_all
+from ...formats.containers import Container, container_of
+from ...formats.mindspore.rank_objects import RankMeta, choose, parse_meta
+from ...planning.catalog import Catalog
+from ...planning.sources.full_source import full_catalog, tree_catalog
+from ...planning.sources.rank_source import rank_catalog
+from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
+from ...planning.targets.tree_target import tree_name
+from ...storage import Location, ObjectInfo
+from ...tensor import Shape
+from ..workers import Workers
+from .full_checkpoint import has_full_checkpoint
+from .headers import read_headers
+from .replica_check import check_replicas, compare_unlisted
+from .source_format import Listing, SourceFormat, SourceOptions
+from .strategy_files import StrategySource, read_object
+
+_COMPARE_HINT = (
+    "They were cut, or every rank has its own: add their layouts to the source strategy, leave them out with "
+    f"{option('drop')}, or take one rank's copy with {option('keep_rank')}."
+)
+_TREE_OBJECT = re.compile(r"rank[^/]*/[^/]+")
+
+
+@dataclass(frozen=True, slots=True)
+class RankShards(SourceFormat):
+    """One object of each rank, all of one checkpoint; names are relative to ``base``, in the order of the ranks."""
+
+    expected: ClassVar[str] = "rank_<R>/"
+
+    base: Location
+    kind: str
+    keys: Mapping[int, str]
+    objects: Mapping[str, ObjectInfo]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def detect(cls, listing: Listing, options: SourceOptions, _workers: Workers) -> Self | None:
+        """Take rank shards unless a full checkpoint is beside them and no strategy asks for them."""
+        location, ranked = listing.location, listing.rank_objects
+        has_full = has_full_checkpoint(listing)
+        if not any(ranked.by_rank.values()) or (has_full and options.strategy is None):
+            return None
+        recorded: dict[int, RankMeta] = {}
+        if options.file_suffix is None and any(len(names) > 1 for names in ranked.by_rank.values()):
+            for rank, name in ranked.metas.items():
+                place = location.child(name)
+                recorded[rank] = parse_meta(read_object(place), place.url)
+        try:
+            chosen = choose(ranked, options.file_suffix, recorded)
+        except CatalogError as error:
+            raise CatalogError(f"{location.url}: {error.message}", hint=error.hint, problems=error.problems) from error
+        keys = dict(sorted(chosen.by_rank.items()))
+        kind = f"one rank's {chosen.container} object" if tuple(keys) == (0,) else "rank shards"
+        aside = "a full checkpoint beside the rank shards is left aside"
+        notes = (*chosen.notes, aside) if has_full else chosen.notes
+        return cls(location, kind, keys, {key: listing.objects[key] for key in keys.values()}, notes)
+
+    def read(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Join the shards, and compare copies that must be equal; a lone rank 0 is a full checkpoint."""
+        if options.strategy is None and tuple(self.keys) != (0,):
+            raise UsageError(
+                f"{self.base.url}: these are shards of {len(self.keys)} ranks, and no strategy says how they are cut",
+                hint=f"Give the source's strategy with {option('src_strategy')} or {option('src_layout')}.",
+            )
+        source = self._headers(options, workers)
+        if options.strategy is None:
+            catalog = full_catalog(source)
+        else:
+            catalog = self._join(source, options.strategy, options.keep_rank)
+            check_replicas(catalog, self.base, workers)
+            keep = None if options.keep_rank is None else (options.keep_rank, self.keys[options.keep_rank])
+            catalog = compare_unlisted(catalog, self.base, workers, _COMPARE_HINT, keep)
+        return with_selection_notes(catalog, options.names)
+
+    def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Join the shards without comparing copies, or list each rank's tensors where no strategy is given."""
+        source = self._headers(options, workers)
+        if options.strategy is not None:
+            catalog = self._join(source, options.strategy, options.keep_rank)
+            if unlisted := catalog.unlisted_copies:
+                note = f"{len(unlisted)} unlisted tensors were not compared between ranks"
+                catalog = replace(catalog, notes=(*catalog.notes, note))
+            return with_selection_notes(catalog, options.names)
+        if tuple(self.keys) == (0,):
+            return with_selection_notes(full_catalog(source), options.names)
+        source = replace(source, kind=f"rank shards ({len(self.keys)} ranks), not joined: no strategy is given")
+        rank_of = {key: rank for rank, key in self.keys.items()}
+        catalog = tree_catalog(source, lambda key, name: f"rank_{rank_of[key]}/{name}")
+        present = {name for header in source.headers for name in header.texts}
+        present |= {tensor.spec.name for header in source.headers for tensor in header.tensors}
+        return with_selection_notes(catalog, options.names, present)
+
+    def _headers(self, options: SourceOptions, workers: Workers) -> SourceHeaders:
+        if options.keep_rank is not None and options.keep_rank not in self.keys:
+            there = f"ranks {min(self.keys)}..{max(self.keys)}"
+            raise UsageError(f"{self.base.url}: {option('keep_rank', options.keep_rank)}, but there are {there}")
+        headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
+        return SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes)
+
+    def _join(self, source: SourceHeaders, strategy: StrategySource, keep_rank: int | None) -> Catalog:
+        shapes: dict[str, Shape] = {}
+        for header in source.headers:
+            for tensor in header.tensors:
+                shapes.setdefault(tensor.spec.name, tensor.spec.shape)
+        return rank_catalog(source, tuple(self.keys), strategy.strategy(shapes, local=True), keep_rank)
+
+
+def read_tree(
+    location: Location, container: Container, pattern: re.Pattern[str] | None, options: SourceOptions, workers: Workers
+) -> Catalog:
+    """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
+
+    Parameters
+    ----------
+    pattern
+        Found somewhere in the name of each object to take; None for all.
+
+    Raises
+    ------
+    CatalogError
+        There is no such object.
+
+    Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``.
+    """
+    infos = dict(location.named_objects())
+    names = [name for name in infos if _TREE_OBJECT.fullmatch(name) and container_of(name) is container]
+    chosen = sorted(name for name in names if pattern is None or pattern.search(name.rsplit("/", 1)[-1]))
+    if not chosen:
+        asked = f" whose names match {pattern.pattern!r}" if pattern else ""
+        raise CatalogError(
+            f"{location.url}: expected rank*/*{container.suffix} objects{asked}, "
+            f"found {len(names)} of that format among {len(infos)} objects",
+            hint="Name one object, or the prefix that holds rank_0/.",
+        )
+    headers = read_headers(location, {name: infos[name] for name in chosen}, workers, check_crc=options.check_crc)
+    kind = f"{len(chosen)} {container.suffix} objects, each on its own"
+    catalog = tree_catalog(SourceHeaders(location.url, kind, headers, options.names), tree_name)
+    filled = {placement.holders[0][0] for entry in catalog.entries for placement in entry.placements}
+    empty = [item.key for index, item in enumerate(catalog.objects) if index not in filled]
+    hint = "Each object is converted on its own: keep a tensor of each, or choose objects by name."
+    raise_all(UsageError, f"{location.url}: objects of which no tensor is left", empty, hint)
+    return catalog

@@ -1,0 +1,118 @@
+"""The protocol that every kind of source follows, and the values that its methods take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Protocol, Self
+
+from ...errors import UsageError, option
+from ...formats.containers import container_of
+from ...formats.mindspore.rank_objects import RankObjects, find_rank_objects
+from ...planning.catalog import Catalog
+from ...planning.sources.selection import NameFilter
+from ...storage import Location, ObjectInfo
+from ..workers import Workers
+from .strategy_files import StrategySource
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """The part of a request that is about its source.
+
+    Parameters
+    ----------
+    strategy
+        How rank shards are cut; None for a full checkpoint.
+    names
+        Which tensors to take.
+    file_suffix
+        Suffix, before the format's, that selects one object per rank.
+    keep_rank
+        Whose copy to take of unlisted tensors that differ between ranks.
+    check_crc
+        Whether ``.ckpt`` objects that end in a checksum are read whole and compared with it.
+    """
+
+    strategy: StrategySource | None = None
+    names: NameFilter = field(default_factory=NameFilter)
+    file_suffix: str | None = None
+    keep_rank: int | None = None
+    check_crc: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A location and the objects below it; not slotted, so that the store is asked once, and only if need be."""
+
+    location: Location
+
+    @cached_property
+    def objects(self) -> Mapping[str, ObjectInfo]:
+        """Every object below the location by its relative name."""
+        return dict(self.location.named_objects())
+
+    @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The objects whose names end like a format of tensors."""
+        return tuple(name for name in self.objects if container_of(name))
+
+    @cached_property
+    def rank_objects(self) -> RankObjects:
+        """The objects below ``rank_<R>/``."""
+        return find_rank_objects(self.objects)
+
+
+class SourceFormat(Protocol):
+    """One kind of source: the class detects it, an instance is one that was found.
+
+    ``SOURCE_FORMATS`` lists the kinds in the order in which they are tried.
+    """
+
+    expected: ClassVar[str] = ""
+    """Objects that show this kind, for the message that nothing was found."""
+
+    @classmethod
+    def detect(cls, listing: Listing, options: SourceOptions, workers: Workers, /) -> Self | None:
+        """Return the source if a location holds one of this kind, else None.
+
+        Reads documents that say which objects belong together (an index, metadata), and no tensor's header.
+
+        Raises
+        ------
+        CatalogError
+            It is of this kind, and incomplete or ambiguous.
+        FormatError
+            Documents that break their format.
+        """
+
+    def read(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Describe the source from its headers, and compare copies that must be equal.
+
+        Raises
+        ------
+        UsageError
+            Options that do not apply to this kind, or select tensors that are not there.
+        CatalogError, StrategyError
+            The objects do not make one checkpoint.
+        FormatError
+            Broken headers, all of them in one error.
+        """
+
+    def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
+        """Describe the source for people: without comparing copies, and also where no catalog can be made of it."""
+        return self.read(options, workers)
+
+
+def refuse_rank_options(url: str, kind: str, options: SourceOptions) -> None:
+    """Raise UsageError if options are given that only rank shards have."""
+    if options.file_suffix is not None:
+        raise UsageError(f"{url}: {option('file_suffix')} chooses among rank shards; this is {kind}")
+    if options.keep_rank is not None:
+        raise UsageError(f"{url}: {option('keep_rank', options.keep_rank)}, but there are {kind}, without ranks")
+    if options.strategy is not None:
+        raise UsageError(
+            f"{url}: a source strategy is given, but this is a full checkpoint ({kind})",
+            hint=f"Omit {option('src_strategy')} and {option('src_layout')}, or name the prefix that holds rank_0/.",
+        )

@@ -1,0 +1,233 @@
+"""Reads sources and outputs again and compares them bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from ..errors import OverBudget, UsageError
+from ..planning.outputs.output import Attachment, Document
+from ..planning.plan import Plan, make_plan
+from ..planning.plan_json import conversion_id
+from ..planning.steps.steps import CopiedPart, StreamedPart
+from ..planning.targets.zarr_target import ChunkOutput
+from ..storage import Location
+from ..tensor import ByteRange
+from .events import Listener, PhaseStarted, ignore
+from .executors.executor import StepId
+from .executors.threads import ThreadExecutor
+from .kernels.scatter import first_difference
+from .locations import Locations, check_source
+from .manifest import Manifest, ObjectReceipt
+from .meter import Meter
+from .workers import Workers, working
+
+_MAX_PROBLEMS = 1000
+_BLOCK_BYTES = 1 << 20
+_SOURCE_HINT = "There is nothing to compare with: restore the source's objects, or convert the present ones."
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Every ``of``-th step, beginning with the ``number``-th (from 1).
+
+    Examples
+    --------
+    >>> Subset.parse("2/10")
+    Subset(number=2, of=10)
+    """
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Subset:
+        """Parse ``n/t``.
+
+        Raises
+        ------
+        UsageError
+            Not of that form, or n is not one of 1..t.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UsageError(f"subset {text!r}: expected n/t with 1 <= n <= t, like 1/10")
+        return cls(int(number), int(of))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Findings of a verification.
+
+    Parameters
+    ----------
+    conversion_id
+        Id of the conversion that was verified.
+    checked_bytes, total_bytes
+        Of the outputs.
+    object_count
+        Number of objects that were looked at.
+    problems
+        Every difference, in words; empty if there is none.
+    """
+
+    conversion_id: str
+    checked_bytes: int
+    total_bytes: int
+    object_count: int
+    problems: tuple[str, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether outputs and sources agree."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outcome for one part: how many bytes are right, or which is not."""
+
+    nbytes: int
+    problem: str = ""
+
+
+def verify_manifest(
+    manifest: Manifest,
+    source: Location,
+    target: Location,
+    *,
+    others: Sequence[Location] = (),
+    subset: Subset = Subset(),
+    listener: Listener = ignore,
+) -> Report:
+    """Compare every output with its sources, within the limits of the conversion.
+
+    Raises
+    ------
+    SourceChanged
+        The source is no longer what was converted, so nothing can be compared.
+    """
+    plan, locations = _plan_of(manifest), Locations((source, *others), target)
+    with working(plan.limits.concurrency, *locations.stores) as workers:
+        check_source(plan, locations, workers, _SOURCE_HINT)
+        wrong = _check_objects(manifest, target, workers)
+        listener(PhaseStarted("verify"))
+        executor = ThreadExecutor(locations, workers, Meter(plan.cost, listener))
+        parts = executor.run(plan, PartComparer(plan, locations, wrong), _chosen(plan, subset))
+        checked_bytes, problems = 0, list[str]()
+        for compared in chain(parts, _compare_documents(plan, locations, wrong, workers)):
+            checked_bytes += compared.nbytes
+            if compared.problem:
+                problems.append(compared.problem)
+    total_bytes = sum(output.nbytes * len(output.keys) for output in plan.outputs)
+    total_bytes += sum(len(document.data) for document in plan.conversion.documents)
+    total_bytes += sum(attachment.nbytes for attachment in plan.conversion.attachments)
+    found = (*sorted(wrong.values()), *sorted(problems))[:_MAX_PROBLEMS]
+    return Report(conversion_id(manifest.conversion), checked_bytes, total_bytes, len(manifest.receipts), found)
+
+
+def _plan_of(manifest: Manifest) -> Plan:
+    """Plan the conversion by streaming, however the run had filled the outputs.
+
+    Staged chunks are gone, and a plan that copies would compare ranges with the places that it chose itself.
+    """
+    try:
+        return make_plan(manifest.conversion, manifest.limits)
+    except OverBudget as error:  # the store had copied what the run's memory could not stream
+        return make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
+
+
+def _chosen(plan: Plan, subset: Subset) -> Iterator[StepId]:
+    position = 0
+    for group in range(len(plan.groups)):
+        for number in plan.group_steps(group).numbers:
+            if position % subset.of == subset.number - 1:
+                yield group, number
+            position += 1
+
+
+def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> dict[str, str]:
+    """Return a problem by key for each object that is gone or has another length than was written."""
+    problems: dict[str, str] = {}
+
+    def check(receipt: ObjectReceipt) -> None:
+        place = target.child(receipt.key)
+        info = place.head_or_none()
+        if info is None:
+            problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, the object is gone"
+        elif info.nbytes != receipt.nbytes:
+            problems[receipt.key] = f"{place.url}: expected {receipt.nbytes} bytes, found {info.nbytes}"
+
+    workers.map(check, manifest.receipts)
+    return problems
+
+
+class PartComparer:
+    """A sink that compares parts with the objects at a target.
+
+    Parameters
+    ----------
+    skipped
+        Keys to leave alone.
+    """
+
+    def __init__(self, plan: Plan, locations: Locations, skipped: Collection[str]) -> None:
+        self._plan = plan
+        self._locations = locations
+        self._skipped = skipped
+
+    def keys(self, output: int) -> Sequence[str]:
+        """Return those of an output's keys that are compared."""
+        return [key for key in self._plan.outputs[output].keys if key not in self._skipped]
+
+    def stream(self, key: str, part: StreamedPart, data: memoryview, scratch: memoryview) -> Comparison:
+        """Compare one part."""
+        place = self._locations.target.child(key)
+        byte = _different_byte(place, part.range.start, data, scratch)
+        if byte is None:
+            return Comparison(len(data))
+        return Comparison(0, f"{place.url}: byte {byte} differs{self._tensor_at(part.output, byte)}")
+
+    def copy(self, key: str, part: CopiedPart) -> Comparison:
+        """Refuse: plans are compared without copies."""
+        raise NotImplementedError(f"{key}: part {part.number} is copied")
+
+    def _tensor_at(self, number: int, byte: int) -> str:
+        output = self._plan.outputs[number]
+        place = output.frame.place_of(byte)
+        if place is None:
+            if isinstance(output, ChunkOutput):
+                return " (in the padding)"
+            extents = output.frame.extents
+            return " (in the header)" if not extents or byte < extents[0].start else " (between tensors)"
+        slot, position = place
+        return f" (in tensor {output.specs[slot].name}, its byte {position})"
+
+
+def _compare_documents(
+    plan: Plan, locations: Locations, skipped: Collection[str], workers: Workers
+) -> Iterator[Comparison]:
+    found: list[Comparison] = []
+
+    def compare(item: Document | Attachment) -> None:
+        data = item.data if isinstance(item, Document) else locations.read(plan, item)
+        place = locations.target.child(item.key)
+        byte = _different_byte(place, 0, memoryview(data), memoryview(bytearray(min(max(1, len(data)), _BLOCK_BYTES))))
+        found.append(Comparison(len(data)) if byte is None else Comparison(0, f"{place.url}: byte {byte} differs"))
+
+    items: list[Document | Attachment] = [*plan.conversion.documents, *plan.conversion.attachments]
+    workers.map(compare, [item for item in items if item.key not in skipped])
+    yield from found
+
+
+def _different_byte(place: Location, start: int, expected: memoryview, buffer: memoryview) -> int | None:
+    """Read an object from byte ``start`` on, a buffer's length at a time; return the first byte that differs."""
+    for first in range(0, len(expected), len(buffer)):
+        block = expected[first : first + len(buffer)]
+        found = buffer[: len(block)]
+        place.store.read_into(place.key, ByteRange(start + first, start + first + len(block)), found)
+        differs_at = first_difference(block, found)
+        if differs_at is not None:
+            return start + first + differs_at
+    return None

@@ -1,0 +1,242 @@
+"""The transfers of an S3Store: a part as a file, a ranged read that survives cut connections, a copied range."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ..errors import Transient, Unsupported
+from ..tensor import ByteRange
+from .protocol import Body
+from .range_checks import beyond_end, changed, check_etag
+from .retry import Retries, RetryPolicy
+from .s3_errors import RequestLabel, explain, status_of
+from .stopping import ShouldStop, check, never
+
+_BLOCK_BYTES = 1 << 20
+"""Moved between two looks at ``should_stop``. For uploads also the least handed out at once: the HTTP library asks for
+16 KiB, a system call each, but sends whatever it gets; blocks of 1 MiB save a sixth of the CPU time of sending."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_SEND_INSTEAD = "Read the bytes and upload them."
+
+
+def bare_etag(answer: Mapping[str, Any]) -> str:
+    """Return the etag of an answer without quotes; empty if the store sent none.
+
+    Examples
+    --------
+    >>> bare_etag({"ETag": '"0123-4"'}), bare_etag({})
+    ('0123-4', '')
+    """
+    return str(answer.get("ETag") or "").strip('"')
+
+
+class PartBody:
+    """A seekable, read-only file over a buffer, because boto3 takes no memoryview; reading returns views of it.
+
+    boto3 asks a file for its length, reads to the end, and seeks back before it sends it again. Unlike
+    other files this one may return more than it was asked for.
+
+    Examples
+    --------
+    >>> body = PartBody(b"hello")
+    >>> len(body), bytes(body.read()), body.read().nbytes, body.seek(1), bytes(body.read(2))
+    (5, b'hello', 0, 1, b'ello')
+    """
+
+    def __init__(self, body: Body, should_stop: ShouldStop = never) -> None:
+        self._view = memoryview(body).cast("B")
+        self._at = 0
+        self._should_stop = should_stop
+
+    def __len__(self) -> int:
+        return self._view.nbytes
+
+    def read(self, size: int | None = None) -> memoryview:
+        """Return the next bytes; raise Interrupted if the transfer is to be broken off."""
+        check(self._should_stop)
+        left = self._view.nbytes - self._at
+        count = left if size is None or size < 0 else min(max(size, _BLOCK_BYTES), left)
+        view = self._view[self._at : self._at + count]
+        self._at += count
+        return view
+
+    def tell(self) -> int:
+        """Position of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to another byte, as files do."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._view.nbytes}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+
+@dataclass(slots=True)
+class RangedRead:
+    """Fills a buffer with one range of one object.
+
+    boto3 repeats a request, but not a body that breaks off. Here the bytes that have arrived stay, and only
+    the rest is requested again.
+
+    Parameters
+    ----------
+    target
+        Buffer of exactly ``span.nbytes``.
+    etag
+        Etag to insist on; if None, that of the first answer.
+    """
+
+    client: Any
+    bucket: str
+    key: str
+    span: ByteRange
+    target: memoryview
+    etag: str | None
+    label: RequestLabel
+    policy: RetryPolicy
+    should_stop: ShouldStop
+    _reached: int = field(default=0, init=False)
+
+    def run(self) -> None:
+        """Read until the buffer is full.
+
+        Raises
+        ------
+        SourceChanged
+            The object is another one, now or since the first request.
+        Unsupported
+            The store does not serve ranges.
+        Transient
+            The tries ran out; tries that brought bytes do not count.
+        """
+        retries = Retries(self.policy, self.should_stop)
+        while self._reached < self.span.nbytes:
+            before = self._reached
+            try:
+                self._try()
+            except Transient as error:
+                if self._reached - before >= _BLOCK_BYTES:
+                    retries.progressed()
+                retries.failed(error)
+
+    def _try(self) -> None:
+        check(self.should_stop)
+        first, last = self.span.start + self._reached, self.span.stop - 1
+        pinned = {"IfMatch": f'"{self.etag}"'} if self.etag else {}
+        try:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes={first}-{last}", **pinned)
+            with closing(answer["Body"]) as body:
+                found = bare_etag(answer)
+                check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
+                self.etag = self.etag or found or None
+                self._check_range(answer, first)
+                self._receive(body)
+        except (ClientError, BotoCoreError) as error:
+            check(self.should_stop)
+            raise self._explained(error) from error
+
+    def _check_range(self, answer: Mapping[str, Any], first: int) -> None:
+        """Check that these are the bytes asked for."""
+        match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
+        if match is None:
+            whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and first == 0
+            if whole and answer.get("ContentLength") == self.span.nbytes:
+                return  # all of it was wanted
+            raise Unsupported(f"{self.label}: the store answered a byte range with the whole object.")
+        start, last = int(match[1]), int(match[2])
+        if start != first or last >= self.span.stop:
+            raise Unsupported(f"{self.label}: asked for bytes from {first} on, the store sent {match[0]}.")
+        if last < self.span.stop - 1:
+            raise beyond_end(self.label.url, self.span, last + 1)
+
+    def _receive(self, body: Any) -> None:
+        while self._reached < self.span.nbytes:
+            check(self.should_stop)
+            count = body.readinto(self.target[self._reached : self._reached + _BLOCK_BYTES])
+            if not count:
+                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
+            self._reached += count
+
+    def _explained(self, error: ClientError | BotoCoreError) -> Exception:
+        status = status_of(error) if isinstance(error, ClientError) else 0
+        if status == 412 and self.etag:
+            return changed(self.label.url, self.etag)
+        if status == 416:
+            return beyond_end(self.label.url, self.span)
+        return explain(error, self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class RangedCopy:
+    """One UploadPartCopy request; it may be repeated, because a part made again replaces the one before.
+
+    Parameters
+    ----------
+    part
+        ``Bucket``, ``Key``, ``UploadId`` and ``PartNumber`` of the part.
+    source, source_url
+        ``Bucket`` and ``Key`` of the object, and its URL for messages.
+    etag
+        Etag to insist on; None for any.
+    """
+
+    client: Any
+    part: Mapping[str, Any]
+    source: Mapping[str, str]
+    source_url: str
+    span: ByteRange
+    etag: str | None
+    label: RequestLabel
+    should_stop: ShouldStop
+
+    def request(self) -> str:
+        """Send the request once; return the part's etag.
+
+        Raises
+        ------
+        NotFound, SourceChanged, Denied, StorageError
+            See :class:`reshard.storage.PartCopier`.
+        Unsupported
+            Also when the answer holds no copied part: services that do not know the operation take the
+            request for an empty part.
+        Transient
+            Worth another try.
+        """
+        check(self.should_stop)
+        pinned = {"CopySourceIfMatch": f'"{self.etag}"'} if self.etag else {}
+        try:
+            answer = self.client.upload_part_copy(
+                CopySource=dict(self.source),
+                CopySourceRange=f"bytes={self.span.start}-{self.span.stop - 1}",
+                **self.part,
+                **pinned,
+            )
+        except (ClientError, BotoCoreError) as error:
+            check(self.should_stop)
+            raise self._explained(error) from error
+        etag = bare_etag(answer.get("CopyPartResult") or {})
+        if not etag:
+            raise Unsupported(f"{self.label}: the store does not confirm a copy.", hint=_SEND_INSTEAD)
+        return etag
+
+    def _explained(self, error: ClientError | BotoCoreError) -> Exception:
+        if isinstance(error, ClientError):
+            answer = error.response.get("Error", {})
+            code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).lower()
+            if self.etag and (code == "PreconditionFailed" or status_of(error) == 412):
+                return changed(self.source_url, self.etag)
+            if code == "InvalidRange" or status_of(error) == 416 or (code == "InvalidArgument" and "range" in message):
+                return beyond_end(self.source_url, self.span)
+            if code == "InvalidRequest" and "copy source" in message:  # too short, on AWS
+                return Unsupported(
+                    f"{self.label}: the store copies no range of this object [{code}].", hint=_SEND_INSTEAD
+                )
+        return explain(error, self.label)
