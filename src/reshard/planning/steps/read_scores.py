@@ -47,7 +47,7 @@ class ReadScores:
         self._equivalence = equivalence
         self._scores: dict[Hashable, tuple[BoxScore, ...]] = {}
         self._runs: dict[tuple[int, Box], _BoxRuns] = {}
-        self._slots: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self._slots: dict[int, dict[tuple[int, int], tuple[int, list[int]]]] = {}
         self._work = 0
 
     def group(self, members: Sequence[int]) -> int:
@@ -87,19 +87,18 @@ class ReadScores:
                 yield [tensor], self._score((self._equivalence.tensor(tensor), frozenset(boxes)), tensor, boxes)
             return
         devices = tuple(output.boxes.device for output in outputs)  # type: ignore[attr-defined]
-        for (tensor_class, partition), slots in self._equal_slots(layout).items():
-            first = slots[0]
+        for (tensor_class, partition), (slot, tensors) in self._equal_slots(layout).items():
             key = tensor_class, partition, devices
             if key not in self._scores:
-                self._score(key, layout.tensors[first], {output.boxes[first] for output in outputs})
-            yield [layout.tensors[slot] for slot in slots], self._scores[key]
+                self._score(key, layout.tensors[slot], {output.boxes[slot] for output in outputs})
+            yield tensors, self._scores[key]
 
-    def _equal_slots(self, layout: OutputLayout) -> dict[tuple[int, int], list[int]]:
-        """Return the slots of a layout by class of tensor and partition."""
+    def _equal_slots(self, layout: OutputLayout) -> dict[tuple[int, int], tuple[int, list[int]]]:
+        """Return the tensors of a layout by their class and partition, and the first one's slot."""
         if id(layout) not in self._slots:
             found = self._slots[id(layout)] = {}
             for slot, (tensor, partition) in enumerate(zip(layout.tensors, layout.partitions, strict=True)):
-                found.setdefault((self._equivalence.tensor(tensor), id(partition)), []).append(slot)
+                found.setdefault((self._equivalence.tensor(tensor), id(partition)), (slot, []))[1].append(tensor)
         return self._slots[id(layout)]
 
     def _score(self, key: Hashable, tensor: int, boxes: Iterable[Box]) -> tuple[BoxScore, ...]:
