@@ -15,7 +15,7 @@ from ..outputs.layouts import OutputLayout
 from .draft import Draft
 from .equivalence import Equivalence
 from .fills import box_fills, slice_fills
-from .reads import NeededRange, bridge, join_runs, needed_ranges, score, spread
+from .reads import NeededRange, bridge, check_work, join_runs, needed_ranges, score, spread
 
 _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
@@ -48,6 +48,7 @@ class ReadScores:
         self._scores: dict[Hashable, tuple[BoxScore, ...]] = {}
         self._runs: dict[tuple[int, Box], _BoxRuns] = {}
         self._slots: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self._work = 0
 
     def group(self, members: Sequence[int]) -> int:
         """Return the score of what is read to write some outputs together, apart from what neighbours share."""
@@ -109,8 +110,7 @@ class ReadScores:
             for box in boxes:
                 for at, some in self._box_runs(tensor, box):
                     runs.setdefault(at, set()).add(some)
-            limits = self._draft.limits
-            self._scores[key] = tuple(_box_score(slot, some, limits) for (slot, _), some in runs.items())
+            self._scores[key] = tuple(self._box_score(slot, some) for (slot, _), some in runs.items())
         return self._scores[key]
 
     def _box_runs(self, tensor: int, box: Box) -> _BoxRuns:
@@ -122,6 +122,20 @@ class ReadScores:
             self._runs[key] = tuple(((slots[fill.entry], fill.place), fill.scatter.source_runs) for fill in fills)
         return self._runs[key]
 
+    def _box_score(self, slot: int, wanted: Iterable[Runs]) -> BoxScore:
+        limits = self._draft.limits
+        bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
+        if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
+            runs = bridged[0][0]
+            ranges = [(runs.nbytes, runs.run_count)]
+        else:
+            ranges = [(one.nbytes, 1) for one in spread(bridged)]
+        self._work += len(ranges)
+        check_work(self._work)
+        nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
+        alone = sum(alone_score(length, times, limits) for length, times in ranges)
+        return BoxScore(slot, score(nbytes, count - 1, limits), alone)
+
 
 def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     """Return the score of some equal ranges, none of which is read with a neighbour.
@@ -132,18 +146,6 @@ def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     2060
     """
     return score(nbytes * range_count, -(-nbytes // limits.read_bytes) * range_count, limits)
-
-
-def _box_score(slot: int, wanted: Iterable[Runs], limits: Limits) -> BoxScore:
-    bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
-    if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
-        runs = bridged[0][0]
-        ranges = [(runs.nbytes, runs.run_count)]
-    else:
-        ranges = [(one.nbytes, 1) for one in spread(bridged)]
-    nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
-    alone = sum(alone_score(length, times, limits) for length, times in ranges)
-    return BoxScore(slot, score(nbytes, count - 1, limits), alone)
 
 
 def group_ranges(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from ...errors import PlanError
 from ...tensor import ByteRange, Runs, Shape
 from ..limits import Limits
+
+# Far beyond any sensible conversion. Anyone can write a saved plan, and reading it plans anew.
+_MAX_RANGES = 1 << 20
+_MAX_WORK = 1 << 24
 
 
 class NeededRange(NamedTuple):
@@ -58,11 +63,25 @@ def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
 
 def spread(bridged: Iterable[tuple[Runs, int]]) -> list[NeededRange]:
     """Return the single ranges of what :func:`bridge` returned, coalesced."""
+    bridged = tuple(bridged)
+    check_range_count(sum(runs.run_count for runs, _ in bridged))
     return coalesce(
         NeededRange(start, start + runs.nbytes, needed_bytes)
         for runs, needed_bytes in bridged
         for start in runs.starts()
     )
+
+
+def check_range_count(count: int) -> None:
+    """Raise PlanError before more ranges are listed at once than memory should hold."""
+    if count > _MAX_RANGES:
+        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
+
+
+def check_work(count: int) -> None:
+    """Raise PlanError when planning has derived too many cuts or ranges to come to an end soon."""
+    if count > _MAX_WORK:
+        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
 
 
 def join_runs(wanted: Iterable[Runs]) -> tuple[Runs, ...]:
