@@ -12,9 +12,9 @@ from support.planning import plan_for
 from support.recording_store import recording
 
 import reshard
-from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
+from reshard.errors import Denied, TargetExists, Unsupported, UsageError
 from reshard.planning.plan import StagingMode, make_plan
-from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
+from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.staging import staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
@@ -136,25 +136,6 @@ def test_a_saved_plan_keeps_its_first_pass(lab):
     reshard.convert(plan=again)
     reshard.convert(plan=planned("one", staging="never"))
     assert outputs("one") == outputs("two")
-
-
-@pytest.mark.parametrize("alter", ["staging", "entries", "kind"])
-def test_a_forged_first_pass_is_refused(lab, alter):
-    from reshard.planning import plan_json
-
-    body = plan_to_json(planned("two", staging="always"))
-    del body["plan_id"]
-    if alter == "staging":
-        body["staging"]["target_url"] += "x"
-    elif alter == "entries":
-        body["catalog"]["entries"][0][3] = body["catalog"]["entries"][0][3][:-1]
-    else:
-        body["staging"]["target"] = {"kind": "tree", "container": "safetensors"}
-        rest = {key: value for key, value in body["staging"].items() if key != "plan_id"}
-        body["staging"]["plan_id"] = plan_json._hash(rest)
-    body["plan_id"] = plan_json._hash(body)
-    with pytest.raises(FormatError):
-        decode_plan(json.dumps(body).encode(), "plan")
 
 
 def test_what_is_kept_is_used_again(lab, monkeypatch):
