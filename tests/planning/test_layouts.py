@@ -94,7 +94,7 @@ def test_boxes_of_ranks_are_a_sequence():
     assert len({id(output.layout) for output in outputs}) == 1
 
 
-def test_cuttings_of_equal_layouts_are_one():
+def test_partitions_of_equal_layouts_are_one():
     partitions = Partitions()
     made = partitions.of((4,), Layout((2,), ((0,),)))
     assert partitions.of((4,), Layout((2,), ((0,),))) is made
@@ -123,7 +123,7 @@ def test_steps_of_one_output_of_a_big_plan(big_plan):
     last = len(big_plan.outputs) - 1
     [index] = [number for number, group in enumerate(big_plan.groups) if last in group.outputs]
     output = big_plan.outputs[last]
-    sources = np.full(output.nbytes, -1)  # of each byte of the output, where it stands in the source
+    sources = np.full(output.nbytes, -1)  # of each byte of the output, its place in the source
     for step in big_plan.steps(index):
         [number] = [number for number, part in enumerate(step.parts) if part.output == last]
         here = sources[step.parts[number].range.start : step.parts[number].range.stop]

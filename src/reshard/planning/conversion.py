@@ -9,7 +9,7 @@ from functools import cached_property
 from ..formats.containers import Container
 from ..formats.mindspore.ckpt import INT4
 from .catalog import Catalog
-from .change import NO_CHANGE, Change, Made, make_tensors
+from .change import NO_CHANGE, Change, ChangedTensors, make_tensors
 from .outputs.output import (
     BOOKKEEPING,
     Attachment,
@@ -59,7 +59,7 @@ class Conversion:
         object.__setattr__(self, "renamed", {old: new for old, new in self.renamed.items() if old != new})
 
     @cached_property
-    def _made(self) -> Made:
+    def _made(self) -> ChangedTensors:
         return make_tensors(self.catalog, self.renamed, self.change)
 
     @property

@@ -47,7 +47,7 @@ class ReadScores:
         self._equivalence = equivalence
         self._scores: dict[Hashable, tuple[BoxScore, ...]] = {}
         self._runs: dict[tuple[int, Box], _BoxRuns] = {}
-        self._slots: dict[int, dict[tuple[int, int], tuple[int, list[int]]]] = {}
+        self._slots: dict[int, dict[tuple[int, int], list[int]]] = {}
         self._work = 0
 
     def group(self, members: Sequence[int]) -> int:
@@ -58,7 +58,7 @@ class ReadScores:
                 score(sum(one.nbytes for one in ranges), len(ranges) - 1, limits)
                 for _, ranges in group_ranges(self._draft, members)
             )
-        return sum(len(tensors) * sum(box.shared for box in boxes) for tensors, boxes in self._tensors(members))
+        return sum(len(slots) * sum(box.shared for box in boxes) for _, slots, boxes in self._tensors(members))
 
     def entries(self, members: Sequence[int]) -> Counter[int]:
         """Return the score of what is read of each entry to write some outputs together, every request counted."""
@@ -67,15 +67,15 @@ class ReadScores:
             for entry, ranges in group_ranges(self._draft, members):
                 found[entry] += sum(alone_score(one.nbytes, 1, limits) for one in ranges)
             return found
-        for tensors, boxes in self._tensors(members):
-            for tensor in tensors:
-                entries = self._equivalence.entries(tensor)
+        for tensors, slots, boxes in self._tensors(members):
+            for slot in slots:
+                entries = self._equivalence.entries(tensors[slot])
                 for box in boxes:
                     found[entries[box.slot]] += box.alone
         return found
 
-    def _tensors(self, members: Sequence[int]) -> Iterator[tuple[Sequence[int], tuple[BoxScore, ...]]]:
-        """Yield the tensors of some outputs, those with equal scores together, and their stored boxes' scores."""
+    def _tensors(self, members: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int], tuple[BoxScore, ...]]]:
+        """Yield the scores of the stored boxes of tensors, after tensors and the positions of those that have them."""
         outputs = [self._draft.outputs[i] for i in members]
         layout = outputs[0].layout
         if layout is None or any(output.layout is not layout for output in outputs):
@@ -84,21 +84,23 @@ class ReadScores:
                 for tensor, box in zip(output.tensors, output.boxes, strict=True):
                     held.setdefault(tensor, set()).add(box)
             for tensor, boxes in held.items():
-                yield [tensor], self._score((self._equivalence.tensor(tensor), frozenset(boxes)), tensor, boxes)
+                key: Hashable = self._equivalence.tensor(tensor), frozenset(boxes)
+                yield (tensor,), (0,), self._score(key, tensor, boxes)
             return
         devices = tuple(output.boxes.device for output in outputs)  # type: ignore[attr-defined]
-        for (tensor_class, partition), (slot, tensors) in self._equal_slots(layout).items():
+        for (tensor_class, partition), slots in self._equal_slots(layout).items():
+            first = slots[0]
             key = tensor_class, partition, devices
             if key not in self._scores:
-                self._score(key, layout.tensors[slot], {output.boxes[slot] for output in outputs})
-            yield tensors, self._scores[key]
+                self._score(key, layout.tensors[first], {output.boxes[first] for output in outputs})
+            yield layout.tensors, slots, self._scores[key]
 
-    def _equal_slots(self, layout: OutputLayout) -> dict[tuple[int, int], tuple[int, list[int]]]:
-        """Return the tensors of a layout by their class and partition, and the first one's slot."""
+    def _equal_slots(self, layout: OutputLayout) -> dict[tuple[int, int], list[int]]:
+        """Return the slots of a layout by class of tensor and partition."""
         if id(layout) not in self._slots:
             found = self._slots[id(layout)] = {}
             for slot, (tensor, partition) in enumerate(zip(layout.tensors, layout.partitions, strict=True)):
-                found.setdefault((self._equivalence.tensor(tensor), id(partition)), (slot, []))[1].append(tensor)
+                found.setdefault((self._equivalence.tensor(tensor), id(partition)), []).append(slot)
         return self._slots[id(layout)]
 
     def _score(self, key: Hashable, tensor: int, boxes: Iterable[Box]) -> tuple[BoxScore, ...]:

@@ -170,12 +170,10 @@ def coalesce(
     """
     joined: list[NeededRange] = []
     for item in sorted(ranges):
-        if joined:
-            last = joined[-1]
-            both = _joined(last, item)
-            gap = item.start - last.stop
+        if joined and (gap := item.start - joined[-1].stop) <= max_gap_bytes:
+            both = _joined(joined[-1], item)
             fits = read_bytes is None or both.nbytes <= read_bytes
-            is_worth_it = gap <= max_gap_bytes and (gap <= 0 or both.nbytes <= max_over_read * both.needed_bytes)
+            is_worth_it = gap <= 0 or both.nbytes <= max_over_read * both.needed_bytes
             if gap < 0 or (fits and is_worth_it):
                 joined[-1] = both
                 continue
@@ -201,6 +199,9 @@ def split(ranges: Iterable[NeededRange], read_bytes: int) -> list[ByteRange]:
     found = []
     for item in ranges:
         count = -(-item.nbytes // read_bytes)
+        if count == 1:  # as most are
+            found.append(ByteRange(item.start, item.stop))
+            continue
         edges = [item.start + item.nbytes * i // count for i in range(count + 1)]
         found += [ByteRange(a, b) for a, b in pairwise(edges)]
     return found
