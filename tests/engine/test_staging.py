@@ -12,9 +12,9 @@ from support.planning import plan_for
 from support.recording_store import recording
 
 import reshard
-from reshard.errors import Denied, TargetExists, Unsupported, UsageError
+from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
 from reshard.planning.plan import StagingMode, make_plan
-from reshard.planning.plan_json import decode_plan, encode_plan
+from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
 from reshard.planning.staging import staged_plan, without_staging
 from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
@@ -136,6 +136,26 @@ def test_a_saved_plan_keeps_its_first_pass(lab):
     reshard.convert(plan=again)
     reshard.convert(plan=planned("one", staging="never"))
     assert outputs("one") == outputs("two")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("mode", "url"), "memory://elsewhere"),
+        (("target",), {"kind": "tree", "container": "safetensors"}),
+        (("target", "chunk_shapes"), {}),
+        (("limits", "row_bytes"), 1),
+        (("note",), "other"),
+    ],
+)
+def test_an_altered_first_pass_is_refused(lab, path, value):
+    body = plan_to_json(planned("two", staging="always"))
+    holder = body["staging"]
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(FormatError):
+        decode_plan(json.dumps(body).encode(), "plan")
 
 
 def test_what_is_kept_is_used_again(lab, monkeypatch):
