@@ -13,10 +13,7 @@ from .protocol import ObjectInfo, ReadStore, Store
 class Location:
     """A place in a store.
 
-    Parameters
-    ----------
-    key
-        Name of the object, or the prefix, without slashes at the ends; empty for the whole store.
+    ``key`` is the name of the object, or the prefix, without slashes at the ends; empty for the whole store.
 
     Examples
     --------

@@ -19,15 +19,7 @@ Body = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object.
-
-    Parameters
-    ----------
-    key
-        Its full key within the store.
-    etag
-        Changes whenever the content does; opaque, never compared to a digest.
-    """
+    """One stored object; its etag changes whenever the content does, and is never compared to a digest."""
 
     key: str
     nbytes: int
