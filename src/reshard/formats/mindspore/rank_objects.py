@@ -233,7 +233,8 @@ def _about_suffix(by_rank: Mapping[int, str], suffix: str, container: Container)
 
 def _by_default(several: _Names, recorded: _Metas, container: Container) -> tuple[Mapping[int, str], str, list[str]]:
     """Return the choice without a suffix, the reason for it, and notes."""
-    last = {rank: _last(names, container) for rank, names in several.items()}
+    last_of = max if container is Container.CKPT else _last_by_number
+    last = {rank: last_of(names) for rank, names in several.items()}
     if all(len(names) == 1 for names in several.values()):
         return last, "the only one", []
     named, trouble = _recorded_objects(several, recorded)
@@ -247,22 +248,14 @@ def _by_default(several: _Names, recorded: _Metas, container: Container) -> tupl
         newer = [label_of(name, rank) for rank, name in newest.items() if name != last[rank]]
         remarks += [f"ckpt names are sorted as text; by number, {_some(newer)} is the last"] * bool(newer)
         return last, "the last by name", remarks
-    tied = [rank for rank, name in last.items() if _tie(name, several[rank])]
+    numbers = {rank: list(map(last_two_numbers, names)) for rank, names in several.items()}
+    tied = [rank for rank, name in last.items() if numbers[rank].count(last_two_numbers(name)) > 1]
     remarks += [f"several names end in the same two numbers on {_ranks(tied)}: chose the last by name"] * bool(tied)
     return last, "the last by the two numbers at the end", remarks
 
 
-def _last(names: Sequence[str], container: Container) -> str:
-    return max(names) if container is Container.CKPT else _last_by_number(names)
-
-
 def _last_by_number(names: Sequence[str]) -> str:
     return max(names, key=lambda name: (last_two_numbers(name), natural(base_of(name)), name))
-
-
-def _tie(chosen: str, names: Sequence[str]) -> bool:
-    numbers = last_two_numbers(chosen)
-    return sum(last_two_numbers(name) == numbers for name in names) > 1
 
 
 def _recorded_objects(several: _Names, recorded: _Metas) -> tuple[dict[int, str], str]:

@@ -39,7 +39,10 @@ def decode_json(data: bytes, name: str) -> StrategyFile:
         item = _object(items, parameter, place)
         layouts[parameter] = layout = _layout(item, place)
         if "tensor_shape" in item and layout.row_split is None:
-            shapes[parameter] = _shape(item, len(layout.tensor_map), place)
+            shapes[parameter] = shape = tuple(_numbers(item, "tensor_shape", 63, place, low=0))
+            if len(shape) != len(layout.tensor_map):
+                expected = f"{len(layout.tensor_map)} axes, like tensor_map"
+                raise FormatError("tensor_shape", where=place, expected=expected, found=shown(list(shape)))
     nodes = tuple(_operator(operators, node, name) for node in operators)
     return StrategyFile(nodes, layouts, shapes, _number(top, "current_stage", 32, name, low=0), name)
 
@@ -67,14 +70,6 @@ def _layout(item: _JsonObject, place: str) -> Layout:
         (counts, offsets),
         _number(item, "field", 31, place),
     )
-
-
-def _shape(item: _JsonObject, axis_count: int, place: str) -> Shape:
-    shape = tuple(_numbers(item, "tensor_shape", 63, place, low=0))
-    if len(shape) != axis_count:
-        expected = f"{axis_count} axes, like tensor_map"
-        raise FormatError("tensor_shape", where=place, expected=expected, found=shown(list(shape)))
-    return shape
 
 
 def _object(parent: _JsonObject, key: str, place: str) -> _JsonObject:
