@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.checkpoints import contents, decode, encode, put_full, put_ranks, random_model, shards, stored
 from support.conversions import Known, catalog_at, ranks_of
 from support.faulty_store import Fault, FaultyStore
-from support.plan_checker import is_fit_for_ckpt, told_by
+from support.plan_checker import contents_of, is_fit_for_ckpt
 from support.planning import plan_for
 from support.random_plans import any_cases, any_sources, limits, new_names, under_new_names
 from support.zarr_arrays import decode_zarr
@@ -171,7 +171,7 @@ def test_zarr_between_changes_nothing(journey, wished, copy_bases):
 
 
 def put_index(there, source):
-    weight_map = {name: key for key, body in source.objects.items() for name in told_by(key, body)[0]}
+    weight_map = {name: key for key, body in source.objects.items() for name in contents_of(key, body)[0]}
     body = json.dumps({"weight_map": weight_map}).encode()
     there.store.put(there.child("model.safetensors.index.json").key, body)
 

@@ -136,7 +136,7 @@ def test_what_is_refused_late_is_sent_into_the_same_upload(bucket, call):
     source, target = open_target(f"{bucket}/pair"), open_target(f"{bucket}/refused-{call}")
     assert isinstance(target.store, Store)
     faulty = FaultyStore(target.store, Fault("copy_part", call, Unsupported("made up")))
-    limits = replace(limits_for(target, {}), copy_bytes=12 * MIB)
+    limits = replace(limits_of(target, Request()), copy_bytes=12 * MIB)
     plan = plan_for(catalog_at(source, before), ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
     assert plan.cost.copy_count == 4 + 4
     manifest = execute(plan, source, Location(faulty, target.key))

@@ -1,4 +1,4 @@
-"""What becomes of tensors before they are cut: which pieces, dtypes and notes, and what is refused."""
+"""Changes to tensors before they are cut: pieces, dtypes, notes, and what is refused."""
 
 from dataclasses import replace
 
@@ -84,11 +84,11 @@ def test_adapters_leave_no_tensor_of_their_own(is_apart):
     names = [catalog.entries[index].spec.name for index in computation.extras]
     assert names == ["a.lora_A.weight", "a.lora_B.weight"]
     assert (computation.rank, computation.scaling, computation.working) == (2, 2.0, DType.F32)
-    with pytest.raises(PlanError, match="without a scaling"):
+    with pytest.raises(PlanError, match="scaling of these weights is unknown"):
         make_tensors(catalog, {}, replace(change, scalings={"other": 1.0}))
 
 
-def test_what_is_not_known_is_refused():
+def test_unknown_families_and_namings_are_refused():
     with pytest.raises(UsageError, match="Unknown family"):
         made(Change(family="../llama"))
     with pytest.raises(UsageError, match="naming"):

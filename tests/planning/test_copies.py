@@ -1,4 +1,4 @@
-"""What a store copies by itself: all that stands together in one object and is long enough, and nothing else."""
+"""Copied ranges: all that is contiguous in one object and long enough, and nothing else."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -47,7 +47,7 @@ def copies_of(plan, output=0):
 
 
 def span_of(plan, name, output=0):
-    """Where a tensor stands in an output."""
+    """The first byte of a tensor in an output."""
     found = plan.outputs[output]
     slot = [spec.name for spec in found.specs].index(name)
     [extent] = [extent for extent in found.frame.extents if extent.slot == slot]
@@ -94,7 +94,7 @@ def test_ranges_and_stretches_between_are_parts(drawn):
         assert all(item.nbytes >= wished.min_part_bytes for item in copied)
         gaps = [b - a for a, b in list(pairwise(edges))[::2]]
         assert all(gap == 0 or gap >= wished.min_part_bytes for gap in gaps)
-        assert not copied or gaps[0]  # what stands before the first tensor is in no source
+        assert not copied or gaps[0]  # the bytes before the first tensor are in no source
         for item in copied:
             assert plan.catalog.objects[item.object].nbytes >= wished.min_copy_source_bytes
 
@@ -254,7 +254,7 @@ def test_only_stages_change_so_all_is_copied():
         ]
 
 
-def test_replicas_of_the_source_do_not_break_what_stands_together():
+def test_replicas_of_the_source_do_not_divide_a_run():
     """Neighbours are taken from one of the ranks that hold them, not from each in turn."""
     strategy = Strategy(4, ({name: Layout((4,), ((), ())) for name in ("a", "b", "c")},))
     catalog = catalog_of_ranks(shards(model_of({"a": (30, 40), "b": (2, 2), "c": (30, 40)}), strategy), strategy)
@@ -308,7 +308,7 @@ def woven(source_shape, target_shape, order):
     return output.frame.extents[0].start, find_copies(draft, output, (0,))
 
 
-def test_what_is_turned_over_is_not_copied():
+def test_transposed_tensors_are_not_copied():
     assert woven((60, 80), (80, 60), (1, 0))[1] == ()
 
 
@@ -320,7 +320,7 @@ def test_rows_that_change_places_are_copied():
     assert [(end - min(ends)) // 2000 for end in ends] == [0, 3, 1, 4, 2, 5]
 
 
-def test_ckpt_is_copied_but_for_what_stands_between_its_values():
+def test_ckpt_is_copied_except_the_bytes_between_its_values():
     """Names and shapes stand before each value: they go with the first bytes of it."""
     target = FullTarget("m.ckpt", "m.ckpt", "", "pt", 10**9, Container.CKPT)
     plan = plan_of(catalog_of_objects({"m.safetensors": model_of({"a": (4000,), "b": (3000,)})}), target)

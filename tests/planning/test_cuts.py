@@ -107,7 +107,7 @@ def test_bytes_at_the_end_have_no_step_of_their_own():
     assert (found.step_bytes, found.part_bytes) == (27, 27)
 
 
-def test_what_stands_before_a_tensor_counts_only_with_it():
+def test_bytes_before_a_tensor_count_only_with_it():
     """Ten bytes before the second tensor would make a part of the nine before them, but they are not yet there."""
     items = [rows(0, (0, 1, 9)), rows(1, (0, 2, 5))]
     frames = frames_of(items, [0], leads=[10])

@@ -30,7 +30,7 @@ SPEC, ONE, TWO = (TensorSpec(name, DType.U8, (4,)) for name in ("qkv", "q", "k")
 slow = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
-COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
+COPY_BASES = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
 SMALL = Limits(min_part_bytes=1, part_bytes=100, row_bytes=1, read_bytes=50, min_copy_source_bytes=1, copy_bytes=64)
 
 
@@ -50,7 +50,7 @@ def random_plan(data, case, wished, copy_bases):
 
 
 @slow
-@given(st.data(), cases(1), limits(), COPIED_FROM)
+@given(st.data(), cases(1), limits(), COPY_BASES)
 def test_parts_cover_every_output_once_and_are_those_of_the_steps(data, case, wished, copy_bases):
     plan = random_plan(data, case, wished, copy_bases)
     planned = {(part.output, part.number): (part, step) for step, part in every_part(plan)}
@@ -100,7 +100,7 @@ def check_part(plan, found, part, step):
 
 
 @slow
-@given(st.data(), cases(1), limits(), COPIED_FROM)
+@given(st.data(), cases(1), limits(), COPY_BASES)
 def test_tensors_are_where_the_parts_are(data, case, wished, copy_bases):
     plan = random_plan(data, case, wished, copy_bases)
     for tensor in plan.tensors:

@@ -131,7 +131,7 @@ def test_a_refusal_says_what_to_do():
     assert plan_for(catalog, FULL, "memory://target", Limits(memory_bytes=mib * MIB)).cost.peak_bytes <= mib * MIB
 
 
-def test_the_largest_need_of_all_outputs_is_told():
+def test_a_refusal_carries_the_largest_need_of_all_outputs():
     """The first output alone would do with less."""
     model = random_model({"a.small": ("U8", (3000,)), "b.large": ("U8", (90_000,))})
     stages = Strategy(1, ({"a.small": Layout((1,), ((),))}, {"b.large": Layout((1,), ((),))}))

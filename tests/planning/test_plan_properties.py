@@ -19,7 +19,7 @@ from support.checkpoints import (
     stored,
 )
 from support.conversions import Known, convert, ranks_of
-from support.plan_checker import check_objects, check_plan, is_fit_for_ckpt, told_by
+from support.plan_checker import check_objects, check_plan, contents_of, is_fit_for_ckpt
 from support.planning import plan_for
 from support.random_plans import (
     ANY_CONTAINER,
@@ -44,7 +44,7 @@ from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
 from reshard.formats.containers import Container
-from reshard.planning import plan_check
+from reshard.planning import conversion_check
 from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
@@ -59,7 +59,7 @@ slow = settings(
 quick = settings(parent=slow, max_examples=40, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
-COPIED_FROM = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
+COPY_BASES = st.sampled_from([(), (REPLICAS, 0), (REPLICAS, 0), (REPLICAS,)])
 
 
 def checked(catalog, target, wished, renamed=None, copy_bases=()):
@@ -90,14 +90,14 @@ def planned(catalog, target, limits, renamed=None, copy_bases=()):
 
 
 @slow
-@given(st.data(), cases(1), limits(), COPIED_FROM)
+@given(st.data(), cases(1), limits(), COPY_BASES)
 def test_full_to_ranks(data, case, wished, copy_bases):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
     checked(catalog, data.draw(rank_targets(case.strategies[0])), wished, None, copy_bases)
 
 
 @slow
-@given(st.data(), cases(1), limits(), COPIED_FROM)
+@given(st.data(), cases(1), limits(), COPY_BASES)
 def test_ranks_to_full(data, case, wished, copy_bases):
     [strategy] = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, strategy)), strategy)
@@ -105,7 +105,7 @@ def test_ranks_to_full(data, case, wished, copy_bases):
 
 
 @slow
-@given(st.data(), cases(2), limits(), COPIED_FROM)
+@given(st.data(), cases(2), limits(), COPY_BASES)
 def test_ranks_to_ranks(data, case, wished, copy_bases):
     source, target = case.strategies
     catalog = catalog_of_ranks(data.draw(rank_shares(case.model, source)), source)
@@ -120,7 +120,7 @@ def covering(target, source):
 
 
 @slow
-@given(st.data(), cases(1), limits(), COPIED_FROM)
+@given(st.data(), cases(1), limits(), COPY_BASES)
 def test_full_to_full(data, case, wished, copy_bases):
     catalog = catalog_of_objects(data.draw(object_shares(case.model)))
     checked(catalog, data.draw(full_targets()), wished, None, copy_bases)
@@ -134,7 +134,7 @@ def small_pieces():
     """Tensors of a few bytes are several values of a .ckpt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Container.CKPT, "definition", ckpt_in_pieces(100))
-        patch.setattr(plan_check, "PIECE_BYTES", 100)
+        patch.setattr(conversion_check, "PIECE_BYTES", 100)
         yield
 
 
@@ -169,7 +169,7 @@ def unfit(source, target, renamed):
 
 
 @quick
-@given(conversions(), limits(), COPIED_FROM)
+@given(conversions(), limits(), COPY_BASES)
 def test_any_source_to_any_target(conversion, wished, copy_bases):
     source, target, renamed = conversion
     catalog, problem = source.catalog(), unfit(*conversion)
@@ -184,14 +184,14 @@ def test_any_source_to_any_target(conversion, wished, copy_bases):
 
 def everything_in(source):
     """Names of tensors that some object of the source holds."""
-    return {name for key, body in source.objects.items() for name in told_by(key, body)[0]}
+    return {name for key, body in source.objects.items() for name in contents_of(key, body)[0]}
 
 
 # Through the real engine, with the bytes of random tensors.
 
 
 @quick
-@given(st.data(), conversions().filter(lambda made: not made[0].is_tree), limits(), COPIED_FROM)
+@given(st.data(), conversions().filter(lambda made: not made[0].is_tree), limits(), COPY_BASES)
 def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases):
     source, target, renamed = conversion
     if unfit(*conversion):
@@ -200,7 +200,7 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
     for key, body in source.objects.items():
         there.store.put(there.child(key).key, body)
     if source.strategy is None and len(source.objects) > 1:
-        weight_map = {name: key for key, body in source.objects.items() for name in told_by(key, body)[0]}
+        weight_map = {name: key for key, body in source.objects.items() for name in contents_of(key, body)[0]}
         index = json.dumps({"weight_map": weight_map}).encode()
         there.store.put(there.child("model.safetensors.index.json").key, index)
     with working(2, there.store) as workers:
@@ -214,7 +214,7 @@ def test_any_source_to_any_target_for_real(data, conversion, wished, copy_bases)
     check_streamed_is_the_same(plan, there, place(wished), written)
     check_spoilt_copy_is_found(data, plan, manifest, there, here)
     documents = {name: written.pop(name) for name in list(written) if name.endswith(".json")}
-    found = {name: told_by(name, body) for name, body in written.items()}
+    found = {name: contents_of(name, body) for name, body in written.items()}
     tensors = {renamed.get(name, name): value for name, value in source.tensors.items()}
     outside = {renamed.get(name, name) for name in source.outside}
     check_objects(target, found, documents, tensors, outside, source.texts)
@@ -233,9 +233,9 @@ def check_streamed_is_the_same(plan, source, target, written):
 def check_spoilt_copy_is_found(data, plan, manifest, source, target):
     """One byte of something copied, under any key."""
     copied = [copy for index in range(len(plan.groups)) for step in plan.steps(index) for copy in step.copies]
-    told = {receipt.key: receipt.crc32c for receipt in manifest.receipts}
+    digests = {receipt.key: receipt.crc32c for receipt in manifest.receipts}
     for output in {copy.output for copy in copied}:
-        assert {told[key] for key in plan.outputs[output].keys} == {None}
+        assert {digests[key] for key in plan.outputs[output].keys} == {None}
     if not copied:
         return
     copy = copied[data.draw(st.integers(0, len(copied) - 1))]  # a list of all would be too long to show

@@ -82,7 +82,7 @@ def test_neighbours_in_the_source_are_one_read():
 
 
 def test_tensors_in_another_order_are_still_one_read():
-    """b of the source is half as wide, so it stands after a; in two objects they are two reads."""
+    """b of the source is half as wide, so it comes after a; in two objects they are two reads."""
     model = random_model({"a": ("U8", (30,)), "b": ("I64", (3,))})
     together, _ = steps(catalog_of_objects({"m.safetensors": model}), FULL, Limits())
     assert [len(step.reads) for step in together] == [1]

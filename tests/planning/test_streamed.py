@@ -57,7 +57,7 @@ def copied_before(streamed, byte):
 
 
 def elements(frame):
-    """Where every element of every tensor stands."""
+    """The byte of every element of every tensor."""
     return {
         (extent.slot, extent.first_element + i): extent.start + i * extent.itemsize
         for extent in frame.extents

@@ -158,9 +158,7 @@ def test_names_that_were_left_out_are_no_other_naming():
 
 
 def test_a_strategy_of_fewer_layers():
-    tensors = tensors_of(
-        catalog_of_objects({"m": random_model({f"layers.{i}.w": ("U8", (2, 2)) for i in range(3)})})
-    )
+    tensors = tensors_of(catalog_of_objects({"m": random_model({f"layers.{i}.w": ("U8", (2, 2)) for i in range(3)})}))
     with pytest.raises(StrategyError, match="layouts for some layers and none for others") as caught:
         ranks(Strategy(2, ({"layers.0.w": ROWS},))).outputs(tensors, NOTHING)
     assert caught.value.problems == ("layers.1.w: no layout", "layers.2.w: no layout")

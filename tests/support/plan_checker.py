@@ -25,7 +25,7 @@ from reshard.tensor import TensorSpec
 
 from .checkpoints import CKPT_TYPES, array_shape, list_ckpt, list_safetensors, owned
 
-HEADER = -2  # what stands between tensors has no source
+HEADER = -2  # bytes between tensors have no source
 NOTHING = -1  # bytes of the source that belong to no tensor, and bytes not written yet
 
 
@@ -212,7 +212,7 @@ def _check_parts(limits, parts, *, is_small):
 
 
 def _check_outputs(plan, made, tensors):
-    """What stands between tensors says what follows it, and what follows are the right bytes."""
+    """Headers describe the tensors that follow them, and those are made of the right bytes."""
     renamed = {plan.conversion.renamed.get(name, name): value for name, value in tensors.items()}
     outside = {
         plan.conversion.renamed.get(e.spec.name, e.spec.name) for e in plan.catalog.entries if e.sharding == "unlisted"
@@ -224,17 +224,17 @@ def _check_outputs(plan, made, tensors):
         for place, data in output.frame.literals:
             image[place : place + len(data)] = data
         for key in output.keys:
-            found[key] = _told(key, bytes(image), made[key], has_elements=True)
+            found[key] = _contents(key, bytes(image), made[key], has_elements=True)
     documents = {document.key: document.data for document in plan.conversion.documents}
     check_objects(plan.conversion.target, found, documents, renamed, outside, plan.catalog.texts)
 
 
-def told_by(key, body):
+def contents_of(key, body):
     """What an object holds: tensors as ``(dtype, shape, flat array)`` by name, and texts."""
-    return _told(key, body, np.frombuffer(body, np.uint8), has_elements=False)
+    return _contents(key, body, np.frombuffer(body, np.uint8), has_elements=False)
 
 
-def _told(key, image, body, *, has_elements):
+def _contents(key, image, body, *, has_elements):
     if key.endswith(".ckpt"):
         listed, texts, _ = list_ckpt(image)
     else:
@@ -245,7 +245,7 @@ def _told(key, image, body, *, has_elements):
         is_element = np.zeros(len(body), bool)
         for start, stop in spans:
             is_element[start:stop] = True
-        assert (is_element == (body != HEADER)).all(), f"{key}: elements stand where none should, or the reverse"
+        assert (is_element == (body != HEADER)).all(), f"{key}: elements are where none should be, or the reverse"
     flat = {name: [body[a:b] for a, b in of_one] for name, _, _, of_one in listed}
     return {name: (dtype, shape, np.concatenate(flat[name])) for name, dtype, shape, _ in listed}, texts
 
@@ -256,7 +256,7 @@ def check_objects(target: Target, found, documents, tensors, outside, texts):
     Parameters
     ----------
     found
-        By key, what :func:`told_by` says of each object.
+        By key, what :func:`contents_of` says of each object.
     documents
         By key.
     tensors
@@ -347,7 +347,7 @@ def _places(tensors):
 
 
 def _check_copies(target, tensors, copies):
-    """Each box that a layout gives to ranks of a stage stands on one of them, what has no layout on all."""
+    """Each box that a layout gives to ranks of a stage is on one of them; tensors without a layout are on all."""
     strategy, owners = target.strategy, Counter()
     for rank in range(strategy.rank_count):
         for name, value in _of_rank(strategy, rank, tensors).items():

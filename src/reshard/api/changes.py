@@ -15,8 +15,8 @@ from ..models.parallel_rules import load_layouts
 from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
+from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
-from ..planning.plan_check import MAX_ATTACHMENT_BYTES
 from ..planning.sources.selection import NameFilter
 from ..storage import Location, open_location, open_source
 from ..tensor import DType, Shape, Strategy, TensorSpec

@@ -21,9 +21,7 @@ from ..planning.plan import StagingMode
 from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
-from ..planning.targets.full_target import FullTarget
 from ..planning.targets.target import Target
-from ..planning.targets.zarr_target import ZarrTarget
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, embedding_notes, load_parallel, strategy_from_parallel
@@ -110,8 +108,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     target = choose_target(request, place, strategy, limits, catalog.training_state)
     attachments: tuple[Attachment, ...] = ()
     manifest_key = f"{name}.manifest.json" if name else hooks.manifest_key(target)
-    if name is None and (isinstance(target, ZarrTarget) or (isinstance(target, FullTarget) and target.index_name)):
-        # Hugging Face's tools open the target with what is beside the weights; families' rules ask for it later.
+    if target.has_companions:
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)
     return Resolved(conversion, limits, copy_bases(base, catalog, request), _staging_mode(base, catalog, request))

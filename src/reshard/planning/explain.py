@@ -19,7 +19,7 @@ from .steps.steps import Step, StreamedPart
 _NEAR = 3
 
 FilledBy = Literal["copied", "streamed", "literal", "replica"]
-"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` if planning knows all its bytes;
+"""``copied`` by the store from the source, ``streamed`` through the client, ``literal`` if planning knows the bytes;
 a ``replica`` is copied by the store from an equal output."""
 
 

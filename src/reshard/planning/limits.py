@@ -9,15 +9,15 @@ from ..errors import UsageError
 KIB = 1 << 10
 MIB = 1 << 20
 KERNEL_BYTES = 3 * MIB
-"""No kernel takes more memory of its own than this (measured: 2 MiB and little more)."""
+"""Most memory that a kernel takes for itself (measured: 2 MiB and little more)."""
 
-# Beyond what any machine gains from: a saved plan's limits become threads and buffers.
+# Threads and buffers are sized by these, and a saved plan may be forged: no machine gains from more.
 _MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30, "max_part_count": 1 << 16}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a conversion may use; sizes in bytes.
+    """The resources of a conversion, and what its target store accepts; sizes in bytes.
 
     Parameters
     ----------
@@ -26,31 +26,31 @@ class Limits:
     concurrency
         Requests in flight at once.
     read_bytes
-        Largest ranged GET. Lowered when the memory is small.
+        Longest ranged GET. Lowered if the memory is small.
     part_bytes
-        Wished size of an upload part. Lowered when the memory is small, raised when an object
+        Wished size of an upload part. Lowered if the memory is small, raised if an object
         would need more parts than its store allows.
     max_gap_bytes
-        Unneeded bytes that are read rather than starting another request; about what a
+        Most unneeded bytes to read rather than sending another request; about what a
         connection carries in the time of a round trip.
     max_over_read
-        Bytes read for each byte needed, at most, when gaps are read.
+        Most bytes to read for each needed byte, over gaps.
     client_bytes
-        What the store's client holds for each request in flight, besides our buffers (measured).
+        Memory of the store's client for each request in flight, besides our buffers (measured).
     kernel_bytes
-        What a thread holds besides while it computes values; 0 where nothing is computed.
+        Memory of a thread that computes values; 0 if nothing is computed.
     row_bytes
-        Finest step in which tensors are cut between upload parts.
+        Tensors are cut between upload parts at rows of at most this length, if they have such rows.
     unit_bytes
-        Largest piece that is kept together between upload parts where a tensor's axes are turned over.
+        Longest unit of a transposed tensor that is kept in one step.
     object_bytes
         Largest object of a full checkpoint in Hugging Face's form.
     mindspore_part_bytes
-        What MindSpore's form holds in each part on average, at most.
+        Most bytes of a part in MindSpore's form, on average.
     chunk_bytes
         Wished size of a zarr chunk.
     copy_bytes
-        Largest part that a store is asked to copy by itself, where it can.
+        Longest part that the store copies.
     min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
         What the target store accepts.
     min_copy_source_bytes
@@ -86,7 +86,7 @@ class Limits:
 
     @property
     def most_copied_bytes(self) -> int:
-        """The largest copied part; halves of what is longer are still long enough."""
+        """Length of the longest copied part: half of a longer range is still long enough for a part."""
         return min(self.max_part_bytes, max(self.copy_bytes, 2 * self.min_part_bytes))
 
     def __post_init__(self) -> None:

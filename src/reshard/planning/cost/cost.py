@@ -10,6 +10,7 @@ from ..outputs.streamed import whole_copies
 from ..steps.buffers import Buffers, over_budget
 from ..steps.draft import Draft, Group
 from ..steps.group_steps import GroupSteps
+from ..steps.reads import check_work
 from ..steps.row_reads import RowReader
 
 
@@ -108,7 +109,7 @@ def count_cost(
     for index, group in enumerate(groups):
         key = reader.equivalence.group(group)
         if key not in known:
-            known[key] = _count_reads(GroupSteps(draft, reader, index, group))
+            known[key] = _count_reads(GroupSteps(draft, reader, index, group), reader)
         _add_reads(total, known[key])
         if draft.has_copies(group.outputs):
             _add_copies(total, draft, group, GroupSteps(draft, reader, index, group))
@@ -133,10 +134,11 @@ def count_cost(
     )
 
 
-def _count_reads(steps: GroupSteps) -> _GroupReads:
+def _count_reads(steps: GroupSteps, reader: RowReader) -> _GroupReads:
     counted = _GroupReads(part_counts=steps.part_counts())
     for number in steps.streaming:
         size = steps.size(number)
+        check_work(reader.work)
         counted.steps += 1
         counted.filled += size.nbytes
         counted.largest = max(counted.largest, size.nbytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import overload
 
 from ...tensor import Box, Shape, extent_of
@@ -124,20 +125,37 @@ def _item(
     limits: Limits,
 ) -> WalkItem:
     itemsize = extent_of(tensor.spec)[1]
-    boxes = [outputs[members[0]].boxes[slot] for members, slot in holders]  # others of a layout have equal shapes
-    largest = max((box.shape for box in boxes), key=math.prod)
+    # One member represents the others of its layout: their boxes have equal shapes.
+    boxes = tuple([outputs[members[0]].boxes[slot] for members, slot in holders])
+    rows = _rows(boxes, tensor.unit, limits.row_bytes // itemsize, limits.unit_bytes // itemsize)
+    groups = tuple(
+        [
+            SliceGroup(members, slot, row_count, row_elements)
+            for (members, slot), (row_count, row_elements) in zip(holders, rows, strict=True)
+            if row_count
+        ]
+    )
+    row_count = max([group.row_count for group in groups], default=0)
+    return WalkItem(index, itemsize, row_count, Slices(outputs, groups), tensor.tile_itemsize)
+
+
+@lru_cache(1 << 12)  # a model has hundreds of layers of a few kinds of tensors
+def _rows(
+    boxes: tuple[Box, ...], unit: tuple[int, int], row_elements: int, unit_elements: int
+) -> tuple[tuple[int, int], ...]:
+    """Return the number of rows of each box of a tensor, 0 if it is empty, and the elements of a row."""
+    axis, count = unit
     # Where axes are transposed, a few rows of a unit take from all over what the whole unit takes, so units are kept
     # together unless they are too large for one step.
-    axis, count = tensor.unit
-    if count == 1 or not _are_in_units(boxes, axis, count, limits.unit_bytes // itemsize):
-        axis, count = _row_axis(largest, itemsize, limits.row_bytes), 1
-    groups = tuple(
-        SliceGroup(members, slot, math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
-        for (members, slot), box in zip(holders, boxes, strict=True)
-        if not box.is_empty
+    if count == 1 or not _are_in_units(boxes, axis, count, unit_elements):
+        largest = max((box.shape for box in boxes), key=math.prod)
+        axis, count = _row_axis(largest, row_elements), 1
+    return tuple(
+        (0, 0)
+        if box.is_empty
+        else (math.prod(box.shape[: axis + 1]) // count, count * math.prod(box.shape[axis + 1 :]))
+        for box in boxes
     )
-    row_count = max((group.row_count for group in groups), default=0)
-    return WalkItem(index, itemsize, row_count, Slices(outputs, groups), tensor.tile_itemsize)
 
 
 def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: int) -> bool:
@@ -150,9 +168,9 @@ def _are_in_units(boxes: Iterable[Box], axis: int, count: int, most_elements: in
     )
 
 
-def _row_axis(shape: Shape, itemsize: int, row_bytes: int) -> int:
+def _row_axis(shape: Shape, row_elements: int) -> int:
     """Return the outermost axis whose rows are short enough."""
     for axis in range(len(shape)):
-        if math.prod(shape[axis + 1 :]) * itemsize <= row_bytes:
+        if math.prod(shape[axis + 1 :]) <= row_elements:
             return axis
     return len(shape) - 1 if shape else 0

@@ -18,6 +18,7 @@ from ..outputs.streamed import Streamed
 from ..outputs.walk import Slice, WalkItem
 from .draft import Cut, Draft
 from .equivalence import Equivalence
+from .reads import check_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,7 @@ class CutFinder:
         self._draft = draft
         self._equivalence = equivalence
         self._found: dict[Hashable, Cuts] = {}
+        self._work = 0
 
     def cut(self, members: Sequence[int], part_bytes: int) -> Cuts:
         """Cut a group of outputs, given by index, as :func:`find_cuts` does."""
@@ -202,5 +204,8 @@ class CutFinder:
         if key not in self._found:
             streamed = [self._draft.streamed(i) for i in representatives]
             items = self._draft.walk(representatives)
+            rows, parts = sum(item.row_count for item in items), max(each.nbytes for each in streamed) // part_bytes
+            self._work += (len(items) + min(rows, parts)) * len(streamed)
+            check_work(self._work)
             self._found[key] = find_cuts(items, streamed, part_bytes, self._draft.limits.min_part_bytes, reduced)
         return replace(self._found[key], step_bytes=self._found[key].step_bytes * times)

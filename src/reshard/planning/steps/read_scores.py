@@ -15,7 +15,7 @@ from ..outputs.layouts import OutputLayout
 from .draft import Draft
 from .equivalence import Equivalence
 from .fills import box_fills, slice_fills
-from .reads import NeededRange, bridge, join_runs, needed_ranges, score, spread
+from .reads import NeededRange, bridge, check_work, join_runs, needed_ranges, score, spread
 
 _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
@@ -48,6 +48,7 @@ class ReadScores:
         self._scores: dict[Hashable, tuple[BoxScore, ...]] = {}
         self._runs: dict[tuple[int, Box], _BoxRuns] = {}
         self._slots: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self._work = 0
 
     def group(self, members: Sequence[int]) -> int:
         """Return the score of what is read to write some outputs together, apart from what neighbours share."""
@@ -57,7 +58,7 @@ class ReadScores:
                 score(sum(one.nbytes for one in ranges), len(ranges) - 1, limits)
                 for _, ranges in group_ranges(self._draft, members)
             )
-        return sum(len(tensors) * sum(box.shared for box in boxes) for tensors, boxes in self._tensors(members))
+        return sum(len(slots) * sum(box.shared for box in boxes) for _, slots, boxes in self._tensors(members))
 
     def entries(self, members: Sequence[int]) -> Counter[int]:
         """Return the score of what is read of each entry to write some outputs together, every request counted."""
@@ -66,15 +67,15 @@ class ReadScores:
             for entry, ranges in group_ranges(self._draft, members):
                 found[entry] += sum(alone_score(one.nbytes, 1, limits) for one in ranges)
             return found
-        for tensors, boxes in self._tensors(members):
-            for tensor in tensors:
-                entries = self._equivalence.entries(tensor)
+        for tensors, slots, boxes in self._tensors(members):
+            for slot in slots:
+                entries = self._equivalence.entries(tensors[slot])
                 for box in boxes:
                     found[entries[box.slot]] += box.alone
         return found
 
-    def _tensors(self, members: Sequence[int]) -> Iterator[tuple[Sequence[int], tuple[BoxScore, ...]]]:
-        """Yield the tensors of some outputs, those with equal scores together, and their stored boxes' scores."""
+    def _tensors(self, members: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int], tuple[BoxScore, ...]]]:
+        """Yield the scores of the stored boxes of tensors, after tensors and the positions of those that have them."""
         outputs = [self._draft.outputs[i] for i in members]
         layout = outputs[0].layout
         if layout is None or any(output.layout is not layout for output in outputs):
@@ -83,7 +84,8 @@ class ReadScores:
                 for tensor, box in zip(output.tensors, output.boxes, strict=True):
                     held.setdefault(tensor, set()).add(box)
             for tensor, boxes in held.items():
-                yield [tensor], self._score((self._equivalence.tensor(tensor), frozenset(boxes)), tensor, boxes)
+                key: Hashable = self._equivalence.tensor(tensor), frozenset(boxes)
+                yield (tensor,), (0,), self._score(key, tensor, boxes)
             return
         devices = tuple(output.boxes.device for output in outputs)  # type: ignore[attr-defined]
         for (tensor_class, partition), slots in self._equal_slots(layout).items():
@@ -91,7 +93,7 @@ class ReadScores:
             key = tensor_class, partition, devices
             if key not in self._scores:
                 self._score(key, layout.tensors[first], {output.boxes[first] for output in outputs})
-            yield [layout.tensors[slot] for slot in slots], self._scores[key]
+            yield layout.tensors, slots, self._scores[key]
 
     def _equal_slots(self, layout: OutputLayout) -> dict[tuple[int, int], list[int]]:
         """Return the slots of a layout by class of tensor and partition."""
@@ -108,8 +110,7 @@ class ReadScores:
             for box in boxes:
                 for at, some in self._box_runs(tensor, box):
                     runs.setdefault(at, set()).add(some)
-            limits = self._draft.limits
-            self._scores[key] = tuple(_box_score(slot, some, limits) for (slot, _), some in runs.items())
+            self._scores[key] = tuple(self._box_score(slot, some) for (slot, _), some in runs.items())
         return self._scores[key]
 
     def _box_runs(self, tensor: int, box: Box) -> _BoxRuns:
@@ -121,6 +122,20 @@ class ReadScores:
             self._runs[key] = tuple(((slots[fill.entry], fill.place), fill.scatter.source_runs) for fill in fills)
         return self._runs[key]
 
+    def _box_score(self, slot: int, wanted: Iterable[Runs]) -> BoxScore:
+        limits = self._draft.limits
+        bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
+        if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
+            runs = bridged[0][0]
+            ranges = [(runs.nbytes, runs.run_count)]
+        else:
+            ranges = [(one.nbytes, 1) for one in spread(bridged)]
+        self._work += len(ranges)
+        check_work(self._work)
+        nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
+        alone = sum(alone_score(length, times, limits) for length, times in ranges)
+        return BoxScore(slot, score(nbytes, count - 1, limits), alone)
+
 
 def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     """Return the score of some equal ranges, none of which is read with a neighbour.
@@ -131,18 +146,6 @@ def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     2060
     """
     return score(nbytes * range_count, -(-nbytes // limits.read_bytes) * range_count, limits)
-
-
-def _box_score(slot: int, wanted: Iterable[Runs], limits: Limits) -> BoxScore:
-    bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
-    if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
-        runs = bridged[0][0]
-        ranges = [(runs.nbytes, runs.run_count)]
-    else:
-        ranges = [(one.nbytes, 1) for one in spread(bridged)]
-    nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
-    alone = sum(alone_score(length, times, limits) for length, times in ranges)
-    return BoxScore(slot, score(nbytes, count - 1, limits), alone)
 
 
 def group_ranges(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from ...errors import PlanError
 from ...tensor import ByteRange, Runs, Shape
 from ..limits import Limits
+
+# Far beyond any sensible conversion. Anyone can write a saved plan, and reading it plans anew.
+_MAX_RANGES = 1 << 20
+_MAX_WORK = 1 << 24
 
 
 class NeededRange(NamedTuple):
@@ -58,11 +63,25 @@ def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
 
 def spread(bridged: Iterable[tuple[Runs, int]]) -> list[NeededRange]:
     """Return the single ranges of what :func:`bridge` returned, coalesced."""
+    bridged = tuple(bridged)
+    check_range_count(sum(runs.run_count for runs, _ in bridged))
     return coalesce(
         NeededRange(start, start + runs.nbytes, needed_bytes)
         for runs, needed_bytes in bridged
         for start in runs.starts()
     )
+
+
+def check_range_count(count: int) -> None:
+    """Raise PlanError before more ranges are listed at once than memory should hold."""
+    if count > _MAX_RANGES:
+        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
+
+
+def check_work(count: int) -> None:
+    """Raise PlanError when planning has derived too many cuts or ranges to come to an end soon."""
+    if count > _MAX_WORK:
+        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
 
 
 def join_runs(wanted: Iterable[Runs]) -> tuple[Runs, ...]:
@@ -151,12 +170,10 @@ def coalesce(
     """
     joined: list[NeededRange] = []
     for item in sorted(ranges):
-        if joined:
-            last = joined[-1]
-            both = _joined(last, item)
-            gap = item.start - last.stop
+        if joined and (gap := item.start - joined[-1].stop) <= max_gap_bytes:
+            both = _joined(joined[-1], item)
             fits = read_bytes is None or both.nbytes <= read_bytes
-            is_worth_it = gap <= max_gap_bytes and (gap <= 0 or both.nbytes <= max_over_read * both.needed_bytes)
+            is_worth_it = gap <= 0 or both.nbytes <= max_over_read * both.needed_bytes
             if gap < 0 or (fits and is_worth_it):
                 joined[-1] = both
                 continue
@@ -182,6 +199,9 @@ def split(ranges: Iterable[NeededRange], read_bytes: int) -> list[ByteRange]:
     found = []
     for item in ranges:
         count = -(-item.nbytes // read_bytes)
+        if count == 1:  # as most are
+            found.append(ByteRange(item.start, item.stop))
+            continue
         edges = [item.start + item.nbytes * i // count for i in range(count + 1)]
         found += [ByteRange(a, b) for a, b in pairwise(edges)]
     return found

@@ -22,7 +22,7 @@ from .draft import Draft
 from .equivalence import MANY_SLICES, Equivalence
 from .fills import Fill, computation_inputs, input_fills, slice_fills
 from .read_scores import ReadScores
-from .reads import NeededRange, bridge, coalesce, join_runs, split, spread
+from .reads import NeededRange, bridge, check_range_count, coalesce, join_runs, split, spread
 from .tiles import TileCollector, TileTarget
 
 Rows = tuple[WalkItem, int, int]
@@ -91,7 +91,10 @@ class Block:
 
 
 class RowReader:
-    """Finds what rows read, and the blocks that a step reads for its rows."""
+    """Finds what rows read, and the blocks that a step reads for its rows.
+
+    ``work`` counts the ranges that it has listed.
+    """
 
     def __init__(self, draft: Draft, many_slices: int = MANY_SLICES) -> None:
         self.equivalence = Equivalence(draft, many_slices)
@@ -100,6 +103,7 @@ class RowReader:
         self._found: dict[Hashable, RowReads] = {}
         self._devices: dict[int, tuple[Sequence[int], Hashable]] = {}
         self._tokens: dict[Hashable, int] = {}
+        self.work = 0
 
     def blocks(self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None = None) -> tuple[list[Block], int]:
         """Return the reads of a step, by object and range, and the bytes of its buffers for what is computed.
@@ -129,7 +133,9 @@ class RowReader:
             index, first_byte = self._draft.catalog.entries[entry].placements[place].holders[0]
             by_object.setdefault(index, []).append((first_byte, one))
         limits = self._draft.limits
-        return [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)], tile_bytes
+        blocks = [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)]
+        self.work += len(boxes) + len(blocks)
+        return blocks, tile_bytes
 
     def _by_tiles(
         self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None
@@ -165,7 +171,9 @@ class RowReader:
         slots = {entry: slot for slot, entry in enumerate(self.equivalence.entries(item.tensor))}
         computed = tuple(slots[entry] for entry in found.tiles.entries)
         tile_bytes = found.add_inputs()
-        return RowReads(tuple((slots[entry], place, one) for entry, place, one in found.boxes()), tile_bytes, computed)
+        boxes = tuple((slots[entry], place, one) for entry, place, one in found.boxes())
+        self.work += len(item.slices) + sum(len(one.ranges) for _, _, one in boxes)
+        return RowReads(boxes, tile_bytes, computed)
 
     def _holders(self, item: WalkItem) -> Hashable:
         """Return who holds what of a tensor, whichever tensor it is."""
@@ -257,6 +265,7 @@ def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) 
     joined = coalesce(
         ranges, max_gap_bytes=limits.max_gap_bytes, max_over_read=limits.max_over_read, read_bytes=limits.read_bytes
     )
+    check_range_count(sum(-(-one.nbytes // limits.read_bytes) for one in joined))
     spans = split(joined, limits.read_bytes)
     needed = [0] * len(spans)
     starts = [span.start for span in spans]
