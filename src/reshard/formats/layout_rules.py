@@ -85,10 +85,8 @@ class LayoutRules:
     def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
         """Apply the rules to the tensors of a model; of their shapes, only the number of axes counts.
 
-        Raises
-        ------
-        StrategyError
-            No rule matches a tensor, it has fewer axes than its rule cuts, or no stage holds it.
+        Raise StrategyError for tensors that no rule matches, that no stage holds, or that have fewer axes than their
+        rule cuts.
         """
         rule_of = _Globs([rule.match for rule in self.rules])
         stage_globs = _Globs([stage.match for stage in self.stages])

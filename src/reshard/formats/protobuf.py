@@ -30,10 +30,7 @@ _WIRES = {wire.value: wire for wire in Wire}
 def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
     """Read one varint that must end before ``stop``; return its value, below 2**64, and the offset after it.
 
-    Raises
-    ------
-    FormatError
-        The varint is truncated, or longer than its value needs.
+    Raise FormatError if it is truncated, or longer than its value needs.
 
     Examples
     --------
@@ -148,10 +145,7 @@ class Field:
     def integer(self, bits: int, *, is_signed: bool = False) -> int:
         """Return a varint as a number of so many bits; negative ones are always written as 64 bits.
 
-        Raises
-        ------
-        FormatError
-            The field has another wire type, or the number needs more bits.
+        Raise FormatError if the field has another wire type, or the number needs more bits.
 
         Examples
         --------

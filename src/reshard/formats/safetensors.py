@@ -75,10 +75,7 @@ def scan_safetensors(object_nbytes: int) -> HeaderScan:
 def header_range(first_bytes: bytes, object_nbytes: int) -> ByteRange:
     """Locate the JSON of a header from the first 8 bytes of an object of ``object_nbytes`` bytes.
 
-    Raises
-    ------
-    FormatError
-        The object is too short to hold a header, or the header's length is impossible.
+    Raise FormatError if the object is too short to hold a header, or the header's length is impossible.
     """
     if min(len(first_bytes), object_nbytes) < LENGTH_BYTES:
         found = f"{min(len(first_bytes), object_nbytes)} bytes"

@@ -72,14 +72,9 @@ def parse_group(node: Mapping[str, object], where: str) -> ZarrGroup:
 
 
 def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
-    """Parse an array's document.
+    """Parse an array's document; FormatError if a field is missing or wrong, or if chunks are not plain bytes.
 
     ``path`` is relative to the group; it is the tensor's name unless the attributes record another.
-
-    Raises
-    ------
-    FormatError
-        A field is missing or wrong, or the chunks are not plain bytes.
     """
     if problem := relative_key_problem(path) or (len(path) > _MAX_PATH_LENGTH and "a long path"):
         raise FormatError(f"path {shown(path)}", where=where, expected="plain names separated by /", found=problem)

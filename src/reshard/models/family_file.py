@@ -95,6 +95,11 @@ def _family(document: PlainValue, where: str) -> Family:
     required = ("family", "title", "detect", "parameters", "indices", "options", "namings")
     top = _keys(document, where, required, ("quantised", "layouts"))
     model_types, architectures = _config_names(top, where)
+    quantised = None
+    if "quantised" in top:
+        at = f"{where}, quantised"
+        fields = _keys(top["quantised"], at, ("suffix", "block", "default"))
+        quantised = Quantised(_text(fields["suffix"], at), _text(fields["block"], at), _integers(fields["default"], at))
     family = Family(
         name=_text(top["family"], where),
         title=_text(top["title"], where),
@@ -104,7 +109,7 @@ def _family(document: PlainValue, where: str) -> Family:
         indices=tuple(_index(*item) for item in _named(top, "indices", where)),
         options=tuple(_option(*item) for item in _named(top, "options", where)),
         namings=tuple(_naming(*item) for item in _named(top, "namings", where)),
-        quantised=_quantised(top["quantised"], f"{where}, quantised") if "quantised" in top else None,
+        quantised=quantised,
     )
     _check(family, where)
     return family
@@ -237,11 +242,6 @@ def _dtype(value: PlainValue, where: str) -> DtypeRule:
         raise FormatError("dtype", where=where, expected="a name of safetensors", found=repr(fields["dtype"]))
     when = _condition(fields.get("when", {}), where)
     return DtypeRule(side, _texts(fields[side], where), DType(str(fields["dtype"])), when, _text(fields["why"], where))
-
-
-def _quantised(value: PlainValue, where: str) -> Quantised:
-    fields = _keys(value, where, ("suffix", "block", "default"))
-    return Quantised(_text(fields["suffix"], where), _text(fields["block"], where), _integers(fields["default"], where))
 
 
 def _condition(value: PlainValue, where: str) -> Condition:

@@ -128,12 +128,7 @@ def plain_name(name: str) -> str:
 
 @cache
 def load_layouts(family: str) -> Mapping[str, NamingLayouts]:
-    """Read the parallel rules of a family, by naming.
-
-    Raises
-    ------
-    UsageError
-        There is no such family, or its data file has no layouts.
+    """Read the parallel rules of a family, by naming; UsageError if there is no such family, or it has none.
 
     Examples
     --------

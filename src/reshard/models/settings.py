@@ -84,10 +84,7 @@ def affects_elements(choice: Option, family: Family) -> bool:
 def resolve_settings(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:
     """Give every option and parameter its value; options that are not given take their default.
 
-    Raises
-    ------
-    UsageError
-        An option that the family does not have, or a value that it cannot take.
+    Raise UsageError for options that the family does not have, and for values that they cannot take.
     """
     known = {choice.name: choice for choice in family.options}
     problems = [f"{name}: {family.name} has no such option" for name in options if name not in known]

@@ -74,10 +74,7 @@ def is_hidden(name: str) -> bool:
 def object_path(root: Path, key: str) -> Path:
     """Return the path of an object.
 
-    Raises
-    ------
-    UsageError
-        The key is empty, absolute, has ``.``, ``..`` or empty segments, or is the name of a hidden file.
+    Raise UsageError for a key that is absolute, has ``.``, ``..`` or empty segments, or names a hidden file.
 
     Examples
     --------

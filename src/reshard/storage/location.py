@@ -88,12 +88,8 @@ class Location:
 def normal_key(text: str) -> str:
     """Bring a key as a user writes it into the one form that cannot climb out of its root.
 
-    Slashes at both ends, doubled slashes and ``.`` segments are dropped.
-
-    Raises
-    ------
-    UsageError
-        The key has a ``..`` segment or a NUL character.
+    Slashes at both ends, doubled slashes and ``.`` segments are dropped; a ``..`` segment or a NUL character is a
+    UsageError.
 
     Examples
     --------

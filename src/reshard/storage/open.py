@@ -83,13 +83,7 @@ def open_source(url: str) -> Location:
 
 
 def open_target(url: str) -> Location:
-    """Open a place to write to; see :func:`open_location`.
-
-    Raises
-    ------
-    Unsupported
-        The store is read-only.
-    """
+    """Open a place to write to as :func:`open_location` does; raise Unsupported if its store is read-only."""
     if not _kind_of(url).is_writable:
         raise Unsupported(
             f"{url.partition('://')[0]}:// URLs are read-only.",

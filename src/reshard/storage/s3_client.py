@@ -20,10 +20,7 @@ from .s3_settings import S3Settings, obs_settings, s3_settings
 def find_settings(scheme: str, bucket: str) -> S3Settings:
     """Gather the settings of a bucket from the environment, profiles and AWS's configuration files.
 
-    Raises
-    ------
-    UsageError
-        A setting is missing or contradicts another.
+    Raise UsageError if a setting is missing or contradicts another.
     """
     session = _session()
     if scheme == "obs":

@@ -116,19 +116,10 @@ def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", reg
 def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = None) -> S3Settings:
     """Return the settings of ``obs://bucket``: OBS variables first, then those of AWS.
 
-    Parameters
-    ----------
-    environ
-        ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or
-        made from ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY``,
-        ``OBS_SECURITY_TOKEN``.
-    region
-        As boto3 found it; used if neither ``OBS_REGION`` nor the endpoint says.
-
-    Raises
-    ------
-    UsageError
-        The endpoint or one of a pair of keys is missing.
+    Read are ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or made from
+    ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY`` and ``OBS_SECURITY_TOKEN``. The ``region`` that
+    boto3 found counts if neither ``OBS_REGION`` nor the endpoint says. Raise UsageError if the endpoint or one of a
+    pair of keys is missing.
 
     Examples
     --------

@@ -78,13 +78,8 @@ def find_root(names: Iterable[str]) -> str:
 def find_rank_objects(names: Iterable[str]) -> RankObjects:
     """Sort the objects below a prefix by rank.
 
-    Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which
-    MindSpore does not see either.
-
-    Raises
-    ------
-    CatalogError
-        One rank has two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
+    Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which MindSpore does not see
+    either. Raise CatalogError for ranks that have two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
 
     Examples
     --------
@@ -154,7 +149,10 @@ def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | N
     notes = [*objects.notes, *[f"no {container} object on {_ranks(without)}"] * bool(without)]
     if suffix is not None:
         by_rank = _by_suffix(objects.by_rank, suffix, container)
-        notes += _about_suffix(by_rank, suffix, container)
+        # Like MindSpore, 1_20 takes 11_20 where it is a rank's only match.
+        before = {base_of(name): base_of(name).removesuffix(f"{suffix}.{container}") for name in by_rank.values()}
+        longer = [name for name, start in before.items() if suffix[:1].isdigit() and start[-1:].isdigit()]
+        notes += [f"{shown(suffix)} is the end of a longer number in {_some(longer)}"] * bool(longer)
         why = f"which ends in {shown(suffix)}"
     else:
         by_rank, why, remarks = _by_default(several, recorded or {}, container)
@@ -222,13 +220,6 @@ def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, 
     hint = "Give the longest end that the names have in common on all ranks, such as 1_20 for epoch 1, step 20."
     raise_all(CatalogError, f"expected one {container} object a rank that ends in {shown(suffix)}", problems, hint)
     return {rank: fit[0] for rank, fit in found.items()}
-
-
-def _about_suffix(by_rank: Mapping[int, str], suffix: str, container: Container) -> list[str]:
-    """Warn of names that end in a longer number: like MindSpore, 1_20 takes 11_20 where it is a rank's only match."""
-    before = {base_of(name): base_of(name).removesuffix(f"{suffix}.{container}")[-1:] for name in by_rank.values()}
-    longer = [name for name, sign in before.items() if suffix[:1].isdigit() and sign.isdigit()]
-    return [f"{shown(suffix)} is the end of a longer number in {_some(longer)}"] * bool(longer)
 
 
 def _by_default(several: _Names, recorded: _Metas, container: Container) -> tuple[Mapping[int, str], str, list[str]]:

@@ -168,12 +168,8 @@ def fold_expanded(layout: Layout, expanded_shape: Shape, real_shape: Shape, *, l
     """Recover the layout of a tensor from the expanded one, by the shape that the tensor really has.
 
     Layout and expanded shape are those of the file; ``real_shape`` is in elements, with ``local`` of one rank's
-    shard. If it has as many axes as the layout, nothing was expanded.
-
-    Raises
-    ------
-    StrategyError
-        No folding gives the real shape, or more than one does.
+    shard. If it has as many axes as the layout, nothing was expanded. Raise StrategyError if no folding gives the real
+    shape, or more than one does.
 
     Examples
     --------
