@@ -156,7 +156,7 @@ def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
     except FormatError as error:
         rule = ": ".join(part for part in (f"{what} cannot be read", error.where, error.what) if part)
         sides = {"expected": error.expected, "found": error.found}
-        raise FormatError(rule, where=where, hint=hint, problems=error.problems, **sides) from error
+        raise FormatError(rule, where=where, hint=hint, problems=error.marked_problems, **sides) from error
     except _BROKEN as error:
-        text = error.message if isinstance(error, ReshardError) else str(error) or repr(error)
+        text = error.marked_message if isinstance(error, ReshardError) else str(error) or repr(error)
         raise FormatError(f"{what} cannot be read: {shown(text)}", where=where, hint=hint) from error
