@@ -305,7 +305,7 @@ def test_asked_for_by_name_or_by_form(url):
     with pytest.raises(UsageError, match="form='zarr' is for full checkpoints"):
         api.plan(url, f"{TARGET}/c", form="zarr", parallel="mp=2")
     for options in ({"parallel": "mp=2"}, {"prefix": "x"}):
-        with pytest.raises(UsageError, match=r"c\.zarr: the name says zarr"):
+        with pytest.raises(UsageError, match=r"c\.zarr: a zarr store holds a full checkpoint"):
             api.plan(url, f"{TARGET}/c.zarr", **options)
     assert not isinstance(api.plan(url, f"{TARGET}/c.zarr", form="hf").conversion.target, ZarrTarget)
 
