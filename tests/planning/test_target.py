@@ -318,7 +318,8 @@ def test_readers_take_what_a_target_writes_for_a_checkpoint(kind):
     "key",
     [
         "notes.txt", "config.json", "tokenizer.json", "a/model.safetensors", "rank_x/a.safetensors", "model.ckpt",
-        "a/rank_0/b.ckpt", "rank_0/a/b.safetensors", "iteration_1/a.ckpt", "zarr.jsonx", "model.safetensors.index.jsonx",
+        "a/rank_0/b.ckpt", "rank_0/a/b.safetensors", "iteration_1/a.ckpt", "zarr.jsonx",
+        "model.safetensors.index.jsonx",
         "reshard-manifest.json", "",
     ],
 )  # fmt: skip
@@ -347,7 +348,8 @@ def vast(tensor_count):
         (ranks(ALL, name="{rank!r}"), "expected no braces"),
         (ranks(vast(129)), "tensors over all ranks"),
         (replace(ranks(vast(17)), remove_redundancy=True), "tensors over all ranks"),
-        (IterationTarget(vast(17), 7), "tensors over all ranks"),
+        (IterationTarget(vast(5), 7), "tensors over all ranks"),
+        (IterationTarget(Strategy(1 << 13, ({"embed": Layout((1 << 13,), ((), ()))},)), 7), "ranks in metadata.json"),
     ],
 )
 def test_bounds_of_targets(target, problem):
