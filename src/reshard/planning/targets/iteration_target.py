@@ -29,19 +29,9 @@ from .target import Target, check_count
 _MAX_SHARDS = 1 << 22
 _MAX_MENTIONS = 1 << 26
 SCALAR_CODES = {
-    DType.BOOL: "?",
-    DType.I8: "b",
-    DType.U8: "B",
-    DType.I16: "h",
-    DType.U16: "H",
-    DType.I32: "i",
-    DType.U32: "I",
-    DType.I64: "q",
-    DType.U64: "Q",
-    DType.F16: "e",
-    DType.F32: "f",
-    DType.F64: "d",
-}
+    DType.BOOL: "?", DType.I8: "b", DType.U8: "B", DType.I16: "h", DType.U16: "H", DType.I32: "i",
+    DType.U32: "I", DType.I64: "q", DType.U64: "Q", DType.F16: "e", DType.F32: "f", DType.F64: "d",
+}  # fmt: skip
 """Scalars that can be numbers elsewhere, each with its code in :mod:`struct`; of other dtypes they stay tensors."""
 
 
