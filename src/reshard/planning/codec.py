@@ -108,7 +108,7 @@ def _hints(of: type) -> dict[str, Any]:
 
 
 def _decoder_of_fields(of: type) -> Decoder:
-    decoders = {name: _decoder(hint) for name, hint in _hints(of).items()}
+    decoders: dict[str, Any] = {name: _decoder(hint) for name, hint in _hints(of).items()}
     decoders |= {name: partial(decoders[name], least=-1) for name in decoders.keys() & _SIGNED}
 
     def decode_fields(value: object) -> object:
