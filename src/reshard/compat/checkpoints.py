@@ -14,7 +14,6 @@ from typing import Annotated
 from ..api.option_field import OptionField, read_document, read_nullable, read_texts, read_truth
 from ..api.request import Request
 from ..api.resolve import Headers, Hooks, load_name_map, resolve
-from ..api.strategies import merge_strategies
 from ..engine.sources import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, option, raise_all
@@ -183,6 +182,8 @@ def load_distributed_checkpoint(
 
 def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, overwrite: bool = False) -> Strategy:
     """Merge the strategy files of all stages into one: ``merge_strategies`` under MindSpore's name."""
+    from ..api.strategies import merge_strategies  # with all that writes: not for help
+
     return merge_strategies(src_strategy_dirs, dst_strategy_file, overwrite=overwrite)
 
 

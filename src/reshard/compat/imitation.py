@@ -6,17 +6,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..api.option_field import OptionField, read_nullable
 from ..api.request import OPTIONS, Request
 from ..api.resolve import Resolved
-from ..api.statements import plan_resolved, run
 from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
 from ..errors import ReshardError, option, write_options
 from ..planning.limits import Limits
 from ..storage import shared_connections
+
+if TYPE_CHECKING:
+    from ..engine.manifest import Manifest
 
 Translation = tuple[Request, Callable[[Request, Listener], Resolved]]
 """The request that a command line stands for, and how it is resolved."""
@@ -61,11 +62,13 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
         }
         events = inspect.Parameter("on_event", kind, default=ignore, annotation=Listener)
         shown = [*own.parameters.values(), *added.values(), events]
-        signature = own.replace(parameters=shown, return_annotation=Manifest)
+        signature = own.replace(parameters=shown, return_annotation="Manifest")
 
         @wraps(translate)
         @shared_connections()
         def command(*args: Any, on_event: Listener = ignore, **kwargs: Any) -> Manifest:
+            from ..api.statements import plan_resolved, run  # with all that moves bytes: not for help
+
             given = signature.bind(*args, **kwargs).arguments
             try:
                 read = {name: _read(signature.parameters[name], value) for name, value in given.items()}

@@ -177,18 +177,11 @@ def _pattern(kind: _Float, value: float, bits: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ZarrArray:
-    """One tensor as an array.
+    """One tensor as an array, whose ``path`` is relative to the group.
 
-    Parameters
-    ----------
-    path
-        Relative to the group.
-    chunk_shape
-        In elements as they are addressed (:func:`extent_of`); every extent is at least 1.
-    is_outside
-        Whether the tensor had no layout in the strategy that it came from.
-    fill
-        The value of chunks that are not stored; None if this package wrote the array: it stores every chunk.
+    ``chunk_shape`` is in elements as they are addressed (:func:`extent_of`), each at least 1. ``is_outside`` tensors
+    had no layout in the strategy that they came from. ``fill`` is the value of chunks that are not stored; None if
+    this package wrote the array: it stores every chunk.
 
     Examples
     --------

@@ -86,14 +86,10 @@ def shard_box(shape: Shape, cuts: Shape, number: int) -> Box:
 def cut_layout(layout: Layout) -> Layout:
     """Return a layout with the optimizer's pieces as cuts of axis 0, the only form that this format has.
 
-    A dimension of the device matrix that is cut in part becomes two.
+    A dimension of the device matrix that is cut in part becomes two. Raise StrategyError if axis 0 is cut by hand
+    into uneven pieces, or the tensor is a scalar.
 
     Source: mindspore 2.10.0 ``parallel/strategy.py``, ``_get_dev_mat_for_opt_shard``.
-
-    Raises
-    ------
-    StrategyError
-        Axis 0 is cut by hand into uneven pieces, or the tensor is a scalar.
 
     Examples
     --------

@@ -7,7 +7,7 @@ needs the rows between its two cuts and nothing of any other step. So steps are 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,8 +25,7 @@ from .steps import BufferScatter, CopiedPart, Read, Step, StreamedPart, Tile
 from .tiles import TileCollector, TileTarget
 
 _Spans = dict[tuple[int, int], ByteRange]
-"""Bytes of the output that represents each class of members, by the class and the number of copied ranges before them.
-"""
+"""Bytes of one output of each class of members, by the class and the number of copied ranges before them."""
 
 
 class StepSize(NamedTuple):
@@ -74,11 +73,10 @@ class GroupSteps:
                 cursor.advance(item, first, last)
             if (begin, end) == self._edges[-1]:
                 cursor.finish()
+            spans = enumerate(zip(self._streamed, cursor.starts, cursor.stops, strict=True))
             yield {
-                (number, segment): span
-                for number, (streamed, start, stop) in enumerate(
-                    zip(self._streamed, cursor.starts, cursor.stops, strict=True)
-                )
+                (class_number, segment): span
+                for class_number, (streamed, start, stop) in spans
                 for segment, span in streamed.ranges(start, stop)
             }
             cursor.cut()
@@ -96,19 +94,19 @@ class GroupSteps:
 
     @cached_property
     def _class_of(self) -> dict[int, int]:
-        return {member: number for number, members in enumerate(self._classes) for member in members}
+        return {member: class_number for class_number, members in enumerate(self._classes) for member in members}
 
     @cached_property
     def _part_numbers(self) -> list[dict[int, int]]:
         """The number of each part by its first byte, for each class: in the order of the object, from 1 on."""
-        first = {members[0]: number for number, members in enumerate(self._classes)}
         starts: list[list[int]] = [[] for _ in self._classes]
         for member, part in self._copies:
-            if member in first:
-                starts[first[member]].append(part.start)
+            class_number = self._class_of[member]
+            if member == self._classes[class_number][0]:
+                starts[class_number].append(part.start)
         for spans in self._spans:
-            for (number, _), span in spans.items():
-                starts[number].append(span.start)
+            for (class_number, _), span in spans.items():
+                starts[class_number].append(span.start)
         return [{start: number for number, start in enumerate(sorted(found), start=1)} for found in starts]
 
     @cached_property
@@ -142,8 +140,8 @@ class GroupSteps:
         """Return how many parts of each output of the group, in order, are streamed."""
         counts = [0] * len(self._group.outputs)
         for spans in self._spans:
-            for number, _ in spans:
-                for member in self._classes[number]:
+            for class_number, _ in spans:
+                for member in self._classes[class_number]:
                     counts[member] += 1
         return counts
 
@@ -163,7 +161,7 @@ class GroupSteps:
     def size(self, number: int) -> StepSize:
         """Return the reads and the length of the buffers of a streaming step, without deriving where bytes go."""
         spans = self._spans[number - 1]
-        blocks, tile_bytes = self._reader.blocks(self._rows(number), self._member_streams)
+        blocks, tile_bytes = self._blocks(self._rows(number))
         parts_bytes = sum(span.nbytes * len(self._classes[class_number]) for (class_number, _), span in spans.items())
         return StepSize(blocks, parts_bytes + tile_bytes)
 
@@ -184,11 +182,11 @@ class GroupSteps:
         for item, first, last in rows:
             for held in item.slices:
                 start, stop = item.element_of(held, first), item.element_of(held, last)
-                for a, b, segment, origin in self._member(held.member).spans(held.slot, start, stop):
+                for a, b, segment, origin in self._members[held.member].spans(held.slot, start, stop):
                     buffer = buffers[held.member, segment]
                     builder.add(item, held, (a, b), buffer, origin - parts[buffer].range.start)
         tiles, sizes = builder.gather(len(parts))
-        blocks, _ = self._reader.blocks(rows, self._member_streams)
+        blocks, _ = self._blocks(rows)
         step = Step(self._index, number, tuple(builder.reads(blocks)), parts, (), tiles, sizes)
         _check_filled(step, self._draft)
         return step
@@ -197,15 +195,15 @@ class GroupSteps:
     def _items(self) -> tuple[WalkItem, ...]:
         return self._draft.walk(self._group.outputs)
 
+    @cached_property
+    def _members(self) -> list[Streamed]:
+        return [self._draft.streamed(output) for output in self._group.outputs]
+
     def _rows(self, number: int) -> Iterator[Rows]:
         return rows_between(self._items, *self._edges[number - 1])
 
-    def _member(self, member: int) -> Streamed:
-        return self._draft.streamed(self._group.outputs[member])
-
-    @cached_property
-    def _member_streams(self) -> list[Streamed] | None:
-        return [self._draft.streamed(output) for output in self._group.outputs] if self._has_copies else None
+    def _blocks(self, rows: Iterable[Rows]) -> tuple[list[Block], int]:
+        return self._reader.blocks(rows, self._members if self._has_copies else None)
 
 
 class _Builder:
@@ -252,8 +250,11 @@ class _Builder:
 
     def reads(self, blocks: Sequence[Block]) -> Iterator[Read]:
         """Divide the scatters over the reads that bring their bytes."""
+        found: dict[int, list[ByteRange]] = {}
+        for block in blocks:
+            found.setdefault(block.object, []).append(block.range)
         for index, scatters in sorted(self._scatters.items()):
-            spans = [block.range for block in blocks if block.object == index]
+            spans = found[index]
             starts = [span.start for span in spans]
             held: list[list[BufferScatter]] = [[] for _ in spans]
             for buffer, move in scatters:

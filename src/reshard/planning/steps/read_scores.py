@@ -53,19 +53,16 @@ class ReadScores:
     def group(self, members: Sequence[int]) -> int:
         """Return the score of what is read to write some outputs together, apart from what neighbours share."""
         if self._draft.has_copies(members):
-            limits = self._draft.limits
-            return sum(
-                score(sum(one.nbytes for one in ranges), len(ranges) - 1, limits)
-                for _, ranges in group_ranges(self._draft, members)
-            )
+            found = _streamed_runs(self._draft, members)
+            return sum(self._box_score(0, runs).shared for _, runs in found)
         return sum(len(slots) * sum(box.shared for box in boxes) for _, slots, boxes in self._tensors(members))
 
     def entries(self, members: Sequence[int]) -> Counter[int]:
         """Return the score of what is read of each entry to write some outputs together, every request counted."""
-        found, limits = Counter[int](), self._draft.limits
+        found = Counter[int]()
         if self._draft.has_copies(members):
-            for entry, ranges in group_ranges(self._draft, members):
-                found[entry] += sum(alone_score(one.nbytes, 1, limits) for one in ranges)
+            for entry, runs in _streamed_runs(self._draft, members):
+                found[entry] += self._box_score(0, runs).alone
             return found
         for tensors, slots, boxes in self._tensors(members):
             for slot in slots:
@@ -150,12 +147,18 @@ def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
 
 def group_ranges(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
     """Yield what some outputs read together, except what the store copies: an entry, and ranges of one of its boxes."""
+    for entry, runs in _streamed_runs(draft, members):
+        yield entry, needed_ranges(runs, draft.limits)
+
+
+def _streamed_runs(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, set[Runs]]]:
+    """Yield what some outputs need together, except what the store copies: an entry, and runs in one of its boxes."""
     streamed = [draft.streamed(i) for i in members]
     for item in draft.walk(members):
-        runs: dict[tuple[int, int], set[Runs]] = {}
+        found: dict[tuple[int, int], set[Runs]] = {}
         for held in item.slices:
             for first, last, _, _ in streamed[held.member].spans(held.slot, 0, held.box.element_count):
                 for fill in slice_fills(draft, item, held, (first, last)):
-                    runs.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
-        for (entry, _), some in runs.items():
-            yield entry, needed_ranges(some, draft.limits)
+                    found.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
+        for (entry, _), runs in found.items():
+            yield entry, runs
