@@ -204,7 +204,7 @@ def text(value: object) -> str:
 
 
 def choice(of: Mapping[str, Any], value: object) -> Any:
-    """Return what a string stands for."""
+    """Return the value that a string names."""
     if type(value) is not str or value not in of:
         raise refused(f"one of {', '.join(of)}", value)
     return of[value]
