@@ -27,16 +27,7 @@ _FORMAT = "reshard-plan/2"
 _INPUTS = ("conversion", "limits", "copy_bases", "staging")
 _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE)
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
-_BROKEN = (
-    ReshardError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 Json = dict[str, Any]
 
 
