@@ -130,7 +130,7 @@ def transform_checkpoint(
         file_suffix=file_suffix,
         concurrency=requests_for(process_num),
     )
-    share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
+    share = _ProcessShare(rank_id or 0, process_num or 1) if transform_by_rank else None
     return request, partial(resolve, hooks=_Transform(world_size, share))
 
 
@@ -251,7 +251,7 @@ def _missing_copies(headers: Headers) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class _ProcessShare:
     """The ranks that one process of the tool writes."""
 
     rank_id: int
@@ -282,7 +282,7 @@ class _Transform(LeaveOutBuffers):
     """The source's format is kept, and ranks are counted by the target strategy."""
 
     world_size: int | None
-    share: _Share | None
+    share: _ProcessShare | None
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         rank_count = 1 if headers.target_strategy is None else headers.target_strategy.rank_count

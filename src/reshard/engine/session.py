@@ -326,7 +326,7 @@ class UploadSession:
         workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped
         for what in actions:
             workers.submit(partial(tidy, what))
-        workers.settle_quietly(_TIDY_S)
+        workers.drain_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
         advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
