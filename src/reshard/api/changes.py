@@ -48,8 +48,8 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
     notes: list[str] = []
     if request.to:
         if not config:
-            hint = f"Name the model's: {option('config', 'URL')}."
-            raise UsageError(f"{request.src}: no config.json is beside it", hint=hint)
+            hint = f"Pass the model's with {option('config', 'URL')}."
+            raise UsageError(f"{request.src}: no config.json found beside it", hint=hint)
         change, notes = _with_rules(change, request, specs)
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]

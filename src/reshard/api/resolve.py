@@ -125,7 +125,7 @@ def _read_headers(request: Request, wanted: SourceOptions, concurrency: int) -> 
             catalog = with_adapters(catalog, read_catalog(adapters, SourceOptions(), workers))
     if catalog.dropped and not catalog.entries:
         message = f"{request.src}: {option('keep')} and {option('drop')} leave no tensor"
-        raise UsageError(message, hint="reshard inspect lists names.")
+        raise UsageError(message, hint="Run reshard inspect to list the names.")
     return catalog
 
 

@@ -154,7 +154,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     except NotFound as error:
         raise NotFound(
             f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
-            hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
+            hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
         ) from error
     target = place
     for _ in manifest.conversion.manifest_key.split("/"):

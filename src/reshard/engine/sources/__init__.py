@@ -64,5 +64,5 @@ def _detect(location: Location, options: SourceOptions, workers: Workers) -> Sou
     raise CatalogError(
         f"{location.url}: no checkpoint there: expected {', '.join(most)} or {last}, "
         f"found {others if listing.objects else 'nothing'}",
-        hint="Is the prefix right?",
+        hint="Check the prefix.",
     )

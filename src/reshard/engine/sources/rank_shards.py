@@ -63,7 +63,7 @@ class RankShards(SourceFormat):
             ) from error
         keys = dict(sorted(chosen.by_rank.items()))
         kind = f"one rank's {chosen.container} object" if tuple(keys) == (0,) else "rank shards"
-        aside = "a full checkpoint beside the rank shards is left aside"
+        aside = "a full checkpoint beside the rank shards is ignored"
         notes = (*chosen.notes, aside) if has_full else chosen.notes
         return cls(location, kind, keys, {key: listing.objects[key] for key in keys.values()}, notes)
 

@@ -117,8 +117,13 @@ def with_selection_notes(catalog: Catalog, names: NameFilter, present: Collectio
     """
     present = present or {*(entry.spec.name for entry in catalog.entries), *catalog.texts, *catalog.dropped}
     missed = names.unmatched_keep(present)
-    raise_all(UsageError, f"{catalog.url}: {option('keep')} matches no tensor", missed, "reshard inspect lists names.")
+    raise_all(
+        UsageError,
+        f"{catalog.url}: {option('keep')} matches no tensor",
+        missed,
+        "Run reshard inspect to list the names.",
+    )
     notes = [f"drop pattern {pattern} matches no tensor" for pattern in names.unmatched_drop(present)]
     if catalog.dropped:
-        notes.insert(0, f"{len(catalog.dropped)} tensors are left out as asked: {sample(catalog.dropped, 5)}")
+        notes.insert(0, f"{len(catalog.dropped)} tensors are left out as requested: {sample(catalog.dropped, 5)}")
     return replace(catalog, notes=(*catalog.notes, *notes))

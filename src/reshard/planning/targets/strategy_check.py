@@ -67,7 +67,7 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
                 fitting.add(kind)
             except StrategyError as error:
                 problems.append(f"{tensor.spec.name} (stage {stage}): {error.marked_message}")
-    hint = "Is this the strategy of this very model? It must map every axis, and its cuts must divide the axes."
+    hint = "Was this strategy made for this model? It must map every axis, and its cuts must divide the axes."
     raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
 
     # What the source cut must not become whole on every rank unnoticed: nobody would look for it there.
