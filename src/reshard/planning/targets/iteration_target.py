@@ -56,12 +56,8 @@ class IterationTarget(Target):
 
     Parameters
     ----------
-    strategy
-        Layouts of the target.
-    iteration
-        Number of the folder, which the tracker object names as the latest.
-    prefix
-        Start of the objects' names; may be empty.
+    iteration, prefix
+        Number of the folder, which the tracker object names as the latest, and start of the objects' names.
     remove_redundancy
         Whether each shard is written once.
     common
@@ -86,10 +82,7 @@ class IterationTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Give every rank its objects; those of equal content become one output.
 
-        Raises
-        ------
-        StrategyError, PlanError
-            See :func:`check_strategy_fits`.
+        Raise StrategyError and PlanError as :func:`check_strategy_fits` does.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         stored = _stored(tensors)
