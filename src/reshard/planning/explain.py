@@ -81,8 +81,8 @@ class PartExplanation:
 class ObjectExplanation:
     """One object of the target; its parts, in order, cover it without gaps or overlaps.
 
-    ``key`` was asked for, ``keys`` are those of all equal objects. It is made of chunks of the tensors ``staged``, or
-    ``is_chunk`` itself, one that the first pass writes. Its bytes are counted by how they are made.
+    ``key`` was asked for, ``keys`` are those of all equal objects. Bytes are counted by how they are made. ``staged``
+    are the tensors whose chunks are used; ``is_chunk`` marks an object that is itself a chunk of the first pass.
     """
 
     key: str
@@ -113,9 +113,10 @@ class HeldBox:
 
 @dataclass(frozen=True, slots=True)
 class TensorExplanation:
-    """One tensor of the target, whole, ``made_of`` tensors of the source; of those ``staged``, of their chunks.
+    """One tensor of the target, whole.
 
-    ``held`` has the box of each distinct output; their bytes are counted by how they are made, replicas once.
+    ``made_of`` names the tensors of the source that it is made of, ``staged`` those whose chunks are used. ``held`` has
+    the box of each distinct output; their bytes are counted by how they are made, replicas once.
     """
 
     name: str

@@ -54,14 +54,8 @@ def is_training_state(tensor: TargetTensor) -> bool:
 class IterationTarget(Target):
     """``iteration_<n>/``: objects of weights and of optimizer states, ``metadata.json``, ``common.json``.
 
-    Parameters
-    ----------
-    iteration, prefix
-        Number of the folder, which the tracker object names as the latest, and start of the objects' names.
-    remove_redundancy
-        Whether each shard is written once.
-    common
-        The training state.
+    The tracker object names ``iteration`` as the latest; ``prefix`` begins the objects' names; ``common`` is the
+    training state. With ``remove_redundancy`` each shard is written once.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(

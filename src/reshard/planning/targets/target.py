@@ -61,6 +61,14 @@ class Target(ABC):
 
 
 def check_count(what: str, count: int, most: int = MAX_PAIRS) -> None:
-    """Raise PlanError for more than ``most`` of something."""
+    """Raise PlanError for more than ``most`` of something.
+
+    Examples
+    --------
+    >>> check_count("ranks", 3, most=2)
+    Traceback (most recent call last):
+    ...
+    reshard.errors.PlanError: 3 ranks: at most 2 are supported
+    """
     if count > most:
         raise PlanError(f"{count} {what}: at most {most} are supported")
