@@ -115,20 +115,37 @@ class ReshardError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.problems = tuple(problems)
+        super().__init__(write_options(message))
+        # With options still marked: an error that carries this one's text on is spelled later, for its reader.
+        self.marked_message = message
+        self.marked_hint = hint
+        self.marked_problems = tuple(problems)
+
+    @property
+    def message(self) -> str:
+        """What went wrong and where, with options spelled as arguments."""
+        return write_options(self.marked_message)
+
+    @property
+    def hint(self) -> str:
+        """What the reader can do about it, with options spelled as arguments."""
+        return write_options(self.marked_hint)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every single finding, with options spelled as arguments."""
+        return tuple(map(write_options, self.marked_problems))
 
     def __str__(self) -> str:
         return self.text(as_argument)
 
     def text(self, spell: Callable[[str, str | None], str]) -> str:
         """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""
-        shown = [f"  - {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
-        if len(self.problems) > _SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(self.problems) - _SHOWN_PROBLEMS} more")
-        return write_options("\n".join([self.message, *shown, *([self.hint] if self.hint else [])]), spell)
+        problems, hint = self.marked_problems, self.marked_hint
+        shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more")
+        return write_options("\n".join([self.marked_message, *shown, *([hint] if hint else [])]), spell)
 
 
 class UsageError(ReshardError):
@@ -184,8 +201,8 @@ class FormatError(SourceError):
             where=place,
             expected=self.expected,
             found=self.found,
-            hint=self.hint,
-            problems=self.problems,
+            hint=self.marked_hint,
+            problems=self.marked_problems,
         )
 
 
@@ -270,7 +287,7 @@ def add_problems(error: BaseException, problems: Sequence[str]) -> None:
     ('could not delete a',)
     """
     if isinstance(error, ReshardError):
-        error.problems = (*error.problems, *problems)
+        error.marked_problems = (*error.marked_problems, *problems)
     elif problems:
         error.add_note("\n".join(problems))
 

@@ -318,7 +318,9 @@ class UploadSession:
             try:
                 actions[what]()
             except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-                problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
+                problems.append(
+                    f"could not {what}: {error.marked_message if isinstance(error, ReshardError) else error}"
+                )
             left.discard(what)
 
         workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped

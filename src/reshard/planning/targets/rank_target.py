@@ -122,7 +122,7 @@ class RankTarget(Target):
             check_count("tensors over all ranks", count_slices(strategy, range(strategy.rank_count), tensors))
             return len(ranks)
         check_count("tensors over all ranks", count_slices(strategy, ranks, tensors), _MAX_SLICES)
-        # One rank stands for its stage, unless rows are split by hand there: then each may have shapes of its own.
+        # One rank represents its stage, unless rows are split by hand there: then each may have shapes of its own.
         by_hand = {stage for stage, layouts in enumerate(strategy.stages) if any(x.row_split for x in layouts.values())}
         first_of = {strategy.stage_of(rank): rank for rank in reversed(ranks)}
         examined = [rank for rank in ranks if (stage := strategy.stage_of(rank)) in by_hand or first_of[stage] == rank]
