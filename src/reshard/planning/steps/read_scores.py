@@ -21,17 +21,10 @@ _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
 
 class BoxScore(NamedTuple):
-    """The score of what is read of one stored box.
+    """The score of what is read of one stored box of a tensor's ``slot``-th entry.
 
-    Parameters
-    ----------
-    slot
-        Which of the tensor's entries is stored there.
-    shared
-        Without the request of the first range, which may be joined to one for a neighbour in the object, and
-        without those that limit the length of reads: they are the same for every grouping.
-    alone
-        With every request.
+    ``alone`` counts every request, ``shared`` not that of the first range, which may be joined to one for a neighbour
+    in the object, and not those that limit the length of reads: they are the same for every grouping.
     """
 
     slot: int

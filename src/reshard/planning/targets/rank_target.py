@@ -26,21 +26,10 @@ _MAX_SLICES = 1 << 27
 class RankTarget(Target):
     """One object a rank, cut as a strategy says.
 
-    Tensors without a layout in the strategy are whole on every rank, as MindSpore keeps them.
-
-    Parameters
-    ----------
-    strategy
-        Layouts of the target.
-    ranks
-        Those to write, ascending.
-    name
-        Key of a rank's object; ``{rank}`` is replaced by its number.
-    container
-        Format of the objects.
-    remove_redundancy
-        Whether only one of the ranks that own a slice writes it, as MindSpore saves with
-        ``remove_redundancy=True``; tensors without a layout stay on every rank.
+    Tensors without a layout in the strategy are whole on every rank, as MindSpore keeps them. ``ranks`` are those to
+    write, ascending; ``name`` is the key of a rank's object, with ``{rank}`` for its number. With ``remove_redundancy``
+    only one of the ranks that own a slice writes it, as MindSpore saves with ``remove_redundancy=True``; tensors
+    without a layout stay on every rank.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"rank_\d+/[^/]+\.(safetensors|ckpt)")
@@ -54,12 +43,7 @@ class RankTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of all ranks whose slices are equal.
 
-        Raises
-        ------
-        StrategyError
-            Layouts that do not fit their tensors, all of them listed.
-        PlanError
-            Tensors that are cut in the source and have no layout here.
+        Raise StrategyError and PlanError as :func:`check_strategy_fits` does.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         shares = self._shares(tensors)
@@ -83,7 +67,9 @@ class RankTarget(Target):
             if key not in layouts:
                 layouts[key] = self._layout(share, device, tensors, source_metadata)
             keys = tuple(self.name.replace("{rank}", str(rank)) for rank in ranks)
-            outputs.append(_output(keys, layouts[key], device))
+            layout, own = layouts[key], DeviceBoxes(layouts[key].partitions, device)
+            what = layout.specs, layout.metadata, layout.container, layout.texts, layout
+            outputs.append(Output(keys, layout.tensors, own, *what))
         return tuple(outputs)
 
     def _layout(
@@ -164,12 +150,6 @@ class _StageTensors:
         return layout is not None and layout.row_split is not None
 
 
-def _output(keys: tuple[str, ...], layout: OutputLayout, device: int) -> Output:
-    boxes = DeviceBoxes(layout.partitions, device)
-    what = layout.specs, layout.metadata, layout.container, layout.texts, layout
-    return Output(keys, layout.tensors, boxes, *what)
-
-
 def _distinguishing_slots(shares: Iterable[_StageTensors]) -> dict[_StageTensors, tuple[_StageTensors, list[int]]]:
     """Find, for each share, the first one of the same tensors and a few slots whose boxes tell their ranks apart.
 
@@ -224,17 +204,8 @@ def assign_writers(owners: Mapping[str, Sequence[tuple[int, ...]]]) -> dict[str,
 
     Every set of ranks that share boxes takes turns over the tensors that they share, in the order of the
     tensors' names; sizes do not matter. A tensor of several stages is written on each: a rank that loads
-    asks the ranks of its own stage only.
-
-    Parameters
-    ----------
-    owners
-        Of each tensor, for each of its distinct boxes, the ranks that own it, ascending; at least one.
-
-    Returns
-    -------
-    dict
-        Of each tensor, the one rank that writes each of these boxes.
+    asks the ranks of its own stage only. ``owners`` has, of each tensor, for each of its distinct boxes, the ranks that
+    own it, ascending; the result has the one that writes it instead.
 
     Examples
     --------

@@ -39,10 +39,7 @@ def count_slices(strategy: Strategy, ranks: Iterable[int], tensors: Sequence[Tar
 def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
     """Refuse a strategy that cannot cut these tensors, or that belongs to another model.
 
-    Parameters
-    ----------
-    dropped
-        Names that the request leaves out: that they are missing says nothing about the strategy.
+    That names are missing which the request has ``dropped`` says nothing about the strategy.
 
     Raises
     ------
