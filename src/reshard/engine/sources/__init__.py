@@ -6,10 +6,9 @@ from ...errors import CatalogError
 from ...planning.catalog import Catalog
 from ...storage import Location
 from ..workers import Workers
-from .full_checkpoint import FullCheckpoint
+from .full_checkpoint import FullCheckpoint, SingleObject
 from .iteration_folder import IterationFolder
 from .rank_shards import RankShards, read_tree
-from .single_object import SingleObject
 from .source_format import Listing, SourceFormat, SourceOptions
 from .zarr_store import ZarrStore
 
@@ -26,12 +25,7 @@ SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
 
 
 def read_catalog(location: Location, options: SourceOptions, workers: Workers) -> Catalog:
-    """Describe a source from its headers.
-
-    Parameters
-    ----------
-    location
-        One object, or a prefix that holds a checkpoint of any kind.
+    """Describe one object, or a prefix that holds a checkpoint of any kind, from headers.
 
     Raises
     ------

@@ -19,21 +19,7 @@ from .strategy_files import StrategySource
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The part of a request that is about its source.
-
-    Parameters
-    ----------
-    strategy
-        How rank shards are cut; None for a full checkpoint.
-    names
-        Which tensors to take.
-    file_suffix
-        Suffix, before the format's, that selects one object per rank.
-    keep_rank
-        Whose copy to take of unlisted tensors that differ between ranks.
-    check_crc
-        Whether ``.ckpt`` objects that end in a checksum are read whole and compared with it.
-    """
+    """The part of a request that is about its source; a full checkpoint has no strategy."""
 
     strategy: StrategySource | None = None
     names: NameFilter = field(default_factory=NameFilter)

@@ -29,17 +29,9 @@ class StrategySource:
     rules: LayoutRules | None = None
 
     def strategy(self, shapes: Mapping[str, Shape], *, local: bool) -> Strategy:
-        """Make the strategy.
+        """Make the strategy of tensors of these shapes: of what one rank holds if ``local``, else whole.
 
-        Parameters
-        ----------
-        shapes
-            Of every tensor: of what one rank holds if ``local``, else whole.
-
-        Raises
-        ------
-        StrategyError
-            The files do not make one strategy of these tensors.
+        Raise StrategyError if the files do not make one of these tensors.
         """
         if self.rules is not None:
             return self.rules.strategy(shapes)
@@ -47,15 +39,7 @@ class StrategySource:
 
 
 def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
-    """Read one small object whole.
-
-    Raises
-    ------
-    NotFound
-        There is no such object.
-    FormatError
-        It is too long to be a document.
-    """
+    """Read one small object whole; FormatError if it is too long to be a document."""
     info = location.store.head(location.key)
     if info.nbytes > max_nbytes:
         raise FormatError(
