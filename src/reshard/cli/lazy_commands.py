@@ -86,14 +86,7 @@ def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | N
 
 
 def group_class(commands: Mapping[str, Mapping[str, Listed]]) -> type[TyperGroup]:
-    """Make the class of a group that imports its commands when they are asked for.
-
-    Parameters
-    ----------
-    commands
-        By heading and name, in the order of the help.
-    """
-
+    """Make the class of a group that imports its commands, given by heading and name, when they are asked for."""
     listed = {name: each for section in commands.values() for name, each in section.items()}
 
     class LazyGroup(TyperGroup):
@@ -143,17 +136,13 @@ def _load(name: str, listed: Listed) -> Any:
     return typer.main.get_command(app)
 
 
-def _with_dashes(name: str) -> str:
-    """MindSpore's names have underscores: either spelling of a command or a flag is understood."""
-    return name.replace("_", "-")
-
-
 _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
     "context_settings": {
         "help_option_names": ["-h", "--help"],
         "max_content_width": _WIDTH,
-        "token_normalize_func": _with_dashes,
+        # MindSpore's names have underscores: either spelling of a command or a flag is understood.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
     },
 }

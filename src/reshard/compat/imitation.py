@@ -44,14 +44,9 @@ Processes = Annotated[int | None, processes_option()]
 def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Translation]], Callable[..., Manifest]]:
     """Make an original command of the function that translates its arguments.
 
-    Arguments are read as they are annotated, and errors name options by the command's own parameters.
-
-    Parameters
-    ----------
-    shared
-        Options of :class:`reshard.api.Request` that the original does not have: the command takes them too.
-    parameters
-        The function's parameters by the options of a request that they stand for, where their names differ.
+    Arguments are read as they are annotated, and errors name options by the command's own parameters: those whose
+    names differ from the request's options are given by these. The command takes the ``shared`` options of
+    :class:`reshard.api.Request` too, which the original does not have.
     """
 
     def decorate(translate: Callable[..., Translation]) -> Callable[..., Manifest]:
