@@ -59,17 +59,10 @@ def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overw
 def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool = False, **options: Any) -> Strategy:
     """Write the strategy that training with these parallel sizes would have, and return it.
 
-    Parameters
-    ----------
-    dst
-        What to write: a layout file if it ends in .yaml, MindSpore's JSON form if in .json, else protobuf.
-    checkpoint
-        URL of a full checkpoint with the tensors that the strategy is for.
-    parallel
-        Sizes, as text like ``dp=2,mp=4``, or the URL of the YAML configuration of a training job.
-    options
-        ``to``, ``family``, ``naming``, ``config`` and ``option`` of :class:`Request`. With ``to`` the
-        strategy is for what the checkpoint becomes when it is converted so.
+    It is written as by :func:`convert_strategy`, for the tensors of a full checkpoint. ``parallel`` has the sizes, as
+    text like ``dp=2,mp=4``, or is the URL of the YAML configuration of a training job. Options are ``to``, ``family``,
+    ``naming``, ``config`` and ``option`` of :class:`Request`; with ``to`` the strategy is for what the checkpoint
+    becomes when it is converted so.
 
     Raises
     ------

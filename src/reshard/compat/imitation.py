@@ -66,7 +66,10 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
 
             given = signature.bind(*args, **kwargs).arguments
             try:
-                read = {name: _read(signature.parameters[name], value) for name, value in given.items()}
+                read: dict[str, Any] = {}
+                for name, value in given.items():
+                    field = option_of(signature.parameters[name])
+                    read[name] = value if value is None or field is None else field.parse(name, value)
                 more: dict[str, Any] = {name: read.pop(name) for name in added if read.get(name) is not None}
                 request, resolve = translate(**read)
                 more["drop"] = (*more.get("drop", ()), *request.drop)
@@ -87,11 +90,6 @@ def option_of(parameter: inspect.Parameter) -> OptionField | None:
     """Return how a parameter of a command is read and shown."""
     found = (each for each in getattr(parameter.annotation, "__metadata__", ()) if isinstance(each, OptionField))
     return next(found, None)
-
-
-def _read(parameter: inspect.Parameter, value: object) -> object:
-    field = option_of(parameter)
-    return value if value is None or field is None else field.parse(parameter.name, value)
 
 
 def _rename_options(error: ReshardError, parameters: Mapping[str, str]) -> None:

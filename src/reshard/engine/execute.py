@@ -31,14 +31,9 @@ def execute(
     The plan's keys count from ``source``, ``target`` and ``others``, which are those of the catalog. Staged chunks may
     be kept for other conversions of this source. The listener gets the run's events in this thread.
 
-    Raises
-    ------
-    SourceChanged
-        An object is not the one that the plan was made from.
-    TargetExists
-        Outputs exist and must not be replaced.
-    StorageError, KeyboardInterrupt
-        A store failed or refused, or the user stopped the run; nothing of it stays in the target.
+    Raise SourceChanged if an object is not the one that the plan was made from, TargetExists if outputs exist and must
+    not be replaced, and StorageError if a store fails or refuses. Whatever is raised, KeyboardInterrupt too, nothing of
+    this run stays in the target.
     """
     locations = Locations((source, *others), target)
     if plan.staging:  # what would be refused in the second pass is refused before the first

@@ -81,7 +81,13 @@ def verify_manifest(
 
     Raise SourceChanged if the source is no longer what was converted, so that nothing can be compared.
     """
-    plan, locations = _plan_of(manifest), Locations((source, *others), target)
+    # By streaming, however the run had filled the outputs: staged chunks are gone, and a plan that copies would compare
+    # ranges with the places that it chose itself.
+    try:
+        plan = make_plan(manifest.conversion, manifest.limits)
+    except OverBudget as error:  # the store had copied what the run's memory could not stream
+        plan = make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
+    locations = Locations((source, *others), target)
     with working(plan.limits.concurrency, *locations.stores) as workers:
         check_source(plan, locations, workers, _SOURCE_HINT)
         wrong = _check_objects(manifest, target, workers)
@@ -98,17 +104,6 @@ def verify_manifest(
     total_bytes += sum(attachment.nbytes for attachment in plan.conversion.attachments)
     found = (*sorted(wrong.values()), *sorted(problems))[:_MAX_PROBLEMS]
     return Report(conversion_id(manifest.conversion), checked_bytes, total_bytes, len(manifest.receipts), found)
-
-
-def _plan_of(manifest: Manifest) -> Plan:
-    """Plan the conversion by streaming, however the run had filled the outputs.
-
-    Staged chunks are gone, and a plan that copies would compare ranges with the places that it chose itself.
-    """
-    try:
-        return make_plan(manifest.conversion, manifest.limits)
-    except OverBudget as error:  # the store had copied what the run's memory could not stream
-        return make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
 
 
 def _chosen(plan: Plan, subset: Subset) -> Iterator[StepId]:

@@ -158,12 +158,8 @@ class Dequantise:
     """8-bit floating weights times the scale of their block. Inputs: the same box, and its ``scale_box``.
 
     Weight and scale are cast to F32, their product is rounded to F32, and again to the target if that is narrower.
-
-    Parameters
-    ----------
-    block
-        Elements that share a scale, on each axis; blocks at the ends may be smaller. An axis along
-        which every index has its own scales (stacked experts) has 1.
+    ``block`` has the elements that share a scale, on each axis; blocks at the ends may be smaller. It is 1 along an
+    axis whose every index has its own scales (stacked experts).
 
     Examples
     --------
@@ -205,16 +201,8 @@ class MergeLora:
     product to ``working``, the scaling to ``working``, their product to ``working``, the sum
     with W to F32, and the result to W's type. The result may overwrite W in memory.
 
-    Parameters
-    ----------
-    scaling
-        Factor of the product, usually alpha / rank.
-    rank
-        Length of the inner axis.
-    working
-        F32, or F16 to reproduce the original where A and B are both F16.
-    transposed
-        Whether W is stored ``[in, out]``.
+    ``rank`` is the length of the inner axis, and the scaling usually alpha / rank. The working type is F32, or F16 to
+    reproduce the original where A and B are both F16. A transposed W is stored ``[in, out]``.
 
     Examples
     --------

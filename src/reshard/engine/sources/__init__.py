@@ -27,14 +27,8 @@ SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
 def read_catalog(location: Location, options: SourceOptions, workers: Workers) -> Catalog:
     """Describe one object, or a prefix that holds a checkpoint of any kind, from headers.
 
-    Raises
-    ------
-    CatalogError
-        The location holds no checkpoint, or objects that do not make one.
-    FormatError
-        Broken headers or documents; all broken headers are in one error.
-    StrategyError
-        Shards that do not fit the strategy.
+    Raise CatalogError if there is no checkpoint, or objects do not make one; FormatError for broken headers, all in one
+    error, and broken documents; StrategyError for shards that do not fit the strategy.
     """
     return _detect(location, options, workers).read(options, workers)
 

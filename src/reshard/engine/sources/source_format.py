@@ -63,27 +63,15 @@ class SourceFormat(Protocol):
     def detect(cls, listing: Listing, options: SourceOptions, workers: Workers, /) -> Self | None:
         """Return the source if a location holds one of this kind, else None.
 
-        Reads documents that say which objects belong together (an index, metadata), and no tensor's header.
-
-        Raises
-        ------
-        CatalogError
-            It is of this kind, and incomplete or ambiguous.
-        FormatError
-            Documents that break their format.
+        Reads documents that say which objects belong together (an index, metadata), and no tensor's header. Raise
+        CatalogError if it is of this kind, and incomplete or ambiguous, and FormatError for broken documents.
         """
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Describe the source from its headers, and compare copies that must be equal.
 
-        Raises
-        ------
-        UsageError
-            Options that do not apply to this kind, or select tensors that are not there.
-        CatalogError, StrategyError
-            The objects do not make one checkpoint.
-        FormatError
-            Broken headers, all of them in one error.
+        Raise UsageError for options that do not apply to this kind, or select tensors that are not there; CatalogError
+        or StrategyError if the objects do not make one checkpoint; one FormatError for all broken headers.
         """
 
     def contents(self, options: SourceOptions, workers: Workers) -> Catalog:

@@ -56,14 +56,8 @@ def read_layout_file(location: Location) -> StrategySource:
 def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     """Read a strategy file, or every strategy file directly below a prefix.
 
-    Raises
-    ------
-    NotFound
-        Neither an object nor a prefix with strategy files.
-    CatalogError
-        Files of both forms side by side.
-    FormatError
-        A file of another format.
+    Raise NotFound if there is none, CatalogError if files of both forms are side by side, and FormatError for a file of
+    another format.
     """
     try:
         return StrategySource((_parse(read_object(location), location),))
