@@ -89,9 +89,6 @@ def write_options(text: str, spell: Callable[[str, str | None], str] = as_argume
 class ReshardError(Exception):
     """Base of every error this package raises on purpose.
 
-    The message says what went wrong and where, the hint what the reader can do about it; ``problems`` are the single
-    findings, when there is more than one of a kind.
-
     Examples
     --------
     >>> print(ReshardError("2 tensors are missing", hint="Check the index.", problems=["a", "b"]))
@@ -104,20 +101,37 @@ class ReshardError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.problems = tuple(problems)
+        super().__init__(write_options(message))
+        # With options still marked: an error that carries this one's text on is spelled later, for its reader.
+        self.marked_message = message
+        self.marked_hint = hint
+        self.marked_problems = tuple(problems)
+
+    @property
+    def message(self) -> str:
+        """What went wrong and where, with options spelled as arguments."""
+        return write_options(self.marked_message)
+
+    @property
+    def hint(self) -> str:
+        """What the reader can do about it, with options spelled as arguments."""
+        return write_options(self.marked_hint)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every single finding, if there are several of a kind, with options spelled as arguments."""
+        return tuple(map(write_options, self.marked_problems))
 
     def __str__(self) -> str:
         return self.text(as_argument)
 
     def text(self, spell: Callable[[str, str | None], str]) -> str:
         """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""
-        shown = [f"  - {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
-        if len(self.problems) > _SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(self.problems) - _SHOWN_PROBLEMS} more")
-        return write_options("\n".join([self.message, *shown, *([self.hint] if self.hint else [])]), spell)
+        problems, hint = self.marked_problems, self.marked_hint
+        shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more")
+        return write_options("\n".join([self.marked_message, *shown, *([hint] if hint else [])]), spell)
 
 
 class UsageError(ReshardError):
@@ -160,7 +174,7 @@ class FormatError(SourceError):
         """Return the same error with ``where`` put before its place (an object's URL, say)."""
         place = ": ".join(part for part in (where, self.where) if part)
         sides = {"expected": self.expected, "found": self.found}
-        return type(self)(self.what, where=place, **sides, hint=self.hint, problems=self.problems)
+        return type(self)(self.what, where=place, **sides, hint=self.marked_hint, problems=self.marked_problems)
 
 
 class CatalogError(SourceError):
@@ -230,7 +244,7 @@ class Interrupted(ReshardError):
 def add_problems(error: BaseException, problems: Sequence[str]) -> None:
     """Have an error on its way list more problems; an error of another package gets a note."""
     if isinstance(error, ReshardError):
-        error.problems = (*error.problems, *problems)
+        error.marked_problems = (*error.marked_problems, *problems)
     elif problems:
         error.add_note("\n".join(problems))
 

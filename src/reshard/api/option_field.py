@@ -200,7 +200,7 @@ class OptionField:
             if self.least is not None and found < self.least:
                 raise UsageError(f"expected at least {self.least}")
         except UsageError as error:
-            raise UsageError(f"{option(name, value)}: {error.message}", hint=error.hint) from None
+            raise UsageError(f"{option(name, value)}: {error.marked_message}", hint=error.marked_hint) from None
         except TypeError:
             raise UsageError(f"{option(name, value)}: expected text, or a list of it") from None
         return found

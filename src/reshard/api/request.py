@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UsageError, write_options
@@ -197,7 +198,7 @@ class Request:
         """
         unknown = sorted(given.keys() - set(OPTIONS if allowed is None else allowed))
         if unknown:
-            raise TypeError(f"unknown options: {', '.join(unknown)}")
+            raise TypeError(f"unknown options: {', '.join(map(_with_suggestion, unknown))}")
         read: dict[str, Any] = {}
         problems: list[UsageError] = []
         for name, value in given.items():
@@ -264,11 +265,22 @@ ASSUMPTIONS: Mapping[str, OptionField] = {
 """What an estimate assumes."""
 
 
+def _with_suggestion(name: str) -> str:
+    """Explain an option that cannot be given here: misspelt perhaps, or of another statement."""
+    if name in OPTIONS:
+        return f"{name} (not an option of this statement)"
+    near = get_close_matches(name, OPTIONS, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
+
+
 def _raise(problems: list[UsageError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        texts = [" ".join(part for part in (each.message.rstrip(".") + ".", each.hint) if part) for each in problems]
+        texts = [
+            " ".join(part for part in (each.marked_message.rstrip(".") + ".", each.marked_hint) if part)
+            for each in problems
+        ]
         raise UsageError(f"{len(problems)} options cannot be used", problems=texts)
 
 

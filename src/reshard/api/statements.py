@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike, fspath
 from typing import Any
 
 from ..engine.events import Listener, ignore
@@ -60,7 +61,7 @@ def convert(
     src: str | None = None,
     dst: str | None = None,
     *,
-    plan: Plan | str | None = None,
+    plan: Plan | str | PathLike[str] | None = None,
     on_event: Listener = ignore,
     **options: Any,
 ) -> Manifest:
@@ -89,7 +90,9 @@ def convert(
     elif src is None or dst is None:
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
-    made = load_plan(plan) if isinstance(plan, str) else plan or plan_resolved(resolve(request, on_event))
+    if plan is None:
+        plan = plan_resolved(resolve(request, on_event))
+    made = plan if isinstance(plan, Plan) else load_plan(fspath(plan))
     return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
 
 
@@ -145,7 +148,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         manifest = decode_manifest(read_object(place), place.url)
     except NotFound as error:
         raise NotFound(
-            f"{place.url}: no manifest there ({error.message.rstrip('.')})",
+            f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
             hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
         ) from error
     target = place

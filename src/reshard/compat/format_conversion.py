@@ -121,7 +121,7 @@ def _renamed_tree(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str
         try:
             renamed |= {tree_name(key, old): tree_name(key, new) for old, new in renames.apply(own).items()}
         except PlanError as error:
-            problems += [f"{key}: {problem}" for problem in error.problems]
+            problems += [f"{key}: {problem}" for problem in error.marked_problems]
     raise_all(PlanError, "the name map does not give every tensor a name of its own", problems)
     missed = renames.unmatched_map([name for own in names.values() for name in own])
     return note_unmatched(catalog, missed), renamed

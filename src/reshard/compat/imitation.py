@@ -96,8 +96,8 @@ def _rename_options(error: ReshardError, parameters: Mapping[str, str]) -> None:
     def renamed(text: str) -> str:
         return write_options(text, lambda name, value: option(parameters.get(name, name), value))
 
-    error.message, error.hint = renamed(error.message), renamed(error.hint)
-    error.problems = tuple(map(renamed, error.problems))
+    error.marked_message, error.marked_hint = renamed(error.marked_message), renamed(error.marked_hint)
+    error.marked_problems = tuple(map(renamed, error.marked_problems))
 
 
 def requests_for(process_count: int | None) -> int | None:

@@ -269,7 +269,7 @@ def _read(where: str, value: object, read: Callable[[object], int]) -> int:
     try:
         return read(value)
     except UsageError as error:
-        raise UsageError(f"{where} {shown(value)}: {error.message}") from None
+        raise UsageError(f"{where} {shown(value)}: {error.marked_message}") from None
 
 
 def _read_count(value: object) -> int:

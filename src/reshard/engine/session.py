@@ -299,13 +299,15 @@ class UploadSession:
             try:
                 actions[what]()
             except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-                problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
+                problems.append(
+                    f"could not {what}: {error.marked_message if isinstance(error, ReshardError) else error}"
+                )
             left.discard(what)
 
         workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped
         for what in actions:
             workers.submit(partial(tidy, what))
-        workers.settle_quietly(_TIDY_S)
+        workers.drain_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
         advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []

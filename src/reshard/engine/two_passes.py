@@ -78,7 +78,7 @@ def _remove(first: Plan, place: Location) -> list[str]:
         try:
             store.delete(place.child(key).key)
         except ReshardError as error:
-            problems.append(f"could not delete {place.child(key).url}: {error.message}")
+            problems.append(f"could not delete {place.child(key).url}: {error.marked_message}")
 
     with working(first.limits.concurrency, store) as workers:
         workers.map(remove, first.conversion.keys)

@@ -85,7 +85,7 @@ class Workers:
         """Drop queued tasks and ask running ones to end."""
         self._stopped.set()
 
-    def settle(self) -> bool:
+    def drain(self) -> bool:
         """After a stop, wait some seconds for running tasks; return whether all have ended."""
         deadline = time.monotonic() + _STOP_WAIT_S
         with self._idle:
@@ -93,7 +93,7 @@ class Workers:
                 self._idle.wait(POLL_S)
             return not self._pending
 
-    def settle_quietly(self, wait_s: float) -> None:
+    def drain_quietly(self, wait_s: float) -> None:
         """Wait until every task is done, or none has ended for ``wait_s``; a signal does not cut the wait short."""
         left, deadline = self._pending, time.monotonic() + wait_s
         while self._pending and time.monotonic() < deadline:
@@ -148,7 +148,7 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     except BaseException:
         wait_s = 0.0
         workers.stop()
-        workers.settle()
+        workers.drain()
         raise
     finally:
         for store in stores:

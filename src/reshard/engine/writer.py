@@ -95,7 +95,7 @@ class PartWriter:
         try:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
         except Unsupported as error:
-            return CopyRefusal(key, number, span.nbytes, error.message, error.problems)
+            return CopyRefusal(key, number, span.nbytes, error.marked_message, error.marked_problems)
         return PartReceipt(key, number, made, span.nbytes, None)
 
 

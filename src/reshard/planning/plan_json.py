@@ -27,16 +27,7 @@ _FORMAT = "reshard-plan/2"
 _INPUTS = ("conversion", "limits", "copy_bases", "staging")
 _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE)
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
-_BROKEN = (
-    ReshardError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 Json = dict[str, Any]
 
 
@@ -156,7 +147,7 @@ def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
     except FormatError as error:
         rule = ": ".join(part for part in (f"{what} cannot be read", error.where, error.what) if part)
         sides = {"expected": error.expected, "found": error.found}
-        raise FormatError(rule, where=where, hint=hint, problems=error.problems, **sides) from error
+        raise FormatError(rule, where=where, hint=hint, problems=error.marked_problems, **sides) from error
     except _BROKEN as error:
-        text = error.message if isinstance(error, ReshardError) else str(error) or repr(error)
+        text = error.marked_message if isinstance(error, ReshardError) else str(error) or repr(error)
         raise FormatError(f"{what} cannot be read: {shown(text)}", where=where, hint=hint) from error

@@ -33,7 +33,7 @@ def read_headers(
             headers[name] = _read(place, info, SourceObject(name, info.nbytes, info.etag), check_crc=check_crc)
         except FormatError as error:
             problems[name] = error.at(place.url)
-            problems[name].hint = error.hint or _DAMAGED
+            problems[name].marked_hint = error.marked_hint or _DAMAGED
 
     workers.map(read, objects)
     raise_together(problems, f"{len(problems)} objects cannot be read")
@@ -44,8 +44,8 @@ def raise_together(problems: Mapping[str, FormatError], message: str) -> None:
     """Raise one error for several objects, in the order of their names, or return if there are none."""
     if len(problems) == 1:
         raise next(iter(problems.values()))
-    lines = ["\n    ".join([p.message, *p.problems[:10]]) for _, p in sorted(problems.items())]
-    hints = " ".join(sorted({problem.hint for problem in problems.values() if problem.hint}))
+    lines = ["\n    ".join([p.marked_message, *p.marked_problems[:10]]) for _, p in sorted(problems.items())]
+    hints = " ".join(sorted({problem.marked_hint for problem in problems.values() if problem.marked_hint}))
     raise_all(FormatError, message, lines, hints)
 
 

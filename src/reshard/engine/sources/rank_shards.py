@@ -58,7 +58,9 @@ class RankShards(SourceFormat):
         try:
             chosen = choose(ranked, options.file_suffix, recorded)
         except CatalogError as error:
-            raise CatalogError(f"{location.url}: {error.message}", hint=error.hint, problems=error.problems) from error
+            raise CatalogError(
+                f"{location.url}: {error.marked_message}", hint=error.marked_hint, problems=error.marked_problems
+            ) from error
         keys = dict(sorted(chosen.by_rank.items()))
         kind = f"one rank's {chosen.container} object" if tuple(keys) == (0,) else "rank shards"
         aside = "a full checkpoint beside the rank shards is left aside"

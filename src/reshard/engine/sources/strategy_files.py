@@ -90,5 +90,5 @@ def _parse(data: bytes, location: Location) -> StrategyFile:
     try:
         return parse_strategy_file(data, location.url)
     except FormatError as error:
-        error.hint = error.hint or _EXPECTED
+        error.marked_hint = error.marked_hint or _EXPECTED
         raise

@@ -21,7 +21,6 @@ from typing import TypeVar
 from ...errors import UsageError
 from ..plan import Plan
 from ..steps.buffers import process_bytes
-from ..steps.read_scores import group_ranges
 from .cost import Cost
 from .prices import Bill, Charge, Egress, Payee, bill, total_money
 
@@ -230,7 +229,7 @@ def _chunk_reads(plan: Plan) -> Charge:
     names = {entry.spec.name for entry in plan.staging.catalog.entries}
     nbytes = count = 0
     for group in plan.groups:
-        for source, ranges in group_ranges(plan.draft, group.outputs):
+        for source, ranges in plan.reader.scores.ranges(group.outputs):
             if plan.catalog.entries[source].spec.name in names:
                 nbytes += sum(one.nbytes for one in ranges)
                 count += sum(-(-one.nbytes // plan.limits.read_bytes) for one in ranges)

@@ -252,8 +252,8 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         try:
             _ = output.frame
         except FormatError as error:
-            message = f"{output.keys[0]} cannot be written: {error.message}"
-            raise PlanError(message, problems=error.problems, hint=error.hint) from error
+            message = f"{output.keys[0]} cannot be written: {error.marked_message}"
+            raise PlanError(message, problems=error.marked_problems, hint=error.marked_hint) from error
     losing = [output for output in distinct if output.texts and not output.container.definition.has_texts]
     formats = " and ".join(sorted({output.container.value for output in losing}))
     raise_all(

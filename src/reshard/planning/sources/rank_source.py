@@ -130,7 +130,7 @@ class _RankJoin:
                 raise StrategyError(f"{spec.dtype} has no whole bytes to cut between")
             boxes = [layout.box_of(spec.shape, device) for device in range(layout.device_count)]
         except StrategyError as error:
-            self._misfits.append(f"{name}: {error.message}")
+            self._misfits.append(f"{name}: {error.marked_message}")
             return None
         wrong = {rank: each for rank, each in specs.items() if each.shape != boxes[rank % layout.device_count].shape}
         if wrong:

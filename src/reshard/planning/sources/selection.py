@@ -207,7 +207,7 @@ def _parse_all(texts: Iterable[str], parse: Callable[[str], _T], role: str, prob
         try:
             found.append(parse(text))
         except UsageError as error:
-            problems.append(f"{role} {shown(text)}: {error.message}")
+            problems.append(f"{role} {shown(text)}: {error.marked_message}")
     return tuple(found)
 
 

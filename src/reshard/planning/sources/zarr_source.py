@@ -105,7 +105,7 @@ class _Chunks:
             try:
                 element = array.fill.element()
             except FormatError as error:
-                problem = error.message  # which matters only if a chunk is missing
+                problem = error.marked_message  # which matters only if a chunk is missing
         placements: list[Placement] = []
         missing: list[str] = []
         most = _SHOWN if array.fill is None else self._spare

@@ -8,6 +8,7 @@ the pieces, and the stored boxes. Steps, cost, copies, staging and explanations 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import ge
 from typing import NamedTuple
 
 from ...models.lora import adapter_boxes
@@ -134,7 +135,7 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     hull = patch.source_hull
     for place, placement in enumerate(placements):
         box = placement.box
-        if box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
+        if any(map(ge, box.start, hull.stop)) or any(map(ge, hull.start, box.stop)):  # nearly all chunks of an array
             continue
         for part in (box,) if patch.is_plain else view_boxes(patch.source_views, box):
             common = patch.within_source(part)

@@ -87,7 +87,7 @@ class RankTarget(Target):
         return tuple(outputs)
 
     def _layout(
-        self, share: _Share, device: int, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
+        self, share: _StageTensors, device: int, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
     ) -> OutputLayout:
         boxes = DeviceBoxes(share.partitions, device)
         specs = tuple(local_spec(tensors[index].spec, box) for index, box in zip(share.tensors, boxes, strict=True))
@@ -95,9 +95,9 @@ class RankTarget(Target):
         metadata = source_metadata.metadata_for([spec.name for spec in specs], format="ms", **own)
         return OutputLayout(share.tensors, share.partitions, specs, metadata, self.container, source_metadata.texts)
 
-    def _shares(self, tensors: Sequence[TargetTensor]) -> dict[int, _Share]:
+    def _shares(self, tensors: Sequence[TargetTensor]) -> dict[int, _StageTensors]:
         """Return what each rank holds; ranks that hold the same tensors of a stage share one value."""
-        shares: dict[int, _Share] = {}
+        shares: dict[int, _StageTensors] = {}
         order, listed, partitions = file_order(tensors), self.strategy.names, Partitions()
         for stage, ranks in groupby(self.ranks, self.strategy.stage_of):
             layouts = self.strategy.stages[stage]
@@ -109,7 +109,7 @@ class RankTarget(Target):
                     held.append(index)
                     layout = None if spec.dtype.is_sub_byte else layout  # packed elements are checked to be uncut
                     cuts.append(partitions.of(extent_of(spec)[0], layout))
-            share = _Share(tuple(held), tuple(cuts))
+            share = _StageTensors(tuple(held), tuple(cuts))
             if self.remove_redundancy:
                 names = [tensors[index].spec.name for index in held]
                 slots = {name: slot for slot, name in enumerate(names) if name in layouts}
@@ -136,7 +136,7 @@ class RankTarget(Target):
             check_count("tensors over all ranks", count_slices(strategy, range(strategy.rank_count), tensors))
             return len(ranks)
         check_count("tensors over all ranks", count_slices(strategy, ranks, tensors), _MAX_SLICES)
-        # One rank stands for its stage, unless rows are split by hand there: then each may have shapes of its own.
+        # One rank represents its stage, unless rows are split by hand there: then each may have shapes of its own.
         by_hand = {stage for stage, layouts in enumerate(strategy.stages) if any(x.row_split for x in layouts.values())}
         first_of = {strategy.stage_of(rank): rank for rank in reversed(ranks)}
         examined = [rank for rank in ranks if (stage := strategy.stage_of(rank)) in by_hand or first_of[stage] == rank]
@@ -153,7 +153,7 @@ class RankTarget(Target):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Share:
+class _StageTensors:
     """Tensors that some ranks of one stage hold, in file order, each with how it is cut; compared by identity."""
 
     tensors: tuple[int, ...]
@@ -170,17 +170,17 @@ def _output(keys: tuple[str, ...], layout: OutputLayout, device: int) -> Output:
     return Output(keys, layout.tensors, boxes, *what)
 
 
-def _distinguishing_slots(shares: Iterable[_Share]) -> dict[_Share, tuple[_Share, list[int]]]:
+def _distinguishing_slots(shares: Iterable[_StageTensors]) -> dict[_StageTensors, tuple[_StageTensors, list[int]]]:
     """Find, for each share, the first one of the same tensors and a few slots whose boxes tell their ranks apart.
 
     Two devices hold equal boxes of a tensor just when they hold equal boxes of any other of the same
     layouts, if both tensors have elements along the same axes. So one slot for each such kind is enough; where
     several stages hold the same tensors, the layouts of all of them make the kind.
     """
-    sharers: dict[tuple[int, ...], list[_Share]] = {}
+    sharers: dict[tuple[int, ...], list[_StageTensors]] = {}
     for share in dict.fromkeys(shares):
         sharers.setdefault(share.tensors, []).append(share)
-    found: dict[_Share, tuple[_Share, list[int]]] = {}
+    found: dict[_StageTensors, tuple[_StageTensors, list[int]]] = {}
     for same in sharers.values():
         slots: dict[Hashable, int] = {}
         for slot, partitions in enumerate(zip(*(share.partitions for share in same), strict=True)):
@@ -196,7 +196,7 @@ def _kind(partition: Partition) -> Hashable:
     return id(partition.layout), partition.extent if is_by_hand else tuple(map(bool, partition.extent))
 
 
-def _without_redundancy(share: _Share, slots: Mapping[str, int], device_count: int) -> list[_Share]:
+def _without_redundancy(share: _StageTensors, slots: Mapping[str, int], device_count: int) -> list[_StageTensors]:
     """Return what each device of a stage writes if every box of the named slots is written once."""
     owners_of: dict[Hashable, list[tuple[int, ...]]] = {}
     for slot in slots.values():
@@ -212,10 +212,10 @@ def _without_redundancy(share: _Share, slots: Mapping[str, int], device_count: i
     for slot in range(len(share.tensors)):
         for device in writers_of.get(slot, range(device_count)):
             kept[device].append(slot)
-    parts: dict[tuple[int, ...], _Share] = {}
+    parts: dict[tuple[int, ...], _StageTensors] = {}
     for slots_kept in set(map(tuple, kept)):
         held = [(share.tensors[slot], share.partitions[slot]) for slot in slots_kept]
-        parts[slots_kept] = _Share(tuple(index for index, _ in held), tuple(partition for _, partition in held))
+        parts[slots_kept] = _StageTensors(tuple(index for index, _ in held), tuple(partition for _, partition in held))
     return [parts[tuple(each)] for each in kept]
 
 

@@ -66,7 +66,7 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
                     raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
                 fitting.add(kind)
             except StrategyError as error:
-                problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
+                problems.append(f"{tensor.spec.name} (stage {stage}): {error.marked_message}")
     hint = "Is this the strategy of this very model? It must map every axis, and its cuts must divide the axes."
     raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
 
