@@ -29,7 +29,6 @@ from .option_field import (
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
 """Ends of URLs that name a single object."""
 
-
 SOURCE, CHANGES, TARGET, RUN, ESTIMATE = "Source", "Names and values", "Target", "Run", "Estimate"
 
 

@@ -60,10 +60,7 @@ class Workers:
     def is_idle(self, wait_s: float) -> bool:
         """Return whether every task is done, after waiting for the next to end, ``wait_s`` at most.
 
-        Raises
-        ------
-        BaseException
-            The first error of a task.
+        Raise the first error of a task.
         """
         self.check()
         with self._idle:
@@ -140,10 +137,7 @@ class Workers:
 def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     """Provide workers for the length of a block; a block left by an error stops them and transfers in flight.
 
-    Parameters
-    ----------
-    stores
-        Asked to break off their transfers once the workers are stopped, until the block is left.
+    Until the block is left, the stores break off their transfers once the workers are stopped.
     """
     workers = Workers(count)
     for store in stores:

@@ -84,6 +84,22 @@ class FullCheckpoint(SourceFormat):
         return with_selection_notes(full_catalog(source, self.weight_map), options.names)
 
 
+@dataclass(frozen=True, slots=True)
+class SingleObject(FullCheckpoint):
+    """A full checkpoint in one safetensors or ``.ckpt`` object that the URL names."""
+
+    expected: ClassVar[str] = ""
+
+    @classmethod
+    def detect(cls, listing: Listing, _options: SourceOptions, _workers: Workers) -> Self | None:
+        """Go by the end of the URL alone: nothing is listed."""
+        location, container = listing.location, container_of(listing.location.key)
+        if container is None:
+            return None
+        info, name = location.store.head(location.key), location.key.rsplit("/", 1)[-1]
+        return cls(location.parent, f"one {container} object", {name: info})
+
+
 def _indexed(listing: Listing, weight_map: Mapping[str, str]) -> tuple[dict[str, ObjectInfo], tuple[str, ...]]:
     """Return the objects of an index, and a note of others that are ignored."""
     names = sorted(set(weight_map.values()))

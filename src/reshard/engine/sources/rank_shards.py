@@ -122,15 +122,7 @@ def read_tree(
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
-    Parameters
-    ----------
-    pattern
-        Found somewhere in the name of each object to take; None for all.
-
-    Raises
-    ------
-    CatalogError
-        There is no such object.
+    The pattern matches somewhere in the name of each object to take. Raise CatalogError if there is none.
 
     Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``.
     """
