@@ -7,14 +7,25 @@ the pieces, and the stored boxes. Steps, cost, copies, staging and explanations 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from operator import ge
+from operator import add, ge, sub
 from typing import NamedTuple
 
 from ...models.lora import adapter_boxes
-from ...tensor import Box, Patch, Scatter, extent_of, plain_patch, row_major_boxes, slice_scatters, view_boxes
+from ...tensor import (
+    Box,
+    Patch,
+    Scatter,
+    box_scatter,
+    extent_of,
+    plain_patch,
+    row_major_boxes,
+    slice_scatters,
+    view_boxes,
+)
 from ...tensor.patch import Views
-from ..catalog import Placement
+from ..catalog import Entry, Placement
 from ..outputs.output import Computation, Piece
 from ..outputs.walk import Slice, WalkItem
 from .draft import Draft
@@ -117,12 +128,31 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     if len(placements) == 1:  # it holds all of the tensor
         yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
         return
+    if patch.is_plain:
+        yield from _stored_plainly(index, entry, patch, held)
+        return
     hull = patch.source_hull
     for place, placement in enumerate(placements):
+        if placement.box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
+            continue
+        for part in view_boxes(patch.source_views, placement.box):
+            common = patch.within_source(part)
+            if common is not None:
+                yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
+
+
+def _stored_plainly(index: int, entry: Entry, patch: Patch, held: Box) -> Iterator[Fill]:
+    """Find the stored boxes that a plain patch takes from: as :func:`_stored` does, without factors, and quicker."""
+    itemsize, held_shape = extent_of(entry.spec)[1], held.shape
+    hull = patch.source_box
+    # From an element of the entry to its place in the target's buffer.
+    offset = tuple(a - b - c for a, b, c in zip(patch.target_start, patch.source_start, held.start, strict=True))
+    for place, placement in enumerate(entry.placements):
         box = placement.box
         if any(map(ge, box.start, hull.stop)) or any(map(ge, hull.start, box.stop)):  # nearly all chunks of an array
             continue
-        for part in (box,) if patch.is_plain else view_boxes(patch.source_views, box):
-            common = patch.within_source(part)
-            if common is not None:
-                yield Fill(index, place, placement, common.scatter(box, held, itemsize), common.element_count)
+        start, stop = tuple(map(max, box.start, hull.start)), tuple(map(min, box.stop, hull.stop))
+        source, target = tuple(map(sub, start, box.start)), tuple(map(add, start, offset))
+        shape = tuple(map(sub, stop, start))
+        scatter = box_scatter(shape, (box.shape, source), (held_shape, target), itemsize)
+        yield Fill(index, place, placement, scatter, math.prod(shape))
