@@ -147,7 +147,9 @@ class SourceError(ReshardError):
 
 
 class FormatError(SourceError):
-    """Bytes that break a file format: which rule, in which object, and at which tensor or byte offset if known.
+    """Bytes that break a file format.
+
+    The message says which rule, in which object, and at which tensor or byte offset if known.
 
     Examples
     --------
@@ -196,7 +198,10 @@ class StrategyError(PlanError):
 
 
 class OverBudget(PlanError):
-    """The plan needs more memory than it may use; ``needed_bytes`` is the smallest limit that would be accepted."""
+    """The plan needs more memory than it may use.
+
+    ``needed_bytes`` is the smallest limit that would be accepted.
+    """
 
     def __init__(self, message: str, *, needed_bytes: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
