@@ -20,13 +20,12 @@ from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
 
-from reshard.planning.cost.memory import share_memory
-
 import reshard
 from reshard import errors
 from reshard.formats.safetensors import plan_header
 from reshard.planning.cost.prices import built_in_prices
 from reshard.planning.limits import Limits
+from reshard.planning.steps.buffers import share_memory
 from reshard.storage.providers import PROVIDERS
 from reshard.tensor import DType, TensorSpec
 

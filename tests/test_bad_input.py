@@ -209,7 +209,7 @@ HEADERS = [
 
 INDEX = "src/model.safetensors.index.json"
 SOURCES = [
-    Bad("nothing there", {}, CatalogError, ["bad/src", "no checkpoint there", "found nothing", "Is the prefix right?"]),
+    Bad("nothing there", {}, CatalogError, ["bad/src", "no checkpoint there", "found nothing", "Check the prefix."]),
     Bad("no such object", {}, NotFound, ["bad/src/m.safetensors", "does not exist"], src="src/m.safetensors"),
     Bad("other things there", {"src/a.txt": b""}, CatalogError, ["no checkpoint there", "1 other objects (a.txt)"]),
     Bad(
@@ -468,8 +468,8 @@ SHARDS = [
 ]
 
 REQUESTS = [
-    Bad("target is the source", GOOD, UsageError, ["DST", "inside SRC"], dst="src"),
-    Bad("target inside the source", GOOD, UsageError, ["DST", "inside SRC", "outside"], dst="src/out"),
+    Bad("target is the source", GOOD, UsageError, ["`dst` ", "is inside `src` "], dst="src"),
+    Bad("target inside the source", GOOD, UsageError, ["`dst` ", "is inside `src` ", "outside"], dst="src/out"),
     Bad(
         "target replaces the source",
         {"src/model.safetensors": GOOD["src/m.safetensors"]},
@@ -483,7 +483,7 @@ REQUESTS = [
         "outputs exist",
         GOOD | {"out/model.safetensors": b"old"},
         TargetExists,
-        ["1 of 2 outputs exist", "model.safetensors", "--overwrite"],
+        ["1 of 2 outputs exist", "model.safetensors", "`overwrite`"],
     ),
     Bad(
         "another checkpoint is there",
@@ -491,7 +491,7 @@ REQUESTS = [
         TargetExists,
         ["another checkpoint", "other.safetensors"],
     ),
-    Bad("too little memory", GOOD, OverBudget, ["at least", "1048576", "--memory"], {"memory": "1MiB"}),
+    Bad("too little memory", GOOD, OverBudget, ["at least", "1048576", "memory='11MiB'"], {"memory": "1MiB"}),
 ]
 
 TABLE = [*HEADERS, *SOURCES, *STRATEGIES, *SHARDS, *REQUESTS]
@@ -647,7 +647,7 @@ def test_wrong_credentials(weed_server: S3Server, clean_environ: pytest.MonkeyPa
         clean_environ.setenv(name, value)
     store.put("src/m.safetensors", GOOD["src/m.safetensors"])
     there, here = f"s3://{bucket}/model", f"{BASE}/{'out' if side == 'source' else 'src'}"
-    with pytest.raises(Denied, match="secret key is not the one") as caught:
+    with pytest.raises(Denied, match="secret key does not belong") as caught:
         reshard.convert(*((there, here) if side == "source" else (here, there)))
     assert "AWS_SECRET_ACCESS_KEY" in caught.value.hint
     assert "not this one" not in str(caught.value)

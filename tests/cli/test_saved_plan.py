@@ -32,7 +32,7 @@ def check_same_bytes(place, *flags):
     assert made.err.split() == ["transfer", "commit"]
     ok("convert", place.full, place.at("now"), *arguments[2:])
     assert objects(place, "later") == objects(place, "now")
-    assert "every compared byte is right" in ok("verify", place.at("later")).out
+    assert "all compared bytes match" in ok("verify", place.at("later")).out
 
 
 def saved(place):
@@ -47,7 +47,7 @@ def test_refused_when_the_source_changed(any_place):
     done = run(*command)
     assert done.code == 3
     assert "full/rank_0/full.safetensors: expected" in done.err
-    assert "Make the plan anew" in done.err
+    assert "Make a new plan" in done.err
     assert any_place.keys("later") == []
 
 

@@ -23,7 +23,7 @@ from reshard.planning.limits import Limits
 from reshard.planning.plan import make_plan, without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
-from reshard.storage import Location, MemoryStore, StoreLimits
+from reshard.storage import LocalStore, Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
 LEAST = 300
@@ -372,6 +372,17 @@ def test_every_copy_but_the_first_is_refused(source, target):
     assert objects_at(target) == streamed(plan, source)
     assert verify_manifest(manifest, source, target).is_ok
     assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_a_later_copy_is_refused_in_a_folder(tmp_path, call):
+    """Parts are written in place there: what was copied before is overwritten."""
+    source, target = Location(LocalStore(tmp_path), "from"), Location(LocalStore(tmp_path), "to")
+    put_ranks(source, shards(MODEL, TWO))
+    plan = planned(source, target, ranks_of(ONE), LIMITS, TWO, (REPLICAS, 0))
+    execute(plan, source, refusing([call], target))
+    assert {name: decode(body)[0] for name, body in objects_at(target).items()} == expected_shards(ONE)
+    assert not list(target.store.open_uploads(""))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 4, 5])

@@ -420,7 +420,7 @@ def test_outputs_that_exist_are_refused_before_anything_is_read(source, target):
     with pytest.raises(TargetExists, match="2 of 5 outputs exist already") as caught:
         execute(plan, counted, target)
     assert caught.value.problems == (rank_key(1), rank_key(3))
-    assert "--overwrite" in str(caught.value)
+    assert "`overwrite`" in str(caught.value)
     assert counted.store.figures.request_count == 0
     assert set(stored(target).values()) == {b"old"}
 

@@ -231,9 +231,9 @@ def test_contradictions_are_all_named():
     [
         (["--model", "telechat"], "Known: llama, qwen2_5"),
         (["--is_lora", "True"], "transform-ckpt-lora"),
-        (["--v_head_dim", "3", "--use_gmm", "1"], "--use_gmm: says nothing of llama"),
+        (["--v_head_dim", "3", "--use_gmm", "1"], "--use_gmm does not concern llama"),
         (["--qkv_concat", "perhaps"], "expected True or False"),
-        (["--save_format", "safetensors"], "--save_format says safetensors"),
+        (["--save_format", "safetensors"], "but --save_format safetensors is given"),
         (["--reversed"], "has no .ckpt"),
         (["--output_path", "memory://x/pytorch_model.bin", "--reversed"], "pickled files are not written"),
     ],

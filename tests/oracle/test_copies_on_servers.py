@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from support import s3_servers
 from support.checkpoints import put_ranks, rank_key, shards
 from support.conversions import catalog_at, ranks_of
+from support.faulty_store import Fault, FaultyStore
 from support.planning import plan_for
 from support.recording_store import Figures, RecordingStore
 from support.s3_servers import S3Server
@@ -22,6 +24,7 @@ from reshard.api.resolve import limits_of
 from reshard.engine.execute import execute
 from reshard.engine.manifest import Manifest
 from reshard.engine.verification import Subset, verify_manifest
+from reshard.errors import Unsupported
 from reshard.formats.mindspore.strategy_merge import from_strategy
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.steps.copies import REPLICAS
@@ -121,6 +124,26 @@ def test_stages_are_joined_in_the_store(bucket):
     check_share(manifest, read, written, 0.05)
     check_shards(f"{bucket}/out", model, after)
     assert verify_manifest(manifest, open_target(f"{bucket}/in"), open_target(f"{bucket}/out")).is_ok
+    assert open_uploads(bucket) == []
+
+
+@pytest.mark.parametrize("call", [3, 6])
+def test_what_is_refused_late_is_sent_into_the_same_upload(bucket, call):
+    """Parts of other numbers and lengths were there before: of the source's bytes (3), or of a replica's (6)."""
+    model = model_of(layers=2, rows=5120)
+    before, after = strategy_of(model, dp=2, pp=2), strategy_of(model, dp=2, pp=1)
+    put_ranks(open_target(f"{bucket}/pair"), shards(model, before))
+    source, target = open_target(f"{bucket}/pair"), open_target(f"{bucket}/refused-{call}")
+    assert isinstance(target.store, Store)
+    faulty = FaultyStore(target.store, Fault("copy_part", call, Unsupported("made up")))
+    limits = replace(limits_of(target, Request()), copy_bytes=12 * MIB)
+    plan = plan_for(catalog_at(source, before), ranks_of(after), target.url, limits, copy_bases=(REPLICAS, 0))
+    assert plan.cost.copy_count == 4 + 4
+    manifest = execute(plan, source, Location(faulty, target.key))
+    assert faulty.calls["create_upload"] == faulty.calls["complete_upload"] == 2
+    assert faulty.calls["upload_part"] > plan.cost.part_count
+    check_shards(target.url, model, after)
+    assert verify_manifest(manifest, source, target).is_ok
     assert open_uploads(bucket) == []
 
 

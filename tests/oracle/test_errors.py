@@ -272,7 +272,7 @@ ROWS = {
         UNIFY, convert("shards"), Refused(UsageError, ["in/shards", "shards of 4 ranks", "`src_strategy`"])),
     "merged strategy lacks stage 0": Row(
         UNIFY, convert("pp_shards", src_strategy="stage1_merged.ckpt"),
-        Refused(StrategyError, ["stage1_merged.ckpt", "stages 0..1 are expected"])),
+        Refused(StrategyError, ["stage1_merged.ckpt", "expected stages 0..1: 1 are missing"])),
     "merge_pipeline_strategys, not a directory": Row(
         "mindspore.merge_pipeline_strategys", merge("mp4.ckpt"),
         Right("one file is the strategy of all its stages", merged_with_itself)),

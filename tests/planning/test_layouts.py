@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects
 from support.planning import plan_for, tensors_of
 from support.random_plans import cases, rank_targets
@@ -26,25 +27,49 @@ from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import Box, DType, Layout, Strategy, TensorSpec
 
 
+def writers_of(target, tensors):
+    """The one rank that writes each box that layouts give to several, by stage and the tensor's name."""
+    shared = {}
+    for tensor in sorted(tensors, key=lambda tensor: tensor.spec.name):
+        for stage in range(target.strategy.stage_count):
+            boxes = {}
+            for rank in range(stage * target.strategy.device_count, (stage + 1) * target.strategy.device_count):
+                if (box := box_of(target, tensor, rank)) is not None:
+                    boxes.setdefault(box, []).append(rank)
+            for box, ranks in boxes.items():
+                shared.setdefault(tuple(ranks), []).append((stage, tensor.spec.name, box))
+    return {what: ranks[turn % len(ranks)] for ranks, held in shared.items() for turn, what in enumerate(held)}
+
+
+def box_of(target, tensor, rank):
+    """What a layout gives a rank; packed elements are whole."""
+    layout = target.strategy.layout(tensor.spec.name, rank)
+    if layout is None or tensor.spec.dtype.bits < 8:
+        return None if layout is None else whole_box(tensor)
+    return layout.box_of(tensor.spec.shape, rank % target.strategy.device_count)
+
+
 def one_by_one(target, tensors):
     """Every rank's boxes as its layouts say; ranks with equal boxes are one output."""
-    distinct = {}
+    distinct, writers = {}, writers_of(target, tensors) if target.remove_redundancy else {}
     for rank in target.ranks:
         held = []
         for index in file_order(tensors):
-            spec = tensors[index].spec
-            layout = target.strategy.layout(spec.name, rank)
-            if layout is not None and spec.dtype.bits >= 8:
-                held.append((index, layout.box_of(spec.shape, rank % target.strategy.device_count)))
-            elif layout is not None or spec.name not in target.strategy.names:
+            name, box = tensors[index].spec.name, box_of(target, tensors[index], rank)
+            if box is not None and writers.get((target.strategy.stage_of(rank), name, box), rank) == rank:
+                held.append((index, box))
+            elif name not in target.strategy.names:
                 held.append((index, whole_box(tensors[index])))
         distinct.setdefault(tuple(held), []).append(target.name.replace("{rank}", str(rank)))
-    return [make_output(keys, held, tensors, {"format": "ms"}) for held, keys in distinct.items()]
+    metadata = {"format": "ms", **({"remove_redundancy": "True"} if target.remove_redundancy else {})}
+    return [make_output(keys, held, tensors, metadata) for held, keys in distinct.items()]
 
 
-@given(cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))))
-def test_derived_outputs_are_those_made_one_by_one(drawn):
-    case, target = drawn
+@given(
+    cases(1).flatmap(lambda case: rank_targets(case.strategies[0]).map(lambda target: (case, target))), st.booleans()
+)
+def test_derived_outputs_are_those_made_one_by_one(drawn, remove_redundancy):
+    case, target = drawn[0], replace(drawn[1], remove_redundancy=remove_redundancy)
     tensors = tensors_of(catalog_of_objects({"all.safetensors": case.model}))
     made, expected = target.outputs(tensors, SourceMetadata()), one_by_one(target, tensors)
     assert [output.keys for output in made] == [output.keys for output in expected]

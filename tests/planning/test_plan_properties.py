@@ -44,7 +44,7 @@ from reshard.engine.verification import verify_manifest
 from reshard.engine.workers import working
 from reshard.errors import FormatError, OverBudget, PlanError
 from reshard.formats.containers import Container
-from reshard.planning import plan_check
+from reshard.planning import conversion_check
 from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
@@ -134,7 +134,7 @@ def small_pieces():
     """Tensors of a few bytes are several values of a .ckpt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Container.CKPT, "definition", ckpt_in_pieces(100))
-        patch.setattr(plan_check, "PIECE_BYTES", 100)
+        patch.setattr(conversion_check, "PIECE_BYTES", 100)
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.planning.targets.part_shares import share_out
+from reshard.planning.targets.full_target import share_out
 
 GIB = 2**30
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from ..errors import write_options
@@ -10,19 +11,19 @@ Spell = Callable[[str, str | None], str]
 
 
 def as_flag(name: str, value: str | None) -> str:
-    """Spell an option as a flag.
-
-    Examples
-    --------
-    >>> as_flag("dst_layout", "l.yaml")
-    '--dst-layout l.yaml'
-    """
+    """Spell an option as a flag."""
     return with_value(f"--{name.replace('_', '-')}", value)
 
 
 def with_value(flag: str, value: str | None) -> str:
-    """Write a flag with its value, if it has one."""
-    return flag if value is None else f"{flag} {value}"
+    """Write a flag with its value, if it has one, as a shell takes it.
+
+    Examples
+    --------
+    >>> with_value("--drop", "adam_m.*")
+    "--drop 'adam_m.*'"
+    """
+    return flag if value is None else f"{flag} {shlex.quote(value)}"
 
 
 class _Spelling:

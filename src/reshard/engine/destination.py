@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
-from ..errors import FormatError, TargetExists, raise_all
-from ..formats.mindspore.iteration import iteration_name
+from ..errors import FormatError, TargetExists, option, raise_all
 from ..planning.conversion import MANIFEST_KEY
 from ..planning.plan import Plan
-from ..planning.targets.iteration_target import IterationTarget
-from ..planning.targets.tree_target import TreeTarget
+from ..planning.targets import is_checkpoint_object
 from ..storage import Location
 from .locations import Locations
 from .manifest import decode_manifest
 from .sources.strategy_files import read_object
 
-_CHECKPOINT_OBJECT = re.compile(
-    r"(rank_\d+/|iteration_\d+/)?[^/]+\.safetensors|rank_\d+/[^/]+\.ckpt|model\.safetensors\.index\.json"
-    r"|param_name_map\.json|latest_checkpointed_iteration\.txt|(.+/)?zarr\.json"
-)
-
 
 def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Look at the objects that the target holds.
+    """Return the etags of objects that will be replaced, by key, and the keys of objects that must go.
 
-    Returns
-    -------
-    tuple
-        The etags of objects that will be replaced, by key; and the keys that an earlier conversion wrote
-        and this one does not: they are removed, so that no reader mixes old and new.
-
-    Raises
-    ------
-    TargetExists
-        Outputs exist and must not be replaced, another checkpoint's objects are there, or what would be removed
-        is the source of this conversion.
+    An earlier conversion wrote these and this one does not: no reader may mix old and new. Raise TargetExists if
+    outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
     target, conversion = locations.target, plan.conversion
     wanted = {*conversion.keys, conversion.manifest_key}
-    is_tree = isinstance(conversion.target, TreeTarget)
-    if conversion.manifest_key == MANIFEST_KEY or is_tree:
+    scope = conversion.target.scope
+    if conversion.manifest_key == MANIFEST_KEY or scope is None:
         found = {name: info.etag for name, info in target.named_objects()}
     else:  # one object, or some ranks, with a manifest of their own: what else is there is not ours to list
         found = {key: info.etag for key in wanted for info in [target.child(key).head_or_none()] if info}
@@ -49,19 +32,16 @@ def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> tuple[
         raise TargetExists(
             f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
             problems=sorted(before),
-            hint="Give --overwrite to replace them, or another destination.",
+            hint=f"Give {option('overwrite')} to replace them, or another destination.",
         )
-    if is_tree:  # each object stands for itself: it may be beside its source, and among any others
+    if scope is None:  # every object is independent of its neighbours
         return before, ()
-    leftovers = tuple(sorted(_written_before(plan, target, before) & found.keys() - wanted))
-    if isinstance(conversion.target, IterationTarget):  # other iterations beside it are what this layout is for
-        folder = f"{iteration_name(conversion.target.iteration)}/"
-        leftovers = tuple(key for key in leftovers if key.startswith(folder))
-        found = {key: etag for key, etag in found.items() if key.startswith(folder)}
+    others = [key for key in found if key.startswith(scope) and key not in wanted]
+    leftovers = tuple(sorted(_written_before(plan, target, before).intersection(others)))
     raise_all(
         TargetExists,
         f"{target.url}: another checkpoint's objects are there; readers could not tell them from the new ones",
-        [name for name in found if _CHECKPOINT_OBJECT.fullmatch(name) and name not in {*wanted, *leftovers}],
+        [key for key in others if is_checkpoint_object(key) and key not in leftovers],
         hint="Choose an empty destination, or remove them.",
     )
     read = {locations.source(item).identity for item in plan.catalog.objects}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
+from ..planning.codec import at, decode, each_of, fields_of, integer, refused, text
 from ..planning.conversion import Conversion
-from ..planning.json_fields import fields_of, integer, refused, text
 from ..planning.limits import Limits
 from ..planning.outputs.output import group_by_layout
-from ..planning.plan_json import conversion_from_json, conversion_id, conversion_to_json, limits_from_json, unreadable
+from ..planning.plan_json import conversion_from_json, conversion_id, conversion_to_json, unreadable
 
 _FORMAT = "reshard-manifest/2"
-_HINT = "Convert anew."
+_HINT = "Convert again."
 _CRC = re.compile("[0-9a-f]{8}")
 
 
@@ -38,10 +39,7 @@ class ObjectReceipt:
 class Manifest:
     """A finished conversion. It is written last, so every object that it names is complete.
 
-    Parameters
-    ----------
-    limits
-        Those that the run kept to; verifying keeps to them too.
+    Verifying keeps to the limits that the run kept to.
     """
 
     conversion: Conversion
@@ -94,41 +92,36 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, where: str) -> Manifest:
     """Read a manifest.
 
-    Raises
-    ------
-    FormatError
-        Not a manifest, of another version, or altered; or its objects are not those of its conversion.
+    Raise FormatError if it is none, of another version or altered, or if its objects are not those of its conversion.
     """
     body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
         raise FormatError("not a manifest", where=where, expected=_FORMAT, found=shown(body.get("format")))
     with unreadable("the manifest", where, _HINT):
-        outputs = body.get("outputs")
-        if not isinstance(outputs, list):
-            raise refused("outputs", "an array", outputs)
-        receipts, limits = tuple(map(_receipt, outputs)), limits_from_json(body.get("limits"))
+        receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
+        limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
         conversion = conversion_from_json(body.get("conversion"))
         if body.get("conversion_id") != conversion_id(conversion):
-            raise refused("the conversion was altered, or another version of reshard wrote it")
+            raise FormatError("the conversion was altered, or another version of reshard wrote it")
         found, expected = [receipt.key for receipt in receipts], set(conversion.keys)
         if len(found) != len(expected) or set(found) != expected:
             strange = sorted(set(found) ^ expected) or [f"{len(found)} outputs"]
-            raise refused("outputs", f"the conversion's {len(expected)}, each once", strange[0])
+            raise refused(f"the conversion's {len(expected)}, each once", strange[0], "outputs")
     return Manifest(conversion, limits, receipts)
 
 
 def _receipt(value: object) -> ObjectReceipt:
-    output = fields_of(value, "output", ("key", "nbytes", "etag", "crc32c"), ("tensors",))
+    output = fields_of(value, ("key", "nbytes", "etag", "crc32c"), ("tensors",))
     if output.get("tensors") is not None:
-        integer(output["tensors"], "tensors of an output")
-    key, etag = text(output["key"], "key of an output"), text(output["etag"], "etag of an output")
-    return ObjectReceipt(key, integer(output["nbytes"], "bytes of an output"), etag, _crc(output["crc32c"]))
+        at("tensors", integer, output["tensors"])
+    key, etag = at("key", text, output["key"]), at("etag", text, output["etag"])
+    return ObjectReceipt(key, at("nbytes", integer, output["nbytes"]), etag, at("crc32c", _crc, output["crc32c"]))
 
 
 def _crc(value: object) -> int | None:
     if value is None:
         return None
-    digits = text(value, "crc32c of an output")
+    digits = text(value)
     if not _CRC.fullmatch(digits):
-        raise refused("crc32c of an output", "8 hex digits", digits)
+        raise refused("8 hex digits", digits)
     return int(digits, 16)

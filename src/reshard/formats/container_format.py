@@ -31,18 +31,10 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class ContainerHeader:
-    """The contents of one object, whatever its format.
+    """The contents of one object, whatever its format, and the bytes that were read to learn them.
 
-    Parameters
-    ----------
-    tensors
-        In the order of their bytes.
-    metadata
-        The writer's free text; packed int4 is noted here as ``{name: "Int4"}``.
-    texts
-        Values that are text.
-    read_bytes
-        Bytes read to learn all this.
+    The tensors are in the order of their bytes. Metadata is the writer's free text; packed int4 is noted in it as
+    ``{name: "Int4"}``. Texts are values that are text.
     """
 
     tensors: tuple[HeaderTensor, ...]
@@ -60,17 +52,10 @@ HeaderScan = Generator[ByteRange, bytes, ContainerHeader]
 class ContainerFormat:
     """A format in which one object holds tensors.
 
-    Parameters
-    ----------
-    make_frame
-        Lays out a new object from its tensors in their order in the object (widest dtype first, then by name), its
-        metadata and its texts. Raises FormatError listing every tensor or text that the format cannot hold.
-    scan
-        Reads the header of an object from its length in bytes. Raises FormatError if the object breaks the format.
-    has_metadata
-        Whether arbitrary metadata is stored; if not, only notes of packed int4 are.
-    has_texts
-        Whether text values are stored; if not, they are left out.
+    ``make_frame`` lays out a new object from its tensors in their order in the object (widest dtype first, then by
+    name), its metadata and its texts. It raises FormatError listing every tensor or text that the format cannot hold.
+    ``scan`` reads the header of an object from its length in bytes; FormatError if the object breaks the format.
+    Without ``has_metadata`` only notes of packed int4 are stored, without ``has_texts`` text values are left out.
     """
 
     make_frame: Callable[[Sequence[TensorSpec], Mapping[str, str], Mapping[str, str]], Frame]

@@ -59,12 +59,7 @@ def container_of(name: str) -> Container | None:
 
 
 def read_header(container: Container, object_nbytes: int, read: Callable[[ByteRange], bytes]) -> ContainerHeader:
-    """Read the header of an object with a function that reads one range of it.
-
-    Raises
-    ------
-    FormatError
-        The object breaks its format.
+    """Read an object's header with a function that reads one range of it; FormatError if it breaks its format.
 
     Examples
     --------

@@ -35,14 +35,8 @@ class Extent:
 class Frame:
     """All of an object but the elements of its tensors.
 
-    Parameters
-    ----------
-    literals
-        Runs of known bytes, each with its place in the object; ascending, none empty.
-    extents
-        The tensors' elements between them, ascending; no tensor's elements are out of order.
-    nbytes
-        Length of the whole object.
+    ``literals`` are runs of known bytes, each with its place in the object, none empty; ``extents`` are the tensors'
+    elements between them. Both ascend, and no tensor's elements are out of order.
 
     Examples
     --------
@@ -98,13 +92,10 @@ class Frame:
             if a < b:
                 yield a, b, extent.byte_of(0)
 
-    @cached_property
-    def _literal_starts(self) -> tuple[int, ...]:
-        return tuple(place for place, _ in self.literals)
-
     def literals_in(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
         """Yield the known bytes within ``[start, stop)``, each with its place in the object."""
-        for place, data in self.literals[max(0, bisect_right(self._literal_starts, start) - 1) :]:
+        first_index = bisect_right(self.literals, start, key=lambda literal: literal[0]) - 1
+        for place, data in self.literals[max(0, first_index) :]:
             if place >= stop:
                 return
             first, last = max(start, place), min(stop, place + len(data))

@@ -82,7 +82,7 @@ class _LayoutReader:
             try:
                 found.layout(rule, max(1, len(rule.split)))
             except StrategyError as error:
-                self._problems.append(f"rule {n}: {error.message}")
+                self._problems.append(f"rule {n}: {error.marked_message}")
         self._stop_if_broken()
         return found
 
@@ -116,9 +116,8 @@ class _LayoutReader:
         return LayoutRule(self._globs(fields.get("match", []), place), split, pieces)
 
     def _axis(self, value: PlainValue, place: str, axes: set[str]) -> tuple[str, ...]:
-        names = [] if value is None else value if isinstance(value, list) else [value]
         known: list[str] = []
-        for name in names:
+        for name in [] if value is None else value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name in axes:
                 known.append(name)
             elif name == PIPELINE_AXIS:
@@ -221,7 +220,14 @@ def encode_layout_file(strategy: Strategy) -> bytes:
     pipeline = ((PIPELINE_AXIS, strategy.stage_count),) if strategy.stage_count > 1 else ()
     axes = tuple((f"d{position}", stop // step) for position, (step, stop) in enumerate(grid))
     rules = _rules(placed, LayoutRules(axes, ()), grid)
-    return _dump(LayoutRules((*pipeline, *axes), tuple(_grouped(rules)), tuple(_stages(strategy))))
+    globs: dict[LayoutRule, set[str]] = {}
+    for name, pattern in _patterns(rules).items():
+        globs.setdefault(rules[name], set()).add(pattern)
+    grouped = (
+        LayoutRule(tuple(sorted(matching)), rule.split, rule.optimizer_shard)
+        for rule, matching in sorted(globs.items(), key=lambda item: min(item[1]))
+    )
+    return _dump(LayoutRules((*pipeline, *axes), tuple(grouped), tuple(_stages(strategy))))
 
 
 def _rules(
@@ -236,7 +242,7 @@ def _rules(
             try:
                 axes.layout(made[layout], len(layout.tensor_map))
             except StrategyError as error:
-                problems[f"{name}: {error.message}"] = None
+                problems[f"{name}: {error.marked_message}"] = None
         if rules.setdefault(name, made[layout]) != made[layout]:
             problems[f"{name}: cut differently on different stages"] = None
     raise_all(StrategyError, "a layout file cannot express some layouts", list(problems))
@@ -273,15 +279,6 @@ def _rule(layout: Layout, grid: list[tuple[int, int]]) -> LayoutRule:
     pieces = layout.optimizer_pieces
     shard = 0 if pieces == 1 else -1 if pieces == layout.replica_count else pieces
     return LayoutRule((), tuple(map(tuple, split)), shard)
-
-
-def _grouped(rules: Mapping[str, LayoutRule]) -> Iterable[LayoutRule]:
-    """Yield the rules with the names that share them, as globs if the names differ in numbers alone."""
-    globs: dict[LayoutRule, set[str]] = {}
-    for name, pattern in _patterns(rules).items():
-        globs.setdefault(rules[name], set()).add(pattern)
-    for rule, matching in sorted(globs.items(), key=lambda item: min(item[1])):
-        yield LayoutRule(tuple(sorted(matching)), rule.split, rule.optimizer_shard)
 
 
 def _patterns(rules: Mapping[str, LayoutRule]) -> dict[str, str]:

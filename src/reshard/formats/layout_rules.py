@@ -85,10 +85,8 @@ class LayoutRules:
     def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
         """Apply the rules to the tensors of a model; of their shapes, only the number of axes counts.
 
-        Raises
-        ------
-        StrategyError
-            No rule matches a tensor, it has fewer axes than its rule cuts, or no stage holds it.
+        Raise StrategyError for tensors that no rule matches, that no stage holds, or that have fewer axes than their
+        rule cuts.
         """
         rule_of = _Globs([rule.match for rule in self.rules])
         stage_globs = _Globs([stage.match for stage in self.stages])
@@ -99,26 +97,22 @@ class LayoutRules:
             holders = self._stages_of(name, stage_globs)
             if not holders:
                 problems.append(f"{name}: no stage holds it")
-            try:
-                layout = self._layout_of(next(rule_of.matches(name), None), len(shape), made)
-            except StrategyError as error:
-                problems.append(f"{name}: {error.message}")
+            rule = next(rule_of.matches(name), None)
+            if rule is None:
+                problems.append(f"{name}: no rule matches it")
                 continue
+            layout = made.get((rule, len(shape)))
+            if layout is None:
+                try:
+                    layout = made[rule, len(shape)] = self.layout(self.rules[rule], len(shape))
+                except StrategyError as error:
+                    problems.append(f"{name}: rule {rule + 1}: {error.marked_message}")
+                    continue
             for stage in holders:
                 stages[stage][name] = layout
         hint = 'A last rule {match: "*", split: []} keeps all other tensors whole on every rank.'
         raise_all(StrategyError, "the layout file does not fit the tensors", problems, hint)
         return Strategy(math.prod(size for _, size in self.grid), tuple(stages))
-
-    def _layout_of(self, rule: int | None, axis_count: int, made: dict[tuple[int, int], Layout]) -> Layout:
-        if rule is None:
-            raise StrategyError("no rule matches it")
-        if (rule, axis_count) not in made:
-            try:
-                made[rule, axis_count] = self.layout(self.rules[rule], axis_count)
-            except StrategyError as error:
-                raise StrategyError(f"rule {rule + 1}: {error.message}") from error
-        return made[rule, axis_count]
 
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
         if not self.stages:

@@ -9,15 +9,11 @@ from .strict_json import json_kind, parse_json_object, shown
 def parse_name_map(data: bytes, where: str) -> dict[str, str]:
     """Parse a map from old tensor names to new ones.
 
-    The conversion checks that the old names exist and the new ones differ: it knows the tensors.
+    The conversion checks that the old names exist and the new ones differ: it knows the tensors. Raise FormatError
+    for anything but strict JSON, and for entries that are not two names (all are listed).
 
     Source: MindSpore 2.10 ``ckpt_to_safetensors`` takes its ``name_map`` in this direction;
     ``load_distributed_checkpoint`` takes the opposite one, new name first.
-
-    Raises
-    ------
-    FormatError
-        Not strict JSON, or entries that are not two names (all are listed).
 
     Examples
     --------

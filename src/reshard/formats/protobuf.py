@@ -30,10 +30,7 @@ _WIRES = {wire.value: wire for wire in Wire}
 def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[int, int]:
     """Read one varint that must end before ``stop``; return its value, below 2**64, and the offset after it.
 
-    Raises
-    ------
-    FormatError
-        The varint is truncated, or longer than its value needs.
+    Raise FormatError if it is truncated, or longer than its value needs.
 
     Examples
     --------
@@ -59,10 +56,9 @@ def read_varint(data: bytes, offset: int, stop: int, where: str = "") -> tuple[i
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message, or any other length-delimited payload, as a region of a buffer that is never copied.
+    """A message, or any other length-delimited payload: the bytes ``[start, stop)`` of a buffer, never copied.
 
-    It is the bytes ``[start, stop)`` of the buffer ``data``; errors name the buffer ``where`` and count offsets
-    from its start.
+    Errors name the buffer ``where`` and count offsets from its start.
 
     Examples
     --------
@@ -107,13 +103,6 @@ class Message:
             found = self.payload[error.start : error.start + 4].hex(" ")
             raise _error("not text", self.where, self.start + error.start, "UTF-8", found) from error
 
-    def varints(self) -> Iterator[int]:
-        """Yield the numbers of a packed payload."""
-        offset = self.start
-        while offset < self.stop:
-            value, offset = read_varint(self.data, offset, self.stop, self.where)
-            yield value
-
     def _field(self, offset: int) -> tuple[Field, int]:
         tag, payload = read_varint(self.data, offset, self.stop, self.where)
         number, wire = tag >> 3, _WIRES.get(tag & 7)
@@ -156,10 +145,7 @@ class Field:
     def integer(self, bits: int, *, is_signed: bool = False) -> int:
         """Return a varint as a number of so many bits; negative ones are always written as 64 bits.
 
-        Raises
-        ------
-        FormatError
-            The field has another wire type, or the number needs more bits.
+        Raise FormatError if the field has another wire type, or the number needs more bits.
 
         Examples
         --------
@@ -172,8 +158,14 @@ class Field:
 
     def integers(self, bits: int, *, is_signed: bool = False) -> list[int]:
         """Return the elements that this field adds to a repeated number, packed or not."""
-        values = (self.value,) if self.wire is Wire.VARINT else self.message().varints()
-        return [self._in_bits(value, bits, is_signed) for value in values]
+        if self.wire is Wire.VARINT:
+            return [self._in_bits(self.value, bits, is_signed)]
+        packed, numbers = self.message(), []
+        offset = packed.start
+        while offset < packed.stop:
+            value, offset = read_varint(packed.data, offset, packed.stop, packed.where)
+            numbers.append(self._in_bits(value, bits, is_signed))
+        return numbers
 
     def _in_bits(self, value: int, bits: int, is_signed: bool) -> int:
         low, stop = (-(1 << bits - 1), 1 << bits - 1) if is_signed else (0, 1 << bits)

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import FormatError
-from ..tensor import Box, ByteRange, DType, Shape, TensorSpec, extent_of
+from ..tensor import Box, ByteRange, DType, TensorSpec, extent_of
 from .container_format import ContainerHeader, HeaderScan, HeaderTensor
 from .findings import Findings
 from .frame import Frame, make_frame
@@ -75,10 +75,7 @@ def scan_safetensors(object_nbytes: int) -> HeaderScan:
 def header_range(first_bytes: bytes, object_nbytes: int) -> ByteRange:
     """Locate the JSON of a header from the first 8 bytes of an object of ``object_nbytes`` bytes.
 
-    Raises
-    ------
-    FormatError
-        The object is too short to hold a header, or the header's length is impossible.
+    Raise FormatError if the object is too short to hold a header, or the header's length is impossible.
     """
     if min(len(first_bytes), object_nbytes) < LENGTH_BYTES:
         found = f"{min(len(first_bytes), object_nbytes)} bytes"
@@ -95,12 +92,7 @@ def header_range(first_bytes: bytes, object_nbytes: int) -> ByteRange:
 def parse_header(prefix: bytes, object_nbytes: int) -> ContainerHeader:
     """Parse the header of an object and prove that it accounts for every byte of it.
 
-    Parameters
-    ----------
-    prefix
-        The object's first bytes, at least up to the end of the JSON.
-    object_nbytes
-        Length of the whole object.
+    ``prefix`` are the object's first bytes, at least up to the end of the JSON.
 
     Raises
     ------
@@ -217,14 +209,18 @@ def _parse_entry(name: str, entry: object, findings: Findings) -> tuple[tuple[in
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         findings.add(_place(name, "dtype"), f"one of {', '.join(DType)}", shown(entry["dtype"]))
-    shape = _parse_shape(name, entry["shape"], findings)
-    if dtype is None or shape is None:
+    shape = entry["shape"]
+    # bool is an int to isinstance, not to JSON.
+    if not isinstance(shape, list) or not all(type(extent) is int and extent >= 0 for extent in shape):
+        findings.add(_place(name, "shape"), "an array of integers >= 0", shown(shape))
         return offsets, None
-    spec = TensorSpec(name, dtype, shape)
+    if dtype is None:
+        return offsets, None
+    spec = TensorSpec(name, dtype, tuple(shape))
     if problem := _size_problem(spec):
         findings.add(_place(name, "shape"), *problem)
     elif offsets and offsets[1] - offsets[0] != spec.nbytes:
-        expected = f"{spec.nbytes} bytes for {dtype} {shown(list(shape))}"
+        expected = f"{spec.nbytes} bytes for {dtype} {shown(shape)}"
         findings.add(_place(name, "data_offsets"), expected, f"{offsets[1] - offsets[0]}")
     return offsets, spec
 
@@ -235,14 +231,6 @@ def _parse_offsets(name: str, value: object, findings: Findings) -> tuple[int, i
         if type(start) is int and type(stop) is int and 0 <= start <= stop <= _MAX_COUNT:
             return start, stop
     findings.add(_place(name, "data_offsets"), "[start, stop] with 0 <= start <= stop <= 2**63", shown(value))
-    return None
-
-
-def _parse_shape(name: str, value: object, findings: Findings) -> Shape | None:
-    # bool is an int to isinstance, not to JSON.
-    if isinstance(value, list) and all(type(extent) is int and extent >= 0 for extent in value):
-        return tuple(value)
-    findings.add(_place(name, "shape"), "an array of integers >= 0", shown(value))
     return None
 
 

@@ -59,7 +59,13 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     try:
         value = _load(text, repeated)
     except json.JSONDecodeError as error:
-        raise _broken(error, where, first_byte) from error
+        rest = text[error.pos : error.pos + 20]
+        raise FormatError(
+            f"invalid JSON ({error.msg})",
+            where=f"{where}, byte {first_byte + len(text[: error.pos].encode('utf-8'))}",
+            expected="one JSON object and nothing after it",
+            found=shown(rest) if rest else "the end",
+        ) from error
     except RecursionError as error:
         raise FormatError("nested too deeply", where=where, expected="a few levels", found="hundreds") from error
     except UnicodeEncodeError as error:
@@ -108,14 +114,3 @@ def _finite(literal: str) -> float:
     if not math.isfinite(number):
         raise ValueError(shown(literal))
     return number
-
-
-def _broken(error: json.JSONDecodeError, where: str, first_byte: int) -> FormatError:
-    offset = first_byte + len(error.doc[: error.pos].encode("utf-8"))
-    rest = error.doc[error.pos : error.pos + 20]
-    return FormatError(
-        f"invalid JSON ({error.msg})",
-        where=f"{where}, byte {offset}",
-        expected="one JSON object and nothing after it",
-        found=shown(rest) if rest else "the end",
-    )

@@ -88,7 +88,15 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
 
 def _plain(node: yaml.Node, where: str, foreign: bool) -> PlainValue:
     if isinstance(node, yaml.MappingNode) and (foreign or node.tag == _TAG + "map"):
-        return _mapping(node, where, foreign)
+        mapping: dict[str, PlainValue] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value) if foreign else _plain(key_node, where, foreign)
+            if not isinstance(key, str):
+                raise _error("key", key_node, where, expected="a string", found=shown(key))
+            if key in mapping:
+                raise _error("repeated key", key_node, where, found=shown(key))
+            mapping[key] = _plain(value_node, where, foreign)
+        return mapping
     if isinstance(node, yaml.SequenceNode) and (foreign or node.tag == _TAG + "seq"):
         return [_plain(item, where, foreign) for item in node.value]
     try:
@@ -97,18 +105,6 @@ def _plain(node: yaml.Node, where: str, foreign: bool) -> PlainValue:
         if foreign:
             return str(node.value)
         raise
-
-
-def _mapping(node: yaml.MappingNode, where: str, foreign: bool) -> dict[str, PlainValue]:
-    mapping: dict[str, PlainValue] = {}
-    for key_node, value_node in node.value:
-        key = str(key_node.value) if foreign else _plain(key_node, where, foreign)
-        if not isinstance(key, str):
-            raise _error("key", key_node, where, expected="a string", found=shown(key))
-        if key in mapping:
-            raise _error("repeated key", key_node, where, found=shown(key))
-        mapping[key] = _plain(value_node, where, foreign)
-    return mapping
 
 
 def _scalar(node: yaml.Node, where: str) -> PlainValue:

@@ -21,12 +21,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 class WeightIndex:
     """The object of every tensor of one checkpoint.
 
-    Parameters
-    ----------
-    weight_map
-        Tensor name to object name, relative to the prefix that holds the index; never leads out of it.
-    metadata
-        As parsed; writers put ``total_size`` (bytes) here.
+    Objects' names are relative to the prefix that holds the index, and never lead out of it. Writers put
+    ``total_size`` (bytes) into the metadata.
     """
 
     weight_map: Mapping[str, str]

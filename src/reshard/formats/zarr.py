@@ -101,14 +101,14 @@ _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class FillValue:
     """The value of an array's elements in chunks that are not stored.
 
     ``value`` is the ``fill_value`` of the array's document, in JSON's types, parsed only when it is needed.
 
     Examples
     --------
-    >>> Fill(DType.BF16, 1.0).element().hex(), Fill(DType.F32, "NaN").element().hex()
+    >>> FillValue(DType.BF16, 1.0).element().hex(), FillValue(DType.F32, "NaN").element().hex()
     ('803f', '0000c07f')
 
     Source: Zarr core specification version 3.0, "Fill value list"; ``bfloat16`` and ``float8_*`` as in zarr-extensions.
@@ -177,18 +177,11 @@ def _pattern(kind: _Float, value: float, bits: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class ZarrArray:
-    """One tensor as an array.
+    """One tensor as an array, whose ``path`` is relative to the group.
 
-    Parameters
-    ----------
-    path
-        Relative to the group.
-    chunk_shape
-        In elements as they are addressed (:func:`extent_of`); every extent is at least 1.
-    is_outside
-        Whether the tensor had no layout in the strategy that it came from.
-    fill
-        The value of chunks that are not stored; None if this package wrote the array: it stores every chunk.
+    ``chunk_shape`` is in elements as they are addressed (:func:`extent_of`), each at least 1. ``is_outside`` tensors
+    had no layout in the strategy that they came from. ``fill`` is the value of chunks that are not stored; None if
+    this package wrote the array: it stores every chunk.
 
     Examples
     --------
@@ -202,7 +195,7 @@ class ZarrArray:
     chunk_shape: Shape
     keys: ChunkKeys = ChunkKeys()
     is_outside: bool = False
-    fill: Fill | None = None
+    fill: FillValue | None = None
 
     @property
     def extent(self) -> Shape:

@@ -14,7 +14,7 @@ from ..tensor import DType, Shape, TensorSpec, extent_of
 from .safetensors import MAX_AXIS_COUNT
 from .strict_json import json_kind, parse_json_object, shown
 from .weight_index import relative_key_problem
-from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, Fill, ZarrArray
+from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, FillValue, ZarrArray
 
 _MAX_COUNT = 2**63  # of a tensor's bits or a chunk's bytes
 _MAX_PATH_LENGTH = 1024  # of a whole key
@@ -39,12 +39,8 @@ _DTYPES = {dtype.value: dtype for dtype in DType}
 class ZarrGroup:
     """The document of a root group.
 
-    Parameters
-    ----------
-    metadata, texts
-        The contents of the checkpoint besides tensors, if this package wrote it.
-    nodes
-        Documents of all nodes below by their paths; None if the group does not include them.
+    ``metadata`` and ``texts`` are all that the checkpoint holds besides tensors, if this package wrote it; ``nodes``
+    are the documents of all nodes below by their paths, None if the group does not include them.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -76,14 +72,9 @@ def parse_group(node: Mapping[str, object], where: str) -> ZarrGroup:
 
 
 def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
-    """Parse an array's document.
+    """Parse an array's document; FormatError if a field is missing or wrong, or if chunks are not plain bytes.
 
     ``path`` is relative to the group; it is the tensor's name unless the attributes record another.
-
-    Raises
-    ------
-    FormatError
-        A field is missing or wrong, or the chunks are not plain bytes.
     """
     if problem := relative_key_problem(path) or (len(path) > _MAX_PATH_LENGTH and "a long path"):
         raise FormatError(f"path {shown(path)}", where=where, expected="plain names separated by /", found=problem)
@@ -96,13 +87,20 @@ def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
     if len(shape) != len(chunk_shape):
         found = f"{len(shape)} and {len(chunk_shape)}"
         raise FormatError("shape and chunk_shape", where=where, expected="equal numbers of axes", found=found)
-    stored = _data_type(node["data_type"], where)
+    type_name, settings = _named(node["data_type"], "data_type", where)
+    if type_name not in _TYPES or settings:
+        expected, hint = f"one of {', '.join(_TYPES)}", "Store such types as unsigned integers of their width."
+        raise FormatError("data_type", where=where, expected=expected, found=shown(node["data_type"]), hint=hint)
+    stored = _TYPES[type_name]
     own = _own_attribute(node, where)
     spec = _spec(own, path, TensorSpec(path, stored, shape), where)
-    _check_size(spec, chunk_shape, where)
+    bits = math.prod(extent or 1 for extent in spec.shape) * spec.dtype.bits
+    if max(bits, math.prod(chunk_shape) * extent_of(spec)[1]) >= _MAX_COUNT:
+        found = shown(f"{list(spec.shape)} in chunks of {list(chunk_shape)}")
+        raise FormatError("shape", where=where, expected="less than 2**63 bits", found=found)
     _check_codecs(node["codecs"], stored, where)
     keys = _chunk_keys(node["chunk_key_encoding"], where)
-    fill = None if own else Fill(stored, node["fill_value"])
+    fill = None if own else FillValue(stored, node["fill_value"])
     return ZarrArray(path, spec, chunk_shape, keys, own.get("origin") == "outside", fill)
 
 
@@ -181,14 +179,6 @@ def _named(value: object, what: str, where: str) -> tuple[str, Mapping[str, obje
     return name, _object(body.get("configuration", {}), f"{what}: configuration", where)
 
 
-def _data_type(value: object, where: str) -> DType:
-    name, settings = _named(value, "data_type", where)
-    if name not in _TYPES or settings:
-        expected, hint = f"one of {', '.join(_TYPES)}", "Store such types as unsigned integers of their width."
-        raise FormatError("data_type", where=where, expected=expected, found=shown(value), hint=hint)
-    return _TYPES[name]
-
-
 def _spec(own: Mapping[str, object], path: str, stored: TensorSpec, where: str) -> TensorSpec:
     """Return the tensor that an array represents: itself, unless its attributes record another."""
     name, dtype_name = own.get("name", path), own.get("dtype", stored.dtype.value)
@@ -200,27 +190,14 @@ def _spec(own: Mapping[str, object], path: str, stored: TensorSpec, where: str) 
     if dtype is stored.dtype:
         return TensorSpec(name, dtype, stored.shape)
     spec = TensorSpec(name, dtype, shape)
-    if not _can_hold(stored, spec):
+    # Only what zarr has no name for is written as unsigned integers, and it must fill them exactly.
+    is_written_so = dtype not in DATA_TYPES and stored.dtype in (DType.U8, DType.U16)
+    fills_bytes = math.prod(shape) * dtype.bits % 8 == 0
+    if not is_written_so or not fills_bytes or extent_of(spec) != (stored.shape, stored.dtype.itemsize):
         found = f"{dtype_name} {list(shape)} in the attributes"
         expected = f"a tensor that {stored.dtype.value} {list(stored.shape)} can hold"
         raise FormatError("dtype", where=where, expected=expected, found=found)
     return spec
-
-
-def _can_hold(stored: TensorSpec, spec: TensorSpec) -> bool:
-    """Return whether an array of unsigned integers holds a tensor of another type, as this package writes it."""
-    bits = math.prod(spec.shape) * spec.dtype.bits
-    if bits % 8 or spec.dtype in DATA_TYPES or stored.dtype not in (DType.U8, DType.U16):
-        return False
-    return extent_of(spec) == (stored.shape, stored.dtype.itemsize)
-
-
-def _check_size(spec: TensorSpec, chunk_shape: Shape, where: str) -> None:
-    """Refuse sizes that 64-bit arithmetic cannot hold."""
-    bits = math.prod(extent or 1 for extent in spec.shape) * spec.dtype.bits
-    if max(bits, math.prod(chunk_shape) * extent_of(spec)[1]) >= _MAX_COUNT:
-        found = f"{list(spec.shape)} in chunks of {list(chunk_shape)}"
-        raise FormatError("shape", where=where, expected="less than 2**63 bits", found=shown(found))
 
 
 def _check_codecs(value: object, stored: DType, where: str) -> None:

@@ -28,14 +28,9 @@ _MAX_LISTED_COUNT = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The scales of a quantised tensor: element (r, c) is multiplied by scale (r // block[0], c // block[1]).
+    """The source tensor with the scales of a quantised one, and the extent of a block on every axis.
 
-    Parameters
-    ----------
-    tensor
-        Name of the source tensor with the scales.
-    block
-        Extent of a block on every axis; the last block of an axis may be shorter.
+    Element (r, c) is multiplied by scale (r // block[0], c // block[1]); the last block of an axis may be shorter.
     """
 
     tensor: str
@@ -57,15 +52,7 @@ class SourcePart:
 
 @dataclass(frozen=True, slots=True)
 class CompiledTarget:
-    """A tensor to write.
-
-    Parameters
-    ----------
-    parts
-        They cover each element once.
-    copy_of
-        The target tensor that this one repeats; empty for most.
-    """
+    """A tensor to write: parts that cover each element once, or for a few, a copy of another target tensor."""
 
     spec: TensorSpec
     parts: tuple[SourcePart, ...]
@@ -84,12 +71,8 @@ class DroppedTensor:
 class CompiledRules:
     """A family's rules, applied to one checkpoint.
 
-    Parameters
-    ----------
-    parameters
-        Name, value and origin of every parameter, in words.
-    dropped
-        Every source tensor that no target uses and that holds no scales.
+    Of every parameter, name, value and origin are kept in words. Dropped is every source tensor that no target uses
+    and that holds no scales.
     """
 
     family: str
@@ -118,13 +101,9 @@ def compile_rules(
 ) -> CompiledRules:
     """Compute where every element of every target tensor comes from.
 
-    Parameters
-    ----------
-    options
-        Values of the family's options. Others are detected from the names, or take their default.
-    dtype
-        Requested for floating-point target tensors, except those that the family fixes; None keeps the
-        source's (BF16 where it is quantised).
+    Options that are not given are detected from the names, or take their default. The ``dtype`` is requested for
+    floating-point target tensors, except those that the family fixes; None keeps the source's (BF16 where it is
+    quantised).
 
     Raises
     ------
@@ -205,7 +184,7 @@ class _Compilation:
             try:
                 expansion = expand(row, self._direction, self._settings)
             except PlanError as error:
-                self._report(f"config: {error.message}")
+                self._report(f"config: {error.marked_message}")
                 continue
             if expansion is not None:
                 self._add(expansion)

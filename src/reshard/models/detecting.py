@@ -19,12 +19,8 @@ from .settings import find_options
 class Detection:
     """What a checkpoint was detected to be, with the options that names reveal and the reasons in words.
 
-    Parameters
-    ----------
-    direction
-        ``to_ms`` for a source with the names of Hugging Face, else ``to_hf``.
-    naming
-        The naming of the MindSpore side: detected in a MindSpore source, else given or the family's default.
+    The direction is ``to_ms`` for a source with the names of Hugging Face, else ``to_hf``. The naming is that of the
+    MindSpore side: detected in a MindSpore source, else given or the family's default.
     """
 
     family: Family
@@ -57,14 +53,9 @@ class _Candidate:
 def detect(
     config: Mapping[str, object], names: Collection[str], *, family: str | None = None, naming: str | None = None
 ) -> Detection:
-    """Detect what a checkpoint is.
+    """Detect what a checkpoint is, from the contents of ``config.json`` (may be empty) and its tensors' names.
 
-    Parameters
-    ----------
-    config
-        The contents of ``config.json``; may be empty.
-    family, naming
-        Given by the user; not detected.
+    A family or a naming that the user gives is not detected.
 
     Raises
     ------
@@ -83,7 +74,10 @@ def detect(
     "config.json has model_type 'llama'"
     """
     families, reason = ([family], f"the family {family} was given") if family is not None else _families(config)
-    patterns = _name_patterns(names)
+    # Training state is of no family.
+    globs = [glob for drop in training_state_drops() for glob in drop.globs]
+    keys = set(map(name_key, names))
+    patterns = frozenset(key for key in keys if not any(fnmatchcase(key, glob) for glob in globs))
     ranked = sorted(_candidates(families, patterns, naming), key=lambda one: one.rank, reverse=True)
     if not ranked:
         raise UsageError(f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(families)}.")
@@ -121,13 +115,6 @@ def _families(config: Mapping[str, object]) -> tuple[list[str], str]:
         known = ", ".join(name for family in family_names() for name in load_config_names(family)[0])
         raise PlanError(f"No family has the model_type {shown(model_type)} of config.json.", hint=f"Known: {known}.")
     return list(family_names()), "config.json names no family"
-
-
-def _name_patterns(names: Collection[str]) -> frozenset[str]:
-    """Replace numbers in names by ``{}``, and leave out training state."""
-    globs = [glob for drop in training_state_drops() for glob in drop.globs]
-    patterns = frozenset(map(name_key, names))
-    return frozenset(pattern for pattern in patterns if not any(fnmatchcase(pattern, glob) for glob in globs))
 
 
 def _candidates(families: Iterable[str], patterns: frozenset[str], naming: str | None) -> Iterator[_Candidate]:

@@ -37,18 +37,9 @@ class _Digit:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A part of a tensor: the elements at ``offset + sum(x * stride)`` on every axis.
+    """A part of a tensor of ``shape``: the elements at ``offset + sum(x * stride)`` on every axis.
 
-    Parameters
-    ----------
-    label
-        The part's name, the same on both sides.
-    shape
-        Of the whole tensor.
-    offsets
-        First element of the part, on each axis.
-    digits
-        The factors that the part runs along, outermost first.
+    Its ``label`` is the same on both sides; ``digits`` are the factors that it runs along, outermost first.
     """
 
     label: str
@@ -66,12 +57,7 @@ class Leaf:
 
 
 def leaves_of(pattern: TensorPattern, sizes: Mapping[str, int]) -> tuple[Leaf, ...]:
-    """Take a tensor apart.
-
-    Parameters
-    ----------
-    sizes
-        Extent of every factor.
+    """Take a tensor apart, given the extent of every factor.
 
     Examples
     --------
@@ -141,15 +127,10 @@ class _Atom:
 
 
 def patches_between(target: Leaf, source: Leaf) -> tuple[Patch, ...]:
-    """Lay a part of the source over the same part of the target.
+    """Lay a part of the source over the same part of the target, which has the same factors in any order.
 
     One patch is enough unless offsets do not fit the strides (a rotary part that begins at an odd row, say):
     then there is one for each position of the smallest factor in the way.
-
-    Parameters
-    ----------
-    target, source
-        Leaves with the same factors, in any order.
 
     Examples
     --------
@@ -191,7 +172,10 @@ def _patches(target: Leaf, source: Leaf, atoms: tuple[_Atom, ...]) -> Iterator[P
     into = _view(target, [(a.target_axis, a.target_stride, a.extent) for a in atoms])
     out_of = _view(source, [(a.source_axis, a.source_stride, a.extent) for a in atoms])
     if into is not None and out_of is not None:
-        yield _patch(into, out_of, atoms)
+        shape, along = [1] * len(into.start), [-1] * len(into.start)
+        for atom, place, source_place in zip(atoms, into.places, out_of.places, strict=True):
+            shape[place], along[place] = atom.extent, source_place
+        yield Patch(into.factors, out_of.factors, into.start, tuple(shape), out_of.start, tuple(along))
         return
     # No box of factored axes describes the part. Fixing one factor leaves a smaller problem of the same kind,
     # and the smallest factor makes the fewest patches; with no factor left every offset fits.
@@ -248,13 +232,6 @@ def _view(leaf: Leaf, runs: list[tuple[int, int, int]]) -> _View | None:
             starts.append(rest)
         views.append(tuple(factors))
     return _View(tuple(views), tuple(starts), tuple(places))
-
-
-def _patch(into: _View, out_of: _View, atoms: tuple[_Atom, ...]) -> Patch:
-    shape, along = [1] * len(into.start), [-1] * len(into.start)
-    for atom, place, source_place in zip(atoms, into.places, out_of.places, strict=True):
-        shape[place], along[place] = atom.extent, source_place
-    return Patch(into.factors, out_of.factors, into.start, tuple(shape), out_of.start, tuple(along))
 
 
 # Rows.
@@ -352,10 +329,7 @@ class _PartMaker:
 def expand(row: Row, direction: str, settings: Settings) -> Expansion | None:
     """Read a row in one direction; None if it does not apply.
 
-    Raises
-    ------
-    PlanError
-        A size that the row needs is unknown or less than 1.
+    Raise PlanError if a size that the row needs is unknown or less than 1.
     """
     if not settings.holds(row.when):
         return None

@@ -57,12 +57,8 @@ class Index:
 class Option:
     """A choice about one side that shapes or names depend on.
 
-    Parameters
-    ----------
-    values
-        Possible values, the default first; empty for any count from 1 on, with 1 as the default.
-    detect
-        Values, each with a glob over that side's names that reveals it.
+    The default is the first of its values; without values it is any count from 1 on, with 1 as the default. ``detect``
+    are values, each with a glob over that side's names that reveals it.
     """
 
     name: str
@@ -171,12 +167,8 @@ class Naming:
 class Quantised:
     """How blocks of one-byte weights are scaled.
 
-    Parameters
-    ----------
-    suffix
-        What the name of the tensor of scales has after the weight's name.
-    block, default
-        Key of ``config.json`` with the extents of a block, and those extents if the key is absent.
+    ``suffix`` is what the name of the tensor of scales has after the weight's name, ``block`` the key of
+    ``config.json`` with the extents of a block, and ``default`` those extents if the key is absent.
     """
 
     suffix: str

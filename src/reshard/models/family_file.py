@@ -39,13 +39,7 @@ _DATA = Path(__file__).parent  # importlib.resources would take longer to import
 
 @cache
 def family_names() -> tuple[str, ...]:
-    """List the families that have a data file, sorted.
-
-    Examples
-    --------
-    >>> "llama" in family_names()
-    True
-    """
+    """List the families that have a data file, sorted."""
     return tuple(sorted(file.stem for file in (_DATA / "families").glob("*.yaml")))
 
 
@@ -58,30 +52,13 @@ def _read(family: str) -> tuple[bytes, str]:
 
 @cache
 def load_document(family: str) -> PlainValue:
-    """Parse the data file of a family into plain values.
-
-    Raises
-    ------
-    UsageError
-        There is no such family.
-    """
+    """Parse the data file of a family into plain values; raise UsageError if there is no such family."""
     return parse_yaml(*_read(family))
 
 
 @cache
 def load_family(name: str) -> Family:
-    """Read the rules of one family.
-
-    Raises
-    ------
-    UsageError
-        There is no such family.
-
-    Examples
-    --------
-    >>> load_family("mixtral").title
-    'Mixtral'
-    """
+    """Read the rules of one family; raise UsageError if there is none of this name."""
     return _family(load_document(name), f"{name}.yaml")
 
 
@@ -110,13 +87,7 @@ def training_state_drops() -> tuple[Drop, ...]:
 
 
 def parse_family(data: bytes, where: str) -> Family:
-    """Parse the data file of a family.
-
-    Raises
-    ------
-    FormatError
-        The data does not have the format, or contradicts itself.
-    """
+    """Parse the data file of a family; raise FormatError if it breaks the format or contradicts itself."""
     return _family(parse_yaml(data, where), where)
 
 
@@ -124,6 +95,11 @@ def _family(document: PlainValue, where: str) -> Family:
     required = ("family", "title", "detect", "parameters", "indices", "options", "namings")
     top = _keys(document, where, required, ("quantised", "layouts"))
     model_types, architectures = _config_names(top, where)
+    quantised = None
+    if "quantised" in top:
+        at = f"{where}, quantised"
+        fields = _keys(top["quantised"], at, ("suffix", "block", "default"))
+        quantised = Quantised(_text(fields["suffix"], at), _text(fields["block"], at), _integers(fields["default"], at))
     family = Family(
         name=_text(top["family"], where),
         title=_text(top["title"], where),
@@ -133,7 +109,7 @@ def _family(document: PlainValue, where: str) -> Family:
         indices=tuple(_index(*item) for item in _named(top, "indices", where)),
         options=tuple(_option(*item) for item in _named(top, "options", where)),
         namings=tuple(_naming(*item) for item in _named(top, "namings", where)),
-        quantised=_quantised(top["quantised"], f"{where}, quantised") if "quantised" in top else None,
+        quantised=quantised,
     )
     _check(family, where)
     return family
@@ -182,7 +158,10 @@ def _option(name: str, value: PlainValue, where: str) -> Option:
 
 def _naming(name: str, value: PlainValue, where: str) -> Naming:
     fields = _keys(value, where, ("description", "rows"), ("places", "ties", "drops", "dtypes"))
-    places = {place: _prefixes(items, at) for place, items, at in _named(fields, "places", where)}
+    places: dict[str, list[dict[str, str]]] = {}
+    for place, value_of_place, at in _named(fields, "places", where):
+        items = [_keys(item, at, SIDES) for item in _list(value_of_place, at)]
+        places[place] = [{side: _text(item[side], at) for side in SIDES} for item in items]
     rows: list[Row] = []
     for number, item in enumerate(_list(fields["rows"], where)):
         rows += _rows(item, places, f"{where}, row {number + 1}")
@@ -194,11 +173,6 @@ def _naming(name: str, value: PlainValue, where: str) -> Naming:
         drops=tuple(_drop(item, f"{where}, drops") for item in _list(fields.get("drops", []), where)),
         dtypes=tuple(_dtype(item, f"{where}, dtypes") for item in _list(fields.get("dtypes", []), where)),
     )
-
-
-def _prefixes(value: PlainValue, where: str) -> list[dict[str, str]]:
-    items = [_keys(item, where, SIDES) for item in _list(value, where)]
-    return [{side: _text(item[side], where) for side in SIDES} for item in items]
 
 
 def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: str) -> list[Row]:
@@ -268,11 +242,6 @@ def _dtype(value: PlainValue, where: str) -> DtypeRule:
         raise FormatError("dtype", where=where, expected="a name of safetensors", found=repr(fields["dtype"]))
     when = _condition(fields.get("when", {}), where)
     return DtypeRule(side, _texts(fields[side], where), DType(str(fields["dtype"])), when, _text(fields["why"], where))
-
-
-def _quantised(value: PlainValue, where: str) -> Quantised:
-    fields = _keys(value, where, ("suffix", "block", "default"))
-    return Quantised(_text(fields["suffix"], where), _text(fields["block"], where), _integers(fields["default"], where))
 
 
 def _condition(value: PlainValue, where: str) -> Condition:

@@ -37,15 +37,7 @@ _FLOATS = (DType.F32, DType.BF16, DType.F16)
 
 @dataclass(frozen=True, slots=True)
 class AdapterPair:
-    """One adapter and the weight that it changes.
-
-    Parameters
-    ----------
-    weight, a, b
-        Names of the tensors.
-    rank
-        Length of the axis that A and B share.
-    """
+    """One adapter and the weight that it changes, by name; its rank is the length of the axis that A and B share."""
 
     weight: str
     a: str
@@ -57,15 +49,9 @@ class AdapterPair:
 class Adapters:
     """What a merge does with the tensors of a model and its adapters.
 
-    Parameters
-    ----------
-    pairs
-        In the order of their weights' names.
-    replaced
-        Pairs (weight, adapter's tensor): tensors saved whole with the adapters (PEFT's ``modules_to_save``,
-        biases), which take the weight's place.
-    removed
-        Names that are in no output: the adapters and their optimizer states.
+    ``pairs`` are in the order of their weights' names. ``replaced`` are pairs (weight, adapter's tensor): tensors
+    saved whole with the adapters (PEFT's ``modules_to_save``, biases), which take the weight's place. ``removed`` are
+    names that are in no output: the adapters and their optimizer states.
     """
 
     pairs: tuple[AdapterPair, ...]
@@ -78,15 +64,8 @@ def find_adapters(
 ) -> Adapters:
     """Pair adapters with their weights, and check every shape.
 
-    Parameters
-    ----------
-    specs
-        Tensors of the model, perhaps with adapters among them.
-    adapter_specs
-        Tensors of adapters that were saved apart from this model.
-    transposed
-        Whether the weights are ``[in, out]`` (PEFT's ``fan_in_fan_out``). Never guessed: a square weight
-        would fit both ways.
+    Adapters are among the tensors of the model, or were saved apart from it. Weights are ``[in, out]`` if
+    ``transposed`` (PEFT's ``fan_in_fan_out``); that is never guessed: a square weight would fit both ways.
 
     Raises
     ------
@@ -140,10 +119,7 @@ def is_adapter_name(name: str) -> bool:
 def adapter_boxes(box: Box, rank: int, *, transposed: bool = False) -> tuple[Box, Box]:
     """Return the boxes of A ``[rank, in]`` and B ``[out, rank]`` that a box of their weight needs.
 
-    Parameters
-    ----------
-    box
-        Of the weight ``[out, in]``, or ``[in, out]`` if transposed.
+    The weight is ``[out, in]``, or ``[in, out]`` if transposed.
 
     Examples
     --------

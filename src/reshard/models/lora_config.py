@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from ..errors import FormatError, PlanError, UsageError, option, raise_all
 from ..formats.strict_json import json_kind, parse_json_object, shown
@@ -35,18 +36,9 @@ _PLAIN_KEY = re.compile(r"\^?[\w.\-]+")
 class AdapterConfig:
     """The settings of an ``adapter_config.json`` that a merge follows.
 
-    Parameters
-    ----------
-    lora_alpha
-        Numerator of the scaling.
-    r
-        Rank; 0 if the file does not state it.
-    use_rslora
-        Whether the denominator is the rank's square root.
-    fan_in_fan_out
-        Whether weights are ``[in, out]``.
-    alpha_pattern, rank_pattern
-        Other values for modules whose name is, or ends in, the key.
+    The scaling is ``lora_alpha`` divided by the rank ``r`` (0 if the file does not state it), with ``use_rslora`` by
+    its square root. With ``fan_in_fan_out`` weights are ``[in, out]``. The patterns hold other values for modules
+    whose name is, or ends in, the key.
     """
 
     lora_alpha: float
@@ -57,24 +49,15 @@ class AdapterConfig:
     rank_pattern: tuple[tuple[str, int], ...] = ()
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
 _Type = tuple[str, Callable[[object], bool]]
-_NUMBER: _Type = ("a number", _is_number)
-_COUNT: _Type = ("a positive integer", _is_count)
+_NUMBER: _Type = ("a number", lambda value: type(value) in (int, float) and abs(cast("float", value)) <= 1e30)
+_COUNT: _Type = ("a positive integer", lambda value: type(value) is int and 0 < value < 1 << 31)
 _FLAG: _Type = ("true or false", lambda value: isinstance(value, bool))
 _TABLE: _Type = ("an object", lambda value: isinstance(value, dict))
-_NAMES: _Type = ("a string or an array of strings", _is_names)
+_NAMES: _Type = (
+    "a string or an array of strings",
+    lambda value: all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])),
+)
 _TYPES: Mapping[str, _Type] = {
     "lora_alpha": _NUMBER,
     "r": _COUNT,
@@ -169,15 +152,9 @@ def _json(value: object) -> str:
 def scalings(
     pairs: Iterable[AdapterPair], scaling: float | None = None, config: AdapterConfig | None = None
 ) -> dict[str, float]:
-    """Return the scaling of each weight's adapter, by the weight's name.
+    """Return the scaling of each weight's adapter, by the weight's name: one number, or computed from ``config``.
 
-    Parameters
-    ----------
-    scaling
-        One number for all of them.
-    config
-        What to compute it from otherwise. There is no default: the original's, 1, is right for no
-        adapter whose alpha differs from its rank.
+    There is no default: the original's, 1, is right for no adapter whose alpha differs from its rank.
 
     Raises
     ------

@@ -34,12 +34,8 @@ StageRules = Literal["legacy", "mcore", "even"]
 class CutRule:
     """How tensors with matching names are cut; the fields are the keys of a rule in the data file.
 
-    Parameters
-    ----------
-    pattern
-        Of the whole name; its groups are numbers, whose kind is the first letter of the group's name.
-    split
-        For each tensor axis, the axes of the device grid that cut it, most significant first.
+    ``pattern`` matches the whole name; its groups are numbers, whose kind is the first letter of the group's name.
+    ``split`` has for each tensor axis the axes of the device grid that cut it, most significant first.
     """
 
     pattern: re.Pattern[str]
@@ -59,14 +55,8 @@ class CutRule:
 class RuleMatch:
     """The rule for a tensor, and what its name says.
 
-    Parameters
-    ----------
-    numbers
-        The numbers in the name, by their letter.
-    weight
-        The name without the prefix of an optimizer state.
-    lora
-        ``a`` or ``b`` for half of an adapter.
+    The numbers in the name are by their letter; ``weight`` is the name without the prefix of an optimizer state, and
+    ``lora`` is ``a`` or ``b`` for half of an adapter.
     """
 
     rule: CutRule
@@ -80,12 +70,7 @@ class RuleMatch:
 class NamingLayouts:
     """The parallel rules for one naming of a family; the fields are the keys of its entry in the data file.
 
-    Parameters
-    ----------
-    rules
-        The first that matches decides.
-    outside
-        Patterns of tensors that strategy files do not list: whole on every rank.
+    The first rule that matches decides. Strategy files do not list tensors ``outside``: they are whole on every rank.
     """
 
     stages: StageRules = "legacy"
@@ -143,12 +128,7 @@ def plain_name(name: str) -> str:
 
 @cache
 def load_layouts(family: str) -> Mapping[str, NamingLayouts]:
-    """Read the parallel rules of a family, by naming.
-
-    Raises
-    ------
-    UsageError
-        There is no such family, or its data file has no layouts.
+    """Read the parallel rules of a family, by naming; UsageError if there is no such family, or it has none.
 
     Examples
     --------

@@ -34,10 +34,10 @@ def derive_strategy(
 ) -> Strategy:
     """Compute the layout that training with a parallel configuration gives every tensor.
 
+    Tensors that MindSpore's strategy files do not list (training state, seeds) are in none of the stages.
+
     Parameters
     ----------
-    family, naming
-        Whose rules to follow.
     shapes
         Of every full tensor, in elements. Which tensors are present matters: without a head the
         embedding counts as tied, and with adapters all other weights as frozen.
@@ -48,11 +48,6 @@ def derive_strategy(
         The contents of ``config.json``, for the numbers of layers, heads and experts.
     options
         Values of the family's options; some make slices impossible.
-
-    Returns
-    -------
-    Strategy
-        Tensors that MindSpore's strategy files do not list (training state, seeds) are in none of its stages.
 
     Raises
     ------
@@ -84,7 +79,7 @@ def derive_strategy(
         try:
             layout, holders = compiler.compile(name)
         except StrategyError as error:
-            problems.append(f"{name}: {error.message}")
+            problems.append(f"{name}: {error.marked_message}")
             continue
         for stage in holders:
             stages[stage][name] = layout
@@ -287,15 +282,10 @@ _Chunks = tuple[tuple[int, ...], ...]
 
 
 def layer_stages(layer_count: int, parallel: ParallelConfig, rules: StageRules) -> tuple[int, ...]:
-    """Return the pipeline stage of every layer.
+    """Return the pipeline stage of every layer, those for multi-token prediction included if the network counts them.
 
-    Parameters
-    ----------
-    layer_count
-        All layers, with those for multi-token prediction if the network counts them.
-    rules
-        ``legacy``: networks of MindSpore Transformers with ``use_legacy``. ``mcore``: its newer networks,
-        which refuse empty stages in the middle. ``even``: as vLLM, unless there is an offset.
+    Rules are ``legacy``: networks of MindSpore Transformers with ``use_legacy``; ``mcore``: its newer networks, which
+    refuse empty stages in the middle; ``even``: as vLLM, unless there is an offset.
 
     Raises
     ------

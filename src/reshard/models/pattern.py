@@ -26,14 +26,7 @@ _Tree = int | str | tuple[str, "_Tree", "_Tree"]
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """Integer arithmetic over named values.
-
-    Parameters
-    ----------
-    text
-        The source text.
-    tree
-        A number, a name, or an operator with both operands.
+    """Integer arithmetic over named values: a number, a name, or an operator with both operands.
 
     Examples
     --------
@@ -50,13 +43,7 @@ class Expression:
         return frozenset(_IDENTIFIER.findall(self.text))
 
     def value(self, values: Mapping[str, int]) -> int:
-        """Evaluate the expression.
-
-        Raises
-        ------
-        PlanError
-            A division leaves a remainder or divides by zero.
-        """
+        """Evaluate the expression; raise PlanError if a division leaves a remainder or divides by zero."""
         if isinstance(self.tree, str):  # the fast path: nearly every brace in a name holds a plain index
             return values[self.tree]
         return self._value(self.tree, values)
@@ -74,12 +61,7 @@ class Expression:
 
 
 def parse_expression(text: str, where: str) -> Expression:
-    """Parse integer arithmetic.
-
-    Raises
-    ------
-    FormatError
-        The text is not an expression.
+    """Parse integer arithmetic; raise FormatError if the text is none.
 
     Examples
     --------
@@ -171,10 +153,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class AxisPattern:
-    """An axis, or a parenthesised part of one: alternatives that follow one another.
-
-    A plain product has a single alternative without a label.
-    """
+    """An axis, or a parenthesised part of one: alternatives that follow one another, or one without a label."""
 
     alternatives: tuple[Alternative, ...]
 
@@ -202,16 +181,9 @@ class AxisPattern:
 
 @dataclass(frozen=True, slots=True)
 class TensorPattern:
-    """A tensor of a row.
+    """A tensor of a row, with the source text of its axes; without axes any shape will do.
 
-    Parameters
-    ----------
-    label
-        Ties the tensor to its part on the other side, unless its axes carry labels of their own.
-    axes
-        None if any shape will do.
-    text
-        The source text of the axes.
+    The label ties the tensor to its part on the other side, unless its axes carry labels of their own.
     """
 
     label: str
@@ -242,13 +214,7 @@ def name_key(name: str) -> str:
 
 
 def parse_name(text: str, where: str) -> NamePattern:
-    """Parse a name with indices in braces.
-
-    Raises
-    ------
-    FormatError
-        Braces do not match, or do not hold expressions.
-    """
+    """Parse a name with indices in braces; raise FormatError if braces do not match or hold no expressions."""
     pieces = re.split(r"\{([^{}]*)\}", text)
     if re.search(r"[{}]", "".join(pieces)) or " " in "".join(pieces[::2]):
         raise FormatError("name", where=where, expected="indices in braces and no blanks", found=repr(text))
@@ -256,12 +222,7 @@ def parse_name(text: str, where: str) -> NamePattern:
 
 
 def parse_tensor(label: str, text: str, where: str) -> TensorPattern:
-    """Parse a tensor of a row: a name and, in brackets, its axes.
-
-    Raises
-    ------
-    FormatError
-        The text is not of that form.
+    """Parse a tensor of a row: a name and, in brackets, its axes; raise FormatError for any other text.
 
     Examples
     --------

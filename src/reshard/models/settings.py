@@ -22,14 +22,8 @@ _MAX_POSITION_COUNT = 1 << 16
 class Settings:
     """The values of a family's options and parameters.
 
-    Parameters
-    ----------
-    values
-        Of every option, and of every parameter that has one.
-    unknown
-        Why the other parameters have none.
-    sources
-        Where each parameter's value comes from, in words.
+    ``values`` are those of every option, and of every parameter that has one; ``unknown`` says why the other
+    parameters have none, ``sources`` where each parameter's value comes from, in words.
     """
 
     options: Mapping[str, OptionValue]
@@ -45,10 +39,7 @@ class Settings:
     def positions(self, name: str) -> range | tuple[int, ...]:
         """Return the numbers that an index runs through.
 
-        Raises
-        ------
-        PlanError
-            A parameter that the index depends on is unknown, or there are too many numbers.
+        Raise PlanError if a parameter that the index depends on is unknown, or there are too many numbers.
         """
         index, numbers = self.indices[name], self.numbers
         for needed in sorted(index.names & self.unknown.keys()):
@@ -93,17 +84,18 @@ def affects_elements(choice: Option, family: Family) -> bool:
 def resolve_settings(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:
     """Give every option and parameter its value; options that are not given take their default.
 
-    Raises
-    ------
-    UsageError
-        An option that the family does not have, or a value that it cannot take.
+    Raise UsageError for options that the family does not have, and for values that they cannot take.
     """
     known = {choice.name: choice for choice in family.options}
     problems = [f"{name}: {family.name} has no such option" for name in options if name not in known]
     chosen: dict[str, OptionValue] = {}
     for name, choice in known.items():
         given = options.get(name, choice.default)
-        value = _option_value(choice, given)
+        if choice.values:
+            value = next((value for value in choice.values if is_same_option(given, value)), None)
+        else:
+            text = str(given) if type(given) in (int, str) else ""
+            value = int(text) if re.fullmatch("0*[1-9][0-9]{0,8}", text) else None
         if value is None:
             expected = ", ".join(str(one).lower() for one in choice.values) or "a count of 1 or more"
             problems.append(f"{name}: expected {expected}, found {shown(given)}")
@@ -121,14 +113,6 @@ def resolve_settings(family: Family, config: Mapping[str, object], options: Mapp
         else:
             values[parameter.name], sources[parameter.name] = found, source
     return Settings(chosen, values, unknown, sources, {index.name: index for index in family.indices})
-
-
-def _option_value(choice: Option, given: object) -> OptionValue | None:
-    """Return the option's value for what a person wrote; None if it cannot take that."""
-    if choice.values:
-        return next((value for value in choice.values if is_same_option(given, value)), None)
-    text = str(given) if type(given) in (int, str) else ""
-    return int(text) if re.fullmatch("0*[1-9][0-9]{0,8}", text) else None
 
 
 def config_value(config: Mapping[str, object], key: str) -> object:
@@ -165,7 +149,7 @@ def _parameter_value(
     try:
         return expression.value(numbers), expression.text
     except PlanError as error:
-        return None, f"{parameter.name} = {error.message}"
+        return None, f"{parameter.name} = {error.marked_message}"
 
 
 def _of_type(value: object, parameter: Parameter) -> Value | None:

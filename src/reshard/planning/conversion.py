@@ -1,4 +1,4 @@
-"""What a conversion makes of a source, whatever the memory, the processes and the stores that make it."""
+"""What a conversion makes of a source, whatever memory, processes and stores make it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,20 @@ from .outputs.output import (
     TargetTensor,
     group_by_layout,
 )
-from .targets.target import Target
+from .targets import Target
 
 MANIFEST_KEY = "reshard-manifest.json"
+MAX_ATTACHMENT_BYTES = 64 << 20
+"""Most bytes of an attachment: it is held in memory whole."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source, a target, and what becomes of the tensors in between.
+    """A source, a target, and the changes of tensors in between.
 
-    Parameters
-    ----------
-    catalog
-        The source as its headers describe it.
-    target_url
-        URL that the keys of outputs count from.
-    manifest_key
-        Key of the manifest, relative to ``target_url``.
-    renamed
-        New names of tensors by their names in the source.
-    change
-        Rules, casts and adapters, applied to the new names.
-    attachments
-        Small objects of the source to copy unchanged.
+    Keys of outputs, and that of the manifest, are relative to ``target_url``. ``renamed`` has new names of tensors by
+    their names in the source; rules, casts and adapters of ``change`` see the new ones. ``attachments`` are small
+    objects of the source to copy unchanged.
     """
 
     catalog: Catalog
@@ -53,7 +44,7 @@ class Conversion:
     attachments: tuple[Attachment, ...] = ()
 
     def __post_init__(self) -> None:
-        # Equal conversions have equal ids, however their renames were spelled.
+        # Conversions that make the same have equal ids, whether or not they list names that stay.
         object.__setattr__(self, "renamed", {old: new for old, new in self.renamed.items() if old != new})
 
     @cached_property
@@ -62,18 +53,12 @@ class Conversion:
 
     @property
     def tensors(self) -> tuple[TargetTensor, ...]:
-        """Every tensor of the target, whole.
-
-        Raises
-        ------
-        PlanError
-            See :func:`reshard.planning.change.make_tensors`.
-        """
+        """Every tensor of the target, whole; PlanError as :func:`reshard.planning.change.make_tensors` raises it."""
         return self._made.tensors
 
     @cached_property
     def source_metadata(self) -> SourceMetadata:
-        """What the target holds besides tensors."""
+        """The content of the target besides tensors."""
         return SourceMetadata.of(self.catalog, self.renamed)
 
     @cached_property
@@ -83,18 +68,18 @@ class Conversion:
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
-        """Indices that are written beside the outputs."""
+        """Indexes to write after the outputs, in this order."""
         return self.target.documents(self.outputs, self.tensors, self.source_metadata)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Key of every object that will be written, except the manifest."""
-        beside = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
-        return (*(key for output in self.outputs for key in output.keys), *beside)
+        others = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
+        return (*(key for output in self.outputs for key in output.keys), *others)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know before starting."""
+        """Remarks for people, to read before the conversion starts."""
         distinct = [self.outputs[positions[0]] for positions in group_by_layout(self.outputs)]
         notes = (*self.catalog.notes, *self._made.notes, *self.target.notes(self.tensors))
         return (*notes, *_names_mindspore_refuses(distinct), *_dropped_metadata(distinct))

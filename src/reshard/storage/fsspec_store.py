@@ -39,15 +39,8 @@ def open_store(url: str) -> FsspecStore:
 class FsspecStore(ReadStore):
     """Objects below one fsspec URL.
 
-    Parameters
-    ----------
-    root
-        URL that keys count from. A password in it is not shown, and not part of :attr:`url`: another
-        process that opens the URL needs other credentials.
-    options
-        Passed to the file system.
-    policy
-        How often to try what fails in passing.
+    A password in the URL ``root`` is not shown, and not part of :attr:`url`: another process that opens the URL
+    needs other credentials. ``options`` are passed to the file system.
 
     Examples
     --------
@@ -66,7 +59,6 @@ class FsspecStore(ReadStore):
 
     @property
     def url(self) -> str:
-        """The URL that keys count from, without any password in it."""
         return self._shown
 
     @property
@@ -75,11 +67,9 @@ class FsspecStore(ReadStore):
         return f"{self._shown.partition('://')[0]}://"
 
     def head(self, key: str) -> ObjectInfo:
-        """Describe one object."""
         return self._try("find", key, lambda: self._info(key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order."""
         folder = prefix.rpartition("/")[0]
         found = self._try("list", prefix, lambda: self._found(folder))
         for key in sorted(key for key in found if key.startswith(prefix)):
@@ -88,7 +78,6 @@ class FsspecStore(ReadStore):
             yield _object(key, found[key]) if is_enough else self.head(key)
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
-        """Fill ``target`` with the bytes ``span`` of an object."""
         check_buffer(span, target)
         pinned = etag
         for start in range(span.start, span.stop, _BLOCK_BYTES):

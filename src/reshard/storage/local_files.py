@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,29 +25,18 @@ _HIDDEN = re.compile(rf"\.reshard-(?P<token>{TOKEN.pattern})(?P<kind>[-+])(?P<na
 class HiddenFiles:
     """The two hidden files of an upload, beside the object: its bytes, and the record of its parts.
 
-    Parameters
-    ----------
-    target
-        Path of the finished object.
-    token
-        Upload id; it ends in the number of folders made for the upload, so that any process can remove
-        them again.
+    ``target`` is the path of the finished object, ``token`` the upload's id; it ends in the number of folders made
+    for the upload, so that any process can remove them again.
 
     Examples
     --------
-    >>> HiddenFiles(Path("/data/a.bin"), "0123456789abcdef-2").data.name
-    '.reshard-0123456789abcdef-2-a.bin'
-    >>> HiddenFiles(Path("/data/a.bin"), "0123456789abcdef-2").made_count
-    2
+    >>> files = HiddenFiles(Path("/data/a.bin"), "0123456789abcdef-2")
+    >>> files.data.name, files.made_count
+    ('.reshard-0123456789abcdef-2-a.bin', 2)
     """
 
     target: Path
     token: str
-
-    @classmethod
-    def fresh(cls, target: Path, made_count: int) -> HiddenFiles:
-        """Name new ones."""
-        return cls(target, f"{secrets.token_hex(8)}-{made_count}")
 
     @classmethod
     def of(cls, data: Path) -> HiddenFiles | None:
@@ -86,10 +74,7 @@ def is_hidden(name: str) -> bool:
 def object_path(root: Path, key: str) -> Path:
     """Return the path of an object.
 
-    Raises
-    ------
-    UsageError
-        The key is empty, absolute, has ``.``, ``..`` or empty segments, or is the name of a hidden file.
+    Raise UsageError for a key that is absolute, has ``.``, ``..`` or empty segments, or names a hidden file.
 
     Examples
     --------
@@ -131,15 +116,14 @@ def remove_empty(folder: Path, count: int) -> None:
             return
 
 
-def walk(root: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+def walk(
+    folder: Path, prefix: str = "", *, start: str = "", above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, Path]]:
     """Yield ``(key, path)`` of every file whose key starts with ``prefix``, in key order.
 
-    Hidden files are among them. Links to folders are followed, except back into a folder that the walk is in.
+    Hidden files are among them. Links to folders are followed, except back into a folder that the walk is in: the
+    folders ``above``. ``start`` is the part of the keys that leads to ``folder``.
     """
-    yield from _walk(root, "", prefix, frozenset())
-
-
-def _walk(folder: Path, start: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -152,7 +136,7 @@ def _walk(folder: Path, start: str, prefix: str, above: frozenset[str]) -> Itera
     for name, is_folder in found:
         key = start + name
         if is_folder and (key.startswith(prefix) or prefix.startswith(key)):
-            yield from _walk(folder / name, key, prefix, above | {real})
+            yield from walk(folder / name, prefix, start=key, above=above | {real})
         elif not is_folder and key.startswith(prefix):
             yield key, folder / name
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,13 +50,8 @@ class LocalStore(Store):
     A part is written straight to its place in a hidden file beside the object, and then recorded in
     another; completing flushes the hidden file and renames it. Any process can continue an upload.
 
-    Parameters
-    ----------
-    root
-        Folder that keys count from; made when the first object is written.
-    limits
-        Part sizes for planners. A file system needs none: by default they are those of S3, so that
-        one plan fits both.
+    The folder ``root`` is made when the first object is written. A file system needs no part sizes: by default
+    ``limits`` are those of S3, so that one plan fits both.
 
     Examples
     --------
@@ -88,17 +84,14 @@ class LocalStore(Store):
 
     @property
     def limits(self) -> StoreLimits:
-        """Part sizes for planners."""
         return self._limits
 
     def head(self, key: str) -> ObjectInfo:
-        """Describe one object."""
         path = object_path(self._root, key)
         with _explained("find", path):
             return _info(key, _regular(path.stat(), path))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order."""
         with _explained("list", self._root):
             for key, path in walk(self._root, prefix):
                 if is_hidden(path.name):
@@ -111,7 +104,6 @@ class LocalStore(Store):
                     yield _info(key, found)
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
-        """Fill ``target`` with the bytes ``span`` of an object."""
         check_buffer(span, target)
         path = object_path(self._root, key)
         if not span.nbytes:
@@ -124,7 +116,6 @@ class LocalStore(Store):
             raise beyond_end(f"{path}", span)
 
     def put(self, key: str, body: Body) -> ObjectInfo:
-        """Store one object, replacing any other."""
         upload = self.create_upload(key)
         hidden = self._hidden(upload)
         try:
@@ -141,14 +132,13 @@ class LocalStore(Store):
             self._remove_made(path.parent)
 
     def create_upload(self, key: str) -> Upload:
-        """Make the hidden files of an upload."""
         path = writable_path(self._root, key)
         with self._lock, _explained("write", path):
             if path.is_dir():
                 raise StorageError(f"{path} is a folder; no object can have its name.")
             made = make_folder(path.parent)
             self._made.update(made)
-            hidden = HiddenFiles.fresh(path, len(made))
+            hidden = HiddenFiles(path, f"{secrets.token_hex(8)}-{len(made)}")
             try:
                 for file in (hidden.data, hidden.record):
                     os.close(os.open(file, _NEW, 0o666))
@@ -160,7 +150,6 @@ class LocalStore(Store):
         return Upload(key, hidden.token)
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
-        """Write one part to its place in the hidden file."""
         hidden = self._hidden(upload)
         return self._recorded(hidden, number, offset, self._write(hidden, offset, body))
 
@@ -196,7 +185,6 @@ class LocalStore(Store):
         return self._recorded(hidden, number, offset, span.nbytes)
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
-        """Read the record of parts."""
         hidden = self._hidden(upload)
         with _explained("list the parts of", hidden.target):
             lines = [_PART.fullmatch(line) for line in hidden.record.read_text().splitlines(keepends=True)]
@@ -205,9 +193,16 @@ class LocalStore(Store):
         return [found[number] for number in sorted(found)]
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Flush the hidden file and give it its name."""
         hidden = self._hidden(upload)
-        return self._finish(hidden, upload.key, _joined_nbytes(hidden, parts))
+        if not parts:
+            raise StorageError(f"{hidden.target}: an upload needs at least one part.")
+        end = 0
+        for _, etag in sorted(parts):
+            start, _, nbytes = etag.partition("+")
+            if start != str(end) or not nbytes.isdecimal():
+                raise StorageError(f"{hidden.target}: a part begins at {start}, the one before it ends at {end}.")
+            end += int(nbytes)
+        return self._finish(hidden, upload.key, end)
 
     def abort_upload(self, upload: Upload) -> None:
         """Remove the hidden files, and the folders made for them if nothing else is in them."""
@@ -222,7 +217,6 @@ class LocalStore(Store):
             self._remove_made(hidden.target.parent)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
-        """List unfinished uploads by key prefix."""
         with _explained("list", self._root):
             found = [(key, HiddenFiles.of(path)) for key, path in walk(self._root, prefix.rpartition("/")[0])]
         uploads = [
@@ -299,19 +293,6 @@ def _regular(found: os.stat_result, path: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise NotFound(f"{path} is a folder or a device, not a file.")
     return found
-
-
-def _joined_nbytes(hidden: HiddenFiles, parts: Sequence[tuple[int, str]]) -> int:
-    """Return the length of the object; its parts must follow each other without a gap."""
-    if not parts:
-        raise StorageError(f"{hidden.target}: an upload needs at least one part.")
-    end = 0
-    for _, etag in sorted(parts):
-        start, _, nbytes = etag.partition("+")
-        if start != str(end) or not nbytes.isdecimal():
-            raise StorageError(f"{hidden.target}: a part begins at {start}, the one before it ends at {end}.")
-        end += int(nbytes)
-    return end
 
 
 @contextmanager

@@ -13,10 +13,7 @@ from .protocol import ObjectInfo, ReadStore, Store
 class Location:
     """A place in a store.
 
-    Parameters
-    ----------
-    key
-        Name of the object, or the prefix, without slashes at the ends; empty for the whole store.
+    ``key`` is the name of the object, or the prefix, without slashes at the ends; empty for the whole store.
 
     Examples
     --------
@@ -91,12 +88,8 @@ class Location:
 def normal_key(text: str) -> str:
     """Bring a key as a user writes it into the one form that cannot climb out of its root.
 
-    Slashes at both ends, doubled slashes and ``.`` segments are dropped.
-
-    Raises
-    ------
-    UsageError
-        The key has a ``..`` segment or a NUL character.
+    Slashes at both ends, doubled slashes and ``.`` segments are dropped; a ``..`` segment or a NUL character is a
+    UsageError.
 
     Examples
     --------

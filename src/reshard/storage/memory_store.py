@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import NotFound, StorageError
+from ..errors import NotFound, StorageError, Unsupported
 from ..tensor import ByteRange
 from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
-from .range_checks import beyond_end, cannot_copy, check_buffer, check_copied_span, check_etag, too_short
+from .range_checks import SEND_INSTEAD, beyond_end, cannot_copy, check_buffer, check_copied_span, check_etag
 from .stopping import ShouldStop, check, never
 
 
@@ -44,12 +44,8 @@ class MemoryStore(Store):
     """A store whose objects live as long as this process.
 
     Stores of one name hold the same objects, so ``memory://name/key`` means the same everywhere in
-    a process. Without a name it is a store of its own.
-
-    Parameters
-    ----------
-    limits
-        Part sizes to insist on, for every store of this name; those of S3 by default.
+    a process. Without a name it is a store of its own. All of one name insist on the same part sizes, those of S3
+    unless ``limits`` are given.
 
     Examples
     --------
@@ -72,12 +68,10 @@ class MemoryStore(Store):
 
     @property
     def url(self) -> str:
-        """``memory://name``."""
         return f"memory://{self._name}"
 
     @property
     def limits(self) -> StoreLimits:
-        """Part sizes that this store insists on."""
         return self._space.limits
 
     def clear(self) -> None:
@@ -87,19 +81,16 @@ class MemoryStore(Store):
             self._space.uploads.clear()
 
     def head(self, key: str) -> ObjectInfo:
-        """Describe one object."""
         etag, body = self._object(key)
         return ObjectInfo(key, len(body), etag)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order."""
         with self._space.lock:
             found = sorted((key, value) for key, value in self._space.objects.items() if key.startswith(prefix))
         for key, (etag, body) in found:
             yield ObjectInfo(key, len(body), etag)
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
-        """Fill ``target`` with the bytes ``span`` of an object."""
         check_buffer(span, target)
         check(self.should_stop)
         if span.nbytes:
@@ -110,24 +101,20 @@ class MemoryStore(Store):
             target[:] = memoryview(body)[span.start : span.stop]
 
     def put(self, key: str, body: Body) -> ObjectInfo:
-        """Store one object, replacing any other."""
         check(self.should_stop)
         return self._store(key, bytes(body))
 
     def delete(self, key: str) -> None:
-        """Remove an object."""
         with self._space.lock:
             self._space.objects.pop(key, None)
 
     def create_upload(self, key: str) -> Upload:
-        """Open a multipart upload."""
         upload = Upload(key, f"upload-{next(_numbers)}")
         with self._space.lock:
             self._space.uploads[upload.upload_id] = _Pending(key)
         return upload
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
-        """Keep one part."""
         return self._keep(upload, number, bytes(body))
 
     def copies_from(self, source: ReadStore) -> bool:
@@ -144,24 +131,25 @@ class MemoryStore(Store):
         span: ByteRange,
         etag: str | None = None,
     ) -> str:
-        """Keep one part of the bytes of an object."""
         peer = unwrapped(source)
         if not self.copies_from(peer):
             raise cannot_copy(self, source)
         check_copied_span(span)
         body = peer.read(key, span, etag)
         if peer.head(key).nbytes < self.limits.min_copy_source_bytes:
-            raise too_short(f"{peer.url}/{key}", self.limits.min_copy_source_bytes)
+            raise Unsupported(
+                f"{peer.url}/{key} is shorter than {self.limits.min_copy_source_bytes} bytes: no range of it can be "
+                "copied.",
+                hint=SEND_INSTEAD,
+            )
         return self._keep(upload, number, body)
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
-        """List the parts kept so far."""
         with self._space.lock:
             parts = sorted(self._pending(upload).parts.items())
         return [PartInfo(number, etag, len(body)) for number, (etag, body) in parts]
 
     def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        """Join the parts; the object becomes visible."""
         url, numbers = f"{self.url}/{upload.key}", [number for number, _ in parts]
         with self._space.lock:
             held = dict(self._pending(upload).parts)
@@ -178,12 +166,10 @@ class MemoryStore(Store):
         return info
 
     def abort_upload(self, upload: Upload) -> None:
-        """Drop an upload and its parts."""
         with self._space.lock:
             self._space.uploads.pop(upload.upload_id, None)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
-        """List unfinished uploads by key prefix."""
         with self._space.lock:
             pending = [Upload(value.key, upload_id) for upload_id, value in self._space.uploads.items()]
         return [upload for upload in pending if upload.key.startswith(prefix)]

@@ -22,15 +22,9 @@ T = TypeVar("T")
 class StoreKind:
     """A kind of store, as its row in the table has it.
 
-    Parameters
-    ----------
-    module
-        Module of this package with a function ``open_store(url)`` that opens the store whose root is
-        ``url``. It is imported when a URL first asks for it: boto3 and fsspec take a while.
-    is_writable
-        Whether the module's stores are a :class:`Store`.
-    provider
-        Most likely service behind a URL that cannot be opened here.
+    ``module`` is one of this package with a function ``open_store(url)`` that opens the store whose root is ``url``.
+    It is imported when a URL first asks for it: boto3 and fsspec take a while. ``provider`` is the most likely
+    service behind a URL that cannot be opened here.
     """
 
     module: str
@@ -69,11 +63,8 @@ def open_store(url: str) -> ReadStore:
 def open_location(url: str) -> Location:
     """Open a place, without sending a request.
 
-    Parameters
-    ----------
-    url
-        ``s3://bucket/key``, ``obs://bucket/key``, ``memory://name/key``, ``file:///path``, a plain
-        path, or any URL that fsspec reads.
+    Its URL is ``s3://bucket/key``, ``obs://bucket/key``, ``memory://name/key``, ``file:///path``, a plain path, or
+    any URL that fsspec reads.
 
     Raises
     ------
@@ -92,18 +83,7 @@ def open_source(url: str) -> Location:
 
 
 def open_target(url: str) -> Location:
-    """Open a place to write to; see :func:`open_location`.
-
-    Raises
-    ------
-    Unsupported
-        The store is read-only.
-
-    Examples
-    --------
-    >>> open_target("memory://lab/out").url
-    'memory://lab/out'
-    """
+    """Open a place to write to as :func:`open_location` does; raise Unsupported if its store is read-only."""
     if not _kind_of(url).is_writable:
         raise Unsupported(
             f"{url.partition('://')[0]}:// URLs are read-only.",
@@ -115,10 +95,7 @@ def open_target(url: str) -> Location:
 def open_target_object(url: str) -> tuple[Location, str]:
     """Open the place above an object to be written; see :func:`open_target`.
 
-    Returns
-    -------
-    place, name
-        ``place.child(name)`` is the object.
+    ``place.child(name)`` of the place and the name that are returned is the object.
 
     Raises
     ------
@@ -197,7 +174,13 @@ def _split(url: str) -> tuple[str, str]:
     """Split a URL into its store's root and a key."""
     match = _SCHEME.fullmatch(url)
     if match is None:
-        _check_slashes(url)
+        if typo := _ONE_SLASH.match(url):
+            scheme = typo["scheme"]
+            raise UsageError(  # the rest is not shown: in a signed URL it holds a secret
+                f"{scheme}:/... is not a URL: a URL has two slashes after its scheme.",
+                hint=f"Write {'file:///' if scheme.lower() == 'file' else f'{scheme}://'}..., "
+                f"or ./{scheme}:/... for a folder of that name.",
+            )
         return _split_path(url)
     scheme, rest = match["scheme"].lower(), match["rest"]
     if scheme == "file":
@@ -226,14 +209,3 @@ def _split_path(path: str) -> tuple[str, str]:
         full = full.resolve()
     # Relative to its parent a path may be an object, a prefix, or not exist yet.
     return f"file://{full.parent}", full.name
-
-
-def _check_slashes(path: str) -> None:
-    match = _ONE_SLASH.match(path)
-    if match:
-        scheme = match["scheme"]
-        raise UsageError(  # the rest is not shown: in a signed URL it holds a secret
-            f"{scheme}:/... is not a URL: a URL has two slashes after its scheme.",
-            hint=f"Write {'file:///' if scheme.lower() == 'file' else f'{scheme}://'}..., "
-            f"or ./{scheme}:/... for a folder of that name.",
-        )

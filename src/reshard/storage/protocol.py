@@ -19,15 +19,7 @@ Body = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object.
-
-    Parameters
-    ----------
-    key
-        Its full key within the store.
-    etag
-        Changes whenever the content does; opaque, never compared to a digest.
-    """
+    """One stored object; its etag changes whenever the content does, and is never compared to a digest."""
 
     key: str
     nbytes: int
@@ -238,12 +230,8 @@ class Store(ReadStore, PartCopier, Protocol):
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         """List the parts of an open upload by ascending number, whichever process made them.
 
-        A number that was sent several times is left out if the store does not show which part is the last.
-
-        Raises
-        ------
-        NotFound
-            The upload is completed or aborted.
+        A number that was sent several times is left out if the store does not show which part is the last. Raise
+        NotFound if the upload is completed or aborted.
         """
         ...
 

@@ -29,13 +29,9 @@ class Provider:
 
     Parameters
     ----------
-    name
-        Name for messages and price tables.
     hosts
         Regular expression for the whole host of the endpoint; a group ``region`` is the signing
         region. The empty host means that no endpoint is set.
-    addressing
-        Where the bucket's name goes.
     region
         Signing region if the host does not contain it.
     limits
@@ -98,14 +94,9 @@ PROVIDERS: tuple[Provider, ...] = (
 
 
 def provider_of(endpoint: str | None, environ: Mapping[str, str]) -> Provider:
-    """Return the row of an endpoint, with the addressing that the environment requires.
+    """Return the row of an endpoint (None for AWS's own), with the addressing that the environment requires.
 
-    Parameters
-    ----------
-    endpoint
-        URL with its scheme; None for AWS's own.
-    environ
-        ``RESHARD_S3_ADDRESSING`` may be ``path`` or ``virtual``; anything else is a UsageError.
+    ``RESHARD_S3_ADDRESSING`` may be ``path`` or ``virtual``; anything else is a UsageError.
 
     Examples
     --------

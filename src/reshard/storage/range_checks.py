@@ -6,6 +6,8 @@ from ..errors import SourceChanged, StorageError, Unsupported, UsageError
 from ..tensor import ByteRange
 from .protocol import ReadStore
 
+SEND_INSTEAD = "Read the bytes and upload them."
+
 
 def check_buffer(span: ByteRange, buffer: memoryview) -> None:
     """Raise UsageError unless ``buffer`` can take exactly the bytes of ``span``."""
@@ -50,12 +52,4 @@ def beyond_end(url: str, span: ByteRange, nbytes: int | None = None) -> StorageE
 
 def cannot_copy(target: ReadStore, source: ReadStore) -> Unsupported:
     """Make the error for a store that does not copy from another."""
-    return Unsupported(f"{target.url} cannot copy bytes from {source.url}.", hint="Read the bytes and upload them.")
-
-
-def too_short(url: str, fewest_bytes: int) -> Unsupported:
-    """Make the error for an object that the service copies only as a whole."""
-    return Unsupported(
-        f"{url} is shorter than {fewest_bytes} bytes: no range of it can be copied.",
-        hint="Read the bytes and upload them.",
-    )
+    return Unsupported(f"{target.url} cannot copy bytes from {source.url}.", hint=SEND_INSTEAD)

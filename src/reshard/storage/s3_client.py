@@ -20,15 +20,14 @@ from .s3_settings import S3Settings, obs_settings, s3_settings
 def find_settings(scheme: str, bucket: str) -> S3Settings:
     """Gather the settings of a bucket from the environment, profiles and AWS's configuration files.
 
-    Raises
-    ------
-    UsageError
-        A setting is missing or contradicts another.
+    Raise UsageError if a setting is missing or contradicts another.
     """
     session = _session()
     if scheme == "obs":
         return obs_settings(bucket, os.environ, session.region_name)
-    return s3_settings(bucket, os.environ, _configured_endpoint(session), session.region_name or "")
+    # boto3 finds the endpoint in environment, profile and service sections, in its own order.
+    endpoint = str(_client(session, region_name=session.region_name or "us-east-1").meta.endpoint_url)
+    return s3_settings(bucket, os.environ, endpoint, session.region_name or "")
 
 
 def make_client(settings: S3Settings) -> Any:
@@ -89,11 +88,6 @@ def _client(session: boto3.session.Session, **arguments: Any) -> Any:
         raise UsageError(
             "The configured endpoint is not a URL.", hint="AWS_ENDPOINT_URL must begin with https:// or http://."
         ) from error
-
-
-def _configured_endpoint(session: boto3.session.Session) -> str:
-    """Ask boto3 for its endpoint: from environment, profile and service sections, in its own order."""
-    return str(_client(session, region_name=session.region_name or "us-east-1").meta.endpoint_url)
 
 
 def _version() -> str:

@@ -9,28 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    CredentialRetrievalError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProxyConnectionError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    SSLError,
-    TokenRetrievalError,
-    UnauthorizedSSOTokenError,
-)
-from botocore.exceptions import (
-    ConnectionError as ConnectionFailed,
-)
+from botocore import exceptions
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import Denied, NotFound, ReshardError, SourceChanged, StorageError, Transient, Unsupported, UsageError
 
@@ -125,22 +105,22 @@ _TRANSIENT_CODES = frozenset(
 )
 
 _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
-    ConnectTimeoutError: "no connection in time",
-    ReadTimeoutError: "the store stopped answering",
-    EndpointConnectionError: "no connection to the endpoint",
-    ProxyConnectionError: "no connection to the proxy",
-    IncompleteReadError: "the answer was cut off",
-    ResponseStreamingError: "the connection broke during the answer",
-    ConnectionClosedError: "the connection was closed before an answer came",
-    ConnectionFailed: "the connection broke",
+    exceptions.ConnectTimeoutError: "no connection in time",
+    exceptions.ReadTimeoutError: "the store stopped answering",
+    exceptions.EndpointConnectionError: "no connection to the endpoint",
+    exceptions.ProxyConnectionError: "no connection to the proxy",
+    exceptions.IncompleteReadError: "the answer was cut off",
+    exceptions.ResponseStreamingError: "the connection broke during the answer",
+    exceptions.ConnectionClosedError: "the connection was closed before an answer came",
+    exceptions.ConnectionError: "the connection broke",
 }
 
 _KEYLESS = (
-    NoCredentialsError,
-    PartialCredentialsError,
-    CredentialRetrievalError,
-    TokenRetrievalError,
-    UnauthorizedSSOTokenError,
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+    exceptions.TokenRetrievalError,
+    exceptions.UnauthorizedSSOTokenError,
 )
 
 
@@ -153,16 +133,16 @@ def explain(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
         return _answered(error, label)
-    if isinstance(error, SSLError):
+    if isinstance(error, exceptions.SSLError):
         return _tls(error, label)
     if isinstance(error, _KEYLESS):
         return Denied(f"{label}: no credentials were found, or they are incomplete.", hint=_KEYS)
-    if isinstance(error, ParamValidationError):
+    if isinstance(error, exceptions.ParamValidationError):
         return UsageError(f"{label}: this is not the name of a bucket or an object.")
     for kind, reason in _TRANSIENT_KINDS.items():
         if isinstance(error, kind):
             return Transient(f"{label}: {reason}.", hint="Check the endpoint, the network and the proxy settings.")
-    if isinstance(error, HTTPClientError):  # anything else that broke while a request was sent
+    if isinstance(error, exceptions.HTTPClientError):  # anything else that broke while a request was sent
         inner = getattr(error, "kwargs", {}).get("error")
         return Transient(f"{label}: the request failed on its way ({type(inner).__name__}).")
     return StorageError(f"{label}: {type(error).__name__}.")
@@ -186,7 +166,7 @@ def _answered(error: ClientError, label: RequestLabel) -> ReshardError:
     return row.error(f"{label}: {row.reason}{kind}{place}.", hint=row.hint)
 
 
-def _tls(error: SSLError, label: RequestLabel) -> ReshardError:
+def _tls(error: exceptions.SSLError, label: RequestLabel) -> ReshardError:
     reason = str(getattr(error, "kwargs", {}).get("error", ""))
     if "WRONG_VERSION_NUMBER" in reason:
         return StorageError(

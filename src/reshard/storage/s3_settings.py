@@ -36,8 +36,6 @@ class S3Settings:
 
     Parameters
     ----------
-    url
-        ``s3://bucket`` or ``obs://bucket``.
     endpoint
         URL without the bucket; None for AWS's own.
     region
@@ -76,10 +74,8 @@ class S3Settings:
 
         Examples
         --------
-        >>> s3_settings("b", {}, "http://Store.example:80").identity
-        's3@store.example/b'
-        >>> s3_settings("b", {}).identity
-        's3@amazonaws.com/b'
+        >>> s3_settings("b", {}, "http://Store.example:80").identity, s3_settings("b", {}).identity
+        ('s3@store.example/b', 's3@amazonaws.com/b')
         """
         if self.endpoint is None or self.provider.name == AWS:
             return f"s3@amazonaws.com/{self.bucket}"  # one name, one bucket, in whatever region
@@ -104,44 +100,26 @@ class S3Settings:
 
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
-    """Return the settings of ``s3://bucket``: everything as boto3 finds it.
-
-    Parameters
-    ----------
-    environ
-        Environment variables.
-    endpoint, region
-        As boto3 found them in environment and profile.
+    """Return the settings of ``s3://bucket``: everything as boto3 found it in environment and profile.
 
     Examples
     --------
-    >>> s3_settings("b", {}).provider.name
-    'AWS S3'
-    >>> s3_settings("b", {}, "http://127.0.0.1:9000").region
-    'us-east-1'
+    >>> s3_settings("b", {}).provider.name, s3_settings("b", {}, "http://127.0.0.1:9000").region
+    ('AWS S3', 'us-east-1')
     """
     url = _endpoint(endpoint, "AWS_ENDPOINT_URL") if endpoint else None
     # boto3 chooses AWS's own endpoints better by itself: it knows partitions and redirects.
     own = url is None or provider_of(url, environ).name == AWS
-    return _settings("s3", bucket, environ, None if own else url, region or environ.get("AWS_REGION"), None)
+    return _settings("s3", bucket, environ, None if own else url, region or environ.get("AWS_REGION"))
 
 
 def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = None) -> S3Settings:
     """Return the settings of ``obs://bucket``: OBS variables first, then those of AWS.
 
-    Parameters
-    ----------
-    environ
-        ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or
-        made from ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY``,
-        ``OBS_SECURITY_TOKEN``.
-    region
-        As boto3 found it; used if neither ``OBS_REGION`` nor the endpoint says.
-
-    Raises
-    ------
-    UsageError
-        The endpoint or one of a pair of keys is missing.
+    Read are ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or made from
+    ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY`` and ``OBS_SECURITY_TOKEN``. The ``region`` that
+    boto3 found counts if neither ``OBS_REGION`` nor the endpoint says. Raise UsageError if the endpoint or one of a
+    pair of keys is missing.
 
     Examples
     --------
@@ -160,7 +138,11 @@ def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = N
             f"No endpoint is known for obs://{bucket}.",
             hint="Set OBS_ENDPOINT, for example to https://obs.cn-north-4.myhuaweicloud.com.",
         )
-    return _settings("obs", bucket, environ, endpoint, environ.get("OBS_REGION"), _obs_keys(environ), region)
+    access, secret = environ.get("OBS_ACCESS_KEY_ID"), environ.get("OBS_SECRET_ACCESS_KEY")
+    if bool(access) != bool(secret):
+        raise UsageError("Only one of OBS_ACCESS_KEY_ID and OBS_SECRET_ACCESS_KEY is set.", hint="Set both or none.")
+    keys = Keys(access, secret, environ.get("OBS_SECURITY_TOKEN") or None) if access and secret else None
+    return _settings("obs", bucket, environ, endpoint, environ.get("OBS_REGION"), keys, region)
 
 
 _OBS_ENDPOINTS = ("OBS_ENDPOINT", "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -172,7 +154,7 @@ def _settings(
     environ: Mapping[str, str],
     endpoint: str | None,
     region: str | None,
-    keys: Keys | None,
+    keys: Keys | None = None,
     fallback_region: str | None = None,
 ) -> S3Settings:
     if not bucket:
@@ -197,10 +179,3 @@ def _endpoint(text: str, source: str) -> str:
             f"{source} is not the address of a store.", hint="It must look like https://host or http://host:port."
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-
-
-def _obs_keys(environ: Mapping[str, str]) -> Keys | None:
-    access, secret = environ.get("OBS_ACCESS_KEY_ID"), environ.get("OBS_SECRET_ACCESS_KEY")
-    if bool(access) != bool(secret):
-        raise UsageError("Only one of OBS_ACCESS_KEY_ID and OBS_SECRET_ACCESS_KEY is set.", hint="Set both or none.")
-    return Keys(access, secret, environ.get("OBS_SECURITY_TOKEN") or None) if access and secret else None

@@ -12,12 +12,12 @@ from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupporte
 from ..tensor import ByteRange
 from .open import shared
 from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
-from .range_checks import cannot_copy, check_buffer, check_copied_span
+from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
 from .retry import RetryPolicy, retrying
 from .s3_client import find_settings, make_client
 from .s3_errors import RequestLabel, explain
 from .s3_settings import S3Settings
-from .s3_transfers import PartBody, RangedCopy, RangedRead, bare_etag
+from .s3_transfers import PartBody, RangedRead, bare_etag, explain_copy
 from .stopping import ShouldStop, check, never
 
 _SMALL_BYTES = 64 << 10
@@ -54,15 +54,7 @@ def open_store(url: str) -> S3Store:
 
 
 class S3Store(Store):
-    """One bucket.
-
-    Parameters
-    ----------
-    policy
-        How often to try what fails in passing.
-    client
-        A client made for these settings; None to make one.
-    """
+    """One bucket; without a ``client`` made for its settings it makes its own."""
 
     def __init__(
         self,
@@ -88,7 +80,6 @@ class S3Store(Store):
 
     @property
     def url(self) -> str:
-        """``s3://bucket`` or ``obs://bucket``."""
         return self._settings.url
 
     @property
@@ -103,11 +94,9 @@ class S3Store(Store):
 
     @property
     def limits(self) -> StoreLimits:
-        """Those of the service."""
         return self._settings.provider.limits
 
     def head(self, key: str) -> ObjectInfo:
-        """Describe one object."""
         try:
             answer = self._call("head_object", key)
         except ReshardError as error:
@@ -115,7 +104,6 @@ class S3Store(Store):
         return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key starts with ``prefix``, in key order."""
         operation, position = _LISTINGS[self._settings.provider.list_version]
 
         def after(answer: Any) -> dict[str, Any]:
@@ -129,13 +117,11 @@ class S3Store(Store):
         return iter(sorted(infos, key=lambda info: info.key))
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
-        """Fill ``target`` with the bytes ``span`` of an object, however often the connection breaks."""
         check_buffer(span, target)
         label = self._label("get_object", key)
         RangedRead(self._client, self._bucket, key, span, target, etag, label, self._policy, self.should_stop).run()
 
     def put(self, key: str, body: Body) -> ObjectInfo:
-        """Store one object in one request, replacing any other."""
         answer = self._call("put_object", key, Body=self._body(body))
         etag = bare_etag(answer)
         return ObjectInfo(key, memoryview(body).nbytes, etag) if etag else self.head(key)
@@ -145,7 +131,6 @@ class S3Store(Store):
         self._ignoring_absence("delete_object", key)
 
     def create_upload(self, key: str) -> Upload:
-        """Open a multipart upload."""
         if not self._settings.provider.unequal_parts:
             raise Unsupported(
                 f"{self._label('create_multipart_upload', key)}: it requires upload parts of equal length.",
@@ -154,7 +139,6 @@ class S3Store(Store):
         return Upload(key, str(self._call("create_multipart_upload", key)["UploadId"]))
 
     def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
-        """Send one part from the caller's memory and return its etag."""
         answer = self._call(
             "upload_part", upload.key, UploadId=upload.upload_id, PartNumber=number, Body=self._body(body)
         )
@@ -184,20 +168,31 @@ class S3Store(Store):
             raise cannot_copy(self, source)
         check_copied_span(span)
         source_url = f"{peer.url}/{key}"
-        copy = RangedCopy(
-            self._client,
-            {"Bucket": self._bucket, "Key": upload.key, "UploadId": upload.upload_id, "PartNumber": number},
-            {"Bucket": peer.settings.bucket, "Key": key},
-            source_url,
-            span,
-            etag,
-            RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place),
-            self.should_stop,
-        )
-        return retrying(copy.request, self._policy, self.should_stop)
+        label = RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place)
+
+        def request() -> str:  # may be repeated: a part made again replaces the one before
+            check(self.should_stop)
+            try:
+                answer = self._client.upload_part_copy(
+                    Bucket=self._bucket,
+                    Key=upload.key,
+                    UploadId=upload.upload_id,
+                    PartNumber=number,
+                    CopySource={"Bucket": peer.settings.bucket, "Key": key},
+                    CopySourceRange=f"bytes={span.start}-{span.stop - 1}",
+                    **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+                )
+            except (ClientError, BotoCoreError) as error:
+                check(self.should_stop)
+                raise explain_copy(error, label, source_url, span, etag) from error
+            copied = bare_etag(answer.get("CopyPartResult") or {})
+            if not copied:  # services that do not know the operation take the request for an empty part
+                raise Unsupported(f"{label}: the store does not confirm a copy.", hint=SEND_INSTEAD)
+            return copied
+
+        return retrying(request, self._policy, self.should_stop)
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
-        """List the parts of an open upload."""
         pages = self._pages(
             "list_parts",
             upload.key,
@@ -243,11 +238,9 @@ class S3Store(Store):
         return self.head(upload.key)
 
     def abort_upload(self, upload: Upload) -> None:
-        """Drop an upload and its parts."""
         self._ignoring_absence("abort_multipart_upload", upload.key, UploadId=upload.upload_id)
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
-        """Yield unfinished uploads by key prefix."""
         names = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
 
         def after(answer: Any) -> dict[str, Any]:
@@ -312,7 +305,7 @@ class S3Store(Store):
         try:
             self._call(operation, key, **arguments)
         except NotFound as error:
-            if "NoSuchBucket" in error.message:
+            if "NoSuchBucket" in error.marked_message:
                 raise
 
     def _better_reason(self, key: str, error: ReshardError) -> ReshardError:

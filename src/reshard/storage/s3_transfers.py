@@ -1,4 +1,4 @@
-"""The transfers of an S3Store: a part as a file, a ranged read that survives cut connections, a copied range."""
+"""The transfers of an S3Store: a part as a file, and a ranged read that survives cut connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from ..errors import Transient, Unsupported
 from ..tensor import ByteRange
 from .protocol import Body
-from .range_checks import beyond_end, changed, check_etag
+from .range_checks import SEND_INSTEAD, beyond_end, changed, check_etag
 from .retry import Retries, RetryPolicy
 from .s3_errors import RequestLabel, explain, status_of
 from .stopping import ShouldStop, check, never
@@ -24,7 +24,6 @@ _BLOCK_BYTES = 1 << 20
 16 KiB, a system call each, but sends whatever it gets; blocks of 1 MiB save a sixth of the CPU time of sending."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_SEND_INSTEAD = "Read the bytes and upload them."
 
 
 def bare_etag(answer: Mapping[str, Any]) -> str:
@@ -85,13 +84,7 @@ class RangedRead:
 
     boto3 repeats a request, but not a body that breaks off. Here the bytes that have arrived stay, and only
     the rest is requested again.
-
-    Parameters
-    ----------
-    target
-        Buffer of exactly ``span.nbytes``.
-    etag
-        Etag to insist on; if None, that of the first answer.
+    Without an ``etag``, the one of the first answer is insisted on.
     """
 
     client: Any
@@ -174,69 +167,17 @@ class RangedRead:
         return explain(error, self.label)
 
 
-@dataclass(frozen=True, slots=True)
-class RangedCopy:
-    """One UploadPartCopy request; it may be repeated, because a part made again replaces the one before.
-
-    Parameters
-    ----------
-    part
-        ``Bucket``, ``Key``, ``UploadId`` and ``PartNumber`` of the part.
-    source, source_url
-        ``Bucket`` and ``Key`` of the object, and its URL for messages.
-    etag
-        Etag to insist on; None for any.
-    """
-
-    client: Any
-    part: Mapping[str, Any]
-    source: Mapping[str, str]
-    source_url: str
-    span: ByteRange
-    etag: str | None
-    label: RequestLabel
-    should_stop: ShouldStop
-
-    def request(self) -> str:
-        """Send the request once; return the part's etag.
-
-        Raises
-        ------
-        NotFound, SourceChanged, Denied, StorageError
-            See :class:`reshard.storage.PartCopier`.
-        Unsupported
-            Also when the answer holds no copied part: services that do not know the operation take the
-            request for an empty part.
-        Transient
-            Worth another try.
-        """
-        check(self.should_stop)
-        pinned = {"CopySourceIfMatch": f'"{self.etag}"'} if self.etag else {}
-        try:
-            answer = self.client.upload_part_copy(
-                CopySource=dict(self.source),
-                CopySourceRange=f"bytes={self.span.start}-{self.span.stop - 1}",
-                **self.part,
-                **pinned,
-            )
-        except (ClientError, BotoCoreError) as error:
-            check(self.should_stop)
-            raise self._explained(error) from error
-        etag = bare_etag(answer.get("CopyPartResult") or {})
-        if not etag:
-            raise Unsupported(f"{self.label}: the store does not confirm a copy.", hint=_SEND_INSTEAD)
-        return etag
-
-    def _explained(self, error: ClientError | BotoCoreError) -> Exception:
-        if isinstance(error, ClientError):
-            answer = error.response.get("Error", {})
-            code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).lower()
-            if self.etag and (code == "PreconditionFailed" or status_of(error) == 412):
-                return changed(self.source_url, self.etag)
-            if code == "InvalidRange" or status_of(error) == 416 or (code == "InvalidArgument" and "range" in message):
-                return beyond_end(self.source_url, self.span)
-            if code == "InvalidRequest" and "copy source" in message:  # too short, on AWS
-                return Unsupported(
-                    f"{self.label}: the store copies no range of this object [{code}].", hint=_SEND_INSTEAD
-                )
-        return explain(error, self.label)
+def explain_copy(
+    error: ClientError | BotoCoreError, label: RequestLabel, source_url: str, span: ByteRange, etag: str | None
+) -> Exception:
+    """Translate the error of a request to copy a range."""
+    if isinstance(error, ClientError):
+        answer = error.response.get("Error", {})
+        code, message = str(answer.get("Code", "")), str(answer.get("Message", "")).lower()
+        if etag and (code == "PreconditionFailed" or status_of(error) == 412):
+            return changed(source_url, etag)
+        if code == "InvalidRange" or status_of(error) == 416 or (code == "InvalidArgument" and "range" in message):
+            return beyond_end(source_url, span)
+        if code == "InvalidRequest" and "copy source" in message:  # too short, on AWS
+            return Unsupported(f"{label}: the store copies no range of this object [{code}].", hint=SEND_INSTEAD)
+    return explain(error, label)

@@ -14,13 +14,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:
-    """Bytes ``[start, stop)`` of one object.
-
-    Examples
-    --------
-    >>> ByteRange(8, 24).nbytes
-    16
-    """
+    """Bytes ``[start, stop)`` of one object."""
 
     start: int
     stop: int
@@ -33,13 +27,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor without its bytes.
-
-    Examples
-    --------
-    >>> TensorSpec("w", DType.BF16, (2, 3)).nbytes
-    12
-    """
+    """A tensor without its bytes."""
 
     name: str
     dtype: DType
@@ -115,11 +103,10 @@ class Box:
 
 
 def row_major_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
-    """Cut the elements ``[start, stop)`` of a row-major tensor into boxes, in order.
+    """Cut the elements at the flat positions ``[start, stop)`` of a row-major tensor into boxes, in order.
 
-    ``start`` and ``stop`` are flat positions in a tensor of ``shape``. At most ``2 * len(shape) - 1`` boxes
-    come out, whatever the range: an incomplete first row, whole rows, and an incomplete last row, each
-    incomplete row cut in the same way.
+    At most ``2 * len(shape) - 1`` boxes come out, whatever the range: an incomplete first row, whole rows, and an
+    incomplete last row, each incomplete row cut in the same way.
 
     Examples
     --------

@@ -127,7 +127,12 @@ class Layout:
         >>> Layout((2, 2), ((0,), ()), optimizer_shard_size=-1).place_of(rank=2)
         (1, 0)
         """
-        coordinates = self._coordinates(rank)
+        if not 0 <= rank < self.device_count:
+            raise StrategyError(f"rank {rank} is outside device matrix {list(self.device_matrix)}")
+        coordinates: list[int] = []
+        for size in reversed(self.device_matrix):
+            rank, coordinate = divmod(rank, size)
+            coordinates.insert(0, coordinate)
         place = []
         for entries in self.tensor_map:
             index = 0
@@ -135,7 +140,12 @@ class Layout:
                 index = index * self.device_matrix[-1 - entry] + coordinates[-1 - entry]
             place.append(index)
         if self.optimizer_pieces > 1:
-            place[0] = place[0] * self.optimizer_pieces + self._optimizer_index(coordinates)
+            # The rightmost free dimension varies fastest, as training numbers the pieces.
+            index, weight = 0, 1
+            for dimension, pieces in self._taken_dimensions() or []:
+                index += coordinates[dimension] % pieces * weight
+                weight *= pieces
+            place[0] = place[0] * self.optimizer_pieces + index
         return tuple(place)
 
     def full_shape(self, local_shape: Shape) -> Shape:
@@ -192,15 +202,6 @@ class Layout:
         if self.optimizer_pieces > 1:
             raise StrategyError("manual split together with an optimizer shard is not supported")
 
-    def _coordinates(self, rank: int) -> list[int]:
-        if not 0 <= rank < self.device_count:
-            raise StrategyError(f"rank {rank} is outside device matrix {list(self.device_matrix)}")
-        coordinates = []
-        for size in reversed(self.device_matrix):
-            rank, coordinate = divmod(rank, size)
-            coordinates.append(coordinate)
-        return coordinates[::-1]
-
     def _taken_dimensions(self) -> list[tuple[int, int]] | None:
         """Return the free grid dimensions that the optimizer cuts along, rightmost first, with the pieces of each.
 
@@ -219,27 +220,13 @@ class Layout:
             remaining //= pieces
         return taken if remaining == 1 else None
 
-    def _optimizer_index(self, coordinates: list[int]) -> int:
-        # The rightmost free dimension varies fastest, as training numbers the pieces.
-        index, weight = 0, 1
-        for dimension, pieces in self._taken_dimensions() or []:
-            index += coordinates[dimension] % pieces * weight
-            weight *= pieces
-        return index
-
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """Layouts of every tensor on every pipeline stage.
+    """Layouts of every tensor on every pipeline stage; a tensor may be on several stages.
 
-    Stages are contiguous blocks of ranks: ``stage = rank // device_count``.
-
-    Parameters
-    ----------
-    device_count
-        Devices in one stage; the product of every layout's device matrix.
-    stages
-        For each stage, the layout of each tensor on it. A tensor may be on several stages.
+    Stages are contiguous blocks of ranks: ``stage = rank // device_count``, where ``device_count``, the devices of
+    one stage, is the product of every layout's device matrix.
 
     Examples
     --------

@@ -152,12 +152,7 @@ class Patch:
     def scatter(self, source: Box, target: Box, itemsize: int) -> Scatter:
         """Describe moving this patch between two row-major buffers that hold all of it.
 
-        Parameters
-        ----------
-        source, target
-            The box of each tensor's axes that the buffer holds.
-        itemsize
-            Bytes per element.
+        ``source`` and ``target`` are the boxes of each tensor's axes that the buffers hold.
 
         Examples
         --------

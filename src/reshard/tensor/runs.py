@@ -186,8 +186,6 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
         Source strides nest: each is at least as long as everything inside it.
     source, target
         Address of the first element on either side.
-    itemsize
-        Bytes per element.
 
     Examples
     --------
@@ -217,17 +215,10 @@ def strided(dims: Iterable[tuple[int, int, int]], source: int, target: int, item
 
 
 def box_scatter(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Shape, Shape], itemsize: int) -> Scatter:
-    """Describe moving one box from a row-major tensor to another.
+    """Describe moving one box, none of whose axes is empty, from a row-major tensor to another.
 
-    Parameters
-    ----------
-    box_shape
-        Extent of the box, in elements; no axis may be empty.
-    source, target
-        ``(shape of the tensor, first element of the box in it)``, each in elements. Addresses count from
-        the tensor's first byte.
-    itemsize
-        Bytes per element.
+    ``source`` and ``target`` are ``(shape of the tensor, first element of the box in it)``, each in elements.
+    Addresses count from the tensor's first byte.
 
     Examples
     --------
@@ -247,15 +238,8 @@ def slice_scatters(
 ) -> tuple[Scatter, ...]:
     """Describe filling some elements of a row-major slice from its row-major tensor.
 
-    Parameters
-    ----------
-    shape, start, stop
-        The slice is the box ``[start, stop)`` of a tensor of ``shape``. Addresses count from the first byte
-        of the tensor, and of the slice.
-    elements
-        The first element to fill and one past the last, counted in the slice.
-    itemsize
-        Bytes per element.
+    The slice is the box ``[start, stop)`` of a tensor of ``shape``; ``elements`` are the first one to fill and one
+    past the last, counted in the slice. Addresses count from the first byte of the tensor, and of the slice.
 
     Examples
     --------

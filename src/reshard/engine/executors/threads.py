@@ -15,9 +15,8 @@ from ...planning.plan import Plan
 from ...planning.steps.steps import CopiedPart, Read, Step, StreamedPart
 from ..kernels.compute import compute
 from ..kernels.scatter import repeat, scatter
-from ..locations import Locations
+from ..locations import Locations, stored_since
 from ..meter import Meter
-from ..source_check import stored_since
 from ..workers import POLL_S, Workers
 from .arena import Arena, Lease, ThreadBuffers
 from .executor import PartSink, Result, StepId
@@ -26,25 +25,20 @@ from .executor import PartSink, Result, StepId
 _COPY_URGENCY, _READ_URGENCY, _SEND_URGENCY = -1, 0, 1
 
 
+@dataclass(frozen=True, slots=True)
 class ThreadExecutor:
     """Moves the bytes of a plan in this process, never holding more than the plan allows.
 
-    Parameters
-    ----------
-    workers
-        Threads that carry the requests.
-    meter
-        Counts bytes, and reports them while the executor waits.
+    The workers carry the requests; the meter counts bytes, and reports them while the executor waits.
     """
 
-    def __init__(self, locations: Locations, workers: Workers, meter: Meter) -> None:
-        self._locations = locations
-        self._workers = workers
-        self._meter = meter
+    locations: Locations
+    workers: Workers
+    meter: Meter
 
     def run(self, plan: Plan, sink: PartSink[Result], steps: Iterable[StepId]) -> Iterator[Result]:
         """Run steps, many at once; see :class:`~.executor.Executor`."""
-        return _Transfer(plan, sink, self._locations, self._workers, self._meter).run(steps)
+        return _Transfer(plan, sink, self.locations, self.workers, self.meter).run(steps)
 
 
 @dataclass(slots=True)
@@ -69,7 +63,7 @@ class _Transfer(Generic[Result]):
         self._meter = meter
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
         self._buffers = ThreadBuffers(plan.limits.read_bytes)
-        self._results: deque[Result] = deque()  # appended to by workers, emptied by the thread that leads
+        self._results: deque[Result] = deque()  # workers append, the leading thread empties it
         self._read_begun = threading.Condition()
         self._waiting_reads = 0
 
@@ -155,12 +149,12 @@ class _Transfer(Generic[Result]):
         # A chunk of one value that the source does not store. No etag pins it, so look whether it is stored by now.
         repeat(item.fill, read.range.start, target)
         for problem in stored_since(place):
-            raise SourceChanged(problem, hint="Make the plan anew.")
+            raise SourceChanged(problem, hint="Make a new plan.")
 
     def _finish(self, filling: _Filling) -> None:
         """All reads have arrived: compute tiles, give their buffers back, and hand the parts over."""
         step, leases = filling.step, filling.leases
-        first_result = len(leases) - len(step.tiles)
+        first_result = len(leases) - len(step.tiles)  # parts, then inputs of tiles, then their results
         for tile, result in zip(step.tiles, leases[first_result:], strict=True):
             inputs = leases[tile.first_input : tile.first_input + len(tile.inputs)]
             compute(tile, self._plan.catalog.entries, [lease.view for lease in inputs], result.view)

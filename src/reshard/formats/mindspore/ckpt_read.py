@@ -296,7 +296,12 @@ class _Values:
         elif any((value.type_name, value.extents) != (first.type_name, first.extents) for value in values):
             self._problem(first, "one type and one shape", f"several, in {len(values)} neighbours of this name")
         elif first.type_name == TEXT_TYPE:
-            self._add_text(first, contents)
+            nbytes = sum(where.nbytes for where in contents)
+            if len(contents) > 1 or nbytes > MAX_TEXT_BYTES or nbytes % 4:
+                expected = f"a text of at most {MAX_TEXT_BYTES} bytes, 4 a character, in one value"
+                self._problem(first, expected, f"{nbytes} bytes in {len(contents)} values")
+            else:
+                self._texts[first.name] = contents[0]
         elif first.type_name not in DTYPE_OF:
             self._problem(first, f"a type of {', '.join(DTYPE_OF)}, {TEXT_TYPE}", shown(first.type_name))
         elif len(first.extents) > MAX_AXIS_COUNT or max(first.extents, default=0) > LARGEST_EXTENT:
@@ -304,14 +309,6 @@ class _Values:
             self._problem(first, expected, f"{len(first.extents)}: {shown(first.extents)}")
         else:
             self._add_tensor(first, contents)
-
-    def _add_text(self, value: _Head, contents: tuple[ByteRange, ...]) -> None:
-        nbytes = sum(where.nbytes for where in contents)
-        if len(contents) > 1 or nbytes > MAX_TEXT_BYTES or nbytes % 4:
-            found = f"{nbytes} bytes in {len(contents)} values"
-            self._problem(value, f"a text of at most {MAX_TEXT_BYTES} bytes, 4 a character, in one value", found)
-        else:
-            self._texts[value.name] = contents[0]
 
     def _add_tensor(self, value: _Head, contents: tuple[ByteRange, ...]) -> None:
         dtype, nbytes = DTYPE_OF[value.type_name], sum(where.nbytes for where in contents)

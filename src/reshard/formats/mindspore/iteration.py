@@ -155,10 +155,7 @@ def _checked_iteration(iteration: int) -> int:
 def parse_common(data: bytes, where: str) -> dict[str, CommonValue]:
     """Read the training state from ``common.json``: all of ``COMMON_KEYS``, None if unknown, then its other keys.
 
-    Raises
-    ------
-    FormatError
-        Not strict JSON, invalid counts, or values that are no scalars; all are listed.
+    Raise FormatError for anything but strict JSON, invalid counts, and values that are no scalars; all are listed.
 
     Examples
     --------

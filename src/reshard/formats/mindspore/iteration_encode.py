@@ -43,16 +43,10 @@ def shard_objects(
     Every rank writes all that it has; without redundancy, every shard goes to one object, so that ranks write about
     as much, and ranks that get nothing of a kind have no object of it and are not counted in the names.
 
-    Source: MindFormers 2.1 ``save_checkpoint`` and, for ``remove_redundancy``, ``fully_parallel.py``.
+    ``optimizer_states`` are the names that go to ``opt-`` objects (see ``is_optimizer_state``); ``prefix`` is the
+    start of the objects' names, a plain name or nothing.
 
-    Parameters
-    ----------
-    specs
-        The whole tensors.
-    optimizer_states
-        The names that go to ``opt-`` objects: see ``is_optimizer_state``.
-    prefix
-        The start of the objects' names, a plain name; may be empty.
+    Source: MindFormers 2.1 ``save_checkpoint`` and, for ``remove_redundancy``, ``fully_parallel.py``.
 
     Examples
     --------
@@ -105,19 +99,12 @@ def assign_shards(shards: Sequence[Shard]) -> tuple[tuple[Shard, int], ...]:
 
 
 def encode_metadata(specs: Sequence[TensorSpec], strategy: Strategy, objects: Sequence[ShardObject]) -> bytes:
-    """Write ``metadata.json``, in compact form as MindFormers does since 2.1.
+    """Write ``metadata.json`` in compact form, as MindFormers does since 2.1, tensors in the order of ``specs``.
 
     A tensor that several stages hold is described by its first stage's layout, as MindFormers does;
     its shards name the holders of all stages. A tensor without a layout is whole on every rank.
 
     Source: MindFormers 2.1 ``metadata.py``, ``save_metadata``.
-
-    Parameters
-    ----------
-    specs
-        The whole tensors, in the order to list them.
-    objects
-        The objects that are written: every shard in at least one of them.
 
     Raises
     ------

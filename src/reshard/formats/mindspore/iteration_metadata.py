@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from ...errors import StrategyError, raise_all
 from ...tensor import Box, Layout, Shape, Strategy, TensorSpec
@@ -185,7 +185,7 @@ class _MetadataReader:
         self._findings = Findings()
         self._add = self._findings.add
         self._copies: dict[tuple[str, int], tuple[ShardCopy, ...]] = {}
-        self._name_problems: dict[str, str] = {}
+        self._name_problem = cache(relative_key_problem)  # few objects, many records
         self._groups: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def read(self, document: Mapping[str, object], where: str) -> IterationMetadata:
@@ -246,11 +246,6 @@ class _MetadataReader:
                 self._add(f"{place}: rank_group", f"each rank once, and {rank} among them", shown(list(group)))
         # Many records, few groups: each is kept once.
         return None if group is None else ShardCopy(name, rank, self._groups.setdefault(group, group))
-
-    def _name_problem(self, name: str) -> str:
-        if name not in self._name_problems:  # few objects, many records
-            self._name_problems[name] = relative_key_problem(name)
-        return self._name_problems[name]
 
     def _tensor(self, name: str, entry: object) -> IterationTensor | None:
         place, count_before = f"tensor {shown(name)}", self._findings.count
@@ -326,7 +321,7 @@ class _MetadataReader:
         try:
             layout = Layout(matrix, tensor_map)
         except StrategyError as error:
-            self._add(place, "a tensor map that fits its device matrix", error.message)
+            self._add(place, "a tensor map that fits its device matrix", error.marked_message)
             return None
         if layout.cuts != cuts:
             self._add(place, f"the cuts of axis_fragmentations: {list(cuts)}", shown(list(layout.cuts)))
@@ -346,17 +341,19 @@ class _MetadataReader:
         if len(set(known)) != len(known):
             self._add(f"{place}: chunk", "every global_offset once", shown(known))
             return ()
-        shards = tuple(
-            StoredShard(number, shard_box(spec.shape, cuts, number), self._claim(place, spec.name, number))
-            for number in known
-        )
+        shards = []
+        for number in known:
+            copies = self._copies.pop((spec.name, number), ())
+            if not copies:
+                self._add(place, f"a record in storage_data for chunk [{number}]", "none")
+            shards.append(StoredShard(number, shard_box(spec.shape, cuts, number), copies))
         number_of = dict(zip(layout.rank_list, shard_numbers(layout.layout), strict=True)) if layout else {}
         for shard in shards if number_of else ():
             for rank in sorted(shard.ranks):  # ranks of other stages have a layout that is not recorded
                 if number_of.get(rank, shard.number) != shard.number:
                     expected = f"chunk [{number_of[rank]}] on rank {rank}, according to its layout"
                     self._add(place, expected, f"[{shard.number}]")
-        return shards
+        return tuple(shards)
 
     def _number(self, place: str, chunk: object, shape: Shape, cuts: Shape) -> int | None:
         local_shape = [extent // cut for extent, cut in zip(shape, cuts, strict=True)]
@@ -370,12 +367,6 @@ class _MetadataReader:
             return offset[0]
         self._add(f"{place}: chunk", f"a global_offset from [0] to [{last}]", shown(offset))
         return None
-
-    def _claim(self, place: str, name: str, number: int) -> tuple[ShardCopy, ...]:
-        copies = self._copies.pop((name, number), ())
-        if not copies:
-            self._add(place, f"a record in storage_data for chunk [{number}]", "none")
-        return copies
 
 
 def _tensor_map(value: object) -> tuple[tuple[int, ...], ...] | None:

@@ -86,14 +86,10 @@ def shard_box(shape: Shape, cuts: Shape, number: int) -> Box:
 def cut_layout(layout: Layout) -> Layout:
     """Return a layout with the optimizer's pieces as cuts of axis 0, the only form that this format has.
 
-    A dimension of the device matrix that is cut in part becomes two.
+    A dimension of the device matrix that is cut in part becomes two. Raise StrategyError if axis 0 is cut by hand
+    into uneven pieces, or the tensor is a scalar.
 
     Source: mindspore 2.10.0 ``parallel/strategy.py``, ``_get_dev_mat_for_opt_shard``.
-
-    Raises
-    ------
-    StrategyError
-        Axis 0 is cut by hand into uneven pieces, or the tensor is a scalar.
 
     Examples
     --------
@@ -157,7 +153,7 @@ def list_shards(specs: Iterable[TensorSpec], strategy: Strategy) -> tuple[Shard,
         try:
             shards += _shards_of(spec, strategy)
         except StrategyError as error:
-            problems.append(f"{shown(spec.name)}: {error.message}")
+            problems.append(f"{shown(spec.name)}: {error.marked_message}")
     raise_all(StrategyError, "an iteration's metadata cannot hold some layouts", problems)
     return tuple(shards)
 

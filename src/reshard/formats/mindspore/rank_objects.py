@@ -78,13 +78,8 @@ def find_root(names: Iterable[str]) -> str:
 def find_rank_objects(names: Iterable[str]) -> RankObjects:
     """Sort the objects below a prefix by rank.
 
-    Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which
-    MindSpore does not see either.
-
-    Raises
-    ------
-    CatalogError
-        One rank has two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
+    Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which MindSpore does not see
+    either. Raise CatalogError for ranks that have two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
 
     Examples
     --------
@@ -154,7 +149,10 @@ def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | N
     notes = [*objects.notes, *[f"no {container} object on {_ranks(without)}"] * bool(without)]
     if suffix is not None:
         by_rank = _by_suffix(objects.by_rank, suffix, container)
-        notes += _about_suffix(by_rank, suffix, container)
+        # Like MindSpore, 1_20 takes 11_20 where it is a rank's only match.
+        before = {base_of(name): base_of(name).removesuffix(f"{suffix}.{container}") for name in by_rank.values()}
+        longer = [name for name, start in before.items() if suffix[:1].isdigit() and start[-1:].isdigit()]
+        notes += [f"{shown(suffix)} is the end of a longer number in {_some(longer)}"] * bool(longer)
         why = f"which ends in {shown(suffix)}"
     else:
         by_rank, why, remarks = _by_default(several, recorded or {}, container)
@@ -224,16 +222,10 @@ def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, 
     return {rank: fit[0] for rank, fit in found.items()}
 
 
-def _about_suffix(by_rank: Mapping[int, str], suffix: str, container: Container) -> list[str]:
-    """Warn of names that end in a longer number: like MindSpore, 1_20 takes 11_20 where it is a rank's only match."""
-    before = {base_of(name): base_of(name).removesuffix(f"{suffix}.{container}")[-1:] for name in by_rank.values()}
-    longer = [name for name, sign in before.items() if suffix[:1].isdigit() and sign.isdigit()]
-    return [f"{shown(suffix)} is the end of a longer number in {_some(longer)}"] * bool(longer)
-
-
 def _by_default(several: _Names, recorded: _Metas, container: Container) -> tuple[Mapping[int, str], str, list[str]]:
     """Return the choice without a suffix, the reason for it, and notes."""
-    last = {rank: _last(names, container) for rank, names in several.items()}
+    last_of = max if container is Container.CKPT else _last_by_number
+    last = {rank: last_of(names) for rank, names in several.items()}
     if all(len(names) == 1 for names in several.values()):
         return last, "the only one", []
     named, trouble = _recorded_objects(several, recorded)
@@ -247,22 +239,14 @@ def _by_default(several: _Names, recorded: _Metas, container: Container) -> tupl
         newer = [label_of(name, rank) for rank, name in newest.items() if name != last[rank]]
         remarks += [f"ckpt names are sorted as text; by number, {_some(newer)} is the last"] * bool(newer)
         return last, "the last by name", remarks
-    tied = [rank for rank, name in last.items() if _tie(name, several[rank])]
+    numbers = {rank: list(map(last_two_numbers, names)) for rank, names in several.items()}
+    tied = [rank for rank, name in last.items() if numbers[rank].count(last_two_numbers(name)) > 1]
     remarks += [f"several names end in the same two numbers on {_ranks(tied)}: chose the last by name"] * bool(tied)
     return last, "the last by the two numbers at the end", remarks
 
 
-def _last(names: Sequence[str], container: Container) -> str:
-    return max(names) if container is Container.CKPT else _last_by_number(names)
-
-
 def _last_by_number(names: Sequence[str]) -> str:
     return max(names, key=lambda name: (last_two_numbers(name), natural(base_of(name)), name))
-
-
-def _tie(chosen: str, names: Sequence[str]) -> bool:
-    numbers = last_two_numbers(chosen)
-    return sum(last_two_numbers(name) == numbers for name in names) > 1
 
 
 def _recorded_objects(several: _Names, recorded: _Metas) -> tuple[dict[int, str], str]:

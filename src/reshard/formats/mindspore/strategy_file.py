@@ -33,16 +33,10 @@ class OperatorItem:
 class StrategyFile:
     """One strategy file: a single stage's, or several merged into one, where names are ``<stage>-<name>``.
 
-    Parameters
-    ----------
-    expanded_shapes
-        Of the JSON form alone: the full shape of a parameter, in elements, in which an axis that several
-        device dimensions cut is expanded to as many axes. Left out where MindSpore writes a wrong one
-        (uneven pieces).
-    current_stage
-        A save counter, not a pipeline stage; merged files have 1.
-    name
-        Of the file, for errors; it does not count when files are compared.
+    ``expanded_shapes``, in the JSON form alone, are the full shapes of parameters, in elements, in which an axis that
+    several device dimensions cut is expanded to as many axes. They are left out where MindSpore writes wrong ones
+    (uneven pieces). ``current_stage`` is a save counter, not a pipeline stage; merged files have 1. The ``name`` of
+    the file is for errors.
 
     Examples
     --------
@@ -103,16 +97,8 @@ def make_layout(
 ) -> Layout:
     """Make a layout of numbers read from the place ``where`` of a file; raise FormatError if they make none.
 
-    Parameters
-    ----------
-    tensor_map
-        For each tensor axis, its entries; -1 for none.
-    optimizer_shard
-        Step and size.
-    row_split
-        Row counts and first rows; both empty for even pieces.
-    field_size
-        Of a field-slice embedding, else 0.
+    A tensor axis that is not cut has the entry -1. ``optimizer_shard`` are step and size, ``row_split`` row counts
+    and first rows, both empty for even pieces. ``field_size`` is that of a field-slice embedding, else 0.
     """
     entry_count = sum(max(1, len(axis)) for axis in tensor_map)
     if max(len(device_matrix), entry_count) > _LARGEST_AXIS_COUNT:
@@ -129,4 +115,4 @@ def make_layout(
     try:
         return Layout(tuple(device_matrix), entries, size, step, split, field_size)
     except StrategyError as error:
-        raise FormatError("impossible layout", where=where, found=error.message) from error
+        raise FormatError("impossible layout", where=where, found=error.marked_message) from error

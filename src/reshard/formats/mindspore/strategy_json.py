@@ -39,7 +39,10 @@ def decode_json(data: bytes, name: str) -> StrategyFile:
         item = _object(items, parameter, place)
         layouts[parameter] = layout = _layout(item, place)
         if "tensor_shape" in item and layout.row_split is None:
-            shapes[parameter] = _shape(item, len(layout.tensor_map), place)
+            shapes[parameter] = shape = tuple(_numbers(item, "tensor_shape", 63, place, low=0))
+            if len(shape) != len(layout.tensor_map):
+                expected = f"{len(layout.tensor_map)} axes, like tensor_map"
+                raise FormatError("tensor_shape", where=place, expected=expected, found=shown(list(shape)))
     nodes = tuple(_operator(operators, node, name) for node in operators)
     return StrategyFile(nodes, layouts, shapes, _number(top, "current_stage", 32, name, low=0), name)
 
@@ -67,14 +70,6 @@ def _layout(item: _JsonObject, place: str) -> Layout:
         (counts, offsets),
         _number(item, "field", 31, place),
     )
-
-
-def _shape(item: _JsonObject, axis_count: int, place: str) -> Shape:
-    shape = tuple(_numbers(item, "tensor_shape", 63, place, low=0))
-    if len(shape) != axis_count:
-        expected = f"{axis_count} axes, like tensor_map"
-        raise FormatError("tensor_shape", where=place, expected=expected, found=shown(list(shape)))
-    return shape
 
 
 def _object(parent: _JsonObject, key: str, place: str) -> _JsonObject:
@@ -173,12 +168,8 @@ def fold_expanded(layout: Layout, expanded_shape: Shape, real_shape: Shape, *, l
     """Recover the layout of a tensor from the expanded one, by the shape that the tensor really has.
 
     Layout and expanded shape are those of the file; ``real_shape`` is in elements, with ``local`` of one rank's
-    shard. If it has as many axes as the layout, nothing was expanded.
-
-    Raises
-    ------
-    StrategyError
-        No folding gives the real shape, or more than one does.
+    shard. If it has as many axes as the layout, nothing was expanded. Raise StrategyError if no folding gives the real
+    shape, or more than one does.
 
     Examples
     --------

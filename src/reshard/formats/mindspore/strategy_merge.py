@@ -29,10 +29,7 @@ def parse_strategy_file(data: bytes, name: str) -> StrategyFile:
 def merge_strategy_files(files: Sequence[StrategyFile]) -> StrategyFile:
     """Merge the files of all stages or ranks into one whose names are ``<stage>-<name>``.
 
-    Raises
-    ------
-    StrategyError
-        A file is empty or merged already, files of one stage differ, or a stage is missing.
+    Raise StrategyError if a file is empty or merged already, files of one stage differ, or a stage is missing.
 
     Examples
     --------
@@ -158,7 +155,7 @@ def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool)
             try:
                 layouts[name] = fold_expanded(layout, expanded, shapes[name], local=local)
             except StrategyError as error:
-                problems.append(f"{_called(file)}: {name}: {error.message}")
+                problems.append(f"{_called(file)}: {name}: {error.marked_message}")
     hint = "Use the protobuf form of the strategy: it holds the layouts themselves."
     raise_all(StrategyError, "the JSON form of the strategy leaves layouts undetermined", problems, hint)
     return layouts
@@ -171,12 +168,8 @@ def _called(file: StrategyFile) -> str:
 def from_strategy(strategy: Strategy, stage: int | None = None) -> StrategyFile:
     """Make the strategy file that MindSpore would have written for one stage, or merged for all stages.
 
-    One operator item a stage replaces the network's own, since the stage is recorded nowhere else.
-
-    Raises
-    ------
-    StrategyError
-        There is no such stage, or a name has a dash, which MindSpore's tools cannot read.
+    One operator item a stage replaces the network's own, since the stage is recorded nowhere else. Raise StrategyError
+    if there is no such stage, or a name has a dash, which MindSpore's tools cannot read.
 
     Examples
     --------

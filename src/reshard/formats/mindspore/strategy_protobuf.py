@@ -5,8 +5,6 @@ Source: mindspore 2.10.0, ``train/node_strategy.proto`` (proto2, package mindspo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ...errors import FormatError
 from ...tensor import Layout, Shape
 from ..protobuf import Field, Message, bytes_field, int_field, text_field
@@ -48,7 +46,7 @@ def _operator(message: Message, name: str) -> OperatorItem:
     node = _one(fields, _NAME, "node_name", place).message().text()
     body = _one(fields, _BODY, "parallel_strategys", place).message().grouped()
     stage = _one(body, _STAGE, "stage", place).integer(32)
-    cuts = (tuple(_unsigned(cut)) for cut in body.get(_CUTS, []))
+    cuts = (tuple(_dims(cut)) for cut in body.get(_CUTS, []))
     return OperatorItem(node, stage, tuple(cuts))
 
 
@@ -68,11 +66,11 @@ def _layout(fields: _Fields, place: str) -> Layout:
         return _one(fields, number, what, place).integer(32, is_signed=True)
 
     def int64s(number: int) -> list[int]:
-        return [value for item in fields.get(number, []) for value in _signed(item, 64)]
+        return [value for item in fields.get(number, []) for value in _dims(item, 64, is_signed=True)]
 
     return make_layout(
         place,
-        _unsigned(_one(fields, _DEV_MATRIX, "dev_matrix", place)),
+        _dims(_one(fields, _DEV_MATRIX, "dev_matrix", place)),
         _tensor_map(fields, place),
         (int32(_OPT_STEP, "opt_weight_shard_step"), int32(_OPT_SIZE, "opt_weight_shard_size")),
         (int64s(_SPLIT_SHAPE), int64s(_INDICES_OFFSET)),
@@ -82,22 +80,15 @@ def _layout(fields: _Fields, place: str) -> Layout:
 
 def _tensor_map(fields: _Fields, place: str) -> list[list[int]]:
     """One message is a flat map; several are one axis each, and empty ones only mark that there are several."""
-    axes = [_signed(axis, 32) for axis in fields.get(_TENSOR_MAP, [])]
+    axes = [_dims(axis, is_signed=True) for axis in fields.get(_TENSOR_MAP, [])]
     if not axes:
         raise FormatError("missing field", where=place, expected="tensor_map", found="none")
     return [[entry] for entry in axes[0]] if len(axes) == 1 else [axis for axis in axes if axis]
 
 
-def _dims(item: Field) -> Iterable[Field]:
-    return item.message().grouped().get(_DIM, [])
-
-
-def _unsigned(item: Field) -> list[int]:
-    return [number for dim in _dims(item) for number in dim.integers(32)]
-
-
-def _signed(item: Field, bits: int) -> list[int]:
-    return [number for dim in _dims(item) for number in dim.integers(bits, is_signed=True)]
+def _dims(item: Field, bits: int = 32, *, is_signed: bool = False) -> list[int]:
+    dims = item.message().grouped().get(_DIM, [])
+    return [number for dim in dims for number in dim.integers(bits, is_signed=is_signed)]
 
 
 def _one(fields: _Fields, number: int, what: str, place: str) -> Field:
@@ -130,8 +121,14 @@ def encode_protobuf(file: StrategyFile) -> bytes:
 
 def _encode_layout(layout: Layout) -> bytes:
     split = layout.row_split
+    # MindSpore writes the tensor map flat if possible, else nested, and then never as one message.
+    axes: list[Shape] = [axis or (-1,) for axis in layout.tensor_map]
+    if all(len(axis) == 1 for axis in axes):
+        axes = [tuple(axis[0] for axis in axes)]
+    elif len(axes) == 1:
+        axes.append(())
     parts = [bytes_field(_DEV_MATRIX, _encode_dims(layout.device_matrix))]
-    parts += [bytes_field(_TENSOR_MAP, _encode_dims(axis)) for axis in _written_map(layout)]
+    parts += [bytes_field(_TENSOR_MAP, _encode_dims(axis)) for axis in axes]
     parts += [
         bytes_field(_SPLIT_SHAPE, _encode_dims(split.counts if split else ())),
         bytes_field(_INDICES_OFFSET, _encode_dims(split.offsets if split else ())),
@@ -140,14 +137,6 @@ def _encode_layout(layout: Layout) -> bytes:
         int_field(_OPT_SIZE, layout.optimizer_shard_size),
     ]
     return b"".join(parts)
-
-
-def _written_map(layout: Layout) -> list[Shape]:
-    """Return the tensor map as MindSpore writes it: flat if possible, else nested, and then never as one message."""
-    axes = [axis or (-1,) for axis in layout.tensor_map]
-    if all(len(axis) == 1 for axis in axes):
-        return [tuple(axis[0] for axis in axes)]
-    return axes if len(axes) > 1 else [*axes, ()]
 
 
 def _encode_dims(dims: Shape) -> bytes:

@@ -10,13 +10,13 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Literal
 
 from ...errors import FormatError, UsageError
 from ...formats.strict_json import parse_json_object, shown
-from ..json_fields import fields_of, items, mapping, refused, text
+from ..codec import at, each_of, fields_of, mapping, refused, text
 
 Egress = Literal["region", "internet"]
 """Where the machine that converts is, seen from the source: in its region, or outside."""
@@ -30,17 +30,7 @@ _LARGEST = 10**6  # nobody asks more for a thousand requests or a GiB: a slip of
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price and its source.
-
-    Parameters
-    ----------
-    price
-        In the table's currency.
-    as_of
-        Year and month in which it was published or looked up.
-    source
-        The page that states it.
-    """
+    """One price in the table's currency, the page that states it, and year and month of its publication or look-up."""
 
     price: float
     as_of: str = ""
@@ -55,8 +45,6 @@ class PriceTable:
     ----------
     name, title
         For flags, and for people.
-    currency
-        Like ``USD``.
     get, put, copy, list
         For 1000 requests: GETs and HEADs; PUTs, parts, and opening and completing uploads; copied parts; listings.
     internet, region
@@ -91,56 +79,45 @@ class PriceTable:
 
 
 def parse_prices(data: bytes, where: str) -> Mapping[str, PriceTable]:
-    """Read tables of prices from JSON, by name.
-
-    Raises
-    ------
-    FormatError
-        Not of this form; nothing is guessed or passed over.
+    """Read tables of prices from JSON, by name; FormatError for any other form: nothing is guessed or passed over.
 
     Examples
     --------
-    >>> from reshard.planning.cost.prices import built_in_prices
-    >>> built_in_prices()["aws-us-east-1"].get.price
-    0.0004
     >>> parse_prices(b'{"format": "reshard-prices/1", "tables": {}}', "p.json")
     Traceback (most recent call last):
     ...
     reshard.errors.FormatError: p.json: tables: expected at least one
     """
+    body = parse_json_object(data, where)
     try:
-        body = fields_of(parse_json_object(data, where), "prices", ("format", "tables"))
-        if body["format"] != _FORMAT:
-            raise refused("format", _FORMAT, body["format"])
-        tables = mapping(body["tables"], "tables")
+        found = fields_of(body, ("format", "tables"))
+        if found["format"] != _FORMAT:
+            raise refused(_FORMAT, found["format"], "format")
+        tables = at("tables", mapping, found["tables"])
         if not tables:
-            raise refused("tables", "at least one")
-        return {name: _table(name, value) for name, value in tables.items()}
+            raise FormatError("", where="tables", expected="at least one")
+        return {name: at(f"table {name}", partial(_table, name), value) for name, value in tables.items()}
     except FormatError as error:
-        raise error if error.where else error.at(where) from error
+        raise error.at(where) from None
 
 
 def _table(name: str, value: object) -> PriceTable:
-    what = f"table {name}"
-    body = fields_of(value, what, ("title", "currency", "prices"), ("providers",))
-    prices = fields_of(body["prices"], f"{what}: prices", _PRICES, ("storage",))
-    found = {kind: _price(each, f"{what}: {kind}") for kind, each in prices.items()}
-    providers = tuple(
-        text(each, f"{what}: providers") for each in items(body.get("providers", []), f"{what}: providers")
-    )
-    title, currency = text(body["title"], f"{what}: title"), text(body["currency"], f"{what}: currency")
+    body = fields_of(value, ("title", "currency", "prices"), ("providers",))
+    prices = at("prices", lambda value: fields_of(value, _PRICES, ("storage",)), body["prices"])
+    found = {kind: at(kind, _price, each) for kind, each in prices.items()}
+    providers = tuple(at("providers", lambda value: each_of(value, text), body.get("providers", [])))
+    title, currency = at("title", text, body["title"]), at("currency", text, body["currency"])
     if not (len(currency) == 3 and currency.isascii() and currency.isupper()):
-        raise refused(f"{what}: currency", "three capital letters, like USD", currency)
+        raise refused("three capital letters, like USD", currency, "currency")
     return PriceTable(name, title or name, currency, providers=providers, **found)
 
 
-def _price(value: object, what: str) -> Price:
-    body = fields_of(value, what, ("price",), ("as_of", "source"))
+def _price(value: object) -> Price:
+    body = fields_of(value, ("price",), ("as_of", "source"))
     price = body["price"]
-    if type(price) not in (int, float) or not 0 <= price <= _LARGEST or not math.isfinite(price):  # type: ignore[operator,arg-type]
-        raise refused(f"{what}: price", f"a number from 0 to {_LARGEST}", price)
-    origin = {key: text(body[key], f"{what}: {key}") for key in ("as_of", "source") if key in body}
-    return Price(float(price), **origin)  # type: ignore[arg-type]
+    if type(price) not in (int, float) or not 0 <= price <= _LARGEST or not math.isfinite(price):
+        raise refused(f"a number from 0 to {_LARGEST}", price, "price")
+    return Price(float(price), **{key: at(key, text, body[key]) for key in ("as_of", "source") if key in body})
 
 
 @cache
@@ -150,26 +127,10 @@ def built_in_prices() -> Mapping[str, PriceTable]:
 
 
 def choose_table(provider: str, own: Mapping[str, PriceTable], name: str | None = None) -> PriceTable | None:
-    """Find the prices of a service.
+    """Find the prices of a service, None if no table is for it; the ``own`` ones precede those of the package.
 
-    Parameters
-    ----------
-    provider
-        The service's name, as :mod:`reshard.storage.providers` has it; ``local`` and ``memory`` are free.
-    own
-        Tables that take precedence over those of the package.
-    name
-        Of the table to use, whatever the provider.
-
-    Returns
-    -------
-    PriceTable | None
-        None if no table is for this service.
-
-    Raises
-    ------
-    UsageError
-        There is no table of this name.
+    ``provider`` is its name as :mod:`reshard.storage.providers` has it; ``local`` and ``memory`` are free. ``name`` is
+    that of the table to use, whatever the provider. Raise UsageError if there is no such table.
 
     Examples
     --------
@@ -213,16 +174,11 @@ class Bill:
     ----------
     side
         ``source``, ``target`` or ``staging``, where chunks are between two passes.
-    provider
-        The service.
     table, title, currency, as_of
         The prices; the table is empty and all amounts 0 where none are known.
-    requests
-        For all requests.
-    egress
-        For the bytes that leave the store, to where the machine is assumed to be.
-    egress_outside
-        The same if it is outside the region.
+    requests, egress, egress_outside
+        For all requests; for the bytes that leave the store, to where the machine is assumed to be; and the same if
+        it is outside the region.
     storage_month
         For keeping the outputs, a month; None where the table has no price.
     """

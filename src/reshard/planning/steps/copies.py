@@ -31,13 +31,7 @@ class _Run(NamedTuple):
 
 
 def with_copies(draft: Draft, copy_bases: Sequence[int]) -> Draft:
-    """Return the same draft with everything that the store can copy left to the store.
-
-    Parameters
-    ----------
-    copy_bases
-        Bases of the catalog's objects that the target's store can copy from.
-    """
+    """Return the same draft with everything left to the target's store that it can copy from objects of these bases."""
     if not copy_bases:
         return draft
     finder = CopyFinder(draft, copy_bases)
@@ -222,15 +216,8 @@ def _trim(run: CopiedRange, end: int, output: Output, least: int) -> CopiedRange
     """Return a run without the bytes that a short gap after ``end`` needs, None if too little is left."""
     start = run.start
     if start != end and start - end < least:
-        start = _next_element(output, end + least)
+        start = end + least
+        if (place := output.frame.place_of(start)) is not None:  # streamed and copied bytes meet between elements
+            slot, position = place
+            start += -position % (output.specs[slot].nbytes // max(1, output.boxes[slot].element_count))
     return run.within(ByteRange(start, run.stop)) if run.stop - start >= least else None
-
-
-def _next_element(output: Output, byte: int) -> int:
-    """Return the first byte of an element from some byte on: streamed and copied bytes meet between elements."""
-    place = output.frame.place_of(byte)
-    if place is None:
-        return byte
-    slot, position = place
-    itemsize = output.specs[slot].nbytes // max(1, output.boxes[slot].element_count)
-    return byte + -position % itemsize

@@ -18,6 +18,7 @@ from ..outputs.streamed import Streamed
 from ..outputs.walk import Slice, WalkItem
 from .draft import Cut, Draft
 from .equivalence import Equivalence
+from .reads import check_work
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,9 @@ def find_cuts(
     min_part_bytes: int,
     counts: Sequence[int] | None = None,
 ) -> Cuts:
-    """Cut a walk as soon as every output has enough bytes for a part.
+    """Cut a walk as soon as every output has enough bytes for a part of the wished size, at least the smallest one.
 
-    Parameters
-    ----------
-    part_bytes
-        Wished size of a part, at least ``min_part_bytes``.
-    counts
-        How many outputs each of ``outputs`` represents; one if omitted.
+    ``counts`` says how many outputs each of ``outputs`` represents; one if omitted.
     """
     cursor, before = Cursor(outputs, counts), [0] * len(outputs)
     cuts: list[Cut] = []
@@ -189,6 +185,7 @@ class CutFinder:
         self._draft = draft
         self._equivalence = equivalence
         self._found: dict[Hashable, Cuts] = {}
+        self._work = 0
 
     def cut(self, members: Sequence[int], part_bytes: int) -> Cuts:
         """Cut a group of outputs, given by index, as :func:`find_cuts` does."""
@@ -202,5 +199,8 @@ class CutFinder:
         if key not in self._found:
             streamed = [self._draft.streamed(i) for i in representatives]
             items = self._draft.walk(representatives)
+            rows, parts = sum(item.row_count for item in items), max(each.nbytes for each in streamed) // part_bytes
+            self._work += (len(items) + min(rows, parts)) * len(streamed)
+            check_work(self._work)
             self._found[key] = find_cuts(items, streamed, part_bytes, self._draft.limits.min_part_bytes, reduced)
         return replace(self._found[key], step_bytes=self._found[key].step_bytes * times)

@@ -35,18 +35,9 @@ OnComputed = Callable[[Piece, Patch], None]
 
 
 class Fill(NamedTuple):
-    """Stored bytes that fill part of a box.
+    """Stored bytes that fill part of a box: those of the ``place``-th placement of the catalog's ``entry``-th entry.
 
-    Parameters
-    ----------
-    entry
-        Index into the catalog's entries.
-    place
-        Index into the entry's placements.
-    scatter
-        From the placement's first byte to the row-major box that is filled.
-    element_count
-        Elements that are filled.
+    They are scattered from the placement's first byte to the row-major box that is filled.
     """
 
     entry: int
@@ -75,14 +66,8 @@ def pieces_in(draft: Draft, tensor: int, box: Box) -> Iterator[tuple[Piece, Patc
 def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnComputed | None = None) -> Iterator[Fill]:
     """Find the stored bytes that fill a box of a target's tensor.
 
-    Parameters
-    ----------
-    box
-        What to fill.
-    held
-        The box that the target buffer holds, row-major; scatters count in it.
-    on_computed
-        Takes what is computed instead of moved; without it such pieces count as if they were moved.
+    Scatters count in ``held``, the box that the target buffer holds, row-major. ``on_computed`` takes what is computed
+    instead of moved; without it such pieces count as if they were moved.
     """
     for piece, patch in pieces_in(draft, tensor, box):
         if piece.computation is not None and on_computed is not None:

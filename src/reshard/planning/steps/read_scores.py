@@ -15,23 +15,16 @@ from ..outputs.layouts import OutputLayout
 from .draft import Draft
 from .equivalence import Equivalence
 from .fills import box_fills, slice_fills
-from .reads import NeededRange, bridge, join_runs, needed_ranges, score, spread
+from .reads import NeededRange, bridge, check_work, join_runs, needed_ranges, score, spread
 
 _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
 
 class BoxScore(NamedTuple):
-    """The score of what is read of one stored box.
+    """The score of what is read of one stored box of a tensor's ``slot``-th entry.
 
-    Parameters
-    ----------
-    slot
-        Which of the tensor's entries is stored there.
-    shared
-        Without the request of the first range, which may be joined to one for a neighbour in the object, and
-        without those that limit the length of reads: they are the same for every grouping.
-    alone
-        With every request.
+    ``alone`` counts every request, ``shared`` not that of the first range, which may be joined to one for a neighbour
+    in the object, and not those that limit the length of reads: they are the same for every grouping.
     """
 
     slot: int
@@ -48,11 +41,12 @@ class ReadScores:
         self._scores: dict[Hashable, tuple[BoxScore, ...]] = {}
         self._runs: dict[tuple[int, Box], _BoxRuns] = {}
         self._slots: dict[int, dict[tuple[int, int], list[int]]] = {}
+        self._work = 0
 
     def group(self, members: Sequence[int]) -> int:
         """Return the score of what is read to write some outputs together, apart from what neighbours share."""
         if self._draft.has_copies(members):
-            return sum(_box_score(0, runs, self._draft.limits).shared for _, runs in self._streamed_runs(members))
+            return sum(self._box_score(0, runs).shared for _, runs in self._streamed_runs(members))
         return sum(len(slots) * sum(box.shared for box in boxes) for _, slots, boxes in self._tensors(members))
 
     def entries(self, members: Sequence[int]) -> Counter[int]:
@@ -60,7 +54,7 @@ class ReadScores:
         found = Counter[int]()
         if self._draft.has_copies(members):
             for entry, runs in self._streamed_runs(members):
-                found[entry] += _box_score(0, runs, self._draft.limits).alone
+                found[entry] += self._box_score(0, runs).alone
             return found
         for tensors, slots, boxes in self._tensors(members):
             for slot in slots:
@@ -127,8 +121,7 @@ class ReadScores:
             for box in boxes:
                 for at, some in self._box_runs(tensor, box):
                     runs.setdefault(at, set()).add(some)
-            limits = self._draft.limits
-            self._scores[key] = tuple(_box_score(slot, some, limits) for (slot, _), some in runs.items())
+            self._scores[key] = tuple(self._box_score(slot, some) for (slot, _), some in runs.items())
         return self._scores[key]
 
     def _box_runs(self, tensor: int, box: Box) -> _BoxRuns:
@@ -140,6 +133,20 @@ class ReadScores:
             self._runs[key] = tuple(((slots[fill.entry], fill.place), fill.scatter.source_runs) for fill in fills)
         return self._runs[key]
 
+    def _box_score(self, slot: int, wanted: Iterable[Runs]) -> BoxScore:
+        limits = self._draft.limits
+        bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
+        if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
+            runs = bridged[0][0]
+            ranges = [(runs.nbytes, runs.run_count)]
+        else:
+            ranges = [(one.nbytes, 1) for one in spread(bridged)]
+        self._work += len(ranges)
+        check_work(self._work)
+        nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
+        alone = sum(alone_score(length, times, limits) for length, times in ranges)
+        return BoxScore(slot, score(nbytes, count - 1, limits), alone)
+
 
 def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     """Return the score of some equal ranges, none of which is read with a neighbour.
@@ -150,15 +157,3 @@ def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     2060
     """
     return score(nbytes * range_count, -(-nbytes // limits.read_bytes) * range_count, limits)
-
-
-def _box_score(slot: int, wanted: Iterable[Runs], limits: Limits) -> BoxScore:
-    bridged = [bridge(runs, limits) for runs in join_runs(wanted)]
-    if len(bridged) == 1:  # ranges of one length that are apart, perhaps very many
-        runs = bridged[0][0]
-        ranges = [(runs.nbytes, runs.run_count)]
-    else:
-        ranges = [(one.nbytes, 1) for one in spread(bridged)]
-    nbytes, count = sum(length * times for length, times in ranges), sum(times for _, times in ranges)
-    alone = sum(alone_score(length, times, limits) for length, times in ranges)
-    return BoxScore(slot, score(nbytes, count - 1, limits), alone)

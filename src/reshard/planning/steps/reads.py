@@ -6,8 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from ...errors import PlanError
 from ...tensor import ByteRange, Runs, Shape
 from ..limits import Limits
+
+# Far beyond any sensible conversion. Anyone can write a saved plan, and reading it plans anew.
+_MAX_RANGES = 1 << 20
+_MAX_WORK = 1 << 24
 
 
 class NeededRange(NamedTuple):
@@ -28,11 +33,6 @@ def score(nbytes: int, request_count: int, limits: Limits) -> int:
 
     A request weighs as much as the longest gap that is read to avoid one, so that choices by this score agree
     with the choice of gaps to read.
-
-    Examples
-    --------
-    >>> score(1000, 3, Limits(max_gap_bytes=100))
-    1300
     """
     return nbytes + limits.max_gap_bytes * request_count
 
@@ -58,11 +58,25 @@ def needed_ranges(wanted: Iterable[Runs], limits: Limits) -> list[NeededRange]:
 
 def spread(bridged: Iterable[tuple[Runs, int]]) -> list[NeededRange]:
     """Return the single ranges of what :func:`bridge` returned, coalesced."""
+    bridged = tuple(bridged)
+    check_range_count(sum(runs.run_count for runs, _ in bridged))
     return coalesce(
         NeededRange(start, start + runs.nbytes, needed_bytes)
         for runs, needed_bytes in bridged
         for start in runs.starts()
     )
+
+
+def check_range_count(count: int) -> None:
+    """Raise PlanError before more ranges are listed at once than memory should hold."""
+    if count > _MAX_RANGES:
+        raise PlanError(f"{count} ranges would be read for one step: at most {_MAX_RANGES} are supported")
+
+
+def check_work(count: int) -> None:
+    """Raise PlanError when planning has derived too many cuts or ranges to come to an end soon."""
+    if count > _MAX_WORK:
+        raise PlanError("this conversion is too large to plan: it has too many parts, or too many reads for them")
 
 
 def join_runs(wanted: Iterable[Runs]) -> tuple[Runs, ...]:
@@ -111,12 +125,7 @@ def _flattened(runs: Runs) -> Runs:
 def bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
     """Join runs over their gaps, innermost level first, while that costs less than another request.
 
-    Returns
-    -------
-    Runs
-        What to read.
-    int
-        Needed bytes in each of these runs.
+    Return the runs to read, and the needed bytes in each of them.
     """
     nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
     while counts:
@@ -134,14 +143,8 @@ def coalesce(
 ) -> list[NeededRange]:
     """Sort ranges, and join those that overlap, touch or are close.
 
-    Parameters
-    ----------
-    max_gap_bytes
-        Largest gap to bridge.
-    max_over_read
-        Bytes for each needed byte in what is joined over a gap, at most.
-    read_bytes
-        Longest range to make of two that do not overlap; None for any length.
+    What is joined over a gap has at most ``max_over_read`` bytes for each needed one. ``read_bytes`` is the longest
+    range to make of two that do not overlap; None for any length.
 
     Examples
     --------

@@ -22,7 +22,7 @@ from .draft import Draft
 from .equivalence import MANY_SLICES, Equivalence
 from .fills import Fill, computation_inputs, input_fills, slice_fills
 from .read_scores import ReadScores
-from .reads import NeededRange, bridge, coalesce, join_runs, split, spread
+from .reads import NeededRange, bridge, check_range_count, coalesce, join_runs, split, spread
 from .tiles import TileCollector, TileTarget
 
 Rows = tuple[WalkItem, int, int]
@@ -33,16 +33,8 @@ Rows = tuple[WalkItem, int, int]
 class BoxReads:
     """What is read of one stored box; addresses count from its first byte.
 
-    Parameters
-    ----------
-    runs
-        The needed bytes, whoever needs them, joined where they touch.
-    ranges
-        What to read for the runs.
-    needed_bytes
-        In all runs.
-    is_dense
-        Whether the runs fill the ranges, each byte once.
+    ``runs`` are the needed bytes, whoever needs them, joined where they touch; ``ranges`` are read for them, and are
+    dense if the runs fill them, each byte once.
     """
 
     runs: tuple[Runs, ...]
@@ -66,14 +58,8 @@ class BoxReads:
 class RowReads:
     """What some rows of one tensor read, for all outputs of a group together.
 
-    Parameters
-    ----------
-    boxes
-        What is read of each stored box, after the slot of its entry (:meth:`Equivalence.entries`) and its placement.
-    tile_bytes
-        Bytes of buffers for what is computed.
-    computed
-        Slots of the entries whose values are computed.
+    ``boxes`` has what is read of each stored box, after the slot of its entry (:meth:`Equivalence.entries`) and its
+    placement. ``computed`` are the slots of entries whose values are computed, in buffers of ``tile_bytes``.
     """
 
     boxes: tuple[tuple[int, int, BoxReads], ...]
@@ -91,7 +77,10 @@ class Block:
 
 
 class RowReader:
-    """Finds what rows read, and the blocks that a step reads for its rows."""
+    """Finds what rows read, and the blocks that a step reads for its rows.
+
+    ``work`` counts the ranges that it has listed.
+    """
 
     def __init__(self, draft: Draft, many_slices: int = MANY_SLICES) -> None:
         self.equivalence = Equivalence(draft, many_slices)
@@ -100,14 +89,12 @@ class RowReader:
         self._found: dict[Hashable, RowReads] = {}
         self._devices: dict[int, tuple[Sequence[int], Hashable]] = {}
         self._tokens: dict[Hashable, int] = {}
+        self.work = 0
 
     def blocks(self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None = None) -> tuple[list[Block], int]:
         """Return the reads of a step, by object and range, and the bytes of its buffers for what is computed.
 
-        Parameters
-        ----------
-        streamed
-            The outputs of the group, if the store copies some of their bytes.
+        ``streamed`` are the outputs of the group, if the store copies some of their bytes.
         """
         found: dict[tuple[int, int], BoxReads] = {}
         alone, sharing = self._by_tiles(rows, streamed)
@@ -129,7 +116,9 @@ class RowReader:
             index, first_byte = self._draft.catalog.entries[entry].placements[place].holders[0]
             by_object.setdefault(index, []).append((first_byte, one))
         limits = self._draft.limits
-        return [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)], tile_bytes
+        blocks = [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)]
+        self.work += len(boxes) + len(blocks)
+        return blocks, tile_bytes
 
     def _by_tiles(
         self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None
@@ -153,7 +142,9 @@ class RowReader:
     def _rows(self, item: WalkItem, first: int, last: int, streamed: Sequence[Streamed] | None) -> RowReads:
         if streamed is not None:  # which of a slice's bytes are copied differs from tensor to tensor
             return self._find(item, first, last, streamed)
-        key = self.equivalence.tensor(item.tensor), self._holders(item), first, last
+        # Who holds what of a tensor, whichever tensor it is.
+        holders = tuple(self._holder(item.slices.outputs, group) for group in item.slices.groups)
+        key = self.equivalence.tensor(item.tensor), holders, first, last
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._find(item, first, last, None)
@@ -165,11 +156,9 @@ class RowReader:
         slots = {entry: slot for slot, entry in enumerate(self.equivalence.entries(item.tensor))}
         computed = tuple(slots[entry] for entry in found.tiles.entries)
         tile_bytes = found.add_inputs()
-        return RowReads(tuple((slots[entry], place, one) for entry, place, one in found.boxes()), tile_bytes, computed)
-
-    def _holders(self, item: WalkItem) -> Hashable:
-        """Return who holds what of a tensor, whichever tensor it is."""
-        return tuple(self._holder(item.slices.outputs, group) for group in item.slices.groups)
+        boxes = tuple((slots[entry], place, one) for entry, place, one in found.boxes())
+        self.work += len(item.slices) + sum(len(one.ranges) for _, _, one in boxes)
+        return RowReads(boxes, tile_bytes, computed)
 
     def _holder(self, outputs: Sequence[Output], group: SliceGroup) -> Hashable:
         boxes = outputs[group.members[0]].boxes
@@ -257,6 +246,7 @@ def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) 
     joined = coalesce(
         ranges, max_gap_bytes=limits.max_gap_bytes, max_over_read=limits.max_over_read, read_bytes=limits.read_bytes
     )
+    check_range_count(sum(-(-one.nbytes // limits.read_bytes) for one in joined))
     spans = split(joined, limits.read_bytes)
     needed = [0] * len(spans)
     starts = [span.start for span in spans]
@@ -279,7 +269,11 @@ def _needed_in(
         yield position, reads.needed_bytes
     elif reads.is_dense:
         for one in reads.ranges:
-            yield from _overlaps(first + one.start, first + one.stop, spans, starts)
+            start, stop = first + one.start, first + one.stop
+            position = bisect_right(starts, start) - 1
+            while position < len(spans) and starts[position] < stop:
+                yield position, min(stop, spans[position].stop) - max(start, starts[position])
+                position += 1
     else:
         for runs in reads.runs:
             position, before = bisect_right(starts, first + runs.first) - 1, 0
@@ -288,10 +282,3 @@ def _needed_in(
                 reached = runs.bytes_before(spans[position].stop - first)
                 yield position, reached - before
                 position, before = position + 1, reached
-
-
-def _overlaps(start: int, stop: int, spans: Sequence[ByteRange], starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    position = bisect_right(starts, start) - 1
-    while position < len(spans) and spans[position].start < stop:
-        yield position, min(stop, spans[position].stop) - max(start, spans[position].start)
-        position += 1

@@ -1,44 +1,52 @@
-"""Whether a strategy is one of these very tensors."""
+"""Check that a strategy fits the tensors that it is to cut."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
 
-from ...errors import PlanError, StrategyError, raise_all
+from ...errors import PlanError, StrategyError, option, raise_all
 from ...tensor import Shape, Strategy
 from ..catalog import SourceSharding
 from ..outputs.output import TargetTensor, sample
 
 _NUMBER = re.compile("[0-9]+")
+_SHOWN_DROPS = 3
 
 
 def names_on_one_side(strategy: Strategy, ranks: Sequence[int], tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
-    """Tell what is whole on every rank, and what of the strategy is not written."""
-    names, held = {tensor.spec.name for tensor in tensors}, strategy.names
+    """Note tensors that are whole on every rank, and names of the strategy that are not written."""
+    names, listed = {tensor.spec.name for tensor in tensors}, strategy.names
     written = frozenset[str]().union(*(strategy.stages[stage] for stage in {strategy.stage_of(r) for r in ranks}))
-    return (
-        *_named(sorted(names - held), "have no layout in the target strategy: whole on every rank"),
-        *_named(sorted(held - names), "of the target strategy are not in the source: not written"),
-        *_named(sorted((names & held) - written), "are on ranks that were not asked for: not written"),
+    sides = (
+        (names - listed, "have no layout in the target strategy: whole on every rank"),
+        (listed - names, "of the target strategy are not in the source: not written"),
+        ((names & listed) - written, "are only on ranks that are not selected: not written"),
     )
+    return tuple(f"{len(found)} tensors {what}: {sample(sorted(found), 5)}" for found, what in sides if found)
+
+
+def count_slices(strategy: Strategy, ranks: Iterable[int], tensors: Sequence[TargetTensor]) -> int:
+    """Return how many tensors these ranks hold together, at most."""
+    listed = strategy.names
+    unlisted = sum(tensor.spec.name not in listed for tensor in tensors)
+    stages = Counter(map(strategy.stage_of, ranks))
+    return sum(count * (unlisted + len(strategy.stages[stage])) for stage, count in stages.items())
 
 
 def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
-    """Refuse a strategy that cannot cut these tensors, or that is not theirs.
+    """Refuse a strategy that cannot cut these tensors, or that belongs to another model.
 
-    Parameters
-    ----------
-    dropped
-        Names that were asked to be left out: that they are missing says nothing of the strategy.
+    That names are missing which the request has ``dropped`` says nothing about the strategy.
 
     Raises
     ------
     StrategyError
         Layouts that do not fit their tensors, or names of another model, all of them listed.
     PlanError
-        Tensors that were cut in the source and have no layout here.
+        Tensors that are cut in the source and have no layout here.
     """
     _check_names(strategy, tensors, dropped)
     problems = []
@@ -46,58 +54,51 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
     for tensor in tensors:
         for stage, layouts in enumerate(strategy.stages):
             layout = layouts.get(tensor.spec.name)
-            how = id(layout), tensor.spec.shape, tensor.spec.dtype.is_sub_byte
-            if layout is None or how in fitting:
+            kind = id(layout), tensor.spec.shape, tensor.spec.dtype.is_sub_byte
+            if layout is None or kind in fitting:
                 continue
             try:
                 layout.check(tensor.spec.shape)
                 if tensor.spec.dtype.is_sub_byte and {*layout.cuts, layout.optimizer_pieces} - {1}:
                     raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
-                fitting.add(how)
+                fitting.add(kind)
             except StrategyError as error:
-                problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
-    hint = "Is this the strategy of this very model? Axes must be as many as it maps, and divide by its cuts."
+                problems.append(f"{tensor.spec.name} (stage {stage}): {error.marked_message}")
+    hint = "Was this strategy made for this model? It must map every axis, and its cuts must divide the axes."
     raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
 
-    _check_cut(strategy, tensors)
-
-
-def _check_cut(strategy: Strategy, tensors: Sequence[TargetTensor]) -> None:
-    """Refuse to put whole on every rank what the source had cut: nobody would look for it there."""
-    names = strategy.names
-    cut = [
-        tensor.spec.name
-        for tensor in tensors
-        if tensor.sharding is SourceSharding.SHARDED and tensor.spec.name not in names
-    ]
-    raise_all(
-        PlanError,
-        f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy",
-        cut,
-        hint=f"Leave them out ({_drops(cut)}), or give the strategy of a network that has them.",
-    )
+    # What the source cut must not become whole on every rank unnoticed: nobody would look for it there.
+    listed = strategy.names
+    cut = [t.spec.name for t in tensors if t.sharding is SourceSharding.SHARDED and t.spec.name not in listed]
+    heads = sorted({name.split(".")[0] for name in cut})
+    drops = " ".join(str(option("drop", f"{head}.*")) for head in heads[:_SHOWN_DROPS])
+    drops += " ..." if len(heads) > _SHOWN_DROPS else ""
+    hint = f"Leave them out ({drops}), or give the strategy of a network that has them."
+    message = f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy"
+    raise_all(PlanError, message, cut, hint)
 
 
 def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
     """Refuse a strategy of another model or another naming: its weights would be left whole on every rank."""
-    known, names = strategy.names, {tensor.spec.name for tensor in tensors}
-    if tensors and not known & names:
+    listed, names = strategy.names, {tensor.spec.name for tensor in tensors}
+    if tensors and not listed & names:
         raise StrategyError(
             f"no tensor of the source is named in the target strategy: expected names like "
-            f"{sample(sorted(known))}, found {sample([t.spec.name for t in tensors])}",
+            f"{sample(sorted(listed))}, found {sample([t.spec.name for t in tensors])}",
             hint="Is this the strategy of another model, or of another naming of this one?",
         )
-    strange, kinds = sorted(names - known), {_kind(name) for name in known}
+    # Without its numbers a name is the same in every layer.
+    strange, kinds = sorted(names - listed), {_NUMBER.sub("#", name) for name in listed}
     raise_all(
         StrategyError,
         "the target strategy has layouts for some layers and none for others",
-        [f"{name}: no layout" for name in strange if _kind(name) in kinds],
+        [f"{name}: no layout" for name in strange if _NUMBER.sub("#", name) in kinds],
         hint="A pipeline stage is missing, or this is the strategy of a smaller model: "
-        "name the merged strategy, or the prefix that holds the files of all stages.",
+        "give the merged strategy, or the prefix that holds the files of all stages.",
     )
     seen = names.union(dropped)
-    unmet = sorted(name for name in known - seen if not is_state(name, seen))
-    if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in known for t in tensors):
+    unmet = sorted(name for name in listed - seen if not is_state(name, seen))
+    if unmet and any(len(t.spec.shape) > 1 and t.spec.name not in listed for t in tensors):
         sides = zip_longest(
             (f"only in the strategy: {name}" for name in unmet), (f"only in the source: {name}" for name in strange)
         )
@@ -105,27 +106,12 @@ def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: C
             f"the target strategy and the source name tensors differently: {len(unmet)} names of the strategy are "
             f"not in the source, {len(strange)} tensors of the source are not in the strategy",
             problems=[problem for pair in sides for problem in pair if problem],
-            hint="Bring both to one naming: --to ms or --to hf converts a model's names, --rename single ones. "
-            "To leave tensors whole on every rank, say so: a layout file's rule "
-            '{match: "*", split: []} does.',
+            hint=f"Bring both to one naming: {option('to', 'ms')} or {option('to', 'hf')} converts a model's names, "
+            f"{option('rename')} single ones. To leave tensors whole on every rank, add a rule "
+            '{match: "*", split: []} to the layout file.',
         )
 
 
 def is_state(name: str, names: Collection[str]) -> bool:
-    """Whether a name is of an optimizer state: one of ``names`` behind a prefix and a dot."""
+    """Return whether a name is of an optimizer state: one of ``names`` behind a prefix and a dot."""
     return any(name[at + 1 :] in names for at, character in enumerate(name) if character == ".")
-
-
-def _kind(name: str) -> str:
-    """A name without its numbers: what is the same in every layer."""
-    return _NUMBER.sub("#", name)
-
-
-def _named(names: Sequence[str], what: str) -> tuple[str, ...]:
-    return (f"{len(names)} tensors {what}: {sample(names, 5)}",) if names else ()
-
-
-def _drops(names: Sequence[str], shown: int = 3) -> str:
-    """How to leave names out, by what stands before their first dot."""
-    heads = sorted({name.split(".")[0] for name in names})
-    return " ".join(f"--drop '{head}.*'" for head in heads[:shown]) + (" ..." if len(heads) > shown else "")

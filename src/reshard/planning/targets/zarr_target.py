@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import ClassVar
 
-from ...errors import PlanError, raise_all
+from ...errors import PlanError, option, raise_all
 from ...formats.frame import Extent, Frame
 from ...formats.zarr import DOCUMENT, MAX_NODE_LENGTH, ZarrArray, encode_array, encode_group, node_of
 from ...tensor import Shape, TensorSpec, extent_of
 from ..catalog import SourceSharding
 from ..limits import MIB
-from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, sample, whole_box
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, local_spec, sample, whole_box
+from .target import Target
 
 MAX_CHUNK_COUNT = 1 << 20
 """Most chunks of one store."""
@@ -25,13 +28,13 @@ _REQUEST_SHARE = 64  # one more request is worth this part of a chunk's bytes
 
 @dataclass(frozen=True)
 class ChunkOutput(Output):
-    """One chunk: the bytes of a box, and zeros up to the length that all chunks of an array have."""
+    """One chunk: the bytes of a box, and zeros up to the chunk length of the array."""
 
     padding_bytes: int = 0
 
     @cached_property
     def frame(self) -> Frame:
-        """The box's elements from the first byte on, then the padding."""
+        """The box's elements from byte 0, then the padding."""
         [spec] = self.specs
         shape, itemsize = extent_of(spec)
         elements = Extent(0, 0, math.prod(shape), itemsize, 0)
@@ -41,58 +44,51 @@ class ChunkOutput(Output):
 
 
 @dataclass(frozen=True, slots=True)
-class ZarrTarget:
-    """Whole tensors as zarr arrays below one group, without compression.
+class ZarrTarget(Target):
+    """Whole tensors as zarr arrays below one group, without compression, cut by rows into chunks of a wished size.
 
-    Parameters
-    ----------
-    chunk_bytes
-        Wished size of a chunk.
-    chunk_shapes
-        Chunks of some tensors by the tensors' names, in elements as they are addressed, on any axes; others
-        are cut by rows. Only the first axis on which chunks are longer than 1 may hang over the end: the
-        padding of any other would stand between elements.
+    ``chunk_shapes`` are those of single tensors by name, in elements as they are addressed, cut on any axes. Only the
+    first axis on which chunks are longer than 1 may hang over the end: the padding of any other would be between
+    elements.
     """
+
+    object_names: ClassVar[re.Pattern[str]] = re.compile(r"(.+/)?zarr\.json")
 
     chunk_bytes: int
     chunk_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
-    def outputs(self, tensors: Sequence[TargetTensor], _carried: SourceMetadata) -> tuple[Output, ...]:
+    @property
+    def has_companions(self) -> bool:
+        """A group is a whole model: families' rules need its config later."""
+        return True
+
+    def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of every chunk.
 
-        Raises
-        ------
-        PlanError
-            Chunk shapes that do not fit, names that no store could keep, or too many chunks.
+        Raise PlanError for chunk shapes that do not fit, names that no store could keep, and too many chunks.
         """
-        self.check(tensors)
+        self.check_bounds(tensors)
         return tuple(
             output for index, tensor in enumerate(tensors) for output in _chunks(self._array(tensor), index, tensor)
         )
 
     def documents(
-        self, _outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
+        self, outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
     ) -> tuple[Document, ...]:
-        """Every array's document; the group's, which has all of them, comes last."""
+        """Return every array's document; the group's, which holds all of them, comes last."""
         arrays = [self._array(tensor) for tensor in tensors]
         metadata = source_metadata.metadata_for([tensor.spec.name for tensor in tensors])
         group = Document(DOCUMENT, encode_group(arrays, metadata, source_metadata.texts))
         return (*(Document(f"{array.path}/{DOCUMENT}", encode_array(array)) for array in arrays), group)
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
-        """Tensors that are called otherwise in zarr."""
+        """Note tensors that have another name in zarr."""
         odd = [tensor.spec.name for tensor in tensors if node_of(tensor.spec.name) != tensor.spec.name]
-        told = f"{len(odd)} names are written with % in zarr; their attributes tell them as they are: {sample(odd)}"
-        return (told,) if odd else ()
+        note = f"{len(odd)} names are written with % in zarr; attributes keep the original names: {sample(odd)}"
+        return (note,) if odd else ()
 
-    def check(self, tensors: Sequence[TargetTensor]) -> None:
-        """Refuse what cannot be made; cheap, and before anything is.
-
-        Raises
-        ------
-        PlanError
-            See :meth:`outputs`.
-        """
+    def check_bounds(self, tensors: Sequence[TargetTensor]) -> int:
+        """Refuse what cannot be written; cheap, and before any chunk is made."""
         names = {tensor.spec.name for tensor in tensors}
         problems = [f"{name}: there is no such tensor" for name in self.chunk_shapes if name not in names]
         for tensor in tensors:
@@ -101,18 +97,19 @@ class ZarrTarget:
                 problems.append(f"{tensor.spec.name} in chunks of {list(chunk_shape)}: {problem}")
         raise_all(PlanError, "chunk shapes that do not fit their tensors", problems)
         long = [sample([name[:80]]) for name in names if len(node_of(name)) > MAX_NODE_LENGTH]
-        hint = "--rename shortens them."
+        hint = f"Shorten them with {option('rename')}."
         raise_all(PlanError, f"names of more than {MAX_NODE_LENGTH} characters in zarr", sorted(long), hint)
         if self.chunk_bytes < 1:
             raise PlanError(f"chunks of {self.chunk_bytes} bytes: expected at least 1")
-        # Told by division first: how many rows are best is searched for only where there are few chunks.
+        # A division first: the search for the best number of rows is only for few chunks.
         for counts in (map(self._least_count, tensors), (self._array(tensor).chunk_count for tensor in tensors)):
             if (count := sum(counts)) > MAX_CHUNK_COUNT:
-                told = f"{count} chunks: at most {MAX_CHUNK_COUNT} objects can be written"
-                raise PlanError(told, hint="Make them larger: --part-size.")
+                message = f"{count} chunks: at most {MAX_CHUNK_COUNT} objects can be written"
+                raise PlanError(message, hint=f"Make the chunks larger with {option('part_size')}.")
+        return len(tensors)
 
     def _least_count(self, tensor: TargetTensor) -> int:
-        """Chunks of a tensor that is cut by rows, at least."""
+        """Return a lower bound of the chunks of a tensor that is cut by rows."""
         spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
         if spec.name in self.chunk_shapes or spec.dtype.is_sub_byte or 0 in extent:
             return 0
@@ -122,7 +119,7 @@ class ZarrTarget:
         spec, (extent, itemsize) = tensor.spec, extent_of(tensor.spec)
         chunk_shape = self.chunk_shapes.get(spec.name)
         if chunk_shape is None:
-            # Elements of less than a byte are carried whole.
+            # Elements of less than a byte are kept together.
             whole = tuple(max(1, n) for n in extent)
             chunk_shape = whole if spec.dtype.is_sub_byte else chunk_shape_for(extent, itemsize, self.chunk_bytes)
         return ZarrArray(node_of(spec.name), spec, chunk_shape, is_outside=tensor.sharding is SourceSharding.UNLISTED)
@@ -133,18 +130,16 @@ def _chunks(array: ZarrArray, index: int, tensor: TargetTensor) -> Iterator[Chun
     for key, box in array.chunks():
         held = box.intersect(whole)
         assert held is not None
-        spec = tensor.spec
-        if not spec.dtype.is_sub_byte:
-            spec = TensorSpec(spec.name, spec.dtype, held.shape)
+        spec = local_spec(tensor.spec, held)
         padding_bytes = array.chunk_nbytes - held.element_count * itemsize
         yield ChunkOutput((key,), (index,), (held,), (spec,), {}, padding_bytes=padding_bytes)
 
 
 def _shape_problem(spec: TensorSpec, chunk_shape: Shape) -> str:
-    """Why an array cannot be cut so; empty if it can."""
+    """Return why an array cannot be cut into such chunks; empty if it can."""
     extent, _ = extent_of(spec)
     if spec.dtype.is_sub_byte and chunk_shape != extent:
-        return f"elements of {spec.dtype.bits} bits are carried whole"
+        return f"elements of {spec.dtype.bits} bits are kept together"
     if len(extent) != len(chunk_shape):
         return f"the tensor has {len(extent)} axes"
     if not all(1 <= size <= max(1, n) for n, size in zip(extent, chunk_shape, strict=True)):
@@ -157,8 +152,8 @@ def _shape_problem(spec: TensorSpec, chunk_shape: Shape) -> str:
 def chunk_shape_for(extent: Shape, itemsize: int, chunk_bytes: int) -> Shape:
     """Cut an array by rows, into chunks of about a wished size.
 
-    The rows are those of the first axis of which several fit a chunk; on the axes before it chunks have
-    extent 1. Somewhat smaller chunks are taken where they divide the rows evenly, or nearly so.
+    Rows are cut on the first axis of which several rows fit a chunk; on the axes before it chunks have
+    extent 1. Chunks may be somewhat smaller to divide the rows evenly, or nearly so.
 
     Examples
     --------
@@ -177,9 +172,9 @@ def chunk_shape_for(extent: Shape, itemsize: int, chunk_bytes: int) -> Shape:
     return ()
 
 
-@lru_cache(1 << 16)  # searched for all outputs, all documents and all checks, and for tensors that are alike
+@lru_cache(1 << 16)  # outputs, documents and checks all ask, and for many tensors of the same shape
 def _rows_for(count: int, row_bytes: int, most: int, chunk_bytes: int) -> int:
-    """Rows in a chunk: what costs least, padding and requests weighed against each other."""
+    """Return the number of rows in a chunk that costs least in padding and requests together."""
     fewest = -(-count // most)
 
     def cost(chunk_count: int) -> int:
