@@ -98,7 +98,7 @@ def test_raw_slices_are_refused(case):
     base = case.upload(memory_url(f"oracle-raw-{case.name}"))
     full = whole_tensors(case)
     for request, answered in zip(case.requests(base), case.answered_requests(base), strict=True):
-        with pytest.raises(PlanError, match="`drop`"):
+        with pytest.raises(PlanError, match="drop='"):
             reshard.convert(**request.arguments)
         passed = {
             tensor
