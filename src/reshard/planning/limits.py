@@ -30,9 +30,11 @@ class Limits:
     part_bytes
         Wished size of an upload part. Lowered if the memory is small, raised if an object
         would need more parts than its store allows.
-    max_gap_bytes, max_over_read
-        Most unneeded bytes to read rather than sending another request (about what a connection carries in the
-        time of a round trip), and most bytes to read for each needed one, over gaps.
+    max_gap_bytes
+        Most unneeded bytes to read rather than sending another request; about what a connection carries in the time
+        of a round trip.
+    max_over_read
+        Most bytes to read for each needed byte, over gaps.
     client_bytes
         Memory of the store's client for each request in flight, besides our buffers (measured).
     kernel_bytes
