@@ -76,12 +76,7 @@ def as_argument(name: str, value: str | None) -> str:
 
 
 def write_options(text: str, spell: Callable[[str, str | None], str] = as_argument) -> str:
-    """Spell every option that a text marks.
-
-    Parameters
-    ----------
-    spell
-        Takes the option's name and its value, if the text gives one.
+    """Spell every option that a text marks: ``spell`` takes its name and its value, if the text gives one.
 
     Examples
     --------
@@ -93,15 +88,6 @@ def write_options(text: str, spell: Callable[[str, str | None], str] = as_argume
 
 class ReshardError(Exception):
     """Base of every error this package raises on purpose.
-
-    Parameters
-    ----------
-    message
-        What went wrong and where.
-    hint
-        What the reader can do about it; empty when there is nothing to say.
-    problems
-        Every single finding, when there is more than one of a kind.
 
     Examples
     --------
@@ -133,7 +119,7 @@ class ReshardError(Exception):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Every single finding, with options spelled as arguments."""
+        """Every single finding, if there are several of a kind, with options spelled as arguments."""
         return tuple(map(write_options, self.marked_problems))
 
     def __str__(self) -> str:
@@ -161,16 +147,7 @@ class SourceError(ReshardError):
 
 
 class FormatError(SourceError):
-    """Bytes that break a file format.
-
-    Parameters
-    ----------
-    what
-        The rule that is broken.
-    where
-        Object, and tensor or byte offset if known.
-    expected, found
-        Both sides of the disagreement, in words.
+    """Bytes that break a file format: which rule, in which object, and at which tensor or byte offset if known.
 
     Examples
     --------
@@ -196,14 +173,8 @@ class FormatError(SourceError):
     def at(self, where: str) -> FormatError:
         """Return the same error with ``where`` put before its place (an object's URL, say)."""
         place = ": ".join(part for part in (where, self.where) if part)
-        return type(self)(
-            self.what,
-            where=place,
-            expected=self.expected,
-            found=self.found,
-            hint=self.marked_hint,
-            problems=self.marked_problems,
-        )
+        sides = {"expected": self.expected, "found": self.found}
+        return type(self)(self.what, where=place, **sides, hint=self.marked_hint, problems=self.marked_problems)
 
 
 class CatalogError(SourceError):
@@ -225,13 +196,7 @@ class StrategyError(PlanError):
 
 
 class OverBudget(PlanError):
-    """The plan needs more memory than it may use.
-
-    Parameters
-    ----------
-    needed_bytes
-        The smallest limit that would be accepted.
-    """
+    """The plan needs more memory than it may use; ``needed_bytes`` is the smallest limit that would be accepted."""
 
     def __init__(self, message: str, *, needed_bytes: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -277,15 +242,7 @@ class Interrupted(ReshardError):
 
 
 def add_problems(error: BaseException, problems: Sequence[str]) -> None:
-    """Have an error on its way tell more: its problems if it is one of these, or else a note.
-
-    Examples
-    --------
-    >>> error = StorageError("no answer")
-    >>> add_problems(error, ["could not delete a"])
-    >>> error.problems
-    ('could not delete a',)
-    """
+    """Have an error on its way list more problems; an error of another package gets a note."""
     if isinstance(error, ReshardError):
         error.marked_problems = (*error.marked_problems, *problems)
     elif problems:
@@ -293,11 +250,6 @@ def add_problems(error: BaseException, problems: Sequence[str]) -> None:
 
 
 def raise_all(error: type[ReshardError], message: str, problems: Sequence[str], hint: str = "") -> None:
-    """Raise one ``error`` that lists ``problems``, or return when there are none.
-
-    Examples
-    --------
-    >>> raise_all(CatalogError, "nothing to say", [])
-    """
+    """Raise one ``error`` that lists ``problems``, or return when there are none."""
     if problems:
         raise error(message, problems=problems, hint=hint)

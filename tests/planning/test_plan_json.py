@@ -729,6 +729,16 @@ def test_reads_without_end_are_refused(shape, cut, memory_bytes):
     assert "altered" not in refuse(body)
 
 
+def test_many_objects_in_many_places_are_checked_in_linear_time():
+    body = json.loads(BODIES["ranks"])
+    catalog = body["conversion"]["catalog"]
+    catalog["others"] = [f"memory://{number}" for number in range(50_000)]
+    catalog["objects"] += [["k", 1, "e", number + 1, ""] for number in range(50_000)]
+    begun = time.process_time()
+    assert len(decode_plan(signed(body), "plan").catalog.objects) > 50_000
+    assert time.process_time() - begun < 5
+
+
 DEEPSEEK = {
     "num_hidden_layers": 1, "num_nextn_predict_layers": 1 << 39, "first_k_dense_replace": 0,
     "n_routed_experts": 1 << 39,

@@ -8,10 +8,15 @@ from support.checkpoints import catalog_of_objects, random_model
 from support.planning import plan_for, tensors_of
 
 from reshard.errors import FormatError, PlanError, StrategyError
+from reshard.formats.containers import Container
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import SourceMetadata
-from reshard.planning.targets.full_target import FullTarget
+from reshard.planning.targets import TARGETS, is_checkpoint_object
+from reshard.planning.targets.full_target import FullTarget, PartsTarget
+from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.tree_target import TreeTarget
+from reshard.planning.targets.zarr_target import ZarrTarget
 from reshard.tensor import Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6)), "step": ("I64", ())})
@@ -260,3 +265,101 @@ def test_names_that_no_header_can_hold():
     [output] = full().outputs(tensors, NOTHING)
     with pytest.raises(FormatError, match="tensors that safetensors cannot store"):
         _ = output.frame
+
+
+# What else a target tells.
+
+
+KINDS = {
+    "full": full(),
+    "one object": FullTarget("m.ckpt", "m.ckpt", "", "pt", 1, Container.CKPT),
+    "parts": PartsTarget(100),
+    "ranks": ranks(ALL),
+    "iteration": IterationTarget(ALL, 7),
+    "tree": TreeTarget(Container.CKPT),
+    "zarr": ZarrTarget(100),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope", "has_companions"),
+    [
+        ("full", "", True),
+        ("one object", "", False),
+        ("parts", "", False),
+        ("ranks", "", False),
+        ("iteration", "iteration_00000007/", False),
+        ("tree", None, False),
+        ("zarr", "", True),
+    ],
+)
+def test_what_belongs_to_a_target(kind, scope, has_companions):
+    assert (KINDS[kind].scope, KINDS[kind].has_companions) == (scope, has_companions)
+
+
+def test_every_kind_is_tried_above():
+    assert {type(target) for target in KINDS.values()} == set(TARGETS.values())
+
+
+@pytest.mark.parametrize("kind", ["full", "parts", "ranks", "iteration", "zarr"])
+def test_readers_take_what_a_target_writes_for_a_checkpoint(kind):
+    target = KINDS[kind]
+    outputs = target.outputs(TENSORS, NOTHING)
+    keys = {key for output in outputs for key in output.keys}
+    documents = {each.key for each in target.documents(outputs, TENSORS, NOTHING)}
+    if kind == "zarr":
+        assert not any(map(is_checkpoint_object, keys)), "chunks are found by their array's document"
+        keys = set()
+    unread = {key for key in keys | documents if not is_checkpoint_object(key)}
+    assert unread <= {"index.json", *(f"iteration_00000007/{name}.json" for name in ("common", "metadata"))}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "notes.txt", "config.json", "tokenizer.json", "a/model.safetensors", "rank_x/a.safetensors", "model.ckpt",
+        "a/rank_0/b.ckpt", "rank_0/a/b.safetensors", "iteration_1/a.ckpt", "zarr.jsonx",
+        "model.safetensors.index.jsonx",
+        "reshard-manifest.json", "",
+    ],
+)  # fmt: skip
+def test_other_objects_are_no_checkpoint(key):
+    assert not is_checkpoint_object(key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_of_the_usual_size_are_within_bounds(kind):
+    assert KINDS[kind].check_bounds(TENSORS) == {"ranks": 2, "iteration": 2}.get(kind, 4)
+
+
+def vast(tensor_count):
+    """A strategy of as many ranks as a saved plan may have."""
+    layout = Layout((1 << 20,), ((), ()))
+    return Strategy(1 << 20, ({f"t{number}": layout for number in range(tensor_count)},))
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (PartsTarget(0), "parts of 0 bytes"),
+        (ZarrTarget(0), "chunks of 0 bytes"),
+        (ranks(ALL, [0, 2]), "ranks: expected ascending ones below 2"),
+        (ranks(ALL, [1, 0]), "ranks: expected ascending ones below 2"),
+        (ranks(ALL, name="{rank!r}"), "expected no braces"),
+        (ranks(vast(129)), "tensors over all ranks"),
+        (replace(ranks(vast(17)), remove_redundancy=True), "tensors over all ranks"),
+        (IterationTarget(vast(5), 7), "tensors over all ranks"),
+        (IterationTarget(Strategy(1 << 13, ({"embed": Layout((1 << 13,), ((), ()))},)), 7), "ranks in metadata.json"),
+    ],
+)
+def test_bounds_of_targets(target, problem):
+    with pytest.raises(PlanError, match=problem):
+        target.check_bounds(TENSORS)
+
+
+def test_ranks_that_differ_by_hand_are_examined_one_by_one():
+    counts = (1,) * (1 << 20)
+    by_hand = Layout((1 << 20,), ((0,), ()), row_split=RowSplit(counts, tuple(range(1 << 20))))
+    target = ranks(Strategy(1 << 20, ({"embed": by_hand, **{f"t{i}": by_hand for i in range(16)}},)))
+    with pytest.raises(PlanError, match="tensors over all layouts"):
+        target.check_bounds(TENSORS)

@@ -29,7 +29,6 @@ from .option_field import (
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
 """Ends of URLs that name a single object."""
 
-
 SOURCE, CHANGES, TARGET, RUN, ESTIMATE = "Source", "Names and values", "Target", "Run", "Estimate"
 
 
@@ -282,7 +281,7 @@ def _raise(problems: list[UsageError]) -> None:
             " ".join(part for part in (each.marked_message.rstrip(".") + ".", each.marked_hint) if part)
             for each in problems
         ]
-        raise UsageError(f"{len(problems)} options cannot be used", problems=texts)
+        raise UsageError(f"{len(problems)} problems with the options", problems=texts)
 
 
 def _contradictions(request: Request) -> Iterator[UsageError]:
@@ -290,13 +289,15 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
     for names in (("src_strategy", "src_layout"), ("dst_strategy", "dst_layout", "parallel")):
         given = [named(name, getattr(request, name)) for name in names if getattr(request, name)]
         if len(given) > 1:
-            yield UsageError(f"{' and '.join(given)} exclude each other", hint="Give one of them.")
+            yield UsageError(f"{' and '.join(given)} cannot be used together", hint="Choose one.")
     if request.lora_scaling is not None and not (request.lora or request.merge_lora):
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
     if request.option and not request.to and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
     if request.is_sharded and request.form not in (None, "iteration"):
-        yield UsageError(f"{named('form', request.form)} is for full checkpoints, but a target strategy is given")
+        yield UsageError(
+            f"{named('form', request.form)} writes a full checkpoint; a target strategy or layout cannot cut it"
+        )
     if not request.is_sharded:
         for name in ("ranks", "remove_redundancy"):
             if getattr(request, name):

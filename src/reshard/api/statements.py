@@ -123,7 +123,7 @@ def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_e
 
 @shared_connections()
 def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) -> Report:
-    """Compare a finished conversion with its source, bit for bit, in bounded memory.
+    """Compare a finished conversion with its source, bit for bit, in bounded memory; report every difference.
 
     Parameters
     ----------
@@ -133,11 +133,6 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         ``n/t``: only every t-th step, from the n-th.
     on_event
         Is called with the events of the comparison, a few times a second.
-
-    Returns
-    -------
-    Report
-        Lists every difference; ``report.is_ok`` is true if there is none.
 
     Raises
     ------
@@ -154,7 +149,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     except NotFound as error:
         raise NotFound(
             f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
-            hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
+            hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
         ) from error
     target = place
     for _ in manifest.conversion.manifest_key.split("/"):
@@ -178,10 +173,7 @@ def load_plan(url: str) -> Plan:
 def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
     """Write one small object, or a local file: a plan or a strategy.
 
-    Raises
-    ------
-    TargetExists
-        It exists, and ``overwrite`` is not set: it may be the input of something.
+    Raise TargetExists if it exists and ``overwrite`` is not set: it may be the input of something.
     """
     base, name = open_target_object(url)
     place = base.child(name)

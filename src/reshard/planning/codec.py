@@ -29,7 +29,7 @@ from .targets import TARGETS, Target
 Decoder = Callable[[Any], Any]
 
 MAX_INTEGER = 2**63 - 1
-MAX_RANK_COUNT = 1 << 20
+_MAX_RANK_COUNT = 1 << 20
 _MAX_CORNERS = 1 << 24
 _SHOWN_PLACE = 100
 _SCALARS = {bool: "a boolean", float: "a number with a point", str: "a string", types.NoneType: "null"}
@@ -62,10 +62,7 @@ def encode(value: Any, hint: object = None) -> Any:
 def decode(hint: Any, value: object) -> Any:
     """Build the value of a type hint that :func:`encode` expressed.
 
-    Raises
-    ------
-    FormatError
-        Keys or values that do not fit the hint; ``where`` is the path to them.
+    Raise FormatError for keys or values that do not fit the hint; its ``where`` is the path to them.
 
     Examples
     --------
@@ -108,9 +105,8 @@ def _hints(of: type) -> dict[str, Any]:
 
 
 def _decoder_of_fields(of: type) -> Decoder:
-    decoders = {name: _decoder(hint) for name, hint in _hints(of).items()}
-    for name in decoders.keys() & _SIGNED:
-        decoders[name] = partial(_decode_signed, decoders[name] is integers)
+    decoders: dict[str, Any] = {name: _decoder(hint) for name, hint in _hints(of).items()}
+    decoders |= {name: partial(decoders[name], least=-1) for name in decoders.keys() & _SIGNED}
 
     def decode_fields(value: object) -> object:
         if of in _POSITIONAL:
@@ -140,11 +136,6 @@ def _decoder_of_union(args: tuple[Any, ...]) -> Decoder:
         return integer(value, least=-MAX_INTEGER) if type(value) is int else value
 
     return decode_scalar
-
-
-def _decode_signed(is_array: bool, value: object) -> object:
-    one = partial(integer, least=-1)
-    return tuple(each_of(value, one)) if is_array else one(value)
 
 
 def _decode_bytes(value: object) -> bytes:
@@ -194,11 +185,11 @@ def integer(value: object, least: int = 0, most: int = MAX_INTEGER) -> int:
     return value
 
 
-def integers(value: object) -> tuple[int, ...]:
-    """Return integers that are not negative."""
+def integers(value: object, least: int = 0) -> tuple[int, ...]:
+    """Return integers that are not less than ``least``."""
     found = items(value)
-    if found and ({*map(type, found)} != {int} or min(found) < 0 or max(found) > MAX_INTEGER):
-        each_of(found, integer)  # slower, but tells which
+    if found and ({*map(type, found)} != {int} or min(found) < least or max(found) > MAX_INTEGER):
+        each_of(found, partial(integer, least=least))  # slower, but tells which
     return tuple(found)
 
 
@@ -210,7 +201,7 @@ def text(value: object) -> str:
 
 
 def choice(of: Mapping[str, Any], value: object) -> Any:
-    """Return what a string stands for."""
+    """Return the value that a string names."""
     if type(value) is not str or value not in of:
         raise refused(f"one of {', '.join(of)}", value)
     return of[value]
@@ -353,8 +344,8 @@ def _encode_strategy(strategy: Strategy) -> dict[str, Any]:
 def _decode_strategy(value: object) -> Strategy:
     found = fields_of(value, ("device_count", "layouts", "stages"))
     device_count, stages = at("device_count", integer, found["device_count"]), at("stages", items, found["stages"])
-    if not 0 < device_count * len(stages) <= MAX_RANK_COUNT:
-        raise refused(f"1 to {MAX_RANK_COUNT} ranks", device_count * len(stages))
+    if not 0 < device_count * len(stages) <= _MAX_RANK_COUNT:
+        raise refused(f"1 to {_MAX_RANK_COUNT} ranks", device_count * len(stages))
     layouts: tuple[Layout, ...] = at("layouts", partial(decode, tuple[Layout, ...]), found["layouts"])
     if any(max(len(layout.device_matrix), len(layout.tensor_map)) > MAX_AXIS_COUNT for layout in layouts):
         raise FormatError("", where="layouts", expected=f"at most {MAX_AXIS_COUNT} axes")

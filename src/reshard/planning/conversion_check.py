@@ -31,10 +31,8 @@ _MAX_PIECES = 1 << 16  # 32 TiB in .ckpt tensors of more than one piece
 def check_conversion(conversion: Conversion) -> None:
     """Refuse a conversion whose values, each right alone, contradict each other or would grow without bound.
 
-    Raises
-    ------
-    PlanError
-        Reads outside the source's objects, keys outside the target, names or keys that repeat, or too much of anything.
+    Raise PlanError for reads outside the source's objects, keys outside the target, names or keys that repeat, and too
+    much of anything.
     """
     _check_catalog(conversion.catalog)
     objects = conversion.catalog.objects
@@ -66,13 +64,15 @@ def check_conversion(conversion: Conversion) -> None:
 
 def _check_catalog(catalog: Catalog) -> None:
     """Refuse objects and tensors that repeat, and bytes that are outside their object or another tensor's."""
-    for base in range(len(catalog.others) + 1):
-        _check_keys([item.key for item in catalog.objects if item.base == base], "object of the source")
+    keys: dict[int, list[str]] = {}
     for item in catalog.objects:
+        keys.setdefault(item.base, []).append(item.key)
         if item.base > len(catalog.others):
             raise PlanError(f"object {shown(item.key)} of the source: expected a base up to {len(catalog.others)}")
         if len(item.fill) > _MAX_FILL_BYTES:
             raise PlanError(f"fill of object {shown(item.key)}: expected at most {_MAX_FILL_BYTES} bytes")
+    for some in keys.values():
+        _check_keys(some, "object of the source")
     _check_once([entry.spec.name for entry in catalog.entries], "tensor of the source")
     sizes = [item.nbytes for item in catalog.objects]
     taken: list[tuple[int, int, int]] = []

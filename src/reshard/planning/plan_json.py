@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,16 +27,7 @@ _FORMAT = "reshard-plan/2"
 _INPUTS = ("conversion", "limits", "copy_bases", "staging")
 _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE)
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
-_BROKEN = (
-    ReshardError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 Json = dict[str, Any]
 
 
@@ -120,16 +111,9 @@ def encode_plan(plan: Plan) -> bytes:
 def decode_plan(data: bytes, where: str) -> Plan:
     """Read a saved plan: make it again from what planning starts from.
 
-    Raises
-    ------
-    FormatError
-        Not a plan, of another version, altered since it was made, or forged.
+    Raise FormatError for anything but a plan of this version, and for one that was altered since, or forged.
     """
-    return plan_from_json(parse_json_object(data, where), where)
-
-
-def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
-    """Make the plan again that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
+    body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
     with unreadable("the plan", where, "Make a new plan."):

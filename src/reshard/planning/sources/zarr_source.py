@@ -25,24 +25,13 @@ def zarr_catalog(
     names: NameFilter,
     index_bytes: int = 0,
 ) -> Catalog:
-    """Describe a source of zarr arrays.
+    """Describe a source of zarr arrays: all that are below the group, each under a path of its own.
 
-    Parameters
-    ----------
-    arrays
-        All that are below the group, each under a path of its own.
-    stored
-        Objects of the store by key; only those of arrays that are taken become the catalog's.
-    names
-        Which tensors to take.
-    index_bytes
-        Bytes of the documents that were read.
+    ``stored`` are the objects of the store by key; only those of arrays that are taken become the catalog's.
+    ``index_bytes`` are those of the documents that were read.
 
-    Raises
-    ------
-    CatalogError
-        Two arrays of one name or one inside another, chunks of a wrong length, missing chunks of arrays that
-        this package wrote, or more missing chunks of others' arrays than is plausible.
+    Raise CatalogError for two arrays of one name or one inside another, chunks of a wrong length, missing chunks of
+    arrays that this package wrote, and more missing chunks of others' arrays than is plausible.
     """
     _check_apart(url, arrays)
     chunks = _Chunks(stored)

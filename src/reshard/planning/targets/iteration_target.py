@@ -26,20 +26,12 @@ from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, fil
 from .strategy_check import check_strategy_fits, count_slices, names_on_one_side
 from .target import Target, check_count
 
+_MAX_SHARDS = 1 << 22
+_MAX_MENTIONS = 1 << 26
 SCALAR_CODES = {
-    DType.BOOL: "?",
-    DType.I8: "b",
-    DType.U8: "B",
-    DType.I16: "h",
-    DType.U16: "H",
-    DType.I32: "i",
-    DType.U32: "I",
-    DType.I64: "q",
-    DType.U64: "Q",
-    DType.F16: "e",
-    DType.F32: "f",
-    DType.F64: "d",
-}
+    DType.BOOL: "?", DType.I8: "b", DType.U8: "B", DType.I16: "h", DType.U16: "H", DType.I32: "i",
+    DType.U32: "I", DType.I64: "q", DType.U64: "Q", DType.F16: "e", DType.F32: "f", DType.F64: "d",
+}  # fmt: skip
 """Scalars that can be numbers elsewhere, each with its code in :mod:`struct`; of other dtypes they stay tensors."""
 
 
@@ -54,18 +46,8 @@ def is_training_state(tensor: TargetTensor) -> bool:
 class IterationTarget(Target):
     """``iteration_<n>/``: objects of weights and of optimizer states, ``metadata.json``, ``common.json``.
 
-    Parameters
-    ----------
-    strategy
-        Layouts of the target.
-    iteration
-        Number of the folder, which the tracker object names as the latest.
-    prefix
-        Start of the objects' names; may be empty.
-    remove_redundancy
-        Whether each shard is written once.
-    common
-        The training state.
+    The tracker object names ``iteration`` as the latest; ``prefix`` begins the objects' names; ``common`` is the
+    training state. With ``remove_redundancy`` each shard is written once.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(
@@ -86,10 +68,7 @@ class IterationTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Give every rank its objects; those of equal content become one output.
 
-        Raises
-        ------
-        StrategyError, PlanError
-            See :func:`check_strategy_fits`.
+        Raise StrategyError and PlanError as :func:`check_strategy_fits` does.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         stored = _stored(tensors)
@@ -132,11 +111,19 @@ class IterationTarget(Target):
         return (*numbers, *names_on_one_side(self.strategy, range(self.strategy.rank_count), others))
 
     def check_bounds(self, tensors: Sequence[TargetTensor]) -> int:
-        """Refuse more tensors over all ranks than can be listed one by one."""
-        ranks = range(self.strategy.rank_count)
-        check_count("tensors over all ranks", count_slices(self.strategy, ranks, tensors))
-        check_count("tensors times stages", len(tensors) * self.strategy.stage_count)
-        return len(ranks)
+        """Refuse more shards than ``metadata.json`` can describe one by one."""
+        strategy = self.strategy
+        shard_count = count_slices(strategy, range(strategy.rank_count), tensors)
+        check_count("tensors over all ranks", shard_count, _MAX_SHARDS)
+        check_count("tensors times stages", len(tensors) * strategy.stage_count)
+        # For every rank that writes a shard, metadata.json lists all ranks that hold it.
+        rank_mentions = 0
+        for tensor in tensors:
+            layouts = [stage[tensor.spec.name] for stage in strategy.stages if tensor.spec.name in stage]
+            holders = sum(layout.replica_count // layout.optimizer_pieces for layout in layouts)
+            rank_mentions += holders * len(layouts) * strategy.device_count if layouts else strategy.rank_count**2
+        check_count("ranks in metadata.json", shard_count if self.remove_redundancy else rank_mentions, _MAX_MENTIONS)
+        return strategy.rank_count
 
 
 def _stored(tensors: Sequence[TargetTensor]) -> list[TensorSpec]:
