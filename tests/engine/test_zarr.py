@@ -302,7 +302,7 @@ def test_asked_for_by_name_or_by_form(url):
         assert api.inspect(target).kind == "zarr store"
     with pytest.raises(UsageError, match="plain chunks"):
         api.plan(url, f"{TARGET}/c", form="zarr", format="safetensors")
-    with pytest.raises(UsageError, match="form='zarr' is for full checkpoints"):
+    with pytest.raises(UsageError, match="form='zarr' writes a full checkpoint"):
         api.plan(url, f"{TARGET}/c", form="zarr", parallel="mp=2")
     for options in ({"parallel": "mp=2"}, {"prefix": "x"}):
         with pytest.raises(UsageError, match=r"c\.zarr: a zarr store holds a full checkpoint"):

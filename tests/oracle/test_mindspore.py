@@ -123,9 +123,9 @@ def test_what_is_left_out_is_told(case):
     made = reshard.plan(**request.arguments)
     held = {t for name in case.below("in/shards") for t in case.content(name).tensors if request.is_dropped(t)}
     assert set(made.catalog.dropped) == held
-    told = [note for note in made.notes if "left out as asked" in note]
+    told = [note for note in made.notes if "left out as requested" in note]
     assert len(told) == bool(held)
-    assert all(note.startswith(f"{len(held)} tensors are left out as asked: ") for note in told)
+    assert all(note.startswith(f"{len(held)} tensors are left out as requested: ") for note in told)
     raw = case.content(f"{request.answer}/hyper_param.safetensors").tensors
     assert {tensor for tensor in raw if request.is_dropped(tensor)} <= held
 
