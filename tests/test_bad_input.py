@@ -209,7 +209,7 @@ HEADERS = [
 
 INDEX = "src/model.safetensors.index.json"
 SOURCES = [
-    Bad("nothing there", {}, CatalogError, ["bad/src", "no checkpoint there", "found nothing", "Is the prefix right?"]),
+    Bad("nothing there", {}, CatalogError, ["bad/src", "no checkpoint there", "found nothing", "Check the prefix."]),
     Bad("no such object", {}, NotFound, ["bad/src/m.safetensors", "does not exist"], src="src/m.safetensors"),
     Bad("other things there", {"src/a.txt": b""}, CatalogError, ["no checkpoint there", "1 other objects (a.txt)"]),
     Bad(

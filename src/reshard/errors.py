@@ -76,12 +76,7 @@ def as_argument(name: str, value: str | None) -> str:
 
 
 def write_options(text: str, spell: Callable[[str, str | None], str] = as_argument) -> str:
-    """Spell every option that a text marks.
-
-    Parameters
-    ----------
-    spell
-        Takes the option's name and its value, if the text gives one.
+    """Spell every option that a text marks: ``spell`` takes its name and its value, if the text gives one.
 
     Examples
     --------
@@ -93,15 +88,6 @@ def write_options(text: str, spell: Callable[[str, str | None], str] = as_argume
 
 class ReshardError(Exception):
     """Base of every error this package raises on purpose.
-
-    Parameters
-    ----------
-    message
-        What went wrong and where.
-    hint
-        What the reader can do about it; empty when there is nothing to say.
-    problems
-        Every single finding, when there is more than one of a kind.
 
     Examples
     --------
@@ -115,20 +101,37 @@ class ReshardError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.problems = tuple(problems)
+        super().__init__(write_options(message))
+        # With options still marked: an error that carries this one's text on is spelled later, for its reader.
+        self.marked_message = message
+        self.marked_hint = hint
+        self.marked_problems = tuple(problems)
+
+    @property
+    def message(self) -> str:
+        """What went wrong and where, with options spelled as arguments."""
+        return write_options(self.marked_message)
+
+    @property
+    def hint(self) -> str:
+        """What the reader can do about it, with options spelled as arguments."""
+        return write_options(self.marked_hint)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every single finding, if there are several of a kind, with options spelled as arguments."""
+        return tuple(map(write_options, self.marked_problems))
 
     def __str__(self) -> str:
         return self.text(as_argument)
 
     def text(self, spell: Callable[[str, str | None], str]) -> str:
         """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""
-        shown = [f"  - {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
-        if len(self.problems) > _SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(self.problems) - _SHOWN_PROBLEMS} more")
-        return write_options("\n".join([self.message, *shown, *([self.hint] if self.hint else [])]), spell)
+        problems, hint = self.marked_problems, self.marked_hint
+        shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
+            shown.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more")
+        return write_options("\n".join([self.marked_message, *shown, *([hint] if hint else [])]), spell)
 
 
 class UsageError(ReshardError):
@@ -146,14 +149,7 @@ class SourceError(ReshardError):
 class FormatError(SourceError):
     """Bytes that break a file format.
 
-    Parameters
-    ----------
-    what
-        The rule that is broken.
-    where
-        Object, and tensor or byte offset if known.
-    expected, found
-        Both sides of the disagreement, in words.
+    The message says which rule, in which object, and at which tensor or byte offset if known.
 
     Examples
     --------
@@ -179,14 +175,8 @@ class FormatError(SourceError):
     def at(self, where: str) -> FormatError:
         """Return the same error with ``where`` put before its place (an object's URL, say)."""
         place = ": ".join(part for part in (where, self.where) if part)
-        return type(self)(
-            self.what,
-            where=place,
-            expected=self.expected,
-            found=self.found,
-            hint=self.hint,
-            problems=self.problems,
-        )
+        sides = {"expected": self.expected, "found": self.found}
+        return type(self)(self.what, where=place, **sides, hint=self.marked_hint, problems=self.marked_problems)
 
 
 class CatalogError(SourceError):
@@ -210,10 +200,7 @@ class StrategyError(PlanError):
 class OverBudget(PlanError):
     """The plan needs more memory than it may use.
 
-    Parameters
-    ----------
-    needed_bytes
-        The smallest limit that would be accepted.
+    ``needed_bytes`` is the smallest limit that would be accepted.
     """
 
     def __init__(self, message: str, *, needed_bytes: int, hint: str = "") -> None:
@@ -260,27 +247,14 @@ class Interrupted(ReshardError):
 
 
 def add_problems(error: BaseException, problems: Sequence[str]) -> None:
-    """Have an error on its way tell more: its problems if it is one of these, or else a note.
-
-    Examples
-    --------
-    >>> error = StorageError("no answer")
-    >>> add_problems(error, ["could not delete a"])
-    >>> error.problems
-    ('could not delete a',)
-    """
+    """Have an error on its way list more problems; an error of another package gets a note."""
     if isinstance(error, ReshardError):
-        error.problems = (*error.problems, *problems)
+        error.marked_problems = (*error.marked_problems, *problems)
     elif problems:
         error.add_note("\n".join(problems))
 
 
 def raise_all(error: type[ReshardError], message: str, problems: Sequence[str], hint: str = "") -> None:
-    """Raise one ``error`` that lists ``problems``, or return when there are none.
-
-    Examples
-    --------
-    >>> raise_all(CatalogError, "nothing to say", [])
-    """
+    """Raise one ``error`` that lists ``problems``, or return when there are none."""
     if problems:
         raise error(message, problems=problems, hint=hint)

@@ -33,8 +33,8 @@ def test_there_and_back(any_place):
     assert any_place.keys("ranks") == [*RANKS, MANIFEST]
     assert all(key in done.out for key in RANKS)
     assert done.err.split() == ["headers", "transfer", "commit"]
-    assert "every compared byte is right" in ok("verify", any_place.at("ranks")).out
-    assert "every compared byte is right" in ok("verify", any_place.at(f"ranks/{MANIFEST}")).out
+    assert "all compared bytes match" in ok("verify", any_place.at("ranks")).out
+    assert "all compared bytes match" in ok("verify", any_place.at(f"ranks/{MANIFEST}")).out
     ok("convert", any_place.at("ranks"), any_place.at("again"), "--src-strategy", any_place.strategy, "--quiet")
     assert any_place.keys("again") == ["model.safetensors", MANIFEST]
     again = read_content(any_place.read("again/model.safetensors"))
@@ -52,7 +52,7 @@ def test_to_one_object_and_to_mindspores_form(place):
     assert place.keys("ms") == ["rank_0/net_0.safetensors", MANIFEST]
     assert place.keys("named") == ["rank_0/net.safetensors", MANIFEST]
     assert read_content(place.read("ms/rank_0/net_0.safetensors")).metadata == {"format": "ms"}
-    assert "every compared byte is right" in ok("verify", place.at("one.safetensors")).out
+    assert "all compared bytes match" in ok("verify", place.at("one.safetensors")).out
 
 
 def test_layout_file(place):
@@ -88,7 +88,7 @@ def test_ranks_and_prefix(memory):
         (["--memory", "1e9"], "like 256MiB"),
         (["--memory", "10TB"], "like 256MiB"),
         (["--memory", "0"], "at least one byte"),
-        (["--dst-layout", "x.yaml"], "Give one of them"),
+        (["--dst-layout", "x.yaml"], "Choose one"),
     ],
     ids=" ".join,
 )

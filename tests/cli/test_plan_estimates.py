@@ -34,7 +34,7 @@ def test_time_tells_what_it_assumes(memory):
 
 def test_money_by_a_table(memory):
     [told] = line(ok("plan", *arguments(memory)), "money")
-    assert told == "nothing (no list prices: a store of one's own)"
+    assert told == "nothing (no list prices for self-hosted stores)"
     [told] = line(ok("plan", *arguments(memory), "--price-table", "aws-us-east-1"), "money")
     assert told.startswith("USD ")
     assert "egress 0 (AWS S3 Standard, us-east-1, prices of 20" in told

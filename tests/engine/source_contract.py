@@ -143,7 +143,9 @@ class SourceContract:
         assert {entry.spec.name for entry in catalog.entries} == {"layers.0.weight"}
         assert set(catalog.dropped) == {*self.model, *self.texts} - {"layers.0.weight"}
         assert catalog.texts == {}
-        assert any(note.startswith(f"{len(catalog.dropped)} tensors are left out as asked") for note in catalog.notes)
+        assert any(
+            note.startswith(f"{len(catalog.dropped)} tensors are left out as requested") for note in catalog.notes
+        )
         assert "drop pattern odd matches no tensor" in catalog.notes
 
     def test_what_is_dropped_is_not_missed(self, source):

@@ -83,7 +83,7 @@ def test_objects_that_the_index_does_not_name_are_left_aside_and_told(place):
     put(place, "old.safetensors", encode(only("norm")))
     catalog = catalog_at(place)
     assert names_of(catalog) == set(MODEL)
-    assert catalog.notes == ("1 objects that the index does not name are left aside: old.safetensors",)
+    assert catalog.notes == ("1 objects that the index does not name are ignored: old.safetensors",)
 
 
 @pytest.mark.parametrize("is_nested", [False, True])

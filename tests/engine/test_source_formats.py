@@ -8,10 +8,9 @@ from support.checkpoints import encode, encode_ckpt, put_full, random_model, ran
 from support.conversions import Known, convert
 
 from reshard.engine.sources import SOURCE_FORMATS, SourceOptions, read_catalog
-from reshard.engine.sources.full_checkpoint import FullCheckpoint
+from reshard.engine.sources.full_checkpoint import FullCheckpoint, SingleObject
 from reshard.engine.sources.iteration_folder import IterationFolder
 from reshard.engine.sources.rank_shards import RankShards
-from reshard.engine.sources.single_object import SingleObject
 from reshard.engine.sources.zarr_store import ZarrStore
 from reshard.engine.workers import working
 from reshard.errors import CatalogError

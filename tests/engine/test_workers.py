@@ -154,7 +154,7 @@ def test_what_fails_after_a_stop_from_outside_is_not_its_cause():
         workers.submit(obey)
         assert begun.wait(20)
         workers.stop()
-        assert workers.settle()
+        assert workers.drain()
         with pytest.raises(Interrupted):
             workers.check()
 
@@ -225,12 +225,12 @@ def test_settling_lasts_as_long_as_tasks_end():
     workers, done = Workers(1), []
     for number in range(8):
         workers.submit(lambda number=number: (time.sleep(0.05), done.append(number)))
-    workers.settle_quietly(0.2)
+    workers.drain_quietly(0.2)
     assert done == list(range(8))
     gate = Gate()
     workers.submit(gate)
     began = time.monotonic()
-    workers.settle_quietly(0.2)
+    workers.drain_quietly(0.2)
     assert time.monotonic() - began < 5, "and a task that hangs is given up"
     gate.open.set()
     workers.close(20)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import FormatError
-from reshard.formats.zarr import Fill
+from reshard.formats.zarr import FillValue
 from reshard.tensor import DType
 
 FLOATS = {
@@ -32,10 +32,10 @@ def test_every_value_of_a_type(dtype):
     body = bytes(range(256)) if size == 1 else np.random.default_rng(0).bytes(2000 * size)
     with np.errstate(invalid="ignore"):
         values = np.frombuffer(body, FLOATS[dtype]).astype(np.float64).tolist()
-    assert Fill(dtype, "NaN").element() == np.float64("NaN").astype(FLOATS[dtype]).tobytes()
+    assert FillValue(dtype, "NaN").element() == np.float64("NaN").astype(FLOATS[dtype]).tobytes()
     for at, value in enumerate(values):
         if not math.isnan(value):
-            assert Fill(dtype, SPELLED.get(value, value)).element() == body[at * size : (at + 1) * size]
+            assert FillValue(dtype, SPELLED.get(value, value)).element() == body[at * size : (at + 1) * size]
 
 
 @given(st.sampled_from(list(FLOATS)), st.floats(width=32, allow_nan=False) | st.sampled_from([-0.0, 65520.0]))
@@ -43,7 +43,7 @@ def test_values_between_are_rounded(dtype, value):
     with np.errstate(all="ignore"):
         expected = np.float64(value).astype(FLOATS[dtype])
     try:
-        found = Fill(dtype, SPELLED.get(value, value)).element()
+        found = FillValue(dtype, SPELLED.get(value, value)).element()
     except FormatError:
         assert not np.isfinite(expected) or (dtype is DType.F8_E8M0 and value <= 0)
         return
@@ -65,7 +65,7 @@ def test_values_between_are_rounded(dtype, value):
     ],
 )
 def test_as_the_specification_writes_them(dtype, value, expected):
-    assert Fill(dtype, value).element().hex() == expected
+    assert FillValue(dtype, value).element().hex() == expected
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ def test_as_the_specification_writes_them(dtype, value, expected):
 )
 def test_refused(dtype, value):
     with pytest.raises(FormatError, match=f"fill_value: expected a value of {dtype.value}, found") as caught:
-        Fill(dtype, value).element()
+        FillValue(dtype, value).element()
     assert len(str(caught.value)) < 300

@@ -17,7 +17,7 @@ from reshard.planning.change import Change
 from reshard.planning.limits import Limits
 from reshard.planning.outputs.output import Piece, TargetTensor, make_output
 from reshard.planning.plan import without_copies
-from reshard.planning.steps.copies import REPLICAS, find_copies
+from reshard.planning.steps.copies import REPLICAS, CopyFinder
 from reshard.planning.steps.draft import Draft
 from reshard.planning.targets.full_target import FullTarget
 from reshard.planning.targets.rank_target import RankTarget
@@ -305,7 +305,7 @@ def woven(source_shape, target_shape, order):
     tensors = (TargetTensor(TensorSpec("w", DType.U8, target_shape), (Piece(patch, 0),)),)
     output = make_output(["m.safetensors"], [(0, Box.whole(target_shape))], tensors, {})
     draft = Draft(catalog, tensors, (output,), LIMITS)
-    return output.frame.extents[0].start, find_copies(draft, output, (0,))
+    return output.frame.extents[0].start, CopyFinder(draft, (0,)).find(output)
 
 
 def test_transposed_tensors_are_not_copied():

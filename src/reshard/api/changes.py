@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import detect
 from ..models.lora import find_adapters
-from ..models.lora_config import AdapterConfig, parse_adapter_config, scalings
+from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..models.parallel_rules import load_layouts
 from ..models.parallel_strategy import derive_strategy
@@ -32,12 +32,8 @@ _TOKENIZER = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_token
 def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) -> tuple[Change, list[str]]:
     """Find out what to change; the notes say how that was detected.
 
-    Raises
-    ------
-    UsageError
-        Options that contradict the source or each other.
-    PlanError
-        The family is not known, or adapters do not fit.
+    Raise UsageError for options that contradict the source or each other, and PlanError if the family is not known or
+    adapters do not fit.
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
@@ -48,12 +44,15 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
     notes: list[str] = []
     if request.to:
         if not config:
-            hint = f"Name the model's: {option('config', 'URL')}."
-            raise UsageError(f"{request.src}: no config.json is beside it", hint=hint)
+            hint = f"Pass the model's with {option('config', 'URL')}."
+            raise UsageError(f"{request.src}: no config.json found beside it", hint=hint)
         change, notes = _with_rules(change, request, specs)
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
-        change = replace(change, kept=_matching(request.keep_dtype, names))
+        chosen = NameFilter(keep=request.keep_dtype)
+        if missed := chosen.unmatched_keep(names):
+            raise UsageError(f"{option('keep_dtype', ', '.join(missed))} matches no tensor of the target")
+        change = replace(change, kept=frozenset(name for name in names if chosen.is_kept(name)))
     if change == Change(config=config):
         return Change(), notes  # a plan does not depend on what no option asks for
     return change, notes
@@ -76,13 +75,6 @@ def _with_rules(change: Change, request: Request, specs: Mapping[str, TensorSpec
     return change, [f"found {found.family.name}: {'; '.join(found.reasons)}"]
 
 
-def _matching(patterns: tuple[str, ...], names: Sequence[str]) -> frozenset[str]:
-    chosen = NameFilter(keep=patterns)
-    if missed := chosen.unmatched_keep(names):
-        raise UsageError(f"{option('keep_dtype', ', '.join(missed))} matches no tensor of the target")
-    return frozenset(name for name in names if chosen.is_kept(name))
-
-
 # Adapters.
 
 
@@ -95,7 +87,11 @@ def adapters_at(url: str) -> Location:
 
 def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec]) -> tuple[dict[str, float], bool]:
     """Find the scaling of every pair, and whether weights are stored transposed."""
-    config = _adapter_config(request)
+    place = prefix_of(request.lora or request.src).child(_ADAPTER_CONFIG)
+    try:
+        config = parse_adapter_config(read_object(place), place.url)
+    except NotFound:
+        config = None
     is_apart = {i for i, item in enumerate(catalog.objects) if item.base}
     apart = {e.spec.name for e in catalog.entries if e.placements and e.placements[0].holders[0][0] in is_apart}
     transposed = config.fan_in_fan_out if config is not None else False
@@ -112,25 +108,11 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
     return scalings(found.pairs, request.lora_scaling, None if request.lora_scaling is not None else config), transposed
 
 
-def _adapter_config(request: Request) -> AdapterConfig | None:
-    place = prefix_of(request.lora or request.src).child(_ADAPTER_CONFIG)
-    try:
-        return parse_adapter_config(read_object(place), place.url)
-    except NotFound:
-        return None
-
-
 # Strategies from the sizes of a parallel job.
 
 
 def load_parallel(text: str) -> ParallelConfig:
-    """Read parallel sizes as text, or from the YAML configuration at a URL.
-
-    Examples
-    --------
-    >>> load_parallel("dp=2,mp=4").rank_count
-    8
-    """
+    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL."""
     if not text.endswith(YAML):
         return parse_parallel(text)
     place = open_location(text)
@@ -160,13 +142,7 @@ def strategy_from_parallel(
 
 
 def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
-    """Find the naming of a family that knows all tensors.
-
-    Raises
-    ------
-    UsageError
-        None does, or several do.
-    """
+    """Find the naming of a family that knows all tensors; UsageError if none does, or several do."""
     unknown = {naming: rules.unknown(shapes) for naming, rules in load_layouts(family).items()}
     fitting = [naming for naming, names in unknown.items() if not names]
     if len(fitting) == 1:

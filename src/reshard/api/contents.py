@@ -93,11 +93,10 @@ def load_config(config: Mapping[str, object] | str | None, checkpoint: str) -> d
     """Read config.json, by default the one beside a checkpoint; it is empty if there is none."""
     if isinstance(config, Mapping):
         return dict(config)
-    if config is not None:
-        place = open_location(config)
-        return parse_json_object(read_object(place), place.url)
-    place = prefix_of(checkpoint).child("config.json")
+    place = prefix_of(checkpoint).child("config.json") if config is None else open_location(config)
     try:
         return parse_json_object(read_object(place), place.url)
     except NotFound:
-        return {}
+        if config is None:
+            return {}
+        raise

@@ -14,8 +14,7 @@ from typing import Any
 
 from ..errors import UsageError, option
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-_RATE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -103,13 +102,13 @@ def parse_rate(rate: str | float) -> float:
         str(rate),
         re.IGNORECASE,
     )
-    if not match or match[2].upper() not in _RATE_UNITS or not float(match[1]):
+    if not match or match[2].upper() not in _UNITS or not float(match[1]):
         raise UsageError("expected bytes or bits a second, like 1GB/s, 500MiB/s or 25Gbit/s")
     if isinstance(rate, str) and not match[3]:
         unit = match[2] or "M"
         raise UsageError("the unit is missing", hint=f"Write {match[1]}{unit}B/s or {match[1]}{unit}bit/s.")
     bits = 8 if (match[3] or "").lower() == "bit" else 1
-    return float(match[1]) * _RATE_UNITS[match[2].upper()] / bits
+    return float(match[1]) * _UNITS[match[2].upper()] / bits
 
 
 def parse_duration(duration: str | float) -> float:
@@ -175,24 +174,9 @@ def read_document(value: object) -> Any:
 class OptionField:
     """Description of one option, and the reader of its values.
 
-    Parameters
-    ----------
-    help
-        One sentence; it may mark other options with :func:`reshard.errors.option`.
-    metavar
-        Stands for the value in the help.
-    group
-        Heading in the help.
-    default
-        What applies when the option is not given, in words.
-    read
-        Reads a value, as text or as Python has it; raises UsageError.
-    choices
-        The only texts that are accepted; any if empty.
-    least
-        The smallest integer that is accepted; None if the value is no integer.
-    flags
-        Spellings on the command line; by default that of its name.
+    The help is one sentence, which may mark other options with :func:`reshard.errors.option`; ``group`` is its heading
+    there. ``default`` says in words what applies when the option is not given. An option that is no integer has no
+    ``least``. ``flags`` are spellings on the command line, by default that of the name.
     """
 
     help: str
@@ -208,13 +192,7 @@ class OptionField:
         return repr(self.help)  # signatures show it
 
     def parse(self, name: str, value: object) -> Any:
-        """Return what a value means.
-
-        Raises
-        ------
-        UsageError
-            It means nothing here.
-        """
+        """Return what a value means; UsageError if it means nothing here."""
         try:
             found = self.read(value) if self.least is None else read_integer(value)
             if found is not None and self.choices and found not in self.choices:
@@ -222,7 +200,7 @@ class OptionField:
             if self.least is not None and found < self.least:
                 raise UsageError(f"expected at least {self.least}")
         except UsageError as error:
-            raise UsageError(f"{option(name, value)}: {error.message}", hint=error.hint) from None
+            raise UsageError(f"{option(name, value)}: {error.marked_message}", hint=error.marked_hint) from None
         except TypeError:
             raise UsageError(f"{option(name, value)}: expected text, or a list of it") from None
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import UsageError, write_options
@@ -27,7 +28,6 @@ from .option_field import (
 
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
 """Ends of URLs that name a single object."""
-
 
 SOURCE, CHANGES, TARGET, RUN, ESTIMATE = "Source", "Names and values", "Target", "Run", "Estimate"
 
@@ -198,7 +198,7 @@ class Request:
         """
         unknown = sorted(given.keys() - set(OPTIONS if allowed is None else allowed))
         if unknown:
-            raise TypeError(f"unknown options: {', '.join(unknown)}")
+            raise TypeError(f"unknown options: {', '.join(map(_with_suggestion, unknown))}")
         read: dict[str, Any] = {}
         problems: list[UsageError] = []
         for name, value in given.items():
@@ -265,12 +265,23 @@ ASSUMPTIONS: Mapping[str, OptionField] = {
 """What an estimate assumes."""
 
 
+def _with_suggestion(name: str) -> str:
+    """Explain an option that cannot be given here: misspelt perhaps, or of another statement."""
+    if name in OPTIONS:
+        return f"{name} (not an option of this statement)"
+    near = get_close_matches(name, OPTIONS, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
+
+
 def _raise(problems: list[UsageError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        texts = [" ".join(part for part in (each.message.rstrip(".") + ".", each.hint) if part) for each in problems]
-        raise UsageError(f"{len(problems)} options cannot be used", problems=texts)
+        texts = [
+            " ".join(part for part in (each.marked_message.rstrip(".") + ".", each.marked_hint) if part)
+            for each in problems
+        ]
+        raise UsageError(f"{len(problems)} problems with the options", problems=texts)
 
 
 def _contradictions(request: Request) -> Iterator[UsageError]:
@@ -278,13 +289,15 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
     for names in (("src_strategy", "src_layout"), ("dst_strategy", "dst_layout", "parallel")):
         given = [named(name, getattr(request, name)) for name in names if getattr(request, name)]
         if len(given) > 1:
-            yield UsageError(f"{' and '.join(given)} exclude each other", hint="Give one of them.")
+            yield UsageError(f"{' and '.join(given)} cannot be used together", hint="Choose one.")
     if request.lora_scaling is not None and not (request.lora or request.merge_lora):
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
     if request.option and not request.to and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
     if request.is_sharded and request.form not in (None, "iteration"):
-        yield UsageError(f"{named('form', request.form)} is for full checkpoints, but a target strategy is given")
+        yield UsageError(
+            f"{named('form', request.form)} writes a full checkpoint; a target strategy or layout cannot cut it"
+        )
     if not request.is_sharded:
         for name in ("ranks", "remove_redundancy"):
             if getattr(request, name):

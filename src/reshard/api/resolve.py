@@ -32,15 +32,7 @@ from .target_choice import choose_target, target_place
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A conversion, and what planning needs besides it.
-
-    Parameters
-    ----------
-    copy_bases
-        What the target's store can copy from; see :class:`reshard.planning.plan.Plan`.
-    staging
-        Where tensors may be staged; None for nowhere.
-    """
+    """A conversion, and what planning needs besides it: limits, what the store can copy from, where to stage."""
 
     conversion: Conversion
     limits: Limits
@@ -75,13 +67,7 @@ class Hooks:
 
 @shared_connections()
 def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None = None) -> Resolved:
-    """Find out what a request means; nothing is written.
-
-    Raises
-    ------
-    UsageError, SourceError, PlanError, StorageError
-        As the tree in :mod:`reshard.errors` says.
-    """
+    """Find out what a request means; nothing is written. Errors are those of the tree in :mod:`reshard.errors`."""
     hooks = hooks or Hooks()
     # Whatever needs no headers comes first, so that mistakes in it show at once.
     target_files = strategy_source(request.dst_strategy, request.dst_layout)
@@ -92,7 +78,10 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     limits = limits_of(base, request)
     _check_apart(open_source(request.src), base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
-    catalog, renamed = _renamed(_read_headers(request, wanted, limits.concurrency), renames)
+    catalog = _read_headers(request, wanted, limits.concurrency)
+    names = [entry.spec.name for entry in catalog.entries]
+    catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
+    renamed = renames.apply(names)
     change, notes = change_of(request, catalog, renamed)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
     catalog = with_notes(catalog, *notes, *embedding_notes(parallel, change))
@@ -125,7 +114,7 @@ def _read_headers(request: Request, wanted: SourceOptions, concurrency: int) -> 
             catalog = with_adapters(catalog, read_catalog(adapters, SourceOptions(), workers))
     if catalog.dropped and not catalog.entries:
         message = f"{request.src}: {option('keep')} and {option('drop')} leave no tensor"
-        raise UsageError(message, hint="reshard inspect lists names.")
+        raise UsageError(message, hint="Run reshard inspect to list the names.")
     return catalog
 
 
@@ -135,13 +124,6 @@ def load_name_map(name_map: Mapping[str, str] | str | None) -> Mapping[str, str]
         return name_map or {}
     place = open_location(name_map)
     return parse_name_map(read_object(place), place.url)
-
-
-def _renamed(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str, str]]:
-    """Return every tensor's new name, and the catalog with a note of renames that match nothing."""
-    names = [entry.spec.name for entry in catalog.entries]
-    missed = (*renames.unmatched_map(names), *renames.unmatched_rules(names))
-    return note_unmatched(catalog, missed), renames.apply(names)
 
 
 def note_unmatched(catalog: Catalog, missed: Sequence[str]) -> Catalog:
@@ -196,13 +178,7 @@ def copy_bases(target: Location, catalog: Catalog, request: Request) -> tuple[in
 
 
 def _staging_mode(target: Location, catalog: Catalog, request: Request) -> StagingMode | None:
-    """Decide whether tensors may be staged, and where.
-
-    Raises
-    ------
-    UsageError
-        The place is the source's or the target's, inside one, or around one.
-    """
+    """Decide where tensors may be staged; UsageError if that is the source or the target, inside one, or around one."""
     mode, url = request.staging or "auto", request.staging_url
     if mode == "never":
         return None

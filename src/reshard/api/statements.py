@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike, fspath
 from typing import Any
 
 from ..engine.events import Listener, ignore
@@ -60,7 +61,7 @@ def convert(
     src: str | None = None,
     dst: str | None = None,
     *,
-    plan: Plan | str | None = None,
+    plan: Plan | str | PathLike[str] | None = None,
     on_event: Listener = ignore,
     **options: Any,
 ) -> Manifest:
@@ -89,7 +90,9 @@ def convert(
     elif src is None or dst is None:
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
-    made = load_plan(plan) if isinstance(plan, str) else plan or plan_resolved(resolve(request, on_event))
+    if plan is None:
+        plan = plan_resolved(resolve(request, on_event))
+    made = plan if isinstance(plan, Plan) else load_plan(fspath(plan))
     return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
 
 
@@ -120,7 +123,7 @@ def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_e
 
 @shared_connections()
 def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) -> Report:
-    """Compare a finished conversion with its source, bit for bit, in bounded memory.
+    """Compare a finished conversion with its source, bit for bit, in bounded memory; report every difference.
 
     Parameters
     ----------
@@ -130,11 +133,6 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         ``n/t``: only every t-th step, from the n-th.
     on_event
         Is called with the events of the comparison, a few times a second.
-
-    Returns
-    -------
-    Report
-        Lists every difference; ``report.is_ok`` is true if there is none.
 
     Raises
     ------
@@ -150,8 +148,8 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         manifest = decode_manifest(read_object(place), place.url)
     except NotFound as error:
         raise NotFound(
-            f"{place.url}: no manifest there ({error.message.rstrip('.')})",
-            hint="Name the manifest, or the target of a finished conversion: a manifest is written last.",
+            f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
+            hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
         ) from error
     target = place
     for _ in manifest.conversion.manifest_key.split("/"):
@@ -175,10 +173,7 @@ def load_plan(url: str) -> Plan:
 def save(url: str, data: bytes, *, overwrite: bool = False) -> None:
     """Write one small object, or a local file: a plan or a strategy.
 
-    Raises
-    ------
-    TargetExists
-        It exists, and ``overwrite`` is not set: it may be the input of something.
+    Raise TargetExists if it exists and ``overwrite`` is not set: it may be the input of something.
     """
     base, name = open_target_object(url)
     place = base.child(name)

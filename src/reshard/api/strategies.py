@@ -23,37 +23,19 @@ from .statements import save
 
 
 def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
-    """Read a strategy of any form.
+    """Read a MindSpore strategy file, a prefix that holds those of all stages, or a layout file.
 
-    Parameters
-    ----------
-    url
-        A MindSpore strategy file, a prefix that holds those of all stages, or a layout file.
-    checkpoint
-        URL of a full checkpoint whose tensors a layout file is applied to.
-
-    Raises
-    ------
-    UsageError
-        A layout file without a checkpoint: its rules have no tensors to apply to.
+    A layout file has rules, which are applied to the tensors of the full checkpoint at a URL; without one, raise
+    UsageError.
     """
     return _strategy(load_strategy_source(url), url, _shapes(checkpoint))
 
 
 def merge_strategies(src: str, dst: str, *, overwrite: bool = False) -> Strategy:
-    """Merge the strategy files of all ranks or stages into one, as MindSpore's merge does.
+    """Merge the strategy files of all ranks or stages below a prefix into one, as MindSpore's merge does.
 
-    Parameters
-    ----------
-    src
-        A prefix that holds the files.
-    dst
-        The merged file: JSON if its name ends in .json, protobuf otherwise.
-
-    Raises
-    ------
-    StrategyError
-        Stages are missing, or files of one stage differ.
+    The merged file is JSON if its name ends in .json, protobuf otherwise. Raise StrategyError if stages are missing,
+    or files of one stage differ.
     """
     source = load_strategy_source(src)
     if source.rules is not None:
@@ -68,10 +50,7 @@ def merge_strategies(src: str, dst: str, *, overwrite: bool = False) -> Strategy
 def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overwrite: bool = False) -> Strategy:
     """Write a strategy in another form, by the name of ``dst``: .yaml, .json, or protobuf for any other.
 
-    Parameters
-    ----------
-    checkpoint
-        URL of a full checkpoint: a layout file needs its tensors, and the JSON form records their shapes.
+    A layout file needs the tensors of the full checkpoint at a URL, and the JSON form records their shapes.
     """
     shapes = _shapes(checkpoint)
     return _save(_strategy(load_strategy_source(src), src, shapes), dst, shapes, overwrite=overwrite)
@@ -80,28 +59,17 @@ def convert_strategy(src: str, dst: str, *, checkpoint: str | None = None, overw
 def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool = False, **options: Any) -> Strategy:
     """Write the strategy that training with these parallel sizes would have, and return it.
 
-    Parameters
-    ----------
-    dst
-        What to write: a layout file if it ends in .yaml, MindSpore's JSON form if in .json, else protobuf.
-    checkpoint
-        URL of a full checkpoint with the tensors that the strategy is for.
-    parallel
-        Sizes, as text like ``dp=2,mp=4``, or the URL of the YAML configuration of a training job.
-    options
-        ``to``, ``family``, ``naming``, ``config`` and ``option`` of :class:`Request`. With ``to`` the
-        strategy is for what the checkpoint becomes when it is converted so.
+    It is written as by :func:`convert_strategy`, for the tensors of a full checkpoint. ``parallel`` has the sizes, as
+    text like ``dp=2,mp=4``, or is the URL of the YAML configuration of a training job. Options are ``to``, ``family``,
+    ``naming``, ``config`` and ``option`` of :class:`Request`; with ``to`` the strategy is for what the checkpoint
+    becomes when it is converted so.
 
     Raises
     ------
     UsageError
         The naming is not clear, or the sizes cannot be read.
     PlanError
-        The family is not known.
-    StrategyError
-        Sizes and tensors do not fit each other.
-    TargetExists
-        ``dst`` exists, and ``overwrite`` is not set.
+        The family is not known, sizes and tensors do not fit, or ``dst`` exists and ``overwrite`` is not set.
     """
     request = Request.of(("src", *STRATEGY_OPTIONS), **(options | {"src": checkpoint, "parallel": parallel}))
     sizes = load_parallel(parallel)  # first: what is wrong with it needs no store

@@ -40,17 +40,7 @@ def choose_target(
     limits: Limits,
     training_state: Mapping[str, CommonValue],
 ) -> Target:
-    """Choose the form of the target.
-
-    Parameters
-    ----------
-    place
-        As :func:`target_place` opened it.
-    strategy
-        How the target is cut; None for a full checkpoint.
-    training_state
-        What an iteration's ``common.json`` holds.
-    """
+    """Choose the form of the target at a place that :func:`target_place` opened; without a strategy it is full."""
     if strategy is None:
         return _full_target(request, place, limits)
     if request.form == "iteration":

@@ -50,31 +50,26 @@ def plan(
     **options: Any,
 ) -> None:
     """Show what a conversion would read, write, take and cost."""
+    from ..api import statements
     from ..api.estimates import estimate
-    from ..api.statements import save
     from ..planning.explain import explain as explain_name
     from ..planning.plan_json import encode_plan
     from .plan_text import show_plan
 
     assumed = {name: options.pop(name) for name in ASSUMPTIONS}
-    made = _planned(src, dst, plan, options, quiet=quiet)
+    if plan is not None:
+        statements.check_plan_alone({"src": src, "dst": dst, **options})
+        made = statements.load_plan(plan)
+    elif src is None or dst is None:
+        raise UsageError(f"plan needs {option('src')} and {option('dst')}, or {option('plan')}")
+    else:
+        with progress(quiet=quiet) as listener:
+            made = statements.plan(src, dst, on_event=listener, **options)
     estimated = estimate(made, **assumed)
     explained = [explain_name(made, name) for name in explain or ()]
     if out is not None:
-        save(out, encode_plan(made), overwrite=overwrite)
+        statements.save(out, encode_plan(made), overwrite=overwrite)
     show_plan(made, output, saved_as=out, estimate=estimated, explained=explained)
-
-
-def _planned(src: str | None, dst: str | None, saved: str | None, options: dict[str, Any], *, quiet: bool) -> Any:
-    from ..api import statements
-
-    if saved is not None:
-        statements.check_plan_alone({"src": src, "dst": dst, **options})
-        return statements.load_plan(saved)
-    if src is None or dst is None:
-        raise UsageError(f"plan needs {option('src')} and {option('dst')}, or {option('plan')}")
-    with progress(quiet=quiet) as listener:
-        return statements.plan(src, dst, on_event=listener, **options)
 
 
 @with_flags(request_flags(OPTIONS))

@@ -32,13 +32,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on 
 
 
 def flag(name: str, field: OptionField, *, is_required: bool = False, is_original: bool = False) -> inspect.Parameter:
-    """Make the parameter of a command from the description of an option.
-
-    Parameters
-    ----------
-    is_original
-        Whether the option is an original command's: its name keeps its underscores.
-    """
+    """Make the parameter of a command from the description of an option; an original one keeps its underscores."""
     spelling = name if is_original else name.replace("_", "-")
     kind, default = _kind(field)
     text = field.help + " Repeatable." * (kind == list[str])

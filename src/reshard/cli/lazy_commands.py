@@ -33,6 +33,9 @@ class Listed:
 class Command(TyperCommand):
     """One command: its help in sections, its options spelled as it has them, its errors as messages."""
 
+    of_other = ""
+    """What follows an option that this command does not have."""
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error becomes a message on stderr and an exit code by class."""
         spell_by(self.spell)
@@ -46,14 +49,10 @@ class Command(TyperCommand):
         """Spell an option as a flag or an argument of this command."""
         param = next((each for each in self.params if each.name == name), None)
         if param is None:
-            return self.spell_foreign(name, value)
+            return as_flag(name, value) + self.of_other
         if param.param_type_name == "argument":
             return str(param.metavar)
         return with_value(next(flag for flag in param.opts if flag.startswith("--")), value)
-
-    def spell_foreign(self, name: str, value: str | None) -> str:
-        """Spell an option that this command does not have."""
-        return as_flag(name, value)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options, those of a group under its heading."""
@@ -63,9 +62,7 @@ class Command(TyperCommand):
 class CompatCommand(Command):
     """An original command: what it has no flag for is an option of ``reshard convert``."""
 
-    def spell_foreign(self, name: str, value: str | None) -> str:
-        """Spell an option of ``reshard convert``."""
-        return f"{as_flag(name, value)} of `reshard convert`"
+    of_other = " of `reshard convert`"
 
 
 def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
@@ -86,14 +83,7 @@ def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | N
 
 
 def group_class(commands: Mapping[str, Mapping[str, Listed]]) -> type[TyperGroup]:
-    """Make the class of a group that imports its commands when they are asked for.
-
-    Parameters
-    ----------
-    commands
-        By heading and name, in the order of the help.
-    """
-
+    """Make the class of a group that imports its commands, given by heading and name, when they are asked for."""
     listed = {name: each for section in commands.values() for name, each in section.items()}
 
     class LazyGroup(TyperGroup):
@@ -143,17 +133,13 @@ def _load(name: str, listed: Listed) -> Any:
     return typer.main.get_command(app)
 
 
-def _with_dashes(name: str) -> str:
-    """MindSpore's names have underscores: either spelling of a command or a flag is understood."""
-    return name.replace("_", "-")
-
-
 _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
     "context_settings": {
         "help_option_names": ["-h", "--help"],
         "max_content_width": _WIDTH,
-        "token_normalize_func": _with_dashes,
+        # MindSpore's names have underscores: either spelling of a command or a flag is understood.
+        "token_normalize_func": lambda name: name.replace("_", "-"),
     },
 }

@@ -71,11 +71,8 @@ def show_plan(
             *([("saved", saved_as)] if saved_as else []),
         ]
     )
-    rows = [
-        (_with_equals(output.keys[0], output.keys), len(output.specs), in_bytes(output.nbytes))
-        for output in plan.outputs
-    ]
-    print_rows(("output", "tensors", "size"), rows, 20)
+    sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
+    print_rows(("output", "tensors", "size"), sizes_of, 20)
 
 
 def _first_pass(first: Plan, estimate: PassEstimate) -> str:
@@ -85,28 +82,25 @@ def _first_pass(first: Plan, estimate: PassEstimate) -> str:
     return f"of this, first {len(first.catalog.entries)} tensors: {read} read and {written} written, {takes}"
 
 
-def _with_equals(key: str, keys: Sequence[str]) -> str:
-    return key if len(keys) == 1 else f"{key} (and {len(keys) - 1} equal)"
+def _with_equals(keys: Sequence[str], key: str = "") -> str:
+    return (key or keys[0]) + f" (and {len(keys) - 1} equal)" * (len(keys) > 1)
 
 
 def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
     """Return the lines that depend on prices and speeds, and the shares that they result from."""
     made = cost.copied_bytes + cost.written_bytes
     copied = cost.copied_bytes / made if made else 0.0
+    whole = estimate.time.seconds
+    passes = in_time(whole)
+    if estimate.staged is not None:
+        first = estimate.staged.time.seconds
+        passes += f": {in_time(first)} + {in_time(whole - first)} in two passes"
     return [
         ("filled", f"{copied:.1%} copied by the store, {1 - copied:.1%} streamed through this machine"),
         ("requests", _requests(estimate)),
-        ("time", f"about {_seconds(estimate)} (limited by {estimate.time.limited_by}; {_assumed(estimate)})"),
+        ("time", f"about {passes} (limited by {estimate.time.limited_by}; {_assumed(estimate)})"),
         *(("money", line) for line in _money(estimate)),
     ]
-
-
-def _seconds(estimate: Estimate) -> str:
-    whole = estimate.time.seconds
-    if estimate.staged is None:
-        return in_time(whole)
-    first = estimate.staged.time.seconds
-    return f"{in_time(whole)}: {in_time(first)} + {in_time(whole - first)} in two passes"
 
 
 def _requests(estimate: Estimate) -> str:
@@ -177,10 +171,9 @@ def explanation_facts(explanation: Explanation) -> Facts:
             ("filled", _shares(explanation.copied_bytes, explanation.streamed_bytes, 0)),
             *(("staged", _staged(staged)) for staged in explanation.staged),
         ]
-    key = _with_equals(explanation.key, explanation.keys)
     ways = explanation.copied_bytes, explanation.streamed_bytes, explanation.literal_bytes
     return [
-        ("chunk" if explanation.is_chunk else "output", key),
+        ("chunk" if explanation.is_chunk else "output", _with_equals(explanation.keys, explanation.key)),
         ("parts", f"{len(explanation.parts)}, {explanation.nbytes} bytes"),
         ("filled", _shares(*ways)),
         *(("staged", _staged(staged)) for staged in explanation.staged),
@@ -243,4 +236,4 @@ def _held(held: HeldBox) -> tuple[object, ...]:
     spans = "; ".join(_span(span) for span in held.ranges[:_FEW]) + "; ..." * (len(held.ranges) > _FEW)
     parts = ", ".join(f"{part.number} {part.filled}" for part in held.parts[:_FEW])
     more = f" and {len(held.parts) - _FEW} more" if len(held.parts) > _FEW else ""
-    return _with_equals(held.keys[0], held.keys), f"[{box}]", spans, parts + more, _taken(held.sources)
+    return _with_equals(held.keys), f"[{box}]", spans, parts + more, _taken(held.sources)

@@ -21,28 +21,22 @@ _COUNTED_FROM_ZERO = ("transfer", "verify")
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Listener]:
     """Listen to a run: a live line on a terminal, a line now and then in a log, or nothing."""
-    if quiet:
-        yield ignore
-    elif sys.stderr.isatty():
-        with _bar() as bar:
-            yield _Bar(bar)
-    else:
-        yield _Log()
-
-
-def _bar() -> Any:
+    if quiet or not sys.stderr.isatty():
+        yield ignore if quiet else _Log()
+        return
     # rich takes a while to import, and only a terminal needs it.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    return Progress(
+    with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
         TextColumn("{task.fields[figures]}", table_column=Column(overflow="fold")),
         console=Console(stderr=True),
         transient=True,
-    )
+    ) as bar:
+        yield _Bar(bar)
 
 
 class _Bar:

@@ -74,7 +74,7 @@ def show_report(report: Report, form: OutputForm) -> None:
     if form is OutputForm.JSON:
         print_json({"is_ok": report.is_ok, **asdict(report)})
         return
-    verdict = "every compared byte is right" if report.checked_bytes else "nothing was compared"
+    verdict = "all compared bytes match" if report.checked_bytes else "nothing was compared"
     if not report.is_ok:
         verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"

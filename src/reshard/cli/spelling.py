@@ -11,13 +11,7 @@ Spell = Callable[[str, str | None], str]
 
 
 def as_flag(name: str, value: str | None) -> str:
-    """Spell an option as a flag.
-
-    Examples
-    --------
-    >>> as_flag("dst_layout", "l.yaml")
-    '--dst-layout l.yaml'
-    """
+    """Spell an option as a flag."""
     return with_value(f"--{name.replace('_', '-')}", value)
 
 

@@ -6,7 +6,7 @@ documentation, the documentation is followed; ``docs/original-commands.md`` list
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
@@ -130,7 +130,7 @@ def transform_checkpoint(
         file_suffix=file_suffix,
         concurrency=requests_for(process_num),
     )
-    share = _Share(rank_id or 0, process_num or 1) if transform_by_rank else None
+    share = partial(_share, rank_id or 0, process_num or 1) if transform_by_rank else None
     return request, partial(resolve, hooks=_Transform(world_size, share))
 
 
@@ -250,31 +250,17 @@ def _missing_copies(headers: Headers) -> int:
     return sum(strategy.device_count - len(objects) for objects in held)
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """The ranks that one process of the tool writes."""
-
-    rank_id: int
-    process_count: int
-
-    def ranks(self, rank_count: int) -> range:
-        """Return those of so many ranks.
-
-        Raises
-        ------
-        UsageError
-            The processes do not share the ranks evenly, or there is no such rank.
-        """
-        count, rest = divmod(rank_count, min(self.process_count, rank_count))
-        if rest:
-            raise UsageError(f"{rank_count} ranks cannot be shared evenly by {self.process_count} processes")
-        if not 0 <= self.rank_id <= rank_count - count:
-            raise UsageError(
-                f"{option('rank_id', self.rank_id)}: a process writes {count} ranks from there on, and there are "
-                f"{rank_count}",
-                hint=f"Expected 0, {count}, ... up to {rank_count - count}.",
-            )
-        return range(self.rank_id, self.rank_id + count)
+def _share(rank_id: int, process_count: int, rank_count: int) -> range:
+    """Return the ranks that one process of the tool writes."""
+    count, rest = divmod(rank_count, min(process_count, rank_count))
+    if rest:
+        raise UsageError(f"{rank_count} ranks cannot be shared evenly by {process_count} processes")
+    if not 0 <= rank_id <= rank_count - count:
+        raise UsageError(
+            f"{option('rank_id', rank_id)}: a process writes {count} ranks from there on, and there are {rank_count}",
+            hint=f"Expected 0, {count}, ... up to {rank_count - count}.",
+        )
+    return range(rank_id, rank_id + count)
 
 
 @dataclass(frozen=True)
@@ -282,19 +268,16 @@ class _Transform(LeaveOutBuffers):
     """The source's format is kept, and ranks are counted by the target strategy."""
 
     world_size: int | None
-    share: _Share | None
+    share: Callable[[int], range] | None
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         rank_count = 1 if headers.target_strategy is None else headers.target_strategy.rank_count
         if self.world_size not in (None, rank_count):
-            has = (
-                "a full checkpoint is one rank"
-                if headers.target_strategy is None
-                else f"the target strategy has {rank_count}"
-            )
+            is_full = headers.target_strategy is None
+            has = "a full checkpoint is one rank" if is_full else f"the target strategy has {rank_count}"
             hint = "Leave it out, or name the strategy that is meant."
             raise UsageError(f"{option('world_size', self.world_size)}: {has}", hint=hint)
-        ranks = None if self.share is None else self.share.ranks(rank_count)
+        ranks = None if self.share is None else self.share(rank_count)
         request = replace(
             request,
             format=request.format or container_of(headers.catalog.objects[0].key),

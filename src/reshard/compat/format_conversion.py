@@ -47,14 +47,8 @@ def ckpt_to_safetensors(
 ) -> Translation:
     """Write ``.ckpt`` objects as safetensors, as ``mindspore.ckpt_to_safetensors`` does.
 
-    Of a prefix every object directly below its ``rank*/`` is taken.
-
-    Raises
-    ------
-    PlanError
-        Values that are text, which safetensors cannot hold.
-    ReshardError
-        As for :func:`reshard.convert`.
+    Of a prefix every object directly below its ``rank*/`` is taken. Raise PlanError for values that are text, which
+    safetensors cannot hold.
     """
     request = Request.of(src=file_path, dst=save_path, name_map=name_map, concurrency=requests_for(processes_num))
     return request, partial(_resolve, old=Container.CKPT, new=Container.SAFETENSORS, pattern=file_name_regex)
@@ -87,7 +81,11 @@ def _resolve(request: Request, on_event: Listener, *, old: Container, new: Conta
     if found is not None and pattern is not None:
         needs = f"{option('file_name_regex')} chooses among objects below a prefix"
         raise UsageError(f"{request.src} is one object; {needs}")
-    chosen, renames = _compiled(pattern), Renames(load_name_map(request.name_map))
+    try:
+        chosen = None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option('file_name_regex', pattern)}: not a regular expression: {error}") from error
+    renames = Renames(load_name_map(request.name_map))
     if request.dst:
         base = open_target(request.dst)
     else:
@@ -123,15 +121,7 @@ def _renamed_tree(catalog: Catalog, renames: Renames) -> tuple[Catalog, dict[str
         try:
             renamed |= {tree_name(key, old): tree_name(key, new) for old, new in renames.apply(own).items()}
         except PlanError as error:
-            problems += [f"{key}: {problem}" for problem in error.problems]
+            problems += [f"{key}: {problem}" for problem in error.marked_problems]
     raise_all(PlanError, "the name map does not give every tensor a name of its own", problems)
     missed = renames.unmatched_map([name for own in names.values() for name in own])
     return note_unmatched(catalog, missed), renamed
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        given = option("file_name_regex", pattern)
-        raise UsageError(f"{given}: not a regular expression: {error}") from error

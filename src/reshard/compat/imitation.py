@@ -44,14 +44,9 @@ Processes = Annotated[int | None, processes_option()]
 def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Translation]], Callable[..., Manifest]]:
     """Make an original command of the function that translates its arguments.
 
-    Arguments are read as they are annotated, and errors name options by the command's own parameters.
-
-    Parameters
-    ----------
-    shared
-        Options of :class:`reshard.api.Request` that the original does not have: the command takes them too.
-    parameters
-        The function's parameters by the options of a request that they stand for, where their names differ.
+    Arguments are read as they are annotated, and errors name options by the command's own parameters: those whose
+    names differ from the request's options are given by these. The command takes the ``shared`` options of
+    :class:`reshard.api.Request` too, which the original does not have.
     """
 
     def decorate(translate: Callable[..., Translation]) -> Callable[..., Manifest]:
@@ -71,7 +66,10 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
 
             given = signature.bind(*args, **kwargs).arguments
             try:
-                read = {name: _read(signature.parameters[name], value) for name, value in given.items()}
+                read: dict[str, Any] = {}
+                for name, value in given.items():
+                    field = option_of(signature.parameters[name])
+                    read[name] = value if value is None or field is None else field.parse(name, value)
                 more: dict[str, Any] = {name: read.pop(name) for name in added if read.get(name) is not None}
                 request, resolve = translate(**read)
                 more["drop"] = (*more.get("drop", ()), *request.drop)
@@ -94,17 +92,12 @@ def option_of(parameter: inspect.Parameter) -> OptionField | None:
     return next(found, None)
 
 
-def _read(parameter: inspect.Parameter, value: object) -> object:
-    field = option_of(parameter)
-    return value if value is None or field is None else field.parse(parameter.name, value)
-
-
 def _rename_options(error: ReshardError, parameters: Mapping[str, str]) -> None:
     def renamed(text: str) -> str:
         return write_options(text, lambda name, value: option(parameters.get(name, name), value))
 
-    error.message, error.hint = renamed(error.message), renamed(error.hint)
-    error.problems = tuple(map(renamed, error.problems))
+    error.marked_message, error.marked_hint = renamed(error.marked_message), renamed(error.marked_hint)
+    error.marked_problems = tuple(map(renamed, error.marked_problems))
 
 
 def requests_for(process_count: int | None) -> int | None:

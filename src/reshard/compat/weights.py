@@ -83,16 +83,9 @@ def convert_weight(
 ) -> Translation:
     """Bring Hugging Face's weights to MindSpore Transformers' names, or back, as ``convert_weight.py`` does.
 
-    Parameters
-    ----------
-    flags
-        The script's further flags, like ``num_layers`` and ``qkv_concat``, by name. Sizes are
-        compared with ``config.json``, or take its place where it has none.
-
-    Raises
-    ------
-    UsageError
-        A model, a flag or an output that there are no rules for, or flags that contradict ``config.json``.
+    ``flags`` are the script's further ones, like ``num_layers`` and ``qkv_concat``, by name. Sizes are compared with
+    ``config.json``, or take its place where it has none. Raise UsageError for a model, a flag or an output that there
+    are no rules for, and for flags that contradict ``config.json``.
     """
     chosen = _model(model, reversed)
     if is_lora:
@@ -143,10 +136,7 @@ def transform_ckpt_lora(
 ) -> Translation:
     """Merge low-rank adapters into their weights, as ``transform_ckpt_lora.py`` does.
 
-    Raises
-    ------
-    UsageError
-        The scaling is unknown: the script's silent 1 would be wrong for most adapters.
+    Raise UsageError if the scaling is unknown: the script's silent 1 would be wrong for most adapters.
     """
     request = Request.of(
         src=src_ckpt_path_or_dir,
@@ -279,7 +269,7 @@ def _read(where: str, value: object, read: Callable[[object], int]) -> int:
     try:
         return read(value)
     except UsageError as error:
-        raise UsageError(f"{where} {shown(value)}: {error.message}") from None
+        raise UsageError(f"{where} {shown(value)}: {error.marked_message}") from None
 
 
 def _read_count(value: object) -> int:
@@ -303,10 +293,7 @@ def _merged_config(
 ) -> dict[str, object] | str | None:
     """Return config.json with the statements where it has nothing; its URL if they add nothing.
 
-    Raises
-    ------
-    UsageError
-        They contradict each other; all contradictions are listed.
+    Raise UsageError with all contradictions among them.
     """
     url = None if url is None or url.endswith(YAML) else url
     alone = load_config(url, src)

@@ -15,19 +15,10 @@ from .sources.strategy_files import read_object
 
 
 def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Look at the objects that the target holds.
+    """Return the etags of objects that will be replaced, by key, and the keys of objects that must go.
 
-    Returns
-    -------
-    tuple
-        The etags of objects that will be replaced, by key; and the keys that an earlier conversion wrote
-        and this one does not: they are removed, so that no reader mixes old and new.
-
-    Raises
-    ------
-    TargetExists
-        Outputs exist and must not be replaced, another checkpoint's objects are there, or what would be removed
-        is the source of this conversion.
+    An earlier conversion wrote these and this one does not: no reader may mix old and new. Raise TargetExists if
+    outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
     target, conversion = locations.target, plan.conversion
     wanted = {*conversion.keys, conversion.manifest_key}

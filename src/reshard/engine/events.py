@@ -18,18 +18,10 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """State of a transfer, sent a few times a second.
+    """State of a transfer, sent a few times a second: bytes done and planned, and requests in flight.
 
-    Parameters
-    ----------
-    read_bytes, written_bytes
-        Done so far; bytes that the store copies count as written.
-    total_read_bytes, total_written_bytes
-        As planned.
-    reading, writing
-        Requests in flight.
-    waits_for_memory
-        Whether the next step waits until earlier parts have been sent.
+    Bytes that the store copies count as written. A transfer waits for memory while the next step waits until earlier
+    parts have been sent.
     """
 
     read_bytes: int

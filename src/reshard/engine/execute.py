@@ -28,27 +28,12 @@ def execute(
 ) -> Manifest:
     """Make every output of a plan, then the manifest.
 
-    Parameters
-    ----------
-    source, target, others
-        Where the plan's keys count from; ``others`` as in the catalog.
-    overwrite
-        Whether outputs that exist may be replaced.
-    keep_staging
-        Whether to keep staged chunks, for other conversions of this source.
-    listener
-        Gets the run's events, in this thread.
+    The plan's keys count from ``source``, ``target`` and ``others``, which are those of the catalog. Staged chunks may
+    be kept for other conversions of this source. The listener gets the run's events in this thread.
 
-    Raises
-    ------
-    SourceChanged
-        An object is not the one that the plan was made from.
-    TargetExists
-        Outputs exist and must not be replaced.
-    StorageError
-        A store failed or refused; nothing of this run stays in the target.
-    KeyboardInterrupt
-        The user stopped it; nothing of this run stays in the target.
+    Raise SourceChanged if an object is not the one that the plan was made from, TargetExists if outputs exist and must
+    not be replaced, and StorageError if a store fails or refuses. Whatever is raised, KeyboardInterrupt too, nothing of
+    this run stays in the target.
     """
     locations = Locations((source, *others), target)
     if plan.staging:  # what would be refused in the second pass is refused before the first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import SourceChanged, raise_all
@@ -11,20 +11,14 @@ from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan
 from ..storage import Location, ReadStore, open_source, open_target
 from ..tensor import ByteRange
-from .source_check import stored_since
 from .workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
 class Locations:
-    """Where the keys of a plan count from. In another process they are opened again by their URLs.
+    """Where the keys of a plan count from: the catalog's URL and its others, and the target.
 
-    Parameters
-    ----------
-    sources
-        The catalog's URL, then its others.
-    target
-        Where outputs go.
+    In another process they are opened again by their URLs.
     """
 
     sources: Sequence[Location]
@@ -51,6 +45,12 @@ class Locations:
 
 def _opened(source_urls: Sequence[str], target_url: str) -> Locations:
     return Locations([open_source(url) for url in source_urls], open_target(target_url))
+
+
+def stored_since(place: Location) -> Iterator[str]:
+    """Yield a problem if a chunk that was missing when the plan was made is stored by now."""
+    if (info := place.head_or_none()) is not None:
+        yield f"{place.url}: expected a chunk that is not stored, found {info.nbytes} bytes"
 
 
 def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make a new plan.") -> None:

@@ -39,10 +39,7 @@ class ObjectReceipt:
 class Manifest:
     """A finished conversion. It is written last, so every object that it names is complete.
 
-    Parameters
-    ----------
-    limits
-        Those that the run kept to; verifying keeps to them too.
+    Verifying keeps to the limits that the run kept to.
     """
 
     conversion: Conversion
@@ -95,10 +92,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, where: str) -> Manifest:
     """Read a manifest.
 
-    Raises
-    ------
-    FormatError
-        Not a manifest, of another version, or altered; or its objects are not those of its conversion.
+    Raise FormatError if it is none, of another version or altered, or if its objects are not those of its conversion.
     """
     body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:

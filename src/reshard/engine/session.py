@@ -49,18 +49,8 @@ class UploadSession:
     invisible until :meth:`complete`. Small objects are PUT whole, so their steps come last. Of equal outputs
     that the store can copy only the first is sent; the others are copied from it once it is complete.
 
-    Parameters
-    ----------
-    before
-        Keys that existed and may be replaced, with their etags: undoing removes such an object only if its
-        etag has changed.
-
-    Attributes
-    ----------
-    plan
-        As given, or without copies if the store makes none.
-    workers
-        Threads for the session's own requests.
+    Keys in ``before`` existed, with these etags, and may be replaced: undoing removes such an object only if its etag
+    has changed. The attribute ``plan`` is the given one, or that without copies if the store makes none.
     """
 
     workers: Workers
@@ -86,10 +76,7 @@ class UploadSession:
     def probe(self) -> None:
         """Have the store copy one part before anything else is sent: mostly this shows whether it copies.
 
-        Raises
-        ------
-        OverBudget
-            It does not, and the memory is too small to stream what it should have copied.
+        Raise OverBudget if it does not, and the memory is too small to stream what it should have copied.
         """
         found = _first_copy(self.plan)
         if found is None:
@@ -128,13 +115,7 @@ class UploadSession:
         self._send(executor, self.plan, {key: None for key in self._nbytes if key not in self._uploads})
 
     def complete(self) -> None:
-        """Make all uploads visible that have their parts.
-
-        Raises
-        ------
-        StorageError
-            An object does not have the planned length.
-        """
+        """Make all uploads visible that have their parts; StorageError if an object is not of the planned length."""
         ready = [key for key in self._uploads if self._parts[key] and key not in self._objects]
         self.workers.map(self._complete, ready)
 
@@ -318,13 +299,15 @@ class UploadSession:
             try:
                 actions[what]()
             except Exception as error:  # noqa: BLE001 - whatever it is, the rest must be tidied too
-                problems.append(f"could not {what}: {error.message if isinstance(error, ReshardError) else error}")
+                problems.append(
+                    f"could not {what}: {error.marked_message if isinstance(error, ReshardError) else error}"
+                )
             left.discard(what)
 
         workers = Workers(self.plan.limits.concurrency)  # those of the run have stopped
         for what in actions:
             workers.submit(partial(tidy, what))
-        workers.settle_quietly(_TIDY_S)
+        workers.drain_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
         advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, option, raise_all
@@ -15,8 +15,7 @@ from .manifest import Manifest, decode_manifest
 from .sources.strategy_files import read_object
 from .workers import working
 
-_SHOWN = 3
-"""Number of objects that could not be removed that are named."""
+_SHOWN = 3  # objects that could not be removed that are named
 
 
 @contextmanager
@@ -30,18 +29,8 @@ def staged(
 ) -> Iterator[Plan]:
     """Write the staged tensors of a plan, and provide the plan that reads them.
 
-    Chunks that an earlier run kept of the same source, in the same shapes, are used again.
-
-    Parameters
-    ----------
-    locations
-        The last of the sources is where chunks go.
-    keep
-        Whether to leave the chunks there.
-    run
-        Carries out one pass.
-    listener
-        Gets a note of chunks that could not be removed: the conversion is complete all the same.
+    Chunks go to the last of the sources. Those that an earlier run kept of the same source, in the same shapes, are
+    used again. The listener gets a note of chunks that could not be removed: the conversion is complete all the same.
     """
     if plan.staging is None:
         yield plan
@@ -49,7 +38,13 @@ def staged(
     first = plan.staging
     *sources, place = locations.sources
     found = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
-    _check_ours(first, place, found)
+    ours = {first.conversion.manifest_key, *first.conversion.keys}
+    raise_all(  # what others wrote there would be replaced, and removed
+        TargetExists,
+        f"{place.url}: objects are there that no staging has written",
+        sorted(name for name in found if name not in ours),
+        hint=f"Choose another place with {option('staging_url')}, or remove them.",
+    )
     kept = _kept(first, place, found) if found else None
     try:
         manifest = kept or run(first, Locations(sources, place))
@@ -61,17 +56,6 @@ def staged(
     if not keep:
         for problem in _remove(first, place):
             listener(Noted(problem))
-
-
-def _check_ours(first: Plan, place: Location, found: Collection[str]) -> None:
-    """Refuse a place with objects that staging this source has not written: they would be replaced, and removed."""
-    ours = {first.conversion.manifest_key, *first.conversion.keys}
-    raise_all(
-        TargetExists,
-        f"{place.url}: objects are there that no staging has written",
-        sorted(name for name in found if name not in ours),
-        hint=f"Choose another place with {option('staging_url')}, or remove them.",
-    )
 
 
 def _kept(first: Plan, place: Location, found: Mapping[str, tuple[int, str]]) -> Manifest | None:
@@ -94,7 +78,7 @@ def _remove(first: Plan, place: Location) -> list[str]:
         try:
             store.delete(place.child(key).key)
         except ReshardError as error:
-            problems.append(f"could not delete {place.child(key).url}: {error.message}")
+            problems.append(f"could not delete {place.child(key).url}: {error.marked_message}")
 
     with working(first.limits.concurrency, store) as workers:
         workers.map(remove, first.conversion.keys)

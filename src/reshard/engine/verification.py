@@ -30,26 +30,14 @@ _SOURCE_HINT = "There is nothing to compare with: restore the source's objects, 
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """Every ``of``-th step, beginning with the ``number``-th (from 1).
-
-    Examples
-    --------
-    >>> Subset.parse("2/10")
-    Subset(number=2, of=10)
-    """
+    """Every ``of``-th step, beginning with the ``number``-th (from 1)."""
 
     number: int = 1
     of: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Subset:
-        """Parse ``n/t``.
-
-        Raises
-        ------
-        UsageError
-            Not of that form, or n is not one of 1..t.
-        """
+        """Parse ``n/t``; UsageError if the text is not of that form, or n is not one of 1..t."""
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
             raise UsageError(f"subset {text!r}: expected n/t with 1 <= n <= t, like 1/10")
@@ -58,19 +46,7 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Findings of a verification.
-
-    Parameters
-    ----------
-    conversion_id
-        Id of the conversion that was verified.
-    checked_bytes, total_bytes
-        Of the outputs.
-    object_count
-        Number of objects that were looked at.
-    problems
-        Every difference, in words; empty if there is none.
-    """
+    """Findings of a verification: bytes of the outputs, objects that were looked at, every difference in words."""
 
     conversion_id: str
     checked_bytes: int
@@ -103,12 +79,15 @@ def verify_manifest(
 ) -> Report:
     """Compare every output with its sources, within the limits of the conversion.
 
-    Raises
-    ------
-    SourceChanged
-        The source is no longer what was converted, so nothing can be compared.
+    Raise SourceChanged if the source is no longer what was converted, so that nothing can be compared.
     """
-    plan, locations = _plan_of(manifest), Locations((source, *others), target)
+    # By streaming, however the run had filled the outputs: staged chunks are gone, and a plan that copies would compare
+    # ranges with the places that it chose itself.
+    try:
+        plan = make_plan(manifest.conversion, manifest.limits)
+    except OverBudget as error:  # the store had copied what the run's memory could not stream
+        plan = make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
+    locations = Locations((source, *others), target)
     with working(plan.limits.concurrency, *locations.stores) as workers:
         check_source(plan, locations, workers, _SOURCE_HINT)
         wrong = _check_objects(manifest, target, workers)
@@ -125,17 +104,6 @@ def verify_manifest(
     total_bytes += sum(attachment.nbytes for attachment in plan.conversion.attachments)
     found = (*sorted(wrong.values()), *sorted(problems))[:_MAX_PROBLEMS]
     return Report(conversion_id(manifest.conversion), checked_bytes, total_bytes, len(manifest.receipts), found)
-
-
-def _plan_of(manifest: Manifest) -> Plan:
-    """Plan the conversion by streaming, however the run had filled the outputs.
-
-    Staged chunks are gone, and a plan that copies would compare ranges with the places that it chose itself.
-    """
-    try:
-        return make_plan(manifest.conversion, manifest.limits)
-    except OverBudget as error:  # the store had copied what the run's memory could not stream
-        return make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
 
 
 def _chosen(plan: Plan, subset: Subset) -> Iterator[StepId]:
@@ -164,13 +132,7 @@ def _check_objects(manifest: Manifest, target: Location, workers: Workers) -> di
 
 
 class PartComparer:
-    """A sink that compares parts with the objects at a target.
-
-    Parameters
-    ----------
-    skipped
-        Keys to leave alone.
-    """
+    """A sink that compares parts with the objects at a target, except skipped ones."""
 
     def __init__(self, plan: Plan, locations: Locations, skipped: Collection[str]) -> None:
         self._plan = plan

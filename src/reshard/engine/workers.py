@@ -60,10 +60,7 @@ class Workers:
     def is_idle(self, wait_s: float) -> bool:
         """Return whether every task is done, after waiting for the next to end, ``wait_s`` at most.
 
-        Raises
-        ------
-        BaseException
-            The first error of a task.
+        Raise the first error of a task.
         """
         self.check()
         with self._idle:
@@ -88,7 +85,7 @@ class Workers:
         """Drop queued tasks and ask running ones to end."""
         self._stopped.set()
 
-    def settle(self) -> bool:
+    def drain(self) -> bool:
         """After a stop, wait some seconds for running tasks; return whether all have ended."""
         deadline = time.monotonic() + _STOP_WAIT_S
         with self._idle:
@@ -96,7 +93,7 @@ class Workers:
                 self._idle.wait(POLL_S)
             return not self._pending
 
-    def settle_quietly(self, wait_s: float) -> None:
+    def drain_quietly(self, wait_s: float) -> None:
         """Wait until every task is done, or none has ended for ``wait_s``; a signal does not cut the wait short."""
         left, deadline = self._pending, time.monotonic() + wait_s
         while self._pending and time.monotonic() < deadline:
@@ -140,10 +137,7 @@ class Workers:
 def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     """Provide workers for the length of a block; a block left by an error stops them and transfers in flight.
 
-    Parameters
-    ----------
-    stores
-        Asked to break off their transfers once the workers are stopped, until the block is left.
+    Until the block is left, the stores break off their transfers once the workers are stopped.
     """
     workers = Workers(count)
     for store in stores:
@@ -154,7 +148,7 @@ def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     except BaseException:
         wait_s = 0.0
         workers.stop()
-        workers.settle()
+        workers.drain()
         raise
     finally:
         for store in stores:

@@ -18,14 +18,7 @@ from .locations import Locations
 class PartReceipt:
     """One part that a store has taken.
 
-    Parameters
-    ----------
-    key
-        The output, relative to the target.
-    etag
-        That of the part; of the object if it was PUT whole.
-    crc32c
-        None where the store copied the part.
+    The etag is the object's if it was PUT whole, and ``crc32c`` is None where the store copied the part.
     """
 
     key: str
@@ -49,13 +42,8 @@ class CopyRefusal:
 class PartWriter:
     """A sink that writes parts to the target's store. It needs nothing else of the run, so it can be in any process.
 
-    Parameters
-    ----------
-    uploads
-        Each key to write with its open upload, or with None if the object is PUT whole; keys that are
-        not in here are left alone.
-    should_stop
-        Answers yes once the run is being undone; unknown to a writer in another process.
+    ``uploads`` has each key to write with its open upload, or with None if the object is PUT whole. ``should_stop``
+    answers yes once the run is being undone; a writer in another process does not know.
     """
 
     def __init__(
@@ -79,13 +67,7 @@ class PartWriter:
         return [key for key in self._plan.outputs[output].keys if key in self._uploads]
 
     def stream(self, key: str, part: StreamedPart, data: memoryview, _scratch: memoryview) -> PartReceipt:
-        """Send one part, or PUT the object.
-
-        Raises
-        ------
-        StorageError
-            The store failed, or took another number of bytes.
-        """
+        """Send one part, or PUT the object; StorageError if the store fails, or takes another number of bytes."""
         crc, upload = crc32c(data), self._uploads[key]
         if upload is not None:
             etag = self._store.upload_part(upload, part.number, part.range.start, data)
@@ -113,7 +95,7 @@ class PartWriter:
         try:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
         except Unsupported as error:
-            return CopyRefusal(key, number, span.nbytes, error.message, error.problems)
+            return CopyRefusal(key, number, span.nbytes, error.marked_message, error.marked_problems)
         return PartReceipt(key, number, made, span.nbytes, None)
 
 

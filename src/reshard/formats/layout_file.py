@@ -82,7 +82,7 @@ class _LayoutReader:
             try:
                 found.layout(rule, max(1, len(rule.split)))
             except StrategyError as error:
-                self._problems.append(f"rule {n}: {error.message}")
+                self._problems.append(f"rule {n}: {error.marked_message}")
         self._stop_if_broken()
         return found
 
@@ -242,7 +242,7 @@ def _rules(
             try:
                 axes.layout(made[layout], len(layout.tensor_map))
             except StrategyError as error:
-                problems[f"{name}: {error.message}"] = None
+                problems[f"{name}: {error.marked_message}"] = None
         if rules.setdefault(name, made[layout]) != made[layout]:
             problems[f"{name}: cut differently on different stages"] = None
     raise_all(StrategyError, "a layout file cannot express some layouts", list(problems))

@@ -106,7 +106,7 @@ class LayoutRules:
                 try:
                     layout = made[rule, len(shape)] = self.layout(self.rules[rule], len(shape))
                 except StrategyError as error:
-                    problems.append(f"{name}: rule {rule + 1}: {error.message}")
+                    problems.append(f"{name}: rule {rule + 1}: {error.marked_message}")
                     continue
             for stage in holders:
                 stages[stage][name] = layout

@@ -101,14 +101,14 @@ _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class FillValue:
     """The value of an array's elements in chunks that are not stored.
 
     ``value`` is the ``fill_value`` of the array's document, in JSON's types, parsed only when it is needed.
 
     Examples
     --------
-    >>> Fill(DType.BF16, 1.0).element().hex(), Fill(DType.F32, "NaN").element().hex()
+    >>> FillValue(DType.BF16, 1.0).element().hex(), FillValue(DType.F32, "NaN").element().hex()
     ('803f', '0000c07f')
 
     Source: Zarr core specification version 3.0, "Fill value list"; ``bfloat16`` and ``float8_*`` as in zarr-extensions.
@@ -195,7 +195,7 @@ class ZarrArray:
     chunk_shape: Shape
     keys: ChunkKeys = ChunkKeys()
     is_outside: bool = False
-    fill: Fill | None = None
+    fill: FillValue | None = None
 
     @property
     def extent(self) -> Shape:

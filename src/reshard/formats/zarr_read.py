@@ -14,7 +14,7 @@ from ..tensor import DType, Shape, TensorSpec, extent_of
 from .safetensors import MAX_AXIS_COUNT
 from .strict_json import json_kind, parse_json_object, shown
 from .weight_index import relative_key_problem
-from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, Fill, ZarrArray
+from .zarr import ATTRIBUTE, DATA_TYPES, VERSION, ChunkKeys, FillValue, ZarrArray
 
 _MAX_COUNT = 2**63  # of a tensor's bits or a chunk's bytes
 _MAX_PATH_LENGTH = 1024  # of a whole key
@@ -100,7 +100,7 @@ def parse_array(node: Mapping[str, object], path: str, where: str) -> ZarrArray:
         raise FormatError("shape", where=where, expected="less than 2**63 bits", found=found)
     _check_codecs(node["codecs"], stored, where)
     keys = _chunk_keys(node["chunk_key_encoding"], where)
-    fill = None if own else Fill(stored, node["fill_value"])
+    fill = None if own else FillValue(stored, node["fill_value"])
     return ZarrArray(path, spec, chunk_shape, keys, own.get("origin") == "outside", fill)
 
 

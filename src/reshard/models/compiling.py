@@ -184,7 +184,7 @@ class _Compilation:
             try:
                 expansion = expand(row, self._direction, self._settings)
             except PlanError as error:
-                self._report(f"config: {error.message}")
+                self._report(f"config: {error.marked_message}")
                 continue
             if expansion is not None:
                 self._add(expansion)

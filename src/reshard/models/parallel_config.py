@@ -307,7 +307,9 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     try:
         return ParallelConfig(**values)
     except StrategyError as error:
-        raise StrategyError(f"{where}: {error.message}", hint=error.hint, problems=error.problems) from error
+        raise StrategyError(
+            f"{where}: {error.marked_message}", hint=error.marked_hint, problems=error.marked_problems
+        ) from error
 
 
 def _section(document: PlainValue, path: tuple[str, ...], problems: list[str]) -> dict[str, PlainValue]:

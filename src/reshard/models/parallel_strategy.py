@@ -79,7 +79,7 @@ def derive_strategy(
         try:
             layout, holders = compiler.compile(name)
         except StrategyError as error:
-            problems.append(f"{name}: {error.message}")
+            problems.append(f"{name}: {error.marked_message}")
             continue
         for stage in holders:
             stages[stage][name] = layout

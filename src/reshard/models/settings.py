@@ -149,7 +149,7 @@ def _parameter_value(
     try:
         return expression.value(numbers), expression.text
     except PlanError as error:
-        return None, f"{parameter.name} = {error.message}"
+        return None, f"{parameter.name} = {error.marked_message}"
 
 
 def _of_type(value: object, parameter: Parameter) -> Value | None:

@@ -12,14 +12,9 @@ from ..tensor import Box, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One object of a source, pinned by its etag.
+    """One object of a source, pinned by its etag; its key is relative to the catalog's URL or ``base``-th other URL.
 
-    Parameters
-    ----------
-    key
-        Relative to the catalog's URL, or to its ``base``-th other URL.
-    fill
-        Empty for stored objects. A chunk that zarr leaves out has no etag and consists of this element.
+    ``fill`` is empty for stored objects. A chunk that zarr leaves out has no etag and consists of this element.
     """
 
     key: str
@@ -84,22 +79,16 @@ class Catalog:
 
     Parameters
     ----------
-    url
-        The objects' keys are relative to it.
-    others
-        More such URLs (an adapter's): the first is base 1.
-    kind
+    url, others
+        The objects' keys are relative to it, or to one of more such URLs (an adapter's): the first is base 1.
+    kind, notes
         For people: shown, never decided upon.
     entries
         In the order of the source.
-    metadata
-        Header metadata that no two objects disagree on.
-    notes
-        For people: objects that were ignored, say.
+    metadata, texts
+        Header metadata that no two objects disagree on, and values that are text (``.ckpt`` only).
     header_bytes
         Bytes of headers and indexes that were read to learn all this.
-    texts
-        Values that are text (``.ckpt`` only).
     dropped
         Names in the source that the request leaves out.
     training_state

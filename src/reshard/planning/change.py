@@ -11,7 +11,7 @@ from ..errors import PlanError, option, raise_all
 from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
 from ..models.family import Quantised
 from ..models.family_file import load_family
-from ..models.lora import AdapterPair, find_adapters, working_dtype
+from ..models.lora import find_adapters, working_dtype
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor
@@ -28,16 +28,12 @@ class Change:
 
     Parameters
     ----------
-    family
-        Model family whose rules to apply; empty for none.
-    direction, naming, options
-        As :func:`reshard.models.compiling.compile_rules` takes them.
+    family, direction, naming, options
+        As :func:`reshard.models.compiling.compile_rules` takes them; without a family no rules are applied.
     config
         Content of the model's ``config.json``.
-    dtype
-        Dtype of floating-point tensors in the target; None to keep theirs.
-    kept
-        Names of the target's tensors whose dtype is kept.
+    dtype, kept
+        Dtype of floating-point tensors in the target, None to keep theirs; and names of those that keep it anyway.
     scalings
         Factor of the product of each weight's adapters, by the weight's name; adapters are merged if there are any.
     transposed
@@ -82,17 +78,10 @@ _Part = tuple[_Weight, Patch, Scale | None]
 
 
 def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -> ChangedTensors:
-    """Make the target's tensors of a source's.
+    """Make the target's tensors of a source's, by their new names.
 
-    Parameters
-    ----------
-    renamed
-        New names by those of the source; adapters, rules and dtypes see the new ones.
-
-    Raises
-    ------
-    PlanError
-        Tensors that do not fit the family's rules, or adapters that do not fit their weights; all are listed.
+    Raise PlanError for tensors that do not fit the family's rules, and adapters that do not fit their weights; all are
+    listed.
     """
     weights, notes = _rename(catalog, renamed), list[str]()
     if change.scalings:
@@ -141,7 +130,10 @@ def _merge_adapters(
     removed = {*adapters.removed, *(name for _, name in adapters.replaced)}
     merged = {name: weight for name, weight in weights.items() if name not in removed}
     for pair in adapters.pairs:
-        merged[pair.weight] = _with_pair(weights, pair)
+        weight, a, b = weights[pair.weight], weights[pair.a], weights[pair.b]
+        working = working_dtype(a.spec.dtype, b.spec.dtype)
+        ends = a.entry, b.entry
+        merged[pair.weight] = _Weight(weight.spec, weight.entry, weight.sharding, ends, pair.rank, working)
     for name, replacement in adapters.replaced:
         merged[name] = _Weight(merged[name].spec, weights[replacement].entry, merged[name].sharding)
     scalings = sorted({change.scalings[pair.weight] for pair in adapters.pairs})
@@ -150,12 +142,6 @@ def _merge_adapters(
     notes += [f"{state_count} optimizer states of adapters are left out"] if state_count else []
     notes += [f"{len(adapters.replaced)} weights are the adapter's own"] if adapters.replaced else []
     return merged, notes
-
-
-def _with_pair(weights: Mapping[str, _Weight], pair: AdapterPair) -> _Weight:
-    weight, a, b = weights[pair.weight], weights[pair.a], weights[pair.b]
-    working = working_dtype(a.spec.dtype, b.spec.dtype)
-    return _Weight(weight.spec, weight.entry, weight.sharding, (a.entry, b.entry), pair.rank, working)
 
 
 def _is_apart(catalog: Catalog, entry: int) -> bool:

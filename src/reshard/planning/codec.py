@@ -62,10 +62,7 @@ def encode(value: Any, hint: object = None) -> Any:
 def decode(hint: Any, value: object) -> Any:
     """Build the value of a type hint that :func:`encode` expressed.
 
-    Raises
-    ------
-    FormatError
-        Keys or values that do not fit the hint; ``where`` is the path to them.
+    Raise FormatError for keys or values that do not fit the hint; its ``where`` is the path to them.
 
     Examples
     --------

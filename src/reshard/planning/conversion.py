@@ -30,20 +30,9 @@ MAX_ATTACHMENT_BYTES = 64 << 20
 class Conversion:
     """A source, a target, and the changes of tensors in between.
 
-    Parameters
-    ----------
-    catalog
-        The source as its headers describe it.
-    target_url
-        The keys of outputs are relative to it.
-    manifest_key
-        Key of the manifest, relative to ``target_url``.
-    renamed
-        New names of tensors by their names in the source.
-    change
-        Rules, casts and adapters, applied to the new names.
-    attachments
-        Small objects of the source to copy unchanged.
+    Keys of outputs, and that of the manifest, are relative to ``target_url``. ``renamed`` has new names of tensors by
+    their names in the source; rules, casts and adapters of ``change`` see the new ones. ``attachments`` are small
+    objects of the source to copy unchanged.
     """
 
     catalog: Catalog
@@ -64,13 +53,7 @@ class Conversion:
 
     @property
     def tensors(self) -> tuple[TargetTensor, ...]:
-        """Every tensor of the target, whole.
-
-        Raises
-        ------
-        PlanError
-            See :func:`reshard.planning.change.make_tensors`.
-        """
+        """Every tensor of the target, whole; PlanError as :func:`reshard.planning.change.make_tensors` raises it."""
         return self._made.tensors
 
     @cached_property

@@ -31,10 +31,8 @@ _MAX_PIECES = 1 << 16  # 32 TiB in .ckpt tensors of more than one piece
 def check_conversion(conversion: Conversion) -> None:
     """Refuse a conversion whose values, each right alone, contradict each other or would grow without bound.
 
-    Raises
-    ------
-    PlanError
-        Reads outside the source's objects, keys outside the target, names or keys that repeat, or too much of anything.
+    Raise PlanError for reads outside the source's objects, keys outside the target, names or keys that repeat, and too
+    much of anything.
     """
     _check_catalog(conversion.catalog)
     objects = conversion.catalog.objects

@@ -27,18 +27,9 @@ a ``replica`` is copied by the store from an equal output."""
 class SourceBytes:
     """Bytes of one object that a part or a box is made of.
 
-    Parameters
-    ----------
-    object
-        Its key.
-    nbytes
-        Number of bytes in the range that are used: all of a read, those of the box for a tensor.
-    base
-        What the key is relative to: 0 is the catalog's URL, its other URLs follow, -1 is the target's.
-    is_staged
-        Whether it is a chunk that the first pass writes.
-    is_left_out
-        Whether it is a chunk that the source omits, so that it reads as the fill value.
+    The key ``object`` is relative to the catalog's URL for base 0, to its other URLs after that, to the target's
+    for -1. ``nbytes`` of the range are used: all of a read, those of the box for a tensor. A staged object is a chunk
+    that the first pass writes; one that is left out is a chunk that the source omits: it reads as the fill value.
     """
 
     object: str
@@ -53,14 +44,8 @@ class SourceBytes:
 class StagedTensor:
     """A whole tensor of the source that the first pass writes as chunks below ``url``, and the chunks that are used.
 
-    Parameters
-    ----------
-    chunk_count, taken_count
-        All its chunks, and those that are used.
-    sources
-        Bytes of the source that the used chunks are made of.
-    copied_bytes, streamed_bytes
-        Bytes of these chunks, by how the first pass writes them.
+    Of ``chunk_count`` chunks ``taken_count`` are used; ``sources``, ``copied_bytes`` and ``streamed_bytes`` are theirs:
+    what they are made of, and how the first pass writes them.
     """
 
     name: str
@@ -76,20 +61,10 @@ class StagedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PartExplanation:
-    """One part of an output; ``range`` counts in the output.
+    """One part of an output; ``range`` counts in the output, ``number`` from 1; a single PUT is part 1.
 
-    Parameters
-    ----------
-    number
-        Number of the upload part, from 1; a single PUT is part 1.
-    sources
-        Ranges that are read, or copied. Reads are shared with other outputs of the group.
-    literal_nbytes
-        Bytes of the part that planning knows: headers and the like.
-    kernels
-        Kernels that compute values for it.
-    group, step
-        The step that makes it; -1 and 0 if it belongs to no group.
+    ``sources`` are read, together with other outputs of the group, or copied; ``literal_nbytes`` are known to planning,
+    as headers are; ``kernels`` compute values for it. ``group`` and ``step`` make it; -1 and 0 if it is of no group.
     """
 
     number: int
@@ -104,20 +79,10 @@ class PartExplanation:
 
 @dataclass(frozen=True, slots=True)
 class ObjectExplanation:
-    """One object of the target.
+    """One object of the target; its parts, in order, cover it without gaps or overlaps.
 
-    Parameters
-    ----------
-    key, keys
-        The key that was asked for, and those of all equal objects.
-    parts
-        In order; they cover it without gaps or overlaps.
-    copied_bytes, streamed_bytes, literal_bytes
-        Bytes of the object by how they are made.
-    staged
-        The tensors whose chunks it is made of.
-    is_chunk
-        Whether it is itself a chunk that the first pass writes.
+    ``key`` was asked for, ``keys`` are those of all equal objects. Bytes are counted by how they are made. ``staged``
+    are the tensors whose chunks are used; ``is_chunk`` marks an object that is itself a chunk of the first pass.
     """
 
     key: str
@@ -133,18 +98,10 @@ class ObjectExplanation:
 
 @dataclass(frozen=True, slots=True)
 class HeldBox:
-    """The box of a tensor that one output holds.
+    """The box of a tensor that one output, with its replicas, holds.
 
-    Parameters
-    ----------
-    keys
-        Keys of the output, replicas included.
-    ranges
-        Its bytes in the output.
-    parts
-        The parts that have some of them.
-    sources
-        Bytes of the source that it is made of, including block scales and adapters.
+    ``ranges`` are its bytes in the output, ``parts`` those that have some of them. ``sources`` include block scales and
+    adapters.
     """
 
     keys: tuple[str, ...]
@@ -158,16 +115,8 @@ class HeldBox:
 class TensorExplanation:
     """One tensor of the target, whole.
 
-    Parameters
-    ----------
-    made_of
-        Names of the source's tensors that it is made of.
-    held
-        The box that each distinct output holds.
-    copied_bytes, streamed_bytes
-        Bytes of these boxes by how they are made, replicas counted once.
-    staged
-        The tensors among ``made_of`` that it is made of chunks of.
+    ``made_of`` names the tensors of the source that it is made of, ``staged`` those whose chunks are used. ``held`` has
+    the box of each distinct output; their bytes are counted by how they are made, replicas once.
     """
 
     name: str
@@ -190,20 +139,10 @@ def explanation_to_json(explanation: Explanation) -> dict[str, object]:
 
 
 def explain(plan: Plan, name: str) -> Explanation:
-    """Explain how an object or a tensor of the target is made.
+    """Explain how an object or a tensor of the target is made; only the steps that have a part of it are derived.
 
-    Only the steps that have a part of it are derived.
-
-    Parameters
-    ----------
-    name
-        A key of the target; or a tensor's name there or, if none has this name, in the source; or the key
-        of a chunk that the first pass writes.
-
-    Raises
-    ------
-    UsageError
-        The plan makes nothing of this name; the error lists similar names.
+    ``name`` is a key of the target; or a tensor's name there or, if none has this name, in the source; or the key of a
+    chunk that the first pass writes. Raise UsageError, which lists similar names, if the plan makes nothing of it.
     """
     if (made := _find_object(plan, name)) is not None:
         return replace(made, staged=_staged(plan, (one for part in made.parts for one in part.sources)))
@@ -213,15 +152,11 @@ def explain(plan: Plan, name: str) -> Explanation:
         return replace(found, staged=_staged(plan, (one for held in found.held for one in held.sources)))
     if plan.staging and (chunk := _find_object(plan.staging, name)) is not None:
         return replace(chunk, is_chunk=True)
-    raise _unknown(plan, name)
-
-
-def _unknown(plan: Plan, name: str) -> UsageError:
     names = [*plan.conversion.keys, *(tensor.spec.name for tensor in plan.tensors)]
     names += plan.staging.conversion.keys if plan.staging else ()
     near = difflib.get_close_matches(name, names, n=_NEAR) or [each for each in names if name in each][:_NEAR]
     hint = f"Did you mean {' or '.join(near)}?" if near else "`plan` lists the outputs, `inspect` the tensors."
-    return UsageError(f"the plan makes no object and no tensor called {shown(name)}", hint=hint)
+    raise UsageError(f"the plan makes no object and no tensor called {shown(name)}", hint=hint)
 
 
 # Objects.

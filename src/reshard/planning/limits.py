@@ -31,8 +31,8 @@ class Limits:
         Wished size of an upload part. Lowered if the memory is small, raised if an object
         would need more parts than its store allows.
     max_gap_bytes
-        Most unneeded bytes to read rather than sending another request; about what a
-        connection carries in the time of a round trip.
+        Most unneeded bytes to read rather than sending another request; about what a connection carries in the time
+        of a round trip.
     max_over_read
         Most bytes to read for each needed byte, over gaps.
     client_bytes
@@ -43,25 +43,14 @@ class Limits:
         Tensors are cut between upload parts at rows of at most this length, if they have such rows.
     unit_bytes
         Longest unit of a transposed tensor that is kept in one step.
-    object_bytes
-        Largest object of a full checkpoint in Hugging Face's form.
-    mindspore_part_bytes
-        Most bytes of a part in MindSpore's form, on average.
-    chunk_bytes
-        Wished size of a zarr chunk.
-    copy_bytes
-        Longest part that the store copies.
+    object_bytes, mindspore_part_bytes
+        Largest object of a full checkpoint in Hugging Face's form, and average part in MindSpore's.
+    chunk_bytes, copy_bytes
+        Wished size of a zarr chunk, and longest part that the store copies.
     min_part_bytes, max_part_bytes, max_part_count, max_object_bytes
         What the target store accepts.
     min_copy_source_bytes
         Shortest object that it copies a range of.
-
-    Examples
-    --------
-    >>> Limits(concurrency=0)
-    Traceback (most recent call last):
-    ...
-    reshard.errors.UsageError: concurrency must be at least 1, found 0
     """
 
     memory_bytes: int = 512 * MIB

@@ -23,18 +23,10 @@ from .steps.steps import Step
 
 @dataclass(frozen=True, slots=True)
 class StagingMode:
-    """When tensors are staged, and where.
+    """When tensors are staged, and below which URL; ``limits`` are those of the store there, None for the plan's.
 
-    Parameters
-    ----------
-    url
-        Prefix of the chunks.
-    is_near
-        Whether the target's store can copy from there, and the store there can copy from wherever the target's can.
-    is_always
-        Whether to stage everything that can be staged, rather than only where it is cheaper.
-    limits
-        Limits of the store there; None for those of the plan.
+    It ``is_near`` if the target's store can copy from there, and the store there from wherever the target's can.
+    With ``is_always`` everything is staged that can be, rather than only where it is cheaper.
     """
 
     url: str
@@ -49,26 +41,18 @@ class Plan:
 
     Parameters
     ----------
-    conversion
-        What is made.
     catalog
         Where steps read: the conversion's catalog or, if tensors are staged, the same with their chunks.
     limits
         Limits in effect: those that the memory does not allow are lowered.
-    groups
-        Which outputs are written together and where they are cut.
-    cost
-        Counted from the steps.
     copy_bases
         Where the target's store copies from: bases of the catalog's objects, and ``REPLICAS`` for
         equal outputs. Empty if it copies nothing.
     staging
         The first of two passes, if there are two: it writes some tensors to a zarr store, which is the last of
         the catalog's other URLs.
-    staging_mode
-        Where the first pass writes; None without staging.
-    staging_note
-        What staging saves, for people; empty without staging.
+    staging_mode, staging_note
+        Where the first pass writes, and what that saves, for people; None and empty without staging.
     """
 
     conversion: Conversion
@@ -144,16 +128,8 @@ class Plan:
 class Grouping:
     """A plan whose groups are formed and whose cost is not yet counted.
 
-    Parameters
-    ----------
-    draft
-        It reads the conversion's catalog, or another with the same tensors.
-    copy_bases
-        See :class:`Plan`.
-    buffers
-        How the memory is divided.
-    reader
-        It keeps what forming the groups found about the draft.
+    The draft reads the conversion's catalog, or another with the same tensors; ``reader`` keeps what forming the
+    groups found about it.
     """
 
     conversion: Conversion
@@ -164,13 +140,7 @@ class Grouping:
     reader: RowReader
 
     def plan(self) -> Plan:
-        """Count the cost.
-
-        Raises
-        ------
-        OverBudget
-            A step does not fit the memory; known only now where values are computed.
-        """
+        """Count the cost; OverBudget if a step does not fit the memory, known only now where values are computed."""
         draft, limits = self.draft, self.buffers.limits
         cost = count_cost(draft, self.groups, self.conversion, self.buffers, self.reader)
         plan = Plan(self.conversion, draft.catalog, limits, self.groups, cost, self.copy_bases)
@@ -181,21 +151,10 @@ class Grouping:
 def make_plan(
     conversion: Conversion, limits: Limits, copy_bases: Sequence[int] = (), catalog: Catalog | None = None
 ) -> Plan:
-    """Decide how to carry out a conversion, or refuse.
+    """Decide how to carry out a conversion, or refuse; the same inputs always give the same plan.
 
-    Parameters
-    ----------
-    limits
-        Memory, concurrency and what the target's store accepts.
-    copy_bases
-        What the target's store can copy from; see :class:`Plan`.
-    catalog
-        Where to read instead of the conversion's catalog: the same tensors, some of them staged in chunks.
-
-    Returns
-    -------
-    Plan
-        The same inputs always give the same plan.
+    ``copy_bases`` are what the target's store can copy from, see :class:`Plan`. ``catalog`` is where to read instead of
+    the conversion's catalog: the same tensors, some of them staged in chunks.
 
     Raises
     ------
@@ -243,10 +202,7 @@ def group_outputs(
 def without_copies(plan: Plan) -> Plan:
     """Return the same conversion for a store that copies nothing.
 
-    Raises
-    ------
-    OverBudget
-        What was to be copied cannot be streamed within the memory.
+    Raise OverBudget if what was to be copied cannot be streamed within the memory.
     """
     if not plan.copy_bases:
         return plan

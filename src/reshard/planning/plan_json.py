@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -111,16 +111,9 @@ def encode_plan(plan: Plan) -> bytes:
 def decode_plan(data: bytes, where: str) -> Plan:
     """Read a saved plan: make it again from what planning starts from.
 
-    Raises
-    ------
-    FormatError
-        Not a plan, of another version, altered since it was made, or forged.
+    Raise FormatError for anything but a plan of this version, and for one that was altered since, or forged.
     """
-    return plan_from_json(parse_json_object(data, where), where)
-
-
-def plan_from_json(body: Mapping[str, object], where: str) -> Plan:
-    """Make the plan again that :func:`plan_to_json` expressed; see :func:`decode_plan`."""
+    body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
     with unreadable("the plan", where, "Make a new plan."):
@@ -147,7 +140,7 @@ def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
     except FormatError as error:
         rule = ": ".join(part for part in (f"{what} cannot be read", error.where, error.what) if part)
         sides = {"expected": error.expected, "found": error.found}
-        raise FormatError(rule, where=where, hint=hint, problems=error.problems, **sides) from error
+        raise FormatError(rule, where=where, hint=hint, problems=error.marked_problems, **sides) from error
     except _BROKEN as error:
-        text = error.message if isinstance(error, ReshardError) else str(error) or repr(error)
+        text = error.marked_message if isinstance(error, ReshardError) else str(error) or repr(error)
         raise FormatError(f"{what} cannot be read: {shown(text)}", where=where, hint=hint) from error

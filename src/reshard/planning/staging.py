@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,13 +37,7 @@ _FOLDER = "reshard-staging-"
 
 
 def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
-    """Return the same conversion with some tensors staged if that is cheaper, otherwise the same plan.
-
-    Parameters
-    ----------
-    plan
-        Without staging.
-    """
+    """Return a plan without staging with some tensors staged if that is cheaper, otherwise the same plan."""
     if not mode.is_always and _score(plan.cost, plan.limits) <= _MOST_WASTE * _ideal_score(plan):
         return plan
     axes = _axes_to_split(plan, is_always=mode.is_always)
@@ -212,19 +205,10 @@ def _chunk_shape(entry: Entry, axis: int, column_count: int, band_bytes: int) ->
 
 
 def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
-    """Return the plan with some tensors staged.
+    """Return a plan without staging with some tensors staged.
 
-    Parameters
-    ----------
-    plan
-        Without staging.
-    shapes
-        Shape of the chunks of each tensor to stage, in elements, by its name in the source.
-
-    Raises
-    ------
-    PlanError
-        The chunks are too many, or a pass does not fit the memory.
+    ``shapes`` are those of the chunks of each tensor to stage, in elements, by its name in the source. Raise PlanError
+    for too many chunks, and if a pass does not fit the memory.
     """
     return _combined(plan, *_passes(plan, shapes, mode), mode)
 
@@ -248,7 +232,10 @@ def first_pass(
     """Plan to write chunks of those tensors of a catalog that the target has chunk shapes for."""
     staged = tuple(entry for entry in catalog.entries if entry.spec.name in target.chunk_shapes)
     source = replace(catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
-    url = f"{mode.url}/{_FOLDER}{_fingerprint(source, target.chunk_shapes)}"
+    # Chunks of other sources, and of other shapes, have other URLs.
+    objects = [(item.key, item.nbytes, item.etag, item.base) for item in source.objects]
+    text = json.dumps([source.url, source.others, objects, sorted(target.chunk_shapes.items())])
+    url = f"{mode.url}/{_FOLDER}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return make_plan(Conversion(source, target, url), limits, copy_bases)
 
 
@@ -257,18 +244,6 @@ def second_pass(
 ) -> Plan:
     """Plan a conversion that reads the chunks of its first pass."""
     return make_plan(conversion, limits, copy_bases, with_chunks(conversion.catalog, first)).after(first, mode)
-
-
-def _fingerprint(source: Catalog, shapes: Mapping[str, Shape]) -> str:
-    """Return a name for the chunks of a source: other sources, and other shapes, have other names."""
-    objects = [(item.key, item.nbytes, item.etag, item.base) for item in source.objects]
-    text = json.dumps([source.url, source.others, objects, sorted(shapes.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_staging_url(url: str) -> bool:
-    """Return whether a URL has the form that staging gives its own, below which all objects are chunks."""
-    return re.fullmatch(_FOLDER + "[0-9a-f]{16}", url.rpartition("/")[2]) is not None
 
 
 def with_chunks(catalog: Catalog, first: Plan) -> Catalog:

@@ -65,8 +65,8 @@ class Retries:
         self._failures += 1
         if self._failures >= self._policy.tries:
             seconds = time.monotonic() - self._began
-            message = f"{error.message} (gave up after {self._failures} tries in {seconds:.0f} s)"
-            raise Transient(message, hint=error.hint, problems=error.problems) from error
+            message = f"{error.marked_message} (gave up after {self._failures} tries in {seconds:.0f} s)"
+            raise Transient(message, hint=error.marked_hint, problems=error.marked_problems) from error
         pause(random.uniform(0, self._policy.longest_wait_s(self._failures)), self._should_stop)  # noqa: S311
 
 

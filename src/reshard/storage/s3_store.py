@@ -305,7 +305,7 @@ class S3Store(Store):
         try:
             self._call(operation, key, **arguments)
         except NotFound as error:
-            if "NoSuchBucket" in error.message:
+            if "NoSuchBucket" in error.marked_message:
                 raise
 
     def _better_reason(self, key: str, error: ReshardError) -> ReshardError:

@@ -46,19 +46,10 @@ class Arena:
         return sum(stop - start for start, stop in self._free)
 
     def take(self, sizes: Sequence[int], on_wait: Callable[[], None], wait_s: float = 0.2) -> list[Lease]:
-        """Hand out one stretch for each size, all or none, waiting until they fit.
+        """Hand out one stretch for each size in bytes, all or none, waiting until they fit.
 
-        Parameters
-        ----------
-        sizes
-            In bytes; together at most the arena.
-        on_wait
-            Called every ``wait_s`` seconds of waiting; an error in it ends the waiting.
-
-        Raises
-        ------
-        ValueError
-            The sizes could never fit.
+        ``on_wait`` is called every ``wait_s`` seconds of waiting; an error in it ends the waiting. Raise ValueError
+        for sizes that could never fit.
         """
         if sum(sizes) > self._nbytes:
             raise ValueError(f"{sum(sizes)} bytes do not fit an arena of {self._nbytes}")
@@ -101,14 +92,7 @@ class Arena:
 
 
 class ThreadBuffers:
-    """One buffer per thread, allocated when the thread first asks for it.
-
-    Examples
-    --------
-    >>> buffers = ThreadBuffers(16)
-    >>> len(buffers.mine()), buffers.mine() is buffers.mine()
-    (16, True)
-    """
+    """One buffer per thread, allocated when the thread first asks for it."""
 
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes

@@ -22,23 +22,12 @@ class PartSink(Protocol[Result_co]):
 
     def keys(self, output: int) -> Sequence[str]:
         """Return the keys of an output that take its parts; each takes every part once."""
-        ...
 
     def stream(self, key: str, part: StreamedPart, data: memoryview, scratch: memoryview) -> Result_co:
-        """Take one part as bytes.
-
-        Parameters
-        ----------
-        data
-            Valid until this returns.
-        scratch
-            A read's length of memory to use meanwhile.
-        """
-        ...
+        """Take one part as bytes, valid until this returns; ``scratch`` is a read's length of memory to use."""
 
     def copy(self, key: str, part: CopiedPart) -> Result_co:
         """Take one part whose bytes the target's store copies."""
-        ...
 
 
 class Executor(Protocol):
@@ -47,14 +36,5 @@ class Executor(Protocol):
     def run(self, plan: Plan, sink: PartSink[Result], steps: Iterable[StepId]) -> Iterator[Result]:
         """Hand every part of some steps to the sink, and yield the results as they come.
 
-        Parameters
-        ----------
-        steps
-            Any of the plan's, in any order; earlier ones are started earlier.
-
-        Raises
-        ------
-        ReshardError
-            The first failure; other steps may be half done.
+        Steps are any of the plan's, started in this order. Raise the first failure; other steps may be half done.
         """
-        ...

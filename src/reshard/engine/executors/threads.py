@@ -15,9 +15,8 @@ from ...planning.plan import Plan
 from ...planning.steps.steps import CopiedPart, Read, Step, StreamedPart
 from ..kernels.compute import compute
 from ..kernels.scatter import repeat, scatter
-from ..locations import Locations
+from ..locations import Locations, stored_since
 from ..meter import Meter
-from ..source_check import stored_since
 from ..workers import POLL_S, Workers
 from .arena import Arena, Lease, ThreadBuffers
 from .executor import PartSink, Result, StepId
@@ -26,25 +25,20 @@ from .executor import PartSink, Result, StepId
 _COPY_URGENCY, _READ_URGENCY, _SEND_URGENCY = -1, 0, 1
 
 
+@dataclass(frozen=True, slots=True)
 class ThreadExecutor:
     """Moves the bytes of a plan in this process, never holding more than the plan allows.
 
-    Parameters
-    ----------
-    workers
-        Threads that carry the requests.
-    meter
-        Counts bytes, and reports them while the executor waits.
+    The workers carry the requests; the meter counts bytes, and reports them while the executor waits.
     """
 
-    def __init__(self, locations: Locations, workers: Workers, meter: Meter) -> None:
-        self._locations = locations
-        self._workers = workers
-        self._meter = meter
+    locations: Locations
+    workers: Workers
+    meter: Meter
 
     def run(self, plan: Plan, sink: PartSink[Result], steps: Iterable[StepId]) -> Iterator[Result]:
         """Run steps, many at once; see :class:`~.executor.Executor`."""
-        return _Transfer(plan, sink, self._locations, self._workers, self._meter).run(steps)
+        return _Transfer(plan, sink, self.locations, self.workers, self.meter).run(steps)
 
 
 @dataclass(slots=True)

@@ -49,20 +49,7 @@ _MERGED = {DType.F32, DType.BF16, DType.F16}
 
 @dataclass(frozen=True, slots=True)
 class DenseBox:
-    """A box of a tensor with its bytes: dense and row-major.
-
-    Parameters
-    ----------
-    box
-        In elements of the whole tensor.
-    data
-        Exactly the bytes of the box; writable where a kernel writes.
-
-    Examples
-    --------
-    >>> DenseBox(Box((0, 2), (2, 4)), DType.F16, memoryview(bytes(8))).box.shape
-    (2, 2)
-    """
+    """A box of a tensor, in elements of the whole, with exactly its bytes: dense and row-major."""
 
     box: Box
     dtype: DType
@@ -117,17 +104,12 @@ def can_cast(source: DType, target: DType) -> bool:
 
 
 def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dtype: DType) -> None:
-    """Convert elements one by one, rounding to nearest and ties to even.
+    """Convert elements one by one, rounding to nearest and ties to even; ValueError if there is no such cast.
 
     - Values too large for the target become infinity, or NaN in F8_E4M3 and the FNUZ types, which have no infinity.
     - Results below the normal range are rounded, not flushed to zero. NaN stays NaN, without its payload where
       the target has no room for it.
     - F64 becomes BF16 and the 8-bit types by way of F32, so it is rounded twice; everything else is rounded once.
-
-    Raises
-    ------
-    ValueError
-        There is no such cast, or the buffers hold different numbers of elements.
 
     Examples
     --------
@@ -150,15 +132,7 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """A tensor in another element type. Input: the same box.
-
-    Examples
-    --------
-    >>> out = DenseBox(Box((0,), (2,)), DType.BF16, memoryview(bytearray(4)))
-    >>> Cast().run([DenseBox(out.box, DType.F32, memoryview(np.ones(2, "f4")).cast("B"))], out)
-    >>> bytes(out.data).hex()
-    '803f803f'
-    """
+    """A tensor in another element type. Input: the same box."""
 
     def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
         """Cast the input."""
@@ -184,12 +158,8 @@ class Dequantise:
     """8-bit floating weights times the scale of their block. Inputs: the same box, and its ``scale_box``.
 
     Weight and scale are cast to F32, their product is rounded to F32, and again to the target if that is narrower.
-
-    Parameters
-    ----------
-    block
-        Elements that share a scale, on each axis; blocks at the ends may be smaller. An axis along
-        which every index has its own scales (stacked experts) has 1.
+    ``block`` has the elements that share a scale, on each axis; blocks at the ends may be smaller. It is 1 along an
+    axis whose every index has its own scales (stacked experts).
 
     Examples
     --------
@@ -231,16 +201,8 @@ class MergeLora:
     product to ``working``, the scaling to ``working``, their product to ``working``, the sum
     with W to F32, and the result to W's type. The result may overwrite W in memory.
 
-    Parameters
-    ----------
-    scaling
-        Factor of the product, usually alpha / rank.
-    rank
-        Length of the inner axis.
-    working
-        F32, or F16 to reproduce the original where A and B are both F16.
-    transposed
-        Whether W is stored ``[in, out]``.
+    ``rank`` is the length of the inner axis, and the scaling usually alpha / rank. The working type is F32, or F16 to
+    reproduce the original where A and B are both F16. A transposed W is stored ``[in, out]``.
 
     Examples
     --------
@@ -299,8 +261,7 @@ def _table(source: np.dtype[Any], target: np.dtype[Any]) -> _Array:
     size: int = source.itemsize
     every = np.arange(1 << 8 * size).astype(_BITS[size]).view(source)
     with np.errstate(all="ignore"):
-        converted: _Array = every.astype(np.float32).astype(target)
-    return converted.view(_BITS[target.itemsize])
+        return every.astype(np.float32).astype(target).view(_BITS[target.itemsize])
 
 
 def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...]]]:

@@ -41,14 +41,8 @@ _ONE_THREAD = 1 << 18
 def merge_block(weight: _Array, left: _Array, right: _Array, scaling: np.floating[Any], out: _Array) -> None:
     """Write ``weight + (left @ right) * scaling`` to ``out``, in blocks.
 
-    Parameters
-    ----------
-    weight, out
-        ``[rows, columns]`` of one type.
-    left, right
-        ``[rows, rank]`` and ``[rank, columns]``.
-    scaling
-        Its type is the working type, to which the product and the scaled product are rounded.
+    ``weight`` and ``out`` are ``[rows, columns]`` of one type, ``left`` is ``[rows, rank]`` and ``right`` is
+    ``[rank, columns]``. The type of ``scaling`` is the working type, to which product and scaled product are rounded.
 
     Examples
     --------

@@ -6,10 +6,9 @@ from ...errors import CatalogError
 from ...planning.catalog import Catalog
 from ...storage import Location
 from ..workers import Workers
-from .full_checkpoint import FullCheckpoint
+from .full_checkpoint import FullCheckpoint, SingleObject
 from .iteration_folder import IterationFolder
 from .rank_shards import RankShards, read_tree
-from .single_object import SingleObject
 from .source_format import Listing, SourceFormat, SourceOptions
 from .zarr_store import ZarrStore
 
@@ -26,21 +25,10 @@ SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
 
 
 def read_catalog(location: Location, options: SourceOptions, workers: Workers) -> Catalog:
-    """Describe a source from its headers.
+    """Describe one object, or a prefix that holds a checkpoint of any kind, from headers.
 
-    Parameters
-    ----------
-    location
-        One object, or a prefix that holds a checkpoint of any kind.
-
-    Raises
-    ------
-    CatalogError
-        The location holds no checkpoint, or objects that do not make one.
-    FormatError
-        Broken headers or documents; all broken headers are in one error.
-    StrategyError
-        Shards that do not fit the strategy.
+    Raise CatalogError if there is no checkpoint, or objects do not make one; FormatError for broken headers, all in one
+    error, and broken documents; StrategyError for shards that do not fit the strategy.
     """
     return _detect(location, options, workers).read(options, workers)
 
@@ -64,5 +52,5 @@ def _detect(location: Location, options: SourceOptions, workers: Workers) -> Sou
     raise CatalogError(
         f"{location.url}: no checkpoint there: expected {', '.join(most)} or {last}, "
         f"found {others if listing.objects else 'nothing'}",
-        hint="Is the prefix right?",
+        hint="Check the prefix.",
     )

@@ -50,7 +50,7 @@ class FullCheckpoint(SourceFormat):
     @classmethod
     def detect(cls, listing: Listing, _options: SourceOptions, _workers: Workers) -> Self | None:
         """Follow the index if there is one."""
-        beside = "rank shards beside the full checkpoint are left aside: a source strategy would ask for them"
+        beside = "rank shards beside the full checkpoint are ignored: a source strategy would ask for them"
         notes = (beside,) if any(listing.rank_objects.by_rank.values()) else ()
         for name, (kind, parse) in _INDEXES.items():
             if name in listing.objects:
@@ -72,7 +72,7 @@ class FullCheckpoint(SourceFormat):
                 hint=f"Expected {_HF_INDEX} or {MAP_NAME} beside them; or name one object.",
             )
         others = [name for name in listing.tensor_names if name != direct[0]]
-        note = f"{len(others)} other objects are left aside: {', '.join(others[:5])}"
+        note = f"{len(others)} other objects are ignored: {', '.join(others[:5])}"
         notes = (note, *notes) if others else notes
         return cls(listing.location, f"one {form} object", {direct[0]: listing.objects[direct[0]]}, notes)
 
@@ -84,8 +84,24 @@ class FullCheckpoint(SourceFormat):
         return with_selection_notes(full_catalog(source, self.weight_map), options.names)
 
 
+@dataclass(frozen=True, slots=True)
+class SingleObject(FullCheckpoint):
+    """A full checkpoint in one safetensors or ``.ckpt`` object that the URL names."""
+
+    expected: ClassVar[str] = ""
+
+    @classmethod
+    def detect(cls, listing: Listing, _options: SourceOptions, _workers: Workers) -> Self | None:
+        """Go by the end of the URL alone: nothing is listed."""
+        location, container = listing.location, container_of(listing.location.key)
+        if container is None:
+            return None
+        info, name = location.store.head(location.key), location.key.rsplit("/", 1)[-1]
+        return cls(location.parent, f"one {container} object", {name: info})
+
+
 def _indexed(listing: Listing, weight_map: Mapping[str, str]) -> tuple[dict[str, ObjectInfo], tuple[str, ...]]:
-    """Return the objects of an index, and a note of others that are left aside."""
+    """Return the objects of an index, and a note of others that are ignored."""
     names = sorted(set(weight_map.values()))
     missing = [listing.location.child(name).url for name in names if name not in listing.objects]
     hint = "Copy them there, or name one object to take it alone."
@@ -93,5 +109,5 @@ def _indexed(listing: Listing, weight_map: Mapping[str, str]) -> tuple[dict[str,
     if HYPER_NAME in listing.objects and HYPER_NAME not in names:
         names.append(HYPER_NAME)  # MindSpore keeps it out of its map
     aside = [name for name in listing.tensor_names if name not in names]
-    note = f"{len(aside)} objects that the index does not name are left aside: {', '.join(aside[:5])}"
+    note = f"{len(aside)} objects that the index does not name are ignored: {', '.join(aside[:5])}"
     return {name: listing.objects[name] for name in names}, (note,) if aside else ()

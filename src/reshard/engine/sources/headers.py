@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 from ...errors import FormatError, raise_all
-from ...formats.container_format import Checksum
 from ...formats.containers import Container, container_of, read_header
 from ...planning.catalog import ObjectHeader, SourceObject
 from ...storage import Location, ObjectInfo
@@ -20,19 +19,10 @@ _DAMAGED = "The object is damaged or truncated: copy it again from its origin."
 def read_headers(
     base: Location, objects: Mapping[str, ObjectInfo], workers: Workers, *, check_crc: bool = False
 ) -> list[ObjectHeader]:
-    """Read the headers of objects, in their order.
+    """Read the headers of objects, given by their names relative to ``base``, in their order.
 
-    Parameters
-    ----------
-    objects
-        By their names relative to ``base``.
-    check_crc
-        Whether ``.ckpt`` objects that end in a checksum are read whole and compared with it.
-
-    Raises
-    ------
-    FormatError
-        Objects that break their format, all of them in one error.
+    With ``check_crc``, ``.ckpt`` objects that end in a checksum are read whole and compared with it. Raise one
+    FormatError for all objects that break their format.
     """
     headers: dict[str, ObjectHeader] = {}
     problems: dict[str, FormatError] = {}
@@ -43,7 +33,7 @@ def read_headers(
             headers[name] = _read(place, info, SourceObject(name, info.nbytes, info.etag), check_crc=check_crc)
         except FormatError as error:
             problems[name] = error.at(place.url)
-            problems[name].hint = error.hint or _DAMAGED
+            problems[name].marked_hint = error.marked_hint or _DAMAGED
 
     workers.map(read, objects)
     raise_together(problems, f"{len(problems)} objects cannot be read")
@@ -54,8 +44,8 @@ def raise_together(problems: Mapping[str, FormatError], message: str) -> None:
     """Raise one error for several objects, in the order of their names, or return if there are none."""
     if len(problems) == 1:
         raise next(iter(problems.values()))
-    lines = ["\n    ".join([p.message, *p.problems[:10]]) for _, p in sorted(problems.items())]
-    hints = " ".join(sorted({problem.hint for problem in problems.values() if problem.hint}))
+    lines = ["\n    ".join([p.marked_message, *p.marked_problems[:10]]) for _, p in sorted(problems.items())]
+    hints = " ".join(sorted({problem.marked_hint for problem in problems.values() if problem.marked_hint}))
     raise_all(FormatError, message, lines, hints)
 
 
@@ -64,18 +54,14 @@ def _read(location: Location, info: ObjectInfo, item: SourceObject, *, check_crc
         return location.store.read(info.key, span, info.etag)
 
     header = read_header(container_of(info.key) or Container.SAFETENSORS, info.nbytes, read)
-    if check_crc and header.checksum:
-        _check_crc(location, info, header.checksum)
+    if check_crc and (checksum := header.checksum):
+        found = 0
+        for block in read_blocks(location, 0, checksum.nbytes, info.etag):
+            found = zlib.crc32(block, found)
+        if found != checksum.crc32:
+            expected, recorded = f"{found:08x}", f"{checksum.crc32:08x}"
+            raise FormatError("wrong checksum", where=f"byte {checksum.nbytes}", expected=expected, found=recorded)
     return ObjectHeader.of(item, header)
-
-
-def _check_crc(location: Location, info: ObjectInfo, checksum: Checksum) -> None:
-    found = 0
-    for block in read_blocks(location, 0, checksum.nbytes, info.etag):
-        found = zlib.crc32(block, found)
-    if found != checksum.crc32:
-        expected, recorded = f"{found:08x}", f"{checksum.crc32:08x}"
-        raise FormatError("wrong checksum", where=f"byte {checksum.nbytes}", expected=expected, found=recorded)
 
 
 def read_blocks(location: Location, first: int, nbytes: int, etag: str) -> Iterator[bytes]:

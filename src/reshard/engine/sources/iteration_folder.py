@@ -65,7 +65,7 @@ class IterationFolder(SourceFormat):
             if not inside:
                 hint = "Was the checkpoint copied whole?"
                 raise CatalogError(f"{tracker.url} names {folder}, which is not there", hint=hint, problems=others)
-            note = f"{folder} as the tracker says; other iterations are left aside: {', '.join(others[:5])}"
+            note = f"{folder} as the tracker says; other iterations are ignored: {', '.join(others[:5])}"
             return cls._open(location.child(folder), inside, (note,) if others else (), len(data))
         if any(parse_object_name(name) for name in infos):
             return cls._open(location, infos)

@@ -58,10 +58,12 @@ class RankShards(SourceFormat):
         try:
             chosen = choose(ranked, options.file_suffix, recorded)
         except CatalogError as error:
-            raise CatalogError(f"{location.url}: {error.message}", hint=error.hint, problems=error.problems) from error
+            raise CatalogError(
+                f"{location.url}: {error.marked_message}", hint=error.marked_hint, problems=error.marked_problems
+            ) from error
         keys = dict(sorted(chosen.by_rank.items()))
         kind = f"one rank's {chosen.container} object" if tuple(keys) == (0,) else "rank shards"
-        aside = "a full checkpoint beside the rank shards is left aside"
+        aside = "a full checkpoint beside the rank shards is ignored"
         notes = (*chosen.notes, aside) if has_full else chosen.notes
         return cls(location, kind, keys, {key: listing.objects[key] for key in keys.values()}, notes)
 
@@ -120,15 +122,7 @@ def read_tree(
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
-    Parameters
-    ----------
-    pattern
-        Found somewhere in the name of each object to take; None for all.
-
-    Raises
-    ------
-    CatalogError
-        There is no such object.
+    The pattern matches somewhere in the name of each object to take. Raise CatalogError if there is none.
 
     Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``.
     """

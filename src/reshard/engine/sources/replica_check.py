@@ -23,10 +23,7 @@ _SAMPLE_BYTES = 64 << 10
 def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
     """Compare the beginnings of some copies: the largest tensors', of a few ranks each.
 
-    Raises
-    ------
-    CatalogError
-        Copies differ: the strategy has replicas where there are none, or ranks are of different steps.
+    Raise CatalogError if they differ: the strategy has replicas where there are none, or ranks are of different steps.
     """
     replicated = [
         (entry, replace(placement, holders=placement.holders[:_MOST_COPIES]))
@@ -55,17 +52,8 @@ def compare_unlisted(
 ) -> Catalog:
     """Read every copy of unlisted tensors, and note that all are equal or whose was taken.
 
-    Parameters
-    ----------
-    hint
-        What to do about copies that differ.
-    keep_rank
-        The rank whose copy to take of tensors that differ, and its object; None where no rank decides.
-
-    Raises
-    ------
-    CatalogError
-        Copies differ, and no rank decides.
+    Of tensors that differ, the copy of the rank and object in ``keep_rank`` is taken; raise CatalogError if no rank
+    decides, with a hint.
     """
     placed = [(entry, placement) for entry in catalog.unlisted_copies for placement in entry.placements]
     if not placed:

@@ -19,21 +19,7 @@ from .strategy_files import StrategySource
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """The part of a request that is about its source.
-
-    Parameters
-    ----------
-    strategy
-        How rank shards are cut; None for a full checkpoint.
-    names
-        Which tensors to take.
-    file_suffix
-        Suffix, before the format's, that selects one object per rank.
-    keep_rank
-        Whose copy to take of unlisted tensors that differ between ranks.
-    check_crc
-        Whether ``.ckpt`` objects that end in a checksum are read whole and compared with it.
-    """
+    """The part of a request that is about its source; a full checkpoint has no strategy."""
 
     strategy: StrategySource | None = None
     names: NameFilter = field(default_factory=NameFilter)
@@ -77,27 +63,15 @@ class SourceFormat(Protocol):
     def detect(cls, listing: Listing, options: SourceOptions, workers: Workers, /) -> Self | None:
         """Return the source if a location holds one of this kind, else None.
 
-        Reads documents that say which objects belong together (an index, metadata), and no tensor's header.
-
-        Raises
-        ------
-        CatalogError
-            It is of this kind, and incomplete or ambiguous.
-        FormatError
-            Documents that break their format.
+        Reads documents that say which objects belong together (an index, metadata), and no tensor's header. Raise
+        CatalogError if it is of this kind, and incomplete or ambiguous, and FormatError for broken documents.
         """
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Describe the source from its headers, and compare copies that must be equal.
 
-        Raises
-        ------
-        UsageError
-            Options that do not apply to this kind, or select tensors that are not there.
-        CatalogError, StrategyError
-            The objects do not make one checkpoint.
-        FormatError
-            Broken headers, all of them in one error.
+        Raise UsageError for options that do not apply to this kind, or select tensors that are not there; CatalogError
+        or StrategyError if the objects do not make one checkpoint; one FormatError for all broken headers.
         """
 
     def contents(self, options: SourceOptions, workers: Workers) -> Catalog:

@@ -29,17 +29,9 @@ class StrategySource:
     rules: LayoutRules | None = None
 
     def strategy(self, shapes: Mapping[str, Shape], *, local: bool) -> Strategy:
-        """Make the strategy.
+        """Make the strategy of tensors of these shapes: of what one rank holds if ``local``, else whole.
 
-        Parameters
-        ----------
-        shapes
-            Of every tensor: of what one rank holds if ``local``, else whole.
-
-        Raises
-        ------
-        StrategyError
-            The files do not make one strategy of these tensors.
+        Raise StrategyError if the files do not make one of these tensors.
         """
         if self.rules is not None:
             return self.rules.strategy(shapes)
@@ -47,15 +39,7 @@ class StrategySource:
 
 
 def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
-    """Read one small object whole.
-
-    Raises
-    ------
-    NotFound
-        There is no such object.
-    FormatError
-        It is too long to be a document.
-    """
+    """Read one small object whole; FormatError if it is too long to be a document."""
     info = location.store.head(location.key)
     if info.nbytes > max_nbytes:
         raise FormatError(
@@ -72,14 +56,8 @@ def read_layout_file(location: Location) -> StrategySource:
 def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     """Read a strategy file, or every strategy file directly below a prefix.
 
-    Raises
-    ------
-    NotFound
-        Neither an object nor a prefix with strategy files.
-    CatalogError
-        Files of both forms side by side.
-    FormatError
-        A file of another format.
+    Raise NotFound if there is none, CatalogError if files of both forms are side by side, and FormatError for a file of
+    another format.
     """
     try:
         return StrategySource((_parse(read_object(location), location),))
@@ -112,5 +90,5 @@ def _parse(data: bytes, location: Location) -> StrategyFile:
     try:
         return parse_strategy_file(data, location.url)
     except FormatError as error:
-        error.hint = error.hint or _EXPECTED
+        error.marked_hint = error.marked_hint or _EXPECTED
         raise

@@ -23,15 +23,8 @@ def read_training_state(
 ) -> dict[str, CommonValue]:
     """Return the training state: the numbers that the source keeps apart, and scalars like ``global_step``.
 
-    Parameters
-    ----------
-    tensors
-        Of the target, whose names decide which are scalars of the training state.
-
-    Raises
-    ------
-    CatalogError
-        The source has two different values of a number, or one that is not finite or not a count.
+    The names of the target's tensors decide which are such scalars. Raise CatalogError if the source has two different
+    values of a number, or one that is not finite or not a count.
     """
     found = dict(catalog.training_state)
     problems: list[str] = []

@@ -70,7 +70,7 @@ class ZarrStore(SourceFormat):
             )
         arrays = _parse_arrays(location, nodes)
         if not arrays:
-            raise CatalogError(f"{location.url}: a zarr group without arrays", hint="Is the prefix right?")
+            raise CatalogError(f"{location.url}: a zarr group without arrays", hint="Check the prefix.")
         return cls(location, infos, group, arrays, read_bytes)
 
     def read(self, options: SourceOptions, _workers: Workers) -> Catalog:

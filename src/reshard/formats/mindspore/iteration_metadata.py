@@ -321,7 +321,7 @@ class _MetadataReader:
         try:
             layout = Layout(matrix, tensor_map)
         except StrategyError as error:
-            self._add(place, "a tensor map that fits its device matrix", error.message)
+            self._add(place, "a tensor map that fits its device matrix", error.marked_message)
             return None
         if layout.cuts != cuts:
             self._add(place, f"the cuts of axis_fragmentations: {list(cuts)}", shown(list(layout.cuts)))

@@ -153,7 +153,7 @@ def list_shards(specs: Iterable[TensorSpec], strategy: Strategy) -> tuple[Shard,
         try:
             shards += _shards_of(spec, strategy)
         except StrategyError as error:
-            problems.append(f"{shown(spec.name)}: {error.message}")
+            problems.append(f"{shown(spec.name)}: {error.marked_message}")
     raise_all(StrategyError, "an iteration's metadata cannot hold some layouts", problems)
     return tuple(shards)
 

@@ -115,4 +115,4 @@ def make_layout(
     try:
         return Layout(tuple(device_matrix), entries, size, step, split, field_size)
     except StrategyError as error:
-        raise FormatError("impossible layout", where=where, found=error.message) from error
+        raise FormatError("impossible layout", where=where, found=error.marked_message) from error

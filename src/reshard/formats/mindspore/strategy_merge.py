@@ -155,7 +155,7 @@ def _folded(file: StrategyFile, shapes: Mapping[str, Shape] | None, local: bool)
             try:
                 layouts[name] = fold_expanded(layout, expanded, shapes[name], local=local)
             except StrategyError as error:
-                problems.append(f"{_called(file)}: {name}: {error.message}")
+                problems.append(f"{_called(file)}: {name}: {error.marked_message}")
     hint = "Use the protobuf form of the strategy: it holds the layouts themselves."
     raise_all(StrategyError, "the JSON form of the strategy leaves layouts undetermined", problems, hint)
     return layouts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..conversion import Conversion
 from ..outputs.streamed import whole_copies
@@ -29,14 +29,10 @@ class Cost:
         without being equal, as two stages may cut them, count separately, up to the bytes read.
     read_bytes
         Bytes requested, gaps included.
-    written_bytes
-        Bytes sent, replicas included.
-    copied_bytes
-        Bytes that the store copies, from the source or from an equal output.
+    written_bytes, copied_bytes
+        Bytes sent, replicas included; and bytes that the store copies, from the source or from an equal output.
     get_count, put_count, part_count, copy_count, upload_count
         Ranged GETs, single PUTs, parts sent, parts copied, and multipart uploads (each is opened and completed).
-    step_count
-        Steps, which are independent of each other.
     peak_bytes
         Most bytes in buffers at once.
     """
@@ -61,7 +57,7 @@ class Cost:
 
 @dataclass(slots=True)
 class _Total:
-    """The sums over all groups."""
+    """The sums over all groups, or over what the streaming steps of one read and hold."""
 
     needed: int = 0
     read: int = 0
@@ -77,43 +73,25 @@ class _Total:
     largest: int = 0
 
 
-@dataclass(slots=True)
-class _GroupReads:
-    """What the streaming steps of one group read and hold, and how many parts each output gets."""
-
-    needed: int = 0
-    read: int = 0
-    gets: int = 0
-    steps: int = 0
-    filled: int = 0
-    largest: int = 0
-    part_counts: list[int] = field(default_factory=list)
-
-
 def count_cost(
     draft: Draft, groups: Sequence[Group], conversion: Conversion, buffers: Buffers, reader: RowReader
 ) -> Cost:
-    """Add up what every step does.
-
-    Parameters
-    ----------
-    reader
-        It keeps what forming the groups found about the draft.
-
-    Raises
-    ------
-    OverBudget
-        A step does not fit the memory.
-    """
-    total, known = _Total(), dict[Hashable, _GroupReads]()
+    """Add up what every step does; OverBudget if one does not fit the memory."""
+    total, known = _Total(), dict[Hashable, tuple[_Total, list[int]]]()
     for index, group in enumerate(groups):
         key = reader.equivalence.group(group)
         if key not in known:
-            known[key] = _count_reads(GroupSteps(draft, reader, index, group), reader)
-        _add_reads(total, known[key])
-        if draft.has_copies(group.outputs):
-            _add_copies(total, draft, group, GroupSteps(draft, reader, index, group))
-        for output, part_count in zip(group.outputs, known[key].part_counts, strict=True):
+            steps = GroupSteps(draft, reader, index, group)
+            known[key] = _count_reads(steps, reader), steps.part_counts()
+        reads, part_counts = known[key]
+        _add_reads(total, reads)
+        if draft.has_copies(group.outputs):  # each part that the store copies is a step of its own
+            for part in GroupSteps(draft, reader, index, group).copied_parts():
+                key_count = len(draft.written_keys(group, part.output))
+                total.steps += 1
+                total.copied += key_count * part.range.nbytes
+                total.copies += key_count
+        for output, part_count in zip(group.outputs, part_counts, strict=True):
             _add_output(total, draft, group, output, part_count)
     if total.largest > buffers.parts_bytes:  # the size of tiles had been estimated
         raise over_budget(buffers, total.largest)
@@ -134,8 +112,8 @@ def count_cost(
     )
 
 
-def _count_reads(steps: GroupSteps, reader: RowReader) -> _GroupReads:
-    counted = _GroupReads(part_counts=steps.part_counts())
+def _count_reads(steps: GroupSteps, reader: RowReader) -> _Total:
+    counted = _Total()
     for number in steps.streaming:
         size = steps.size(number)
         check_work(reader.work)
@@ -149,22 +127,13 @@ def _count_reads(steps: GroupSteps, reader: RowReader) -> _GroupReads:
     return counted
 
 
-def _add_reads(total: _Total, reads: _GroupReads) -> None:
+def _add_reads(total: _Total, reads: _Total) -> None:
     total.needed += reads.needed
     total.read += reads.read
     total.gets += reads.gets
     total.steps += reads.steps
     total.filled += reads.filled
     total.largest = max(total.largest, reads.largest)
-
-
-def _add_copies(total: _Total, draft: Draft, group: Group, steps: GroupSteps) -> None:
-    """Add the parts that the store copies from the source; each is a step of its own."""
-    for part in steps.copied_parts():
-        key_count = len(draft.written_keys(group, part.output))
-        total.steps += 1
-        total.copied += key_count * part.range.nbytes
-        total.copies += key_count
 
 
 def _add_output(total: _Total, draft: Draft, group: Group, index: int, part_count: int) -> None:

@@ -21,7 +21,6 @@ from typing import TypeVar
 from ...errors import UsageError
 from ..plan import Plan
 from ..steps.buffers import process_bytes
-from ..steps.read_scores import group_ranges
 from .cost import Cost
 from .prices import Bill, Charge, Egress, Payee, bill, total_money
 
@@ -35,12 +34,10 @@ class Speeds:
 
     Parameters
     ----------
-    bandwidth_bytes_s
-        Of the line between client and stores.
+    bandwidth_bytes_s, is_shared
+        Of the line between client and stores, and whether reads and writes share it, rather than having it each.
     latency_s
         From a request to the first byte of its answer, besides what its bytes take.
-    is_shared
-        Whether reads and writes share the bandwidth, rather than having it each.
     connection_bytes_s
         Of one connection; None where only the line limits.
     copy_bytes_s
@@ -79,10 +76,8 @@ class RequestCounts:
     ----------
     get, head
         Of the source. A HEAD for each object proves that it is still the one that was planned.
-    put, part, copy
-        Single PUTs (the manifest's too), parts sent, parts copied.
-    open, complete
-        Of multipart uploads.
+    put, part, copy, open, complete
+        Single PUTs (the manifest's too), parts sent, parts copied, multipart uploads opened and completed.
     list
         Listings of the target and of the staged chunks, if they take one page each.
     delete
@@ -149,14 +144,8 @@ class PassEstimate:
 class Estimate:
     """Time and money of a plan. It is no part of the plan: prices and speeds do not change what is done.
 
-    Parameters
-    ----------
-    requests, time, bills, cost
-        Of both passes, where some tensors are staged. Their memory is that of the larger.
-    process_bytes
-        About what the process grows by, from where its libraries are loaded.
-    staged
-        The first pass by itself; None where there is one pass only.
+    Where some tensors are staged it is of both passes, whose memory is that of the larger; ``staged`` is the first by
+    itself. ``process_bytes`` are about what the process grows by, from where its libraries are loaded.
     """
 
     requests: RequestCounts
@@ -176,11 +165,8 @@ class Estimate:
 def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: Egress = "region") -> Estimate:
     """Estimate time and money of a plan, its first pass included.
 
-    Parameters
-    ----------
-    payees
-        Source, target and, where some tensors are staged, the store that chunks go to. Reads of chunks
-        are charged to that one; ``egress`` is where the machine is as seen from there too.
+    ``payees`` are source, target and, where some tensors are staged, the store that chunks go to. Reads of chunks are
+    charged to that one; ``egress`` is where the machine is as seen from there too.
     """
     cost, (requests, time) = plan.cost, _pass(plan, speeds)
     charges = {"source": reading(cost, requests), "target": writing(requests, cost.written_bytes + cost.copied_bytes)}
@@ -230,7 +216,7 @@ def _chunk_reads(plan: Plan) -> Charge:
     names = {entry.spec.name for entry in plan.staging.catalog.entries}
     nbytes = count = 0
     for group in plan.groups:
-        for source, ranges in group_ranges(plan.draft, group.outputs):
+        for source, ranges in plan.reader.scores.ranges(group.outputs):
             if plan.catalog.entries[source].spec.name in names:
                 nbytes += sum(one.nbytes for one in ranges)
                 count += sum(-(-one.nbytes // plan.limits.read_bytes) for one in ranges)
@@ -243,10 +229,7 @@ def estimate_time(
 ) -> TimeEstimate:
     """Estimate the time of one pass, by the formula at the top of this module.
 
-    Parameters
-    ----------
-    serial_count
-        Requests that are made one after the other at the end.
+    ``serial_count`` requests are made one after the other at the end.
 
     Examples
     --------

@@ -30,17 +30,7 @@ _LARGEST = 10**6  # nobody asks more for a thousand requests or a GiB: a slip of
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price and its source.
-
-    Parameters
-    ----------
-    price
-        In the table's currency.
-    as_of
-        Year and month in which it was published or looked up.
-    source
-        The page that states it.
-    """
+    """One price in the table's currency, the page that states it, and year and month of its publication or look-up."""
 
     price: float
     as_of: str = ""
@@ -55,8 +45,6 @@ class PriceTable:
     ----------
     name, title
         For flags, and for people.
-    currency
-        Like ``USD``.
     get, put, copy, list
         For 1000 requests: GETs and HEADs; PUTs, parts, and opening and completing uploads; copied parts; listings.
     internet, region
@@ -91,18 +79,10 @@ class PriceTable:
 
 
 def parse_prices(data: bytes, where: str) -> Mapping[str, PriceTable]:
-    """Read tables of prices from JSON, by name.
-
-    Raises
-    ------
-    FormatError
-        Not of this form; nothing is guessed or passed over.
+    """Read tables of prices from JSON, by name; FormatError for any other form: nothing is guessed or passed over.
 
     Examples
     --------
-    >>> from reshard.planning.cost.prices import built_in_prices
-    >>> built_in_prices()["aws-us-east-1"].get.price
-    0.0004
     >>> parse_prices(b'{"format": "reshard-prices/1", "tables": {}}', "p.json")
     Traceback (most recent call last):
     ...
@@ -147,26 +127,10 @@ def built_in_prices() -> Mapping[str, PriceTable]:
 
 
 def choose_table(provider: str, own: Mapping[str, PriceTable], name: str | None = None) -> PriceTable | None:
-    """Find the prices of a service.
+    """Find the prices of a service, None if no table is for it; the ``own`` ones precede those of the package.
 
-    Parameters
-    ----------
-    provider
-        The service's name, as :mod:`reshard.storage.providers` has it; ``local`` and ``memory`` are free.
-    own
-        Tables that take precedence over those of the package.
-    name
-        Of the table to use, whatever the provider.
-
-    Returns
-    -------
-    PriceTable | None
-        None if no table is for this service.
-
-    Raises
-    ------
-    UsageError
-        There is no table of this name.
+    ``provider`` is its name as :mod:`reshard.storage.providers` has it; ``local`` and ``memory`` are free. ``name`` is
+    that of the table to use, whatever the provider. Raise UsageError if there is no such table.
 
     Examples
     --------
@@ -210,16 +174,11 @@ class Bill:
     ----------
     side
         ``source``, ``target`` or ``staging``, where chunks are between two passes.
-    provider
-        The service.
     table, title, currency, as_of
         The prices; the table is empty and all amounts 0 where none are known.
-    requests
-        For all requests.
-    egress
-        For the bytes that leave the store, to where the machine is assumed to be.
-    egress_outside
-        The same if it is outside the region.
+    requests, egress, egress_outside
+        For all requests; for the bytes that leave the store, to where the machine is assumed to be; and the same if
+        it is outside the region.
     storage_month
         For keeping the outputs, a month; None where the table has no price.
     """

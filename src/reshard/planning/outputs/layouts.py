@@ -20,20 +20,15 @@ from ...tensor import Box, Layout, Shape, TensorSpec
 class Partition:
     """The division of a tensor over the devices of a stage; :class:`Partitions` makes one of each.
 
-    Parameters
-    ----------
-    extent
-        Shape of the tensor as its bytes are addressed.
-    layout
-        It fits the extent; None for a tensor that is whole everywhere.
-    slice_shape
-        Shape of one device's slice.
+    The layout fits the extent, the tensor's shape as its bytes are addressed; None for a tensor that is whole
+    everywhere.
     """
 
     extent: Shape
     layout: Layout | None
     slice_shape: Shape
-    _indices: dict[int, Shape]
+    indices: dict[int, Shape]
+    """The position of each device's slice among the equal slices along each axis, as far as it is known."""
 
     def box(self, device: int) -> Box:
         """Return what one device of the stage holds.
@@ -45,14 +40,6 @@ class Partition:
         """
         return _box(self, device)
 
-    def slice_index(self, device: int) -> Shape:
-        """Return the position of a device's slice among the equal slices along each axis."""
-        index = self._indices.get(device)
-        if index is None:
-            assert self.layout is not None
-            index = self._indices[device] = self.layout.place_of(device)
-        return index
-
 
 # Few partitions over few devices recur and fit the cache; of very many, each box is derived anew.
 @lru_cache(1 << 12)
@@ -61,8 +48,10 @@ def _box(partition: Partition, device: int) -> Box:
         return Box.whole(partition.extent)
     if partition.layout.row_split:  # slices differ in length
         return partition.layout.box_of(partition.extent, device)
-    shape = partition.slice_shape
-    start = tuple([size * index for size, index in zip(shape, partition.slice_index(device), strict=True)])
+    shape, indices = partition.slice_shape, partition.indices
+    if device not in indices:
+        indices[device] = partition.layout.place_of(device)
+    start = tuple([size * index for size, index in zip(shape, indices[device], strict=True)])
     return Box(start, tuple([first + size for first, size in zip(start, shape, strict=True)]))
 
 

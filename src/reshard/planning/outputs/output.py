@@ -29,14 +29,11 @@ class Computation:
 
     Parameters
     ----------
-    kernel
-        ``cast``, ``dequantise`` or ``merge_lora``.
-    dtype
-        Of the result, which has the source's shape.
-    extras
-        Other entries of the catalog that the kernel takes: block scales, or the adapters A and B.
-    blocks
-        Shape of the block that one scale applies to, in elements.
+    kernel, dtype
+        ``cast``, ``dequantise`` or ``merge_lora``, and the dtype of the result, which has the source's shape.
+    extras, blocks
+        Other entries of the catalog that the kernel takes: block scales, or the adapters A and B; and the shape of
+        the block that one scale applies to, in elements.
     scaling, rank, working, transposed
         Of a LoRA: the factor of the product, the length of the axis that A and B share, the dtype of the
         computation, and whether the weight is stored transposed.
@@ -68,14 +65,8 @@ class Piece:
 class TargetTensor:
     """One tensor of the target, whole; its pieces tile it exactly.
 
-    Parameters
-    ----------
-    sharding
-        How the source held it.
-    tile_itemsize
-        Bytes of buffers for each element while it is computed, besides the part; 0 if nothing is computed.
-    unit
-        What is best kept in one step: an axis, and a number of consecutive indices along it.
+    ``tile_itemsize`` are the bytes of buffers for each element while it is computed, besides the part; 0 if nothing is.
+    ``unit`` is best kept in one step: an axis, and a number of consecutive indices along it.
     """
 
     spec: TensorSpec
@@ -113,12 +104,9 @@ class Output:
     ----------
     keys
         Relative to the target's URL, at least one.
-    tensors
-        Indices into the target's tensors, in the order of the object.
-    boxes
-        The box of each tensor that this object holds.
-    specs
-        The tensors as the object's header lists them.
+    tensors, boxes, specs
+        Indices into the target's tensors, in the order of the object; the box that it holds of each; and the
+        tensors as its header lists them.
     metadata, texts
         Other content of the object, as far as its format has a place for it.
     layout
@@ -168,17 +156,8 @@ class Attachment:
 class SourceMetadata:
     """Content of the source besides tensors, and the names of tensors that were dropped.
 
-    Parameters
-    ----------
-    metadata
-        Metadata about the checkpoint as a whole.
-    texts
-        Values that are text.
-    notes_of
-        Metadata about one tensor, by the tensor's name in the target: MindSpore marks packed int4 there, and
-        the mark goes with its tensor.
-    dropped
-        Names of tensors that the request leaves out.
+    ``metadata`` is about the checkpoint as a whole, ``notes_of`` about one tensor, by the tensor's name in the target:
+    MindSpore marks packed int4 there, and the mark goes with its tensor.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -252,8 +231,8 @@ def check_outputs(outputs: Sequence[Output], others: Sequence[Document | Attachm
         try:
             _ = output.frame
         except FormatError as error:
-            message = f"{output.keys[0]} cannot be written: {error.message}"
-            raise PlanError(message, problems=error.problems, hint=error.hint) from error
+            message = f"{output.keys[0]} cannot be written: {error.marked_message}"
+            raise PlanError(message, problems=error.marked_problems, hint=error.marked_hint) from error
     losing = [output for output in distinct if output.texts and not output.container.definition.has_texts]
     formats = " and ".join(sorted({output.container.value for output in losing}))
     raise_all(

@@ -94,11 +94,8 @@ class Streamed:
     def spans(self, slot: int, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Find which of the elements ``[first, stop)`` of a tensor are streamed.
 
-        Yields
-        ------
-        tuple
-            First element, one past the last, the number of copied ranges before them, and the byte of the
-            object where the tensor's element 0 would be if all elements before these were contiguous with them.
+        Yield the first element, one past the last, the number of copied ranges before them, and the byte of the object
+        where the tensor's element 0 would be if all elements before these were contiguous with them.
         """
         for a, b, origin in self.frame.spans(slot, first, stop):
             if not self.copied:

@@ -17,18 +17,9 @@ _FEW_SLICES = 8  # of a tensor: quicker to keep than to derive again
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One output's box of a tensor, in rows.
+    """One output's box of a tensor, in elements of the whole, and in rows: a row is one index into its leading axes.
 
-    Parameters
-    ----------
-    member
-        Index of the output within the group.
-    slot
-        Index of the tensor within that output.
-    box
-        In elements of the whole tensor.
-    row_count, row_elements
-        The box as rows: a row is one index into its leading axes.
+    ``member`` is the index of the output within the group, ``slot`` that of the tensor within the output.
     """
 
     member: int
@@ -87,12 +78,8 @@ class Slices(Sequence[Slice]):
 class WalkItem:
     """One tensor of a walk: its slices, and the rows it can be cut between.
 
-    Parameters
-    ----------
-    itemsize, tile_itemsize
-        Bytes of an element, and of the buffers that computing one takes.
-    row_count
-        Rows of the largest slice; smaller slices are cut at the row nearest before.
+    ``itemsize`` and ``tile_itemsize`` are the bytes of an element, and of the buffers that computing one takes. Rows
+    are those of the largest slice; smaller slices are cut at the row nearest before.
     """
 
     tensor: int

@@ -14,16 +14,9 @@ from .source_headers import SourceHeaders, placements_of
 def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = None) -> Catalog:
     """Describe a source whose objects hold whole tensors.
 
-    Parameters
-    ----------
-    weight_map
-        An index: tensor name to object key. It decides when a tensor is in several objects, and
-        everything it names must be there; tensors it does not name are taken all the same.
-
-    Raises
-    ------
-    CatalogError
-        Tensors missing from the objects that the index names, or in several objects without one.
+    ``weight_map`` is an index: tensor name to object key. It decides when a tensor is in several objects, and
+    everything it names must be there; tensors it does not name are taken all the same. Raise CatalogError for tensors
+    missing from the objects that the index names, or in several objects without one.
     """
     weight_map, names = weight_map or {}, source.names
     entries: dict[str, Entry] = {}
@@ -57,10 +50,7 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
 def tree_catalog(source: SourceHeaders, entry_name: Callable[[str, str], str]) -> Catalog:
     """Describe objects that are not to be joined: every tensor of each becomes an entry.
 
-    Parameters
-    ----------
-    entry_name
-        Makes an entry's name of an object's key and the tensor's name there.
+    ``entry_name`` makes the entry's name of the object's key and the tensor's name there.
     """
     entries: list[Entry] = []
     texts: dict[str, str] = {}
@@ -81,13 +71,7 @@ def tree_catalog(source: SourceHeaders, entry_name: Callable[[str, str], str]) -
 
 
 def with_adapters(catalog: Catalog, adapters: Catalog) -> Catalog:
-    """Add the tensors of another catalog to a model's.
-
-    Raises
-    ------
-    CatalogError
-        Both have a tensor of one name.
-    """
+    """Add the tensors of another catalog to a model's; CatalogError if both have a tensor of one name."""
     names = {entry.spec.name for entry in catalog.entries}
     twice = [entry.spec.name for entry in adapters.entries if entry.spec.name in names]
     raise_all(CatalogError, f"{adapters.url}: adapters and model both have these tensors", twice)

@@ -16,15 +16,8 @@ from .source_headers import SourceHeaders, placements_of
 def iteration_catalog(source: SourceHeaders, metadata: IterationMetadata) -> Catalog:
     """Describe a source whose ``metadata.json`` says which object holds which box.
 
-    Parameters
-    ----------
-    source
-        Of the objects that the metadata names, those that are there.
-
-    Raises
-    ------
-    CatalogError
-        Boxes that no object holds, tensors that differ from the metadata, or that it does not name.
+    ``source`` has those objects that the metadata names and that are there. Raise CatalogError for boxes that no object
+    holds, tensors that differ from the metadata, and tensors that it does not name.
     """
     shards = _Shards(source.headers)
     kept = [tensor for tensor in metadata.tensors if source.names.is_kept(tensor.spec.name)]

@@ -23,21 +23,11 @@ def rank_catalog(
     """Describe a source of one object a rank, cut by a strategy.
 
     Tensors that the strategy does not list must be the same on every rank that has them. Only their headers are
-    compared here: :attr:`Catalog.unlisted_copies` names those whose bytes must still be compared.
+    compared here: :attr:`Catalog.unlisted_copies` names those whose bytes must still be compared. ``keep_rank`` is the
+    rank whose copy to take of those whose dtypes, shapes or pieces differ.
 
-    Parameters
-    ----------
-    ranks
-        The rank of each of the source's headers.
-    keep_rank
-        Whose copy to take of unlisted tensors whose dtypes, shapes or pieces differ between ranks.
-
-    Raises
-    ------
-    StrategyError
-        Shards that contradict the strategy: ranks, axes, shapes.
-    CatalogError
-        Boxes that no shard holds, dtypes that differ.
+    ``ranks`` has the rank of each of the source's headers. Raise StrategyError for shards that contradict the strategy
+    (ranks, axes, shapes), and CatalogError for boxes that no shard holds and dtypes that differ.
     """
     keys = {rank: header.object.key for rank, header in zip(ranks, source.headers, strict=True)}
     beyond = [f"rank {rank}: {key}" for rank, key in keys.items() if rank >= strategy.rank_count]
@@ -130,7 +120,7 @@ class _RankJoin:
                 raise StrategyError(f"{spec.dtype} has no whole bytes to cut between")
             boxes = [layout.box_of(spec.shape, device) for device in range(layout.device_count)]
         except StrategyError as error:
-            self._misfits.append(f"{name}: {error.message}")
+            self._misfits.append(f"{name}: {error.marked_message}")
             return None
         wrong = {rank: each for rank, each in specs.items() if each.shape != boxes[rank % layout.device_count].shape}
         if wrong:
@@ -264,10 +254,7 @@ def _ranks(ranks: Iterable[int]) -> str:
 def take_copy_of_rank(catalog: Catalog, name: str, rank: int, key: str) -> Catalog:
     """Take one rank's copy of a tensor that differs between ranks, from the object ``key``.
 
-    Raises
-    ------
-    CatalogError
-        That object does not hold the tensor.
+    Raise CatalogError if that object does not hold the tensor.
     """
     index = next((i for i, item in enumerate(catalog.objects) if item.key == key), -1)
     entries = []

@@ -49,17 +49,8 @@ _T = TypeVar("_T")
 class NameFilter:
     """Patterns that select names; the module describes them.
 
-    Parameters
-    ----------
-    keep
-        Only names that match one of these are taken; empty for all names.
-    drop
-        Names that match one of these are not, whatever ``keep`` says.
-
-    Raises
-    ------
-    UsageError
-        Patterns that cannot be used; all are listed.
+    Only names that match a pattern of ``keep`` are taken, or all if it is empty; names that match one of ``drop`` are
+    not, whatever ``keep`` says. Raise UsageError for patterns that cannot be used; all are listed.
 
     Examples
     --------
@@ -104,17 +95,8 @@ class NameFilter:
 class Renames:
     """New names of tensors: a map, then rules; the module describes them.
 
-    Parameters
-    ----------
-    name_map
-        Old name to new name; takes precedence over all rules.
-    rules
-        The first that matches a name decides. A name that nothing matches stays.
-
-    Raises
-    ------
-    UsageError
-        Rules that cannot be used; all are listed.
+    The map, old name to new name, takes precedence over all rules. Of these the first that matches a name decides; a
+    name that nothing matches stays. Raise UsageError for rules that cannot be used; all are listed.
 
     Examples
     --------
@@ -136,15 +118,8 @@ class Renames:
     def apply(self, names: Iterable[str]) -> dict[str, str]:
         """Return the new name of every name, in their order; all new names differ.
 
-        Parameters
-        ----------
-        names
-            In the source, without those that are dropped: they cannot collide with anything.
-
-        Raises
-        ------
-        PlanError
-            Tensors that would share a name, or have an empty one; all are listed.
+        Names are those of the source, without those that are dropped: these cannot collide with anything. Raise
+        PlanError for tensors that would share a name, or have an empty one; all are listed.
         """
         renamed = {name: self._find(name)[1] for name in names}
         hint = "Renames see names of the source, all at once; drop tensors that are not needed."
@@ -207,7 +182,7 @@ def _parse_all(texts: Iterable[str], parse: Callable[[str], _T], role: str, prob
         try:
             found.append(parse(text))
         except UsageError as error:
-            problems.append(f"{role} {shown(text)}: {error.message}")
+            problems.append(f"{role} {shown(text)}: {error.marked_message}")
     return tuple(found)
 
 

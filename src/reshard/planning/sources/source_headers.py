@@ -17,16 +17,9 @@ ALL_NAMES = NameFilter()
 
 @dataclass(frozen=True, slots=True)
 class SourceHeaders:
-    """The headers of all objects of a source, and which tensors to take.
+    """The headers of all objects of a source, and which tensors to take; see :class:`Catalog`.
 
-    Parameters
-    ----------
-    url
-        The objects' keys are relative to it.
-    kind
-        For people; see :class:`Catalog`.
-    index_bytes
-        Bytes of documents that were read besides the headers.
+    ``index_bytes`` are those of documents that were read besides the headers.
     """
 
     url: str
@@ -83,13 +76,9 @@ def _common(mappings: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], tupl
 def placements_of(held: Sequence[tuple[int, HeaderTensor]], origin: Shape | None = None) -> tuple[Placement, ...]:
     """Locate the bytes of one box of a tensor, of which several objects may hold copies.
 
-    Parameters
-    ----------
-    held
-        Index of each object that holds the box, and its tensor there. Formats may cut large tensors into pieces;
-        copies that are not cut like the first are left out, since a placement's holders share its box.
-    origin
-        First element of the box within the whole tensor.
+    ``held`` has the index of each such object, and its tensor there; ``origin`` is the box's first element within the
+    whole tensor. Formats may cut large tensors into pieces; copies that are not cut like the first are left out, since
+    a placement's holders share its box.
     """
     first = [box for box, _ in held[0][1].boxes]
     fitting = [(index, tensor) for index, tensor in held if [box for box, _ in tensor.boxes] == first]
@@ -105,20 +94,18 @@ def placements_of(held: Sequence[tuple[int, HeaderTensor]], origin: Shape | None
 def with_selection_notes(catalog: Catalog, names: NameFilter, present: Collection[str] = ()) -> Catalog:
     """Note which tensors a filter drops, and which of its patterns match nothing.
 
-    Parameters
-    ----------
-    present
-        All names of the source; by default those of the catalog.
-
-    Raises
-    ------
-    UsageError
-        A pattern of ``keep`` matches no name.
+    ``present`` are all names of the source; by default those of the catalog. Raise UsageError if a pattern of ``keep``
+    matches none.
     """
     present = present or {*(entry.spec.name for entry in catalog.entries), *catalog.texts, *catalog.dropped}
     missed = names.unmatched_keep(present)
-    raise_all(UsageError, f"{catalog.url}: {option('keep')} matches no tensor", missed, "reshard inspect lists names.")
+    raise_all(
+        UsageError,
+        f"{catalog.url}: {option('keep')} matches no tensor",
+        missed,
+        "Run reshard inspect to list the names.",
+    )
     notes = [f"drop pattern {pattern} matches no tensor" for pattern in names.unmatched_drop(present)]
     if catalog.dropped:
-        notes.insert(0, f"{len(catalog.dropped)} tensors are left out as asked: {sample(catalog.dropped, 5)}")
+        notes.insert(0, f"{len(catalog.dropped)} tensors are left out as requested: {sample(catalog.dropped, 5)}")
     return replace(catalog, notes=(*catalog.notes, *notes))

@@ -25,24 +25,13 @@ def zarr_catalog(
     names: NameFilter,
     index_bytes: int = 0,
 ) -> Catalog:
-    """Describe a source of zarr arrays.
+    """Describe a source of zarr arrays: all that are below the group, each under a path of its own.
 
-    Parameters
-    ----------
-    arrays
-        All that are below the group, each under a path of its own.
-    stored
-        Objects of the store by key; only those of arrays that are taken become the catalog's.
-    names
-        Which tensors to take.
-    index_bytes
-        Bytes of the documents that were read.
+    ``stored`` are the objects of the store by key; only those of arrays that are taken become the catalog's.
+    ``index_bytes`` are those of the documents that were read.
 
-    Raises
-    ------
-    CatalogError
-        Two arrays of one name or one inside another, chunks of a wrong length, missing chunks of arrays that
-        this package wrote, or more missing chunks of others' arrays than is plausible.
+    Raise CatalogError for two arrays of one name or one inside another, chunks of a wrong length, missing chunks of
+    arrays that this package wrote, and more missing chunks of others' arrays than is plausible.
     """
     _check_apart(url, arrays)
     chunks = _Chunks(stored)
@@ -105,7 +94,7 @@ class _Chunks:
             try:
                 element = array.fill.element()
             except FormatError as error:
-                problem = error.message  # which matters only if a chunk is missing
+                problem = error.marked_message  # which matters only if a chunk is missing
         placements: list[Placement] = []
         missing: list[str] = []
         most = _SHOWN if array.fill is None else self._spare

@@ -16,16 +16,9 @@ _ITEM_BYTES = 5 * KIB
 class Buffers:
     """Memory by use; sizes in bytes.
 
-    Parameters
-    ----------
-    given
-        The limits before ``read_bytes`` is lowered.
-    read_bytes
-        Largest ranged GET that fits.
-    fixed_bytes
-        One read and the client's own buffers for every request in flight.
-    parts_bytes
-        The rest, for upload parts being filled or sent; may be negative.
+    ``read_bytes`` is the largest ranged GET that fits, lowered from that of the ``given`` limits. ``fixed_bytes`` has
+    one read and the client's own buffers for every request in flight; ``parts_bytes`` is the rest, for upload parts
+    being filled or sent, and may be negative.
     """
 
     given: Limits
@@ -83,11 +76,7 @@ def process_bytes(buffer_bytes: int, item_count: int) -> int:
 
     Measured, and rounded up: the client's models and connections, stacks of threads and short-lived objects, and
     the entries of each tensor and object in catalog, plan, steps and manifest (``benchmarks/results/bench.json``).
-
-    Parameters
-    ----------
-    item_count
-        Tensors and objects of the source, and objects to write.
+    Items are tensors and objects of the source, and objects to write.
 
     Examples
     --------

@@ -31,15 +31,10 @@ class _Run(NamedTuple):
 
 
 def with_copies(draft: Draft, copy_bases: Sequence[int]) -> Draft:
-    """Return the same draft with everything that the store can copy left to the store.
-
-    Parameters
-    ----------
-    copy_bases
-        Bases of the catalog's objects that the target's store can copy from.
-    """
+    """Return the same draft with everything left to the target's store that it can copy from objects of these bases."""
     if not copy_bases:
         return draft
+    finder = CopyFinder(draft, copy_bases)
     copied: list[tuple[CopiedRange, ...]] = [()] * len(draft.outputs)
     part_count = slice_count = 0
     for positions in group_by_layout(draft.outputs):
@@ -48,32 +43,87 @@ def with_copies(draft: Draft, copy_bases: Sequence[int]) -> Draft:
                 slice_count += len(draft.outputs[position].tensors)
                 # Bounds the work for any catalog; what is beyond is streamed.
                 if part_count <= _MOST_PARTS and slice_count <= _MOST_SLICES:
-                    copied[position] = find_copies(draft, draft.outputs[position], copy_bases)
+                    copied[position] = finder.find(draft.outputs[position])
                 part_count += sum(-(-run.nbytes // draft.limits.most_copied_bytes) for run in copied[position])
     return replace(draft, copied_ranges=tuple(copied))
 
 
-def find_copies(draft: Draft, output: Output, copy_bases: Sequence[int]) -> tuple[CopiedRange, ...]:
-    """Choose the ranges of an output that the store copies, ascending.
+class CopyFinder:
+    """Chooses the ranges of outputs that the store copies."""
 
-    Every range, and every gap between two, is at least as long as the store's smallest part.
-    """
-    limits = draft.limits
-    least = limits.min_part_bytes
-    reachable = frozenset(
-        index
-        for index, item in enumerate(draft.catalog.objects)
-        if item.base in copy_bases and item.nbytes >= limits.min_copy_source_bytes and not item.fill
-    )
-    found = [run for run in _joined(sorted(_runs(draft, output, reachable))) if run.nbytes >= least]
-    while found:
-        chosen = _choose(found, output, least)
-        parts = sum(-(-run.nbytes // limits.most_copied_bytes) for run in chosen)
-        if parts + len(chosen) <= limits.max_part_count // 2:  # the other half is for what is streamed between them
-            return tuple(chosen)
-        least *= 2  # fewer ranges, longer ones
-        found = [run for run in found if run.nbytes >= least]
-    return ()
+    def __init__(self, draft: Draft, copy_bases: Sequence[int]) -> None:
+        limits, entries = draft.limits, draft.catalog.entries
+        self._draft = draft
+        shortest = max(limits.min_part_bytes, limits.min_copy_source_bytes)
+        self._objects = frozenset(
+            index
+            for index, item in enumerate(draft.catalog.objects)
+            if item.base in copy_bases and item.nbytes >= shortest and not item.fill
+        )
+        self._entries = frozenset(
+            index
+            for index, entry in enumerate(entries)
+            if any(holder in self._objects for placement in entry.placements for holder, _ in placement.holders)
+        )
+
+    def find(self, output: Output) -> tuple[CopiedRange, ...]:
+        """Choose the ranges of an output that the store copies, ascending.
+
+        Every range, and every gap between two, is at least as long as the store's smallest part.
+        """
+        limits = self._draft.limits
+        least = limits.min_part_bytes
+        found = [run for run in _joined(sorted(self._runs(output))) if run.nbytes >= least]
+        while found:
+            chosen = _choose(found, output, least)
+            parts = sum(-(-run.nbytes // limits.most_copied_bytes) for run in chosen)
+            if parts + len(chosen) <= limits.max_part_count // 2:  # the other half is for what is streamed between them
+                return tuple(chosen)
+            least *= 2  # fewer ranges, longer ones
+            found = [run for run in found if run.nbytes >= least]
+        return ()
+
+    def _runs(self, output: Output) -> Iterator[_Run]:
+        """Yield the bytes of an output that are contiguous in objects that can be copied from."""
+        draft = self._draft
+        for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
+            if box.is_empty or not any(piece.source in self._entries for piece in draft.tensors[tensor].pieces):
+                continue
+            whole = whole_placement(draft, tensor)
+            if whole is not None:  # nearly all tensors: no fill needs to be derived for them
+                first_byte = _first_byte(box, *extent_of(draft.tensors[tensor].spec), draft.limits.min_part_bytes)
+                if first_byte == _SHORT:
+                    continue
+                if first_byte >= 0:
+                    yield from self._one_run(output, slot, first_byte, whole)
+                    continue
+            count = box.element_count
+            itemsize = output.specs[slot].nbytes // count
+            spans = [(a * itemsize, b * itemsize, origin) for a, b, origin in output.frame.spans(slot, 0, count)]
+            for fill in box_fills(draft, tensor, box, box, lambda _piece, _patch: None):  # what is computed is streamed
+                holders = self._holders(fill.placement)
+                if not holders or not _may_be_parts(fill.scatter, draft.limits):
+                    continue
+                starts = zip(fill.scatter.source_runs.starts(), fill.scatter.target_runs.starts(), strict=True)
+                for source, target in starts:
+                    for low, high, origin in spans:
+                        a, b = max(low, target), min(high, target + fill.scatter.nbytes)
+                        if a < b:
+                            places = tuple((index, first + source + a - target) for index, first in holders)
+                            yield _Run(origin + a, origin + b, places)
+
+    def _one_run(self, output: Output, slot: int, first_byte: int, placement: Placement) -> Iterator[_Run]:
+        """Yield what an output holds of a tensor that is contiguous in the output and in the source."""
+        holders = self._holders(placement)
+        nbytes = output.specs[slot].nbytes
+        itemsize = nbytes // output.boxes[slot].element_count
+        for a, b, origin in output.frame.spans(slot, 0, nbytes // itemsize) if holders else ():
+            start, stop = a * itemsize, b * itemsize
+            places = tuple((index, first + first_byte + start) for index, first in holders)
+            yield _Run(origin + start, origin + stop, places)
+
+    def _holders(self, placement: Placement) -> tuple[tuple[int, int], ...]:
+        return tuple(holder for holder in placement.holders if holder[0] in self._objects)
 
 
 def _may_hold_any(draft: Draft, output: Output) -> bool:
@@ -105,36 +155,6 @@ def _may_hold_any(draft: Draft, output: Output) -> bool:
     return False
 
 
-def _runs(draft: Draft, output: Output, reachable: frozenset[int]) -> Iterator[_Run]:
-    """Yield the bytes of an output that are contiguous in objects that can be copied from."""
-    limits = draft.limits
-    for slot, (tensor, box) in enumerate(zip(output.tensors, output.boxes, strict=True)):
-        if box.is_empty:
-            continue
-        whole = whole_placement(draft, tensor)
-        if whole is not None:  # nearly all tensors: no fill needs to be derived for them
-            first_byte = _first_byte(box, *extent_of(draft.tensors[tensor].spec), limits.min_part_bytes)
-            if first_byte == _SHORT:
-                continue
-            if first_byte >= 0:
-                yield from _one_run(output, slot, first_byte, whole, reachable)
-                continue
-        count = box.element_count
-        itemsize = output.specs[slot].nbytes // count
-        spans = [(a * itemsize, b * itemsize, origin) for a, b, origin in output.frame.spans(slot, 0, count)]
-        for fill in box_fills(draft, tensor, box, box, lambda _piece, _patch: None):  # no store copies what is computed
-            holders = tuple(holder for holder in fill.placement.holders if holder[0] in reachable)
-            if not holders or not _may_be_parts(fill.scatter, limits):
-                continue
-            starts = zip(fill.scatter.source_runs.starts(), fill.scatter.target_runs.starts(), strict=True)
-            for source, target in starts:
-                for low, high, origin in spans:
-                    a, b = max(low, target), min(high, target + fill.scatter.nbytes)
-                    if a < b:
-                        places = tuple((index, first + source + a - target) for index, first in holders)
-                        yield _Run(origin + a, origin + b, places)
-
-
 def _first_byte(box: Box, shape: Shape, itemsize: int, least: int) -> int:
     """Return where a box begins in a row-major tensor if it is one run, else ``_LONG`` or ``_SHORT`` for its runs."""
     first, stride, nbytes, is_cut = 0, itemsize, itemsize, False
@@ -146,20 +166,6 @@ def _first_byte(box: Box, shape: Shape, itemsize: int, least: int) -> int:
         nbytes *= high - low
         is_cut = is_cut or high - low < extent
     return first
-
-
-def _one_run(
-    output: Output, slot: int, first_byte: int, placement: Placement, reachable: frozenset[int]
-) -> Iterator[_Run]:
-    """Yield what an output holds of a tensor that is contiguous in the output and in the source."""
-    holders = [(index, first + first_byte) for index, first in placement.holders if index in reachable]
-    if not holders:
-        return
-    nbytes = output.specs[slot].nbytes
-    itemsize = nbytes // output.boxes[slot].element_count
-    for a, b, origin in output.frame.spans(slot, 0, nbytes // itemsize):
-        start, stop = a * itemsize, b * itemsize
-        yield _Run(origin + start, origin + stop, tuple((index, first + start) for index, first in holders))
 
 
 def _may_be_parts(scatter: Scatter, limits: Limits) -> bool:
@@ -210,15 +216,8 @@ def _trim(run: CopiedRange, end: int, output: Output, least: int) -> CopiedRange
     """Return a run without the bytes that a short gap after ``end`` needs, None if too little is left."""
     start = run.start
     if start != end and start - end < least:
-        start = _next_element(output, end + least)
+        start = end + least
+        if (place := output.frame.place_of(start)) is not None:  # streamed and copied bytes meet between elements
+            slot, position = place
+            start += -position % (output.specs[slot].nbytes // max(1, output.boxes[slot].element_count))
     return run.within(ByteRange(start, run.stop)) if run.stop - start >= least else None
-
-
-def _next_element(output: Output, byte: int) -> int:
-    """Return the first byte of an element from some byte on: streamed and copied bytes meet between elements."""
-    place = output.frame.place_of(byte)
-    if place is None:
-        return byte
-    slot, position = place
-    itemsize = output.specs[slot].nbytes // max(1, output.boxes[slot].element_count)
-    return byte + -position % itemsize

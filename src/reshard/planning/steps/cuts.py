@@ -115,14 +115,9 @@ def find_cuts(
     min_part_bytes: int,
     counts: Sequence[int] | None = None,
 ) -> Cuts:
-    """Cut a walk as soon as every output has enough bytes for a part.
+    """Cut a walk as soon as every output has enough bytes for a part of the wished size, at least the smallest one.
 
-    Parameters
-    ----------
-    part_bytes
-        Wished size of a part, at least ``min_part_bytes``.
-    counts
-        How many outputs each of ``outputs`` represents; one if omitted.
+    ``counts`` says how many outputs each of ``outputs`` represents; one if omitted.
     """
     cursor, before = Cursor(outputs, counts), [0] * len(outputs)
     cuts: list[Cut] = []

@@ -32,11 +32,8 @@ class Group:
 class Draft:
     """All that steps are derived from, except the groups.
 
-    Parameters
-    ----------
-    copied_ranges
-        Ranges of each output that the store copies from the source; empty if the store copies nothing, not even
-        equal outputs.
+    ``copied_ranges`` are those of each output that the store copies from the source; empty if it copies nothing, not
+    even equal outputs.
     """
 
     catalog: Catalog

@@ -7,13 +7,25 @@ the pieces, and the stored boxes. Steps, cost, copies, staging and explanations 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from operator import add, ge, sub
 from typing import NamedTuple
 
 from ...models.lora import adapter_boxes
-from ...tensor import Box, Patch, Scatter, extent_of, plain_patch, row_major_boxes, slice_scatters, view_boxes
+from ...tensor import (
+    Box,
+    Patch,
+    Scatter,
+    box_scatter,
+    extent_of,
+    plain_patch,
+    row_major_boxes,
+    slice_scatters,
+    view_boxes,
+)
 from ...tensor.patch import Views
-from ..catalog import Placement
+from ..catalog import Entry, Placement
 from ..outputs.output import Computation, Piece
 from ..outputs.walk import Slice, WalkItem
 from .draft import Draft
@@ -23,18 +35,9 @@ OnComputed = Callable[[Piece, Patch], None]
 
 
 class Fill(NamedTuple):
-    """Stored bytes that fill part of a box.
+    """Stored bytes that fill part of a box: those of the ``place``-th placement of the catalog's ``entry``-th entry.
 
-    Parameters
-    ----------
-    entry
-        Index into the catalog's entries.
-    place
-        Index into the entry's placements.
-    scatter
-        From the placement's first byte to the row-major box that is filled.
-    element_count
-        Elements that are filled.
+    They are scattered from the placement's first byte to the row-major box that is filled.
     """
 
     entry: int
@@ -63,14 +66,8 @@ def pieces_in(draft: Draft, tensor: int, box: Box) -> Iterator[tuple[Piece, Patc
 def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnComputed | None = None) -> Iterator[Fill]:
     """Find the stored bytes that fill a box of a target's tensor.
 
-    Parameters
-    ----------
-    box
-        What to fill.
-    held
-        The box that the target buffer holds, row-major; scatters count in it.
-    on_computed
-        Takes what is computed instead of moved; without it such pieces count as if they were moved.
+    Scatters count in ``held``, the box that the target buffer holds, row-major. ``on_computed`` takes what is computed
+    instead of moved; without it such pieces count as if they were moved.
     """
     for piece, patch in pieces_in(draft, tensor, box):
         if piece.computation is not None and on_computed is not None:
@@ -131,12 +128,31 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     if len(placements) == 1:  # it holds all of the tensor
         yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
         return
+    if patch.is_plain:
+        yield from _stored_plainly(index, entry, patch, held)
+        return
     hull = patch.source_hull
     for place, placement in enumerate(placements):
-        box = placement.box
-        if box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
+        if placement.box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
             continue
-        for part in (box,) if patch.is_plain else view_boxes(patch.source_views, box):
+        for part in view_boxes(patch.source_views, placement.box):
             common = patch.within_source(part)
             if common is not None:
-                yield Fill(index, place, placement, common.scatter(box, held, itemsize), common.element_count)
+                yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
+
+
+def _stored_plainly(index: int, entry: Entry, patch: Patch, held: Box) -> Iterator[Fill]:
+    """Find the stored boxes that a plain patch takes from: as :func:`_stored` does, without factors, and quicker."""
+    itemsize, held_shape = extent_of(entry.spec)[1], held.shape
+    hull = patch.source_box
+    # From an element of the entry to its place in the target's buffer.
+    offset = tuple(a - b - c for a, b, c in zip(patch.target_start, patch.source_start, held.start, strict=True))
+    for place, placement in enumerate(entry.placements):
+        box = placement.box
+        if any(map(ge, box.start, hull.stop)) or any(map(ge, hull.start, box.stop)):  # nearly all chunks of an array
+            continue
+        start, stop = tuple(map(max, box.start, hull.start)), tuple(map(min, box.stop, hull.stop))
+        source, target = tuple(map(sub, start, box.start)), tuple(map(add, start, offset))
+        shape = tuple(map(sub, stop, start))
+        scatter = box_scatter(shape, (box.shape, source), (held_shape, target), itemsize)
+        yield Fill(index, place, placement, scatter, math.prod(shape))

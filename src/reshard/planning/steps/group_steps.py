@@ -39,14 +39,8 @@ class GroupSteps:
     """The steps of one group.
 
     Steps that stream are numbered by the cuts they end at, from 1 on; steps that have the store copy one part
-    follow. Outputs that share a layout and its copied ranges advance together, so one represents all of them.
-
-    Parameters
-    ----------
-    reader
-        It keeps what is found about the draft, for all groups.
-    index
-        Number of the group.
+    follow. Outputs that share a layout and its copied ranges advance together, so one represents all of them. The
+    reader keeps what is found about the draft, for all groups; ``index`` is the number of this one.
     """
 
     def __init__(self, draft: Draft, reader: RowReader, index: int, group: Group) -> None:

@@ -63,14 +63,7 @@ def form_groups(
 
     Of the group sizes that fit the memory, that whose reads cost least is chosen, by bytes and requests together
     (:func:`reshard.planning.steps.reads.score`); of those that cost about as little the smallest, because
-    smaller steps overlap better.
-
-    Parameters
-    ----------
-    families
-        See :func:`output_families`.
-    reader
-        It keeps what this finds about the draft, for counting and steps.
+    smaller steps overlap better. Families are those of :func:`output_families`.
 
     Raises
     ------

@@ -21,17 +21,10 @@ _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
 
 class BoxScore(NamedTuple):
-    """The score of what is read of one stored box.
+    """The score of what is read of one stored box of a tensor's ``slot``-th entry.
 
-    Parameters
-    ----------
-    slot
-        Which of the tensor's entries is stored there.
-    shared
-        Without the request of the first range, which may be joined to one for a neighbour in the object, and
-        without those that limit the length of reads: they are the same for every grouping.
-    alone
-        With every request.
+    ``alone`` counts every request, ``shared`` not that of the first range, which may be joined to one for a neighbour
+    in the object, and not those that limit the length of reads: they are the same for every grouping.
     """
 
     slot: int
@@ -53,15 +46,14 @@ class ReadScores:
     def group(self, members: Sequence[int]) -> int:
         """Return the score of what is read to write some outputs together, apart from what neighbours share."""
         if self._draft.has_copies(members):
-            found = _streamed_runs(self._draft, members)
-            return sum(self._box_score(0, runs).shared for _, runs in found)
+            return sum(self._box_score(0, runs).shared for _, runs in self._streamed_runs(members))
         return sum(len(slots) * sum(box.shared for box in boxes) for _, slots, boxes in self._tensors(members))
 
     def entries(self, members: Sequence[int]) -> Counter[int]:
         """Return the score of what is read of each entry to write some outputs together, every request counted."""
         found = Counter[int]()
         if self._draft.has_copies(members):
-            for entry, runs in _streamed_runs(self._draft, members):
+            for entry, runs in self._streamed_runs(members):
                 found[entry] += self._box_score(0, runs).alone
             return found
         for tensors, slots, boxes in self._tensors(members):
@@ -70,6 +62,28 @@ class ReadScores:
                 for box in boxes:
                     found[entries[box.slot]] += box.alone
         return found
+
+    def ranges(self, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
+        """Yield what is read to write some outputs together: an entry, and ranges of one of its stored boxes."""
+        for entry, runs in self._streamed_runs(members):
+            yield entry, needed_ranges(runs, self._draft.limits)
+
+    def _streamed_runs(self, members: Sequence[int]) -> Iterator[tuple[int, set[Runs]]]:
+        """Yield what some outputs need except what the store copies: an entry, and runs in one of its stored boxes."""
+        draft, streamed = self._draft, [self._draft.streamed(i) for i in members]
+        for item in draft.walk(members):
+            entries, found = self._equivalence.entries(item.tensor), dict[tuple[int, int], set[Runs]]()
+            for held in item.slices:
+                count = held.box.element_count
+                for first, last, _, _ in streamed[held.member].spans(held.slot, 0, count):
+                    if last - first == count:
+                        for (slot, place), runs in self._box_runs(item.tensor, held.box):
+                            found.setdefault((entries[slot], place), set()).add(runs)
+                        continue
+                    for fill in slice_fills(draft, item, held, (first, last)):
+                        found.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
+            for (entry, _), some in found.items():
+                yield entry, some
 
     def _tensors(self, members: Sequence[int]) -> Iterator[tuple[Sequence[int], Sequence[int], tuple[BoxScore, ...]]]:
         """Yield the scores of the stored boxes of tensors, after tensors and the positions of those that have them."""
@@ -143,22 +157,3 @@ def alone_score(nbytes: int, range_count: int, limits: Limits) -> int:
     2060
     """
     return score(nbytes * range_count, -(-nbytes // limits.read_bytes) * range_count, limits)
-
-
-def group_ranges(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, list[NeededRange]]]:
-    """Yield what some outputs read together, except what the store copies: an entry, and ranges of one of its boxes."""
-    for entry, runs in _streamed_runs(draft, members):
-        yield entry, needed_ranges(runs, draft.limits)
-
-
-def _streamed_runs(draft: Draft, members: Sequence[int]) -> Iterator[tuple[int, set[Runs]]]:
-    """Yield what some outputs need together, except what the store copies: an entry, and runs in one of its boxes."""
-    streamed = [draft.streamed(i) for i in members]
-    for item in draft.walk(members):
-        found: dict[tuple[int, int], set[Runs]] = {}
-        for held in item.slices:
-            for first, last, _, _ in streamed[held.member].spans(held.slot, 0, held.box.element_count):
-                for fill in slice_fills(draft, item, held, (first, last)):
-                    found.setdefault((fill.entry, fill.place), set()).add(fill.scatter.source_runs)
-        for (entry, _), runs in found.items():
-            yield entry, runs

@@ -33,11 +33,6 @@ def score(nbytes: int, request_count: int, limits: Limits) -> int:
 
     A request weighs as much as the longest gap that is read to avoid one, so that choices by this score agree
     with the choice of gaps to read.
-
-    Examples
-    --------
-    >>> score(1000, 3, Limits(max_gap_bytes=100))
-    1300
     """
     return nbytes + limits.max_gap_bytes * request_count
 
@@ -130,12 +125,7 @@ def _flattened(runs: Runs) -> Runs:
 def bridge(runs: Runs, limits: Limits) -> tuple[Runs, int]:
     """Join runs over their gaps, innermost level first, while that costs less than another request.
 
-    Returns
-    -------
-    Runs
-        What to read.
-    int
-        Needed bytes in each of these runs.
+    Return the runs to read, and the needed bytes in each of them.
     """
     nbytes, counts, strides, needed_bytes = runs.nbytes, runs.counts, runs.strides, runs.nbytes
     while counts:
@@ -153,14 +143,8 @@ def coalesce(
 ) -> list[NeededRange]:
     """Sort ranges, and join those that overlap, touch or are close.
 
-    Parameters
-    ----------
-    max_gap_bytes
-        Largest gap to bridge.
-    max_over_read
-        Bytes for each needed byte in what is joined over a gap, at most.
-    read_bytes
-        Longest range to make of two that do not overlap; None for any length.
+    What is joined over a gap has at most ``max_over_read`` bytes for each needed one. ``read_bytes`` is the longest
+    range to make of two that do not overlap; None for any length.
 
     Examples
     --------

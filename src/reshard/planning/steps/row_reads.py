@@ -33,16 +33,8 @@ Rows = tuple[WalkItem, int, int]
 class BoxReads:
     """What is read of one stored box; addresses count from its first byte.
 
-    Parameters
-    ----------
-    runs
-        The needed bytes, whoever needs them, joined where they touch.
-    ranges
-        What to read for the runs.
-    needed_bytes
-        In all runs.
-    is_dense
-        Whether the runs fill the ranges, each byte once.
+    ``runs`` are the needed bytes, whoever needs them, joined where they touch; ``ranges`` are read for them, and are
+    dense if the runs fill them, each byte once.
     """
 
     runs: tuple[Runs, ...]
@@ -66,14 +58,8 @@ class BoxReads:
 class RowReads:
     """What some rows of one tensor read, for all outputs of a group together.
 
-    Parameters
-    ----------
-    boxes
-        What is read of each stored box, after the slot of its entry (:meth:`Equivalence.entries`) and its placement.
-    tile_bytes
-        Bytes of buffers for what is computed.
-    computed
-        Slots of the entries whose values are computed.
+    ``boxes`` has what is read of each stored box, after the slot of its entry (:meth:`Equivalence.entries`) and its
+    placement. ``computed`` are the slots of entries whose values are computed, in buffers of ``tile_bytes``.
     """
 
     boxes: tuple[tuple[int, int, BoxReads], ...]
@@ -108,10 +94,7 @@ class RowReader:
     def blocks(self, rows: Iterable[Rows], streamed: Sequence[Streamed] | None = None) -> tuple[list[Block], int]:
         """Return the reads of a step, by object and range, and the bytes of its buffers for what is computed.
 
-        Parameters
-        ----------
-        streamed
-            The outputs of the group, if the store copies some of their bytes.
+        ``streamed`` are the outputs of the group, if the store copies some of their bytes.
         """
         found: dict[tuple[int, int], BoxReads] = {}
         alone, sharing = self._by_tiles(rows, streamed)
@@ -159,7 +142,9 @@ class RowReader:
     def _rows(self, item: WalkItem, first: int, last: int, streamed: Sequence[Streamed] | None) -> RowReads:
         if streamed is not None:  # which of a slice's bytes are copied differs from tensor to tensor
             return self._find(item, first, last, streamed)
-        key = self.equivalence.tensor(item.tensor), self._holders(item), first, last
+        # Who holds what of a tensor, whichever tensor it is.
+        holders = tuple(self._holder(item.slices.outputs, group) for group in item.slices.groups)
+        key = self.equivalence.tensor(item.tensor), holders, first, last
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._find(item, first, last, None)
@@ -174,10 +159,6 @@ class RowReader:
         boxes = tuple((slots[entry], place, one) for entry, place, one in found.boxes())
         self.work += len(item.slices) + sum(len(one.ranges) for _, _, one in boxes)
         return RowReads(boxes, tile_bytes, computed)
-
-    def _holders(self, item: WalkItem) -> Hashable:
-        """Return who holds what of a tensor, whichever tensor it is."""
-        return tuple(self._holder(item.slices.outputs, group) for group in item.slices.groups)
 
     def _holder(self, outputs: Sequence[Output], group: SliceGroup) -> Hashable:
         boxes = outputs[group.members[0]].boxes
@@ -288,7 +269,11 @@ def _needed_in(
         yield position, reads.needed_bytes
     elif reads.is_dense:
         for one in reads.ranges:
-            yield from _overlaps(first + one.start, first + one.stop, spans, starts)
+            start, stop = first + one.start, first + one.stop
+            position = bisect_right(starts, start) - 1
+            while position < len(spans) and starts[position] < stop:
+                yield position, min(stop, spans[position].stop) - max(start, starts[position])
+                position += 1
     else:
         for runs in reads.runs:
             position, before = bisect_right(starts, first + runs.first) - 1, 0
@@ -297,10 +282,3 @@ def _needed_in(
                 reached = runs.bytes_before(spans[position].stop - first)
                 yield position, reached - before
                 position, before = position + 1, reached
-
-
-def _overlaps(start: int, stop: int, spans: Sequence[ByteRange], starts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    position = bisect_right(starts, start) - 1
-    while position < len(spans) and spans[position].start < stop:
-        yield position, min(stop, spans[position].stop) - max(start, spans[position].start)
-        position += 1

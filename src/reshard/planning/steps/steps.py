@@ -66,22 +66,10 @@ class CopiedPart:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A box of values that are computed.
+    """A box of values that are computed, in elements of the entry ``source``.
 
-    Parameters
-    ----------
-    source
-        Entry of the tensor whose values are computed.
-    box
-        In that tensor's elements.
-    inputs
-        An entry and a box of it for each input of the kernel; each is gathered row-major into a buffer of its own.
-    first_input
-        The buffer of the first input.
-    nbytes
-        Length of the result.
-    scatters
-        Where the result goes.
+    ``inputs`` has an entry and a box of it for each input of the kernel, gathered row-major into a buffer of its own:
+    ``first_input`` and those after it. ``nbytes`` is the length of the result, ``scatters`` are where it goes.
     """
 
     computation: Computation

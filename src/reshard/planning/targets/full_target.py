@@ -25,18 +25,15 @@ class FullTarget(Target):
 
     Parameters
     ----------
-    name
-        Key of the object; with ``{part}`` and ``{parts}`` in it there may be several, numbered from 1.
-    single_name
-        Key to use instead when one object is enough.
+    name, single_name
+        Key of the object; with ``{part}`` and ``{parts}`` in it there may be several, numbered from 1. The other is
+        the key to use when one object is enough.
     index_name
         Key of the index that is written when there are several; empty for none.
     format
         The header's ``format``: ``pt`` opens in Hugging Face's tools, ``ms`` is MindSpore's.
     object_bytes
         Tensor bytes in one object, at most, unless a single tensor is larger.
-    container
-        Format of the objects.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"[^/]+\.safetensors|model\.safetensors\.index\.json")
@@ -87,13 +84,8 @@ class FullTarget(Target):
 class PartsTarget(Target):
     """A full checkpoint as MindSpore's ``unified_safetensors`` writes it.
 
-    ``part<i>.safetensors`` from 0, evenly filled, ``param_name_map.json``, and, for tensors without a
-    layout, ``hyper_param.safetensors``.
-
-    Parameters
-    ----------
-    part_bytes
-        Wished size of a part, at least 1; a single tensor may be larger.
+    ``part<i>.safetensors`` from 0, evenly filled up to about ``part_bytes``, at least 1 (a single tensor may be
+    larger), ``param_name_map.json``, and, for tensors without a layout, ``hyper_param.safetensors``.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"[^/]+\.safetensors|param_name_map\.json")
@@ -130,18 +122,8 @@ def share_out(sizes: Sequence[int], part_bytes: int) -> tuple[tuple[int, ...], .
     first, tensors of one size in the order given; each goes to the part with the fewest bytes so
     far, the first of those. A tensor is never cut, so a part may hold more than ``part_bytes``.
 
-    Parameters
-    ----------
-    sizes
-        Of each tensor, in bytes.
-    part_bytes
-        At least 1.
-
-    Returns
-    -------
-    tuple
-        Of each part, the positions of its tensors in ``sizes``, ascending. At least one part, and
-        none without tensors unless there are no tensors at all.
+    Sizes are in bytes. Return, for each part, the positions of its tensors in ``sizes``, ascending: at least one part,
+    and none without tensors unless there are no tensors at all.
 
     Examples
     --------

@@ -46,18 +46,8 @@ def is_training_state(tensor: TargetTensor) -> bool:
 class IterationTarget(Target):
     """``iteration_<n>/``: objects of weights and of optimizer states, ``metadata.json``, ``common.json``.
 
-    Parameters
-    ----------
-    strategy
-        Layouts of the target.
-    iteration
-        Number of the folder, which the tracker object names as the latest.
-    prefix
-        Start of the objects' names; may be empty.
-    remove_redundancy
-        Whether each shard is written once.
-    common
-        The training state.
+    The tracker object names ``iteration`` as the latest; ``prefix`` begins the objects' names; ``common`` is the
+    training state. With ``remove_redundancy`` each shard is written once.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(
@@ -78,10 +68,7 @@ class IterationTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Give every rank its objects; those of equal content become one output.
 
-        Raises
-        ------
-        StrategyError, PlanError
-            See :func:`check_strategy_fits`.
+        Raise StrategyError and PlanError as :func:`check_strategy_fits` does.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         stored = _stored(tensors)

@@ -26,21 +26,10 @@ _MAX_SLICES = 1 << 27
 class RankTarget(Target):
     """One object a rank, cut as a strategy says.
 
-    Tensors without a layout in the strategy are whole on every rank, as MindSpore keeps them.
-
-    Parameters
-    ----------
-    strategy
-        Layouts of the target.
-    ranks
-        Those to write, ascending.
-    name
-        Key of a rank's object; ``{rank}`` is replaced by its number.
-    container
-        Format of the objects.
-    remove_redundancy
-        Whether only one of the ranks that own a slice writes it, as MindSpore saves with
-        ``remove_redundancy=True``; tensors without a layout stay on every rank.
+    Tensors without a layout in the strategy are whole on every rank, as MindSpore keeps them. ``ranks`` are those to
+    write, ascending; ``name`` is the key of a rank's object, with ``{rank}`` for its number. With ``remove_redundancy``
+    only one of the ranks that own a slice writes it, as MindSpore saves with ``remove_redundancy=True``; tensors
+    without a layout stay on every rank.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"rank_\d+/[^/]+\.(safetensors|ckpt)")
@@ -54,12 +43,7 @@ class RankTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of all ranks whose slices are equal.
 
-        Raises
-        ------
-        StrategyError
-            Layouts that do not fit their tensors, all of them listed.
-        PlanError
-            Tensors that are cut in the source and have no layout here.
+        Raise StrategyError and PlanError as :func:`check_strategy_fits` does.
         """
         check_strategy_fits(self.strategy, tensors, source_metadata.dropped)
         shares = self._shares(tensors)
@@ -83,11 +67,13 @@ class RankTarget(Target):
             if key not in layouts:
                 layouts[key] = self._layout(share, device, tensors, source_metadata)
             keys = tuple(self.name.replace("{rank}", str(rank)) for rank in ranks)
-            outputs.append(_output(keys, layouts[key], device))
+            layout, own = layouts[key], DeviceBoxes(layouts[key].partitions, device)
+            what = layout.specs, layout.metadata, layout.container, layout.texts, layout
+            outputs.append(Output(keys, layout.tensors, own, *what))
         return tuple(outputs)
 
     def _layout(
-        self, share: _Share, device: int, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
+        self, share: _StageTensors, device: int, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
     ) -> OutputLayout:
         boxes = DeviceBoxes(share.partitions, device)
         specs = tuple(local_spec(tensors[index].spec, box) for index, box in zip(share.tensors, boxes, strict=True))
@@ -95,9 +81,9 @@ class RankTarget(Target):
         metadata = source_metadata.metadata_for([spec.name for spec in specs], format="ms", **own)
         return OutputLayout(share.tensors, share.partitions, specs, metadata, self.container, source_metadata.texts)
 
-    def _shares(self, tensors: Sequence[TargetTensor]) -> dict[int, _Share]:
+    def _shares(self, tensors: Sequence[TargetTensor]) -> dict[int, _StageTensors]:
         """Return what each rank holds; ranks that hold the same tensors of a stage share one value."""
-        shares: dict[int, _Share] = {}
+        shares: dict[int, _StageTensors] = {}
         order, listed, partitions = file_order(tensors), self.strategy.names, Partitions()
         for stage, ranks in groupby(self.ranks, self.strategy.stage_of):
             layouts = self.strategy.stages[stage]
@@ -109,7 +95,7 @@ class RankTarget(Target):
                     held.append(index)
                     layout = None if spec.dtype.is_sub_byte else layout  # packed elements are checked to be uncut
                     cuts.append(partitions.of(extent_of(spec)[0], layout))
-            share = _Share(tuple(held), tuple(cuts))
+            share = _StageTensors(tuple(held), tuple(cuts))
             if self.remove_redundancy:
                 names = [tensors[index].spec.name for index in held]
                 slots = {name: slot for slot, name in enumerate(names) if name in layouts}
@@ -153,7 +139,7 @@ class RankTarget(Target):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Share:
+class _StageTensors:
     """Tensors that some ranks of one stage hold, in file order, each with how it is cut; compared by identity."""
 
     tensors: tuple[int, ...]
@@ -164,23 +150,17 @@ class _Share:
         return layout is not None and layout.row_split is not None
 
 
-def _output(keys: tuple[str, ...], layout: OutputLayout, device: int) -> Output:
-    boxes = DeviceBoxes(layout.partitions, device)
-    what = layout.specs, layout.metadata, layout.container, layout.texts, layout
-    return Output(keys, layout.tensors, boxes, *what)
-
-
-def _distinguishing_slots(shares: Iterable[_Share]) -> dict[_Share, tuple[_Share, list[int]]]:
+def _distinguishing_slots(shares: Iterable[_StageTensors]) -> dict[_StageTensors, tuple[_StageTensors, list[int]]]:
     """Find, for each share, the first one of the same tensors and a few slots whose boxes tell their ranks apart.
 
     Two devices hold equal boxes of a tensor just when they hold equal boxes of any other of the same
     layouts, if both tensors have elements along the same axes. So one slot for each such kind is enough; where
     several stages hold the same tensors, the layouts of all of them make the kind.
     """
-    sharers: dict[tuple[int, ...], list[_Share]] = {}
+    sharers: dict[tuple[int, ...], list[_StageTensors]] = {}
     for share in dict.fromkeys(shares):
         sharers.setdefault(share.tensors, []).append(share)
-    found: dict[_Share, tuple[_Share, list[int]]] = {}
+    found: dict[_StageTensors, tuple[_StageTensors, list[int]]] = {}
     for same in sharers.values():
         slots: dict[Hashable, int] = {}
         for slot, partitions in enumerate(zip(*(share.partitions for share in same), strict=True)):
@@ -196,7 +176,7 @@ def _kind(partition: Partition) -> Hashable:
     return id(partition.layout), partition.extent if is_by_hand else tuple(map(bool, partition.extent))
 
 
-def _without_redundancy(share: _Share, slots: Mapping[str, int], device_count: int) -> list[_Share]:
+def _without_redundancy(share: _StageTensors, slots: Mapping[str, int], device_count: int) -> list[_StageTensors]:
     """Return what each device of a stage writes if every box of the named slots is written once."""
     owners_of: dict[Hashable, list[tuple[int, ...]]] = {}
     for slot in slots.values():
@@ -212,10 +192,10 @@ def _without_redundancy(share: _Share, slots: Mapping[str, int], device_count: i
     for slot in range(len(share.tensors)):
         for device in writers_of.get(slot, range(device_count)):
             kept[device].append(slot)
-    parts: dict[tuple[int, ...], _Share] = {}
+    parts: dict[tuple[int, ...], _StageTensors] = {}
     for slots_kept in set(map(tuple, kept)):
         held = [(share.tensors[slot], share.partitions[slot]) for slot in slots_kept]
-        parts[slots_kept] = _Share(tuple(index for index, _ in held), tuple(partition for _, partition in held))
+        parts[slots_kept] = _StageTensors(tuple(index for index, _ in held), tuple(partition for _, partition in held))
     return [parts[tuple(each)] for each in kept]
 
 
@@ -224,17 +204,8 @@ def assign_writers(owners: Mapping[str, Sequence[tuple[int, ...]]]) -> dict[str,
 
     Every set of ranks that share boxes takes turns over the tensors that they share, in the order of the
     tensors' names; sizes do not matter. A tensor of several stages is written on each: a rank that loads
-    asks the ranks of its own stage only.
-
-    Parameters
-    ----------
-    owners
-        Of each tensor, for each of its distinct boxes, the ranks that own it, ascending; at least one.
-
-    Returns
-    -------
-    dict
-        Of each tensor, the one rank that writes each of these boxes.
+    asks the ranks of its own stage only. ``owners`` has, of each tensor, for each of its distinct boxes, the ranks that
+    own it, ascending; the result has the one that writes it instead.
 
     Examples
     --------

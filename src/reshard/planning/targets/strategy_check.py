@@ -39,10 +39,7 @@ def count_slices(strategy: Strategy, ranks: Iterable[int], tensors: Sequence[Tar
 def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: Collection[str]) -> None:
     """Refuse a strategy that cannot cut these tensors, or that belongs to another model.
 
-    Parameters
-    ----------
-    dropped
-        Names that the request leaves out: that they are missing says nothing about the strategy.
+    That names are missing which the request has ``dropped`` says nothing about the strategy.
 
     Raises
     ------
@@ -66,8 +63,8 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
                     raise StrategyError(f"{tensor.spec.dtype} has no whole bytes to cut between")
                 fitting.add(kind)
             except StrategyError as error:
-                problems.append(f"{tensor.spec.name} (stage {stage}): {error.message}")
-    hint = "Is this the strategy of this very model? It must map every axis, and its cuts must divide the axes."
+                problems.append(f"{tensor.spec.name} (stage {stage}): {error.marked_message}")
+    hint = "Was this strategy made for this model? It must map every axis, and its cuts must divide the axes."
     raise_all(StrategyError, "the target strategy does not fit the tensors", problems, hint)
 
     # What the source cut must not become whole on every rank unnoticed: nobody would look for it there.

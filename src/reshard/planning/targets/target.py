@@ -39,10 +39,7 @@ class Target(ABC):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Distribute whole tensors over the target's objects; objects of equal content are one output.
 
-        Raises
-        ------
-        PlanError
-            The target cannot hold these tensors.
+        Raise PlanError if the target cannot hold these tensors.
         """
 
     def documents(
@@ -56,19 +53,9 @@ class Target(ABC):
         return ()
 
     def check_bounds(self, tensors: Sequence[TargetTensor]) -> int:
-        """Refuse a target whose outputs would take unbounded work or memory, before any is made.
+        """Return the number of outputs, at most; PlanError if they would take unbounded work or memory.
 
-        Saved plans are checked with it: anyone can write one.
-
-        Returns
-        -------
-        int
-            The number of outputs, at most.
-
-        Raises
-        ------
-        PlanError
-            The target is out of bounds.
+        Saved plans are checked with it, before any output is made: anyone can write one.
         """
         return len(tensors)
 

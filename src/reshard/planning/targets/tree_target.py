@@ -19,14 +19,9 @@ def tree_name(key: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TreeTarget(Target):
-    """One object for each object of the source, with the same tensors.
+    """One object for each object of the source, with the same tensors; keys end in the container's suffix.
 
     The catalog names every tensor after its object, see :func:`tree_name`.
-
-    Parameters
-    ----------
-    container
-        Format of the objects; their keys end in its suffix.
     """
 
     container: Container

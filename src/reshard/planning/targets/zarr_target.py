@@ -15,7 +15,7 @@ from ...formats.zarr import DOCUMENT, MAX_NODE_LENGTH, ZarrArray, encode_array, 
 from ...tensor import Shape, TensorSpec, extent_of
 from ..catalog import SourceSharding
 from ..limits import MIB
-from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, sample, whole_box
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, local_spec, sample, whole_box
 from .target import Target
 
 MAX_CHUNK_COUNT = 1 << 20
@@ -45,16 +45,11 @@ class ChunkOutput(Output):
 
 @dataclass(frozen=True, slots=True)
 class ZarrTarget(Target):
-    """Whole tensors as zarr arrays below one group, without compression.
+    """Whole tensors as zarr arrays below one group, without compression, cut by rows into chunks of a wished size.
 
-    Parameters
-    ----------
-    chunk_bytes
-        Wished size of a chunk.
-    chunk_shapes
-        Chunk shapes of single tensors by name, in elements as they are addressed, cut on any axes; other tensors
-        are cut by rows. Only the first axis on which chunks are longer than 1 may hang over the end: the
-        padding of any other would be between elements.
+    ``chunk_shapes`` are those of single tensors by name, in elements as they are addressed, cut on any axes. Only the
+    first axis on which chunks are longer than 1 may hang over the end: the padding of any other would be between
+    elements.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"(.+/)?zarr\.json")
@@ -70,10 +65,7 @@ class ZarrTarget(Target):
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of every chunk.
 
-        Raises
-        ------
-        PlanError
-            Chunk shapes that do not fit, names that no store could keep, or too many chunks.
+        Raise PlanError for chunk shapes that do not fit, names that no store could keep, and too many chunks.
         """
         self.check_bounds(tensors)
         return tuple(
@@ -138,9 +130,7 @@ def _chunks(array: ZarrArray, index: int, tensor: TargetTensor) -> Iterator[Chun
     for key, box in array.chunks():
         held = box.intersect(whole)
         assert held is not None
-        spec = tensor.spec
-        if not spec.dtype.is_sub_byte:
-            spec = TensorSpec(spec.name, spec.dtype, held.shape)
+        spec = local_spec(tensor.spec, held)
         padding_bytes = array.chunk_nbytes - held.element_count * itemsize
         yield ChunkOutput((key,), (index,), (held,), (spec,), {}, padding_bytes=padding_bytes)
 
