@@ -284,6 +284,8 @@ def _decode_entries(value: object) -> tuple[Entry, ...]:
     kinds: tuple[_EntryKind, ...] = at("kinds", partial(decode, tuple[_EntryKind, ...]), found["kinds"])
     tilings = [kind.tiling() for kind in kinds]
     check_tilings(tilings)
+    known = [(kind.dtype, kind.shape, kind.sharding, boxes) for kind, (_, boxes) in zip(kinds, tilings, strict=True)]
+    numbers: list[object] = []
 
     def decode_tensor(value: object) -> Entry:
         if type(value) is not list or len(value) < 2:
@@ -291,18 +293,22 @@ def _decode_entries(value: object) -> tuple[Entry, ...]:
         name, number, *places = value
         if type(name) is not str or len(name) > MAX_NAME_LENGTH:
             raise refused(f"a name of at most {MAX_NAME_LENGTH} characters", name)
-        kind, (_, boxes) = kinds[integer(number, most=len(kinds) - 1)], tilings[number]
+        if type(number) is not int or not 0 <= number < len(known):
+            raise refused(f"an index below {len(known)}", number)
+        dtype, shape, sharding, boxes = known[number]
         if len(places) != len(boxes):
             raise refused(f"holders of {len(boxes)} boxes", len(places))
         placements = []
         for box, holders in zip(boxes, places, strict=True):
-            numbers = integers(holders)
-            if not numbers or len(numbers) % 2:
+            if type(holders) is not list or not holders or len(holders) % 2:
                 raise refused("holders, each an object and a first byte", holders)
-            placements.append(Placement(box, tuple(zip(numbers[::2], numbers[1::2], strict=True))))
-        return Entry(TensorSpec(name, kind.dtype, kind.shape), tuple(placements), kind.sharding)
+            numbers.extend(holders)
+            placements.append(Placement(box, tuple(zip(holders[::2], holders[1::2], strict=True))))
+        return Entry(TensorSpec(name, dtype, shape), tuple(placements), sharding)
 
-    return tuple(at("tensors", lambda value: each_of(value, decode_tensor), found["tensors"]))
+    entries = tuple(at("tensors", lambda value: each_of(value, decode_tensor), found["tensors"]))
+    at("holders", integers, numbers)  # all at once: one by one they would take as long as all the rest
+    return entries
 
 
 def check_tilings(tilings: Sequence[tuple[Shape, Sequence[Box]]]) -> None:
