@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from ..errors import write_options
@@ -14,15 +15,15 @@ def as_flag(name: str, value: str | None) -> str:
 
     Examples
     --------
-    >>> as_flag("dst_layout", "l.yaml")
-    '--dst-layout l.yaml'
+    >>> print(as_flag("dst_layout", "l.yaml"), as_flag("drop", "adam_*"))
+    --dst-layout l.yaml --drop 'adam_*'
     """
     return with_value(f"--{name.replace('_', '-')}", value)
 
 
 def with_value(flag: str, value: str | None) -> str:
-    """Write a flag with its value, if it has one."""
-    return flag if value is None else f"{flag} {value}"
+    """Write a flag with its value, if it has one, as a shell takes it."""
+    return flag if value is None else f"{flag} {shlex.quote(value)}"
 
 
 class _Spelling:
