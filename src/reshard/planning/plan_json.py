@@ -158,5 +158,5 @@ def unreadable(what: str, where: str, hint: str) -> Iterator[None]:
         sides = {"expected": error.expected, "found": error.found}
         raise FormatError(rule, where=where, hint=hint, problems=error.problems, **sides) from error
     except _BROKEN as error:
-        found = shown(error.message if isinstance(error, ReshardError) else str(error) or repr(error))
-        raise FormatError(f"{what} cannot be read", where=where, found=found, hint=hint) from error
+        text = error.message if isinstance(error, ReshardError) else str(error) or repr(error)
+        raise FormatError(f"{what} cannot be read: {shown(text)}", where=where, hint=hint) from error
