@@ -11,18 +11,18 @@ Spell = Callable[[str, str | None], str]
 
 
 def as_flag(name: str, value: str | None) -> str:
-    """Spell an option as a flag."""
+    """Spell an option as a flag.
+
+    Examples
+    --------
+    >>> print(as_flag("dst_layout", "l.yaml"), as_flag("drop", "adam_*"))
+    --dst-layout l.yaml --drop 'adam_*'
+    """
     return with_value(f"--{name.replace('_', '-')}", value)
 
 
 def with_value(flag: str, value: str | None) -> str:
-    """Write a flag with its value, if it has one, as a shell takes it.
-
-    Examples
-    --------
-    >>> with_value("--drop", "adam_m.*")
-    "--drop 'adam_m.*'"
-    """
+    """Write a flag with its value, if it has one, as a shell takes it."""
     return flag if value is None else f"{flag} {shlex.quote(value)}"
 
 
