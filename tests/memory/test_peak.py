@@ -150,10 +150,10 @@ def test_a_refusal_reads_headers_only_and_its_number_would_do(bucket: str, monke
     with pytest.raises(OverBudget) as refused:
         reshard.convert(url, f"{bucket}/refused", dst_layout=layout, memory="8MiB")
     assert counted.figures.read_bytes == header_bytes
-    told = re.search(r"--memory (\d+MiB)", str(refused.value))
-    assert told
-    accepted = reshard.plan(url, f"{bucket}/refused", dst_layout=layout, memory=told[1])
-    assert accepted.cost.peak_bytes <= int(told[1].removesuffix("MiB")) * MIB
+    found = re.search(r"memory='(\d+MiB)'", str(refused.value))
+    assert found
+    accepted = reshard.plan(url, f"{bucket}/refused", dst_layout=layout, memory=found[1])
+    assert accepted.cost.peak_bytes <= int(found[1].removesuffix("MiB")) * MIB
     with pytest.raises(OverBudget):
         reshard.plan(url, f"{bucket}/refused", dst_layout=layout, memory=refused.value.needed_bytes - 1)
 
