@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from support.checkpoints import stored
-from support.planning import plan_for
+from support.planning import plan_for, without_staging
 from support.recording_store import recording
 
 import reshard
 from reshard.errors import Denied, FormatError, TargetExists, Unsupported, UsageError
 from reshard.planning.plan import StagingMode, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan, plan_to_json
-from reshard.planning.staging import staged_plan, without_staging
+from reshard.planning.staging import staged_plan
 from reshard.storage import Location, MemoryStore, open_location
 from reshard.tensor import ByteRange
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.large_models import ADAPTER_CONFIG, Specs, adapters, dense, llama, llama_config, quantised, write_model
+from support.planning import without_staging
 from support.s3_servers import S3Server
 from support.settings import clear_settings
 
@@ -18,7 +19,6 @@ import reshard
 from reshard.api import save
 from reshard.planning.plan import without_copies
 from reshard.planning.plan_json import encode_plan
-from reshard.planning.staging import without_staging
 from reshard.storage import Store, open_location
 from reshard.tensor import DType, TensorSpec
 

@@ -31,3 +31,11 @@ def plan_for(
 ) -> Plan:
     conversion = Conversion(catalog, target, target_url, manifest_key, renamed or {}, change, tuple(attachments))
     return make_plan(conversion, limits, copy_bases)
+
+
+def without_staging(plan: Plan) -> Plan:
+    """Return the same conversion in one pass; it writes the same objects."""
+    if plan.staging is None:
+        return plan
+    bases = [base for base in plan.copy_bases if base < len(plan.catalog.others)]
+    return make_plan(plan.conversion, plan.limits, bases)

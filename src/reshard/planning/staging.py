@@ -62,14 +62,6 @@ def staged_plan(plan: Plan, mode: StagingMode) -> Plan:
     return made if mode.is_always or _WORTH_IT * total < _score(plan.cost, plan.limits) else plan
 
 
-def without_staging(plan: Plan) -> Plan:
-    """Return the same conversion in one pass; it writes the same objects."""
-    if plan.staging is None:
-        return plan
-    bases = [base for base in plan.copy_bases if base < len(plan.catalog.others)]
-    return make_plan(plan.conversion, plan.limits, bases)
-
-
 def _score(cost: Cost, limits: Limits) -> int:
     return score(cost.read_bytes + cost.written_bytes, cost.request_count, limits)
 
