@@ -1,0 +1,1 @@
+"""Requests from other places: job files and batches, training configurations, hyper-parameters of job services."""
