@@ -76,7 +76,7 @@ class CompatCommand(Command):
             raise
 
     def _plain(self, args: Sequence[str]) -> list[str]:
-        params = {flag: param for param in self.params for flag in param.opts}
+        params = {flag.replace("_", "-"): param for param in self.params for flag in param.opts}
         plain: list[str] = []
         at = 0
         while at < len(args):
