@@ -335,7 +335,8 @@ def test_a_target_is_asked_for_in_a_sentence(typed, told):
 
 def test_the_rank_of_the_environment(memory, monkeypatch):
     arguments = ["--src_checkpoint", memory.full, "--dst_checkpoint", memory.at("out"),
-                 "--dst_strategy", memory.strategy, "--world_size", "4", "--process_num", "2", "--transform_by_rank", "True"]  # fmt: skip
+                 "--dst_strategy", memory.strategy, "--world_size", "4",
+                 "--process_num", "2", "--transform_by_rank", "True"]  # fmt: skip
     monkeypatch.setenv("RANK_ID", "2")
     ok("python", TRANSFORM, *arguments)
     assert [key for key in memory.keys("out") if key.endswith(".safetensors")] == [
