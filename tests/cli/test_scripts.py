@@ -27,7 +27,7 @@ SHELL = "mindformers/tools/ckpt_transform/transform_checkpoint.sh"
 @pytest.mark.parametrize(
     "before",
     [[], ["python"], ["python3"], ["python3.11", "-u"], ["/usr/bin/python"], ["nohup", "python", "-u"],
-     ["env", "A=1", "python"], ["A=1", "python"]],
+     ["env", "A=1", "python"], ["A=1", "python"], ["python", "-W", "ignore", "-X", "utf8"]],
     ids=" ".join,
 )  # fmt: skip
 def test_what_people_type_before_a_script(before, monkeypatch):
@@ -218,6 +218,8 @@ def test_unknown_arguments_are_refused_with_what_is_near(memory):
         compat.transform_checkpoint(memory.full, memory.at("out"), dst_strategy=memory.strategy, prefx="a")
     with pytest.raises(TypeError, match=r"unknown argument zzz$"):
         compat.ckpt_to_safetensors(memory.full, zzz=1)
+    with pytest.raises(TypeError, match=r"unknown argument src_strategy_dir .did you mean src_strategy_dirs"):
+        compat.merge_pipeline_strategys(src_strategy_dir="a", dst_strategy_file="b")
     with pytest.raises(TypeError, match="missing a required argument: 'output_path'"):
         compat.convert_weight("llama", "a")
     with pytest.raises(TypeError, match="src_strategy_path_or_dir is given twice"):
@@ -247,6 +249,8 @@ def test_src_strategy_path_or_dir_everywhere(memory):
        memory.at("f"))  # fmt: skip
     ok("convert", *aims, memory.at("a"), memory.at("g"))
     compat.transform_checkpoint(memory.at("a"), memory.at("h"), dst_strategy_path_or_dir=cut)
+    compat.merge_pipeline_strategys(src_strategy_path_or_dir=cut, dst_strategy_file=memory.at("again.ckpt"))
+    assert memory.read("again.ckpt") == memory.read("merged.ckpt")
     compat.unified_safetensors(source, src_strategy_path_or_dir=cut, output_dir=memory.at("i"))
     whole = tensors(memory, "a/part0.safetensors")
     for name in ("b/rank_0/checkpoint_0.safetensors", "c/model.safetensors", "i/part0.safetensors"):

@@ -12,6 +12,7 @@ from ..errors import UsageError
 # What stands before a script: a shell's or an interpreter's name, and what it is given.
 _LAUNCHERS = re.compile(r"(?:.*/)?(?:python[0-9.]*|bash|sh|env|nohup)")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_SUFFIXES = (".py", ".sh")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 _TRANSFORM_PLACES = ("src_checkpoint", "src_strategy", "dst_checkpoint_dir", "dst_strategy", "world_size",
@@ -43,30 +44,28 @@ def as_command(arguments: Sequence[str]) -> list[str]:
     >>> as_command(["inspect", "run.py"])
     ['inspect', 'run.py']
     """
-    at, environment = 0, {}
-    while at < len(arguments) and _is_before_script(arguments, at):
-        if _ASSIGNMENT.fullmatch(arguments[at]):
-            name, _, environment[name] = arguments[at].partition("=")
-        at += 1
-    script = arguments[at] if at < len(arguments) else ""
-    if at and arguments[at - 1] == "-m" and _MODULE.fullmatch(script):
-        script = f"{script.replace('.', '/')}.py"
-    if not script.endswith((".py", ".sh")):
-        if at:
-            raise _unknown(" ".join(arguments[: at + 1]))
+    if not arguments or not _begins_script(arguments[0]):
         return list(arguments)
+    at = next((at for at in range(len(arguments)) if _script_at(arguments, at)), None)
+    script = "" if at is None else _script_at(arguments, at)
     path = PurePosixPath(script.replace("\\", "/"))
-    if path.name not in _COMMANDS:
-        raise _unknown(script)
-    os.environ.update(environment)
+    if at is None or path.name not in _COMMANDS:
+        raise _unknown(script or " ".join(arguments[:2]))
+    assigned = (word.partition("=") for word in arguments[:at] if _ASSIGNMENT.fullmatch(word))
+    os.environ.update({name: value for name, _, value in assigned})
     return [_COMMANDS[path.name], *_translated(path, arguments[at + 1 :])]
 
 
-def _is_before_script(arguments: Sequence[str], at: int) -> bool:
+def _begins_script(word: str) -> bool:
+    return bool(_LAUNCHERS.fullmatch(word) or _ASSIGNMENT.fullmatch(word)) or word.endswith(_SUFFIXES)
+
+
+def _script_at(arguments: Sequence[str], at: int) -> str:
+    """Return the path of the script that a word names, as a module after ``-m`` too; nothing if it names none."""
     word = arguments[at]
-    if _LAUNCHERS.fullmatch(word) or _ASSIGNMENT.fullmatch(word):
-        return True
-    return at > 0 and word.startswith("-")  # an option of the launcher
+    if at and arguments[at - 1] == "-m" and _MODULE.fullmatch(word):
+        return f"{word.replace('.', '/')}.py"
+    return word if word.endswith(_SUFFIXES) and not _ASSIGNMENT.fullmatch(word) else ""
 
 
 def _unknown(script: str) -> UsageError:

@@ -24,7 +24,16 @@ from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.target import Target
 from ..tensor import Strategy
 from .buffers import LeaveOutBuffers
-from .imitation import FileSuffix, Processes, Translation, format_option, imitation, processes_option, requests_for
+from .imitation import (
+    FileSuffix,
+    Processes,
+    Translation,
+    format_option,
+    imitation,
+    processes_option,
+    requests_for,
+    spelled_freely,
+)
 from .name_rules import with_rules
 
 
@@ -169,7 +178,20 @@ def load_distributed_checkpoint(
     return request, partial(resolve, hooks=_OneRank(rank_id))
 
 
-def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, overwrite: bool = False) -> Strategy:
+@spelled_freely
+def merge_pipeline_strategys(
+    src_strategy_dirs: Annotated[
+        str,
+        OptionField(
+            "Prefix that holds the files of all ranks or stages.",
+            "URL",
+            flags=("--src_strategy_dirs", "--src_strategy_path_or_dir"),
+        ),
+    ],
+    dst_strategy_file: str,
+    *,
+    overwrite: bool = False,
+) -> Strategy:
     """Merge the strategy files of all stages into one: ``merge_strategies`` under MindSpore's name."""
     from ..api.strategies import merge_strategies  # with all that writes: not for help
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from ..api.option_field import OptionField, read_nullable
 from ..api.request import OPTIONS, Request
@@ -24,6 +24,7 @@ Translation = tuple[Request, Callable[[Request, Listener], Resolved]]
 """The request that a command line stands for, and how it is resolved."""
 
 _MOST_REQUESTS = 64
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,17 @@ def bind_arguments(
         return dict(signature.bind(*args, **named).arguments)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+
+
+def spelled_freely(function: Callable[..., _R]) -> Callable[..., _R]:
+    """Let a function take its keywords in any spelling of the command line; see :func:`bind_arguments`."""
+    signature = inspect.signature(function, eval_str=True)
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> _R:
+        return function(**bind_arguments(function.__name__, signature, args, kwargs))
+
+    return command
 
 
 def no_effect_of(parameter: inspect.Parameter) -> NoEffect | None:
