@@ -187,6 +187,7 @@ def test_a_flag_takes_no_other_value():
         (["--strict_load"], ["strict_load has no effect: nothing is loaded"]),
         (["--strict_load", "--dec-mode", "AES-GCM"], ["strict_load has no effect", "dec_mode has no effect"]),
         (["--return_param_dict=True"], ["return_param_dict has no effect"]),
+        (["--device_id", "0", "--trust-remote-code"], ["device_id has no effect", "trust_remote_code has no effect"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -359,12 +360,12 @@ def test_the_rank_of_the_environment(memory, monkeypatch):
 
 def test_names_are_chosen_by_a_function(memory):
     answers = {"w": "weight", "norm": False}
-    source = shards(memory, extra=lambda _: {"step": np.ones(1)})
+    source = shards(memory, extra=lambda _: {"step": np.ones(1), "norm_out": np.ones(1), "a.norm": np.ones(1)})
     compat.unified_safetensors(
         source, strategy(memory), memory.at("whole"), choice_func=lambda name: answers.get(name, True)
     )
     assert tensors(memory, "whole/part0.safetensors").keys() == {"weight"}
-    assert tensors(memory, "whole/hyper_param.safetensors").keys() == {"step"}
+    assert tensors(memory, "whole/hyper_param.safetensors").keys() == {"step", "norm_out", "a.norm"}
     with pytest.raises(UsageError, match="choice_func must return True, False or a name"):
         compat.unified_safetensors(source, memory.at("strategy"), memory.at("b"), choice_func=lambda _: None)
 

@@ -25,6 +25,12 @@ Translation = tuple[Request, Callable[[Request, Listener], Resolved]]
 
 _MOST_REQUESTS = 64
 _R = TypeVar("_R")
+_IDLE = {
+    "device_id": "nothing runs on a device",
+    "device_target": "nothing runs on a device",
+    "trust_remote_code": "no code of a model is run",
+}
+"""Arguments of runs that people leave in a command line, and why they have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def imitation(
     def decorate(translate: Callable[..., Translation]) -> Callable[..., Manifest]:
         own, kind = inspect.signature(translate, eval_str=True), inspect.Parameter.KEYWORD_ONLY
         added = {name: _keyword(name, OPTIONS[name]) for name in (*shared, "overwrite")}
-        idle = {name: _keyword(name, NoEffect(why)) for name, why in (without_effect or {}).items()}
+        idle = {name: _keyword(name, NoEffect(why)) for name, why in (_IDLE | dict(without_effect or {})).items()}
         events = inspect.Parameter("on_event", kind, default=ignore, annotation=Listener)
         shown = [*own.parameters.values(), *idle.values(), *added.values(), events]
         signature = own.replace(parameters=shown, return_annotation="Manifest")

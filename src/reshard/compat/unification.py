@@ -96,9 +96,11 @@ def _chosen_by(choose: Callable[[str], bool | str], request: Request) -> Request
     answers = {entry.spec.name: choose(entry.spec.name) for entry in inspect(request.src, **asked).entries}
     odd = [f"{name}: {answer!r}" for name, answer in answers.items() if not isinstance(answer, bool | str)]
     raise_all(UsageError, "choice_func must return True, False or a name", odd)
-    dropped = [f"regex:{re.escape(name)}" for name, answer in answers.items() if answer is False]
+    # An expression is found anywhere in a name unless it is tied to the ends.
+    rejected = "|".join(re.escape(name) for name, answer in answers.items() if answer is False)
+    drop = (*request.drop, rf"regex:\A(?:{rejected})\Z") if rejected else request.drop
     renamed = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
-    return replace(request, drop=(*request.drop, *dropped), name_map=renamed or None)
+    return replace(request, drop=drop, name_map=renamed or None)
 
 
 @dataclass(frozen=True)

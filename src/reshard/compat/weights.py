@@ -75,7 +75,6 @@ FLAGS: Mapping[str, OptionField] = {
         "layers": "only GPT-2 and WizardCoder need it",
         "is_pretrain": "only Swin needs it",
         "telechat_type": "only TeleChat needs it",
-        "trust_remote_code": "no code of a model is run",
     },
 )
 def convert_weight(
