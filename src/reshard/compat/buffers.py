@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ..api.request import Request
 from ..api.resolve import Headers, Hooks
@@ -44,4 +44,5 @@ class _NoBuffers(NameFilter):
 
 def without_buffers(wanted: SourceOptions) -> SourceOptions:
     """Leave out the buffers, whatever else is left out."""
-    return replace(wanted, names=_NoBuffers(wanted.names.keep, (*wanted.names.drop, _DROP_BUFFERS)))
+    own = {each.name: getattr(wanted.names, each.name) for each in fields(wanted.names) if each.init}
+    return replace(wanted, names=_NoBuffers(**own | {"drop": (*wanted.names.drop, _DROP_BUFFERS)}))
