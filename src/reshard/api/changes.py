@@ -112,11 +112,16 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
 
 
 def load_parallel(text: str) -> ParallelConfig:
-    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL."""
+    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL.
+
+    Raise StrategyError if that configuration has ``use_parallel: False`` beside sizes.
+    """
     if not text.endswith(YAML):
         return parse_parallel(text)
     place = open_location(text)
-    return parse_parallel_yaml(read_object(place), place.url)
+    sizes = parse_parallel_yaml(read_object(place), place.url)
+    sizes.check_used(place.url)
+    return sizes
 
 
 def strategy_from_parallel(
