@@ -3,9 +3,10 @@
 import pytest
 
 from reshard.errors import FormatError, StrategyError, UsageError
+from reshard.models.layer_stages import layer_stages
 from reshard.models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from reshard.models.parallel_rules import load_layouts
-from reshard.models.parallel_strategy import derive_strategy, layer_stages
+from reshard.models.parallel_strategy import derive_strategy
 from reshard.tensor import DType
 
 WQ, WO = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wo.weight"
@@ -115,7 +116,9 @@ def test_anchors_aliases_and_merge_keys():
 
 def test_sizes_alone():
     text = b"{data_parallel: 2, tp: 4, vpp: 2, pp: 2, offset: [[1, 0], [0, 1]], sp: true}"
-    assert parse_parallel_yaml(text, "sizes.yaml") == parse_parallel("dp=2,mp=4,pp=2,vpp=2,offset=[[1,0],[0,1]],sp=true")
+    assert parse_parallel_yaml(text, "sizes.yaml") == parse_parallel(
+        "dp=2,mp=4,pp=2,vpp=2,offset=[[1,0],[0,1]],sp=true"
+    )
     with pytest.raises(FormatError, match="cannot be parsed") as caught:
         parse_parallel_yaml(b"{dp: x, layers: 2}", "sizes.yaml")
     assert caught.value.problems == ("dp: expected a whole number, found 'x'", "layers: unknown key")

@@ -1,7 +1,7 @@
 """YAML parsed safely: plain values only, every key once, no tags, no aliases.
 
-Files for this package must be of that kind. In files of other tools aliases and merge keys (``<<``) are followed, as far
-as what they expand to stays small, and everything else is read as text.
+Files for this package must be of that kind. In files of other tools aliases and merge keys (``<<``) are followed, as
+far as what they expand to stays small, and everything else is read as text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose one node; refuse deep nesting, and aliases in files that are not foreign.
 
-        The node of an alias is that of its anchor, so a short text can expand to a huge value: reading the nodes counts.
+        The node of an alias is that of its anchor, so a short text can expand to a huge value: who reads them counts.
         """
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent) and not self.foreign:
@@ -54,8 +54,8 @@ class _Loader(yaml.SafeLoader):
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls, at most 4 MiB.
 
-    In a ``foreign`` text, which another tool wrote, aliases and merge keys are followed, and fractions, dates and tagged
-    scalars are read as text.
+    In a ``foreign`` text, which another tool wrote, aliases and merge keys are followed, and fractions, dates and
+    tagged scalars are read as text.
 
     Raises
     ------

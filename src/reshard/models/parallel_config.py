@@ -116,7 +116,9 @@ class ParallelConfig:
     def check_used(self, where: str) -> None:
         """Raise StrategyError if ``use_parallel`` says that the job is not parallel, and the degrees that it is."""
         if self.use_parallel is False and self.rank_count > 1:
-            degrees = ", ".join(f"{name} {size}" for name in ("dp", "cp", "mp", "pp") if (size := getattr(self, name)) > 1)
+            degrees = ", ".join(
+                f"{name} {size}" for name in ("dp", "cp", "mp", "pp") if (size := getattr(self, name)) > 1
+            )
             raise StrategyError(
                 f"{where}: use_parallel is False, but the sizes are those of {self.rank_count} ranks ({degrees})",
                 hint="Set use_parallel: True, or give no sizes: such a job runs on one device, which holds everything.",
@@ -182,7 +184,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _ITEM = re.compile(r"\s*([a-z_]+)\s*=\s*(\[[\[\]0-9,\s-]*\]|[^,\[\]]*?)\s*(?:,|$)")
 
 
-def parse_parallel(text: str) -> ParallelConfig:
+def parse_parallel(text: str, name: str = "parallel") -> ParallelConfig:
     """Parse ``key=value`` pairs with commas between them.
 
     Parameters
@@ -190,6 +192,8 @@ def parse_parallel(text: str) -> ParallelConfig:
     text
         Keys are short (``dp``, ``mp`` or ``tp``, ``cp``, ``pp``, ``ep``, ``sp``, ``po``, ``vpp``, ``zbv``) or
         those of MindSpore Transformers. ``vpp=2`` switches interleave on and sets its chunks; offsets are lists.
+    name
+        Of the option that has the text, for errors.
 
     Raises
     ------
@@ -214,13 +218,13 @@ def parse_parallel(text: str) -> ParallelConfig:
     values: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in _items(text, problems):
-        for name, item in _fields_of(key, value):
-            if name in values:
+        for field, item in _fields_of(key, value):
+            if field in values:
                 problems.append(f"{key}: repeated")
-            _set(values, problems, key, name, item)
+            _set(values, problems, key, field, item)
     hint = "Known: dp, mp, cp, pp, ep, sp, po, offset, vpp and more; see docs/howto/strategy.md."
     is_unknown = any(problem.endswith(_UNKNOWN_KEY) for problem in problems)
-    raise_all(UsageError, f"{option('parallel', text)} cannot be parsed.", problems, hint if is_unknown else "")
+    raise_all(UsageError, f"{option(name, text)} cannot be parsed.", problems, hint if is_unknown else "")
     return ParallelConfig(**values)
 
 
@@ -295,8 +299,8 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     data
         Read are ``parallel_config``, ``parallel`` (``enable_parallel_optimizer``, ``parallel_optimizer_config``,
         ``pipeline_config``), from ``model.model_config`` the ``offset``, ``pp_interleave_num`` and the dtype
-        of weights, and ``use_legacy`` and ``use_parallel``. A text that has none of a job's keys holds sizes alone, with
-        the keys that :func:`parse_parallel` knows.
+        of weights, and ``use_legacy`` and ``use_parallel``. A text that has none of a job's keys holds sizes alone,
+        with the keys that :func:`parse_parallel` knows.
 
     Raises
     ------
