@@ -12,7 +12,6 @@ from ..engine.sources.strategy_files import StrategySource, read_object
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
-from ..formats.mindspore.iteration import is_optimizer_state
 from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
@@ -24,6 +23,7 @@ from ..planning.plan import StagingMode
 from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
+from ..planning.targets.strategy_check import is_state
 from ..planning.targets.target import Target
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
@@ -162,7 +162,7 @@ def _with_resume_point(
     saved at the epoch and step that the names tell.
     """
     names = {tensor.spec.name for tensor in tensors}
-    if request.form == "iteration" or not any(is_optimizer_state(name, names) for name in names):
+    if request.form == "iteration" or not any(is_state(name, names) for name in names):
         return catalog, None
     point = promised_point(request)
     if point is None:
