@@ -4,6 +4,8 @@ import json
 from uuid import uuid4
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.checkpoints import encode, random_model
 
 from reshard import convert, inspect
@@ -192,6 +194,24 @@ def test_a_manifest_that_cannot_be_read(place, change):
     assert f"{MANIFEST_KEY} is not used: " in caught.value.problems[0]
     # A strategy that is given does without it.
     assert len(inspect(url, src_layout=place.child("stages.yaml").url).entries) == len(MODEL)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_damage_to_a_manifest(data):
+    """A manifest is anyone's: whatever it says, ranks are joined as it was or with a given strategy, or refused."""
+    store = MemoryStore(uuid4().hex)
+    place = Location(store, "")
+    store.put("full/model.safetensors", encode(MODEL))
+    store.put("one.yaml", ONE)
+    url = cut(place, "one")
+    body = bytearray(read_object(place.child(f"ranks/{MANIFEST_KEY}")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    store.put(f"ranks/{MANIFEST_KEY}", bytes(body))
+    shapes = {entry.spec.name: entry.spec.shape for entry in inspect(url).entries}
+    whole = {name: shape for name, (_, shape, _) in MODEL.items()}
+    assert shapes == whole or all(name.startswith("rank_") for name in shapes)
 
 
 def test_nothing_that_a_manifest_names_is_opened(place):
