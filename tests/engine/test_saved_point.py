@@ -163,3 +163,12 @@ def test_every_rank_that_is_written_has_one_and_the_plan_lists_them(place):
     for forged in (b'"saved_at":{"epoch":"x"', b'"saved_at":{"epoch":-3', b'"saved_at":[3', b'"saved_at":{"era":3'):
         with pytest.raises(FormatError):
             decode_plan(saved.replace(b'"saved_at":{"epoch":3', forged), "plan.json")
+
+
+def test_shares_keep_each_others(place):
+    """Also with ``overwrite``: the first share of a new run removes nothing that another one has just written."""
+    put_ranks(place, "CKP_rank_{rank}-3_20")
+    cut(place)
+    assert cut(place, ranks="0", overwrite=True)[1] == EXPECTED
+    assert cut(place, ranks="1", overwrite=True)[1] == EXPECTED
+    assert verify(f"{place.url}/dst").is_ok

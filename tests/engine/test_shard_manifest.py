@@ -234,6 +234,40 @@ def test_a_share_of_the_ranks(place):
         convert(url, place.child("x").url)
 
 
+def test_shares_of_several_runs(place):
+    """Two runs of three are done: what they wrote is read, and what is missing is told."""
+    url = cut(place, "one", ranks="0")
+    cut(place, "one", ranks="3")
+    catalog = inspect(url)
+    assert any(note.startswith("reshard-manifest-ranks_0.json and 1 more say how") for note in catalog.notes)
+    assert any("2 of 4 ranks have no shard (rank 1, 2)" in note for note in catalog.notes)
+    assert len(catalog.entries) == len(MODEL)
+    cut(place, "one", ranks="1-2")
+    done, body = joined(place, url)
+    assert tensors(body) == tensors(read_object(place.child("full/model.safetensors")))
+    assert f"{MANIFEST_KEY} says how the shards are cut" in done.conversion.notes
+
+
+def test_a_share_of_which_a_part_is_missing(place):
+    url = cut(place, ranks="0")
+    catalog = inspect(url)
+    assert catalog.kind == "rank shards (1 ranks), not joined: parts are missing"
+    with pytest.raises(CatalogError, match="no shard holds these parts"):
+        convert(url, place.child("x").url)
+
+
+def test_shares_of_different_conversions(place):
+    url = cut(place, ranks="0-3")
+    cut(place, "rows", dst="other", ranks="4-7")
+    for name in ("reshard-manifest-ranks_4-7.json", *(f"rank_{r}/checkpoint_{r}.safetensors" for r in range(4, 8))):
+        place.store.put(f"ranks/{name}", read_object(place.child(f"other/{name}")))
+    with pytest.raises(UsageError) as caught:
+        convert(url, place.child("x").url)
+    assert caught.value.problems == (
+        "reshard-manifest-ranks_0-3.json and 1 more are not used: they are not shares of one conversion",
+    )
+
+
 def test_one_rank_of_several_is_no_full_checkpoint(place):
     url = cut(place)
     for rank in range(1, 8):
