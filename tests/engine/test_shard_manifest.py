@@ -288,6 +288,18 @@ def test_a_target_of_its_own_kind_is_not_one(place):
     assert len(inspect(place.child("single").url).entries) == len(MODEL)
 
 
+def test_shards_are_unified_without_a_strategy(place):
+    from reshard.compat.unification import unified_safetensors
+
+    url = cut(place)
+    unified_safetensors(url, None, place.child("unified").url)
+    assert len(inspect(place.child("unified").url).entries) == len(MODEL)
+    place.store.delete(f"ranks/{MANIFEST_KEY}")
+    with pytest.raises(UsageError, match="no strategy says how they are cut") as caught:
+        unified_safetensors(url, None, place.child("x").url)
+    assert "`src_strategy_dirs`" in str(caught.value)
+
+
 def test_the_original_command_takes_them_too(place):
     from reshard.compat.checkpoints import transform_checkpoint
 
