@@ -113,9 +113,7 @@ def plan_training_job(job: TrainingJob, *, on_event: Listener = ignore) -> Plan 
 
 
 @shared_connections()
-def run_training_job(
-    job: TrainingJob, *, on_event: Listener = ignore, if_exists: IfExists = "fail"
-) -> TrainingOutcome:
+def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, if_exists: IfExists = "fail") -> TrainingOutcome:
     """Write the strategy files of a job, then the conversion that it needs.
 
     Parameters
@@ -287,8 +285,10 @@ class _Decision:
             self.notes.append(f"the layouts were not compared: no strategy at {' or '.join(source.looked_at)}")
             return self._nothing(f"each of {ranks} ranks loads its own shard")
         self._need_strategy(source)
-        return self._cut(source, f"Cut {'the iteration' if not source.formats else f'{ranks} ranks'} anew "
-                         f"for {config.rank_count} ranks.")
+        return self._cut(
+            source,
+            f"Cut {'the iteration' if not source.formats else f'{ranks} ranks'} anew for {config.rank_count} ranks.",
+        )
 
     def _cut(self, source: TrainingSource, verdict: str) -> TrainingJob:
         """Cut a source for the job's ranks, unless it is cut so already."""
@@ -298,7 +298,9 @@ class _Decision:
         if not source.is_full:
             mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
             if not mismatch and changes_format(config, source):
-                verdict = f"Write the shards of {config.rank_count} ranks as safetensors; they are cut as the job needs them."
+                verdict = (
+                    f"Write the shards of {config.rank_count} ranks as safetensors; they are cut as the job needs them."
+                )
             elif not mismatch:
                 return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
             elif not config.auto_trans_ckpt:

@@ -115,9 +115,7 @@ def _found(config: TrainingConfig, listing: Listing, url: str, name: str) -> Tra
         formats = frozenset(each for each in map(container_of, direct) if each)
         counters = HYPER_NAME in objects
         kind = SourceKind.FULL
-        return TrainingSource(
-            url=url, name=name, kind=kind, formats=formats, has_counters=counters, objects=objects
-        )
+        return TrainingSource(url=url, name=name, kind=kind, formats=formats, has_counters=counters, objects=objects)
     found = frozenset(each for names in by_rank.values() for each in map(container_of, names) if each)
     suffix = _resumed(config, listing, by_rank)
     if tuple(by_rank) == (0,):  # one device holds everything
@@ -214,5 +212,6 @@ def load_model_config(config: TrainingConfig, source: TrainingSource) -> dict[st
     model = model or load_config(None, source.url)
     network = config.values.get("model.arch.type")
     known = {**model, **config.model_sizes}
-    return known if not network or known.keys() & {"model_type", "architectures"} else known | {"architectures": network}
-
+    return (
+        known if not network or known.keys() & {"model_type", "architectures"} else known | {"architectures": network}
+    )
