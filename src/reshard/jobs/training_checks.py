@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..formats.containers import Container
 from .training_config import TrainingConfig
+from .training_options import target_format
 from .training_source import TrainingSource
 
 
@@ -27,17 +28,13 @@ def contradictions_within(config: TrainingConfig) -> Iterator[str]:
     ranks = config.sizes.rank_count
     if config.use_parallel is False and ranks > 1:
         yield f"use_parallel is False: the sizes of {ranks} ranks in parallel_config have no effect"
-    if config.use_parallel is None and ranks > 1:
-        yield f"use_parallel is not given: it is taken for True, as the sizes are those of {ranks} ranks"
     if config.use_parallel is True and ranks == 1:
         yield "use_parallel is True, but the sizes are those of one rank: the job is taken for one of one card"
     old, new = values.get("load_checkpoint"), values.get("checkpoint.load_path")
     if old and new and old != new:
         yield f"load_checkpoint is {old}, checkpoint.load_path is {new}: the second is taken"
     if values.get("parallel_config.optimizer_shard") is True and not config.sizes.optimizer_shard:
-        yield "parallel_config.optimizer_shard is out of date: parallel.enable_parallel_optimizer is not True, so " + (
-            "the optimizer cuts nothing"
-        )
+        yield "parallel_config.optimizer_shard has no effect: parallel.enable_parallel_optimizer is not True"
     nodes = config.npu_num_per_node
     if nodes is not None and nodes & (nodes - 1):
         yield f"npu_num_per_node is {nodes}: training expects a power of two"
@@ -57,8 +54,7 @@ def contradictions_with(config: TrainingConfig, source: TrainingSource) -> Itera
     if wanted is not None and source.formats and Container(wanted) not in source.formats:
         found = " and ".join(sorted(source.formats))
         yield f"load_ckpt_format is {wanted}, but {found} lies at {source.url}: that is read"
-    if config.remove_redundancy and config.rank_count > 1 and source.formats == {Container.CKPT}:
-        if config.checkpoint_format != Container.SAFETENSORS or wanted != Container.CKPT:
-            yield "remove_redundancy is for safetensors: .ckpt shards are written whole"
+    if config.remove_redundancy and config.rank_count > 1 and target_format(config, source) is Container.CKPT:
+        yield "remove_redundancy is for safetensors: .ckpt shards are written whole"
     if config.resume_training and source.is_full and not source.has_counters:
-        yield "resume_training: no hyper_param.safetensors lies beside the full weights; training starts its counters anew"
+        yield "resume_training: no hyper_param.safetensors lies beside the full weights: counters start anew"

@@ -11,10 +11,12 @@ from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, UsageError, option
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
+from ..formats.yaml_kinds import YamlKind, kind_of
 from ..models.parallel_config import ParallelConfig, parse_parallel
 from ..storage import open_location, shared_connections
 from .training_keys import CALLBACKS, KeyUse, find_known, flatten, sort_keys
 
+_NO_FILE = "hyper-parameters"
 _MONITOR = "CheckpointMonitor"
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NOTHING = (None, "", "None", "none", "null")
@@ -90,7 +92,7 @@ class TrainingConfig:
     @property
     def where(self) -> str:
         """The file in messages."""
-        return self.url or "hyper-parameters"
+        return self.url or _NO_FILE
 
     @property
     def rank_count(self) -> int:
@@ -152,8 +154,8 @@ def config_of(document: Mapping[str, PlainValue], url: str | None = None) -> Tra
     keys = sort_keys(document, is_conversion=bool(conversions))
     if conversions:
         return TrainingConfig(url=url, keys=keys, conversions=conversions)
+    _refuse_other_kinds(document, url or _NO_FILE)
     values = dict(flatten(dict(document)))
-    _refuse_layout_file(document, url)
     reader = _Reader(values)
     parallel = _parallel_text(values)
     config = TrainingConfig(
@@ -236,16 +238,17 @@ def _conversions(document: Mapping[str, PlainValue]) -> dict[str, Mapping[str, P
     sections = {name: value for name, value in document.items() if isinstance(value, dict)}
     if not sections or len(sections) < len(document):
         return {}
-    return dict(sections) if all(_ARGUMENTS <= section.keys() for section in sections.values()) else {}
+    return dict(sections) if all(section.keys() >= _ARGUMENTS for section in sections.values()) else {}
 
 
-def _refuse_layout_file(document: Mapping[str, PlainValue], url: str | None) -> None:
-    if {"axes", "rules"} <= document.keys():
+def _refuse_other_kinds(document: Mapping[str, PlainValue], where: str) -> None:
+    """Refuse files of other kinds, which have keys of a job by chance at most."""
+    if kind_of(dict(document)) is YamlKind.LAYOUT_FILE:
         hint = f"It says how a checkpoint is cut: give it as {option('dst_layout')} or {option('src_layout')}."
-        raise UsageError(f"{url}: this is a layout file, not a training configuration", hint=hint)
-    if "jobs" in document or {"src", "dst"} <= document.keys():
-        hint = "Name it as the job file of reshard run, without an option."
-        raise UsageError(f"{url}: this is a job file, not a training configuration", hint=hint)
+        raise FormatError(f"this is {YamlKind.LAYOUT_FILE}, not {YamlKind.TRAINING}", where=where, hint=hint)
+    if "jobs" in document or document.keys() >= {"src", "dst"}:
+        hint = "Give it to reshard run by itself."
+        raise FormatError(f"this is a job file, not {YamlKind.TRAINING}", where=where, hint=hint)
 
 
 def _parallel_text(values: Mapping[str, PlainValue]) -> str:
@@ -299,28 +302,28 @@ class _Reader:
         value = self._values.get(key)
         if value in _NOTHING:
             return None
-        if isinstance(value, dict | list):
-            return self._refuse(key, "text", value)
-        if choices and value not in choices:
-            return self._refuse(key, " or ".join(choices), value)
+        if isinstance(value, dict | list) or (choices and value not in choices):
+            self._refuse(key, " or ".join(choices) or "text", value)
+            return None
         return str(value)
 
     def truth(self, key: str) -> bool | None:
         value = self._values.get(key)
-        if value in _NOTHING or isinstance(value, bool):
-            return value if isinstance(value, bool) else None
+        if value in _NOTHING:
+            return None
         found = _TRUTHS.get(str(value).lower())
-        return self._refuse(key, "True or False", value) if found is None else found
+        if found is None:
+            self._refuse(key, "True or False", value)
+        return found
 
     def count(self, key: str) -> int | None:
         value = self._values.get(key)
         if value in _NOTHING:
             return None
-        if type(value) is int and value > 0:
-            return value
-        if isinstance(value, str) and _INTEGER.fullmatch(value) and int(value) > 0:
-            return int(value)
-        return self._refuse(key, "a number, 1 or more", value)
+        if not isinstance(value, bool) and _INTEGER.fullmatch(str(value)) and int(str(value)) > 0:
+            return int(str(value))
+        self._refuse(key, "a number, 1 or more", value)
+        return None
 
     def resume(self) -> bool | str:
         """Read ``resume_training``, which is also the reverse of a newer key."""
@@ -328,9 +331,7 @@ class _Reader:
         if isinstance(value, str) and value not in _NOTHING and value.lower() not in _TRUTHS:
             return value
         given = self.truth("resume_training")
-        if given is None:
-            return self.truth("checkpoint.no_load_optim") is False
-        return given
+        return self.truth("checkpoint.no_load_optim") is False if given is None else given
 
     def _refuse(self, key: str, expected: str, value: PlainValue) -> None:
-        self.problems.append(f"{key}: expected {expected}, found {shown(value) if value is not None else value}")
+        self.problems.append(f"{key}: expected {expected}, found {shown(value)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from ..api.request import Request
 from ..api.resolve import Resolved, resolve
@@ -33,8 +33,6 @@ from .training_options import (
     strategy_place,
 )
 from .training_source import SourceKind, TrainingSource, family_of, find_source, holds_strategy
-
-IfExists = Literal["skip", "fail", "replace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +111,13 @@ def plan_training_job(job: TrainingJob, *, on_event: Listener = ignore) -> Plan 
 
 
 @shared_connections()
-def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, if_exists: IfExists = "fail") -> TrainingOutcome:
+def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> TrainingOutcome:
     """Write the strategy files of a job, then the conversion that it needs.
 
     Parameters
     ----------
-    if_exists
-        What to do where outputs exist already; strategy files that say the same are left as they are in any case.
+    overwrite
+        Whether to replace outputs that exist. Strategy files that say the same are left as they are in any case.
 
     Raises
     ------
@@ -128,18 +126,35 @@ def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, if_exists
     ReshardError
         As the tree in :mod:`reshard.errors` says; nothing of the conversion stays in the target.
     """
-    made = plan_training_job(job, on_event=on_event)
-    strategy = None
-    if job.strategy_url is not None and job.strategy_options is not None:
-        resolved = job.resolved or resolve(Request.of(None, **job.strategy_options), on_event)
-        strategy = _write_strategies(job.strategy_url, resolved, if_exists)
-    if made is None:
-        return TrainingOutcome(strategy=strategy)
+    made = plan_training_job(job, on_event=on_event)  # before anything is written: it may be refused
+    strategy = write_strategies(job, on_event=on_event, overwrite=overwrite)
     request = job.request
-    assert request is not None
-    overwrite = request.overwrite or if_exists == "replace"
+    if made is None or request is None:
+        return TrainingOutcome(strategy=strategy)
+    overwrite = request.overwrite or overwrite
     manifest = run(made, overwrite=overwrite, keep_staging=request.keep_staging, on_event=on_event)
     return TrainingOutcome(manifest, strategy)
+
+
+@shared_connections()
+def write_strategies(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> Strategy | None:
+    """Write the strategy files of all ranks of a job, unless files that say the same are there; None if none are due.
+
+    Raise TargetExists if files that say something else are there, and are not to be replaced.
+    """
+    if job.strategy_url is None or job.strategy_options is None:
+        return None
+    resolved = job.resolved or resolve(Request.of(None, **job.strategy_options), on_event)
+    strategy = target_strategy(resolved)
+    if holds_strategy(open_location(job.strategy_url)):
+        if read_strategy(job.strategy_url) == strategy:
+            return strategy
+        if not overwrite:
+            hint = f"Move them, or give {option('overwrite')}."
+            raise TargetExists(f"{job.strategy_url}: strategy files of another job are there", hint=hint)
+    specs = {tensor.spec.name: tensor.spec for tensor in resolved.conversion.tensors}
+    save_strategy(strategy, job.strategy_url, specs, overwrite=overwrite)
+    return strategy
 
 
 def target_strategy(resolved: Resolved) -> Strategy:
@@ -147,20 +162,6 @@ def target_strategy(resolved: Resolved) -> Strategy:
     target = resolved.conversion.target
     assert isinstance(target, RankTarget | IterationTarget)
     return target.strategy
-
-
-def _write_strategies(url: str, resolved: Resolved, if_exists: IfExists) -> Strategy:
-    """Write the files of all ranks, unless files that say the same are there."""
-    strategy = target_strategy(resolved)
-    if holds_strategy(open_location(url)):
-        if read_strategy(url) == strategy:
-            return strategy
-        if if_exists != "replace":
-            hint = f"Move them, or replace them: {option('if_exists', 'replace')}."
-            raise TargetExists(f"{url}: strategy files of another job are there", hint=hint)
-    specs = {tensor.spec.name: tensor.spec for tensor in resolved.conversion.tensors}
-    save_strategy(strategy, url, specs, overwrite=if_exists == "replace")
-    return strategy
 
 
 def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob:
@@ -178,7 +179,7 @@ def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob
         raise UsageError(f"{config.where}: arguments of {len(filled)} conversions", problems=list(filled), hint=hint)
     (model, arguments), *_ = filled.items()
     notes: list[str] = []
-    options = conversion_options(arguments, notes) | given
+    options = conversion_options(arguments, notes) | {**given}
     request = Request.of(None, **options)
     found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL))
     if found is None:
@@ -203,6 +204,9 @@ class _Decision:
     def make(self) -> TrainingJob:
         config = self.config
         self.told += contradictions_within(config)
+        if config.use_parallel is None and config.rank_count > 1:
+            reason = f"the sizes are those of {config.rank_count} ranks"
+            self.notes.append(f"use_parallel is not given, and taken for True: {reason}")
         source = find_source(config)
         if source is None:
             return self._without_source()
@@ -285,10 +289,8 @@ class _Decision:
             self.notes.append(f"the layouts were not compared: no strategy at {' or '.join(source.looked_at)}")
             return self._nothing(f"each of {ranks} ranks loads its own shard")
         self._need_strategy(source)
-        return self._cut(
-            source,
-            f"Cut {'the iteration' if not source.formats else f'{ranks} ranks'} anew for {config.rank_count} ranks.",
-        )
+        what = "the iteration" if source.kind is SourceKind.ITERATION else f"{ranks} ranks"
+        return self._cut(source, f"Cut {what} anew for {config.rank_count} ranks.")
 
     def _cut(self, source: TrainingSource, verdict: str) -> TrainingJob:
         """Cut a source for the job's ranks, unless it is cut so already."""
@@ -298,15 +300,14 @@ class _Decision:
         if not source.is_full:
             mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
             if not mismatch and changes_format(config, source):
-                verdict = (
-                    f"Write the shards of {config.rank_count} ranks as safetensors; they are cut as the job needs them."
-                )
-            elif not mismatch:
+                self._refuse_own_place(source, options["dst"])
+                verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
+                return self._job(verdict, options=options, resolved=resolved)
+            if not mismatch:
                 return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
-            elif not config.auto_trans_ckpt:
+            if not config.auto_trans_ckpt:
                 self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
-            else:
-                self.notes.append(f"why: {mismatch}")
+            self.notes.append(f"why: {mismatch}")
         url = strategy_place(config)
         self._refuse_own_strategy(source, url)
         self._refuse_own_place(source, options["dst"])

@@ -80,7 +80,6 @@ def find_known(path: str, *, is_conversion: bool = False) -> KnownKey | None:
 @cache
 def _compiled(is_conversion: bool) -> tuple[tuple[re.Pattern[str], KnownKey], ...]:
     chosen = [known for known in known_keys() if (known.section == "conversions") is is_conversion]
-    # Whole names first: most keys are found among them.
     return tuple((re.compile(_expression(known.pattern), re.DOTALL), known) for known in chosen)
 
 
@@ -95,9 +94,9 @@ def flatten(value: PlainValue, path: str = "") -> Iterator[tuple[str, PlainValue
 
     Examples
     --------
-    >>> list(flatten({"seed": 0, "callbacks": [{"type": "CheckpointMonitor", "prefix": "a"}], "model": {"b": [1]}}))
-    [('seed', 0), ('callbacks.CheckpointMonitor.type', 'CheckpointMonitor'), ('callbacks.CheckpointMonitor.prefix', 'a'),
-    ('model.b', [1])]
+    >>> document = {"model": {"b": [1]}, "callbacks": [{"type": "CheckpointMonitor", "prefix": "a"}]}
+    >>> [path for path, _ in flatten(document)]
+    ['model.b', 'callbacks.CheckpointMonitor.type', 'callbacks.CheckpointMonitor.prefix']
     """
     if path == CALLBACKS and isinstance(value, list):
         for item in value:
