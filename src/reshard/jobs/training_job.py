@@ -20,19 +20,16 @@ from ..errors import TargetExists, UsageError, option, raise_all
 from ..planning.plan import Plan
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
-from ..storage import open_location, open_target, shared_connections
+from ..storage import open_location, shared_connections
 from ..tensor import Strategy
 from .training_checks import contradictions_with, contradictions_within, refusals
 from .training_config import TrainingConfig
 from .training_layouts import find_mismatch
-from .training_options import (
-    changes_format,
-    conversion_options,
-    full_options,
-    sharded_options,
-    strategy_place,
-)
+from .training_options import changes_format, conversion_options, full_options, sharded_options, strategy_place
 from .training_source import SourceKind, TrainingSource, family_of, find_source, holds_strategy
+
+# Where a target would go that is compared with its source, or described, and never written.
+_NOWHERE = "memory://nowhere/ranks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +76,7 @@ class TrainingOutcome:
 
 
 @shared_connections()
-def decide(config: TrainingConfig, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
+def decide(config: TrainingConfig, /, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
     """Decide what a job needs, from its configuration and the headers of its source; nothing is written.
 
     Parameters
@@ -231,7 +228,7 @@ class _Decision:
 
     def _strategies_alone(self, source: TrainingSource) -> TrainingJob:
         self._need_strategy(source)
-        options = sharded_options(self.config, source, self.notes) | {**self.given}
+        options = sharded_options(self.config, source, self.notes) | {**self.given, "dst": _NOWHERE}
         resolved = resolve(Request.of(None, **options), self.on_event)
         count = target_strategy(resolved).rank_count
         url = strategy_place(self.config)
@@ -296,11 +293,13 @@ class _Decision:
         """Cut a source for the job's ranks, unless it is cut so already."""
         config = self.config
         options = sharded_options(config, source, self.notes) | {**self.given}
-        resolved = resolve(Request.of(None, **options), self.on_event)
+        is_in_place = _is_within(options["dst"], source.url) or _is_within(source.url, options["dst"])
+        compared = options | ({"dst": _NOWHERE} if is_in_place else {})
+        resolved = resolve(Request.of(None, **compared), self.on_event)
         if not source.is_full:
             mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
             if not mismatch and changes_format(config, source):
-                self._refuse_own_place(source, options["dst"])
+                self._refuse_in_place(options["dst"], is_in_place=is_in_place)
                 verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
                 return self._job(verdict, options=options, resolved=resolved)
             if not mismatch:
@@ -310,7 +309,7 @@ class _Decision:
             self.notes.append(f"why: {mismatch}")
         url = strategy_place(config)
         self._refuse_own_strategy(source, url)
-        self._refuse_own_place(source, options["dst"])
+        self._refuse_in_place(options["dst"], is_in_place=is_in_place)
         return self._job(verdict, options=options, strategy_url=url, strategy_options=options, resolved=resolved)
 
     def _is_hugging_face(self, source: TrainingSource) -> bool:
@@ -331,16 +330,13 @@ class _Decision:
         """Refuse to write strategy files where those of the source lie; MindSpore Transformers removes them."""
         if source.strategy_url is None:
             return
-        place, own = open_target(url).identity, open_location(source.strategy_url).identity
-        if f"{own}/".startswith(f"{place}/"):
+        if _is_within(source.strategy_url, url):
             hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
             raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
 
-    def _refuse_own_place(self, source: TrainingSource, url: str) -> None:
-        target, own = open_target(url).identity, open_location(source.url).identity
-        if f"{own}/".startswith(f"{target}/") or f"{target}/".startswith(f"{own}/"):
-            hint = "Choose another output_dir."
-            raise UsageError(f"{url}: the source lies where the ranks of the job go", hint=hint)
+    def _refuse_in_place(self, url: str, *, is_in_place: bool) -> None:
+        if is_in_place:
+            raise UsageError(f"{url}: the source lies where the ranks of the job go", hint="Choose another output_dir.")
 
     def _nothing(self, why: str) -> TrainingJob:
         return self._job(f"Nothing to do: {why}.")
@@ -354,3 +350,8 @@ class _Decision:
                 form += f", load_ckpt_format: {options['format']}"
             self.notes.append(f"to train with it: {form}")
         return replace(job, notes=tuple(self.notes))
+
+
+def _is_within(url: str, other: str) -> bool:
+    """Whether one place is another, or inside it."""
+    return f"{open_location(url).identity}/".startswith(f"{open_location(other).identity}/")

@@ -80,7 +80,7 @@ class TrainingSource:
     @property
     def knows_strategy(self) -> bool:
         """Whether it is known how the shards are cut."""
-        return self.is_full or self.strategy_url is not None or self.has_manifest
+        return self.kind is not SourceKind.RANKS or self.strategy_url is not None or self.has_manifest
 
 
 def find_source(config: TrainingConfig) -> TrainingSource | None:
