@@ -24,7 +24,7 @@ from support.model_cases import FOLDER, read_config
 
 import reshard
 from reshard.api.strategies import read_strategy
-from reshard.errors import NotFound, StrategyError, TargetExists, UsageError
+from reshard.errors import NotFound, PlanError, StrategyError, TargetExists, UsageError
 from reshard.jobs.training_config import read_training_config
 from reshard.jobs.training_job import TrainingJob, decide, plan_training_job, run_training_job, write_strategies
 from reshard.jobs.training_source import suffix_of
@@ -422,6 +422,14 @@ def test_qkv_concat_of_the_older_networks(place: str) -> None:
     job = job_of(place, load_checkpoint=source, model__model_config__qkv_concat=True, **AUTO, **MP2)
     run_training_job(job)
     assert "model.layers.0.attention.w_qkv.weight" in read_strategy(f"{place}/output/strategy").names
+
+
+def test_sizes_that_differ_from_config_json_are_told(place: str) -> None:
+    source = put_hugging_face(f"{place}/hf")
+    with pytest.raises(PlanError, match="does not fit the rules of llama"):
+        job_of(place, load_checkpoint=source, model__model_config__vocab_size=128, **AUTO, **MP2)
+    job = job_of(place, load_checkpoint=put_full(f"{place}/ms"), model__model_config__vocab_size=128, **AUTO, **MP2)
+    assert "model_config says vocab_size 128, config.json 96: the first is taken" in job.notes
 
 
 def test_the_network_s_class_tells_the_family_where_no_config_json_does(place: str) -> None:

@@ -118,3 +118,4 @@ def test_arguments_of_conversions_are_known_for_what_they_are() -> None:
     document = {"llama": {**arguments, "model_class": "LlamaForCausalLM"}, "blip": arguments}
     assert {key.use for key in sort_keys(document, is_conversion=True)} == {"used"}
     assert {key.use for key in sort_keys({"llama": {"input_pth": 1}}, is_conversion=True)} == {"unknown"}
+    assert {key.use for key in sort_keys({"seed": 1}, is_conversion=True)} == {"training"}  # a hyper-parameter besides

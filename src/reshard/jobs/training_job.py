@@ -178,7 +178,7 @@ def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob
     notes: list[str] = []
     options = conversion_options(arguments, notes) | {**given}
     request = Request.of(None, **options)
-    found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL))
+    found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL), notes)
     if found is None:
         raise UsageError(f"{config.where}: {request.src} holds tensors of no family that is known")
     to = found.direction.removeprefix("to_")
@@ -313,7 +313,7 @@ class _Decision:
         return self._job(verdict, options=options, strategy_url=url, strategy_options=options, resolved=resolved)
 
     def _is_hugging_face(self, source: TrainingSource) -> bool:
-        found, _ = family_of(self.config, source)
+        found, _ = family_of(self.config, source, [])
         return found is not None and found.direction == "to_ms"
 
     def _refuse_mismatch(self, why: str) -> None:
@@ -345,6 +345,8 @@ class _Decision:
         job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.told), **made)
         options = job.options
         if options is not None:
+            if "://" in str(options["src"]) and "://" not in str(options["dst"]):
+                self.notes.append(f"output_dir {self.config.output_dir} is a folder of this machine")
             form = f"load_checkpoint: {options['dst']}, auto_trans_ckpt: False"
             if "format" in options:
                 form += f", load_ckpt_format: {options['format']}"
