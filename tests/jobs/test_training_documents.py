@@ -161,7 +161,9 @@ def test_a_fragment_makes_the_right_weights(name: str) -> None:
     source = target.rpartition("/")[2]
     assert target == f"{place}/output/transformed_checkpoint/{source}"
     assert source == {"ckpt": "llama3_8b", "full": "unified", "hf": "hf_unified"}.get(case.source, "ranks")
-    shards = {f"rank_{rank}/checkpoint_{rank}.{case.format}" for rank in range(case.ranks)}
+    # A resumed run looks for epoch and step in names.
+    shard = "llama_rank_{0}-2_3" if job.config.resume_training else "checkpoint_{0}"
+    shards = {f"rank_{rank}/{shard.format(rank)}.{case.format}" for rank in range(case.ranks)}
     assert names_below(target) == {*shards, "reshard-manifest.json"}
     assert outcome.manifest is not None
     strategy = {} if job.strategy_url is None else {"src_strategy": job.strategy_url}

@@ -18,6 +18,7 @@ from jobs.training_places import (
     put_hugging_face,
     put_pipeline_ranks,
     put_ranks,
+    put_training_ranks,
     remove,
 )
 from support.model_cases import FOLDER, read_config
@@ -305,6 +306,24 @@ def test_resume_training_may_name_a_file(place: str, steps: str) -> None:
     assert job.options is not None
     assert job.options["file_suffix"] == "-1_10"
     run_training_job(job)
+
+
+def test_a_resumed_job_finds_epoch_and_step_in_names(place: str) -> None:
+    source = put_training_ranks(f"{place}/checkpoint", f"{place}/strategy")
+    job = job_of(place, load_checkpoint=source, resume_training=True, **AUTO, **MP2)
+    run_training_job(job)
+    target = f"{place}/output/transformed_checkpoint/checkpoint"
+    assert names_below(target) == {
+        *(f"rank_{rank}/llama_rank_{rank}-2_3.safetensors" for rank in range(2)),
+        *(f"rank_{rank}/meta.json" for rank in range(2)),
+        "reshard-manifest.json",
+    }
+    kept = content_of(target)
+    assert {"global_step", "epoch_num", "step_num"} <= kept.keys()
+    assert kept == content_of(source, src_strategy=f"{place}/strategy")
+    started = job_of(f"{place}/other", load_checkpoint=source, **AUTO, **MP2)
+    assert started.options is not None
+    assert started.options["prefix"] == "checkpoint_"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ CONFIG = {
 }  # fmt: skip
 FULL_CASE = "transform160_full_file_to_dp2mp2"
 RANKS_CASE = "transform160_dp2mp2_to_full"
+STATE_CASE = "unify160_adam_all"
 PIPELINE_CASE = "unify160_suffix"
 _numbers = count()
 
@@ -96,6 +97,11 @@ def put_genuine_ranks(url: str, strategy: str | None) -> str:
 def put_pipeline_ranks(url: str, strategy: str | None) -> str:
     """The safetensors shards of four ranks (mp 2, pp 2) of a training run, and its strategy files."""
     return _put_case(PIPELINE_CASE, "mf/in/checkpoint/", url, "mf/in/strategy/", strategy)
+
+
+def put_training_ranks(url: str, strategy: str | None) -> str:
+    """The shards of four ranks that a run saved with its optimizer's state and its counters, and its strategy files."""
+    return _put_case(STATE_CASE, "mf/in/checkpoint/", url, "mf/in/strategy/", strategy)
 
 
 def _put_case(case: str, shards: str, url: str, strategies: str, strategy: str | None) -> str:

@@ -16,6 +16,7 @@ from ..api.statements import plan_resolved, run
 from ..api.strategies import read_strategy, save_strategy
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources.saved_point import resumable_name
 from ..errors import TargetExists, UsageError, option, raise_all
 from ..planning.plan import Plan
 from ..planning.targets.iteration_target import IterationTarget
@@ -232,7 +233,7 @@ class _Decision:
         resolved = resolve(Request.of(None, **options), self.on_event)
         count = target_strategy(resolved).rank_count
         url = strategy_place(self.config)
-        self._refuse_own_strategy(source, url)
+        _keep_strategy(source, url)
         verdict = f"Write the strategy files of {count} ranks, and nothing else: only_save_strategy is True."
         return self._job(verdict, strategy_url=url, strategy_options=options, resolved=resolved)
 
@@ -296,21 +297,27 @@ class _Decision:
         is_in_place = _is_within(options["dst"], source.url) or _is_within(source.url, options["dst"])
         compared = options | ({"dst": _NOWHERE} if is_in_place else {})
         resolved = resolve(Request.of(None, **compared), self.on_event)
-        if not source.is_full:
-            mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
-            if not mismatch and changes_format(config, source):
-                self._refuse_in_place(options["dst"], is_in_place=is_in_place)
-                verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
-                return self._job(verdict, options=options, resolved=resolved)
-            if not mismatch:
-                return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
-            if not config.auto_trans_ckpt:
-                self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
+        url: str | None = strategy_place(config)
+        mismatch = "" if source.is_full else find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
+        if mismatch and not config.auto_trans_ckpt:
+            self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
+        if mismatch:
             self.notes.append(f"why: {mismatch}")
-        url = strategy_place(config)
-        self._refuse_own_strategy(source, url)
-        self._refuse_in_place(options["dst"], is_in_place=is_in_place)
-        return self._job(verdict, options=options, strategy_url=url, strategy_options=options, resolved=resolved)
+        elif not source.is_full:
+            if not changes_format(config, source):
+                return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
+            verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
+            url = None  # the source's strategy is that of the target
+        _keep_strategy(source, url)
+        if is_in_place:
+            hint = "Choose another output_dir."
+            raise UsageError(f"{options['dst']}: the source lies where the ranks of the job go", hint=hint)
+        name = resumable_name(resolved.conversion.catalog) if config.resume_training else None
+        if name is not None and "prefix" not in self.given:  # training looks for epoch and step in names
+            options["prefix"] = name
+            resolved = resolve(Request.of(None, **options), self.on_event)
+        strategies = {} if url is None else {"strategy_url": url, "strategy_options": options}
+        return self._job(verdict, options=options, resolved=resolved, **strategies)
 
     def _is_hugging_face(self, source: TrainingSource) -> bool:
         found, _ = family_of(self.config, source, [])
@@ -326,18 +333,6 @@ class _Decision:
             places = list(source.looked_at)
             raise UsageError(f"{source.url}: no strategy says how these shards are cut", problems=places, hint=hint)
 
-    def _refuse_own_strategy(self, source: TrainingSource, url: str) -> None:
-        """Refuse to write strategy files where those of the source lie; MindSpore Transformers removes them."""
-        if source.strategy_url is None:
-            return
-        if _is_within(source.strategy_url, url):
-            hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
-            raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
-
-    def _refuse_in_place(self, url: str, *, is_in_place: bool) -> None:
-        if is_in_place:
-            raise UsageError(f"{url}: the source lies where the ranks of the job go", hint="Choose another output_dir.")
-
     def _nothing(self, why: str) -> TrainingJob:
         return self._job(f"Nothing to do: {why}.")
 
@@ -352,6 +347,13 @@ class _Decision:
                 form += f", load_ckpt_format: {options['format']}"
             self.notes.append(f"to train with it: {form}")
         return replace(job, notes=tuple(self.notes))
+
+
+def _keep_strategy(source: TrainingSource, url: str | None) -> None:
+    """Refuse to write strategy files where the source's lie; MindSpore Transformers removes those."""
+    if url is not None and source.strategy_url is not None and _is_within(source.strategy_url, url):
+        hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
+        raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
 
 
 def _is_within(url: str, other: str) -> bool:
