@@ -31,6 +31,10 @@ FLAGS = {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
+    "run": SHOWN | {
+        "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
+        "--fail-fast,--keep-going", "--if-exists",
+    },
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
@@ -77,7 +81,7 @@ ARGUMENTS = {
     "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"],
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
-    "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
+    "run": [], "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
 }  # fmt: skip
 
 
@@ -114,7 +118,14 @@ def test_every_flag_is_explained_in_a_sentence(command):
 
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
-    assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
+    assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
+        "inspect",
+        "plan",
+        "convert",
+        "run",
+        "verify",
+        "strategy",
+    ]
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
         "ckpt-to-safetensors", "safetensors-to-ckpt", "convert-weight", "transform-ckpt-lora",
