@@ -10,6 +10,7 @@ from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
+from ..formats.containers import Container
 from ..formats.strict_json import parse_json_object
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
@@ -63,6 +64,7 @@ def source_options(request: Request) -> SourceOptions:
         file_suffix=request.file_suffix,
         keep_rank=request.keep_rank,
         check_crc=request.check_crc,
+        load_ckpt_format=Container(request.load_ckpt_format) if request.load_ckpt_format else None,
     )
 
 

@@ -68,6 +68,13 @@ class Request:
         SOURCE,
         default="the last that all ranks have",
     )
+    load_ckpt_format: str | None = _choice(
+        "Format of the objects to read where both lie, as after a conversion in place.",
+        SOURCE,
+        "ckpt",
+        "safetensors",
+        default="the only one there",
+    )
     check_crc: bool = _switch("Compare .ckpt objects with their checksums before converting.", SOURCE)
     keep: tuple[str, ...] = _several(
         "Take only tensors whose names match: a glob, prefix:TEXT or regex:EXPR.", "PATTERN", SOURCE
