@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
-from ..models.detecting import detect
+from ..models.detecting import Detection, detect
 from ..models.lora import find_adapters
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
@@ -29,10 +29,12 @@ _COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.jso
 _TOKENIZER = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens", "spiece", "chat_template")
 
 
-def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) -> tuple[Change, list[str]]:
+def change_of(
+    request: Request, catalog: Catalog, renamed: Mapping[str, str], parallel: ParallelConfig | None = None
+) -> tuple[Change, list[str]]:
     """Find out what to change; the notes say how that was detected.
 
-    Raise UsageError for options that contradict the source or each other, and PlanError if the family is not known or
+    The networks of a training job, ``use_legacy``, choose the naming unless it is given. Raise UsageError for options that contradict the source or each other, and PlanError if the family is not known or
     adapters do not fit.
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
@@ -46,7 +48,7 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
         if not config:
             hint = f"Pass the model's with {option('config', 'URL')}."
             raise UsageError(f"{request.src}: no config.json found beside it", hint=hint)
-        change, notes = _with_rules(change, request, specs)
+        change, notes = _with_rules(change, request, specs, parallel)
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
         chosen = NameFilter(keep=request.keep_dtype)
@@ -58,7 +60,9 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
     return change, notes
 
 
-def _with_rules(change: Change, request: Request, specs: Mapping[str, TensorSpec]) -> tuple[Change, list[str]]:
+def _with_rules(
+    change: Change, request: Request, specs: Mapping[str, TensorSpec], parallel: ParallelConfig | None
+) -> tuple[Change, list[str]]:
     """Choose the family's rules by the source's names and the request."""
     names = [name for name in specs if ".lora_" not in name and "delta_lora" not in name]
     found = detect(change.config, names, family=request.family)
@@ -69,10 +73,30 @@ def _with_rules(change: Change, request: Request, specs: Mapping[str, TensorSpec
         change,
         family=found.family.name,
         direction=found.direction,
-        naming=request.naming if request.to == "ms" and request.naming else found.naming,
+        naming=_naming(found, request, parallel) if request.to == "ms" else found.naming,
         options={**dict(found.options), **(request.option or {})},
     )
     return change, [f"found {found.family.name}: {'; '.join(found.reasons)}"]
+
+
+def _naming(found: Detection, request: Request, parallel: ParallelConfig | None) -> str:
+    """Choose the naming of the target: the given one, that of the job's networks, or the family's own."""
+    use_legacy = None if parallel is None else parallel.use_legacy
+    if use_legacy is None:
+        return request.naming or found.naming
+    known = load_layouts(found.family.name)
+    having = {name: known[name].use_legacy if name in known else None for name in (n.name for n in found.family.namings)}
+    says = f"{option('parallel', request.parallel)} says use_legacy: {use_legacy}"
+    if request.naming:
+        if having.get(request.naming, use_legacy) is (not use_legacy):
+            hint = f"Omit {option('naming')}, or give the training job that it belongs to."
+            raise UsageError(f"{says}, but {option('naming', request.naming)} is of the other networks", hint=hint)
+        return request.naming
+    fitting = [name for name, value in having.items() if value is use_legacy]
+    if not fitting:
+        hint = f"Its namings: {', '.join(having)}. Name one with {option('naming')}, or give the sizes without the file."
+        raise UsageError(f"{says}, but no naming of {found.family.name} is of such networks", hint=hint)
+    return found.naming if found.naming in fitting else fitting[0]
 
 
 # Adapters.

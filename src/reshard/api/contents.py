@@ -60,7 +60,7 @@ def source_options(request: Request) -> SourceOptions:
     """Read what a request asks of a source."""
     return SourceOptions(
         strategy=strategy_source(request.src_strategy, request.src_layout),
-        names=NameFilter(request.keep, request.drop),
+        names=NameFilter(request.keep, request.drop, request.network_only),
         file_suffix=request.file_suffix,
         keep_rank=request.keep_rank,
         check_crc=request.check_crc,

@@ -80,6 +80,9 @@ class Request:
         "Take only tensors whose names match: a glob, prefix:TEXT or regex:EXPR.", "PATTERN", SOURCE
     )
     drop: tuple[str, ...] = _several("Leave out tensors whose names match.", "PATTERN", SOURCE)
+    network_only: bool = _switch(
+        "Leave out optimizer states and training counters, as save_network_params does.", SOURCE
+    )
     keep_rank: int | None = _field(
         "For tensors outside the strategy that differ between ranks, use rank R's copy.", "R", SOURCE, least=0
     )

@@ -75,7 +75,8 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
     sizes = load_parallel(parallel)  # first: what is wrong with it needs no store
     catalog = inspect(checkpoint)
     if request.to is not None:
-        change, _ = change_of(request, catalog, {entry.spec.name: entry.spec.name for entry in catalog.entries})
+        names = {entry.spec.name: entry.spec.name for entry in catalog.entries}
+        change, _ = change_of(request, catalog, names, sizes)
         specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
         strategy = strategy_from_parallel(sizes, change, specs, request)
     else:

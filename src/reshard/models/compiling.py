@@ -14,8 +14,8 @@ from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
 from .family import Family, Naming, OptionValue, Quantised
-from .family_file import training_state_drops
 from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
+from .training_names import training_state_drops
 
 DIRECTIONS = ("to_ms", "to_hf")
 

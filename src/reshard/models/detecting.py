@@ -10,9 +10,10 @@ from functools import cache
 from ..errors import PlanError, UsageError, option
 from ..formats.strict_json import shown
 from .family import Family, Naming, OptionValue
-from .family_file import family_names, load_config_names, load_family, training_state_drops
+from .family_file import family_names, load_config_names, load_family
 from .pattern import name_key
 from .settings import find_options
+from .training_names import training_state_drops
 
 
 @dataclass(frozen=True, slots=True)

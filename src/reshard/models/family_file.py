@@ -78,14 +78,6 @@ def load_config_names(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return _config_names(_keys(head, file, ("family", "title", "detect")), file)
 
 
-@cache
-def training_state_drops() -> tuple[Drop, ...]:
-    """Read what becomes of the training state that a checkpoint of any family may hold."""
-    file = "training_state.yaml"
-    items = _list(parse_yaml((_DATA / file).read_bytes(), file), file)
-    return tuple(_drop(item, file) for item in items)
-
-
 def parse_family(data: bytes, where: str) -> Family:
     """Parse the data file of a family; raise FormatError if it breaks the format or contradicts itself."""
     return _family(parse_yaml(data, where), where)

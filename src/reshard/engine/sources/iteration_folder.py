@@ -131,7 +131,7 @@ class IterationFolder(SourceFormat):
         headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
         source = SourceHeaders(url, kind, headers, options.names, self.notes, self.index_bytes)
         catalog = full_catalog(source) if self.metadata is None else iteration_catalog(source, self.metadata)
-        return replace(catalog, training_state=self.training_state)
+        return replace(catalog, training_state={} if options.names.network_only else self.training_state)
 
 
 def _check_complete(base: Location, names: list[str]) -> None:
