@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import Detection, detect
+from ..models.inferring import infer_sizes
 from ..models.lora import find_adapters
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
@@ -45,9 +46,6 @@ def change_of(
         change = replace(change, scalings=scaled, transposed=transposed)
     notes: list[str] = []
     if request.to:
-        if not config:
-            hint = f"Pass the model's with {option('config', 'URL')}."
-            raise UsageError(f"{request.src}: no config.json found beside it", hint=hint)
         change, notes = _with_rules(change, request, specs, parallel)
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
@@ -69,14 +67,21 @@ def _with_rules(
     if found.direction != f"to_{request.to}":
         message = f"{option('to', request.to)}, but the source has {request.to} names already"
         raise UsageError(message, hint="; ".join(found.reasons))
+    naming = _naming(found, request, parallel) if request.to == "ms" else found.naming
+    options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
+    side = "hf" if request.to == "ms" else "ms"
+    config = infer_sizes(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
     change = replace(
         change,
         family=found.family.name,
         direction=found.direction,
-        naming=_naming(found, request, parallel) if request.to == "ms" else found.naming,
-        options={**dict(found.options), **(request.option or {})},
+        naming=naming,
+        options=options,
+        config=config,
     )
-    return change, [f"found {found.family.name}: {'; '.join(found.reasons)}"]
+    notes = [f"found {found.family.name}: {'; '.join(found.reasons)}"]
+    return change, [*notes, f"config.json does not say, but the tensors: {', '.join(told)}"] if told else notes
 
 
 def _naming(found: Detection, request: Request, parallel: ParallelConfig | None) -> str:

@@ -16,6 +16,7 @@ from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.sources.selection import NameFilter
 from ..storage import Location, open_location, open_source, shared_connections
+from .option_field import read_config
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
 
 YAML = (".yaml", ".yml")
@@ -93,6 +94,7 @@ def prefix_of(url: str) -> Location:
 
 def load_config(config: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:
     """Read config.json, by default the one beside a checkpoint; it is empty if there is none."""
+    config = read_config(config) if isinstance(config, str) else config  # an original command has only text
     if isinstance(config, Mapping):
         return dict(config)
     place = prefix_of(checkpoint).child("config.json") if config is None else open_location(config)

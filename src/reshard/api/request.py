@@ -18,6 +18,7 @@ from .option_field import (
     parse_duration,
     parse_rate,
     parse_size,
+    read_config,
     read_document,
     read_pairs,
     read_ranks,
@@ -100,7 +101,11 @@ class Request:
         "Option of the family's rules, like qkv_concat=true.", "NAME=VALUE", CHANGES, read=read_pairs
     )
     config: Mapping[str, object] | str | None = _field(
-        "URL of the model's config.json.", "URL", CHANGES, default="beside the source", read=read_document
+        "URL of the model's config.json, or what it would say, like num_attention_heads=32.",
+        "URL|KEY=N,...",
+        CHANGES,
+        default="beside the source, and what the tensors tell",
+        read=read_config,
     )
     dtype: str | None = _choice(
         "Data type of floating-point tensors in the target; FP8 is dequantised first.", CHANGES, "fp32", "fp16", "bf16"

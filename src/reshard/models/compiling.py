@@ -14,6 +14,7 @@ from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
 from .family import Family, Naming, OptionValue, Quantised
+from .inferring import keys_to_ask
 from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
 from .training_names import training_state_drops
 
@@ -108,7 +109,7 @@ def compile_rules(
     Raises
     ------
     UsageError
-        The direction, the naming or an option is unknown.
+        The direction, the naming or an option is unknown; or a size is, and rows do not only rename what has it.
     PlanError
         Tensors are unmapped, mapped twice, missing, or of another shape than the rules say; all are listed.
 
@@ -158,7 +159,7 @@ class _Compilation:
     ) -> None:
         self._family, self._naming, self._direction, self._settings = family, naming, direction, settings
         self._source_side, self._target_side = ("hf", "ms") if direction == "to_ms" else ("ms", "hf")
-        self._specs, self._dtype = specs, dtype
+        self._specs, self._dtype, self._config = specs, dtype, config
         # Ordered sets: the same problem or note is found once a layer.
         self._problems: dict[str, None] = {}
         self._notes: dict[str, None] = {}
@@ -180,14 +181,16 @@ class _Compilation:
 
     def run(self) -> CompiledRules:
         """Expand every row, then account for the source tensors that are left over."""
+        lacking: set[str] = set()
         for row in self._naming.rows:
             try:
-                expansion = expand(row, self._direction, self._settings)
+                expansion = expand(row, self._direction, self._settings, lacking)
             except PlanError as error:
                 self._report(f"config: {error.marked_message}")
                 continue
             if expansion is not None:
                 self._add(expansion)
+        self._raise_lacking(frozenset(lacking))
         self._add_ties()
         dropped = tuple(self._left_over())
         self._raise_problems()
@@ -297,6 +300,18 @@ class _Compilation:
                 self._report(f"{name}: unmapped, shape {_text_of(spec.shape)}; no row has this name")
             else:
                 yield DroppedTensor(name, why)
+
+    def _raise_lacking(self, lacking: frozenset[str]) -> None:
+        """Refuse to guess sizes that neither config.json nor the tensors tell."""
+        if not lacking:
+            return
+        family, options = self._family, self._settings.options
+        keys = keys_to_ask(family, self._naming.name, self._source_side, options, self._config, self._specs, lacking)
+        stated = option("config", ",".join(f"{key}=N" for key in keys))
+        raise UsageError(
+            f"neither config.json nor the tensors tell {' and '.join(keys)}, which the rules of {family.name} need",
+            hint=f"Give {option('config', 'URL')}, that of the model's config.json, or the numbers: {stated}.",
+        )
 
     def _raise_problems(self) -> None:
         family, naming = self._family.name, self._naming.name
