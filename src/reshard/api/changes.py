@@ -9,7 +9,7 @@ from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import Detection, detect
 from ..models.inferring import infer_sizes
-from ..models.lora import find_adapters
+from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..models.parallel_rules import load_layouts
@@ -62,7 +62,7 @@ def _with_rules(
     change: Change, request: Request, specs: Mapping[str, TensorSpec], parallel: ParallelConfig | None
 ) -> tuple[Change, list[str]]:
     """Choose the family's rules by the source's names and the request."""
-    names = [name for name in specs if ".lora_" not in name and "delta_lora" not in name]
+    names = [name for name in specs if not is_adapter_name(name)]
     found = detect(change.config, names, family=request.family)
     if found.direction != f"to_{request.to}":
         message = f"{option('to', request.to)}, but the source has {request.to} names already"

@@ -12,6 +12,7 @@ from fnmatch import translate
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
+from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
 from .family import Family, Naming, OptionValue, Quantised
 from .inferring import keys_to_ask
@@ -165,6 +166,8 @@ class _Compilation:
         self._notes: dict[str, None] = {}
         self._scales, problems = find_scales(family.quantised, config, specs if direction == "to_ms" else {})
         self._problems.update(dict.fromkeys(problems))
+        self._adapters = adapters_among(specs)
+        self._halves = {name for pair in self._adapters for name in (pair.a, pair.b)}
         self._targets: dict[str, CompiledTarget] = {}
         self._row_of: dict[str, str] = {}
         self._dtype_rules = [
@@ -191,6 +194,7 @@ class _Compilation:
             if expansion is not None:
                 self._add(expansion)
         self._raise_lacking(frozenset(lacking))
+        self._add_adapters()
         self._add_ties()
         dropped = tuple(self._left_over())
         self._raise_problems()
@@ -265,6 +269,22 @@ class _Compilation:
                 return rule.dtype
         return self._dtype
 
+    def _add_adapters(self) -> None:
+        """Convert adapters beside weights that are only renamed; with other problems around they are left aside."""
+        if not self._adapters or self._problems:
+            return
+        made_of: dict[str, list[UsedWeight]] = {}
+        for target in self._targets.values():
+            for part in target.parts:
+                used = UsedWeight(target.spec.name, target.spec.shape, part.patch, len(target.parts) == 1)
+                made_of.setdefault(part.source, []).append(used)
+        names = carried_names(self._adapters, made_of, self._specs, self._direction, self._naming.name)
+        for source, name in names.items():
+            shape = self._specs[source].shape
+            parts = (SourcePart(source, plain_patch(shape)),)
+            self._targets[name] = CompiledTarget(TensorSpec(name, self._dtype_for(name, parts), shape), parts)
+        self.note(f"{len(self._adapters)} adapters stay adapters, beside their weights")
+
     def _add_ties(self) -> None:
         settings = self._settings
         for tie in self._naming.ties:
@@ -293,7 +313,7 @@ class _Compilation:
             if drop.side == self._source_side
         ]
         for name, spec in self._specs.items():
-            if name in self._row_of or name in scales:
+            if name in self._row_of or name in scales or name in self._halves:
                 continue
             why = tied.get(name) or next((why for pattern, why in drops if pattern.match(name)), None)
             if why is None:

@@ -60,9 +60,13 @@ class Adapters:
 
 
 def find_adapters(
-    specs: Iterable[TensorSpec], adapter_specs: Iterable[TensorSpec] = (), *, transposed: bool = False
+    specs: Iterable[TensorSpec],
+    adapter_specs: Iterable[TensorSpec] = (),
+    *,
+    transposed: bool = False,
+    purpose: str = "merged",
 ) -> Adapters:
-    """Pair adapters with their weights, and check every shape.
+    """Pair adapters with their weights, and check every shape; errors name the purpose.
 
     Adapters are among the tensors of the model, or were saved apart from it. Weights are ``[in, out]`` if
     ``transposed`` (PEFT's ``fan_in_fan_out``); that is never guessed: a square weight would fit both ways.
@@ -96,8 +100,8 @@ def find_adapters(
     problems += [f"{weight}: changed by {', '.join(names)}" for weight, names in users.items() if len(names) > 1]
     if not pairs and not problems:
         problems = ["no adapters: expected names such as X.mindpet_delta_lora_a or X.lora_A.weight"]
-    hint = "A merge needs A [rank, in] and B [out, rank] for a weight X.weight [out, in]. Nothing was converted."
-    raise_all(PlanError, "The adapters cannot be merged.", problems, hint)
+    hint = "An adapter has A [rank, in] and B [out, rank] for a weight X.weight [out, in]. Nothing was converted."
+    raise_all(PlanError, f"The adapters cannot be {purpose}.", problems, hint)
     states = {name for name in apart if name.startswith(_STATES)}
     removed = set(inside) | states | {name for pair in pairs for name in (pair.a, pair.b)}
     return Adapters(tuple(pairs), tuple(replaced), tuple(sorted(removed)))
@@ -114,6 +118,11 @@ def is_adapter_name(name: str) -> bool:
     False
     """
     return _RESEMBLES_ADAPTER.search(name) is not None
+
+
+def is_adapter_state(name: str) -> bool:
+    """Whether an adapter's name is that of an optimizer state, or of a gradient."""
+    return name.startswith(_STATES)
 
 
 def adapter_boxes(box: Box, rank: int, *, transposed: bool = False) -> tuple[Box, Box]:
