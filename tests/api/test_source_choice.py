@@ -20,7 +20,8 @@ def rng(*shape, seed=0):
 
 
 WEIGHTS = {"w.weight": rng(4, 3), "norm.weight": rng(3, seed=1)}
-STATES = {f"{head}.w.weight": rng(4, 3, seed=place) for place, head in enumerate(("adam_m", "adam_v", "moments", "muon_m"))}
+HEADS = ("adam_m", "adam_v", "moments", "muon_m")
+STATES = {f"{head}.w.weight": rng(4, 3, seed=place) for place, head in enumerate(HEADS)}
 STATES |= {"accu_grads.w.weight": rng(4, 3, seed=9), "exp_avg_sq_row.w.weight": rng(4, seed=8)}
 COUNTERS = {
     "global_step": np.array([20], np.int32),
@@ -76,10 +77,9 @@ def test_the_format_that_is_chosen_is_read(in_place, form, added):
 
 
 def test_what_is_ignored_is_told(in_place):
-    notes = reshard.inspect(f"{in_place}/run", load_ckpt_format="ckpt").notes
-    assert notes == (
-        "ignored: 2 objects of the format that was not chosen, net_rank_0-1_20.safetensors, net_rank_1-1_20.safetensors",
-    )
+    (note,) = reshard.inspect(f"{in_place}/run", load_ckpt_format="ckpt").notes
+    names = "net_rank_0-1_20.safetensors, net_rank_1-1_20.safetensors"
+    assert note == f"ignored: 2 objects of the format that was not chosen, {names}"
 
 
 @pytest.mark.parametrize(("form", "added"), [("ckpt", 0), ("safetensors", 1)])
@@ -184,7 +184,8 @@ def test_counters_of_one_object_are_hyper_parameters():
 
 def test_counters_stay_whole_on_every_rank():
     base = put_run(EVERYTHING)
-    put(f"{base}/cut.yaml", b'axes: {mp: 2}\nrules:\n  - {match: "norm.weight", split: []}\n  - {match: "*", split: [mp]}')
+    rules = b'[{match: "norm.weight", split: []}, {match: "*", split: [mp]}]'
+    put(f"{base}/cut.yaml", b"axes: {mp: 2}\nrules: " + rules)
     asked = {"src_layout": f"{base}/l.yaml", "dst_layout": f"{base}/cut.yaml"}
     reshard.convert(f"{base}/run", f"{base}/ranks", **asked)
     for rank in range(2):

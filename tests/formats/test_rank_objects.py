@@ -1,7 +1,6 @@
 """Which objects of the ranks make one checkpoint: as MindSpore chooses, and an error where it would mix two."""
 
 import json
-import re
 
 import pytest
 from hypothesis import given
@@ -181,9 +180,7 @@ def test_epochs_and_steps_are_numbers(container, earlier, last):
 def test_a_task_is_not_the_rank():
     chosen = chosen_from(tree("llama_rank_{r}-1_2.ckpt", "llama_rank_{r}_1-1_2.ckpt", "llama_rank_{r}_1-1_10.ckpt"))
     assert picked(chosen) == "rank_{r}/llama_rank_{r}_1-1_10.ckpt"
-    assert chosen.notes == (
-        "chose 1-1_10, the last by its numbers, among up to 3 objects a rank; ignored: 1_2, 1-1_2",
-    )
+    assert chosen.notes == ("chose 1-1_10, the last by its numbers, among up to 3 objects a rank; ignored: 1_2, 1-1_2",)
 
 
 def test_a_suffix_that_ends_a_longer_number_is_told():
@@ -212,9 +209,7 @@ def test_the_last_of_several():
     names = tree(*(f"llama_rank_{{r}}-{end}.safetensors" for end in ("1_20", "2_5", "1_100")))
     chosen = chosen_from(names)
     assert picked(chosen) == "rank_{r}/llama_rank_{r}-2_5.safetensors"
-    assert chosen.notes == (
-        "chose 2_5, the last by its numbers, among up to 3 objects a rank; ignored: 1_100, 1_20",
-    )
+    assert chosen.notes == ("chose 2_5, the last by its numbers, among up to 3 objects a rank; ignored: 1_100, 1_20",)
 
 
 def test_order_of_names_does_not_matter():

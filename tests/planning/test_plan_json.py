@@ -260,8 +260,8 @@ def test_every_part_of_a_conversion_is_in_its_id(name):
 
 
 OTHER_CHANGES = {
-    "family": "qwen2_5", "direction": "to_hf", "naming": "mcore", "options": {}, "config": {}, "dtype": None,
-    "kept": frozenset(), "scalings": {}, "transposed": True,
+    "family": "qwen2_5", "family_file": "a", "direction": "to_hf", "naming": "mcore", "options": {}, "config": {},
+    "dtype": None, "kept": frozenset(), "scalings": {}, "transposed": True,
 }  # fmt: skip
 
 

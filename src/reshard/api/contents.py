@@ -12,6 +12,8 @@ from ..engine.workers import working
 from ..errors import NotFound
 from ..formats.containers import Container
 from ..formats.strict_json import parse_json_object
+from ..models.family_file import MAX_FAMILY_BYTES, FamilyKey
+from ..models.own_family import read_own_family
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.sources.selection import NameFilter
@@ -84,6 +86,14 @@ def load_strategy_source(url: str) -> StrategySource:
     # MindSpore Transformers puts a merged file beside the files that it was merged from.
     stages = tuple(file for file in source.files if not file.is_merged)
     return replace(source, files=stages) if any(file.layouts for file in stages) else source
+
+
+def load_family_key(family: str | None) -> FamilyKey | None:
+    """Return the family that a request names, or read its file."""
+    if family is None or not family.endswith(YAML):
+        return family
+    place = open_location(family)
+    return read_own_family(read_object(place, MAX_FAMILY_BYTES), place.url)
 
 
 def prefix_of(url: str) -> Location:

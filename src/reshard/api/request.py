@@ -92,7 +92,10 @@ class Request:
         "Convert to MindSpore Transformers' names and layouts (ms), or to Hugging Face's (hf).", CHANGES, "ms", "hf"
     )
     family: str | None = _field(
-        "Model family whose rules apply.", "NAME", CHANGES, default="from config.json and the names"
+        "Model family whose rules apply, or the URL of a family file of your own.",
+        "NAME|URL.yaml",
+        CHANGES,
+        default="from config.json and the names",
     )
     naming: str | None = _field(
         "Naming scheme of the family, legacy or mcore.", "NAME", CHANGES, default="the family's own"

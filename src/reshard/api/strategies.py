@@ -17,7 +17,7 @@ from ..models.parallel_strategy import derive_strategy
 from ..planning.change import make_tensors
 from ..tensor import Shape, Strategy
 from .changes import change_of, load_parallel, naming_of, strategy_from_parallel
-from .contents import YAML, inspect, load_config, load_strategy_source
+from .contents import YAML, inspect, load_config, load_family_key, load_strategy_source
 from .request import STRATEGY_OPTIONS, Request
 from .statements import save
 
@@ -82,7 +82,7 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
     else:
         specs = [entry.spec for entry in catalog.entries]
         shapes, config = {spec.name: spec.shape for spec in specs}, load_config(request.config, checkpoint)
-        family = request.family or detect(config, shapes).family.name
+        family = load_family_key(request.family) or detect(config, shapes).family.name
         strategy = derive_strategy(
             family,
             request.naming or naming_of(family, shapes),

@@ -65,6 +65,7 @@ def carried_names(
         PlanError,
         f"{len(stuck)} adapters cannot be converted beside their weights, which are split, joined or permuted",
         [f"{key}: {count} adapters" for key, count in layers.items()],
-        f"Merge them first, in the same conversion: {option('merge_lora')}, with {option('lora_scaling')} (alpha / rank).",
+        f"Merge them first, in the same conversion: {option('merge_lora')}, with {option('lora_scaling')} "
+        "(alpha / rank).",
     )
     return names

@@ -21,6 +21,7 @@ from .pattern import AxisPattern, TensorPattern
 from .settings import Settings
 
 _MAX_UNROLLED_COUNT = 4096
+_MAX_NAME_COUNT = 1 << 20
 
 Positions = range | tuple[int, ...]
 
@@ -378,9 +379,10 @@ def _missing(source: Case, target: Case, settings: Settings) -> set[str]:
 def _is_renaming(source: Case, target: Case, settings: Settings) -> bool:
     """Whether every tensor has the same axes on both sides, and none is stacked of others."""
     sides = [{tensor.label: tensor.axes for tensor in case.tensors} for case in (source, target)]
-    whole = all(tensor.labels == (tensor.label,) for tensor in (*source.tensors, *target.tensors))
-    stacked = {factor for tensor in (*source.tensors, *target.tensors) for factor in tensor.factors} & settings.indices.keys()
-    return whole and not stacked and sides[0] == sides[1]
+    tensors = (*source.tensors, *target.tensors)
+    is_one_part = all(tensor.labels == (tensor.label,) for tensor in tensors)
+    is_stacked = any(tensor.factors & settings.indices.keys() for tensor in tensors)
+    return is_one_part and not is_stacked and sides[0] == sides[1]
 
 
 def _of_any_shape(case: Case) -> Case:
@@ -390,5 +392,8 @@ def _of_any_shape(case: Case) -> Case:
 def index_values(names: Set[str], settings: Settings) -> Iterator[dict[str, int]]:
     """Yield the values of the indices among these names, one after the other."""
     indices = sorted(names & settings.indices.keys())
+    count = math.prod(len(settings.positions(name)) for name in indices)
+    if count > _MAX_NAME_COUNT:
+        raise PlanError(f"{' and '.join(indices)} make {count} names: more than any model has")
     for numbers in product(*(settings.positions(name) for name in indices)):
         yield {**settings.numbers, **dict(zip(indices, numbers, strict=True))}

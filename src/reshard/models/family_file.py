@@ -2,11 +2,14 @@
 
 The format is described for authors in ``docs/families/adding.md``. Only the file of the family that is
 asked for is parsed; telling families apart by ``config.json`` takes the first paragraph of each file.
+:mod:`.own_family` reads files from outside the package.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -33,8 +36,27 @@ from .family import (
 )
 from .pattern import Expression, TensorPattern, parse_expression, parse_name, parse_tensor
 
+MAX_FAMILY_BYTES = 1 << 20
+"""Most bytes of a family's file."""
+
 _Map = Mapping[str, PlainValue]
+_MOST_ROWS = 4096
 _DATA = Path(__file__).parent  # importlib.resources would take longer to import than the rest of this room
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFamily:
+    """A family from outside the package: its name, and the text of its file, which goes along with plans."""
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FamilyKey = str | OwnFamily
+"""The name of a family of the package, or a family from outside it."""
 
 
 @cache
@@ -51,15 +73,15 @@ def _read(family: str) -> tuple[bytes, str]:
 
 
 @cache
-def load_document(family: str) -> PlainValue:
+def load_document(family: FamilyKey) -> PlainValue:
     """Parse the data file of a family into plain values; raise UsageError if there is no such family."""
-    return parse_yaml(*_read(family))
+    return parse_yaml(*_read(family)) if isinstance(family, str) else parse_yaml(family.text.encode(), f"{family}.yaml")
 
 
 @cache
-def load_family(name: str) -> Family:
+def load_family(key: FamilyKey) -> Family:
     """Read the rules of one family; raise UsageError if there is none of this name."""
-    return _family(load_document(name), f"{name}.yaml")
+    return _family(load_document(key), f"{key}.yaml")
 
 
 @cache
@@ -93,8 +115,8 @@ def _family(document: PlainValue, where: str) -> Family:
         fields = _keys(top["quantised"], at, ("suffix", "block", "default"))
         quantised = Quantised(_text(fields["suffix"], at), _text(fields["block"], at), _integers(fields["default"], at))
     family = Family(
-        name=_text(top["family"], where),
-        title=_text(top["title"], where),
+        name=_text(top["family"], f"{where}, family"),
+        title=_text(top["title"], f"{where}, title"),
         model_types=model_types,
         architectures=architectures,
         parameters=tuple(_parameter(*item) for item in _named(top, "parameters", where)),
@@ -175,6 +197,9 @@ def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: 
     if bias not in (None, "optional", "required"):
         raise FormatError("bias", where=where, expected="optional or required", found=repr(bias))
     used = [place for place in places if f"<{place}>" in str(fields["hf"])]
+    count = math.prod(len(places[place]) for place in used)
+    if count > _MOST_ROWS:
+        raise FormatError("places", where=where, expected=f"at most {_MOST_ROWS} combinations", found=str(count))
     rows: list[Row] = []
     for chosen in product(*(places[place] for place in used)):
         at = [(f"<{place}>", prefixes) for place, prefixes in zip(used, chosen, strict=True)]

@@ -95,13 +95,13 @@ class _Inference:
 
     def completed(self) -> dict[str, object]:
         """Return config.json with all that was found."""
-        for name, size in solve(self._equations(), self._given()).items():
-            if name in self._absent and size.denominator == 1:
-                self._found.setdefault(name, int(size))
+        for name, value in solve(self._equations(), self._given()).items():
+            if name in self._absent and value.denominator == 1:
+                self._found.setdefault(name, int(value))
         self._found |= self._exceptions()
         config = dict(self._config)
-        for name, value in self._found.items():
-            _put(config, self._parameters[name].config[0], value)
+        for name, found in self._found.items():
+            _put(config, self._parameters[name].config[0], found)
         return config
 
     def asked(self, needed: frozenset[str]) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ class _Inference:
     def _exceptions(self) -> dict[str, list[int]]:
         """Find the layers that an index leaves out, where config.json would list them."""
         found: dict[str, list[int]] = {}
-        values = {**{name: 1 for name in self._absent}, **self._given()}  # steps of 1, if nothing is stated
+        values = {**dict.fromkeys(self._absent, 1), **self._given()}  # steps of 1, if nothing is stated
         for index in self._indices.values():
             name, numbers = index.excluded, self._seen.get(index.name)
             if name in self._absent and numbers and all(each in values for each in index.names - {name}):

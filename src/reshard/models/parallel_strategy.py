@@ -10,6 +10,7 @@ from typing import cast
 from ..errors import StrategyError, UsageError, option, raise_all
 from ..tensor import Layout, Shape, Strategy
 from .family import is_same_option
+from .family_file import FamilyKey
 from .parallel_config import ParallelConfig
 from .parallel_rules import CutRule, NamingLayouts, RuleMatch, StageRules, load_layouts
 
@@ -23,7 +24,7 @@ _HEAD_KEYS = {
 
 
 def derive_strategy(
-    family: str,
+    family: FamilyKey,
     naming: str,
     parallel: ParallelConfig,
     shapes: Mapping[str, Shape],

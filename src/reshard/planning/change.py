@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..errors import PlanError, option, raise_all
 from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
 from ..models.family import Quantised
-from ..models.family_file import load_family
+from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
@@ -30,6 +30,8 @@ class Change:
     ----------
     family, direction, naming, options
         As :func:`reshard.models.compiling.compile_rules` takes them; without a family no rules are applied.
+    family_file
+        The text of the family's file if the package does not have it, so that a plan needs no other file.
     config
         Content of the model's ``config.json``.
     dtype, kept
@@ -41,6 +43,7 @@ class Change:
     """
 
     family: str = ""
+    family_file: str = ""
     direction: str = ""
     naming: str = ""
     options: Mapping[str, int | str | bool] = field(default_factory=dict)
@@ -49,6 +52,11 @@ class Change:
     kept: frozenset[str] = frozenset()
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
+
+    @property
+    def family_key(self) -> FamilyKey:
+        """The family by its name, or with its file."""
+        return OwnFamily(self.family, self.family_file) if self.family_file else self.family
 
 
 NO_CHANGE = Change()
@@ -88,7 +96,7 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         weights, notes = _merge_adapters(catalog, weights, change)
     if change.family:
         compiled = compile_rules(
-            load_family(change.family),
+            load_family(change.family_key),
             change.direction,
             change.naming,
             change.options,

@@ -51,7 +51,8 @@ class NameFilter:
     """Patterns that select names; the module describes them.
 
     Only names that match a pattern of ``keep`` are taken, or all if it is empty; names that match one of ``drop`` are
-    not, whatever ``keep`` says; and with ``network_only`` none of what training keeps beside its network. Raise UsageError for patterns that cannot be used; all are listed.
+    not, whatever ``keep`` says; and with ``network_only`` none of what training keeps beside its network. Raise
+    UsageError for patterns that cannot be used; all are listed.
 
     Examples
     --------
