@@ -200,8 +200,8 @@ def test_many_names_of_hostile_sizes_are_refused(base):
     tie = "    ties:\n      - {ms: 'x.{i}.{k}', of: 'ln.weight'}\n"
     text = MINE.replace("layouts:", f"{tie}layouts:").replace("options:", "  k: {to: layers}\noptions:", 1)
     put(f"{base}/wide.yaml", text.encode())
-    with pytest.raises(PlanError, match="more than any model has|does not fit"):
-        config = {"num_hidden_layers": 65536}
+    config = {"num_hidden_layers": 65536}
+    with pytest.raises(PlanError, match="more than any model has"):
         reshard.plan(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/wide.yaml", config=config)
 
 

@@ -32,7 +32,8 @@ def infer_sizes(
 ) -> dict[str, object]:
     """Return ``config.json`` completed by the sizes that tensors of one side tell, under the family's first keys.
 
-    Whatever ``config.json`` states stays: if tensors contradict it, applying the rules says so.
+    Whatever ``config.json`` states stays: if tensors contradict it, applying the rules says so. What follows from it
+    anyway, as a default, is not added.
 
     Examples
     --------
@@ -76,7 +77,8 @@ class _Inference:
         specs: Mapping[str, TensorSpec],
     ) -> None:
         self._family, self._rules, self._side = family, family.naming(naming), side
-        self._options, self._config = resolve_settings(family, config, options).options, config
+        settings = resolve_settings(family, config, options)
+        self._options, self._config, self._defaults = settings.options, config, settings.values
         self._parameters = {p.name: p for p in family.parameters if p.config}
         self._stated = {name: _stated(p, config) for name, p in self._parameters.items()}
         self._absent = {name for name, value in self._stated.items() if value is None}
@@ -101,6 +103,8 @@ class _Inference:
         self._found |= self._exceptions()
         config = dict(self._config)
         for name, found in self._found.items():
+            if found == self._defaults.get(name):
+                continue
             _put(config, self._parameters[name].config[0], found)
         return config
 
