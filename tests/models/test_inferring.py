@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from models.test_oracle_conversions import FORWARD, config_of, forward
 from support.model_cases import read_tensors, specs_of
 
-from reshard.errors import PlanError
+from reshard.errors import PlanError, UsageError
 from reshard.models.compiling import compile_rules
-from reshard.models.family_file import load_family
+from reshard.models.family_file import load_family, parse_family
 from reshard.models.inferring import infer_sizes, keys_to_ask
 from reshard.models.settings import find_options, resolve_settings
 from reshard.models.size_equations import solve
@@ -124,3 +124,31 @@ def test_joined_rows_are_taken_apart(g, r, d, h):
 def test_contradictions_are_left_to_the_rules():
     assert solve([({(("a", 1),): 1}, 3), ({(("a", 1),): 1}, 4)], {})["a"] == 3
     assert solve([({(("a", 1),): 1, (): 5}, 3)], {}) == {}
+
+
+def test_rows_of_tensors_that_are_not_there_need_nothing():
+    """An optional bias of q, k and v as one tensor would need the heads."""
+    shape = {"w.weight": (4,), "v.bias": (4,)}
+    specs, family = shapes(**shape), parse_family(OPTIONAL, "o.yaml")
+    config = infer_sizes(family, "n", "hf", {}, {}, shapes(**{"w.weight": (4,)}))
+    del specs["v.bias"]
+    assert len(compile_rules(family, "to_ms", "n", {}, config, specs, None).targets) == 1
+    specs = shapes(**shape)
+    with pytest.raises(UsageError, match=r"neither config\.json nor the tensors tell a, which the rules of o need"):
+        compile_rules(family, "to_ms", "n", {}, infer_sizes(family, "n", "hf", {}, {}, specs), specs, None)
+
+
+OPTIONAL = b"""
+family: o
+title: o
+detect: {model_type: [o], architectures: [o]}
+parameters: {h: {config: h}, a: {config: a}, b: {config: b}}
+indices: {}
+options: {}
+namings:
+  n:
+    description: n
+    rows:
+      - {hf: "w.weight [h]", ms: "x.weight"}
+      - {hf: {t: "v.bias [(a b)]"}, ms: {t: "u.bias [(b a)]"}, optional: true}
+"""

@@ -14,8 +14,9 @@ from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Family, Naming, OptionValue, Quantised
+from .family import Family, Naming, OptionValue, Quantised, Row
 from .inferring import keys_to_ask
+from .pattern import name_key
 from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
 from .training_names import training_state_drops
 
@@ -186,11 +187,14 @@ class _Compilation:
         """Expand every row, then account for the source tensors that are left over."""
         lacking: set[str] = set()
         for row in self._naming.rows:
+            needs: set[str] = set()
             try:
-                expansion = expand(row, self._direction, self._settings, lacking)
+                expansion = expand(row, self._direction, self._settings, needs)
             except PlanError as error:
                 self._report(f"config: {error.marked_message}")
                 continue
+            if needs and (not row.optional or self._has_tensors_of(row)):  # what is not there needs no sizes
+                lacking |= needs
             if expansion is not None:
                 self._add(expansion)
         self._raise_lacking(frozenset(lacking))
@@ -209,6 +213,10 @@ class _Compilation:
             dropped=dropped,
             notes=tuple(self._notes),
         )
+
+    def _has_tensors_of(self, row: Row) -> bool:
+        keys = {tensor.name.key for case in row.side(self._source_side) for tensor in case.tensors}
+        return any(name_key(name) in keys for name in self._specs)
 
     def _add(self, expansion: Expansion) -> None:
         if expansion.name_count > max(len(self._specs), _MAX_LISTED_COUNT):
