@@ -8,7 +8,7 @@ import pytest
 from support.stores import arrays_at, new_place, put, put_model
 
 import reshard
-from reshard.errors import FormatError, NotFound, PlanError, UsageError
+from reshard.errors import FormatError, NotFound, PlanError, StrategyError, UsageError
 from reshard.models.own_family import read_own_family
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.storage import open_location
@@ -212,3 +212,24 @@ def test_a_forged_plan_is_refused(base, text):
     body["conversion"]["change"]["family_file"] = text
     with pytest.raises(FormatError):
         decode_plan(json.dumps(body).encode(), "plan.json")
+
+
+def test_layouts_may_extend_those_of_the_package(base):
+    text = f"{MINE[: MINE.index('layouts:')]}layouts:\n  legacy: {{extends: llama, rules: [{{names: ['block.**']}}]}}\n"
+    put(f"{base}/extending.yaml", text.encode())
+    asked = {"to": "ms", "family": f"{base}/extending.yaml", "rename": "norm.weight=norm.weight"}
+    with pytest.raises(StrategyError, match=r"ln\.weight: no rule matches this name"):
+        reshard.plan(f"{base}/hf", f"{base}/ms", parallel="mp=2", **asked)
+    put(f"{base}/extending.yaml", text.replace("ln.weight", "model.norm_out.weight").encode())
+    assert reshard.plan(f"{base}/hf", f"{base}/ms", parallel="mp=2", **asked).conversion.target.strategy.rank_count == 2
+
+
+def test_problems_of_a_hostile_family_have_an_end(base):
+    rows = "".join(f"      - {{hf: 'a{n}.{{i}}', ms: 'b{n}.{{i}}'}}\n" for n in range(1000))
+    text = f"{MINE[: MINE.index('layouts:')]}{rows}"
+    put(f"{base}/many.yaml", text.encode())
+    started = time.monotonic()
+    config = {"num_hidden_layers": 1 << 14, "hidden_size": 4, "intermediate_size": 6}
+    with pytest.raises(PlanError, match="does not fit"):
+        reshard.plan(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/many.yaml", config=config)
+    assert time.monotonic() - started < 20

@@ -27,6 +27,7 @@ _QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
 
 # A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
 _MAX_LISTED_COUNT = 1 << 14
+_MAX_PROBLEM_COUNT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,8 @@ class _Compilation:
         """Expand every row, then account for the source tensors that are left over."""
         lacking: set[str] = set()
         for row in self._naming.rows:
+            if len(self._problems) > _MAX_PROBLEM_COUNT:
+                break
             needs: set[str] = set()
             try:
                 expansion = expand(row, self._direction, self._settings, needs)

@@ -36,7 +36,7 @@ from .family import (
 )
 from .pattern import Expression, TensorPattern, parse_expression, parse_name, parse_tensor
 
-MAX_FAMILY_BYTES = 1 << 20
+MAX_FAMILY_BYTES = 1 << 18
 """Most bytes of a family's file."""
 
 _Map = Mapping[str, PlainValue]
@@ -179,6 +179,8 @@ def _naming(name: str, value: PlainValue, where: str) -> Naming:
     rows: list[Row] = []
     for number, item in enumerate(_list(fields["rows"], where)):
         rows += _rows(item, places, f"{where}, row {number + 1}")
+        if len(rows) > _MOST_ROWS:
+            raise FormatError("rows", where=where, expected=f"at most {_MOST_ROWS}", found="more")
     return Naming(
         name=name,
         description=_text(fields["description"], where),

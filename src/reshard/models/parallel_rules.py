@@ -14,9 +14,8 @@ from typing import Any, Literal, cast
 from ..errors import FormatError, UsageError, raise_all
 from .family import is_same_option
 from .family_file import FamilyKey, load_document
+from .training_names import weight_of
 
-# What optimizers and gradient accumulation put before the name of the weight that a tensor belongs to.
-_STATE = re.compile(r"(?:adam_[mv]|accu_grads|accum|moments|moment[12]|muon_m|exp_avg|exp_avg_sq)\.(.+)", re.DOTALL)
 _LORA = re.compile(
     r"(?:base_model\.model\.)?(.+)\.(?:(?:mindpet_delta_|tk_delta_)?lora_(?P<small>[ab])|lora_(?P<large>[AB])\.weight)"
 )
@@ -86,7 +85,7 @@ class NamingLayouts:
 
     def match(self, name: str) -> RuleMatch | None:
         """Find the rule for a tensor, or for the weight that its optimizer state or adapter belongs to."""
-        plain = plain_name(name)
+        plain = weight_of(name)
         found, lora = self._first(plain), ""
         if found is None and (match := _LORA.fullmatch(plain)):
             lora = (match["small"] or match["large"]).lower()
@@ -111,19 +110,7 @@ class NamingLayouts:
 
     def is_outside(self, name: str) -> bool:
         """Whether strategy files do not list the tensor."""
-        return any(pattern.fullmatch(plain_name(name)) for pattern in self.outside)
-
-
-def plain_name(name: str) -> str:
-    """Return the name of the weight that an optimizer state belongs to; other names as they are.
-
-    Examples
-    --------
-    >>> plain_name("adam_m.lm_head.weight"), plain_name("lm_head.weight")
-    ('lm_head.weight', 'lm_head.weight')
-    """
-    state = _STATE.fullmatch(name)
-    return state[1] if state else name
+        return any(pattern.fullmatch(weight_of(name)) for pattern in self.outside)
 
 
 @cache

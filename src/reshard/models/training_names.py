@@ -32,6 +32,25 @@ def _pattern(*kinds: str) -> re.Pattern[str]:
     return re.compile("|".join(translate(glob) for row in _rows() if row["kind"] in kinds for glob in row["ms"]))
 
 
+@cache
+def _state() -> re.Pattern[str]:
+    globs = [glob for row in _rows() if row["kind"] in ("optimizer", "gradients") for glob in row["ms"]]
+    heads = "|".join(re.escape(glob.removesuffix(".*")).replace(r"\*", "[^.]*") for glob in globs)
+    return re.compile(rf"(?:{heads})\.(.+)", re.DOTALL)
+
+
+def weight_of(name: str) -> str:
+    """Return the name of the weight that an optimizer state or a gradient belongs to; other names as they are.
+
+    Examples
+    --------
+    >>> weight_of("adam_m.lm_head.weight"), weight_of("lm_head.weight")
+    ('lm_head.weight', 'lm_head.weight')
+    """
+    state = _state().fullmatch(name)
+    return state[1] if state else name
+
+
 def is_counter(name: str) -> bool:
     """Whether a tensor counts training: no layout cuts it, and MindSpore keeps it among the hyper-parameters.
 
