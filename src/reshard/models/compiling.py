@@ -200,7 +200,8 @@ class _Compilation:
                 lacking |= needs
             if expansion is not None:
                 self._add(expansion)
-        self._raise_lacking(frozenset(lacking))
+        if lacking:
+            self._raise_lacking(frozenset(lacking))
         self._add_adapters()
         self._add_ties()
         dropped = tuple(self._left_over())
@@ -334,8 +335,6 @@ class _Compilation:
 
     def _raise_lacking(self, lacking: frozenset[str]) -> None:
         """Refuse to guess sizes that neither config.json nor the tensors tell."""
-        if not lacking:
-            return
         family, options = self._family, self._settings.options
         keys = keys_to_ask(family, self._naming.name, self._source_side, options, self._config, self._specs, lacking)
         stated = option("config", ",".join(f"{key}=N" for key in keys))
