@@ -30,8 +30,6 @@ class Change:
     ----------
     family, direction, naming, options
         As :func:`reshard.models.compiling.compile_rules` takes them; without a family no rules are applied.
-    family_file
-        The text of the family's file if the package does not have it, so that a plan needs no other file.
     config
         Content of the model's ``config.json``.
     dtype, kept
@@ -40,10 +38,11 @@ class Change:
         Factor of the product of each weight's adapters, by the weight's name; adapters are merged if there are any.
     transposed
         Whether those weights are stored transposed.
+    family_file
+        The text of the family's file if the package does not have it, so that a plan needs no other file.
     """
 
     family: str = ""
-    family_file: str = ""
     direction: str = ""
     naming: str = ""
     options: Mapping[str, int | str | bool] = field(default_factory=dict)
@@ -52,6 +51,7 @@ class Change:
     kept: frozenset[str] = frozenset()
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
+    family_file: str = ""
 
     @property
     def family_key(self) -> FamilyKey:
