@@ -10,8 +10,8 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--file-suffix", "--load-ckpt-format", "--check-crc",
-    "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
+    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix",
+    "--load-ckpt-format", "--check-crc", "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -30,7 +30,7 @@ FLAGS = {
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
-    "inspect": SOURCE | {"--tensors", "--output", "--help"},
+    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",

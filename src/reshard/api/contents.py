@@ -8,6 +8,7 @@ from typing import Any
 
 from ..engine.shares import read_shares
 from ..engine.sources import SourceOptions, read_contents
+from ..engine.sources.parallel_sizes import ParallelSizes
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
@@ -15,6 +16,7 @@ from ..formats.containers import Container
 from ..formats.strict_json import parse_json_object
 from ..models.family_file import MAX_FAMILY_BYTES, FamilyKey
 from ..models.own_family import read_own_family
+from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..planning.catalog import Catalog
 from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
@@ -76,8 +78,17 @@ def _unfinished(location: Location) -> str:
 
 def source_options(request: Request) -> SourceOptions:
     """Read what a request asks of a source."""
+    strategy = strategy_source(request.src_strategy, request.src_layout)
+    if request.src_parallel:
+        strategy = ParallelSizes(
+            sizes=load_parallel(request.src_parallel, "src_parallel"),
+            family=load_family_key(request.family),
+            naming=None if request.to == "ms" else request.naming,  # then it is that of the target
+            config=load_config(request.config, request.src),
+            options=request.option or {},
+        )
     return SourceOptions(
-        strategy=strategy_source(request.src_strategy, request.src_layout),
+        strategy=strategy,
         names=NameFilter(request.keep, request.drop, request.network_only),
         file_suffix=request.file_suffix,
         keep_rank=request.keep_rank,
@@ -109,6 +120,19 @@ def load_family_key(family: str | None) -> FamilyKey | None:
         return family
     place = open_location(family)
     return read_own_family(read_object(place, MAX_FAMILY_BYTES), place.url)
+
+
+def load_parallel(text: str, name: str = "parallel") -> ParallelConfig:
+    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL.
+
+    ``name`` is the option's. Raise StrategyError if that configuration has ``use_parallel: False`` beside sizes.
+    """
+    if not text.endswith(YAML):
+        return parse_parallel(text, name)
+    place = open_location(text)
+    sizes = parse_parallel_yaml(read_object(place), place.url)
+    sizes.check_used(place.url)
+    return sizes
 
 
 def prefix_of(url: str) -> Location:

@@ -74,8 +74,6 @@ def unified_safetensors(
     """
     if format not in (None, Container.SAFETENSORS):
         raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
-    if not src_strategy_dirs:
-        raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
     request = Request.of(
         src=mindspore_ckpt_dir,
         dst=output_dir,
@@ -124,7 +122,7 @@ def _missing_copies(headers: Headers) -> int:
     """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
     assert headers.source_strategy is not None
     entries = headers.catalog.entries
-    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec.shape for entry in entries}, local=False)
+    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec for entry in entries}, local=False)
     held = [
         {index for placement in entry.placements for index, _ in placement.holders}
         for entry in entries
