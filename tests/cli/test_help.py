@@ -10,8 +10,8 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
-    "--keep", "--drop", "--keep-rank", "--concurrency",
+    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix",
+    "--load-ckpt-format", "--check-crc", "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
