@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -27,6 +28,7 @@ _COMMANDS = {
         "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
         "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
+        "modelarts": Listed("modelarts_command", "Run as the boot file of a ModelArts training job."),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {
@@ -61,14 +63,14 @@ def _root(
 app = make_app(group_class(_COMMANDS), _root, add_completion=True)
 
 
-def main() -> None:
-    """Run the command line; errors become a message on stderr and an exit code by class."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, sys.argv unless told; errors become a message on stderr and an exit code by class."""
     # Plans are very many objects that all live on: looking for cycles among them again and again finds none.
     gc.freeze()
     gc.set_threshold(20_000)
     signals.install()
     try:
-        app(prog_name="reshard")
+        app(arguments, prog_name="reshard")
     except Stopped as stopped:
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
         sys.stderr.write("interrupted: " + "\n".join(left) + "\n")

@@ -65,6 +65,14 @@ class CompatCommand(Command):
     of_other = " of `reshard convert`"
 
 
+class HyperParameterCommand(Command):
+    """A command that takes hyper-parameters of any name: options are spelled as people pass them there."""
+
+    def spell(self, name: str, value: str | None) -> str:
+        """Spell an option as a hyper-parameter."""
+        return f"--{name}" if value is None else f"--{name}={value}"
+
+
 def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
     sections: dict[str, list[tuple[str, str]]] = {}
     for param in params:
@@ -129,7 +137,10 @@ def _load(name: str, listed: Listed) -> Any:
     module = import_module(f"{__package__}.{listed.module}")
     app = typer.Typer(add_completion=False, **_SETTINGS)
     cls = CompatCommand if listed.module == "compat_commands" else Command
-    app.command(name, cls=cls, help=listed.help)(getattr(module, name.replace("-", "_")))
+    settings = {}
+    if listed.module == "modelarts_command":
+        cls, settings = HyperParameterCommand, {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, cls=cls, help=listed.help, context_settings=settings)(getattr(module, name.replace("-", "_")))
     return typer.main.get_command(app)
 
 

@@ -1,0 +1,116 @@
+"""``reshard modelarts``: the boot file of a training job, one process on each of its nodes."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .. import __version__
+from ..errors import ReshardError
+from ..jobs.hyper_parameters import HyperParameters, read_hyper_parameters
+from ..jobs.job_service import find_node
+from ..jobs.service_job import SERVICE_OPTIONS, ServiceJob, is_hyper_parameter, read_service_job
+from .flags import flag, with_flags
+from .job_log import JobLog
+from .printing import in_bytes, in_time
+from .progress import LogLines
+from .signals import INTERRUPTED, Stopped, signals
+
+if TYPE_CHECKING:
+    from ..api.request import Request
+
+_LINE_EVERY_S = 30.0
+
+
+@with_flags(flag(name, field, is_original=True) for name, field in SERVICE_OPTIONS.items())
+def modelarts(ctx: typer.Context, **service: Any) -> None:
+    """Do this node's share of the conversion that a training job's hyper-parameters ask for, and wait for the others.
+
+    Every key of a training YAML and every option of `reshard convert` is a hyper-parameter too, as
+    --name=value, --name value, or an environment variable of the same name: --auto_trans_ckpt=True,
+    --parallel_config.model_parallel=4, --dtype=bf16. Unknown ones are named in the log.
+    """
+    log, begun_s = JobLog(), time.monotonic()
+    arguments = [*ctx.args, *(f"--{name}={value}" for name, value in service.items() if value is not None)]
+    code = 0
+    try:
+        ended = _run(arguments, log)
+        signals.work_is_done()
+    except ReshardError as error:
+        log.error(error.text(ctx.command.spell))  # type: ignore[attr-defined]
+        code, ended = error.exit_code, f"failed: {error.message.splitlines()[0]}"
+    except Stopped as stopped:
+        for note in getattr(stopped, "__notes__", []):
+            log.warning(note)
+        code, ended = INTERRUPTED, "interrupted: shares that are finished stay, and nothing half-written"
+    tell = log.error if code else log.info
+    tell(f"{ended}; exit code {code} after {in_time(time.monotonic() - begun_s)}")
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(arguments: list[str], log: JobLog) -> str:
+    """Run the job; return what came of it."""
+    from ..storage import shared_connections
+
+    log.node = find_node(os.environ)
+    log.info(f"reshard {__version__}")
+    given = read_hyper_parameters(arguments, os.environ, is_hyper_parameter)
+    listener = LogLines(log.info, _LINE_EVERY_S)
+    with shared_connections():
+        job = read_service_job(given, os.environ, listener)
+        _tell_parameters(given, job, log)
+        ended = [_write_strategies(job, log), *([_convert(job.request, job, log, listener)] if job.request else [])]
+    return "; ".join(filter(None, ended)) or "nothing to do"
+
+
+def _tell_parameters(given: HyperParameters, job: ServiceJob, log: JobLog) -> None:
+    """Tell what was understood; the values of what means nothing here are not shown."""
+    for name in given.texts:
+        if name not in job.ignored:
+            origin = " (environment)" if name in given.from_environment else ""
+            log.info(f"{name}={given.texts[name][-1]}{origin}")
+    for name in job.ignored:
+        log.warning(f"{name} is no hyper-parameter of a conversion: it has no effect")
+    for stray in given.strays:
+        log.warning(f"{stray!r} belongs to no --name: it has no effect")
+    for text in job.warnings:
+        log.warning(text)
+    for text in job.notes:
+        log.info(text)
+
+
+def _write_strategies(job: ServiceJob, log: JobLog) -> str:
+    """Have the first node write the strategy files that a training YAML asks for; return what came of it."""
+    from ..jobs.training_job import write_strategies
+
+    training = job.training
+    if training is None or training.strategy_url is None or job.node.index:
+        return ""
+    write_strategies(training, overwrite=job.replaces)
+    log.info(f"strategy files of {training.config.rank_count} ranks: {training.strategy_url}")
+    return "" if job.request else f"wrote {training.strategy_url}"
+
+
+def _convert(request: Request, job: ServiceJob, log: JobLog, listener: LogLines) -> str:
+    """Do this node's share of the conversion, and wait for those of the others; return what came of it."""
+    from ..api.access import describe_access
+    from ..jobs.job_service import wait_for_shares
+    from ..jobs.node_share import NodeShare
+
+    for url in (request.src, request.dst):
+        log.info(f"{url}: {describe_access(url)}")
+    share = NodeShare.of(request, job.node, job.training and job.training.resolved, listener)
+    log.info(share.described)
+    ended = "wrote nothing"
+    if not share.is_empty:
+        manifest = share.write(listener)
+        written = sum(receipt.nbytes for receipt in manifest.receipts)
+        ended = f"{'found' if manifest.was_done else 'wrote'} {len(manifest.receipts)} objects, {in_bytes(written)}"
+        log.info(f"{ended}, as an earlier run left them" if manifest.was_done else ended)
+    if job.node.count > 1:
+        wait_for_shares(share.missing, job.node, job.wait_s, log.info)
+    return f"{request.dst} is complete; this node {ended}"

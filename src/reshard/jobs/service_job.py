@@ -1,0 +1,187 @@
+"""What a job service's hyper-parameters ask for: a conversion, and the node that does its share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..api.option_field import OptionField, read_nullable, read_texts
+from ..api.request import OPTIONS, Request
+from ..engine.events import Listener, ignore
+from ..errors import UsageError, option
+from .hyper_parameters import HyperParameters
+from .job_service import NPUS_PER_NODE, WAIT_S, Node, check_destination, find_node, npu_warnings, staged_warnings
+from .training_config import TrainingConfig, read_training_config
+from .training_job import TrainingJob, decide
+from .training_keys import find_known
+
+_GROUP = "Job"
+_LONGEST_S = 10.0**7
+
+
+def _read_seconds(value: object) -> float:
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= _LONGEST_S:
+        raise UsageError(f"expected seconds, like {WAIT_S:g}")
+    return found
+
+
+SERVICE_OPTIONS: Mapping[str, OptionField] = {
+    "config": OptionField("Training YAML of MindSpore Transformers.", "URL", _GROUP, read=read_nullable),
+    "npu_num_per_node": OptionField("Ranks that each node writes.", "N", _GROUP, str(NPUS_PER_NODE), read_nullable),
+    "wait": OptionField("Time limit for the shares of other nodes.", "SECONDS", _GROUP, f"{WAIT_S:g}", _read_seconds),
+    "data_url": OptionField("Source, if no other hyper-parameter names one.", "URL", _GROUP, read=read_nullable),
+    "train_url": OptionField("Place of the target, if no other names one.", "URL", _GROUP, read=read_nullable),
+}
+"""Options of a job that a job service starts, beside those of a request and the keys of a training YAML."""
+
+_SOURCES = ("load_checkpoint", "pretrained_model_dir", "src", "data_url")
+_TARGETS = ("output_dir", "remote_save_url", "dst", "train_url")
+_OF_TRAINING = ("remove_redundancy",)
+"""Options of a request whose names are a training YAML's, where they are about what the job loads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceJob:
+    """A job as one node sees it.
+
+    Parameters
+    ----------
+    request
+        The conversion; None if there is nothing to convert.
+    training
+        The decision on a training YAML, if it is one that asks.
+    ignored
+        Names of hyper-parameters that mean nothing here.
+    """
+
+    node: Node
+    wait_s: float
+    request: Request | None
+    training: TrainingJob | None = None
+    ignored: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def is_hyper_parameter(name: str) -> bool:
+    """Whether a variable of the environment with this name is a hyper-parameter.
+
+    Examples
+    --------
+    >>> [is_hyper_parameter(name) for name in ("wait", "dtype", "load_checkpoint", "optimizer.betas", "PATH")]
+    [True, True, True, True, False]
+    """
+    return name in SERVICE_OPTIONS or name in OPTIONS or find_known(name) is not None
+
+
+def read_service_job(
+    given: HyperParameters, environ: Mapping[str, str], on_event: Listener = ignore
+) -> ServiceJob:
+    """Find out what a job is asked to do on this node; documents and headers are read, nothing is written.
+
+    Raises
+    ------
+    UsageError
+        Hyper-parameters that contradict each other or cannot be read, or a place among the nodes that is unclear.
+    ReshardError
+        What :func:`~reshard.jobs.training_config.read_training_config` and
+        :func:`~reshard.jobs.training_job.decide` raise.
+    """
+    service = {
+        name: field.parse(name, given.texts[name][-1]) for name, field in SERVICE_OPTIONS.items() if name in given
+    }
+    find_node(environ, service.get("npu_num_per_node"))  # mistakes in it show before anything is read
+    training = None
+    if _is_training(given):
+        training = decide(_training_config(given, service), on_event=on_event, **_training_options(given))
+        request = training.request
+        npu_count = service.get("npu_num_per_node") or training.config.npu_num_per_node
+    else:
+        request, npu_count = Request.of(None, **_plain_options(given, service)), service.get("npu_num_per_node")
+    node = find_node(environ, npu_count)
+    if request is not None:
+        check_destination(request.dst, node)
+        if request.ranks is not None and node.count > 1:
+            raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
+    places = {name: given.text(name) for name in (*_SOURCES, *_TARGETS)}
+    ignored = [name for name in given.texts if name not in OPTIONS and name not in SERVICE_OPTIONS]
+    return ServiceJob(
+        node=node,
+        wait_s=service.get("wait", WAIT_S),
+        request=request,
+        training=training,
+        ignored=[name for name in ignored if training is None or find_known(name) is None],
+        warnings=[*staged_warnings(places), *npu_warnings(environ, node), *_training_warnings(training)],
+        notes=[] if training is None else [training.verdict, *training.notes],
+    )
+
+
+def request_options(given: HyperParameters) -> dict[str, Any]:
+    """Return the options of a request among hyper-parameters; what is given empty, or as ``None``, is not given.
+
+    Examples
+    --------
+    >>> from reshard.jobs.hyper_parameters import parse_arguments
+    >>> request_options(parse_arguments(["--dtype=bf16", "--keep=a.*", "--keep=b.*", "--lora=None", "--seed=7"]))
+    {'keep': ('a.*', 'b.*'), 'dtype': 'bf16'}
+    """
+    found: dict[str, Any] = {}
+    for name, field in OPTIONS.items():
+        if given.text(name) is not None:
+            found[name] = given.texts[name] if field.read is read_texts else given.text(name)
+    return found
+
+
+def _is_training(given: HyperParameters) -> bool:
+    """Whether keys of a training YAML ask; ``config`` may also be a model's ``config.json``."""
+    if (given.text("config") or ".json").endswith(".json"):
+        return not given.text("src") and any(
+            given.text(name) for name in ("load_checkpoint", "pretrained_model_dir", "auto_trans_ckpt")
+        )
+    return True
+
+
+def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[str, Any]:
+    options = request_options(given)
+    for name, channel in (("src", "data_url"), ("dst", "train_url")):
+        if name not in options and service.get(channel):
+            options[name] = service[channel]
+    missing = [option(name) for name in ("src", "dst") if name not in options]
+    if missing:
+        hint = f"A training job gives {option('config')}, {option('load_checkpoint')} and {option('output_dir')}."
+        raise UsageError(f"no hyper-parameter names {' or '.join(missing)}", hint=hint)
+    return options
+
+
+def _training_options(given: HyperParameters) -> dict[str, Any]:
+    options = request_options(given)
+    return {name: value for name, value in options.items() if name not in (*_OF_TRAINING, "config")}
+
+
+def _training_config(given: HyperParameters, service: Mapping[str, Any]) -> TrainingConfig:
+    """Read the training YAML and the keys that are given besides; channels stand in for places that nothing names."""
+    overrides = {
+        name: texts[-1]
+        for name, texts in given.texts.items()
+        if find_known(name) is not None and (name not in OPTIONS or name in _OF_TRAINING)
+    }
+    config = read_training_config(given.text("config"), overrides)
+    if not config.load_checkpoint and not config.pretrained_model_dir and service.get("data_url"):
+        config = replace(config, load_checkpoint=service["data_url"])
+    place = given.text("remote_save_url") or service.get("train_url")
+    if place and not given.text("output_dir") and "://" not in config.output_dir:
+        config = replace(config, output_dir=place)
+    return config
+
+
+def _training_warnings(training: TrainingJob | None) -> list[str]:
+    """Return what is odd about a training YAML; ``?`` is no key of it."""
+    if training is None:
+        return []
+    unknown = [f"{key.path} is no key that is known: it has no effect" for key in training.config.keys_of("unknown")]
+    return [*training.contradictions, *unknown]

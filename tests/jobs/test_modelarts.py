@@ -1,0 +1,243 @@
+"""The boot file of a job: what it understands, what its log tells, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli.runner import Done, run
+from support.s3_servers import S3Server
+
+import reshard
+
+CASES = Path(__file__).parents[1] / "conformance" / "mindspore"
+FULL = str(CASES / "split_mp4/in/full")
+STRATEGY = str(CASES / "split_mp4/strategy/mp4.ckpt")
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) node (?:\?|\d+/\d+): [^\x00-\x1f\x7f]*")
+
+
+@pytest.fixture(autouse=True)
+def _clean(clean_environ: pytest.MonkeyPatch) -> None:
+    """No variable of a job around the tests."""
+
+
+def job(*arguments: str) -> Done:
+    """Run the boot file; its log must be plain lines, all on stdout."""
+    done = run("modelarts", *arguments)
+    assert done.err == ""
+    lines = done.out.splitlines()
+    assert [line for line in lines if not LINE.fullmatch(line)] == []
+    assert re.search(rf"exit code {done.code} after \d", lines[-1])
+    return done
+
+
+def on_node(patch: pytest.MonkeyPatch, index: int, count: int) -> None:
+    patch.setenv("MA_NUM_HOSTS", str(count))
+    patch.setenv("VC_TASK_INDEX", str(index))
+
+
+def told(done: Done, text: str) -> list[str]:
+    return [line for line in done.out.splitlines() if text in line]
+
+
+def cut(dst: Path, *more: str) -> Done:
+    return job(f"--src={FULL}", f"--dst={dst}", f"--dst_strategy={STRATEGY}", *more)
+
+
+def ranks_in(dst: Path) -> list[str]:
+    return sorted(path.parent.name for path in dst.glob("rank_*/*"))
+
+
+def test_one_node_writes_all(tmp_path: Path) -> None:
+    done = cut(tmp_path / "out", "--npu_num_per_node=2")
+    assert done.code == 0
+    assert ranks_in(tmp_path / "out") == [f"rank_{rank}" for rank in range(4)]
+    assert told(done, "a target of 4 ranks: all of it is this node's")
+    assert reshard.verify(str(tmp_path / "out")).is_ok
+
+
+def test_started_again_it_leaves_what_is_there(tmp_path: Path) -> None:
+    assert cut(tmp_path / "out").code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    done = cut(tmp_path / "out")
+    assert done.code == 0
+    assert told(done, "found 4 objects")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_two_nodes_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_node(monkeypatch, 0, 2)
+    first = cut(tmp_path / "out", "--npu_num_per_node=2", "--wait=0")
+    assert first.code == 5
+    assert ranks_in(tmp_path / "out") == ["rank_0", "rank_1"]
+    assert told(first, "ERROR node 0/2: after 0 s the destination is not complete: ranks 2-3 of node 1 are missing")
+    on_node(monkeypatch, 1, 2)
+    second = cut(tmp_path / "out", "--npu_num_per_node=2", "--wait=0")
+    assert second.code == 0
+    assert told(second, "ranks 2-3 are this node's")
+    on_node(monkeypatch, 0, 2)
+    again = cut(tmp_path / "out", "--npu_num_per_node=2", "--wait=0")
+    assert again.code == 0
+    assert told(again, "found 2 objects")
+    assert reshard.verify(str(tmp_path / "out")).is_ok
+
+
+def test_a_node_beyond_the_target_has_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_node(monkeypatch, 1, 2)
+    done = cut(tmp_path / "out", "--wait=0")
+    assert done.code == 5
+    assert told(done, "nothing of it is this node's")
+    assert not (tmp_path / "out").exists()
+    on_node(monkeypatch, 0, 2)
+    assert cut(tmp_path / "out", "--wait=0").code == 0
+    on_node(monkeypatch, 1, 2)
+    assert cut(tmp_path / "out", "--wait=0").code == 0
+
+
+def test_a_full_target_is_the_first_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"--src={FULL}", f"--dst={tmp_path / 'out'}", "--wait=0"
+    on_node(monkeypatch, 1, 2)
+    assert job(*where).code == 5
+    on_node(monkeypatch, 0, 2)
+    assert job(*where).code == 0
+    on_node(monkeypatch, 1, 2)
+    done = job(*where)
+    assert done.code == 0
+    assert told(done, "a full target: nothing of it is this node's")
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments", "code", "message"),
+    [
+        ({"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "2"}, (), 2, "VC_TASK_INDEX: expected a number below 2"),
+        ({"MA_NUM_HOSTS": "2"}, (), 2, "VC_TASK_INDEX does not say which"),
+        ({}, ("--npu_num_per_node=0",), 2, "--npu_num_per_node: expected a whole number of at least 1, found '0'"),
+        ({}, ("--npu_num_per_node=many",), 2, "found 'many'"),
+        (
+            {"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "0"},
+            ("--npu_num_per_node=1",),
+            2,
+            "2 nodes of 1 NPUs are for 2 ranks, but the target has 4",
+        ),
+        ({}, ("--wait=soon",), 2, "--wait=soon: expected seconds"),
+        ({}, ("--dtype=bf17",), 2, "--dtype=bf17: expected fp32, fp16 or bf16"),
+        ({}, ("--memory=much",), 2, "--memory=much: expected bytes"),
+        ({}, ("--dst_layout=l.yaml",), 2, "cannot be used together"),
+        ({"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "0"}, ("--ranks=0-1",), 2, "--ranks is for one node"),
+        ({}, ("--src=/nonexistent/model",), 3, "ERROR node 0/1"),
+        ({}, ("--memory=1KiB",), 4, "ERROR node 0/1"),
+    ],
+)
+def test_what_cannot_be_done(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    done = cut(tmp_path / "out", *arguments)
+    assert done.code == code
+    assert told(done, message), done.out
+    assert not ranks_in(tmp_path / "out")
+
+
+def test_neither_source_nor_target() -> None:
+    done = job("--dtype=bf16")
+    assert done.code == 2
+    assert told(done, "ERROR")
+
+
+def test_variables_are_hyper_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"src": FULL, "dst": "obs://elsewhere/x", "dst_strategy": STRATEGY, "overwrite": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = job(f"--dst={tmp_path / 'out'}", "--keep", "*")
+    assert done.code == 0
+    assert told(done, f"INFO node 0/1: src={FULL} (environment)")
+    assert told(done, f"INFO node 0/1: dst={tmp_path / 'out'}")
+    assert not told(done, "elsewhere")
+
+
+def test_unknown_ones_are_told_without_their_values(tmp_path: Path) -> None:
+    done = cut(tmp_path / "out", "--my_token=SECRET", "--eager", "train.py")
+    assert done.code == 0
+    assert len(told(done, "WARNING node 0/1: my_token")) == 1
+    assert len(told(done, "WARNING node 0/1: eager")) == 1
+    assert "SECRET" not in done.out
+
+
+def test_channels_are_source_and_target(tmp_path: Path) -> None:
+    done = job("--data_url", FULL, "--train_url", str(tmp_path / "out"))
+    assert done.code == 0
+    assert told(done, "is complete")
+    assert reshard.verify(str(tmp_path / "out")).is_ok
+
+
+def test_staged_channels_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = "/home/ma-user/modelarts"
+    on_node(monkeypatch, 0, 2)
+    done = job(f"--data_url={staged}/inputs/data_url_0", f"--train_url={staged}/outputs/train_url_0/")
+    assert done.code == 2
+    assert told(done, "inside each node's own container")
+    on_node(monkeypatch, 0, 1)
+    done = job(f"--data_url={staged}/inputs/data_url_0", f"--train_url={staged}/outputs/train_url_0/")
+    assert len(told(done, "WARNING node 0/1:")) == 2
+    assert told(done, "data_url=/home/ma-user/modelarts/inputs/data_url_0 is a copy inside the container")
+
+
+def test_the_number_of_npus_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_node(monkeypatch, 0, 2)
+    monkeypatch.setenv("MA_NUM_GPUS", "16")
+    assert told(cut(tmp_path / "out"), "this node has 16 NPUs (MA_NUM_GPUS), but each node writes 8 ranks")
+
+
+def test_who_opens_the_store_is_told(moto_url: S3Server, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bucket = moto_url.make_bucket("modelarts")
+    host = moto_url.endpoint.removeprefix("http://")
+    for name, value in {
+        "S3_ENDPOINT": host, "S3_USE_HTTPS": "0", "S3_VERIFY_SSL": "0", "ACCESS_KEY_ID": "AKSHOWN",
+        "SECRET_ACCESS_KEY": "SKSHOWN", "SECURITY_TOKEN": "TKSHOWN",
+    }.items():  # fmt: skip
+        clean_environ.setenv(name, value)
+    done = job(f"--src={FULL}", f"--dst=obs://{bucket}/out")
+    assert done.code == 0
+    assert told(done, f"S3-compatible store at {moto_url.endpoint}, credentials from ACCESS_KEY_ID")
+    assert not re.search("AKSHOWN|SKSHOWN|TKSHOWN", done.out)
+
+
+def test_python_m_is_the_same_and_stops_at_sigterm(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reshard.modelarts", f"--src={FULL}", f"--dst={tmp_path / 'out'}"]
+    environ = os.environ | {"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "1"}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if "waiting for the other nodes" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        sent_s = time.monotonic()
+        out, err = process.communicate(timeout=60)
+        assert time.monotonic() - sent_s < 10
+    finally:
+        process.kill()
+        process.communicate()
+    lines += out.splitlines()
+    assert (process.returncode, err) == (130, "")
+    assert [line for line in lines if not LINE.fullmatch(line)] == []
+    assert re.search(r"ERROR node 1/2: interrupted: .*; exit code 130 after", lines[-1])
+
+
+def test_help_lists_what_belongs_to_the_job() -> None:
+    done = run("modelarts", "--help")
+    assert done.code == 0
+    for name in ("--config URL", "--npu_num_per_node N", "--wait SECONDS", "--data_url URL", "--train_url URL"):
+        assert name in done.out
