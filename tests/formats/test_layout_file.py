@@ -162,6 +162,19 @@ def test_what_people_get_wrong(text, problem):
     assert any(problem in found for found in caught.value.problems)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["run_mode: train\nmodel: {model_config: {eps: 1.e-6}}", "parallel_config: &p {data_parallel: 2}\nother: *p"],
+)
+def test_the_configuration_of_a_training_job_is_called_that(text):
+    with pytest.raises(FormatError) as caught:
+        parse(text)
+    assert str(caught.value) == (
+        "layout.yaml: this is the configuration of a training job, not a layout file\n"
+        "`src_parallel` and `parallel` take its sizes: the one for the source's shards, the other for the target's."
+    )
+
+
 def test_every_problem_is_listed():
     with pytest.raises(FormatError) as caught:
         parse("axes: {mp: 2, pp: 2}\nrules: [{match: a, split: [x]}, {match: b, split: [mp, y], extra: 1}]")

@@ -57,8 +57,52 @@ def test_too_many_values(monkeypatch):
         parse_yaml(b"[" + b"1," * 10 + b"]", "f")
 
 
+def test_foreign_files_have_aliases_and_merge_keys():
+    text = b"""
+base: &base {a: 1, b: {c: 2}}
+more: &more {a: 7, d: !!python/name:os.system x}
+list: [&one 1.5, *one]
+merged: {b: 3, <<: *base}
+both: {<<: [*base, *more]}
+again: {<<: {e: 1}, <<: {e: 2, f: 3}}
+"""
+    found = parse_yaml(text, "f", foreign=True)
+    assert found["merged"] == {"a": 1, "b": 3}
+    assert found["both"] == {"a": 1, "b": {"c": 2}, "d": "x"}
+    assert found["list"] == ["1.5", "1.5"]
+    assert found["again"] == {"e": 1, "f": 3}
+
+
+BOMB = b"a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)
+)
+MERGE_BOMB = b"a0: &a0 {x: 1}\n" + b"".join(
+    b"a%d: &a%d {<<: [%s]}\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (BOMB, "aliases expand to more than 200000 values"),
+        (MERGE_BOMB, "aliases expand to more than 200000 values"),
+        (b"a: &a [*a]", "an alias nests too deeply"),
+        (b"a: &a {<<: *a}", "an alias nests too deeply"),
+        (b"a: {<<: 3}", "merge key: expected a mapping"),
+        (b"a: {<<: [{b: 1}, 3]}", "merge key: expected a mapping"),
+        (b"a: *unknown", "invalid YAML"),
+        (b"a: &a 1\nb: &a 2", "invalid YAML"),
+    ],
+)
+def test_foreign_files_that_expand_without_end(text, problem):
+    with pytest.raises(FormatError, match=problem):
+        parse_yaml(text, "f", foreign=True)
+
+
 @settings(max_examples=300)
 @given(st.text("ab:-[]{}&*!|>#?,'\"%@`~01. \n\t", max_size=60) | st.text(max_size=30))
 def test_any_text(text):
     with contextlib.suppress(FormatError):
         parse_yaml(text.encode(errors="surrogatepass"), "f")
+    with contextlib.suppress(FormatError):
+        parse_yaml(text.encode(errors="surrogatepass"), "f", foreign=True)

@@ -3,9 +3,10 @@
 import pytest
 
 from reshard.errors import FormatError, StrategyError, UsageError
+from reshard.models.layer_stages import layer_stages
 from reshard.models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from reshard.models.parallel_rules import load_layouts
-from reshard.models.parallel_strategy import derive_strategy, layer_stages
+from reshard.models.parallel_strategy import derive_strategy
 from reshard.tensor import DType
 
 WQ, WO = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wo.weight"
@@ -104,17 +105,57 @@ def test_training_configuration():
         "offset=[[1,0],[0,1]],param_dtype=bf16,use_legacy=false"
     )
     assert parse_parallel_yaml(TRAINING.replace(b"1f1b", b"zero_bubble_v"), "t").zero_bubble_v
-    assert parse_parallel_yaml(b"", "empty.yaml") == ParallelConfig()
+    assert parse_parallel_yaml(b"use_parallel: True\nparallel_config:", "t") == ParallelConfig(use_parallel=True)
+
+
+def test_anchors_aliases_and_merge_keys():
+    text = b"a: &a {data_parallel: 2, model_parallel: 8}\nn: &n 4\nparallel_config: {<<: *a, model_parallel: *n}"
+    assert parse_parallel_yaml(text, "train.yaml") == ParallelConfig(dp=2, mp=4)
+    assert parse_parallel_yaml(b"a: &a {data_parallel: 2}\nparallel_config: *a", "train.yaml").dp == 2
+
+
+def test_sizes_alone():
+    text = b"{data_parallel: 2, tp: 4, vpp: 2, pp: 2, offset: [[1, 0], [0, 1]], sp: true}"
+    assert parse_parallel_yaml(text, "sizes.yaml") == parse_parallel(
+        "dp=2,mp=4,pp=2,vpp=2,offset=[[1,0],[0,1]],sp=true"
+    )
+    with pytest.raises(FormatError, match="cannot be parsed") as caught:
+        parse_parallel_yaml(b"{dp: x, layers: 2}", "sizes.yaml")
+    assert caught.value.problems == ("dp: expected a whole number, found 'x'", "layers: unknown key")
+
+
+def test_a_layout_file_is_told_from_a_training_configuration():
+    with pytest.raises(FormatError) as caught:
+        parse_parallel_yaml(b"axes: {mp: 2}\nrules: [{match: '*', split: [mp]}]", "layout.yaml")
+    assert str(caught.value) == (
+        "layout.yaml: this is a layout file, not the configuration of a training job\n"
+        "`src_layout` and `dst_layout` take it: the one for the source's shards, the other for the target's."
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"a: {b: 1}", b"hello", b"model_type: llama"])
+def test_yaml_that_holds_no_sizes(text):
+    with pytest.raises(FormatError, match="no parallel configuration: expected the configuration of a training job"):
+        parse_parallel_yaml(text, "other.yaml")
+
+
+def test_sizes_of_a_job_that_is_not_parallel():
+    text = b"use_parallel: False\nparallel_config: {data_parallel: 2, model_parallel: 4}"
+    sizes = parse_parallel_yaml(text, "train.yaml")
+    with pytest.raises(StrategyError, match=r"t\.yaml: use_parallel is False, .* 8 ranks \(dp 2, mp 4\)"):
+        sizes.check_used("t.yaml")
+    parse_parallel_yaml(text.replace(b"False", b"True"), "t").check_used("t")
+    parse_parallel_yaml(b"use_parallel: False\nparallel_config: {data_parallel: 1}", "t").check_used("t")
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         (b"parallel_config: 3", "mapping"),
-        (b"a: &a {data_parallel: 2}\nparallel_config: *a", "mapping"),
-        (b"a: &a {data_parallel: 2}\nparallel_config: {<<: *a}", "merge keys"),
+        (b"a: &a {data_parallel: 2}\nparallel_config: {<<: [*a, 3]}", "merge key"),
+        (b"parallel_config: &a {data_parallel: *a}", "within itself"),
         (b"parallel_config: {data_parallel: 1.5, model_parallel: x}", "model_parallel"),
-        (b"a: &a 2\nparallel_config: {data_parallel: *a}", "data_parallel"),
+        (b"a: &a x\nparallel_config: {data_parallel: *a}", "data_parallel"),
     ],
 )
 def test_configurations_that_say_nothing_sure(text, found):

@@ -9,9 +9,10 @@ from safetensors import deserialize
 
 from reshard.errors import StrategyError
 from reshard.formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
+from reshard.models.layer_stages import layer_stages
 from reshard.models.parallel_config import ParallelConfig
 from reshard.models.parallel_rules import load_layouts
-from reshard.models.parallel_strategy import derive_strategy, layer_stages
+from reshard.models.parallel_strategy import derive_strategy
 from reshard.tensor import DType
 
 CASES = Path(__file__).parents[1] / "conformance" / "mindformers"

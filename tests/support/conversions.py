@@ -29,7 +29,7 @@ class Known:
 
     known: Strategy
 
-    def strategy(self, shapes, *, local):
+    def strategy(self, specs, *, local):
         return self.known
 
 

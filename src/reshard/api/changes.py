@@ -10,8 +10,8 @@ from ..errors import NotFound, UsageError, option
 from ..models.detecting import detect
 from ..models.lora import find_adapters
 from ..models.lora_config import parse_adapter_config, scalings
-from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
-from ..models.parallel_rules import load_layouts
+from ..models.parallel_config import ParallelConfig
+from ..models.parallel_rules import load_layouts, naming_of
 from ..models.parallel_strategy import derive_strategy
 from ..planning.catalog import Catalog, SourceObject
 from ..planning.change import Change, make_tensors
@@ -20,7 +20,7 @@ from ..planning.outputs.output import Attachment
 from ..planning.sources.selection import NameFilter
 from ..storage import Location, open_location, open_source
 from ..tensor import DType, Shape, Strategy, TensorSpec
-from .contents import YAML, load_config, prefix_of
+from .contents import load_config, prefix_of
 from .request import Request
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
@@ -111,14 +111,6 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
 # Strategies from the sizes of a parallel job.
 
 
-def load_parallel(text: str) -> ParallelConfig:
-    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL."""
-    if not text.endswith(YAML):
-        return parse_parallel(text)
-    place = open_location(text)
-    return parse_parallel_yaml(read_object(place), place.url)
-
-
 def strategy_from_parallel(
     parallel: ParallelConfig, change: Change, specs: Iterable[TensorSpec], request: Request
 ) -> Strategy:
@@ -138,19 +130,6 @@ def strategy_from_parallel(
         nbytes={name: spec.nbytes for name, spec in by_name.items()},
         config=change.config,
         options=dict(change.options),
-    )
-
-
-def naming_of(family: str, shapes: Mapping[str, Shape]) -> str:
-    """Find the naming of a family that knows all tensors; UsageError if none does, or several do."""
-    unknown = {naming: rules.unknown(shapes) for naming, rules in load_layouts(family).items()}
-    fitting = [naming for naming, names in unknown.items() if not names]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise UsageError(
-        f"the tensors fit {' and '.join(fitting) or 'none'} of the namings of {family}",
-        hint=f"Name the one that is meant: {option('naming')}.",
-        problems=[f"{naming}: {len(n)} unknown, {', '.join(n[:3])}" for naming, n in unknown.items() if n],
     )
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..engine.sources import SourceOptions, read_contents
+from ..engine.sources.parallel_sizes import ParallelSizes
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
 from ..formats.strict_json import parse_json_object
+from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..planning.catalog import Catalog
 from ..planning.limits import Limits
 from ..planning.sources.selection import NameFilter
@@ -57,8 +59,17 @@ def inspect(url: str, **options: Any) -> Catalog:
 
 def source_options(request: Request) -> SourceOptions:
     """Read what a request asks of a source."""
+    strategy = strategy_source(request.src_strategy, request.src_layout)
+    if request.src_parallel:
+        strategy = ParallelSizes(
+            sizes=load_parallel(request.src_parallel, "src_parallel"),
+            family=request.family,
+            naming=None if request.to == "ms" else request.naming,  # then it is that of the target
+            config=load_config(request.config, request.src),
+            options=request.option or {},
+        )
     return SourceOptions(
-        strategy=strategy_source(request.src_strategy, request.src_layout),
+        strategy=strategy,
         names=NameFilter(request.keep, request.drop),
         file_suffix=request.file_suffix,
         keep_rank=request.keep_rank,
@@ -81,6 +92,19 @@ def load_strategy_source(url: str) -> StrategySource:
     # MindSpore Transformers puts a merged file beside the files that it was merged from.
     stages = tuple(file for file in source.files if not file.is_merged)
     return replace(source, files=stages) if any(file.layouts for file in stages) else source
+
+
+def load_parallel(text: str, name: str = "parallel") -> ParallelConfig:
+    """Read parallel sizes as text like ``dp=2,mp=4``, or from the YAML configuration at a URL.
+
+    ``name`` is the option's. Raise StrategyError if that configuration has ``use_parallel: False`` beside sizes.
+    """
+    if not text.endswith(YAML):
+        return parse_parallel(text, name)
+    place = open_location(text)
+    sizes = parse_parallel_yaml(read_object(place), place.url)
+    sizes.check_used(place.url)
+    return sizes
 
 
 def prefix_of(url: str) -> Location:

@@ -62,6 +62,11 @@ class Request:
     src_layout: str | None = _field(
         "Layout file of the source's shards, instead of a strategy file.", "URL.yaml", SOURCE
     )
+    src_parallel: str | None = _field(
+        "Parallel sizes that cut the source's shards, or the YAML of the job that trained them.",
+        "dp=2,mp=4,...|URL.yaml",
+        SOURCE,
+    )
     file_suffix: str | None = _field(
         "Suffix that selects one object per rank, without its format, like 1_10.",
         "E_S",
@@ -226,7 +231,11 @@ class Request:
 OPTIONS: Mapping[str, OptionField] = {each.name: each.metadata["option"] for each in fields(Request)}
 """Every option by name, in the order of the help."""
 
-SOURCE_OPTIONS = (*(name for name, each in OPTIONS.items() if each.group == SOURCE), "concurrency")
+SOURCE_OPTIONS = (
+    *(name for name, each in OPTIONS.items() if each.group == SOURCE),
+    *("family", "naming", "option", "config"),  # what a source's parallel sizes may need
+    "concurrency",
+)
 """Options that concern the source alone."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in ("overwrite", "keep_staging"))
@@ -286,13 +295,14 @@ def _raise(problems: list[UsageError]) -> None:
 
 def _contradictions(request: Request) -> Iterator[UsageError]:
     """Yield an error for each contradiction between options."""
-    for names in (("src_strategy", "src_layout"), ("dst_strategy", "dst_layout", "parallel")):
+    for names in (("src_strategy", "src_layout", "src_parallel"), ("dst_strategy", "dst_layout", "parallel")):
         given = [named(name, getattr(request, name)) for name in names if getattr(request, name)]
         if len(given) > 1:
             yield UsageError(f"{' and '.join(given)} cannot be used together", hint="Choose one.")
     if request.lora_scaling is not None and not (request.lora or request.merge_lora):
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
-    if request.option and not request.to and request.dst:  # a strategy may be made for a checkpoint as it is
+    is_for_rules = request.to or request.src_parallel
+    if request.option and not is_for_rules and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
     if request.is_sharded and request.form not in (None, "iteration"):
         yield UsageError(

@@ -24,8 +24,8 @@ from ..planning.steps.copies import REPLICAS
 from ..planning.targets.target import Target
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
-from .changes import adapters_at, attach_companions, change_of, embedding_notes, load_parallel, strategy_from_parallel
-from .contents import source_options, strategy_source
+from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
+from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, target_place
 
@@ -88,7 +88,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
     strategy = None
     if target_files is not None:
-        strategy = target_files.strategy({each.spec.name: each.spec.shape for each in tensors}, local=False)
+        strategy = target_files.strategy({each.spec.name: each.spec for each in tensors}, local=False)
     elif parallel is not None:
         strategy = strategy_from_parallel(parallel, change, [each.spec for each in tensors], request)
     # Now that the source is known, an original command may decide the rest.

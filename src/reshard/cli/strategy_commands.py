@@ -14,7 +14,10 @@ from .results import show_strategy
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="Strategy file, prefix with the files of all stages, or layout file.")
 ]
-Made = Annotated[str, typer.Argument(metavar="DST", help="Layout file if it ends in .yaml; .json; else protobuf.")]
+_SET = "a file for each rank if it ends in / or is a prefix"
+Made = Annotated[
+    str, typer.Argument(metavar="DST", help=f"Layout file if it ends in .yaml; .json; {_SET}; else protobuf.")
+]
 _FOR = typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.")
 
 
@@ -25,7 +28,9 @@ def show(src: Source, checkpoint: Annotated[str | None, _FOR] = None, output: Ou
 
 def merge(
     src: Annotated[str, typer.Argument(metavar="SRC", help="Prefix that holds the files of all ranks or stages.")],
-    dst: Annotated[str, typer.Argument(metavar="DST", help="Merged file: JSON if it ends in .json, else protobuf.")],
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help=f"Merged file: JSON if it ends in .json; {_SET}; else protobuf.")
+    ],
     overwrite: Overwrite = False,
     output: Output = OutputForm.TEXT,
 ) -> None:

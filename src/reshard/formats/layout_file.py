@@ -30,12 +30,13 @@ from itertools import pairwise
 
 import yaml
 
-from ..errors import FormatError, StrategyError, raise_all
+from ..errors import FormatError, StrategyError, option, raise_all
 from ..tensor import Layout, Strategy
 from .device_grid import grid_dimensions
 from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, layer_number
 from .strict_json import shown
 from .strict_yaml import PlainValue, parse_yaml
+from .yaml_kinds import YamlKind, kind_of
 
 _LARGEST_DEVICE_COUNT = 2**31 - 1
 _LARGEST_AXIS_COUNT = 64
@@ -51,7 +52,8 @@ def parse_layout_file(data: bytes, where: str) -> LayoutRules:
     Raises
     ------
     FormatError
-        The text is not YAML or breaks the rules above; all problems are listed.
+        The text is not YAML or breaks the rules above; all problems are listed. The configuration of a training job is
+        named as such.
 
     Examples
     --------
@@ -59,7 +61,24 @@ def parse_layout_file(data: bytes, where: str) -> LayoutRules:
     >>> rules.strategy({"w": (4, 4)}).layout("w", rank=1).box_of((4, 4), rank=1)
     Box(start=(2, 0), stop=(4, 4))
     """
-    return _LayoutReader(where).read(parse_yaml(data, where))
+    try:
+        return _LayoutReader(where).read(parse_yaml(data, where))
+    except FormatError:
+        # Only now: a training configuration is not YAML of the strict kind, so that its first finding would mislead.
+        _refuse_training(data, where)
+        raise
+
+
+def _refuse_training(data: bytes, where: str) -> None:
+    """Raise FormatError if a text is the configuration of a training job."""
+    try:
+        kind = kind_of(parse_yaml(data, where, foreign=True))
+    except FormatError:
+        return
+    if kind is YamlKind.TRAINING:
+        takers = f"{option('src_parallel')} and {option('parallel')}"
+        hint = f"{takers} take its sizes: the one for the source's shards, the other for the target's."
+        raise FormatError(f"this is {kind}, not a layout file", where=where, hint=hint)
 
 
 class _LayoutReader:

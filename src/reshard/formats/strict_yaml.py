@@ -1,6 +1,7 @@
 """YAML parsed safely: plain values only, every key once, no tags, no aliases.
 
-Files for this package must be of that kind; in files of other tools everything else is read as text.
+Files for this package must be of that kind. In files of other tools aliases and merge keys (``<<``) are followed, as
+far as what they expand to stays small, and everything else is read as text.
 """
 
 from __future__ import annotations
@@ -19,25 +20,26 @@ _LARGEST_NBYTES = 4 * 2**20
 _LARGEST_NODE_COUNT = 200_000
 _LARGEST_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
+_MERGE = _TAG + "merge"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = frozenset({"", "~", "null"})
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only, so that no constructor ever sees hostile text; takes foreign aliases for text."""
+    """Composes nodes only, so that no constructor ever sees hostile text."""
 
     _depth = 0
     _count = 0
     foreign = False
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose one node; refuse aliases (a short text can expand to a huge value) and deep nesting."""
+        """Compose one node; refuse deep nesting, and aliases in files that are not foreign.
+
+        The node of an alias is that of its anchor, so a short text can expand to a huge value: who reads them counts.
+        """
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if self.foreign and self.check_event(yaml.AliasEvent):
-            self.get_event()  # type: ignore[no-untyped-call]
-            return yaml.ScalarNode(_TAG + "str", f"*{event.anchor}", event.start_mark, event.end_mark)
-        if self.check_event(yaml.AliasEvent):
+        if self.check_event(yaml.AliasEvent) and not self.foreign:
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", event.start_mark)
         if self._depth >= _LARGEST_DEPTH:
             raise yaml.MarkedYAMLError(None, None, "nested too deeply", event.start_mark)
@@ -52,18 +54,21 @@ class _Loader(yaml.SafeLoader):
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls, at most 4 MiB.
 
-    In a ``foreign`` text, which another tool wrote, fractions, dates, tagged scalars and aliases are read as text,
-    and no key is merged.
+    In a ``foreign`` text, which another tool wrote, aliases and merge keys are followed, and fractions, dates and
+    tagged scalars are read as text.
 
     Raises
     ------
     FormatError
-        The text is not YAML, repeats a key, or, if it is not foreign, has tags, aliases or other numbers.
+        The text is not YAML, repeats a key, or expands to too many values or to itself; or, if it is not foreign, has
+        tags, aliases or other numbers.
 
     Examples
     --------
     >>> parse_yaml(b"a: [1, x, null]", "layout.yaml")
     {'a': [1, 'x', None]}
+    >>> parse_yaml(b"a: &a {b: 1, c: 2}\\nd: {<<: *a, c: 3}", "train.yaml", foreign=True)
+    {'a': {'b': 1, 'c': 2}, 'd': {'c': 3, 'b': 1}}
     >>> parse_yaml(b"a: 1\\na: 2", "layout.yaml")
     Traceback (most recent call last):
     ...
@@ -83,28 +88,68 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
         raise FormatError(f"invalid YAML ({error.problem})", where=place) from error
     except yaml.YAMLError as error:
         raise FormatError(f"invalid YAML ({shown(str(error))})", where=where) from error
-    return None if node is None else _plain(node, where, foreign)
+    return None if node is None else _PlainReader(where, foreign=foreign).read(node)
 
 
-def _plain(node: yaml.Node, where: str, foreign: bool) -> PlainValue:
-    if isinstance(node, yaml.MappingNode) and (foreign or node.tag == _TAG + "map"):
+class _PlainReader:
+    """Makes plain values of nodes; counts what aliases repeat, too."""
+
+    def __init__(self, where: str, *, foreign: bool) -> None:
+        self._where = where
+        self._foreign = foreign
+        self._depth = self._count = 0
+
+    def read(self, node: yaml.Node) -> PlainValue:
+        """Read one node, whatever it is."""
+        # Composing has bounded what the text spells out; only aliases lead further.
+        self._depth, self._count = self._depth + 1, self._count + 1
+        if self._depth > _LARGEST_DEPTH:
+            raise _error("an alias nests too deeply, perhaps within itself", node, self._where)
+        if self._count > _LARGEST_NODE_COUNT:
+            raise _error(f"aliases expand to more than {_LARGEST_NODE_COUNT} values", node, self._where)
+        value = self._value(node)
+        self._depth -= 1
+        return value
+
+    def _value(self, node: yaml.Node) -> PlainValue:
+        if isinstance(node, yaml.MappingNode) and (self._foreign or node.tag == _TAG + "map"):
+            return self._mapping(node)
+        if isinstance(node, yaml.SequenceNode) and (self._foreign or node.tag == _TAG + "seq"):
+            return [self.read(item) for item in node.value]
+        try:
+            return _scalar(node, self._where)
+        except FormatError:
+            if self._foreign:
+                return str(node.value)
+            raise
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, PlainValue]:
         mapping: dict[str, PlainValue] = {}
+        merged: list[dict[str, PlainValue]] = []
         for key_node, value_node in node.value:
-            key = str(key_node.value) if foreign else _plain(key_node, where, foreign)
+            if self._foreign and key_node.tag == _MERGE:
+                merged += self._merged(value_node)
+                continue
+            key = str(key_node.value) if self._foreign else self.read(key_node)
             if not isinstance(key, str):
-                raise _error("key", key_node, where, expected="a string", found=shown(key))
+                raise _error("key", key_node, self._where, expected="a string", found=shown(key))
             if key in mapping:
-                raise _error("repeated key", key_node, where, found=shown(key))
-            mapping[key] = _plain(value_node, where, foreign)
+                raise _error("repeated key", key_node, self._where, found=shown(key))
+            mapping[key] = self.read(value_node)
+        # A mapping's own keys come first, then those of the mappings that it merges, in their order.
+        for other in merged:
+            for key, value in other.items():
+                mapping.setdefault(key, value)
         return mapping
-    if isinstance(node, yaml.SequenceNode) and (foreign or node.tag == _TAG + "seq"):
-        return [_plain(item, where, foreign) for item in node.value]
-    try:
-        return _scalar(node, where)
-    except FormatError:
-        if foreign:
-            return str(node.value)
-        raise
+
+    def _merged(self, node: yaml.Node) -> list[dict[str, PlainValue]]:
+        """Read what a merge key names: a mapping, or a list of mappings."""
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        found = [self.read(item) for item in items]
+        mappings = [each for each in found if isinstance(each, dict)]
+        if len(mappings) < len(found):
+            raise _error("merge key", node, self._where, expected="a mapping or a list of mappings")
+        return mappings
 
 
 def _scalar(node: yaml.Node, where: str) -> PlainValue:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import FormatError, StrategyError, UsageError, option, raise_all
+from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
+from ..formats.yaml_kinds import YamlKind, kind_of
 from ..tensor import DType
 
 Offset = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -55,6 +57,8 @@ class ParallelConfig:
         Dtype in which training keeps weights, for the threshold; None for the checkpoint's.
     use_legacy
         Whether the job builds the older networks, or those of mcore; None if unknown.
+    use_parallel
+        Whether the job is parallel at all, whatever its degrees are; None if unknown.
 
     Raises
     ------
@@ -93,6 +97,7 @@ class ParallelConfig:
     ulysses_degree_in_cp: int = 1
     param_dtype: DType | None = None
     use_legacy: bool | None = None
+    use_parallel: bool | None = None
 
     def __post_init__(self) -> None:
         problems = list(self._wrong_values()) or list(self._contradictions())
@@ -107,6 +112,17 @@ class ParallelConfig:
     def rank_count(self) -> int:
         """Ranks of all stages."""
         return self.stage_rank_count * self.pp
+
+    def check_used(self, where: str) -> None:
+        """Raise StrategyError if ``use_parallel`` says that the job is not parallel, and the degrees that it is."""
+        if self.use_parallel is False and self.rank_count > 1:
+            degrees = ", ".join(
+                f"{name} {size}" for name in ("dp", "cp", "mp", "pp") if (size := getattr(self, name)) > 1
+            )
+            raise StrategyError(
+                f"{where}: use_parallel is False, but the sizes are those of {self.rank_count} ranks ({degrees})",
+                hint="Set use_parallel: True, or give no sizes: such a job runs on one device, which holds everything.",
+            )
 
     @property
     def chunk_count(self) -> int:
@@ -153,7 +169,7 @@ _YAML_KEYS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("parallel", "parallel_optimizer_config"): ("parallel_optimizer_threshold", "optimizer_weight_shard_size"),
     ("parallel", "pipeline_config"): ("pipeline_interleave",),
     ("model", "model_config"): ("offset", "pp_interleave_num", "param_init_type", "params_dtype"),
-    (): ("use_legacy",),
+    (): ("use_legacy", "use_parallel"),
 }
 _DTYPES = {
     "float32": DType.F32, "fp32": DType.F32, "float16": DType.F16, "fp16": DType.F16, "bfloat16": DType.BF16,
@@ -168,7 +184,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _ITEM = re.compile(r"\s*([a-z_]+)\s*=\s*(\[[\[\]0-9,\s-]*\]|[^,\[\]]*?)\s*(?:,|$)")
 
 
-def parse_parallel(text: str) -> ParallelConfig:
+def parse_parallel(text: str, name: str = "parallel") -> ParallelConfig:
     """Parse ``key=value`` pairs with commas between them.
 
     Parameters
@@ -176,6 +192,8 @@ def parse_parallel(text: str) -> ParallelConfig:
     text
         Keys are short (``dp``, ``mp`` or ``tp``, ``cp``, ``pp``, ``ep``, ``sp``, ``po``, ``vpp``, ``zbv``) or
         those of MindSpore Transformers. ``vpp=2`` switches interleave on and sets its chunks; offsets are lists.
+    name
+        Of the option that has the text, for errors.
 
     Raises
     ------
@@ -200,15 +218,21 @@ def parse_parallel(text: str) -> ParallelConfig:
     values: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in _items(text, problems):
-        interleaved = {"pp_interleave_num": value, "pipeline_interleave": True}
-        for name, item in interleaved.items() if key == "vpp" else [(_NAMES.get(key, key), value)]:
-            if name in values:
+        for field, item in _fields_of(key, value):
+            if field in values:
                 problems.append(f"{key}: repeated")
-            _set(values, problems, key, name, item)
+            _set(values, problems, key, field, item)
     hint = "Known: dp, mp, cp, pp, ep, sp, po, offset, vpp and more; see docs/howto/strategy.md."
     is_unknown = any(problem.endswith(_UNKNOWN_KEY) for problem in problems)
-    raise_all(UsageError, f"{option('parallel', text)} cannot be parsed.", problems, hint if is_unknown else "")
+    raise_all(UsageError, f"{option(name, text)} cannot be parsed.", problems, hint if is_unknown else "")
     return ParallelConfig(**values)
+
+
+def _fields_of(key: str, value: object) -> list[tuple[str, object]]:
+    """Return the fields that a key sets, and their values."""
+    if key == "vpp":
+        return [("pp_interleave_num", value), ("pipeline_interleave", True)]
+    return [(_NAMES.get(key, key), value)]
 
 
 def _items(text: str, problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -275,12 +299,14 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     data
         Read are ``parallel_config``, ``parallel`` (``enable_parallel_optimizer``, ``parallel_optimizer_config``,
         ``pipeline_config``), from ``model.model_config`` the ``offset``, ``pp_interleave_num`` and the dtype
-        of weights, and ``use_legacy``.
+        of weights, and ``use_legacy`` and ``use_parallel``. A text that has none of a job's keys holds sizes alone,
+        with the keys that :func:`parse_parallel` knows.
 
     Raises
     ------
     FormatError
-        The text is not YAML, or values do not fit their keys; all problems are listed.
+        The text is not YAML, is a layout file or something else, or values do not fit their keys; all problems are
+        listed.
     StrategyError
         The values contradict each other.
 
@@ -293,15 +319,13 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     Source: MindSpore Transformers 1.6.0 and 1.8.0, ``configs/`` and ``core/parallel_config.py``.
     """
     document = parse_yaml(data, where, foreign=True)
-    values: dict[str, Any] = {}
+    kind = kind_of(document)
+    if kind is YamlKind.LAYOUT_FILE:
+        takers = f"{option('src_layout')} and {option('dst_layout')}"
+        hint = f"{takers} take it: the one for the source's shards, the other for the target's."
+        raise FormatError(f"this is {kind}, not {YamlKind.TRAINING}", where=where, hint=hint)
     problems: list[str] = []
-    for path, keys in _YAML_KEYS.items():
-        section = _section(document, path, problems)
-        for key in keys:
-            if section.get(key) is not None:
-                _set(values, problems, ".".join((*path, key)), _NAMES.get(key, key), section[key])
-    pipeline = _section(document, ("parallel", "pipeline_config"), [])
-    values["zero_bubble_v"] = pipeline.get("pipeline_scheduler") == "zero_bubble_v"
+    values = _values_of_job(document, problems) if kind else _values_alone(document, where, problems)
     if problems:
         raise FormatError("the parallel configuration cannot be parsed", where=where, problems=problems)
     try:
@@ -312,6 +336,31 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
         ) from error
 
 
+def _values_of_job(document: PlainValue, problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path, keys in _YAML_KEYS.items():
+        section = _section(document, path, problems)
+        for key in keys:
+            if section.get(key) is not None:
+                _set(values, problems, ".".join((*path, key)), _NAMES.get(key, key), section[key])
+    pipeline = _section(document, ("parallel", "pipeline_config"), [])
+    values["zero_bubble_v"] = pipeline.get("pipeline_scheduler") == "zero_bubble_v"
+    return values
+
+
+def _values_alone(document: PlainValue, where: str, problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    given = document if isinstance(document, dict) else {}
+    fields = [(key, name, item) for key, value in given.items() for name, item in _fields_of(key, value)]
+    for each in fields:
+        _set(values, problems, *each)
+    if not any(name in _FIELDS for _, name, _ in fields):
+        found = ", ".join(map(shown, list(given)[:5])) or "no key"
+        expected = f"{YamlKind.TRAINING} (parallel_config, model, ...), or sizes such as data_parallel: 2"
+        raise FormatError("no parallel configuration", where=where, expected=expected, found=found)
+    return values
+
+
 def _section(document: PlainValue, path: tuple[str, ...], problems: list[str]) -> dict[str, PlainValue]:
     value = document
     for depth, key in enumerate(path):
@@ -319,6 +368,4 @@ def _section(document: PlainValue, path: tuple[str, ...], problems: list[str]) -
         if value is not None and not isinstance(value, dict):
             problems.append(f"{'.'.join(path[: depth + 1])}: expected a mapping")
             return {}
-        if isinstance(value, dict) and "<<" in value:
-            problems.append(f"{'.'.join(path[: depth + 1])}: merge keys are not supported; write the keys out")
     return value if isinstance(value, dict) else {}

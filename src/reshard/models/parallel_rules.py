@@ -6,12 +6,12 @@ They are the section ``layouts`` of the family's data file, whose keys ``docs/fa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, cast
 
-from ..errors import FormatError, UsageError, raise_all
+from ..errors import FormatError, UsageError, option, raise_all
 from .family import is_same_option
 from .family_file import load_document
 
@@ -184,3 +184,22 @@ def _pattern(names: Sequence[str]) -> re.Pattern[str]:
             start = token.end()
         alternatives.append("".join([*parts, re.escape(name[start:])]))
     return re.compile("|".join(alternatives))
+
+
+def naming_of(family: str, names: Collection[str]) -> str:
+    """Find the naming of a family that knows all tensors; UsageError if none does, or several do.
+
+    Examples
+    --------
+    >>> naming_of("llama", ["model.layers.0.attention.wo.weight"])
+    'legacy'
+    """
+    unknown = {naming: rules.unknown(names) for naming, rules in load_layouts(family).items()}
+    fitting = [naming for naming, strange in unknown.items() if not strange]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise UsageError(
+        f"the tensors fit {' and '.join(fitting) or 'none'} of the namings of {family}",
+        hint=f"Name the one that is meant: {option('naming')}.",
+        problems=[f"{naming}: {len(n)} unknown, {', '.join(n[:3])}" for naming, n in unknown.items() if n],
+    )

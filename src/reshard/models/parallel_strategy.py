@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 from ..errors import StrategyError, UsageError, option, raise_all
 from ..tensor import Layout, Shape, Strategy
 from .family import is_same_option
+from .layer_stages import layer_stages
 from .parallel_config import ParallelConfig
-from .parallel_rules import CutRule, NamingLayouts, RuleMatch, StageRules, load_layouts
+from .parallel_rules import CutRule, NamingLayouts, RuleMatch, load_layouts
 
 _LAYER_KEYS = ("num_hidden_layers", "num_layers")
 _TAIL_KEYS = ("num_nextn_predict_layers", "mtp_num_layers", "mtp_depth")
@@ -66,13 +66,7 @@ def derive_strategy(
     Source: MindSpore Transformers 1.5.0 to 1.8.0: strategy files compiled from its networks; vLLM 0.9 for
     names of Hugging Face.
     """
-    namings = load_layouts(family)
-    if naming not in namings:
-        hint = f"Namings with layouts: {', '.join(namings)}."
-        raise UsageError(f"The family {family} has no layouts for the naming {naming!r}.", hint=hint)
-    compiler = _StrategyCompiler(namings[naming].with_options(options or {}), parallel, shapes, nbytes, config or {})
-    message = f"The parallel configuration does not fit {family} (naming {naming})."
-    raise_all(StrategyError, message, [*compiler.contradictions(options or {})])
+    compiler = compiler_for(family, naming, parallel, shapes, nbytes=nbytes, config=config, options=options)
     stages: list[dict[str, Layout]] = [{} for _ in range(parallel.pp)]
     problems: list[str] = []
     for name in shapes:
@@ -83,13 +77,37 @@ def derive_strategy(
             continue
         for stage in holders:
             stages[stage][name] = layout
-    raise_all(StrategyError, message, problems)
+    raise_all(StrategyError, _misfit(family, naming), problems)
     return Strategy(parallel.stage_rank_count, tuple(stages))
 
 
+def compiler_for(
+    family: str,
+    naming: str,
+    parallel: ParallelConfig,
+    shapes: Mapping[str, Shape],
+    *,
+    nbytes: Mapping[str, int] | None = None,
+    config: Mapping[str, object] | None = None,
+    options: Mapping[str, object] | None = None,
+) -> StrategyCompiler:
+    """Prepare what compiles the layouts of single tensors, and check what concerns all; see :func:`derive_strategy`."""
+    namings = load_layouts(family)
+    if naming not in namings:
+        hint = f"Namings with layouts: {', '.join(namings)}."
+        raise UsageError(f"The family {family} has no layouts for the naming {naming!r}.", hint=hint)
+    compiler = StrategyCompiler(namings[naming].with_options(options or {}), parallel, shapes, nbytes, config or {})
+    raise_all(StrategyError, _misfit(family, naming), [*compiler.contradictions(options or {})])
+    return compiler
+
+
+def _misfit(family: str, naming: str) -> str:
+    return f"The parallel configuration does not fit {family} (naming {naming})."
+
+
 @dataclass
-class _StrategyCompiler:
-    """What all tensors of one strategy share."""
+class StrategyCompiler:
+    """What all tensors of one strategy share; ``shapes`` and ``nbytes`` are looked at when a tensor is compiled."""
 
     naming: NamingLayouts
     parallel: ParallelConfig
@@ -171,6 +189,29 @@ class _StrategyCompiler:
             return Layout((self.parallel.stage_rank_count,), ()), ()
         raise StrategyError("no rule matches this name")
 
+    def wholes(self, name: str, piece: Shape) -> Iterator[Shape]:
+        """Yield the shapes that a whole tensor may have of which a rank holds a piece of this shape.
+
+        Whether any is cut so is for :meth:`compile` to say, which depends on the shape.
+        """
+        match = self._matches[name]
+        if match is None:
+            yield piece
+            return
+        seen: set[Shape] = set()
+        for is_whole in (True, False):
+            split = _split_of(match, is_whole=is_whole)
+            sizes = self._grid(match.rule, split)
+            ways = [math.prod(sizes[axis] for axis in axes) for axes in split] + [1] * (len(piece) - len(split))
+            cut = tuple(extent * count for extent, count in zip(piece, ways, strict=False))
+            replicas = self.parallel.stage_rank_count // math.prod(ways)
+            size = self.parallel.optimizer_weight_shard_size
+            for count in (1, replicas if size == -1 else min(size, replicas)):
+                whole = (cut[0] * count, *cut[1:]) if cut else cut
+                if whole not in seen:
+                    seen.add(whole)
+                    yield whole
+
     def _stages(self, match: RuleMatch) -> tuple[int, ...]:
         rule = match.rule
         if "i" in match.numbers:
@@ -188,7 +229,7 @@ class _StrategyCompiler:
         if rule.uncuttable and self.parallel.mp > 1:
             hint = f"describe it in a layout file ({option('dst_layout')})"
             raise StrategyError(f"cannot be cut over mp = {self.parallel.mp}: {rule.uncuttable}; {hint}")
-        split = self._split(match, shape)
+        split = _split_of(match, is_whole=self._is_whole(match.rule, shape))
         if len(split) > len(shape):
             raise StrategyError(f"expected at least {len(split)} axes, found {list(shape)}")
         sizes = self._grid(rule, split)
@@ -219,12 +260,6 @@ class _StrategyCompiler:
         for axis, (extent, ways, block) in enumerate(zip(weight, layout.cuts, blocks, strict=False)):
             if ways > 1 and extent // ways % block:
                 raise StrategyError(f"blocks of {block} do not fit axis {axis} of {list(weight)} cut {ways} ways")
-
-    def _split(self, match: RuleMatch, shape: Shape) -> tuple[tuple[str, ...], ...]:
-        """Return the axes that cut each tensor axis; A of an adapter is cut as its weight's columns, B as its rows."""
-        split = () if self._is_whole(match.rule, shape) else match.rule.split
-        rows, columns = (*split, (), ())[:2]
-        return {"": split, "a": ((), columns), "b": (rows, ())}[match.lora]
 
     def _is_whole(self, rule: CutRule, shape: Shape) -> bool:
         parallel = self.parallel
@@ -276,94 +311,8 @@ class _StrategyCompiler:
         return -1 if size == -1 else pieces
 
 
-# Layers and stages.
-
-_Chunks = tuple[tuple[int, ...], ...]
-
-
-def layer_stages(layer_count: int, parallel: ParallelConfig, rules: StageRules) -> tuple[int, ...]:
-    """Return the pipeline stage of every layer, those for multi-token prediction included if the network counts them.
-
-    Rules are ``legacy``: networks of MindSpore Transformers with ``use_legacy``; ``mcore``: its newer networks, which
-    refuse empty stages in the middle; ``even``: as vLLM, unless there is an offset.
-
-    Raises
-    ------
-    StrategyError
-        The offset does not fit the layers, or a stage that must not is empty.
-
-    Examples
-    --------
-    >>> layer_stages(7, ParallelConfig(pp=2, offset=(1, 0)), "legacy")
-    (0, 0, 0, 0, 1, 1, 1)
-    >>> two_chunks = ParallelConfig(pp=2, pipeline_interleave=True, pp_interleave_num=2)
-    >>> layer_stages(8, two_chunks, "mcore")
-    (0, 0, 1, 1, 0, 0, 1, 1)
-    >>> layer_stages(6, ParallelConfig(pp=4), "even")
-    (0, 1, 1, 2, 2, 3)
-
-    Source: MindSpore Transformers 1.6.0 and 1.8.0, ``LayerSetting``; vLLM 0.9, ``get_pp_indices``.
-    """
-    pp = parallel.pp
-    if rules == "even" and parallel.offset == 0:
-        # The remainder goes to the stages before the last, from the back: vLLM spares those with embedding and head.
-        row = [layer_count // pp] * pp
-        for place in range(layer_count % pp):
-            row[-(place + 2)] += 1
-        counts: _Chunks = (tuple(row),)
-    elif rules == "mcore" and pp * parallel.chunk_count == 1:
-        counts = ((layer_count,),)
-    else:
-        counts = _offset_counts(layer_count, parallel)
-    mirrored = parallel.zero_bubble_v and rules == "mcore"
-    if mirrored:
-        counts = (counts[0], counts[1][::-1])
-    if rules == "mcore":  # the newer networks accept no empty stage but the very first and the very last
-        flat = [(chunk, place, count) for chunk, row in enumerate(counts) for place, count in enumerate(row)]
-        empty = [f"stage {place} of chunk {chunk} has no layer" for chunk, place, count in flat[1:-1] if count < 1]
-        raise_all(StrategyError, f"Stages in the middle are empty: {_brackets(counts)} layers.", empty)
-    order = [
-        pp - 1 - place if mirrored and chunk == 1 else place
-        for chunk, places in enumerate(counts)
-        for place, count in enumerate(places)
-        for _ in range(count)
-    ]
-    return tuple(order[:layer_count])
-
-
-def _offset_counts(layer_count: int, parallel: ParallelConfig) -> _Chunks:
-    """Return the number of layers of every stage, for each chunk."""
-    pp, chunk_count, offset = parallel.pp, parallel.chunk_count, parallel.offset
-    remainder = layer_count % (pp * chunk_count)
-    if offset == 0 and remainder:
-        places = f"{pp} stages" + (f" of {chunk_count} chunks" if chunk_count > 1 else "")
-        lists = f" in {chunk_count} lists, one for each chunk," if chunk_count > 1 else ""
-        raise StrategyError(
-            f"{layer_count} layers cannot be divided by {places}: {remainder} left over",
-            hint=f"Set offset, how many layers more or fewer a stage holds, to {pp} numbers{lists} with the sum "
-            f"{remainder}.",
-        )
-    nested = isinstance(offset, tuple) and bool(offset) and isinstance(offset[0], tuple)
-    rows = cast("_Chunks", ((0,) * pp,) if isinstance(offset, int) else offset if nested else (offset,))
-    problems = []
-    if isinstance(offset, int) and offset:
-        problems.append(f"{offset} alone does not say which stages hold more layers; expected 0, or one number a stage")
-    if nested and len(rows) != chunk_count:
-        problems.append(f"it has {len(rows)} lists, but there are {chunk_count} chunks")
-    problems += [f"{list(row)} has {len(row)} numbers, but there are {pp} stages" for row in rows if len(row) != pp]
-    total = offset if isinstance(offset, int) else sum(map(sum, rows))
-    if not problems and total != remainder:
-        share = f"{layer_count} layers over {pp} stages of {chunk_count} chunks leave {remainder}"
-        problems.append(f"its sum is {total}, but {share}")
-    raise_all(StrategyError, f"The offset {_brackets(offset)} does not fit the layers.", problems)
-    base = layer_count // (pp * chunk_count)
-    # A single row holds for every chunk, though its sum was compared above without repeating it: so do the networks.
-    rows = rows if len(rows) == chunk_count else rows * chunk_count
-    counts = tuple(tuple(base + more for more in row) for row in rows)
-    if any(count < 0 for row in counts for count in row):
-        raise StrategyError(f"The offset {_brackets(offset)} leaves negative counts: {_brackets(counts)} layers.")
-    return counts
-
-
-def _brackets(value: object) -> str:
-    return str(value).replace("(", "[").replace(")", "]").replace(",]", "]")
+def _split_of(match: RuleMatch, *, is_whole: bool) -> tuple[tuple[str, ...], ...]:
+    """Return the axes that cut each tensor axis; A of an adapter is cut as its weight's columns, B as its rows."""
+    split = () if is_whole else match.rule.split
+    rows, columns = (*split, (), ())[:2]
+    return {"": split, "a": ((), columns), "b": (rows, ())}[match.lora]

@@ -1,4 +1,7 @@
-"""Rank shards: one object a rank, joined by the strategy that cut them, or each on its own."""
+"""Rank shards: one object a rank, joined by the strategy that cut them, or each on its own.
+
+The strategy is the one that is given, else the one in the manifest that reshard left beside shards that it wrote.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from ...planning.sources.rank_source import rank_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
 from ...planning.targets.tree_target import tree_name
 from ...storage import Location, ObjectInfo
-from ...tensor import Shape
+from ...tensor import TensorSpec
 from ..workers import Workers
 from .full_checkpoint import has_full_checkpoint
 from .headers import read_headers
 from .replica_check import check_replicas, compare_unlisted
+from .shard_manifest import ShardManifest, read_shard_manifest
 from .source_format import Listing, SourceFormat, SourceOptions
-from .strategy_files import StrategySource, read_object
+from .strategy_files import read_object
 
 _COMPARE_HINT = (
     "They were cut, or every rank has its own: add their layouts to the source strategy, leave them out with "
@@ -42,6 +46,9 @@ class RankShards(SourceFormat):
     keys: Mapping[int, str]
     objects: Mapping[str, ObjectInfo]
     notes: tuple[str, ...]
+    manifest: ShardManifest | None = None
+    unused: str = ""
+    """Why the manifest that is there is not used."""
 
     @classmethod
     def detect(cls, listing: Listing, options: SourceOptions, _workers: Workers) -> Self | None:
@@ -65,20 +72,27 @@ class RankShards(SourceFormat):
         kind = f"one rank's {chosen.container} object" if tuple(keys) == (0,) else "rank shards"
         aside = "a full checkpoint beside the rank shards is ignored"
         notes = (*chosen.notes, aside) if has_full else chosen.notes
-        return cls(location, kind, keys, {key: listing.objects[key] for key in keys.values()}, notes)
+        objects = {key: listing.objects[key] for key in keys.values()}
+        manifest, unused = read_shard_manifest(location, ranked.root, objects, listing.objects)
+        if manifest is not None and options.strategy is None:
+            kind, notes = "rank shards", (*notes, manifest.note)
+        return cls(location, kind, keys, objects, (*notes, *[unused] * bool(unused)), manifest, unused)
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Join the shards, and compare copies that must be equal; a lone rank 0 is a full checkpoint."""
-        if options.strategy is None and tuple(self.keys) != (0,):
+        is_cut = options.strategy is not None or self.manifest is not None
+        if not is_cut and tuple(self.keys) != (0,):
+            ways = f"{option('src_strategy')}, {option('src_layout')} or {option('src_parallel')}"
             raise UsageError(
                 f"{self.base.url}: these are shards of {len(self.keys)} ranks, and no strategy says how they are cut",
-                hint=f"Give the source's strategy with {option('src_strategy')} or {option('src_layout')}.",
+                problems=[self.unused] * bool(self.unused),
+                hint=f"Give the source's strategy with {ways}.",
             )
         source = self._headers(options, workers)
-        if options.strategy is None:
+        if not is_cut:
             catalog = full_catalog(source)
         else:
-            catalog = self._join(source, options.strategy, options.keep_rank)
+            catalog = self._join(source, options)
             check_replicas(catalog, self.base, workers)
             keep = None if options.keep_rank is None else (options.keep_rank, self.keys[options.keep_rank])
             catalog = compare_unlisted(catalog, self.base, workers, _COMPARE_HINT, keep)
@@ -87,15 +101,29 @@ class RankShards(SourceFormat):
     def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Join the shards without comparing copies, or list each rank's tensors where no strategy is given."""
         source = self._headers(options, workers)
-        if options.strategy is not None:
-            catalog = self._join(source, options.strategy, options.keep_rank)
-            if unlisted := catalog.unlisted_copies:
-                note = f"{len(unlisted)} unlisted tensors were not compared between ranks"
-                catalog = replace(catalog, notes=(*catalog.notes, note))
-            return with_selection_notes(catalog, options.names)
-        if tuple(self.keys) == (0,):
+        why = "no strategy is given"
+        if options.strategy is not None or self.manifest is not None:
+            try:
+                catalog = self._join(source, options)
+            except CatalogError as error:
+                if options.strategy is not None:
+                    raise
+                # The manifest may be of more ranks than are here: what is here can be shown all the same.
+                missing = (error.marked_message.removeprefix(f"{self.base.url}: "), *error.marked_problems)
+                source = replace(source, notes=(*source.notes, *missing))
+                why = "parts are missing"
+            else:
+                if unlisted := catalog.unlisted_copies:
+                    note = f"{len(unlisted)} unlisted tensors were not compared between ranks"
+                    catalog = replace(catalog, notes=(*catalog.notes, note))
+                return with_selection_notes(catalog, options.names)
+        elif tuple(self.keys) == (0,):
             return with_selection_notes(full_catalog(source), options.names)
-        source = replace(source, kind=f"rank shards ({len(self.keys)} ranks), not joined: no strategy is given")
+        return self._apart(source, options, why)
+
+    def _apart(self, source: SourceHeaders, options: SourceOptions, why: str) -> Catalog:
+        """List each rank's tensors."""
+        source = replace(source, kind=f"rank shards ({len(self.keys)} ranks), not joined: {why}")
         rank_of = {key: rank for rank, key in self.keys.items()}
         catalog = tree_catalog(source, lambda key, name: f"rank_{rank_of[key]}/{name}")
         present = {name for header in source.headers for name in header.texts}
@@ -107,14 +135,22 @@ class RankShards(SourceFormat):
             there = f"ranks {min(self.keys)}..{max(self.keys)}"
             raise UsageError(f"{self.base.url}: {option('keep_rank', options.keep_rank)}, but there are {there}")
         headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
-        return SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes)
+        read_before = 0 if self.manifest is None else self.manifest.nbytes
+        return SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes, read_before)
 
-    def _join(self, source: SourceHeaders, strategy: StrategySource, keep_rank: int | None) -> Catalog:
-        shapes: dict[str, Shape] = {}
-        for header in source.headers:
-            for tensor in header.tensors:
-                shapes.setdefault(tensor.spec.name, tensor.spec.shape)
-        return rank_catalog(source, tuple(self.keys), strategy.strategy(shapes, local=True), keep_rank)
+    def _join(self, source: SourceHeaders, options: SourceOptions) -> Catalog:
+        """Join the shards by the given strategy, which must agree with the manifest, or else by the manifest's."""
+        strategy = self.manifest.strategy if self.manifest is not None else None
+        if options.strategy is not None:
+            specs: dict[str, TensorSpec] = {}
+            for header in source.headers:
+                for tensor in header.tensors:
+                    specs.setdefault(tensor.spec.name, tensor.spec)
+            strategy = options.strategy.strategy(specs, local=True)
+            if self.manifest is not None:
+                self.manifest.check_agrees(strategy, self.base.url)
+        assert strategy is not None
+        return rank_catalog(source, tuple(self.keys), strategy, options.keep_rank)
 
 
 def read_tree(

@@ -86,7 +86,8 @@ def refuse_rank_options(url: str, kind: str, options: SourceOptions) -> None:
     if options.keep_rank is not None:
         raise UsageError(f"{url}: {option('keep_rank', options.keep_rank)}, but there are {kind}, without ranks")
     if options.strategy is not None:
+        ways = f"{option('src_strategy')}, {option('src_layout')} and {option('src_parallel')}"
         raise UsageError(
             f"{url}: a source strategy is given, but this is a full checkpoint ({kind})",
-            hint=f"Omit {option('src_strategy')} and {option('src_layout')}, or name the prefix that holds rank_0/.",
+            hint=f"Omit {ways}, or name the prefix that holds rank_0/.",
         )

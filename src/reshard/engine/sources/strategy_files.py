@@ -11,7 +11,7 @@ from ...formats.layout_rules import LayoutRules
 from ...formats.mindspore.strategy_file import StrategyFile
 from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from ...storage import Location
-from ...tensor import ByteRange, Shape, Strategy
+from ...tensor import ByteRange, Shape, Strategy, TensorSpec
 from ..workers import working
 
 _MAX_DOCUMENT_BYTES = 256 << 20
@@ -23,16 +23,17 @@ _STRATEGY_SUFFIXES = (".ckpt", ".json")
 
 @dataclass(frozen=True, slots=True)
 class StrategySource:
-    """A strategy as its files give it; some forms need the tensors' shapes to become one."""
+    """A strategy as its files give it; some forms need the tensors to become one."""
 
     files: tuple[StrategyFile, ...] = ()
     rules: LayoutRules | None = None
 
-    def strategy(self, shapes: Mapping[str, Shape], *, local: bool) -> Strategy:
-        """Make the strategy of tensors of these shapes: of what one rank holds if ``local``, else whole.
+    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
+        """Make the strategy of these tensors, by name: as one rank holds them if ``local``, else whole.
 
         Raise StrategyError if the files do not make one of these tensors.
         """
+        shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if self.rules is not None:
             return self.rules.strategy(shapes)
         return to_strategy(self.files, shapes, local=local)

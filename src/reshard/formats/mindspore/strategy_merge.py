@@ -75,7 +75,7 @@ def to_strategy(
     """
     if not any(file.layouts for file in files):
         raise StrategyError("the strategy is empty: no file has the layout of any parameter")
-    stages = [_folded(file, shapes, local) for file in _stage_files(files)]
+    stages = [_folded(file, shapes, local) for file in stage_files(files)]
     counts = Counter(layout.device_count for layouts in stages for layout in layouts.values())
     strategy = Strategy(counts.most_common(1)[0][0], tuple(stages))
     fields = sorted(name for name in strategy.names if any(s[name].field_size for s in stages if name in s))
@@ -83,8 +83,11 @@ def to_strategy(
     return strategy
 
 
-def _stage_files(files: Sequence[StrategyFile]) -> list[StrategyFile]:
-    """Return one file a stage, with plain names."""
+def stage_files(files: Sequence[StrategyFile]) -> list[StrategyFile]:
+    """Return one file a stage, in order, with plain names.
+
+    Raise StrategyError if stages are missing, files of one stage differ, or a merged file is not alone.
+    """
     problems = [
         f"{_called(file)}: {name}"
         for file in files

@@ -1,0 +1,75 @@
+"""Sets of strategy files: one a rank, as training leaves them below a prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..engine.workers import working
+from ..errors import TargetExists, option, raise_all
+from ..formats.mindspore.strategy_file import StrategyFile
+from ..formats.mindspore.strategy_protobuf import encode_protobuf
+from ..planning.limits import Limits
+from ..storage import Location, open_target
+
+_MERGED_NAME = "merged_ckpt_strategy.ckpt"
+_OF_A_SET = re.compile(rf"ckpt_strategy_rank_[0-9]+\.ckpt|{re.escape(_MERGED_NAME)}")
+_FIRST_SAVE = 2  # a counter of MindSpore's, which says this in the files of every first save; nothing depends on it
+
+
+def is_strategy_prefix(url: str) -> bool:
+    """Return whether strategy files go below a URL: it ends in a slash, or objects are below it already."""
+    if url.endswith("/"):
+        return True
+    place = open_target(url)
+    return place.head_or_none() is None and next(place.objects(), None) is not None
+
+
+def write_strategy_set(
+    url: str, stages: Sequence[StrategyFile], merged: StrategyFile, device_count: int, *, overwrite: bool
+) -> None:
+    """Write ``ckpt_strategy_rank_R.ckpt`` for every rank, and with several stages ``merged_ckpt_strategy.ckpt``.
+
+    All ranks of a stage, ``device_count`` of them, have the file of that stage. Those of an earlier set that are not
+    written again are removed, so that readers find one set only. Raise TargetExists if there is a set already and
+    ``overwrite`` is not set, or other objects that readers would take for a part of this one.
+
+    Source: MindSpore Transformers, ``strategy_ckpt_save_file``; mindspore 2.10.0, ``merge_pipeline_strategys``.
+    """
+    place = open_target(url)
+    store = place.writable_store()
+    bodies = [encode_protobuf(replace(stage, current_stage=_FIRST_SAVE)) for stage in stages]
+    contents = {
+        f"ckpt_strategy_rank_{stage * device_count + device}.ckpt": body
+        for stage, body in enumerate(bodies)
+        for device in range(device_count)
+    }
+    if len(stages) > 1:
+        contents[_MERGED_NAME] = encode_protobuf(merged)
+    earlier = _earlier_set(place, overwrite=overwrite)
+    for name in earlier:
+        if name not in contents:
+            store.delete(place.child(name).key)
+
+    def write(name: str) -> None:
+        store.put(place.child(name).key, contents[name])
+
+    with working(Limits().concurrency, store) as workers:
+        workers.map(write, list(contents))
+
+
+def _earlier_set(place: Location, *, overwrite: bool) -> list[str]:
+    """Return the strategy files of a set that is to be replaced."""
+    names = [name for name, _ in place.named_objects() if "/" not in name and name.endswith((".ckpt", ".json"))]
+    earlier = [name for name in names if _OF_A_SET.fullmatch(name)]
+    raise_all(
+        TargetExists,
+        f"{place.url}: objects are there that readers would take for strategy files of the same set",
+        [name for name in names if name not in earlier],
+        "Choose another prefix, or remove them.",
+    )
+    if not overwrite:
+        hint = f"Give {option('overwrite')} to replace them, or another prefix."
+        raise_all(TargetExists, f"{place.url}: strategy files exist already", earlier, hint)
+    return earlier

@@ -1,0 +1,78 @@
+"""Decisions on training configurations, shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..formats.strict_json import shown
+from .flags import OutputForm
+from .printing import Facts, note_facts, print_facts, print_json, print_rows
+from .spelling import spelled
+
+if TYPE_CHECKING:  # what is shown is imported already by whoever made it
+    from ..jobs.training_config import TrainingConfig
+    from ..jobs.training_job import TrainingJob
+    from ..jobs.training_keys import KeyUse
+
+_LONGEST_VALUE = 48
+_HIDDEN = ("src", "dst", "config")
+
+
+def show_training_job(job: TrainingJob, form: OutputForm) -> None:
+    """Print what was decided for a job, and what every key of its configuration is for."""
+    if form is OutputForm.JSON:
+        print_json(training_job_json(job))
+        return
+    facts: Facts = [("verdict", job.verdict)]
+    if job.options is not None:
+        facts += [("source", job.options["src"]), ("target", job.options["dst"])]
+    if job.strategy_url is not None:
+        facts.append(("strategies", job.strategy_url))
+    if job.options is not None:
+        facts += [
+            ("option", f"{name}: {value}")
+            for name, value in job.options.items()
+            if name not in _HIDDEN and value is not None
+        ]
+    facts += [("conflict", spelled(text)) for text in job.contradictions]
+    print_facts([*facts, *note_facts(job.notes)])
+    show_training_keys(job.config)
+
+
+def show_training_keys(config: TrainingConfig) -> None:
+    """Print what every key of a configuration is for: those that training alone reads by their section."""
+    rows = [(key.path, _text(key), key.note) for key in config.keys_of("used")]
+    print_rows(("used", "value", "for"), rows, 0)
+    sections = Counter(_section(key.path) for key in config.keys_of("training"))
+    print_rows(("training alone", "keys"), sorted(sections.items()), 0)
+    print_rows(("unknown", "value"), [(key.path, _text(key)) for key in config.keys_of("unknown")], 0)
+
+
+def training_job_json(job: TrainingJob) -> dict[str, Any]:
+    """Return a decision for programs."""
+    return {
+        "verdict": job.verdict,
+        "contradictions": list(map(spelled, job.contradictions)),
+        "options": None if job.options is None else dict(job.options),
+        "strategy_url": job.strategy_url,
+        "notes": list(map(spelled, job.notes)),
+        "keys": _keys_json(job.config.keys),
+    }
+
+
+def _keys_json(keys: Iterable[KeyUse]) -> list[dict[str, Any]]:
+    return [{"key": key.path, "value": key.value, "use": key.use, "note": key.note} for key in keys]
+
+
+def _section(path: str) -> str:
+    """Return the section of a key: a callback's type counts too."""
+    parts = path.split(".")
+    depth = 2 if parts[0] in ("callbacks", "model") else 1
+    return path if len(parts) <= depth else ".".join([*parts[:depth], "*"])
+
+
+def _text(key: KeyUse) -> str:
+    text = "" if key.value is None else str(key.value)
+    return shown(text)[: _LONGEST_VALUE - 3] + "..." if len(text) > _LONGEST_VALUE else text

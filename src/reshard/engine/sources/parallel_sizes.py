@@ -1,0 +1,40 @@
+"""Strategies of a source that the sizes of a parallel job give, without a strategy file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...models.detecting import detect
+from ...models.full_shapes import solve_full_shapes
+from ...models.parallel_config import ParallelConfig
+from ...models.parallel_rules import naming_of
+from ...models.parallel_strategy import derive_strategy
+from ...tensor import Shape, Strategy, TensorSpec
+from .strategy_files import StrategySource
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelSizes(StrategySource):
+    """The sizes that training had; family and naming are found by names and ``config`` unless they are given."""
+
+    sizes: ParallelConfig = field(default_factory=ParallelConfig)
+    family: str | None = None
+    naming: str | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
+        """Make the strategy of these tensors; see :meth:`StrategySource.strategy`.
+
+        Raise PlanError if the family is not known, UsageError if the naming is not clear, and StrategyError if the
+        sizes do not fit the tensors, or leave open what they are pieces of.
+        """
+        family = self.family or detect(self.config, specs).family.name
+        naming = self.naming or naming_of(family, specs)
+        known = {"config": self.config, "options": self.options}
+        shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
+        if local:
+            shapes = solve_full_shapes(family, naming, self.sizes, specs, **known)
+        nbytes = {name: TensorSpec(name, specs[name].dtype, shape).nbytes for name, shape in shapes.items()}
+        return derive_strategy(family, naming, self.sizes, shapes, nbytes=nbytes, **known)

@@ -1,0 +1,356 @@
+"""What a MindSpore Transformers job needs before it can load its weights, and how that is made.
+
+A decision is made of the configuration and of what lies in the store; it follows the pages of MindSpore Transformers,
+and where they are silent its code. ``docs/howto/training-yaml.md`` has it in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..api.request import Request
+from ..api.resolve import Resolved, resolve
+from ..api.statements import plan_resolved, run
+from ..api.strategies import read_strategy, save_strategy
+from ..engine.events import Listener, ignore
+from ..engine.manifest import Manifest
+from ..errors import TargetExists, UsageError, option, raise_all
+from ..planning.plan import Plan
+from ..planning.targets.iteration_target import IterationTarget
+from ..planning.targets.rank_target import RankTarget
+from ..storage import open_location, open_target, shared_connections
+from ..tensor import Strategy
+from .training_checks import contradictions_with, contradictions_within, refusals
+from .training_config import TrainingConfig
+from .training_layouts import find_mismatch
+from .training_options import (
+    changes_format,
+    conversion_options,
+    full_options,
+    sharded_options,
+    strategy_place,
+)
+from .training_source import SourceKind, TrainingSource, family_of, find_source, holds_strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """A decision: what to make for a job, and why.
+
+    Parameters
+    ----------
+    verdict
+        The decision in one sentence.
+    contradictions
+        What the configuration says against itself or its source, each with what was done about it.
+    options
+        Options of the conversion; None if there is nothing to convert.
+    strategy_url
+        Prefix that the job's strategy files are written to; None if none are.
+    strategy_options
+        Options of the request whose target the strategy files describe.
+    notes
+        Remarks for people.
+    """
+
+    config: TrainingConfig
+    verdict: str
+    contradictions: tuple[str, ...] = ()
+    options: Mapping[str, Any] | None = None
+    strategy_url: str | None = None
+    strategy_options: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    resolved: Resolved | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def request(self) -> Request | None:
+        """The request of the conversion; None if there is nothing to convert."""
+        return None if self.options is None else Request.of(None, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What a job has written; None stands for what was not due."""
+
+    manifest: Manifest | None = None
+    strategy: Strategy | None = None
+
+
+@shared_connections()
+def decide(config: TrainingConfig, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
+    """Decide what a job needs, from its configuration and the headers of its source; nothing is written.
+
+    Parameters
+    ----------
+    given
+        More options of the conversion, such as ``memory``; they take precedence.
+
+    Raises
+    ------
+    UsageError
+        The configuration contradicts itself, or the source does not fit the job and ``auto_trans_ckpt`` is not set;
+        all contradictions are listed.
+    ReshardError
+        The source cannot be read, as the tree in :mod:`reshard.errors` says.
+    """
+    if config.conversions:
+        return _conversion(config, given)
+    raise_all(UsageError, f"{config.where}: the configuration contradicts itself", list(refusals(config)))
+    return _Decision(config, given, on_event).make()
+
+
+@shared_connections()
+def plan_training_job(job: TrainingJob, *, on_event: Listener = ignore) -> Plan | None:
+    """Plan the conversion that a job needs, or return None if it needs none; nothing is written."""
+    request = job.request
+    if request is None:
+        return None
+    return plan_resolved(job.resolved or resolve(request, on_event))
+
+
+@shared_connections()
+def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> TrainingOutcome:
+    """Write the strategy files of a job, then the conversion that it needs.
+
+    Parameters
+    ----------
+    overwrite
+        Whether to replace outputs that exist. Strategy files that say the same are left as they are in any case.
+
+    Raises
+    ------
+    TargetExists
+        Outputs exist, and are not to be replaced.
+    ReshardError
+        As the tree in :mod:`reshard.errors` says; nothing of the conversion stays in the target.
+    """
+    made = plan_training_job(job, on_event=on_event)  # before anything is written: it may be refused
+    strategy = write_strategies(job, on_event=on_event, overwrite=overwrite)
+    request = job.request
+    if made is None or request is None:
+        return TrainingOutcome(strategy=strategy)
+    overwrite = request.overwrite or overwrite
+    manifest = run(made, overwrite=overwrite, keep_staging=request.keep_staging, on_event=on_event)
+    return TrainingOutcome(manifest, strategy)
+
+
+@shared_connections()
+def write_strategies(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> Strategy | None:
+    """Write the strategy files of all ranks of a job, unless files that say the same are there; None if none are due.
+
+    Raise TargetExists if files that say something else are there, and are not to be replaced.
+    """
+    if job.strategy_url is None or job.strategy_options is None:
+        return None
+    resolved = job.resolved or resolve(Request.of(None, **job.strategy_options), on_event)
+    strategy = target_strategy(resolved)
+    if holds_strategy(open_location(job.strategy_url)):
+        if read_strategy(job.strategy_url) == strategy:
+            return strategy
+        if not overwrite:
+            hint = f"Move them, or give {option('overwrite')}."
+            raise TargetExists(f"{job.strategy_url}: strategy files of another job are there", hint=hint)
+    specs = {tensor.spec.name: tensor.spec for tensor in resolved.conversion.tensors}
+    save_strategy(strategy, job.strategy_url, specs, overwrite=overwrite)
+    return strategy
+
+
+def target_strategy(resolved: Resolved) -> Strategy:
+    """Return the strategy that cuts the target of a resolved request."""
+    target = resolved.conversion.target
+    assert isinstance(target, RankTarget | IterationTarget)
+    return target.strategy
+
+
+def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob:
+    """Decide on a file that holds arguments of conversions."""
+    filled = {
+        model: arguments
+        for model, arguments in config.conversions.items()
+        if arguments.get("input_path") and arguments.get("output_path")
+    }
+    if not filled:
+        verdict = "Nothing to convert: the file holds arguments of conversions, and no input_path with an output_path."
+        return TrainingJob(config=config, verdict=verdict)
+    if len(filled) > 1:
+        hint = "Leave one of them filled in; a job file runs several."
+        raise UsageError(f"{config.where}: arguments of {len(filled)} conversions", problems=list(filled), hint=hint)
+    (model, arguments), *_ = filled.items()
+    notes: list[str] = []
+    options = conversion_options(arguments, notes) | {**given}
+    request = Request.of(None, **options)
+    found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL))
+    if found is None:
+        raise UsageError(f"{config.where}: {request.src} holds tensors of no family that is known")
+    to = found.direction.removeprefix("to_")
+    options |= {"to": to}
+    other = {"ms": "MindSpore Transformers'", "hf": "Hugging Face's"}[to]
+    verdict = f"Convert {request.src} to {other} names ({found.family.name})."
+    return TrainingJob(config=config, verdict=verdict, options=options, notes=(*found.reasons, *notes))
+
+
+@dataclass
+class _Decision:
+    """A decision while it is made."""
+
+    config: TrainingConfig
+    given: Mapping[str, Any]
+    on_event: Listener
+    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def make(self) -> TrainingJob:
+        config = self.config
+        self.told += contradictions_within(config)
+        if config.use_parallel is None and config.rank_count > 1:
+            reason = f"the sizes are those of {config.rank_count} ranks"
+            self.notes.append(f"use_parallel is not given, and taken for True: {reason}")
+        source = find_source(config)
+        if source is None:
+            return self._without_source()
+        self.told += contradictions_with(config, source)
+        if config.load_checkpoint and config.pretrained_model_dir:
+            self.notes.append("pretrained_model_dir gives config.json alone: load_checkpoint takes precedence")
+        if config.only_save_strategy:
+            return self._strategies_alone(source)
+        if config.is_iteration:
+            return self._for_iterations(source)
+        if config.rank_count == 1:
+            return self._for_one_card(source)
+        if source.is_full:
+            return self._of_full_weights(source)
+        return self._of_shards(source)
+
+    def _without_source(self) -> TrainingJob:
+        if self.config.only_save_strategy:
+            hint = "Set load_checkpoint or pretrained_model_dir: names and shapes are read there, and no weights."
+            raise UsageError("only_save_strategy: no checkpoint tells which tensors the model has", hint=hint)
+        return self._nothing("the job names no weights, so they are initialised at random")
+
+    def _strategies_alone(self, source: TrainingSource) -> TrainingJob:
+        self._need_strategy(source)
+        options = sharded_options(self.config, source, self.notes) | {**self.given}
+        resolved = resolve(Request.of(None, **options), self.on_event)
+        count = target_strategy(resolved).rank_count
+        url = strategy_place(self.config)
+        self._refuse_own_strategy(source, url)
+        verdict = f"Write the strategy files of {count} ranks, and nothing else: only_save_strategy is True."
+        return self._job(verdict, strategy_url=url, strategy_options=options, resolved=resolved)
+
+    def _for_iterations(self, source: TrainingSource) -> TrainingJob:
+        if source.kind is SourceKind.ITERATION:
+            return self._nothing("the job cuts iterations anew while it loads them")
+        if source.is_full and self._is_hugging_face(source):
+            return self._nothing("the job reads Hugging Face's files as they are")
+        if not self.config.auto_trans_ckpt:
+            self._refuse_mismatch(f"the job loads iterations (iteration_N/), and the source is {source.kind}")
+        self._need_strategy(source)
+        options = sharded_options(self.config, source, self.notes) | {**self.given}
+        ranks = self.config.rank_count
+        return self._job(f"Write the {source.kind} as an iteration of {ranks} ranks.", options=options)
+
+    def _for_one_card(self, source: TrainingSource) -> TrainingJob:
+        config = self.config
+        if source.is_full:
+            if changes_format(config, source):
+                options = full_options(config, source) | {**self.given}
+                return self._job("Write the full weights as safetensors; one card has nothing to cut.", options=options)
+            return self._nothing("the source is full, and the job runs on one card: there is nothing to cut")
+        if not config.auto_trans_ckpt:
+            count = f"{source.rank_count} ranks" if source.kind is SourceKind.RANKS else "an iteration"
+            self._refuse_mismatch(f"the source is {count}, and the job runs on one card")
+        self._need_strategy(source)
+        options = full_options(config, source) | {**self.given}
+        what = f"{source.rank_count} ranks" if source.kind is SourceKind.RANKS else "the iteration"
+        return self._job(f"Merge {what} into full weights for one card.", options=options)
+
+    def _of_full_weights(self, source: TrainingSource) -> TrainingJob:
+        config = self.config
+        is_serving = config.run_mode == "predict" and config.use_legacy is False
+        if (is_serving or config.resume_training) and self._is_hugging_face(source):
+            if is_serving:
+                return self._nothing("each rank of the serving network reads its part of Hugging Face's files")
+            hint = "Set resume_training: False, or name a checkpoint of the run."
+            raise UsageError("resume_training: Hugging Face's weights are no state to resume from", hint=hint)
+        if not config.auto_trans_ckpt:
+            self._refuse_mismatch(f"the source is full, and the job runs on {config.rank_count} ranks")
+        return self._cut(source, f"Cut the full weights for {config.rank_count} ranks.")
+
+    def _of_shards(self, source: TrainingSource) -> TrainingJob:
+        config = self.config
+        ranks = source.rank_count
+        if not source.knows_strategy and not config.auto_trans_ckpt:
+            if ranks != config.rank_count and not config.remove_redundancy:
+                self._refuse_mismatch(f"the source is {ranks} ranks, and the job runs on {config.rank_count}")
+            if changes_format(config, source):
+                self._need_strategy(source)
+            self.notes.append(f"the layouts were not compared: no strategy at {' or '.join(source.looked_at)}")
+            return self._nothing(f"each of {ranks} ranks loads its own shard")
+        self._need_strategy(source)
+        what = "the iteration" if source.kind is SourceKind.ITERATION else f"{ranks} ranks"
+        return self._cut(source, f"Cut {what} anew for {config.rank_count} ranks.")
+
+    def _cut(self, source: TrainingSource, verdict: str) -> TrainingJob:
+        """Cut a source for the job's ranks, unless it is cut so already."""
+        config = self.config
+        options = sharded_options(config, source, self.notes) | {**self.given}
+        resolved = resolve(Request.of(None, **options), self.on_event)
+        if not source.is_full:
+            mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
+            if not mismatch and changes_format(config, source):
+                self._refuse_own_place(source, options["dst"])
+                verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
+                return self._job(verdict, options=options, resolved=resolved)
+            if not mismatch:
+                return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
+            if not config.auto_trans_ckpt:
+                self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
+            self.notes.append(f"why: {mismatch}")
+        url = strategy_place(config)
+        self._refuse_own_strategy(source, url)
+        self._refuse_own_place(source, options["dst"])
+        return self._job(verdict, options=options, strategy_url=url, strategy_options=options, resolved=resolved)
+
+    def _is_hugging_face(self, source: TrainingSource) -> bool:
+        found, _ = family_of(self.config, source)
+        return found is not None and found.direction == "to_ms"
+
+    def _refuse_mismatch(self, why: str) -> None:
+        hint = "Set auto_trans_ckpt: True to have it converted, or load what fits the job."
+        raise UsageError(f"{self.config.where}: {why}, but auto_trans_ckpt is not True", hint=hint, problems=self.told)
+
+    def _need_strategy(self, source: TrainingSource) -> None:
+        if source.kind is SourceKind.RANKS and not source.knows_strategy:
+            hint = "Set src_strategy_path_or_dir to the strategy files of the run that wrote the shards."
+            places = list(source.looked_at)
+            raise UsageError(f"{source.url}: no strategy says how these shards are cut", problems=places, hint=hint)
+
+    def _refuse_own_strategy(self, source: TrainingSource, url: str) -> None:
+        """Refuse to write strategy files where those of the source lie; MindSpore Transformers removes them."""
+        if source.strategy_url is None:
+            return
+        place, own = open_target(url).identity, open_location(source.strategy_url).identity
+        if f"{own}/".startswith(f"{place}/"):
+            hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
+            raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
+
+    def _refuse_own_place(self, source: TrainingSource, url: str) -> None:
+        target, own = open_target(url).identity, open_location(source.url).identity
+        if f"{own}/".startswith(f"{target}/") or f"{target}/".startswith(f"{own}/"):
+            hint = "Choose another output_dir."
+            raise UsageError(f"{url}: the source lies where the ranks of the job go", hint=hint)
+
+    def _nothing(self, why: str) -> TrainingJob:
+        return self._job(f"Nothing to do: {why}.")
+
+    def _job(self, verdict: str, **made: Any) -> TrainingJob:
+        job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.told), **made)
+        options = job.options
+        if options is not None:
+            form = f"load_checkpoint: {options['dst']}, auto_trans_ckpt: False"
+            if "format" in options:
+                form += f", load_ckpt_format: {options['format']}"
+            self.notes.append(f"to train with it: {form}")
+        return replace(job, notes=tuple(self.notes))

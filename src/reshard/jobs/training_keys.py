@@ -1,0 +1,119 @@
+"""The keys of MindSpore Transformers' configurations, and what each is for; ``training_keys.yaml`` lists them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, cast
+
+from ..formats.strict_yaml import PlainValue, parse_yaml
+
+Use = Literal["used", "training", "unknown"]
+
+CALLBACKS = "callbacks"
+"""The section whose items are told apart by their type."""
+
+_FILE = "training_keys.yaml"
+_UNKNOWN = "no such key is known"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """One key of a configuration, and whether a conversion uses it; the note says what for."""
+
+    path: str
+    value: PlainValue
+    use: Use
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A pattern of keys: what it is for, and in which section of the data file it stands."""
+
+    pattern: str
+    section: str
+    note: str
+    config_names: tuple[str, ...] = ()
+
+    @property
+    def use(self) -> Use:
+        """Whether a conversion uses keys of this pattern."""
+        return "training" if self.section == "training" else "used"
+
+
+@cache
+def known_keys() -> tuple[KnownKey, ...]:
+    """Read the patterns of the data file, in its order."""
+    document = parse_yaml((Path(__file__).parent / _FILE).read_bytes(), _FILE)
+    found = []
+    for section, patterns in cast("Mapping[str, Mapping[str, PlainValue]]", document).items():
+        for pattern, value in patterns.items():
+            names = tuple(map(str, value)) if isinstance(value, list) else ()
+            note = f"size of the model: {names[0]} of config.json" if names else str(value)
+            found.append(KnownKey(pattern, section, note, names))
+    return tuple(found)
+
+
+def find_known(path: str, *, is_conversion: bool = False) -> KnownKey | None:
+    """Find the pattern that a key fits.
+
+    Parameters
+    ----------
+    is_conversion
+        Whether the file holds arguments of conversions, whose keys are others than those of a job.
+
+    Examples
+    --------
+    >>> find_known("optimizer.betas").use, find_known("load_checkpoint").use, find_known("load_chekpoint")
+    ('training', 'used', None)
+    """
+    for pattern, known in _compiled(is_conversion):
+        if pattern.fullmatch(path):
+            return known
+    return None
+
+
+@cache
+def _compiled(is_conversion: bool) -> tuple[tuple[re.Pattern[str], KnownKey], ...]:
+    chosen = [known for known in known_keys() if (known.section == "conversions") is is_conversion]
+    return tuple((re.compile(_expression(known.pattern), re.DOTALL), known) for known in chosen)
+
+
+def _expression(pattern: str) -> str:
+    if pattern.endswith(".**"):
+        return rf"{re.escape(pattern[:-3])}(\..*)?"
+    return re.escape(pattern).replace(r"\*", "[^.]*")
+
+
+def flatten(value: PlainValue, path: str = "") -> Iterator[tuple[str, PlainValue]]:
+    """Yield the keys that hold values, with their sections before them; items of ``callbacks`` go by their type.
+
+    Examples
+    --------
+    >>> document = {"model": {"b": [1]}, "callbacks": [{"type": "CheckpointMonitor", "prefix": "a"}]}
+    >>> [path for path, _ in flatten(document)]
+    ['model.b', 'callbacks.CheckpointMonitor.type', 'callbacks.CheckpointMonitor.prefix']
+    """
+    if path == CALLBACKS and isinstance(value, list):
+        for item in value:
+            kind = item.get("type") if isinstance(item, dict) else None
+            yield from flatten(item, f"{CALLBACKS}.{kind}" if kind else f"{CALLBACKS}.?")
+    elif isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def sort_keys(document: Mapping[str, PlainValue], *, is_conversion: bool = False) -> tuple[KeyUse, ...]:
+    """Sort every key of a document by what it is for."""
+    sorted_keys = []
+    for path, value in flatten(dict(document)):
+        known = find_known(path, is_conversion=is_conversion)
+        use, note = ("unknown", _UNKNOWN) if known is None else (known.use, known.note)
+        sorted_keys.append(KeyUse(path, value, cast("Use", use), note))
+    return tuple(sorted_keys)
