@@ -85,12 +85,13 @@ def _tell_parameters(given: HyperParameters, job: ServiceJob, log: JobLog) -> No
 
 def _write_strategies(job: ServiceJob, log: JobLog) -> str:
     """Have the first node write the strategy files that a training YAML asks for; return what came of it."""
+    from ..api.request import Request
     from ..jobs.training_job import write_strategies
 
     training = job.training
-    if training is None or training.strategy_url is None or job.node.index:
+    if training is None or training.strategy_url is None or training.strategy_options is None or job.node.index:
         return ""
-    write_strategies(training, overwrite=job.replaces)
+    write_strategies(training, overwrite=Request.of(None, **training.strategy_options).replaces)
     log.info(f"strategy files of {training.config.rank_count} ranks: {training.strategy_url}")
     return "" if job.request else f"wrote {training.strategy_url}"
 
@@ -103,7 +104,8 @@ def _convert(request: Request, job: ServiceJob, log: JobLog, listener: LogLines)
 
     for url in (request.src, request.dst):
         log.info(f"{url}: {describe_access(url)}")
-    share = NodeShare.of(request, job.node, job.training and job.training.resolved, listener)
+    resolved = job.training.resolved if job.training else None
+    share = NodeShare.of(request, job.node, resolved, listener)
     log.info(share.described)
     ended = "wrote nothing"
     if not share.is_empty:

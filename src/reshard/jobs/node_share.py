@@ -27,7 +27,9 @@ class NodeShare:
     rank_count: int | None = None
 
     @classmethod
-    def of(cls, request: Request, node: Node, resolved: Resolved | None = None, on_event: Listener = ignore) -> NodeShare:
+    def of(
+        cls, request: Request, node: Node, resolved: Resolved | None = None, on_event: Listener = ignore
+    ) -> NodeShare:
         """Find a node's share; headers are read unless ``resolved`` has them, nothing is written.
 
         Raise UsageError if the nodes have fewer NPUs than the target has ranks, and whatever

@@ -79,9 +79,7 @@ def is_hyper_parameter(name: str) -> bool:
     return name in SERVICE_OPTIONS or name in OPTIONS or find_known(name) is not None
 
 
-def read_service_job(
-    given: HyperParameters, environ: Mapping[str, str], on_event: Listener = ignore
-) -> ServiceJob:
+def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_event: Listener = ignore) -> ServiceJob:
     """Find out what a job is asked to do on this node; documents and headers are read, nothing is written.
 
     Raises
