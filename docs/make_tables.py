@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``, whatever was there before.
 
-Run it after a change of providers, dtypes, errors, limits, prices or results::
+Run it after a change of providers, dtypes, errors, limits, prices, keys of training or results::
 
     python docs/make_tables.py
 """
@@ -17,12 +17,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import reshard
 from reshard import errors
 from reshard.formats.safetensors import plan_header
+from reshard.jobs.training_keys import known_keys
 from reshard.planning.cost.prices import built_in_prices
 from reshard.planning.limits import Limits
 from reshard.planning.steps.buffers import share_memory
@@ -196,6 +198,16 @@ def _size(nbytes: int) -> str:
     return next(exact, f"{nbytes:,} bytes")
 
 
+def _training_keys(section: str) -> str:
+    """List the keys of a section; those with the same meaning are one row."""
+    meanings: dict[str, list[str]] = {}
+    for known in known_keys():
+        if known.section == section:
+            names = " or ".join(f"`{name}`" for name in known.config_names)
+            meanings.setdefault(f"{names} of `config.json`" if names else known.note, []).append(f"`{known.pattern}`")
+    return _table(("key", "meaning"), [(", ".join(keys), meaning) for meaning, keys in meanings.items()])
+
+
 _TABLES: dict[str, Callable[[], str]] = {
     "providers": _providers,
     "dtypes": _dtypes,
@@ -204,6 +216,16 @@ _TABLES: dict[str, Callable[[], str]] = {
     "prices": _prices,
     "buffers": _buffers,
     "least": _least,
+    **{
+        f"training_{name}": partial(_training_keys, section)
+        for name, section in {
+            "used": "used",
+            "sizes": "sizes",
+            "config": "config",
+            "alone": "training",
+            "conversions": "conversions",
+        }.items()
+    },
     **tables.TABLES,
 }
 

@@ -49,6 +49,12 @@ class Place:
         """Every object below a place."""
         return [key for key, _ in open_target(self.at(name) if name else self.url).named_objects()]
 
+    def remove(self, name: str) -> None:
+        """Remove one object."""
+        place = open_target(self.at(name))
+        assert isinstance(place.store, Store)
+        place.store.delete(place.key)
+
     def read(self, name: str) -> bytes:
         place = open_target(self.at(name))
         from reshard.engine.sources.strategy_files import read_object

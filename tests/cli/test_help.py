@@ -10,8 +10,8 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy", "--src-layout", "--file-suffix", "--check-crc", "--keep", "--drop", "--keep-rank",
-    "--concurrency",
+    "--src-strategy", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc", "--keep", "--drop",
+    "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -29,7 +29,7 @@ FLAGS = {
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
-    "inspect": SOURCE | {"--tensors", "--output", "--help"},
+    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs", "--output_dir", "--file_suffix", "--format", "--has_redundancy",

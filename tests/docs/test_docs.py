@@ -19,6 +19,9 @@ import reshard
 from reshard import errors
 from reshard.cli.app import app
 from reshard.formats.layout_file import parse_layout_file
+from reshard.formats.strict_yaml import parse_yaml
+from reshard.formats.yaml_kinds import YamlKind, kind_of
+from reshard.jobs.training_config import config_of
 from reshard.storage import shared_connections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +83,15 @@ def test_blocks_run(page: Path, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_layout_files_are_valid(page: Path) -> None:
+def test_yaml_files_are_valid(page: Path) -> None:
     for block in blocks_of(page.read_text()):
         if block.language == "yaml":
-            assert parse_layout_file(block.body.encode(), f"{name_of(page)}, line {block.line}").rules
+            data, where = block.body.encode(), f"{name_of(page)}, line {block.line}"
+            document = parse_yaml(data, where, foreign=True)
+            if isinstance(document, dict) and kind_of(document) is YamlKind.TRAINING:
+                assert config_of(document).keys
+            else:
+                assert parse_layout_file(data, where).rules
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -151,6 +159,7 @@ def test_tables_are_current() -> None:
     pages = list(script["pages"]())
     assert {page.name for page in pages} == {
         "README.md", "storage.md", "formats.md", "errors.md", "memory.md", "performance.md", "plan.md",
+        "training-yaml.md",
     }  # fmt: skip
     for page in pages:
         assert page.read_text() == script["rendered"](page.read_text()), f"{page.name}: run docs/make_tables.py"

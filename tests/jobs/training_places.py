@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from itertools import count
 
-import numpy as np
 from oracle.cases import objects_below, read_content
 from oracle.test_mindformers_scripts import files_of
 
 import reshard
-from reshard.api.strategies import save_strategy
-from reshard.jobs.training_job import target_strategy
 from reshard.api.request import Request
 from reshard.api.resolve import resolve
+from reshard.api.strategies import save_strategy
+from reshard.engine.sources.strategy_files import read_object
+from reshard.jobs.training_job import target_strategy
 from reshard.storage import open_location, open_target
 
 CONFIG = {
@@ -24,6 +23,7 @@ CONFIG = {
 }  # fmt: skip
 FULL_CASE = "transform160_full_file_to_dp2mp2"
 RANKS_CASE = "transform160_dp2mp2_to_full"
+STATE_CASE = "unify160_adam_all"
 PIPELINE_CASE = "unify160_suffix"
 _numbers = count()
 
@@ -39,57 +39,78 @@ def put(url: str, data: bytes) -> str:
     return url
 
 
+def remove(url: str) -> None:
+    place = open_target(url)
+    place.writable_store().delete(place.key)
+
+
+def put_config(url: str) -> None:
+    put(f"{url}/config.json", json.dumps(CONFIG).encode())
+
+
 def put_full_ckpt(url: str) -> str:
     """The full weights, one ``.ckpt``, with config.json beside it."""
-    put(f"{url.rpartition('/')[0]}/config.json", json.dumps(CONFIG).encode())
+    put_config(url.rpartition("/")[0])
     return put(url, files_of(FULL_CASE)["mf/in/model.ckpt"])
 
 
-def put_full_safetensors(url: str) -> str:
-    """The full weights as safetensors."""
+def put_full(url: str) -> str:
+    """The full weights as safetensors, in MindSpore Transformers' names."""
     reshard.convert(put_full_ckpt(f"{new_place()}/model.ckpt"), url)
-    put(f"{url}/config.json", json.dumps(CONFIG).encode())
+    remove(f"{url}/reshard-manifest.json")
+    put_config(url)
     return url
 
 
 def put_hugging_face(url: str) -> str:
     """The full weights in Hugging Face's names."""
     reshard.convert(put_full_ckpt(f"{new_place()}/model.ckpt"), url, to="hf", config=CONFIG)
-    put(f"{url}/config.json", json.dumps(CONFIG).encode())
+    remove(f"{url}/reshard-manifest.json")
+    put_config(url)
     return url
 
 
-def put_ranks(url: str, parallel: str, *, strategy: str | None, form: str = "safetensors", step: str = "") -> str:
+def put_ranks(
+    url: str, parallel: str, strategy: str | None = None, *, form: str = "safetensors", step: str = ""
+) -> str:
     """Shards of ranks as a training run leaves them, without a manifest, and their strategy files."""
     source = put_full_ckpt(f"{new_place()}/model.ckpt")
     prefix = f"llama_rank_{{rank}}-{step}" if step else "checkpoint_"
     options = {"parallel": parallel, "format": form, "prefix": prefix, "family": "llama"}
-    reshard.convert(source, url, **options)
-    place = open_target(f"{url}/reshard-manifest.json")
-    place.writable_store().delete(place.key)
+    made = new_place()
+    reshard.convert(source, f"{made}/ranks", **options)
+    for name, data in objects_below(f"{made}/ranks").items():  # several steps may lie side by side
+        if name != "reshard-manifest.json":
+            put(f"{url}/{name}", data)
+    put_config(url)
     if strategy is not None:
-        resolved = resolve(Request.of(src=source, dst=url, **options))
-        save_strategy(target_strategy(resolved), strategy)
+        resolved = resolve(Request.of(src=source, dst=f"{made}/ranks", **options))
+        save_strategy(target_strategy(resolved), f"{strategy}/", overwrite=True)
     return url
 
 
 def put_genuine_ranks(url: str, strategy: str | None) -> str:
     """The ``.ckpt`` shards of four ranks (dp 2, mp 2) that MindSpore Transformers cut, and its strategy files."""
-    for name, data in files_of(RANKS_CASE).items():
-        if name.startswith("mf/in/src_ckpt/"):
-            put(f"{url}/{name.removeprefix('mf/in/src_ckpt/')}", data)
-        if name.startswith("mf/in/src_strategy/") and strategy:
-            put(f"{strategy}/{name.rpartition('/')[2]}", data)
-    return url
+    return _put_case(RANKS_CASE, "mf/in/src_ckpt/", url, "mf/in/src_strategy/", strategy)
 
 
 def put_pipeline_ranks(url: str, strategy: str | None) -> str:
-    """The safetensors shards of four ranks (mp 2, pp 2) of a training run."""
-    for name, data in files_of(PIPELINE_CASE).items():
-        if name.startswith("mf/in/checkpoint/"):
-            put(f"{url}/{name.removeprefix('mf/in/checkpoint/')}", data)
-        if name.startswith("mf/in/strategy/") and strategy:
-            put(f"{strategy}/{name.rpartition('/')[2]}", data)
+    """The safetensors shards of four ranks (mp 2, pp 2) of a training run, and its strategy files."""
+    return _put_case(PIPELINE_CASE, "mf/in/checkpoint/", url, "mf/in/strategy/", strategy)
+
+
+def put_training_ranks(url: str, strategy: str | None) -> str:
+    """The shards of four ranks that a run saved with its optimizer's state and its counters, and its strategy files."""
+    return _put_case(STATE_CASE, "mf/in/checkpoint/", url, "mf/in/strategy/", strategy)
+
+
+def _put_case(case: str, shards: str, url: str, strategies: str, strategy: str | None) -> str:
+    for name, data in files_of(case).items():
+        if name.startswith(shards):
+            put(f"{url}/{name.removeprefix(shards)}", data)
+        elif name.startswith(strategies) and strategy is not None:
+            put(f"{strategy}/{name.removeprefix(strategies)}", data)
+    put_config(url)
     return url
 
 
@@ -97,16 +118,8 @@ def names_below(url: str) -> set[str]:
     return {name for name, _ in open_location(url).named_objects()}
 
 
-def tensors_at(url: str, **options: object) -> dict[str, bytes]:
+def content_of(url: str, **options: object) -> dict[str, object]:
     """Every whole tensor of a checkpoint, whatever its form."""
     place = f"{new_place()}/whole.safetensors"
     reshard.convert(url, place, **options)
-    from safetensors import deserialize
-
-    location = open_location(place)
-    data = location.store.read(
-        location.key,
-        __import__("reshard.tensor", fromlist=["ByteRange"]).ByteRange(0, location.store.head(location.key).nbytes),
-        None,
-    )
-    return {name: bytes(item["data"]) for name, item in deserialize(data)}
+    return dict(read_content(read_object(open_location(place))).tensors)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.sources import SourceOptions, read_catalog
+from ..engine.sources.saved_point import confirm_point, resumable_name
 from ..engine.sources.strategy_files import StrategySource, read_object
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
+from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
 from ..planning.change import make_tensors
@@ -21,13 +23,14 @@ from ..planning.plan import StagingMode
 from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
+from ..planning.targets.strategy_check import is_state
 from ..planning.targets.target import Target
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
-from .target_choice import choose_target, target_place
+from .target_choice import choose_target, promised_point, target_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,8 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
         strategy = strategy_from_parallel(parallel, change, [each.spec for each in tensors], request)
     # Now that the source is known, an original command may decide the rest.
     request, decided = hooks.complete(request, Headers(catalog, wanted.strategy, strategy))
-    catalog = with_notes(catalog, *decided)
-    target = choose_target(request, place, strategy, limits, catalog.training_state)
+    catalog, saved_at = _with_resume_point(with_notes(catalog, *decided), request, tensors, limits.concurrency)
+    target = choose_target(request, place, strategy, limits, catalog.training_state, saved_at)
     attachments: tuple[Attachment, ...] = ()
     manifest_key = f"{name}.manifest.json" if name else hooks.manifest_key(target)
     if target.has_companions:
@@ -148,6 +151,30 @@ def _with_training_state(
     lost = [f"{name} {value}" for name, value in catalog.training_state.items() if value is not None]
     note = f"the training state in common.json is not written in this form: {', '.join(lost)}"
     return with_notes(catalog, note) if lost else catalog
+
+
+def _with_resume_point(
+    catalog: Catalog, request: Request, tensors: Sequence[TargetTensor], concurrency: int
+) -> tuple[Catalog, SavedAt | None]:
+    """Decide whether training shall find the ranks to resume from, and note why not where one may expect it.
+
+    Their names must be such that training finds them, they must hold training state, and the source must have been
+    saved at the epoch and step that the names tell.
+    """
+    names = {tensor.spec.name for tensor in tensors}
+    if request.form == "iteration" or not any(is_state(name, names) for name in names):
+        return catalog, None
+    point = promised_point(request)
+    if point is None:
+        known = resumable_name(catalog)
+        note = f"training finds ranks to resume from by names such as the source's: {option('prefix', known)}"
+        return (with_notes(catalog, note) if known else catalog), None
+    place = open_source(catalog.url)
+    with working(concurrency, place.store) as workers:
+        reason = confirm_point(catalog, place, point, workers)
+    if not reason:
+        return catalog, point
+    return with_notes(catalog, f"no meta.json is written, for training to resume at {point}: {reason}"), None
 
 
 # Limits and places.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..errors import UsageError, option
 from ..formats.containers import Container
 from ..formats.mindspore.iteration import CommonValue
+from ..formats.mindspore.rank_names import SavedAt, resumable
 from ..planning.limits import Limits
 from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
@@ -39,15 +40,24 @@ def choose_target(
     strategy: Strategy | None,
     limits: Limits,
     training_state: Mapping[str, CommonValue],
+    saved_at: SavedAt | None = None,
 ) -> Target:
-    """Choose the form of the target at a place that :func:`target_place` opened; without a strategy it is full."""
+    """Choose the form of the target at a place that :func:`target_place` opened; without a strategy it is full.
+
+    ``saved_at`` is when the source was saved, if ranks shall tell training so.
+    """
     if strategy is None:
         return _full_target(request, place, limits)
     if request.form == "iteration":
         return _iteration_target(request, strategy, training_state)
     container = Container(request.format or Container.SAFETENSORS)
-    name = f"rank_{{rank}}/{_rank_name(request.prefix, container)}"
-    return RankTarget(strategy, _ranks(request, strategy.rank_count), name, container, request.remove_redundancy)
+    name, ranks = f"rank_{{rank}}/{_rank_name(request.prefix, container)}", _ranks(request, strategy.rank_count)
+    return RankTarget(strategy, ranks, name, container, request.remove_redundancy, saved_at)
+
+
+def promised_point(request: Request) -> SavedAt | None:
+    """Return epoch and step in the names of ranks' objects, if training finds such names to resume from."""
+    return resumable(_rank_name(request.prefix, Container(request.format or Container.SAFETENSORS)))
 
 
 def _full_target(

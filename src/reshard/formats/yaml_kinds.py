@@ -22,9 +22,9 @@ _TRAINING_KEYS = frozenset(
         "parallel_config", "parallel", "use_parallel", "run_mode", "trainer", "model", "runner_config",
         "runner_wrapper", "context", "callbacks", "optimizer", "lr_schedule", "train_dataset", "train_dataset_task",
         "eval_dataset", "output_dir", "load_checkpoint", "pretrained_model_dir", "src_strategy_path_or_dir",
-        "auto_trans_ckpt", "load_ckpt_format", "resume_training", "only_save_strategy", "transform_process_num", "remove_redundancy",
-        "recompute_config", "moe_config", "use_legacy", "checkpoint", "training_args", "distribute_parallel_config",
-        "micro_batch_interleave_num", "processor",
+        "auto_trans_ckpt", "load_ckpt_format", "resume_training", "only_save_strategy", "transform_process_num",
+        "remove_redundancy", "recompute_config", "moe_config", "use_legacy", "checkpoint", "training_args",
+        "distribute_parallel_config", "micro_batch_interleave_num", "processor",
     }
 )  # fmt: skip
 

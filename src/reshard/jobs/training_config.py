@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from ..engine.sources.strategy_files import read_object
-from ..errors import FormatError, UsageError, option
+from ..errors import FormatError, StrategyError, UsageError, option
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..formats.yaml_kinds import YamlKind, kind_of
@@ -236,8 +236,6 @@ def _override(document: dict[str, PlainValue], path: list[str], value: PlainValu
 def _conversions(document: Mapping[str, PlainValue]) -> dict[str, Mapping[str, PlainValue]]:
     """Return the arguments of conversions by model; empty if the document is something else."""
     sections = {name: value for name, value in document.items() if isinstance(value, dict)}
-    if not sections or len(sections) < len(document):
-        return {}
     return dict(sections) if all(section.keys() >= _ARGUMENTS for section in sections.values()) else {}
 
 
@@ -270,9 +268,11 @@ def _with_sizes(config: TrainingConfig) -> TrainingConfig:
     try:
         return replace(config, sizes=parse_parallel(config.parallel))
     except UsageError as error:
-        raise FormatError(
-            "the parallel sizes cannot be read", where=config.where, problems=error.marked_problems
-        ) from error
+        what = "the parallel sizes cannot be read"
+        raise FormatError(what, where=config.where, problems=error.marked_problems) from error
+    except StrategyError as error:
+        message = f"{config.where}: {error.marked_message}"
+        raise StrategyError(message, hint=error.marked_hint, problems=error.marked_problems) from error
 
 
 def _model_sizes(values: Mapping[str, PlainValue]) -> dict[str, PlainValue]:

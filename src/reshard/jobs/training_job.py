@@ -16,23 +16,21 @@ from ..api.statements import plan_resolved, run
 from ..api.strategies import read_strategy, save_strategy
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
+from ..engine.sources.saved_point import resumable_name
 from ..errors import TargetExists, UsageError, option, raise_all
 from ..planning.plan import Plan
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
-from ..storage import open_location, open_target, shared_connections
+from ..storage import open_location, shared_connections
 from ..tensor import Strategy
 from .training_checks import contradictions_with, contradictions_within, refusals
 from .training_config import TrainingConfig
 from .training_layouts import find_mismatch
-from .training_options import (
-    changes_format,
-    conversion_options,
-    full_options,
-    sharded_options,
-    strategy_place,
-)
+from .training_options import changes_format, conversion_options, full_options, sharded_options, strategy_place
 from .training_source import SourceKind, TrainingSource, family_of, find_source, holds_strategy
+
+# Where a target would go that is compared with its source, or described, and never written.
+_NOWHERE = "memory://nowhere/ranks"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,7 @@ class TrainingOutcome:
 
 
 @shared_connections()
-def decide(config: TrainingConfig, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
+def decide(config: TrainingConfig, /, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
     """Decide what a job needs, from its configuration and the headers of its source; nothing is written.
 
     Parameters
@@ -181,7 +179,7 @@ def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob
     notes: list[str] = []
     options = conversion_options(arguments, notes) | {**given}
     request = Request.of(None, **options)
-    found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL))
+    found, _ = family_of(config, TrainingSource(url=request.src, name=model, kind=SourceKind.FULL), notes)
     if found is None:
         raise UsageError(f"{config.where}: {request.src} holds tensors of no family that is known")
     to = found.direction.removeprefix("to_")
@@ -231,11 +229,11 @@ class _Decision:
 
     def _strategies_alone(self, source: TrainingSource) -> TrainingJob:
         self._need_strategy(source)
-        options = sharded_options(self.config, source, self.notes) | {**self.given}
+        options = sharded_options(self.config, source, self.notes) | {**self.given, "dst": _NOWHERE}
         resolved = resolve(Request.of(None, **options), self.on_event)
         count = target_strategy(resolved).rank_count
         url = strategy_place(self.config)
-        self._refuse_own_strategy(source, url)
+        _keep_strategy(source, url)
         verdict = f"Write the strategy files of {count} ranks, and nothing else: only_save_strategy is True."
         return self._job(verdict, strategy_url=url, strategy_options=options, resolved=resolved)
 
@@ -296,25 +294,33 @@ class _Decision:
         """Cut a source for the job's ranks, unless it is cut so already."""
         config = self.config
         options = sharded_options(config, source, self.notes) | {**self.given}
-        resolved = resolve(Request.of(None, **options), self.on_event)
-        if not source.is_full:
-            mismatch = find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
-            if not mismatch and changes_format(config, source):
-                self._refuse_own_place(source, options["dst"])
-                verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
-                return self._job(verdict, options=options, resolved=resolved)
-            if not mismatch:
-                return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
-            if not config.auto_trans_ckpt:
-                self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
+        is_in_place = _is_within(options["dst"], source.url) or _is_within(source.url, options["dst"])
+        compared = options | ({"dst": _NOWHERE} if is_in_place else {})
+        resolved = resolve(Request.of(None, **compared), self.on_event)
+        url: str | None = strategy_place(config)
+        mismatch = "" if source.is_full else find_mismatch(resolved.conversion.catalog, target_strategy(resolved))
+        if mismatch and not config.auto_trans_ckpt:
+            self._refuse_mismatch(f"the source is cut another way than the job ({mismatch})")
+        if mismatch:
             self.notes.append(f"why: {mismatch}")
-        url = strategy_place(config)
-        self._refuse_own_strategy(source, url)
-        self._refuse_own_place(source, options["dst"])
-        return self._job(verdict, options=options, strategy_url=url, strategy_options=options, resolved=resolved)
+        elif not source.is_full:
+            if not changes_format(config, source):
+                return self._nothing(f"the {config.rank_count} ranks are cut as the job needs them")
+            verdict = f"Write the {config.rank_count} ranks as safetensors: they are cut as the job needs them."
+            url = None  # the source's strategy is that of the target
+        _keep_strategy(source, url)
+        if is_in_place:
+            hint = "Choose another output_dir."
+            raise UsageError(f"{options['dst']}: the source lies where the ranks of the job go", hint=hint)
+        name = resumable_name(resolved.conversion.catalog) if config.resume_training else None
+        if name is not None and "prefix" not in self.given:  # training looks for epoch and step in names
+            options["prefix"] = name
+            resolved = resolve(Request.of(None, **options), self.on_event)
+        strategies = {} if url is None else {"strategy_url": url, "strategy_options": options}
+        return self._job(verdict, options=options, resolved=resolved, **strategies)
 
     def _is_hugging_face(self, source: TrainingSource) -> bool:
-        found, _ = family_of(self.config, source)
+        found, _ = family_of(self.config, source, [])
         return found is not None and found.direction == "to_ms"
 
     def _refuse_mismatch(self, why: str) -> None:
@@ -327,21 +333,6 @@ class _Decision:
             places = list(source.looked_at)
             raise UsageError(f"{source.url}: no strategy says how these shards are cut", problems=places, hint=hint)
 
-    def _refuse_own_strategy(self, source: TrainingSource, url: str) -> None:
-        """Refuse to write strategy files where those of the source lie; MindSpore Transformers removes them."""
-        if source.strategy_url is None:
-            return
-        place, own = open_target(url).identity, open_location(source.strategy_url).identity
-        if f"{own}/".startswith(f"{place}/"):
-            hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
-            raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
-
-    def _refuse_own_place(self, source: TrainingSource, url: str) -> None:
-        target, own = open_target(url).identity, open_location(source.url).identity
-        if f"{own}/".startswith(f"{target}/") or f"{target}/".startswith(f"{own}/"):
-            hint = "Choose another output_dir."
-            raise UsageError(f"{url}: the source lies where the ranks of the job go", hint=hint)
-
     def _nothing(self, why: str) -> TrainingJob:
         return self._job(f"Nothing to do: {why}.")
 
@@ -349,8 +340,22 @@ class _Decision:
         job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.told), **made)
         options = job.options
         if options is not None:
+            if "://" in str(options["src"]) and "://" not in str(options["dst"]):
+                self.notes.append(f"output_dir {self.config.output_dir} is a folder of this machine")
             form = f"load_checkpoint: {options['dst']}, auto_trans_ckpt: False"
             if "format" in options:
                 form += f", load_ckpt_format: {options['format']}"
             self.notes.append(f"to train with it: {form}")
         return replace(job, notes=tuple(self.notes))
+
+
+def _keep_strategy(source: TrainingSource, url: str | None) -> None:
+    """Refuse to write strategy files where the source's lie; MindSpore Transformers removes those."""
+    if url is not None and source.strategy_url is not None and _is_within(source.strategy_url, url):
+        hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
+        raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
+
+
+def _is_within(url: str, other: str) -> bool:
+    """Whether one place is another, or inside it."""
+    return f"{open_location(url).identity}/".startswith(f"{open_location(other).identity}/")

@@ -64,7 +64,7 @@ def find_known(path: str, *, is_conversion: bool = False) -> KnownKey | None:
     Parameters
     ----------
     is_conversion
-        Whether the file holds arguments of conversions, whose keys are others than those of a job.
+        Whether the file holds arguments of conversions, which have keys of their own.
 
     Examples
     --------
@@ -79,7 +79,8 @@ def find_known(path: str, *, is_conversion: bool = False) -> KnownKey | None:
 
 @cache
 def _compiled(is_conversion: bool) -> tuple[tuple[re.Pattern[str], KnownKey], ...]:
-    chosen = [known for known in known_keys() if (known.section == "conversions") is is_conversion]
+    chosen = [known for known in known_keys() if is_conversion or known.section != "conversions"]
+    chosen.sort(key=lambda known: known.section != "conversions")
     return tuple((re.compile(_expression(known.pattern), re.DOTALL), known) for known in chosen)
 
 
@@ -105,7 +106,7 @@ def flatten(value: PlainValue, path: str = "") -> Iterator[tuple[str, PlainValue
     elif isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flatten(inner, f"{path}.{key}" if path else key)
-    else:
+    elif path:
         yield path, value
 
 

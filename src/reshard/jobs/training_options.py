@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..api.contents import inspect
 from ..errors import option
 from ..formats.containers import Container
 from ..formats.strict_yaml import PlainValue
@@ -60,7 +61,7 @@ def sharded_options(config: TrainingConfig, source: TrainingSource, notes: list[
     options |= {"dst": target_url(config, source), "parallel": config.parallel or f"dp={config.rank_count}"}
     if config.is_iteration:
         options |= {"form": "iteration", "prefix": config.iteration_prefix}
-        if source.is_full and not source.has_counters:
+        if source.is_full and all(entry.spec.name != "global_step" for entry in inspect(source.url).entries):
             options["iteration"] = 0
             notes.append("the source has no global_step: what is written is iteration 0")
     else:
@@ -68,7 +69,7 @@ def sharded_options(config: TrainingConfig, source: TrainingSource, notes: list[
     if config.remove_redundancy and options.get("format") != Container.CKPT:
         options["remove_redundancy"] = True
     if source.is_full:
-        found, model = family_of(config, source)
+        found, model = family_of(config, source, notes)
         if found is not None and found.direction == "to_ms":
             naming = {None: None, True: "legacy", False: "mcore"}[config.use_legacy]
             own = family_options(config, found.family.name, notes)
@@ -76,7 +77,7 @@ def sharded_options(config: TrainingConfig, source: TrainingSource, notes: list[
             return _without_nothing(options | {"config": model or None, "option": own or None})
         options["family"] = found.family.name if found is not None else None
     else:
-        options["family"] = _family_named(load_model_config(config, source))
+        options["family"] = _family_named(load_model_config(config, source, notes))
     return _without_nothing(options)
 
 

@@ -80,7 +80,7 @@ class TrainingSource:
     @property
     def knows_strategy(self) -> bool:
         """Whether it is known how the shards are cut."""
-        return self.is_full or self.strategy_url is not None or self.has_manifest
+        return self.kind is not SourceKind.RANKS or self.strategy_url is not None or self.has_manifest
 
 
 def find_source(config: TrainingConfig) -> TrainingSource | None:
@@ -190,12 +190,14 @@ def suffix_of(file_name: str) -> str:
     return match["rest"] if match and match["rest"] else stem
 
 
-def family_of(config: TrainingConfig, source: TrainingSource) -> tuple[Detection | None, dict[str, object]]:
+def family_of(
+    config: TrainingConfig, source: TrainingSource, notes: list[str]
+) -> tuple[Detection | None, dict[str, object]]:
     """Detect the family of full weights, and read the model's ``config.json`` with the job's sizes on top.
 
-    The family is None for tensors of no known one.
+    The family is None for tensors of no known one. Notes say where the two differ.
     """
-    model = load_model_config(config, source)
+    model = load_model_config(config, source, notes)
     names = [entry.spec.name for entry in inspect(source.url).entries]
     plain = [name for name in names if ".lora_" not in name and "delta_lora" not in name]
     try:
@@ -204,12 +206,15 @@ def family_of(config: TrainingConfig, source: TrainingSource) -> tuple[Detection
         return None, model
 
 
-def load_model_config(config: TrainingConfig, source: TrainingSource) -> dict[str, object]:
+def load_model_config(config: TrainingConfig, source: TrainingSource, notes: list[str]) -> dict[str, object]:
     """Read ``config.json`` from ``pretrained_model_dir``, or beside the source; the job's own sizes replace its."""
     model: dict[str, object] = {}
     if config.pretrained_model_dir:
         model = load_config(None, config.pretrained_model_dir)
     model = model or load_config(None, source.url)
+    for name, value in config.model_sizes.items():
+        if name in model and model[name] != value:
+            notes.append(f"model_config says {name} {value}, config.json {model[name]}: the first is taken")
     network = config.values.get("model.arch.type")
     known = {**model, **config.model_sizes}
     return (

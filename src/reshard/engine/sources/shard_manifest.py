@@ -34,7 +34,6 @@ class ShardManifest:
     def check_agrees(self, given: Strategy, url: str) -> None:
         """Raise StrategyError if a given strategy cuts any of these shards in another way, or has other ranks."""
         known = self.strategy
-        problems = []
         if given.rank_count != known.rank_count:
             problems = [f"{known.rank_count} ranks in the manifest, {given.rank_count} in the given strategy"]
         else:
@@ -49,42 +48,51 @@ class ShardManifest:
 
     def _other_slices(self, given: Strategy) -> Iterator[str]:
         """Yield a line for each kind of tensors that are cut differently."""
-        known, found = self.strategy, dict[tuple[str, str], list[str]]()
-        compared: dict[tuple[Layout | None, Layout | None, int, int, Shape], str] = {}
+        known, found = self.strategy, dict[tuple[str, str], tuple[int, dict[str, None]]]()
+        compared: dict[_Pair, tuple[int, str]] = {}
         # Stages may have other sizes on both sides: within a block of ranks neither changes.
-        step = gcd(known.device_count, given.device_count)
-        listed = known.names
+        step, listed = gcd(known.device_count, given.device_count), known.names
         for first in range(0, known.rank_count, step):
             ours, theirs = (side.stages[side.stage_of(first)] for side in (known, given))
             starts = first % known.device_count, first % given.device_count
             for name, shape in self.shapes.items():
                 if name in listed and name not in ours:
                     continue  # these ranks do not hold it
-                key = ours.get(name), theirs.get(name), *starts, shape
-                if key not in compared:
-                    compared[key] = _difference(*key, step, first)
-                if compared[key]:
-                    found.setdefault((_NUMBER.sub("*", name), compared[key]), []).append(name)
-        for (kind, difference), names in found.items():
-            several = dict.fromkeys(names)
-            yield f"{kind} ({len(several)} tensors): {difference}" if len(several) > 1 else f"{names[0]}: {difference}"
+                pair = _Pair((ours.get(name), theirs.get(name)), starts, shape)
+                if pair not in compared:
+                    compared[pair] = pair.difference(step)
+                place, difference = compared[pair]
+                if difference:
+                    _, names = found.setdefault((_NUMBER.sub("*", name), difference), (first + place, {}))
+                    names[name] = None
+        for (kind, difference), (rank, names) in found.items():
+            what = f"{kind} ({len(names)} tensors)" if len(names) > 1 else next(iter(names))
+            yield f"{what}: {difference.replace('{rank}', str(rank))}"
 
 
-def _difference(
-    ours: Layout | None, theirs: Layout | None, own_start: int, other_start: int, shape: Shape, step: int, first: int
-) -> str:
-    """Say which rank of a block holds another box by the given strategy; empty if none does."""
-    if ours == theirs and own_start == other_start:
-        return ""
-    for place in range(step):
-        own = _box(ours, shape, own_start + place)
-        try:
-            other = _box(theirs, shape, other_start + place)
-        except StrategyError as error:
-            return f"by the given strategy, {error.marked_message}"
-        if own != other:
-            return f"rank {first + place} holds {_text(own)} of {list(shape)}, by the given strategy {_text(other)}"
-    return ""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two layouts of one tensor on a block of ranks, which begins at these devices of their stages."""
+
+    layouts: tuple[Layout | None, Layout | None]
+    starts: tuple[int, int]
+    shape: Shape
+
+    def difference(self, step: int) -> tuple[int, str]:
+        """Return the first of ``step`` ranks that holds other boxes, and what it holds; an empty text if none does."""
+        ours, theirs = self.layouts
+        if ours == theirs and self.starts[0] == self.starts[1]:
+            return 0, ""
+        for place in range(step):
+            own = _box(ours, self.shape, self.starts[0] + place)
+            try:
+                other = _box(theirs, self.shape, self.starts[1] + place)
+            except StrategyError as error:
+                return place, f"by the given strategy, {error.marked_message}"
+            if own != other:
+                where = f"rank {{rank}} holds {_text(own)} of {list(self.shape)}"
+                return place, f"{where}, by the given strategy {_text(other)}"
+        return 0, ""
 
 
 def _box(layout: Layout | None, shape: Shape, device: int) -> Box:

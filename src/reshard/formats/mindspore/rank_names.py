@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..containers import Container, container_of
 
+_RESUMABLE = re.compile(r"rank_\{rank\}(?:_[0-9]+)?-([0-9]{1,18})_([0-9]{1,18})$")
 _DIGITS = re.compile(r"([0-9]+)")
 _EPOCH_STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})$")  # nobody counts further: a bound for hostile names
 _TASK_FORM = re.compile("_?[0-9]+-[0-9]+_[0-9]+")
 _FORMS = ((_TASK_FORM, "_"), (re.compile("-?[0-9]+_[0-9]+"), "-"), (re.compile("_?[0-9]+"), "_"))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SavedAt:
+    """When training saved a checkpoint: its epoch, and the step within it."""
+
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}_{self.step}"
+
+    def is_after(self, epoch_count: int, step_count: int) -> bool:
+        """Return whether a run may be here when it has counted so many epochs, the current one too, and steps in all.
+
+        Every epoch has as many steps.
+
+        Examples
+        --------
+        >>> SavedAt(3, 20).is_after(3, 220), SavedAt(3, 20).is_after(3, 221), SavedAt(3, 20).is_after(2, 220)
+        (True, False, False)
+        """
+        before, whole = step_count - self.step, self.epoch - 1
+        if epoch_count != self.epoch or self.step < 1:
+            return False
+        return before == 0 if whole == 0 else before % whole == 0 and before // whole >= self.step
+
+
+def resumable(name: str) -> SavedAt | None:
+    """Return epoch and step of a name under which training finds a checkpoint to resume from, with ``{rank}`` in it.
+
+    Examples
+    --------
+    >>> resumable("llama_rank_{rank}-1_20.safetensors"), resumable("checkpoint_{rank}.safetensors")
+    (SavedAt(epoch=1, step=20), None)
+
+    Source: MindSpore Transformers ``CheckpointMonitor``, ``{prefix}_rank_{rank}[_{task}]-{epoch}_{step}``.
+    """
+    match = _RESUMABLE.search(_stem(name))
+    return SavedAt(int(match[1]), int(match[2])) if match else None
 
 
 def base_of(name: str) -> str:

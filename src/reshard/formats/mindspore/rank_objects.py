@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
 from ...errors import CatalogError, option, raise_all
@@ -182,6 +183,17 @@ def parse_meta(data: bytes, where: str) -> RankMeta:
     expected = "last_epoch, last_step and last_ckpt_file"
     findings.raise_any("not a record of a checkpoint", where=where, expected=expected)
     return RankMeta(cast("int", epoch), cast("int", step), cast("str", name))
+
+
+def encode_meta(meta: RankMeta) -> bytes:
+    """Write a rank's ``meta.json``, from which training learns what it can resume.
+
+    Examples
+    --------
+    >>> encode_meta(RankMeta(1, 20, "llama_rank_0-1_20.safetensors")).decode()
+    '{"last_epoch": 1, "last_step": 20, "last_ckpt_file": "llama_rank_0-1_20.safetensors"}'
+    """
+    return json.dumps(asdict(meta), ensure_ascii=False).encode()
 
 
 def _roots(names: Iterable[str]) -> set[str]:

@@ -11,10 +11,12 @@ from typing import ClassVar
 
 from ...errors import PlanError
 from ...formats.containers import Container
+from ...formats.mindspore.rank_names import SavedAt
+from ...formats.mindspore.rank_objects import RankMeta, encode_meta
 from ...formats.strict_json import shown
 from ...tensor import Strategy, extent_of
 from ..outputs.layouts import DeviceBoxes, OutputLayout, Partition, Partitions
-from ..outputs.output import Output, SourceMetadata, TargetTensor, file_order, local_spec
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, file_order, local_spec
 from .strategy_check import check_strategy_fits, count_slices, names_on_one_side
 from .target import Target, check_count
 
@@ -29,7 +31,7 @@ class RankTarget(Target):
     Tensors without a layout in the strategy are whole on every rank, as MindSpore keeps them. ``ranks`` are those to
     write, ascending; ``name`` is the key of a rank's object, with ``{rank}`` for its number. With ``remove_redundancy``
     only one of the ranks that own a slice writes it, as MindSpore saves with ``remove_redundancy=True``; tensors
-    without a layout stay on every rank.
+    without a layout stay on every rank. ``saved_at`` is told to training in a ``meta.json`` beside every object.
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"rank_\d+/[^/]+\.(safetensors|ckpt)")
@@ -39,6 +41,7 @@ class RankTarget(Target):
     name: str
     container: Container = Container.SAFETENSORS
     remove_redundancy: bool = False
+    saved_at: SavedAt | None = None
 
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of all ranks whose slices are equal.
@@ -104,6 +107,19 @@ class RankTarget(Target):
             else:
                 shares |= dict.fromkeys(ranks, share)
         return shares
+
+    def documents(
+        self, outputs: Sequence[Output], tensors: Sequence[TargetTensor], source_metadata: SourceMetadata
+    ) -> tuple[Document, ...]:
+        """Return each rank's ``meta.json``, if training may resume from here."""
+        if self.saved_at is None:
+            return ()
+        epoch, step = self.saved_at.epoch, self.saved_at.step
+        names = {rank: self.name.replace("{rank}", str(rank)).rpartition("/") for rank in self.ranks}
+        return tuple(
+            Document(f"{place}{slash}meta.json", encode_meta(RankMeta(epoch, step, base)))
+            for place, slash, base in names.values()
+        )
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:
         """Note names on one side only."""
