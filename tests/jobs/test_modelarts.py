@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cli.runner import Done, run
+from docs.model import put_llama
 from support.s3_servers import S3Server
 
 import reshard
@@ -241,3 +243,148 @@ def test_help_lists_what_belongs_to_the_job() -> None:
     assert done.code == 0
     for name in ("--config URL", "--npu_num_per_node N", "--wait SECONDS", "--data_url URL", "--train_url URL"):
         assert name in done.out
+
+
+TRAINING = """
+load_checkpoint: ''
+load_ckpt_format: safetensors
+auto_trans_ckpt: False
+use_parallel: True
+output_dir: ./output
+seed: 7
+parallel_config: {data_parallel: 2, model_parallel: 2}
+"""
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Place:
+    """A training YAML, and a Llama that it may load."""
+    put_llama(str(tmp_path))
+    (tmp_path / "train.yaml").write_text(TRAINING)
+    return Place(tmp_path)
+
+
+@dataclass(frozen=True)
+class Place:
+    path: Path
+
+    @property
+    def given(self) -> list[str]:
+        return [
+            f"--config={self.path}/train.yaml",
+            f"--load_checkpoint={self.path}/llama",
+            "--auto_trans_ckpt=True",
+            f"--output_dir={self.path}/job",
+        ]
+
+    @property
+    def target(self) -> Path:
+        return self.path / "job/transformed_checkpoint/llama"
+
+
+def test_a_training_yaml_with_hyper_parameters(training: Place) -> None:
+    done = job(*training.given, "--transform_process_num=2", "--dtype=fp32", "--seed=8")
+    assert done.code == 0, done.out
+    assert told(done, "INFO node 0/1: Cut the full weights for 4 ranks.")
+    assert told(done, "to train with it: load_checkpoint:")
+    assert not told(done, "WARNING")
+    assert ranks_in(training.target) == [f"rank_{rank}" for rank in range(4)]
+    assert len(list((training.path / "job/strategy").iterdir())) >= 4
+    assert {each.dtype.value for each in tensors_in(training.target)} == {"F32"}
+    assert reshard.verify(str(training.target)).is_ok
+
+
+def tensors_in(target: Path) -> list:
+    return [entry.spec for entry in reshard.inspect(str(target / "rank_0")).entries]
+
+
+def test_sizes_as_hyper_parameters(training: Place) -> None:
+    done = job(*training.given, "--parallel_config.model_parallel=4", "--parallel_config.data_parallel", "1")
+    assert done.code == 0, done.out
+    assert told(done, "Cut the full weights for 4 ranks.")
+
+
+@pytest.mark.parametrize("truth", ["True", "true", "1"])
+def test_truths(training: Place, truth: str) -> None:
+    assert job(*training.given, f"--auto_trans_ckpt={truth}").code == 0
+
+
+def test_without_auto_trans_ckpt_a_mismatch_is_refused(training: Place) -> None:
+    done = job(*training.given, "--auto_trans_ckpt=False")
+    assert done.code == 2
+    assert told(done, "auto_trans_ckpt is not True")
+
+
+def test_nothing_to_do(training: Place) -> None:
+    done = job(*training.given, "--use_parallel=False")
+    assert done.code == 0
+    assert told(done, "Nothing to do: the source is full, and the job runs on one card")
+    assert "nothing to do; exit code 0" in done.out.splitlines()[-1]
+    assert not (training.path / "job").exists()
+
+
+def test_nodes_of_a_training_job(training: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in (1, 0):
+        on_node(monkeypatch, index, 2)
+        done = job(*training.given, "--npu_num_per_node=2", "--wait=0")
+        assert done.code == (0 if index == 0 else 5)
+        assert (training.path / "job/strategy").exists() == (index == 0)  # the first node writes the strategies
+    assert reshard.verify(str(training.target)).is_ok
+    for index in (0, 1):
+        on_node(monkeypatch, index, 2)
+        again = job(*training.given, "--npu_num_per_node=2", "--wait=0")
+        assert again.code == 0
+        assert told(again, "found 2 objects")
+
+
+def test_the_number_of_npus_may_stand_in_the_yaml(training: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (training.path / "train.yaml").open("a") as file:
+        file.write("npu_num_per_node: 2\n")
+    on_node(monkeypatch, 1, 2)
+    assert told(job(*training.given, "--wait=0"), "ranks 2-3 are this node's")
+
+
+def test_strategies_alone(training: Place) -> None:
+    done = job(*training.given, "--only_save_strategy=True")
+    assert done.code == 0, done.out
+    assert told(done, "wrote ")
+    assert not training.target.exists()
+    assert len(list((training.path / "job/strategy").iterdir())) >= 4
+
+
+def test_channels_of_a_training_job(training: Place) -> None:
+    done = job(
+        training.given[0],
+        "--auto_trans_ckpt=1",
+        f"--data_url={training.path}/llama",
+        f"--train_url={training.path}/job",
+    )
+    assert done.code == 0, done.out
+    assert ranks_in(training.target)
+
+
+def test_keys_that_are_unknown(training: Place) -> None:
+    with (training.path / "train.yaml").open("a") as file:
+        file.write("auto_trans_chpt: True\n")
+    done = job(*training.given, "--load_chekpoint=obs://SECRET/x")
+    assert done.code == 0
+    assert told(done, "WARNING node 0/1: auto_trans_chpt is no key that is known")
+    assert told(done, "WARNING node 0/1: load_chekpoint")
+    assert "SECRET" not in done.out
+
+
+def test_training_keys_without_a_yaml(training: Place) -> None:
+    done = job(*training.given[1:], "--use_parallel=True", "--parallel_config.model_parallel=2")
+    assert done.code == 0, done.out
+    assert told(done, "Cut the full weights for 2 ranks.")
+
+
+def test_a_yaml_that_is_not_there(training: Place) -> None:
+    assert job(*training.given[1:], f"--config={training.path}/none.yaml").code == 5
+
+
+def test_config_json_belongs_to_a_conversion(training: Place, tmp_path: Path) -> None:
+    done = job(
+        f"--src={training.path}/llama", f"--dst={tmp_path}/ms", "--to=ms", f"--config={training.path}/llama/config.json"
+    )
+    assert done.code == 0, done.out

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .. import __version__
 from ..errors import ReshardError
-from ..jobs.hyper_parameters import HyperParameters, read_hyper_parameters
-from ..jobs.job_service import find_node
-from ..jobs.service_job import SERVICE_OPTIONS, ServiceJob, is_hyper_parameter, read_service_job
+from ..jobs.hyper_parameters import SERVICE_OPTIONS, HyperParameters, read_hyper_parameters
 from .flags import flag, with_flags
 from .job_log import JobLog
 from .printing import in_bytes, in_time
@@ -21,6 +20,7 @@ from .signals import INTERRUPTED, Stopped, signals
 
 if TYPE_CHECKING:
     from ..api.request import Request
+    from ..jobs.service_job import ServiceJob
 
 _LINE_EVERY_S = 30.0
 
@@ -54,33 +54,36 @@ def modelarts(ctx: typer.Context, **service: Any) -> None:
 
 def _run(arguments: list[str], log: JobLog) -> str:
     """Run the job; return what came of it."""
+    # A job's modules take a while to import, and help does not need them.
+    from ..jobs.job_service import find_node
+    from ..jobs.service_job import ignored_names, is_hyper_parameter, read_service_job
     from ..storage import shared_connections
 
     log.node = find_node(os.environ)
     log.info(f"reshard {__version__}")
     given = read_hyper_parameters(arguments, os.environ, is_hyper_parameter)
+    _tell_parameters(given, ignored_names(given), log)
     listener = LogLines(log.info, _LINE_EVERY_S)
     with shared_connections():
         job = read_service_job(given, os.environ, listener)
-        _tell_parameters(given, job, log)
+        log.node = job.node
+        for text in job.warnings:
+            log.warning(text)
+        for text in job.notes:
+            log.info(text)
         ended = [_write_strategies(job, log), *([_convert(job.request, job, log, listener)] if job.request else [])]
     return "; ".join(filter(None, ended)) or "nothing to do"
 
 
-def _tell_parameters(given: HyperParameters, job: ServiceJob, log: JobLog) -> None:
-    """Tell what was understood; the values of what means nothing here are not shown."""
-    for name in given.texts:
-        if name not in job.ignored:
-            origin = " (environment)" if name in given.from_environment else ""
-            log.info(f"{name}={given.texts[name][-1]}{origin}")
-    for name in job.ignored:
-        log.warning(f"{name} is no hyper-parameter of a conversion: it has no effect")
+def _tell_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog) -> None:
+    """Tell what was given; the values of what means nothing here are not shown."""
+    for name, texts in given.texts.items():
+        if name in ignored:
+            log.warning(f"{name} is no hyper-parameter of a conversion: it has no effect")
+        else:
+            log.info(f"{name}={texts[-1]}{' (environment)' if name in given.from_environment else ''}")
     for stray in given.strays:
         log.warning(f"{stray!r} belongs to no --name: it has no effect")
-    for text in job.warnings:
-        log.warning(text)
-    for text in job.notes:
-        log.info(text)
 
 
 def _write_strategies(job: ServiceJob, log: JobLog) -> str:

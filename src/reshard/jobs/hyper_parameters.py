@@ -5,6 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..api.option_field import OptionField, read_nullable
+from ..errors import UsageError
+
+NPUS_PER_NODE = 8
+"""What MindSpore Transformers takes a node to have unless told."""
+
+WAIT_S = 7200.0
+"""How long MindSpore Transformers waits for what other nodes convert."""
+
+_GROUP = "Job"
+_LONGEST_S = 10.0**7
+
+
+def _read_seconds(value: object) -> float:
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= _LONGEST_S:
+        raise UsageError(f"expected seconds, like {WAIT_S:g}")
+    return found
+
+
+SERVICE_OPTIONS: Mapping[str, OptionField] = {
+    "config": OptionField("Training YAML of MindSpore Transformers.", "URL", _GROUP, read=read_nullable),
+    "npu_num_per_node": OptionField("Ranks that each node writes.", "N", _GROUP, str(NPUS_PER_NODE), read_nullable),
+    "wait": OptionField("Time limit for the shares of other nodes.", "SECONDS", _GROUP, f"{WAIT_S:g}", _read_seconds),
+    "data_url": OptionField("Source, if no other hyper-parameter names one.", "URL", _GROUP, read=read_nullable),
+    "train_url": OptionField("Place of the target, if no other names one.", "URL", _GROUP, read=read_nullable),
+}
+"""Options of a job that a job service starts, beside those of a request and the keys of a training YAML."""
+
 
 @dataclass(frozen=True, slots=True)
 class HyperParameters:

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 from ..api.option_field import read_integer
 from ..errors import Transient, UsageError, option
 from ..planning.share_documents import written_ranks
-
-NPUS_PER_NODE = 8
-"""What MindSpore Transformers takes a node to have unless told."""
-
-WAIT_S = 7200.0
-"""How long MindSpore Transformers waits for what other nodes convert."""
+from .hyper_parameters import NPUS_PER_NODE
 
 _POLL_S, _TOLD_EVERY_S = 5.0, 30.0
 

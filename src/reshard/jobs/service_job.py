@@ -6,38 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..api.option_field import OptionField, read_nullable, read_texts
+from ..api.option_field import read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
 from ..errors import UsageError, option
-from .hyper_parameters import HyperParameters
-from .job_service import NPUS_PER_NODE, WAIT_S, Node, check_destination, find_node, npu_warnings, staged_warnings
+from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
+from .job_service import Node, check_destination, find_node, npu_warnings, staged_warnings
 from .training_config import TrainingConfig, read_training_config
 from .training_job import TrainingJob, decide
 from .training_keys import find_known
-
-_GROUP = "Job"
-_LONGEST_S = 10.0**7
-
-
-def _read_seconds(value: object) -> float:
-    try:
-        found = float(str(value))
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= _LONGEST_S:
-        raise UsageError(f"expected seconds, like {WAIT_S:g}")
-    return found
-
-
-SERVICE_OPTIONS: Mapping[str, OptionField] = {
-    "config": OptionField("Training YAML of MindSpore Transformers.", "URL", _GROUP, read=read_nullable),
-    "npu_num_per_node": OptionField("Ranks that each node writes.", "N", _GROUP, str(NPUS_PER_NODE), read_nullable),
-    "wait": OptionField("Time limit for the shares of other nodes.", "SECONDS", _GROUP, f"{WAIT_S:g}", _read_seconds),
-    "data_url": OptionField("Source, if no other hyper-parameter names one.", "URL", _GROUP, read=read_nullable),
-    "train_url": OptionField("Place of the target, if no other names one.", "URL", _GROUP, read=read_nullable),
-}
-"""Options of a job that a job service starts, beside those of a request and the keys of a training YAML."""
 
 _SOURCES = ("load_checkpoint", "pretrained_model_dir", "src", "data_url")
 _TARGETS = ("output_dir", "remote_save_url", "dst", "train_url")
@@ -55,15 +32,14 @@ class ServiceJob:
         The conversion; None if there is nothing to convert.
     training
         The decision on a training YAML, if it is one that asks.
-    ignored
-        Names of hyper-parameters that mean nothing here.
+    warnings, notes
+        What is odd, and what else a person should know.
     """
 
     node: Node
     wait_s: float
     request: Request | None
     training: TrainingJob | None = None
-    ignored: Sequence[str] = ()
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -107,16 +83,21 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
         if request.ranks is not None and node.count > 1:
             raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
     places = {name: given.text(name) for name in (*_SOURCES, *_TARGETS)}
-    ignored = [name for name in given.texts if name not in OPTIONS and name not in SERVICE_OPTIONS]
     return ServiceJob(
         node=node,
         wait_s=service.get("wait", WAIT_S),
         request=request,
         training=training,
-        ignored=[name for name in ignored if training is None or find_known(name) is None],
         warnings=[*staged_warnings(places), *npu_warnings(environ, node), *_training_warnings(training)],
         notes=[] if training is None else [training.verdict, *training.notes],
     )
+
+
+def ignored_names(given: HyperParameters) -> list[str]:
+    """Return the names of hyper-parameters that mean nothing to the conversion that is asked for."""
+    is_training = _is_training(given)
+    others = [name for name in given.texts if name not in OPTIONS and name not in SERVICE_OPTIONS]
+    return [name for name in others if not is_training or find_known(name) is None]
 
 
 def request_options(given: HyperParameters) -> dict[str, Any]:
