@@ -352,6 +352,21 @@ def test_strategies_alone(training: Place) -> None:
     assert len(list((training.path / "job/strategy").iterdir())) >= 4
 
 
+def test_strategies_of_a_run_that_was_broken_off_are_completed(training: Place) -> None:
+    given = [*training.given, "--only_save_strategy=True", "--parallel_config.pipeline_stage=2"]
+    assert job(*given).code == 0
+    whole = {path.name: path.read_bytes() for path in (training.path / "job/strategy").iterdir()}
+    for name in ("ckpt_strategy_rank_1.ckpt", "ckpt_strategy_rank_6.ckpt", "merged_ckpt_strategy.ckpt"):
+        (training.path / "job/strategy" / name).unlink()
+    done = job(*given)
+    assert done.code == 0, done.out
+    assert {path.name: path.read_bytes() for path in (training.path / "job/strategy").iterdir()} == whole
+    assert job(*given).code == 0
+    done = job(*training.given, "--only_save_strategy=True")
+    assert done.code == 4
+    assert told(done, "strategy files of another job are there")
+
+
 def test_channels_of_a_training_job(training: Place) -> None:
     done = job(
         training.given[0],

@@ -28,7 +28,9 @@ _COMMANDS = {
         "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
         "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
-        "modelarts": Listed("modelarts_command", "Run as the boot file of a ModelArts training job."),
+        "modelarts": Listed(
+            "modelarts_command", "Do one node's share of a conversion, as the boot file of a ModelArts job."
+        ),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {

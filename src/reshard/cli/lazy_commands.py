@@ -136,11 +136,12 @@ def _load(name: str, listed: Listed) -> Any:
         return group
     module = import_module(f"{__package__}.{listed.module}")
     app = typer.Typer(add_completion=False, **_SETTINGS)
-    cls = CompatCommand if listed.module == "compat_commands" else Command
-    settings = {}
+    command, settings = getattr(module, name.replace("-", "_")), dict(_SETTINGS["context_settings"])
+    cls, text = CompatCommand if listed.module == "compat_commands" else Command, listed.help
     if listed.module == "modelarts_command":
-        cls, settings = HyperParameterCommand, {"ignore_unknown_options": True, "allow_extra_args": True}
-    app.command(name, cls=cls, help=listed.help, context_settings=settings)(getattr(module, name.replace("-", "_")))
+        cls, text = HyperParameterCommand, command.__doc__
+        settings |= {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, cls=cls, help=text, context_settings=settings)(command)
     return typer.main.get_command(app)
 
 

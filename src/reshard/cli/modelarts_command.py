@@ -27,11 +27,11 @@ _LINE_EVERY_S = 30.0
 
 @with_flags(flag(name, field, is_original=True) for name, field in SERVICE_OPTIONS.items())
 def modelarts(ctx: typer.Context, **service: Any) -> None:
-    """Do this node's share of the conversion that a training job's hyper-parameters ask for, and wait for the others.
+    """Do one node's share of a conversion, as the boot file of a ModelArts job.
 
-    Every key of a training YAML and every option of `reshard convert` is a hyper-parameter too, as
-    --name=value, --name value, or an environment variable of the same name: --auto_trans_ckpt=True,
-    --parallel_config.model_parallel=4, --dtype=bf16. Unknown ones are named in the log.
+    The hyper-parameters say what to convert: every key of a training YAML and every option of `reshard convert`, as
+    --name=value, --name value, or an environment variable of the same name. Like --auto_trans_ckpt=True,
+    --parallel_config.model_parallel=4, --src=obs://bucket/model, --dtype=bf16. Unknown ones are named in the log.
     """
     log, begun_s = JobLog(), time.monotonic()
     arguments = [*ctx.args, *(f"--{name}={value}" for name, value in service.items() if value is not None)]
