@@ -45,6 +45,11 @@ class Place:
         place.store.put(place.key, data)
         return self.at(name)
 
+    def delete(self, name: str) -> None:
+        place = open_target(self.at(name))
+        assert isinstance(place.store, Store)
+        place.store.delete(place.key)
+
     def keys(self, name: str = "") -> list[str]:
         """Every object below a place."""
         return [key for key, _ in open_target(self.at(name) if name else self.url).named_objects()]

@@ -68,10 +68,15 @@ def test_layout_file(place):
 
 def test_ranks_and_prefix(memory):
     ok("convert", memory.full, memory.at("a"), "--dst-strategy", memory.strategy, "--ranks", "1,3", "--prefix", "net_")
-    assert memory.keys("a") == ["rank_1/net_1.safetensors", "rank_3/net_3.safetensors", MANIFEST]
+    assert memory.keys("a") == [
+        "rank_1/net_1.safetensors",
+        "rank_3/net_3.safetensors",
+        "reshard-manifest-ranks_1_3.json",
+    ]
     named = ["--dst-strategy", memory.strategy, "--ranks", "0-1", "--prefix", "llama_{rank}_of_4"]
     ok("convert", memory.full, memory.at("b"), *named)
-    assert memory.keys("b") == ["rank_0/llama_0_of_4.safetensors", "rank_1/llama_1_of_4.safetensors", MANIFEST]
+    objects = ["rank_0/llama_0_of_4.safetensors", "rank_1/llama_1_of_4.safetensors"]
+    assert memory.keys("b") == [*objects, "reshard-manifest-ranks_0-1.json"]
 
 
 @pytest.mark.parametrize(
@@ -116,12 +121,45 @@ def test_overwrite(any_place):
     any_place.put(f"ranks/{RANKS[2]}", b"damaged")
     done = run(*command)
     assert done.code == 4
-    assert "5 of 5 outputs exist already" in done.err
-    assert all(key in done.err for key in RANKS)
+    assert "objects were changed since this conversion was finished" in done.err
+    assert [key for key in RANKS if key in done.err] == [RANKS[2]]
     assert "--overwrite" in done.err
+    refused = run(*command, "--if-exists", "fail")
+    assert (refused.code, "5 of 5 outputs exist already" in refused.err) == (4, True)
+    assert all(key in refused.err for key in RANKS)
     assert any_place.read(f"ranks/{RANKS[2]}") == b"damaged"
     ok(*command, "--overwrite")
     assert {key: any_place.read(f"ranks/{key}") for key in RANKS} == before
+    assert "skipped" not in ok(*command, "--if-exists", "replace").out
+
+
+def test_what_is_finished_is_left_as_it_is(any_place):
+    command = ["convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy]
+    first = ok(*command, "--output", "json").json
+    before = any_place.read(f"ranks/{MANIFEST}")
+    again = ok(*command, "--output", "json", "--memory", "64MiB").json
+    assert (first.pop("state"), again.pop("state")) == ("converted", "skipped")
+    assert (first, before) == (again, any_place.read(f"ranks/{MANIFEST}"))
+    assert "skipped" in ok(*command).out
+
+
+def test_another_conversion_is_not_taken_for_a_finished_one(any_place):
+    command = ["convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy]
+    ok(*command)
+    for other in (["--dtype", "bf16"], ["--drop", "lm_head.weight"], ["--remove-redundancy"]):
+        done = run(*command, *other)
+        assert (done.code, "outputs exist already" in done.err) == (4, True), other
+
+
+def test_missing_outputs_are_made_again(any_place):
+    command = ["convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy]
+    ok(*command)
+    before = any_place.read(f"ranks/{RANKS[1]}")
+    any_place.delete(f"ranks/{RANKS[1]}")
+    done = ok(*command)
+    assert "1 of 4 outputs of an earlier run are missing" in done.err
+    assert any_place.read(f"ranks/{RANKS[1]}") == before
+    assert any_place.keys("ranks") == [*RANKS, MANIFEST]
 
 
 def test_what_lies_in_the_target_already_is_left_alone(place):
@@ -256,11 +294,13 @@ def test_json_of_convert_and_verify(any_place):
     done = ok(
         "convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy, "--output", "json"
     )
-    assert list(done.json) == ["format", "conversion_id", "source_url", "target_url", "sources", "outputs", "tensors"]
+    ids = ["conversion_id", "whole_id"]
+    assert list(done.json) == ["state", "format", *ids, "source_url", "target_url", "sources", "outputs", "tensors"]
+    assert done.json["state"] == "converted"
     assert [output["key"] for output in done.json["outputs"]] == RANKS
     assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])
     stored = json.loads(any_place.read(f"ranks/{MANIFEST}"))
-    assert {key: stored[key] for key in done.json} == done.json
+    assert {"state": "converted", **{key: stored[key] for key in done.json if key != "state"}} == done.json
     report = ok("verify", any_place.at("ranks"), "--output", "json").json
     assert report["is_ok"] is True
     assert report["problems"] == []

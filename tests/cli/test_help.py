@@ -21,11 +21,11 @@ CONVERSION = SOURCE | {
     "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
-EXTRAS = SHOWN | {"--overwrite", "--drop", "--memory"}
+EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
 REWRITING = EXTRAS | {"--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
-    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging"},
+    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists"},
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },

@@ -157,9 +157,11 @@ def test_one_process_share_of_the_ranks(memory):
         assert done.code == 0, done.err
     assert memory.keys("out") == [
         *(f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in RANKS),
-        "reshard-manifest-rank_0-1.json", "reshard-manifest-rank_2-3.json",
+        "reshard-manifest-ranks_0-1.json", "reshard-manifest-ranks_2-3.json", MANIFEST,
     ]  # fmt: skip
-    done = transform(memory, *arguments, "--rank_id", "2", "--process_num", "2")
+    again = [*arguments, "--rank_id", "2", "--process_num", "2"]
+    assert "skipped" in transform(memory, *again).out
+    done = transform(memory, *again, "--if_exists", "fail")
     assert (done.code, "exist already" in done.err) == (4, True)
 
 
@@ -227,9 +229,9 @@ def test_one_rank_after_the_other(memory):
         ok("load-distributed-checkpoint", *arguments, "--predict_strategy", memory.strategy, "--rank_id", rank,
            "--format", "ckpt")  # fmt: skip
     assert memory.keys("out") == [
-        "rank_1/net.ckpt", "rank_3/net.ckpt", "reshard-manifest-rank_1.json", "reshard-manifest-rank_3.json",
+        "rank_1/net.ckpt", "rank_3/net.ckpt", "reshard-manifest-ranks_1.json", "reshard-manifest-ranks_3.json",
     ]  # fmt: skip
-    assert run("verify", memory.at("out/reshard-manifest-rank_3.json")).code == 0
+    assert run("verify", memory.at("out/reshard-manifest-ranks_3.json")).code == 0
     done = run("load-distributed-checkpoint", *arguments, "--rank_id", "1")
     assert (done.code, "--predict_strategy" in done.err) == (2, True)
     ok("load-distributed-checkpoint", *arguments[:-1], memory.at("one"), "--rank_id", "0")
@@ -303,7 +305,8 @@ def test_a_tree_in_place_there_and_back(any_place):
     assert sorted(any_place.keys("ckpt")) == sorted(
         ["notes.txt", manifest, *(name + end for name in names for end in (".ckpt", ".safetensors"))]
     )
-    done = run("safetensors-to-ckpt", any_place.at("ckpt"))
+    assert "skipped" in ok("safetensors-to-ckpt", any_place.at("ckpt")).out
+    done = run("safetensors-to-ckpt", any_place.at("ckpt"), "--if_exists", "fail")
     assert (done.code, "5 of 5 outputs exist already" in done.err) == (4, True)
     ok("safetensors-to-ckpt", any_place.at("ckpt"), "--overwrite")
     ok("verify", any_place.at(f"ckpt/{manifest}"))

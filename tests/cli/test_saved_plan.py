@@ -6,11 +6,9 @@ import json
 
 from cli.runner import ok, run
 
-MANIFEST = "reshard-manifest.json"
-
 
 def objects(place, name):
-    return {key: place.read(f"{name}/{key}") for key in place.keys(name) if key != MANIFEST}
+    return {key: place.read(f"{name}/{key}") for key in place.keys(name) if not key.startswith("reshard-manifest")}
 
 
 def test_same_bytes_as_at_once(any_place):
@@ -32,7 +30,9 @@ def check_same_bytes(place, *flags):
     assert made.err.split() == ["transfer", "commit"]
     ok("convert", place.full, place.at("now"), *arguments[2:])
     assert objects(place, "later") == objects(place, "now")
-    assert "all compared bytes match" in ok("verify", place.at("later")).out
+    verdict = ok("verify", place.at("later")).out
+    assert "all compared bytes match" in verdict
+    assert ("no run has finished ranks 1, 3" in verdict) is ("--ranks" in flags)
 
 
 def saved(place):
@@ -86,7 +86,8 @@ def test_takes_no_second_opinion(memory):
 def test_outputs_that_exist(memory):
     command = saved(memory)
     ok(*command)
-    assert run(*command).code == 4
+    assert "skipped" in ok(*command).out
+    assert run(*command, "--if-exists", "fail").code == 4
     ok(*command, "--overwrite")
 
 

@@ -30,6 +30,7 @@ from reshard.engine import workers as workers_module
 from reshard.engine.events import PhaseStarted, Progress
 from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest
+from reshard.engine.run_record import MAX_RECORD_BYTES
 from reshard.engine.verification import verify_manifest
 from reshard.errors import Interrupted, SourceChanged, StorageError, TargetExists, Transient, Unsupported
 from reshard.planning.conversion import MANIFEST_KEY
@@ -166,10 +167,14 @@ def test_requests_and_bytes_are_those_of_the_plan(source, wished, strategy):
     requests = Counter(written.requests)
     assert requests.pop("list") == 1
     assert requests == +Counter(
-        put=cost.put_count + 1, create=cost.upload_count, part=cost.part_count, complete=cost.upload_count
+        put=cost.put_count + 2,  # the run's record and the manifest
+        create=cost.upload_count,
+        part=cost.part_count,
+        complete=cost.upload_count,
+        delete=1,
     )
-    assert written.written_bytes == cost.written_bytes + manifest_bytes
-    assert cost.request_count == cost.get_count + requests["put"] - 1 + cost.part_count + 2 * cost.upload_count
+    assert 0 < written.written_bytes - cost.written_bytes - manifest_bytes <= MAX_RECORD_BYTES
+    assert cost.request_count == cost.get_count + requests["put"] - 2 + cost.part_count + 2 * cost.upload_count
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 12])
@@ -215,8 +220,9 @@ def test_parts_come_first_then_what_is_visible_then_the_manifest(source, target)
     convert(source, counted, replace(ranks_of(STAGES)), LIMITS)
     order = [verb for verb, _ in counted.store.log if verb in ("upload_part", "put", "complete_upload")]
     hidden = order.count("upload_part")
-    assert set(order[:hidden]) == {"upload_part"}
-    assert counted.store.log[-1] == ("put", f"to/{MANIFEST_KEY}")
+    assert order[0] == "put"  # the run's record
+    assert set(order[1 : hidden + 1]) == {"upload_part"}
+    assert counted.store.log[-2:] == [("put", f"to/{MANIFEST_KEY}"), ("delete", "to/reshard-run.json")]
 
 
 def test_every_read_is_pinned(source, target):
@@ -351,8 +357,10 @@ def test_a_fault_at_any_call_leaves_nothing(source, scenario, error):
     source_calls, target_calls = clean_calls(plan, source)
     runs = 0
     for side, calls in (("source", source_calls), ("target", target_calls)):
-        assert set(calls) <= set(VERBS)
+        assert set(calls) <= {*VERBS, "delete"}
         for verb, count in calls.items():
+            if verb == "delete":  # of the record, once all is complete
+                continue
             for call in range(1, count + 1):
                 for after in (False, True):
                     fault = Fault(verb, call, error, after)
@@ -495,7 +503,8 @@ def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source
     existing = stored(finished(other, STAGES))
     plan = planned(source, new_place(), ranks_of(STAGES), replace(LIMITS, concurrency=1))
     _, calls = clean_calls(plan, source, existing)
-    assert calls["delete"] == 1
+    assert calls.pop("delete") == 2  # the old manifest, and the run's record once all is complete
+    calls["delete"] = 1
     kept = 0
     for verb, count in calls.items():
         for call in range(1, count + 1):
@@ -509,9 +518,8 @@ def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source
                 found, replaced = stored(place), made_visible(faulty, is_last_done=after)
                 assert not list(place.store.open_uploads(""))
                 assert all(existing[name] == body for name, body in found.items()), f"{verb} {call} {after}"
-                assert set(existing) - set(found) - {MANIFEST_KEY} == replaced - {MANIFEST_KEY}, (
-                    f"{verb} {call} {after}"
-                )
+                own = {MANIFEST_KEY, "reshard-run.json"}
+                assert set(existing) - set(found) - own == replaced - own, f"{verb} {call} {after}"
                 assert MANIFEST_KEY not in found or found == existing
                 kept += found == existing
     assert kept > 10

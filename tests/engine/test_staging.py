@@ -193,7 +193,7 @@ def test_nothing_is_staged_for_a_target_that_is_refused(lab):
     reshard.convert(plan=plan, keep_staging=True)
     before = staged_objects()
     with pytest.raises(TargetExists):
-        reshard.convert(plan=plan)
+        reshard.convert(plan=plan, if_exists="fail")
     assert staged_objects() == before
 
 

@@ -22,7 +22,6 @@ from support.ckpt_parser import parse_ckpt
 import reshard
 from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import PlanError
-from reshard.planning.conversion import MANIFEST_KEY
 from reshard.storage import MemoryStore, open_location, open_target
 
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindspore"
@@ -247,10 +246,11 @@ def memory_url(name: str) -> str:
 
 
 def outputs_of(url: str) -> dict[str, Content]:
-    """Every object below a target but the manifest, by key."""
+    """Every object below a target but the manifests, by key."""
     found = objects_below(url)
-    assert found.pop(MANIFEST_KEY)
-    return {name: read_any(name, data) for name, data in found.items()}
+    manifests = [name for name in found if name.startswith("reshard-manifest")]
+    assert manifests
+    return {name: read_any(name, data) for name, data in found.items() if name not in manifests}
 
 
 def objects_below(url: str) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from reshard.engine.workers import working
 from reshard.planning.catalog import Catalog
 from reshard.planning.limits import Limits
 from reshard.planning.plan import Plan
+from reshard.planning.share_documents import manifest_key_of
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.target import Target
 from reshard.storage import Location
@@ -53,7 +54,8 @@ def planned(
     copy_bases: Sequence[int] = (),
 ) -> Plan:
     """The plan of a conversion."""
-    return plan_for(catalog_at(source, strategy), wished, target.url, limits, copy_bases=copy_bases)
+    catalog, manifest_key = catalog_at(source, strategy), manifest_key_of(wished)
+    return plan_for(catalog, wished, target.url, limits, copy_bases=copy_bases, manifest_key=manifest_key)
 
 
 def convert(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..engine.shares import read_shares
 from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.parallel_sizes import ParallelSizes
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
@@ -14,7 +15,9 @@ from ..errors import NotFound
 from ..formats.strict_json import parse_json_object
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..planning.catalog import Catalog
+from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
+from ..planning.share_documents import written_ranks
 from ..planning.sources.selection import NameFilter
 from ..storage import Location, open_location, open_source, shared_connections
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
@@ -54,7 +57,19 @@ def inspect(url: str, **options: Any) -> Catalog:
     request = Request.of(("src", *SOURCE_OPTIONS), **(options | {"src": url}))
     wanted, location = source_options(request), open_source(request.src)
     with working(request.concurrency or Limits().concurrency, location.store) as workers:
-        return read_contents(location, wanted, workers)
+        catalog = read_contents(location, wanted, workers)
+    note = _unfinished(location)
+    return replace(catalog, notes=(*catalog.notes, note)) if note else catalog
+
+
+def _unfinished(location: Location) -> str:
+    """Return a note on the shares that are missing, where several runs write one target."""
+    if location.key.endswith(OBJECT_SUFFIXES) or location.child(MANIFEST_KEY).head_or_none():
+        return ""
+    shares = read_shares(location)
+    if shares is None or not shares.missing_ranks:
+        return ""
+    return f"several runs write this target: ranks {written_ranks(shares.missing_ranks)} are missing"
 
 
 def source_options(request: Request) -> SourceOptions:

@@ -161,7 +161,16 @@ class Request:
         default="5GB; mindspore: 3GiB; zarr: 64MiB",
         read=parse_size,
     )
-    overwrite: bool = _switch("Replace outputs that exist.", TARGET)
+    if_exists: str | None = _choice(
+        "What to do where outputs exist: skip leaves a finished conversion that is the same, and refuses anything "
+        "else; fail refuses; replace replaces them.",
+        TARGET,
+        "skip",
+        "fail",
+        "replace",
+        default="skip",
+    )
+    overwrite: bool = _switch(f"Replace outputs that exist: {named('if_exists', 'replace')} in short.", TARGET)
 
     memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
     concurrency: int | None = _field("Requests in flight at once.", "N", RUN, default="8", least=1)
@@ -223,6 +232,11 @@ class Request:
         return bool(self.dst_strategy or self.dst_layout or self.parallel)
 
     @property
+    def replaces(self) -> bool:
+        """Whether outputs that exist are replaced."""
+        return self.overwrite or self.if_exists == "replace"
+
+    @property
     def names_object(self) -> bool:
         """Whether the target is named as a single object."""
         return self.dst.rstrip("/").endswith(OBJECT_SUFFIXES)
@@ -238,7 +252,10 @@ SOURCE_OPTIONS = (
 )
 """Options that concern the source alone."""
 
-PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in ("overwrite", "keep_staging"))
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging")
+"""Options that concern a run alone, so that they may be given beside a saved plan."""
+
+PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)
 """Options that a plan depends on."""
 
 STRATEGY_OPTIONS = ("parallel", "to", "family", "naming", "config", "option")
@@ -316,6 +333,8 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         if request.form == "iteration":
             hint = "It is one object per rank."
             yield UsageError(f"{named('form', 'iteration')} needs a target strategy or layout", hint=hint)
+    if request.overwrite and request.if_exists not in (None, "replace"):
+        yield UsageError(f"{named('overwrite')} and {named('if_exists', request.if_exists)} contradict each other")
     if request.staging == "never" and request.staging_url:
         yield UsageError(f"{named('staging_url')} is for staging, but {named('staging', 'never')} is given")
 

@@ -16,15 +16,15 @@ from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
 from ..planning.catalog import Catalog
 from ..planning.change import make_tensors
-from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.conversion import Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import Attachment, TargetTensor
 from ..planning.plan import StagingMode
+from ..planning.share_documents import manifest_key_of
 from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
 from ..planning.targets.strategy_check import is_state
-from ..planning.targets.target import Target
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
@@ -63,10 +63,6 @@ class Hooks:
         """Complete the request, with notes for the reader."""
         return request, ()
 
-    def manifest_key(self, _target: Target) -> str:
-        """Name the manifest of a target that is not a single object."""
-        return MANIFEST_KEY
-
 
 @shared_connections()
 def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None = None) -> Resolved:
@@ -99,7 +95,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     catalog, saved_at = _with_resume_point(with_notes(catalog, *decided), request, tensors, limits.concurrency)
     target = choose_target(request, place, strategy, limits, catalog.training_state, saved_at)
     attachments: tuple[Attachment, ...] = ()
-    manifest_key = f"{name}.manifest.json" if name else hooks.manifest_key(target)
+    manifest_key = f"{name}.manifest.json" if name else manifest_key_of(target)
     if target.has_companions:
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
-from ..engine.events import Listener, ignore
+from ..engine.events import Listener, Noted, ignore
 from ..engine.execute import execute
 from ..engine.manifest import Manifest, decode_manifest
+from ..engine.outcome import find_outcome, finish_outcome
+from ..engine.shares import read_shares
 from ..engine.sources.strategy_files import read_object
-from ..engine.verification import Report, Subset, verify_manifest
+from ..engine.verification import Report, Subset, join_reports, verify_manifest
+from ..engine.workers import working
 from ..errors import NotFound, TargetExists, UsageError, option
-from ..planning.conversion import MANIFEST_KEY
+from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.limits import Limits
 from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan
 from ..planning.staging import staged_plan
-from ..storage import open_location, open_source, open_target, open_target_object, shared_connections
-from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, Request
+from ..storage import Location, open_location, open_source, open_target, open_target_object, shared_connections
+from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, resolve
 
 
@@ -76,13 +81,18 @@ def convert(
     on_event
         Is called with the events of the run, a few times a second.
     options
-        See :class:`reshard.api.Request`; with a plan only ``overwrite`` and ``keep_staging``.
+        See :class:`reshard.api.Request`; with a plan only ``if_exists``, ``overwrite`` and ``keep_staging``.
 
     Raises
     ------
     ReshardError
         As the tree in :mod:`reshard.errors` says. Whatever is raised, KeyboardInterrupt too,
         nothing of this run stays in the target.
+
+    Notes
+    -----
+    A conversion that is finished already is left as it is, unless ``if_exists`` says otherwise: the manifest that is
+    returned then has ``was_done`` set.
     """
     options |= {"src": src, "dst": dst}
     if plan is not None:
@@ -91,9 +101,8 @@ def convert(
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
     if plan is None:
-        plan = plan_resolved(resolve(request, on_event))
-    made = plan if isinstance(plan, Plan) else load_plan(fspath(plan))
-    return run(made, overwrite=request.overwrite, keep_staging=request.keep_staging, on_event=on_event)
+        return convert_resolved(resolve(request, on_event), request, on_event)
+    return run(plan if isinstance(plan, Plan) else load_plan(fspath(plan)), request, on_event)
 
 
 def check_plan_alone(options: Mapping[str, object]) -> None:
@@ -101,22 +110,55 @@ def check_plan_alone(options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value and name in PLAN_OPTIONS]
     if given:
         message = f"{option('plan')} cannot be combined with {', '.join(map(option, given))}"
-        hint = f"Beside a plan only {option('overwrite')} and {option('keep_staging')} have a meaning."
+        *others, last = map(option, RUN_OPTIONS)
+        hint = f"Beside a plan only {', '.join(others)} and {last} have a meaning."
         raise UsageError(message, hint=hint)
 
 
 @shared_connections()
-def run(plan: Plan, *, overwrite: bool = False, keep_staging: bool = False, on_event: Listener = ignore) -> Manifest:
-    """Carry out a plan."""
+def convert_resolved(resolved: Resolved, request: Request, on_event: Listener = ignore) -> Manifest:
+    """Carry out a resolved request, unless its outcome is there already and may stay."""
+    done, request = earlier_outcome(resolved.conversion, request, on_event)
+    return done or _run(plan_resolved(resolved), request, on_event)
+
+
+@shared_connections()
+def run(plan: Plan, request: Request, on_event: Listener = ignore) -> Manifest:
+    """Carry out a plan as the options of a request that concern runs say, unless its outcome is there already."""
+    done, request = earlier_outcome(plan.conversion, request, on_event)
+    return done or _run(plan, request, on_event)
+
+
+def earlier_outcome(
+    conversion: Conversion, request: Request, on_event: Listener = ignore
+) -> tuple[Manifest | None, Request]:
+    """Return the manifest of an earlier run whose outcome stays, and the request that holds for a run if there is none.
+
+    Raise TargetExists if objects were changed since that run.
+    """
+    if request.replaces or request.if_exists == "fail":
+        return None, request
+    target = open_target(conversion.target_url)
+    with working(request.concurrency or Limits().concurrency, target.store) as workers:
+        manifest, missing = find_outcome(conversion, target, workers)
+    if manifest is None:
+        return None, request
+    if missing:
+        on_event(Noted(f"{missing} of {len(manifest.receipts)} outputs of an earlier run are missing: it is repeated"))
+        return None, replace(request, overwrite=True)
+    finish_outcome(manifest, target)
+    return manifest, request
+
+
+def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:
     check_sources_kept(plan.conversion)
-    source, target = open_source(plan.catalog.url), open_target(plan.conversion.target_url)
     return execute(
         plan,
-        source,
-        target,
+        open_source(plan.catalog.url),
+        open_target(plan.conversion.target_url),
         others=[open_source(url) for url in plan.catalog.others],
-        overwrite=overwrite,
-        keep_staging=keep_staging,
+        overwrite=request.replaces,
+        keep_staging=request.keep_staging,
         listener=on_event,
     )
 
@@ -128,7 +170,8 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     Parameters
     ----------
     url
-        Of the manifest, or of the target that holds it.
+        Of the manifest, or of the target that holds it. Where only some shares of a target are finished, these are
+        compared, and the report names the ranks that are missing.
     subset
         ``n/t``: only every t-th step, from the n-th.
     on_event
@@ -137,20 +180,33 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
     Raises
     ------
     NotFound
-        No manifest is there: the conversion was not finished.
+        No manifest is there, not even that of a share: the conversion was not finished.
     SourceChanged
         The source is no longer the one that was converted.
     """
-    if not url.endswith(".json"):
-        url = f"{url}.manifest.json" if url.endswith(OBJECT_SUFFIXES) else f"{url.rstrip('/')}/{MANIFEST_KEY}"
-    place = open_location(url)
+    chosen = Subset.parse(subset) if subset else Subset()
+    place = open_location(_manifest_url(url))
     try:
-        manifest = decode_manifest(read_object(place), place.url)
+        return _verified(decode_manifest(read_object(place), place.url), place, chosen, on_event)
     except NotFound as error:
-        raise NotFound(
-            f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
-            hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
-        ) from error
+        shares = None if url.endswith(".json") else read_shares(open_target(url))
+        if shares is None:
+            raise NotFound(
+                f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
+                hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
+            ) from error
+    reports = [_verified(each, place, chosen, on_event) for each in shares.manifests]
+    return join_reports(reports, shares.missing_ranks)
+
+
+def _manifest_url(url: str) -> str:
+    if url.endswith(".json"):
+        return url
+    return f"{url}.manifest.json" if url.endswith(OBJECT_SUFFIXES) else f"{url.rstrip('/')}/{MANIFEST_KEY}"
+
+
+def _verified(manifest: Manifest, place: Location, subset: Subset, on_event: Listener) -> Report:
+    """Verify the objects of a manifest that was read at a place, wherever the run believed to write them."""
     target = place
     for _ in manifest.conversion.manifest_key.split("/"):
         target = target.parent
@@ -159,7 +215,7 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         open_source(manifest.conversion.catalog.url),
         target,
         others=[open_source(url) for url in manifest.conversion.catalog.others],
-        subset=Subset.parse(subset) if subset else Subset(),
+        subset=subset,
         listener=on_event,
     )
 

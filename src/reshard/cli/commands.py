@@ -104,6 +104,6 @@ def verify(
     with progress(quiet=quiet) as listener:
         report = verify_target(url, subset=subset, on_event=listener)
     show_report(report, output)
-    if not report.is_ok:
+    if report.problems:
         hint = f"Convert again with {option('overwrite')}."
         raise VerifyError(f"{url}: {len(report.problems)} differences from the source", hint=hint)

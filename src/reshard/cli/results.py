@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..planning.share_documents import written_ranks
 from .flags import OutputForm
 from .printing import in_bytes, note_facts, print_facts, print_json, print_rows
 from .spelling import spelled
@@ -52,12 +53,16 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
         from ..engine.manifest import manifest_to_json
 
         body = manifest_to_json(manifest)
-        print_json({key: value for key, value in body.items() if key not in ("conversion", "limits")})
+        state = "skipped" if manifest.was_done else "converted"
+        print_json(
+            {"state": state} | {key: value for key, value in body.items() if key not in ("conversion", "limits")}
+        )
         return
     written = sum(receipt.nbytes for receipt in manifest.receipts)
     print_facts(
         [
             ("converted", f"{manifest.conversion.catalog.url} -> {manifest.conversion.target_url}"),
+            *([("skipped", "an earlier run has finished this; its objects are there, unchanged")] * manifest.was_done),
             ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
             ("manifest", f"{manifest.conversion.target_url}/{manifest.conversion.manifest_key}"),
             *note_facts(manifest.conversion.notes),
@@ -75,7 +80,9 @@ def show_report(report: Report, form: OutputForm) -> None:
         print_json({"is_ok": report.is_ok, **asdict(report)})
         return
     verdict = "all compared bytes match" if report.checked_bytes else "nothing was compared"
-    if not report.is_ok:
+    if report.missing_ranks:
+        verdict += f"; incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
+    if report.problems:
         verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
     print_facts([("verdict", verdict), ("compared", compared), ("conversion", report.conversion_id[:16])])

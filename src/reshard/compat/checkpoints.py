@@ -20,10 +20,7 @@ from ..errors import UsageError, option, raise_all
 from ..formats.containers import Container, container_of
 from ..formats.mindspore.strategy_file import split_stage
 from ..planning.catalog import SourceSharding
-from ..planning.conversion import MANIFEST_KEY
 from ..planning.sources.selection import NameFilter
-from ..planning.targets.rank_target import RankTarget
-from ..planning.targets.target import Target
 from ..tensor import Strategy
 from .imitation import FileSuffix, Processes, Translation, format_option, imitation, processes_option, requests_for
 
@@ -111,10 +108,7 @@ def transform_checkpoint(
     format: Annotated[str | None, format_option("the source's")] = None,  # noqa: A002
     file_suffix: FileSuffix = None,
 ) -> Translation:
-    """Bring a checkpoint from one strategy to another, as ``transform_checkpoint.py`` does.
-
-    The manifest of a share of the ranks has a name of its own.
-    """
+    """Bring a checkpoint from one strategy to another, as ``transform_checkpoint.py`` does."""
     if src_strategy is None and dst_strategy is None:
         raise UsageError(
             f"{option('src_strategy')} and {option('dst_strategy')} cannot both be None",
@@ -162,8 +156,7 @@ def load_distributed_checkpoint(
 ) -> Translation:
     """Cut a full checkpoint, as ``mindspore.load_distributed_checkpoint`` does without a network.
 
-    The name map is the other way round than that of :func:`reshard.convert`. The manifest of a single rank
-    has a name of its own.
+    The name map is the other way round than that of :func:`reshard.convert`.
     """
     if predict_strategy is None and rank_id:
         needs = f"{option('rank_id', rank_id)} needs {option('predict_strategy')}"
@@ -285,9 +278,6 @@ class _Transform(LeaveOutBuffers):
         )
         return super().complete(request, headers)
 
-    def manifest_key(self, target: Target) -> str:
-        return _manifest_of_ranks(target)
-
 
 @dataclass(frozen=True)
 class _OneRank(Hooks):
@@ -297,17 +287,6 @@ class _OneRank(Hooks):
         if headers.target_strategy is None or self.rank_id is None:
             return request, ()
         return replace(request, ranks=(range(self.rank_id, self.rank_id + 1),)), ()
-
-    def manifest_key(self, target: Target) -> str:
-        return _manifest_of_ranks(target)
-
-
-def _manifest_of_ranks(target: Target) -> str:
-    """Name the manifest of some ranks: other processes write the others to the same place."""
-    if not isinstance(target, RankTarget) or len(target.ranks) == target.strategy.rank_count:
-        return MANIFEST_KEY
-    first, last = target.ranks[0], target.ranks[-1]
-    return f"reshard-manifest-rank_{first if first == last else f'{first}-{last}'}.json"
 
 
 def _inverted(name_map: Mapping[str, str]) -> dict[str, str]:

@@ -53,7 +53,7 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
         own, kind = inspect.signature(translate, eval_str=True), inspect.Parameter.KEYWORD_ONLY
         added = {
             name: inspect.Parameter(name, kind, default=None, annotation=Annotated[Any, OPTIONS[name]])
-            for name in (*shared, "overwrite")
+            for name in (*shared, "if_exists", "overwrite")
         }
         events = inspect.Parameter("on_event", kind, default=ignore, annotation=Listener)
         shown = [*own.parameters.values(), *added.values(), events]
@@ -62,7 +62,7 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
         @wraps(translate)
         @shared_connections()
         def command(*args: Any, on_event: Listener = ignore, **kwargs: Any) -> Manifest:
-            from ..api.statements import plan_resolved, run  # with all that moves bytes: not for help
+            from ..api.statements import convert_resolved  # with all that moves bytes: not for help
 
             given = signature.bind(*args, **kwargs).arguments
             try:
@@ -74,8 +74,7 @@ def imitation(*shared: str, **parameters: str) -> Callable[[Callable[..., Transl
                 request, resolve = translate(**read)
                 more["drop"] = (*more.get("drop", ()), *request.drop)
                 request = replace(request, **more)
-                made = plan_resolved(resolve(request, on_event))
-                return run(made, overwrite=request.overwrite, on_event=on_event)
+                return convert_resolved(resolve(request, on_event), request, on_event)
             except ReshardError as error:
                 _rename_options(error, parameters)
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from ..errors import ReshardError
 from ..planning.plan import Plan
 from ..storage import Location
 from .destination import check_target
@@ -13,6 +14,7 @@ from .executors.threads import ThreadExecutor
 from .locations import Locations, check_source
 from .manifest import Manifest, encode_manifest
 from .session import upload_session
+from .shares import join_shares
 from .two_passes import staged
 
 
@@ -49,19 +51,19 @@ def _execute(plan: Plan, locations: Locations, *, overwrite: bool, listener: Lis
     """Carry out one pass."""
     conversion = plan.conversion
     locations.target.writable_store()
-    before, leftovers = check_target(plan, locations, overwrite=overwrite)
-    with upload_session(plan, locations, before, listener) as session:
+    found = check_target(plan, locations, overwrite=overwrite)
+    with upload_session(plan, locations, found.before, listener) as session:
         workers, executor = session.workers, ThreadExecutor(locations, session.workers, session.meter)
         check_source(plan, locations, workers)
+        session.begin()
         session.probe()
         listener(PhaseStarted("transfer"))
         session.transfer(executor)
         if session.plan.cost.copied_bytes:  # some stores ignore the etag that a copy is pinned to
             check_source(plan, locations, workers)
         listener(PhaseStarted("commit"))
-        if conversion.manifest_key in before:
-            # Until the new one is written, no manifest vouches for a mix of old and new.
-            session.remove(conversion.manifest_key)
+        # Until the new one is written, no manifest vouches for a mix of old and new.
+        workers.map(session.remove, found.obsolete)
         session.put_small(executor)
         session.complete()
         session.replicate(executor)
@@ -71,7 +73,13 @@ def _execute(plan: Plan, locations: Locations, *, overwrite: bool, listener: Lis
         workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
         for document in conversion.documents[-1:]:
             session.put_document(document.key, document.data)
-        workers.map(session.remove, leftovers)
+        workers.map(session.remove, found.leftovers)
         manifest = Manifest(conversion, plan.limits, session.receipts())
         session.put_document(conversion.manifest_key, encode_manifest(manifest))
+    # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
+    try:
+        session.remove_record()
+    except ReshardError as error:
+        listener(Noted(f"The record of this run could not be removed: {error.marked_message}"))
+    join_shares(manifest, locations.target)
     return manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,14 @@ from ..planning.codec import at, decode, each_of, fields_of, integer, refused, t
 from ..planning.conversion import Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import group_by_layout
-from ..planning.plan_json import conversion_from_json, conversion_id, conversion_to_json, unreadable
+from ..planning.plan_json import conversion_from_json, conversion_ids, conversion_to_json, unreadable
 
 _FORMAT = "reshard-manifest/2"
 _HINT = "Convert again."
 _CRC = re.compile("[0-9a-f]{8}")
+_IDS = re.compile(rb'{"format":"reshard-manifest/2","conversion_id":"([0-9a-f]{64})","whole_id":"([0-9a-f]{64})"')
+START_BYTES = 256
+"""Bytes that hold the ids of a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,14 @@ class ObjectReceipt:
 class Manifest:
     """A finished conversion. It is written last, so every object that it names is complete.
 
-    Verifying keeps to the limits that the run kept to.
+    Verifying keeps to the limits that the run kept to. ``was_done`` is set if an earlier run had finished it; it is
+    not stored.
     """
 
     conversion: Conversion
     limits: Limits
     receipts: tuple[ObjectReceipt, ...]
+    was_done: bool = field(default=False, compare=False)
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -59,9 +64,12 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         number = number_of.setdefault(conversion.outputs[positions[0]].specs, len(number_of))
         set_of_key |= {key: number for position in positions for key in conversion.outputs[position].keys}
     objects = conversion.catalog.objects
+    own_id, whole_id = conversion_ids(conversion)
     return {
         "format": _FORMAT,
-        "conversion_id": conversion_id(conversion),
+        "conversion_id": own_id,
+        # What it is a share of; both ids are at the start, where they can be read without the rest.
+        "whole_id": whole_id,
         "source_url": conversion.catalog.url,
         "target_url": conversion.target_url,
         "sources": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in objects if not o.fill],
@@ -101,13 +109,22 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
         limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
         conversion = conversion_from_json(body.get("conversion"))
-        if body.get("conversion_id") != conversion_id(conversion):
+        if (body.get("conversion_id"), body.get("whole_id")) != conversion_ids(conversion):
             raise FormatError("the conversion was altered, or another version of reshard wrote it")
         found, expected = [receipt.key for receipt in receipts], set(conversion.keys)
         if len(found) != len(expected) or set(found) != expected:
             strange = sorted(set(found) ^ expected) or [f"{len(found)} outputs"]
             raise refused(f"the conversion's {len(expected)}, each once", strange[0], "outputs")
     return Manifest(conversion, limits, receipts)
+
+
+def ids_at_start(data: bytes) -> tuple[str, str] | None:
+    """Return the conversion's id, and that of what it is a share of, from a manifest's first bytes.
+
+    None if these are not the start of a manifest.
+    """
+    found = _IDS.match(data)
+    return (found[1].decode(), found[2].decode()) if found else None
 
 
 def _receipt(value: object) -> ObjectReceipt:

@@ -10,6 +10,7 @@ from functools import partial
 from ..errors import Denied, Interrupted, NotFound, OverBudget, ReshardError, Unsupported, add_problems
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan, without_copies
+from ..planning.share_documents import record_key_of
 from ..planning.steps.steps import CopiedPart
 from ..storage import ObjectInfo, Upload
 from ..tensor import ByteRange
@@ -19,6 +20,7 @@ from .executors.executor import Executor, StepId
 from .locations import Locations, check_source
 from .manifest import ObjectReceipt
 from .meter import Meter
+from .run_record import RunRecord, encode_record
 from .workers import Task, Workers, working
 from .writer import CopyRefusal, PartReceipt, PartWriter, check_length
 
@@ -70,6 +72,8 @@ class UploadSession:
         self._touched: set[str] = set()  # keys that may be visible although no answer says so
         self._objects: dict[str, ObjectReceipt] = {}
         self._is_undone = threading.Event()
+        self._is_recorded = False
+        self._record_key = locations.target.child(record_key_of(plan.conversion.manifest_key)).key
 
     # Parts.
 
@@ -228,6 +232,17 @@ class UploadSession:
         self._store.delete(self._locations.target.child(key).key)
         self._before.pop(key, None)
 
+    def begin(self) -> None:
+        """Leave a record of this run at the target, before anything else is written there."""
+        data = encode_record(RunRecord.of(self.plan.conversion))
+        self._is_recorded = True
+        self._store.put(self._record_key, data)
+
+    def remove_record(self) -> None:
+        """Remove the record of this run: all that it is about is complete, or gone."""
+        if self._is_recorded:
+            self._store.delete(self._record_key)
+
     def receipts(self) -> tuple[ObjectReceipt, ...]:
         """Return a receipt of every object of the conversion, once all are complete."""
         conversion, found = self.plan.conversion, list[ObjectReceipt]()
@@ -310,6 +325,9 @@ class UploadSession:
         workers.drain_quietly(_TIDY_S)
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
+        if not problems:  # else the record tells the next run of this conversion that what is left is its own
+            actions["remove the record of the run"] = self.remove_record
+            tidy("remove the record of the run")
         advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
         return [*sorted(problems), *advice]
 

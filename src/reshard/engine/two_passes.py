@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, option, raise_all
 from ..planning.plan import Plan
+from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
 from ..storage import Location
 from .events import Listener, Noted
@@ -38,7 +39,8 @@ def staged(
     first = plan.staging
     *sources, place = locations.sources
     found = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
-    ours = {first.conversion.manifest_key, *first.conversion.keys}
+    manifest_key = first.conversion.manifest_key
+    ours = {manifest_key, record_key_of(manifest_key), *first.conversion.keys}
     raise_all(  # what others wrote there would be replaced, and removed
         TargetExists,
         f"{place.url}: objects are there that no staging has written",

@@ -9,7 +9,7 @@ from itertools import chain
 from ..errors import OverBudget, UsageError
 from ..planning.outputs.output import Attachment, Document
 from ..planning.plan import Plan, make_plan
-from ..planning.plan_json import conversion_id
+from ..planning.plan_json import conversion_ids
 from ..planning.steps.steps import CopiedPart, StreamedPart
 from ..planning.targets.zarr_target import ChunkOutput
 from ..storage import Location
@@ -46,17 +46,21 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Findings of a verification: bytes of the outputs, objects that were looked at, every difference in words."""
+    """Findings of a verification: bytes of the outputs, objects that were looked at, every difference in words.
+
+    ``missing_ranks`` are those that no run has finished, where several runs write one target.
+    """
 
     conversion_id: str
     checked_bytes: int
     total_bytes: int
     object_count: int
     problems: tuple[str, ...]
+    missing_ranks: tuple[int, ...] = ()
 
     @property
     def is_ok(self) -> bool:
-        """Whether outputs and sources agree."""
+        """Whether outputs and sources agree, as far as there are outputs."""
         return not self.problems
 
 
@@ -103,7 +107,19 @@ def verify_manifest(
     total_bytes += sum(len(document.data) for document in plan.conversion.documents)
     total_bytes += sum(attachment.nbytes for attachment in plan.conversion.attachments)
     found = (*sorted(wrong.values()), *sorted(problems))[:_MAX_PROBLEMS]
-    return Report(conversion_id(manifest.conversion), checked_bytes, total_bytes, len(manifest.receipts), found)
+    return Report(conversion_ids(manifest.conversion)[1], checked_bytes, total_bytes, len(manifest.receipts), found)
+
+
+def join_reports(reports: Sequence[Report], missing_ranks: tuple[int, ...]) -> Report:
+    """Return one report of the shares of a target that are finished."""
+    return Report(
+        reports[0].conversion_id,
+        sum(report.checked_bytes for report in reports),
+        sum(report.total_bytes for report in reports),
+        sum(report.object_count for report in reports),
+        tuple(chain.from_iterable(report.problems for report in reports))[:_MAX_PROBLEMS],
+        missing_ranks,
+    )
 
 
 def _chosen(plan: Plan, subset: Subset) -> Iterator[StepId]:

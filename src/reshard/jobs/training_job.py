@@ -129,9 +129,8 @@ def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, overwrite
     request = job.request
     if made is None or request is None:
         return TrainingOutcome(strategy=strategy)
-    overwrite = request.overwrite or overwrite
-    manifest = run(made, overwrite=overwrite, keep_staging=request.keep_staging, on_event=on_event)
-    return TrainingOutcome(manifest, strategy)
+    request = replace(request, overwrite=True) if overwrite else request
+    return TrainingOutcome(run(made, request, on_event), strategy)
 
 
 @shared_connections()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..formats.containers import Container
@@ -46,6 +46,12 @@ class Conversion:
     def __post_init__(self) -> None:
         # Conversions that make the same have equal ids, whether or not they list names that stay.
         object.__setattr__(self, "renamed", {old: new for old, new in self.renamed.items() if old != new})
+
+    @property
+    def whole(self) -> Conversion:
+        """The conversion that this one is a share of: that of all ranks. It is itself unless it is a share."""
+        target = self.target.whole
+        return self if target is self.target else replace(self, target=target, manifest_key=MANIFEST_KEY)
 
     @cached_property
     def _made(self) -> ChangedTensors:

@@ -29,6 +29,8 @@ _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
 _BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 Json = dict[str, Any]
+_FOR_PEOPLE = ("kind", "notes", "header_bytes")
+"""Fields of a catalog that are shown and never decided upon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,19 @@ def conversion_to_json(conversion: Conversion) -> Json:
 
 
 def conversion_id(conversion: Conversion) -> str:
-    """Return the hash of everything that a conversion says."""
-    return _hash(conversion_to_json(conversion))
+    """Return the hash of all that decides what a conversion writes; remarks for people do not."""
+    return _conversion_id(conversion_to_json(conversion))
+
+
+def conversion_ids(conversion: Conversion) -> tuple[str, str]:
+    """Return the conversion's id, and that of the whole that it is a share of: the same unless it is a share."""
+    own, whole = conversion_id(conversion), conversion.whole
+    return own, own if whole is conversion else conversion_id(whole)
+
+
+def _conversion_id(body: Json) -> str:
+    decisive = {key: value for key, value in body["catalog"].items() if key not in _FOR_PEOPLE}
+    return _hash({**body, "catalog": decisive})
 
 
 def conversion_from_json(value: object) -> Conversion:
@@ -89,9 +102,10 @@ def plan_to_json(plan: Plan) -> Json:
     inputs: Json = encode(_Inputs(plan.conversion, plan.limits, plan.copy_bases, first))
     conversion = inputs.pop("conversion")
     groups = {"groups": _groups(plan), "staged_groups": _groups(plan.staging) if plan.staging else []}
-    body = {"format": _FORMAT, "conversion_id": _hash(conversion), **inputs, **groups}
+    body = {"format": _FORMAT, "conversion_id": _conversion_id(conversion), **inputs, **groups}
     derived = {"cost": asdict(plan.cost), "notes": list(plan.notes)}
-    return {"plan_id": _hash(body), **body, "conversion": conversion, **derived}
+    plan_id = _hash({**body, "conversion": _hash(conversion)})  # with the remarks for people, as they were made
+    return {"plan_id": plan_id, **body, "conversion": conversion, **derived}
 
 
 def _groups(plan: Plan) -> list[Any]:

@@ -75,13 +75,15 @@ class RequestCounts:
     Parameters
     ----------
     get, head
-        Of the source. A HEAD for each object proves that it is still the one that was planned.
+        Of the source, and of an earlier run's manifest. A HEAD for each object proves that it is still the one that
+        was planned.
     put, part, copy, open, complete
-        Single PUTs (the manifest's too), parts sent, parts copied, multipart uploads opened and completed.
+        Single PUTs (the manifest and the run's record too), parts sent, parts copied, multipart uploads opened and
+        completed.
     list
         Listings of the target and of the staged chunks, if they take one page each.
     delete
-        Of staged chunks, once they have been read; no service charges for them.
+        Of the run's record, and of staged chunks once they have been read; no service charges for them.
     """
 
     get: int = 0
@@ -100,18 +102,18 @@ class RequestCounts:
         return sum(asdict(self).values())
 
     @classmethod
-    def of(cls, cost: Cost, object_count: int = 0, *, list_count: int = 1, delete_count: int = 0) -> RequestCounts:
-        """Count those of one pass over so many objects of the source."""
+    def of(cls, cost: Cost, head_count: int = 0, list_count: int = 1, delete_count: int = 0) -> RequestCounts:
+        """Count those of one pass."""
         return cls(
             get=cost.get_count,
-            head=object_count * (2 if cost.copied_bytes else 1),  # after copying, the source is looked at again
-            put=cost.put_count + 1,
+            head=head_count,
+            put=cost.put_count + 2,
             part=cost.part_count,
             copy=cost.copy_count,
             open=cost.upload_count,
             complete=cost.upload_count,
             list=list_count,
-            delete=delete_count,
+            delete=delete_count + 1,
         )
 
 
@@ -174,7 +176,9 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
     if plan.staging is not None:
         # Before it the target is looked at too, and whether chunks are there; after all they are removed.
         delete_count = len(plan.staging.conversion.keys) + 1
-        staged = PassEstimate(plan.staging.cost, *_pass(plan.staging, speeds, list_count=3, delete_count=delete_count))
+        staged = PassEstimate(
+            plan.staging.cost, *_pass(plan.staging, speeds, is_first=True, list_count=3, delete_count=delete_count)
+        )
         chunks, taken = _chunk_reads(plan), reading(staged.cost, staged.requests)
         charges["source"] = _sum(_sum(taken, charges["source"]), chunks, sign=-1)
         charges["staging"] = _sum(writing(staged.requests, 0), chunks)
@@ -201,12 +205,20 @@ def _item_count(plan: Plan) -> int:
     return len(plan.catalog.entries) + len(plan.catalog.objects) + len(plan.conversion.keys)
 
 
-def _pass(plan: Plan, speeds: Speeds, **more: int) -> tuple[RequestCounts, TimeEstimate]:
+def _pass(
+    plan: Plan, speeds: Speeds, *, is_first: bool = False, list_count: int = 1, delete_count: int = 0
+) -> tuple[RequestCounts, TimeEstimate]:
     chunk_base = len(plan.catalog.others) if plan.staging else None  # chunks have been written just before
     object_count = sum(item.base != chunk_base for item in plan.catalog.objects)
-    requests = RequestCounts.of(plan.cost, object_count, **more)
-    # Indices, companions and the manifest are written one after the other.
-    serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 1
+    # After copying, the source is looked at again. The earlier manifest is that of the last pass, and for a share that
+    # of the whole as well.
+    head_count = object_count * (2 if plan.cost.copied_bytes else 1)
+    is_share = plan.conversion.whole is not plan.conversion
+    head_count += 0 if is_first else 1 + is_share
+    list_count += is_share  # the manifests of other shares
+    requests = RequestCounts.of(plan.cost, head_count, list_count, delete_count)
+    # The run's record, indices, companions and the manifest are written one after the other.
+    serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 2
     return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import ClassVar
 
@@ -42,6 +42,17 @@ class RankTarget(Target):
     container: Container = Container.SAFETENSORS
     remove_redundancy: bool = False
     saved_at: SavedAt | None = None
+
+    @property
+    def whole(self) -> RankTarget:
+        """The target with all ranks of the strategy."""
+        count = self.strategy.rank_count
+        return self if len(self.ranks) == count else replace(self, ranks=tuple(range(count)))
+
+    @property
+    def rank_of_key(self) -> dict[str, int]:
+        """Every rank of the strategy by the key of its object, whether or not it is to be written."""
+        return {self.name.replace("{rank}", str(rank)): rank for rank in range(self.strategy.rank_count)}
 
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of all ranks whose slices are equal.

@@ -31,6 +31,11 @@ class Target(ABC):
         return ""
 
     @property
+    def whole(self) -> Target:
+        """The target that this one is a share of; itself unless it is a share."""
+        return self
+
+    @property
     def has_companions(self) -> bool:
         """Whether small objects beside the source's tensors (``config.json``, a tokenizer) belong to the target."""
         return False

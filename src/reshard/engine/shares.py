@@ -1,0 +1,95 @@
+"""Shares of one conversion: the manifests of runs that each write some ranks, and the one that they make together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..errors import FormatError, NotFound
+from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.plan_json import conversion_ids
+from ..planning.share_documents import shared_ranks
+from ..planning.targets.rank_target import RankTarget
+from ..storage import Location
+from .manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
+from .sources.strategy_files import read_object
+
+_SHARE_MANIFEST = "reshard-manifest-ranks_"
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The finished shares of a target: their manifests, and the ranks of the whole that none of them has."""
+
+    manifests: tuple[Manifest, ...]
+    missing_ranks: tuple[int, ...]
+
+
+def read_shares(target: Location) -> Shares | None:
+    """Read the manifests of all finished shares; None if there are none.
+
+    Raise FormatError for a manifest that cannot be read, and for manifests of different conversions.
+    """
+    manifests = tuple(_manifests(target, share_keys(target)))
+    if not manifests:
+        return None
+    ids = {conversion_ids(manifest.conversion)[1] for manifest in manifests}
+    if len(ids) > 1:
+        raise FormatError(
+            "manifests of different conversions", where=target.url, expected="shares of one", found=f"{len(ids)}"
+        )
+    return Shares(manifests, _missing(manifests))
+
+
+def join_shares(manifest: Manifest, target: Location) -> None:
+    """Write the manifest of the whole once all of its shares are finished; any share may come last, or several.
+
+    Whoever finds all of them complete writes the same manifest, so it does not matter who does.
+    """
+    whole = manifest.conversion.whole
+    if whole is manifest.conversion or not isinstance(whole.target, RankTarget):
+        return
+    # Names tell whether it is worth reading the manifests, which are long.
+    keys = share_keys(target)
+    spans = [span for key in keys for span in shared_ranks(key)]
+    if not all(any(rank in span for span in spans) for rank in whole.target.ranks):
+        return
+    whole_id = conversion_ids(whole)[0]
+    shares = [each for each in _manifests(target, keys) if conversion_ids(each.conversion)[1] == whole_id]
+    if _missing(shares):
+        return
+    receipts = _joined(whole, shares)
+    data = encode_manifest(Manifest(whole, manifest.limits, receipts))
+    target.writable_store().put(target.child(MANIFEST_KEY).key, data)
+
+
+def share_keys(target: Location) -> list[str]:
+    """Return the keys of the manifests of finished shares."""
+    keys = (info.key.removeprefix(target.prefix) for info in target.store.list(f"{target.prefix}{_SHARE_MANIFEST}"))
+    return [key for key in keys if shared_ranks(key)]
+
+
+def _manifests(target: Location, keys: Iterable[str]) -> Iterator[Manifest]:
+    for key in keys:
+        place = target.child(key)
+        try:
+            yield decode_manifest(read_object(place), place.url)
+        except NotFound:  # a run that replaces the target has just removed it
+            continue
+
+
+def _missing(manifests: Iterable[Manifest]) -> tuple[int, ...]:
+    """Return the ranks of the whole that no share has."""
+    found, wanted = set[int](), set[int]()
+    for manifest in manifests:
+        target = manifest.conversion.target
+        assert isinstance(target, RankTarget)
+        found.update(target.ranks)
+        wanted.update(range(target.strategy.rank_count))
+    return tuple(sorted(wanted - found))
+
+
+def _joined(whole: Conversion, shares: Iterable[Manifest]) -> tuple[ObjectReceipt, ...]:
+    """Return the receipts of all shares in the order of the whole; of two for one object either is as good."""
+    by_key = {receipt.key: receipt for share in shares for receipt in share.receipts}
+    return tuple(by_key[key] for key in whole.keys)
