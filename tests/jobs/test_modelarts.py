@@ -398,6 +398,34 @@ def test_a_yaml_that_is_not_there(training: Place) -> None:
     assert job(*training.given[1:], f"--config={training.path}/none.yaml").code == 5
 
 
+def test_a_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.yaml").write_text(f"{{src: {FULL}, dst: {tmp_path}/out, dst_strategy: {STRATEGY}, memory: 64MiB}}")
+    on_node(monkeypatch, 0, 2)
+    done = job(f"--config={tmp_path}/job.yaml", "--npu_num_per_node=2", "--wait=0", "--dtype=bf16")
+    assert done.code == 5
+    assert told(done, "ranks 2-3 of node 1 are missing")
+    assert told(done, "is a path: it must be one folder that all 2 nodes share")
+    assert ranks_in(tmp_path / "out") == ["rank_0", "rank_1"]
+    assert {each.dtype.value for each in tensors_in(tmp_path / "out") if each.name == "norm.weight"} <= {"BF16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{src: a, dst: b, dtpye: bf16}", "fields of a job that are unknown"),
+        ("jobs: {one: {src: a, dst: b}}", "this is a batch of jobs"),
+        ("axes: {mp: 2}\nrules: []", "layout file"),
+        ("- 1", "expected a mapping"),
+        ("a: &a [*a]", "ERROR"),
+    ],
+)
+def test_a_config_that_is_something_else(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    done = job(f"--config={tmp_path}/x.yaml")
+    assert done.code in (2, 3)
+    assert told(done, message), done.out
+
+
 def test_config_json_belongs_to_a_conversion(training: Place, tmp_path: Path) -> None:
     done = job(
         f"--src={training.path}/llama", f"--dst={tmp_path}/ms", "--to=ms", f"--config={training.path}/llama/config.json"

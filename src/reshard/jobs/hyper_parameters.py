@@ -29,7 +29,7 @@ def _read_seconds(value: object) -> float:
 
 
 SERVICE_OPTIONS: Mapping[str, OptionField] = {
-    "config": OptionField("Training YAML of MindSpore Transformers.", "URL", _GROUP, read=read_nullable),
+    "config": OptionField("Training YAML of MindSpore Transformers, or a job file.", "URL", _GROUP, read=read_nullable),
     "npu_num_per_node": OptionField("Ranks that each node writes.", "N", _GROUP, str(NPUS_PER_NODE), read_nullable),
     "wait": OptionField("Time limit for the shares of other nodes.", "SECONDS", _GROUP, f"{WAIT_S:g}", _read_seconds),
     "data_url": OptionField("Source, if no other hyper-parameter names one.", "URL", _GROUP, read=read_nullable),

@@ -131,6 +131,13 @@ def check_destination(url: str, node: Node) -> None:
         )
 
 
+def local_warnings(url: str, node: Node) -> list[str]:
+    """Return what is odd about a destination of several nodes that is a path: it may be mounted on all of them."""
+    if node.count == 1 or not url or "://" in url:
+        return []
+    return [f"{url} is a path: it must be one folder that all {node.count} nodes share, or they wait in vain"]
+
+
 Missing = Callable[[], Sequence[int] | None]
 """Looks which ranks no node has finished yet; None once the whole is there."""
 

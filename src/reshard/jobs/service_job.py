@@ -9,15 +9,20 @@ from typing import Any
 from ..api.option_field import read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
-from ..errors import UsageError, option
+from ..engine.sources.strategy_files import read_object
+from ..errors import UsageError, option, raise_all
+from ..formats.strict_yaml import parse_yaml
+from ..storage import open_location
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
-from .job_service import Node, check_destination, find_node, npu_warnings, staged_warnings
+from .job_service import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings
 from .training_config import TrainingConfig, read_training_config
 from .training_job import TrainingJob, decide
 from .training_keys import find_known
 
-_SOURCES = ("load_checkpoint", "pretrained_model_dir", "src", "data_url")
-_TARGETS = ("output_dir", "remote_save_url", "dst", "train_url")
+_PLACES = (
+    *("load_checkpoint", "pretrained_model_dir", "src", "data_url"),
+    *("output_dir", "remote_save_url", "dst", "train_url"),
+)
 _OF_TRAINING = ("remove_redundancy",)
 """Options of a request whose names are a training YAML's, where they are about what the job loads."""
 
@@ -70,25 +75,31 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
         name: field.parse(name, given.texts[name][-1]) for name, field in SERVICE_OPTIONS.items() if name in given
     }
     find_node(environ, service.get("npu_num_per_node"))  # mistakes in it show before anything is read
-    training = None
-    if _is_training(given):
+    training, fields = None, _job_fields(given)
+    if fields is None and _is_training(given):
         training = decide(_training_config(given, service), on_event=on_event, **_training_options(given))
         request = training.request
         npu_count = service.get("npu_num_per_node") or training.config.npu_num_per_node
     else:
-        request, npu_count = Request.of(None, **_plain_options(given, service)), service.get("npu_num_per_node")
+        options = _plain_options(given, service, fields)
+        request, npu_count = Request.of(None, **options), service.get("npu_num_per_node")
     node = find_node(environ, npu_count)
     if request is not None:
         check_destination(request.dst, node)
         if request.ranks is not None and node.count > 1:
             raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
-    places = {name: given.text(name) for name in (*_SOURCES, *_TARGETS)}
+    places = {name: given.text(name) for name in _PLACES}
     return ServiceJob(
         node=node,
         wait_s=service.get("wait", WAIT_S),
         request=request,
         training=training,
-        warnings=[*staged_warnings(places), *npu_warnings(environ, node), *_training_warnings(training)],
+        warnings=[
+            *staged_warnings(places),
+            *npu_warnings(environ, node),
+            *local_warnings(request.dst if request else "", node),
+            *_training_warnings(training),
+        ],
         notes=[] if training is None else [training.verdict, *training.notes],
     )
 
@@ -125,8 +136,35 @@ def _is_training(given: HyperParameters) -> bool:
     return True
 
 
-def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[str, Any]:
+def _job_fields(given: HyperParameters) -> dict[str, Any] | None:
+    """Return the fields of the request in a job file; None if ``config`` is none, or something else.
+
+    Raise UsageError for a batch: its jobs may need each other, and that is for one machine to watch.
+    """
+    url = given.text("config")
+    if url is None or url.endswith(".json"):
+        return None
+    place = open_location(url)
+    document = parse_yaml(read_object(place), place.url, foreign=True)
+    if not isinstance(document, dict) or not (document.keys() >= {"src", "dst"} or "jobs" in document):
+        return None
+    if "jobs" in document:
+        hint = "Start one training job for each of them, or run the batch on one node: reshard run."
+        raise UsageError(f"{place.url}: this is a batch of jobs, and the nodes do one conversion", hint=hint)
+    unknown = sorted(document.keys() - OPTIONS.keys())
+    raise_all(
+        UsageError, f"{place.url}: fields of a job that are unknown", unknown, "They are the options of a conversion."
+    )
+    return dict(document)
+
+
+def _plain_options(
+    given: HyperParameters, service: Mapping[str, Any], fields: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the options of a conversion without a training YAML; those of a job file come after the given ones."""
     options = request_options(given)
+    if fields is not None:
+        options = {**fields, **{name: value for name, value in options.items() if name != "config"}}
     for name, channel in (("src", "data_url"), ("dst", "train_url")):
         if name not in options and service.get(channel):
             options[name] = service[channel]
@@ -152,9 +190,10 @@ def _training_config(given: HyperParameters, service: Mapping[str, Any]) -> Trai
     config = read_training_config(given.text("config"), overrides)
     if not config.load_checkpoint and not config.pretrained_model_dir and service.get("data_url"):
         config = replace(config, load_checkpoint=service["data_url"])
-    place = given.text("remote_save_url") or service.get("train_url")
+    remote = next((key.value for key in config.keys if key.path == "remote_save_url" and key.value), None)
+    place = remote or service.get("train_url")
     if place and not given.text("output_dir") and "://" not in config.output_dir:
-        config = replace(config, output_dir=place)
+        config = replace(config, output_dir=str(place))
     return config
 
 
