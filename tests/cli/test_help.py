@@ -10,19 +10,21 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc", "--keep", "--drop",
+    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
+    "--keep", "--drop",
     "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
-    "--lora-scaling", "--parallel", "--dst-strategy", "--dst-layout", "--rename", "--name-map",
+    "--lora-scaling", "--parallel", "--dst-strategy,--dst-strategy-path-or-dir", "--dst-layout", "--rename",
+    "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
     "--iteration",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
-REWRITING = EXTRAS | {"--name_map", "--file_name_regex", "--processes_num"}
+REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
     "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists"},
@@ -32,20 +34,23 @@ FLAGS = {
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
-        "--mindspore_ckpt_dir", "--src_strategy_dirs", "--output_dir", "--file_suffix", "--format", "--has_redundancy",
-        "--filter_out_param_prefix", "--max_process_num", "--keep-rank",
+        "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
+        "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",
+        "--keep-rank",
     },
     "transform-checkpoint": EXTRAS | {
-        "--src_checkpoint", "--dst_checkpoint,--dst_checkpoint_dir", "--src_strategy", "--dst_strategy", "--prefix",
-        "--rank_id", "--world_size", "--process_num,--transform_process_num", "--transform_by_rank", "--format",
-        "--file_suffix", "--keep-rank",
+        "--src_checkpoint,--src_ckpt_dir", "--dst_checkpoint,--dst_checkpoint_dir,--dst_ckpt_dir",
+        "--src_strategy,--src_ckpt_strategy,--src_strategy_path_or_dir",
+        "--dst_strategy,--dst_ckpt_strategy,--dst_strategy_path_or_dir", "--prefix", "--rank_id", "--world_size",
+        "--process_num,--transform_process_num", "--transform_by_rank", "--format", "--file_suffix", "--keep-rank",
+        "--config", "--family",
     },
     "load-distributed-checkpoint": EXTRAS | {
-        "--unified_safetensors_dir", "--dst_safetensors_dir", "--predict_strategy", "--format", "--rank_id",
-        "--name_map", "--max_process_num",
+        "--unified_safetensors_dir", "--dst_safetensors_dir", "--predict_strategy,--dst_strategy_path_or_dir",
+        "--format", "--output_format", "--rank_id", "--name_map", "--max_process_num", "--config", "--family",
     },
     "merge-pipeline-strategys": {
-        "--src_strategy_dirs", "--dst_strategy_file", "--overwrite", "--output", "--help",
+        "--src_strategy_dirs,--src_strategy_path_or_dir", "--dst_strategy_file", "--overwrite", "--output", "--help",
     },
     "ckpt-to-safetensors": REWRITING,
     "safetensors-to-ckpt": REWRITING,
@@ -58,8 +63,9 @@ FLAGS = {
         "--qk_rope_head_dim", "--v_head_dim",
     },
     "transform-ckpt-lora": EXTRAS | {
-        "--src_ckpt_path_or_dir", "--dst_ckpt_dir", "--src_ckpt_strategy", "--dst_ckpt_strategy", "--prefix",
-        "--lora_scaling", "--save_format", "--keep-rank",
+        "--src_ckpt_path_or_dir,--src_ckpt_path", "--dst_ckpt_dir,--dst_ckpt_path",
+        "--src_ckpt_strategy,--src_strategy_path_or_dir", "--dst_ckpt_strategy,--dst_strategy_path_or_dir",
+        "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
     "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url", "--help"},
     "strategy show": {"--for", "--output", "--help"},

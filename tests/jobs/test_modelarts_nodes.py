@@ -156,7 +156,7 @@ def test_a_node_that_is_killed_and_started_again(job: Job) -> None:
 def test_a_node_that_is_killed_at_any_moment(job: Job) -> None:
     moments = [("transfer", 0.0), ("transfer", 0.3), ("commit", 0.0), ("commit", 0.1), ("commit", 0.2), ("commit", 0.3)]
     for number, (phase, delay_s) in enumerate(moments):
-        again = replace(job, name=f"out{number}", waits_s=0, running=[])
+        again = replace(job, name=f"out{number}", waits_s=0)
         small = "--memory=32MiB", "--concurrency=1"
         node = again.start(0, 2, *small)
         assert any(line.endswith(f": {phase}\n") for line in node.stdout)

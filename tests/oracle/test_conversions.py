@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,8 +112,9 @@ def commands():
     """Every case that convert_weight.py made, with its arguments."""
     for path in sorted(FOLDER.glob("*/case.json")):
         command = json.loads(path.read_text()).get("command", [])
-        if "convert_weight.py" in command and path.parent.name in FORWARD.keys() | BACKWARD.keys():
-            yield path.parent.name, command[2:]
+        is_script = len(command) > 1 and command[1].endswith(("convert_weight.py", "convert_reversed.py"))
+        if is_script and path.parent.name in FORWARD.keys() | BACKWARD.keys():
+            yield path.parent.name, command
 
 
 COMMANDS = dict(commands())
@@ -121,7 +123,7 @@ COMMANDS = dict(commands())
 def asked(case, base):
     """The command line for a place; what was a pickled file is a prefix."""
     words = [word.replace("<case>", base).replace("/pytorch_model.bin", "") for word in COMMANDS[case]]
-    return ["convert-weight", *words, "--quiet"]
+    return [*words, "--quiet"]
 
 
 @pytest.mark.parametrize("case", COMMANDS)
@@ -129,7 +131,11 @@ def test_as_the_script_does_it(case):
     backwards = case in BACKWARD
     base = new_place()
     words = asked(case, base)
-    source, target = (words[words.index(flag) + 1] for flag in ("--input_path", "--output_path"))
+    torch, mindspore = ("output", "input") if backwards else ("input", "output")
+    sides = {"--input_path": "input", "--output_path": "output", "--torch_ckpt_path": torch}
+    sides["--mindspore_ckpt_path"] = mindspore
+    places = {sides[flag]: word for flag, word in pairwise(words) if flag in sides}
+    source, target = places["input"], places["output"]
     if backwards:
         origin = BACKWARD[case][0]
         put_model(source, made_forwards(origin), None if "glm" in case else config_of(origin))
@@ -141,7 +147,8 @@ def test_as_the_script_does_it(case):
     assert summary_of(arrays_at(target)) == expected
     if not target.endswith((".ckpt", ".safetensors")):
         names = {*objects_at(target)}
-        assert names == ({"model.safetensors"} if backwards else {"part0.safetensors"})
+        forwards = {"checkpoints.ckpt"} if case.endswith("_ckpt") else {"part0.safetensors"}
+        assert names == ({"model.safetensors"} if backwards else forwards)
 
 
 @pytest.mark.parametrize("case", [case for case in FAILED_THERE if case not in FORWARD])

@@ -6,6 +6,7 @@ Inputs are made from the seed that the real ones were made from, and compared wi
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -92,12 +93,8 @@ def test_every_case_is_known():
 
 
 def command_of(case, base):
-    """The script's command line for reshard; the newer tool has its flags under other names."""
-    words = [word.replace("<case>", base) for word in case_json(case)["command"]]
-    if "transform_ckpt_lora.py" in words[1]:
-        return words[2:]
-    newer = {"--src_ckpt_path": "--src_ckpt_path_or_dir", "--dst_ckpt_path": "--dst_ckpt_dir"}
-    return [newer.get(word, word) for word in words[3:]]
+    """The command line, word for word."""
+    return [word.replace("<case>", base) for word in case_json(case)["command"]]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,13 +102,13 @@ def test_as_the_script_does_it(case):
     base, _, _ = uploaded(case)
     more = ["--lora_scaling", "1"] if case.endswith("default_scaling") else []
     words = [*command_of(case, base), *more]
-    ok("transform_ckpt_lora", *words)
-    target = words[words.index("--dst_ckpt_dir") + 1]
+    ok(*words)
+    target = next(word for flag, word in pairwise(words) if flag in ("--dst_ckpt_dir", "--dst_ckpt_path"))
     (answer,) = (name for name in case_json(case)["files"]["mf"] if "merged" in name)
     expected = read_answer(case, "mf", only=answer)
     found = arrays_at(target)
     assert_merged(found, expected)
-    suffix = "safetensors" if "--save_format" in words else "ckpt"
+    suffix = "safetensors" if "safetensors" in case else "ckpt"
     assert objects_at(target).keys() == {f"rank_0/checkpoint_0.{suffix}"}
     assert reshard.verify(target).is_ok
 
@@ -140,7 +137,7 @@ def merged_by_numpy(tensors, called, scaling):
 def test_where_the_script_failed(case):
     assert case_json(case)["returncode"] != 0
     base, _, tensors = uploaded(case)
-    ok("transform-ckpt-lora", *command_of(case, base))
+    ok(*command_of(case, base))
     called, *_, scaling = FAILED_THERE[case]
     expected, found = merged_by_numpy(tensors, called, scaling), arrays_at(f"{base}/mf/out")
     assert found.keys() == expected.keys()

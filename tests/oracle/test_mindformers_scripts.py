@@ -21,8 +21,6 @@ from reshard.storage import open_target
 
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindformers"
 CASES = sorted(path.parent.name for kind in ("unify", "transform") for path in FOLDER.glob(f"{kind}160_*/case.json"))
-SHELL = ("--src_checkpoint", "--src_strategy", "--dst_checkpoint", "--dst_strategy", "--world_size", "--process_num",
-         "--prefix")  # fmt: skip
 MANIFEST = "reshard-manifest.json"
 
 # Cases whose script failed, or whose answer is known to be wrong, and the case that has what is right.
@@ -54,12 +52,8 @@ def uploaded(name: str) -> str:
 
 
 def command_of(name: str) -> list[str]:
-    """The script's command line for reshard: its own flags as they are, the shell script's by their order."""
-    program, script, *arguments = json.loads((FOLDER / name / "case.json").read_text())["command"]
-    if program == "bash":
-        named = zip(SHELL, arguments, strict=False)
-        return ["transform-checkpoint", *(word for pair in named for word in pair)]
-    return [Path(script).stem, *arguments]
+    """The command line, word for word."""
+    return json.loads((FOLDER / name / "case.json").read_text())["command"]
 
 
 def ask(name: str, *more: str) -> tuple[Done, dict[str, bytes]]:

@@ -57,7 +57,10 @@ class Request:
     dst: str = _field("URL or path of the target.", "DST", "", "")
 
     src_strategy: str | None = _field(
-        "MindSpore strategy file of the source's shards, or a prefix with those of all stages.", "URL", SOURCE
+        "MindSpore strategy file of the source's shards, or a prefix with those of all stages.",
+        "URL",
+        SOURCE,
+        flags=("--src-strategy", "--src-strategy-path-or-dir"),
     )
     src_layout: str | None = _field(
         "Layout file of the source's shards, instead of a strategy file.", "URL.yaml", SOURCE
@@ -121,7 +124,10 @@ class Request:
     )
 
     dst_strategy: str | None = _field(
-        "MindSpore strategy file that cuts the target, or a prefix with those of all stages.", "URL", TARGET
+        "MindSpore strategy file that cuts the target, or a prefix with those of all stages.",
+        "URL",
+        TARGET,
+        flags=("--dst-strategy", "--dst-strategy-path-or-dir"),
     )
     dst_layout: str | None = _field("Layout file that cuts the target, instead of a strategy file.", "URL.yaml", TARGET)
     parallel: str | None = _field(

@@ -59,6 +59,12 @@ class Hooks:
         """Choose what to read, knowing the files that cut the target."""
         return wanted
 
+    def choose_rules(
+        self, request: Request, _catalog: Catalog, _target: StrategySource | None
+    ) -> tuple[Request, Sequence[str]]:
+        """Choose the rules that names are changed by, with notes for the reader."""
+        return request, ()
+
     def complete(self, request: Request, _headers: Headers) -> tuple[Request, Sequence[str]]:
         """Complete the request, with notes for the reader."""
         return request, ()
@@ -81,9 +87,10 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     names = [entry.spec.name for entry in catalog.entries]
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
     renamed = renames.apply(names)
+    request, chosen = hooks.choose_rules(request, catalog, target_files)
     change, notes = change_of(request, catalog, renamed)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
-    catalog = with_notes(catalog, *notes, *embedding_notes(parallel, change))
+    catalog = with_notes(catalog, *chosen, *notes, *embedding_notes(parallel, change))
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
     strategy = None
     if target_files is not None:

@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..errors import ReshardError
 from .lazy_commands import Listed, group_class, make_app
 from .signals import INTERRUPTED, Stopped, signals
+from .spelling import as_flag
 
 # Only what is listed here is imported for --help: a command's module is imported when the command runs.
 _STRATEGY = {
@@ -65,6 +67,21 @@ def _root(
 app = make_app(group_class(_COMMANDS), _root, add_completion=True)
 
 
+def _arguments() -> list[str]:
+    """Return the command and its arguments; a script that people type in its place is understood as one."""
+    words = sys.argv[1:]
+    known = {name for section in _COMMANDS.values() for name in section}
+    if not words or words[0].startswith("-") or words[0].replace("_", "-") in known:
+        return words
+    from .scripts import as_command  # seldom needed
+
+    try:
+        return as_command(words)
+    except ReshardError as error:
+        sys.stderr.write(f"error: {error.text(as_flag)}\n")
+        sys.exit(error.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, sys.argv unless told; errors become a message on stderr and an exit code by class."""
     # Plans are very many objects that all live on: looking for cycles among them again and again finds none.
@@ -72,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(20_000)
     signals.install()
     try:
-        app(arguments, prog_name="reshard")
+        app(_arguments() if arguments is None else arguments, prog_name="reshard")
     except Stopped as stopped:
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
         sys.stderr.write("interrupted: " + "\n".join(left) + "\n")

@@ -6,7 +6,7 @@ Help is plain text: drawing it in boxes takes longer than everything else that `
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,6 +19,7 @@ from .spelling import as_flag, spell_by, with_value
 
 _WIDTH = 110
 _COLUMN = 28
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,35 @@ class CompatCommand(Command):
 
     of_other = " of `reshard convert`"
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read arguments as the original does: a flag may have a truth value, and one without effect none."""
+        try:
+            return super().parse_args(ctx, self._plain(args))
+        except typer.BadParameter as error:
+            if type(error).__name__ == "MissingParameter":  # typer does not show the class
+                text = write_options(getattr(error.param, "help", None) or "", self.spell)
+                error.message = text.removesuffix("  [required]")
+            raise
+
+    def _plain(self, args: Sequence[str]) -> list[str]:
+        params = {flag.replace("_", "-"): param for param in self.params for flag in param.opts}
+        plain: list[str] = []
+        at = 0
+        while at < len(args):
+            head, equals, value = args[at].partition("=")
+            param = params.get(head.replace("_", "-"))
+            at += 1
+            following = args[at] if at < len(args) else ""
+            if getattr(param, "is_flag", False):
+                at += not equals and following.lower() in _TRUTHS
+                said = value if equals else following
+                plain += [head] if _TRUTHS.get(said.lower(), True) else []
+            elif getattr(param, "hidden", False) and not equals and (not following or following.startswith("--")):
+                plain += [head, "True"]
+            else:
+                plain.append(args[at - 1])
+        return plain
+
 
 class HyperParameterCommand(Command):
     """A command that takes hyper-parameters of any name: options are spelled as people pass them there."""
@@ -76,6 +106,8 @@ class HyperParameterCommand(Command):
 def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
     sections: dict[str, list[tuple[str, str]]] = {}
     for param in params:
+        if getattr(param, "hidden", False):
+            continue
         text = write_options(getattr(param, "help", None) or "", spell)
         if param.param_type_name == "argument":
             sections.setdefault("Arguments", []).append((param.metavar, text))

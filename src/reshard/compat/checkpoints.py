@@ -6,35 +6,41 @@ documentation, the documentation is followed; ``docs/original-commands.md`` list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
-from ..api.option_field import OptionField, read_document, read_nullable, read_texts, read_truth
+from ..api.option_field import OptionField, read_document, read_nullable, read_truth
 from ..api.request import Request
 from ..api.resolve import Headers, Hooks, load_name_map, resolve
-from ..engine.sources import SourceOptions
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, option, raise_all
 from ..formats.containers import Container, container_of
-from ..formats.mindspore.strategy_file import split_stage
-from ..planning.catalog import SourceSharding
-from ..planning.sources.selection import NameFilter
+from ..planning.catalog import Catalog
 from ..tensor import Strategy
-from .imitation import FileSuffix, Processes, Translation, format_option, imitation, processes_option, requests_for
+from .buffers import LeaveOutBuffers
+from .imitation import (
+    FileSuffix,
+    Processes,
+    Translation,
+    format_option,
+    imitation,
+    processes_option,
+    requests_for,
+    spelled_freely,
+)
+from .name_rules import with_rules
 
-_BUFFERS = "accu_grads"
-_DROP_BUFFERS = f"prefix:{_BUFFERS}"
 
-
-def _strategy_of(side: str) -> OptionField:
+def strategy_option(side: str, *flags: str) -> OptionField:
+    """Describe the strategy of one side, under the flags of a tool and under the name that its documents have."""
     text = f"Strategy file of the {side}, or a prefix with those of all stages; None for a full checkpoint."
-    return OptionField(text, "URL", read=read_nullable)
+    general = "--src_strategy_path_or_dir" if side == "source" else "--dst_strategy_path_or_dir"
+    return OptionField(text, "URL", read=read_nullable, flags=(*flags, general))
 
 
-SourceStrategy = Annotated[str | None, _strategy_of("source")]
-TargetStrategy = Annotated[str | None, _strategy_of("target")]
 Prefix = Annotated[str, OptionField("Prefix of the objects' names, before the rank.", "NAME", default="checkpoint_")]
 
 
@@ -42,60 +48,39 @@ Prefix = Annotated[str, OptionField("Prefix of the objects' names, before the ra
     "drop",
     "keep_rank",
     "memory",
-    src="mindspore_ckpt_dir",
-    src_strategy="src_strategy_dirs",
-    dst="output_dir",
-    concurrency="max_process_num",
+    "config",
+    "family",
+    src="src_checkpoint",
+    dst="dst_checkpoint",
+    concurrency="process_num",
 )
-def unified_safetensors(
-    mindspore_ckpt_dir: Annotated[str, OptionField("Prefix of the rank shards, with rank_R/.", "URL")],
-    src_strategy_dirs: Annotated[
-        str,
-        OptionField("Strategy file of the shards, or a prefix with those of all stages.", "URL", read=read_nullable),
-    ],
-    output_dir: Annotated[str, OptionField("Where the parts and param_name_map.json go.", "URL")],
-    *,
-    file_suffix: FileSuffix = None,
-    format: Annotated[str | None, OptionField("safetensors, and nothing else.", "FORMAT")] = None,  # noqa: A002
-    has_redundancy: Annotated[
-        bool | None,
-        OptionField("Whether redundancy was kept; the headers decide, a note compares.", "BOOL", read=read_truth),
-    ] = None,
-    filter_out_param_prefix: Annotated[
-        Iterable[str] | str | None, OptionField("Prefix of names to leave out.", "TEXT", read=read_texts)
-    ] = None,
-    max_process_num: Processes = None,
-) -> Translation:
-    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does."""
-    if format not in (None, Container.SAFETENSORS):
-        raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
-    if not src_strategy_dirs:
-        raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
-    request = Request.of(
-        src=mindspore_ckpt_dir,
-        dst=output_dir,
-        src_strategy=src_strategy_dirs,
-        file_suffix=file_suffix,
-        form="mindspore",
-        concurrency=requests_for(max_process_num),
-        drop=[f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()],
-    )
-    return request, partial(resolve, hooks=_Unify(has_redundancy))
-
-
-@imitation("drop", "keep_rank", "memory", src="src_checkpoint", dst="dst_checkpoint", concurrency="process_num")
 def transform_checkpoint(
-    src_checkpoint: Annotated[str, OptionField("One object, or a prefix: with rank_R/, or full.", "URL")],
+    src_checkpoint: Annotated[
+        str,
+        OptionField(
+            "One object, or a prefix: with rank_R/, or full.", "URL", flags=("--src_checkpoint", "--src_ckpt_dir")
+        ),
+    ],
     dst_checkpoint: Annotated[
         str,
-        OptionField("Where rank_R/<prefix>R.<format> go.", "URL", flags=("--dst_checkpoint", "--dst_checkpoint_dir")),
+        OptionField(
+            "Where rank_R/<prefix>R.<format> go; ./transformed_checkpoint, the script's default, does not apply.",
+            "URL",
+            flags=("--dst_checkpoint", "--dst_checkpoint_dir", "--dst_ckpt_dir"),
+        ),
     ],
     *,
-    src_strategy: SourceStrategy = None,
-    dst_strategy: TargetStrategy = None,
+    src_strategy: Annotated[str | None, strategy_option("source", "--src_strategy", "--src_ckpt_strategy")] = None,
+    dst_strategy: Annotated[str | None, strategy_option("target", "--dst_strategy", "--dst_ckpt_strategy")] = None,
     prefix: Prefix = "checkpoint_",
     rank_id: Annotated[
-        int | None, OptionField(f"First rank to write, with {option('transform_by_rank')}.", "R", least=0)
+        int | None,
+        OptionField(
+            f"First rank to write, with {option('transform_by_rank')}.",
+            "R",
+            default="the variable RANK_ID, or 0",
+            least=0,
+        ),
     ] = None,
     world_size: Annotated[
         int | None, OptionField("Ranks of the target; must agree with the strategy.", "N", least=1)
@@ -124,25 +109,37 @@ def transform_checkpoint(
         file_suffix=file_suffix,
         concurrency=requests_for(process_num),
     )
-    share = partial(_share, rank_id or 0, process_num or 1) if transform_by_rank else None
+    share = partial(_share, rank_id or _rank_of_process(), process_num or 1) if transform_by_rank else None
     return request, partial(resolve, hooks=_Transform(world_size, share))
 
 
 @imitation(
     "drop",
     "memory",
+    "config",
+    "family",
     src="unified_safetensors_dir",
     dst="dst_safetensors_dir",
     dst_strategy="predict_strategy",
     ranks="rank_id",
     concurrency="max_process_num",
+    without_effect={
+        "network": "shards are written, nothing is loaded into a network",
+        "checkpoint_filenames": "the objects are those of `unified_safetensors_dir`",
+        "train_strategy_filename": "a full checkpoint has no strategy",
+        "strict_load": "nothing is loaded into a network",
+        "return_param_dict": "shards are written, not returned",
+        "dec_key": "encrypted objects are not read",
+        "dec_mode": "encrypted objects are not read",
+    },
 )
 def load_distributed_checkpoint(
     unified_safetensors_dir: Annotated[str, OptionField("Prefix or object of the full checkpoint.", "URL")],
     dst_safetensors_dir: Annotated[str, OptionField("Where rank_R/net.<format> go.", "URL")],
-    predict_strategy: TargetStrategy = None,
+    predict_strategy: Annotated[str | None, strategy_option("target", "--predict_strategy")] = None,
     *,
     format: Annotated[str | None, format_option("safetensors")] = None,  # noqa: A002
+    output_format: Annotated[str | None, format_option("--format")] = None,
     rank_id: Annotated[int | None, OptionField("The only rank to write.", "R", least=0, default="all")] = None,
     name_map: Annotated[
         Mapping[str, str] | str | None,
@@ -161,11 +158,12 @@ def load_distributed_checkpoint(
     if predict_strategy is None and rank_id:
         needs = f"{option('rank_id', rank_id)} needs {option('predict_strategy')}"
         raise UsageError(needs, hint="Without one there is only rank 0.")
+    format = output_format or format or Container.SAFETENSORS.value  # noqa: A001
     request = Request.of(
         src=unified_safetensors_dir,
         dst=dst_safetensors_dir,
         dst_strategy=predict_strategy,
-        prefix=f"net.{format or Container.SAFETENSORS}",
+        prefix=f"net.{format}",
         format=format,
         name_map=_inverted(load_name_map(name_map)),
         concurrency=requests_for(max_process_num),
@@ -173,7 +171,20 @@ def load_distributed_checkpoint(
     return request, partial(resolve, hooks=_OneRank(rank_id))
 
 
-def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, overwrite: bool = False) -> Strategy:
+@spelled_freely
+def merge_pipeline_strategys(
+    src_strategy_dirs: Annotated[
+        str,
+        OptionField(
+            "Prefix that holds the files of all ranks or stages.",
+            "URL",
+            flags=("--src_strategy_dirs", "--src_strategy_path_or_dir"),
+        ),
+    ],
+    dst_strategy_file: str,
+    *,
+    overwrite: bool = False,
+) -> Strategy:
     """Merge the strategy files of all stages into one: ``merge_strategies`` under MindSpore's name."""
     from ..api.strategies import merge_strategies  # with all that writes: not for help
 
@@ -183,64 +194,12 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str, *, 
 # What follows from a source.
 
 
-class LeaveOutBuffers(Hooks):
-    """Leaves out gradient-accumulation buffers that a target strategy has no layouts for; a layout file may have."""
-
-    def select(self, wanted: SourceOptions, target: StrategySource | None) -> SourceOptions:
-        """Leave out the buffers where that is due."""
-        if target is None or target.rules is not None:
-            return wanted
-        names = (split_stage(name)[1] for file in target.files for name in file.layouts)
-        return wanted if any(name.startswith(_BUFFERS) for name in names) else _without_buffers(wanted)
-
-    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
-        """Note how many were left out."""
-        buffers = [name for name in headers.catalog.dropped if name.startswith(_BUFFERS)]
-        note = f"{len(buffers)} of the tensors left out are gradient-accumulation buffers ({_BUFFERS}*)"
-        return request, (note,) if buffers else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _NoBuffers(NameFilter):
-    """Leaves out buffers too, without a word where there are none."""
-
-    def unmatched_drop(self, names: Iterable[str]) -> tuple[str, ...]:
-        missed = NameFilter.unmatched_drop(self, frozenset(names))
-        return tuple(pattern for pattern in missed if pattern != _DROP_BUFFERS)
-
-
-def _without_buffers(wanted: SourceOptions) -> SourceOptions:
-    return replace(wanted, names=_NoBuffers(wanted.names.keep, (*wanted.names.drop, _DROP_BUFFERS)))
-
-
-@dataclass(frozen=True)
-class _Unify(LeaveOutBuffers):
-    has_redundancy: bool | None
-
-    def select(self, wanted: SourceOptions, _target: StrategySource | None) -> SourceOptions:
-        return _without_buffers(wanted)
-
-    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
-        request, notes = super().complete(request, headers)
-        if self.has_redundancy is None or headers.source_strategy is None:
-            return request, notes
-        lacking = _missing_copies(headers)
-        found = f"{lacking} copies are missing, so it was removed" if lacking else "every rank holds all it owns"
-        verdict = "as given" if self.has_redundancy is not bool(lacking) else "not as given; the headers decide"
-        return request, (*notes, f"has_redundancy is {self.has_redundancy}; in the headers {found}: {verdict}")
-
-
-def _missing_copies(headers: Headers) -> int:
-    """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
-    assert headers.source_strategy is not None
-    entries = headers.catalog.entries
-    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec for entry in entries}, local=False)
-    held = [
-        {index for placement in entry.placements for index, _ in placement.holders}
-        for entry in entries
-        if entry.sharding is not SourceSharding.UNLISTED and entry.placements
-    ]
-    return sum(strategy.device_count - len(objects) for objects in held)
+def _rank_of_process() -> int:
+    """Return the rank that starts the process: the script reads it where none, or 0, is given."""
+    value = os.environ.get("RANK_ID", "").strip() or "0"
+    if not value.isdecimal():
+        raise UsageError(f"the environment variable RANK_ID is {value!r}: expected a rank", hint="Unset it.")
+    return int(value)
 
 
 def _share(rank_id: int, process_count: int, rank_count: int) -> range:
@@ -263,6 +222,11 @@ class _Transform(LeaveOutBuffers):
     world_size: int | None
     share: Callable[[int], range] | None
 
+    def choose_rules(
+        self, request: Request, catalog: Catalog, target: StrategySource | None
+    ) -> tuple[Request, Sequence[str]]:
+        return with_rules(request, catalog, target)
+
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         rank_count = 1 if headers.target_strategy is None else headers.target_strategy.rank_count
         if self.world_size not in (None, rank_count):
@@ -282,6 +246,11 @@ class _Transform(LeaveOutBuffers):
 @dataclass(frozen=True)
 class _OneRank(Hooks):
     rank_id: int | None
+
+    def choose_rules(
+        self, request: Request, catalog: Catalog, target: StrategySource | None
+    ) -> tuple[Request, Sequence[str]]:
+        return with_rules(request, catalog, target)
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         if headers.target_strategy is None or self.rank_id is None:

@@ -27,7 +27,9 @@ from .imitation import Processes, Translation, imitation, requests_for
 
 _BETWEEN = tree_name("", "")
 
-SavePath = Annotated[str | None, OptionField("Prefix for the results.", "DST", default="beside the sources")]
+SavePath = Annotated[
+    str | None, OptionField("Prefix for the results.", "DST", default="beside the sources", flags=("--save_path",))
+]
 NameMap = Annotated[
     Mapping[str, str] | str | None,
     OptionField('URL of a JSON file with new names by old, {"old": "new"}.', "URL.json", read=read_document),
@@ -39,7 +41,9 @@ FileNameRegex = Annotated[
 
 @imitation("drop", "memory", src="file_path", dst="save_path", concurrency="processes_num")
 def ckpt_to_safetensors(
-    file_path: Annotated[str, OptionField("One .ckpt object, or a prefix that holds rank*/.", "SRC")],
+    file_path: Annotated[
+        str, OptionField("One .ckpt object, or a prefix that holds some, or rank*/.", "SRC", flags=("--file_path",))
+    ],
     save_path: SavePath = None,
     name_map: NameMap = None,
     file_name_regex: FileNameRegex = None,
@@ -47,7 +51,8 @@ def ckpt_to_safetensors(
 ) -> Translation:
     """Write ``.ckpt`` objects as safetensors, as ``mindspore.ckpt_to_safetensors`` does.
 
-    Of a prefix every object directly below its ``rank*/`` is taken. Raise PlanError for values that are text, which
+    Of a prefix every object directly below its ``rank*/`` is taken, or without these every object directly below the
+    prefix itself. Raise PlanError for values that are text, which
     safetensors cannot hold.
     """
     request = Request.of(src=file_path, dst=save_path, name_map=name_map, concurrency=requests_for(processes_num))
@@ -56,7 +61,10 @@ def ckpt_to_safetensors(
 
 @imitation("drop", "memory", src="file_path", dst="save_path", concurrency="processes_num")
 def safetensors_to_ckpt(
-    file_path: Annotated[str, OptionField("One safetensors object, or a prefix that holds rank*/.", "SRC")],
+    file_path: Annotated[
+        str,
+        OptionField("One safetensors object, or a prefix that holds some, or rank*/.", "SRC", flags=("--file_path",)),
+    ],
     save_path: SavePath = None,
     name_map: NameMap = None,
     file_name_regex: FileNameRegex = None,
@@ -77,7 +85,7 @@ def _resolve(request: Request, on_event: Listener, *, old: Container, new: Conta
     if request.names_object:
         raise UsageError(f"{request.dst}: expected a prefix for the results, found the name of one object")
     if found not in (None, old):
-        raise UsageError(f"{request.src}: expected a {old.suffix} object or a prefix with rank*/, found {found} object")
+        raise UsageError(f"{request.src}: expected a {old.suffix} object or a prefix with some, found {found} object")
     if found is not None and pattern is not None:
         needs = f"{option('file_name_regex')} chooses among objects below a prefix"
         raise UsageError(f"{request.src} is one object; {needs}")

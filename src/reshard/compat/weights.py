@@ -25,7 +25,8 @@ from ..models.family import Family, Parameter
 from ..models.family_file import load_family
 from ..models.settings import config_value
 from ..storage import open_location
-from .checkpoints import LeaveOutBuffers, Prefix, SourceStrategy, TargetStrategy
+from .buffers import LeaveOutBuffers
+from .checkpoints import Prefix, strategy_option
 from .imitation import Processes, Translation, format_option, imitation, requests_for
 
 _PICKLED = (".bin", ".pt", ".pth")
@@ -63,7 +64,19 @@ FLAGS: Mapping[str, OptionField] = {
 """The script's further flags, which describe the model."""
 
 
-@imitation("drop", "keep_rank", "memory", src="input_path", dst="output_path", concurrency="max_worker")
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
+    src="input_path",
+    dst="output_path",
+    concurrency="max_worker",
+    without_effect={
+        "layers": "only GPT-2 and WizardCoder need it",
+        "is_pretrain": "only Swin needs it",
+        "telechat_type": "only TeleChat needs it",
+    },
+)
 def convert_weight(
     model: Annotated[str, OptionField("Name of the model in the script, like llama or deepseekv3.", "NAME")],
     input_path: Annotated[str, OptionField("Full checkpoint to convert, in any form.", "URL")],
@@ -111,6 +124,11 @@ def convert_weight(
     return request, resolve
 
 
+def _read_scaling(value: object) -> float | None:
+    """Read a scaling; the words that the documents print ask for that of adapter_config.json."""
+    return None if value == "lora_alpha/lora_rank" else read_ratio(value)
+
+
 @imitation(
     "drop",
     "keep_rank",
@@ -122,15 +140,31 @@ def convert_weight(
     format="save_format",
 )
 def transform_ckpt_lora(
-    src_ckpt_path_or_dir: Annotated[str, OptionField("Checkpoint with its adapters: one object, or a prefix.", "URL")],
-    dst_ckpt_dir: Annotated[str, OptionField("Where rank_R/<prefix>R.<save_format> go.", "URL")],
+    src_ckpt_path_or_dir: Annotated[
+        str,
+        OptionField(
+            "Checkpoint with its adapters: one object, or a prefix.",
+            "URL",
+            flags=("--src_ckpt_path_or_dir", "--src_ckpt_path"),
+        ),
+    ],
+    dst_ckpt_dir: Annotated[
+        str,
+        OptionField(
+            "Where rank_R/<prefix>R.<save_format> go; the script's default does not apply.",
+            "URL",
+            flags=("--dst_ckpt_dir", "--dst_ckpt_path"),
+        ),
+    ],
     *,
-    src_ckpt_strategy: SourceStrategy = None,
-    dst_ckpt_strategy: TargetStrategy = None,
+    src_ckpt_strategy: Annotated[str | None, strategy_option("source", "--src_ckpt_strategy")] = None,
+    dst_ckpt_strategy: Annotated[str | None, strategy_option("target", "--dst_ckpt_strategy")] = None,
     prefix: Prefix = "checkpoint_",
     lora_scaling: Annotated[
         float | str | None,
-        OptionField("Alpha divided by rank, also as 16/8.", "X", default="from adapter_config.json", read=read_ratio),
+        OptionField(
+            "Alpha divided by rank, also as 16/8.", "X", default="from adapter_config.json", read=_read_scaling
+        ),
     ] = None,
     save_format: Annotated[str | None, format_option("ckpt")] = None,
 ) -> Translation:
@@ -172,6 +206,18 @@ def _table() -> dict[str, dict[str, PlainValue]]:
     table = parse_yaml((resources.files(__package__) / name).read_bytes(), name)
     assert isinstance(table, dict)
     return table  # type: ignore[return-value]
+
+
+def model_of_folder(folder: str) -> str | None:
+    """Return the model whose scripts a folder of MindSpore Transformers has; None if it is of no model known here.
+
+    Examples
+    --------
+    >>> model_of_folder("deepseek3"), model_of_folder("research")
+    ('deepseek3', None)
+    """
+    found = _table()["folders"].get(folder)
+    return None if found is None else str(found)
 
 
 def _model(name: str, is_reversed: bool) -> _Model:

@@ -74,10 +74,7 @@ def detect(
     "config.json has model_type 'llama'"
     """
     families, reason = ([family], f"the family {family} was given") if family is not None else _families(config)
-    # Training state is of no family.
-    globs = [glob for drop in training_state_drops() for glob in drop.globs]
-    keys = set(map(name_key, names))
-    patterns = frozenset(key for key in keys if not any(fnmatchcase(key, glob) for glob in globs))
+    patterns = _patterns(names)
     ranked = sorted(_candidates(families, patterns, naming), key=lambda one: one.rank, reverse=True)
     if not ranked:
         raise UsageError(f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(families)}.")
@@ -100,6 +97,28 @@ def detect(
         options=tuple((name, value) for name, (value, _) in options.items()),
         reasons=(reason, str(best), *revealed),
     )
+
+
+def detect_side(names: Collection[str]) -> str | None:
+    """Return the side whose names these are, of whatever family: ``hf`` or ``ms``; None if they could be of either.
+
+    Examples
+    --------
+    >>> detect_side(["model.norm.weight", "lm_head.weight"]), detect_side(["model.norm_out.weight"]), detect_side(["w"])
+    ('hf', 'ms', None)
+    """
+    patterns = _patterns(names)
+    ranked = [one for one in _candidates(family_names(), patterns, None) if one.matched]
+    best = max((one.rank for one in ranked), default=None)
+    sides = {one.side for one in ranked if one.rank == best}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _patterns(names: Iterable[str]) -> frozenset[str]:
+    """Return the patterns of names; training state is of no family."""
+    globs = [glob for drop in training_state_drops() for glob in drop.globs]
+    keys = set(map(name_key, names))
+    return frozenset(key for key in keys if not any(fnmatchcase(key, glob) for glob in globs))
 
 
 def _families(config: Mapping[str, object]) -> tuple[list[str], str]:

@@ -158,17 +158,21 @@ def read_tree(
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
-    The pattern matches somewhere in the name of each object to take. Raise CatalogError if there is none.
+    Without any such, those directly below the prefix. The pattern matches somewhere in the name of each object to
+    take. Raise CatalogError if there is none.
 
-    Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``.
+    Source: mindspore 2.10.0 ``ckpt_to_safetensors``: direct subdirectories whose names start with ``rank``. Its
+    documentation promises any directory that holds checkpoint files.
     """
     infos = dict(location.named_objects())
-    names = [name for name in infos if _TREE_OBJECT.fullmatch(name) and container_of(name) is container]
+    of_format = [name for name in infos if container_of(name) is container]
+    flat = [name for name in of_format if "/" not in name]
+    names = [name for name in of_format if _TREE_OBJECT.fullmatch(name)] or flat
     chosen = sorted(name for name in names if pattern is None or pattern.search(name.rsplit("/", 1)[-1]))
     if not chosen:
         asked = f" whose names match {pattern.pattern!r}" if pattern else ""
         raise CatalogError(
-            f"{location.url}: expected rank*/*{container.suffix} objects{asked}, "
+            f"{location.url}: expected *{container.suffix} or rank*/*{container.suffix} objects{asked}, "
             f"found {len(names)} of that format among {len(infos)} objects",
             hint="Name one object, or the prefix that holds rank_0/.",
         )
@@ -179,4 +183,6 @@ def read_tree(
     empty = [item.key for index, item in enumerate(catalog.objects) if index not in filled]
     hint = "Each object is converted on its own: keep a tensor of each, or choose objects by name."
     raise_all(UsageError, f"{location.url}: objects of which no tensor is left", empty, hint)
-    return catalog
+    passed_over = sorted(flat) if names is not flat else []
+    note = f"objects beside rank*/ are not converted: {', '.join(passed_over[:5])}"
+    return replace(catalog, notes=(*catalog.notes, note)) if passed_over else catalog

@@ -1,0 +1,133 @@
+"""unified_safetensors, made one conversion.
+
+Where the tool deviates from its documentation, the documentation is followed; ``docs/original-commands.md`` lists the
+differences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated
+
+from ..api.contents import inspect
+from ..api.option_field import OptionField, read_nullable, read_texts, read_truth
+from ..api.request import Request
+from ..api.resolve import Headers, resolve
+from ..engine.sources import SourceOptions
+from ..engine.sources.strategy_files import StrategySource
+from ..errors import UsageError, option, raise_all
+from ..formats.containers import Container
+from ..planning.catalog import SourceSharding
+from .buffers import LeaveOutBuffers, without_buffers
+from .imitation import FileSuffix, Processes, Translation, imitation, requests_for
+
+
+@imitation(
+    "drop",
+    "keep_rank",
+    "memory",
+    src="mindspore_ckpt_dir",
+    src_strategy="src_strategy_dirs",
+    dst="output_dir",
+    concurrency="max_process_num",
+    without_effect={"split_dst_file": "one conversion writes all parts"},
+)
+def unified_safetensors(
+    mindspore_ckpt_dir: Annotated[str, OptionField("Prefix of the rank shards, with rank_R/.", "URL")],
+    src_strategy_dirs: Annotated[
+        str,
+        OptionField(
+            "Strategy file of the shards, or a prefix with those of all stages.",
+            "URL",
+            read=read_nullable,
+            flags=("--src_strategy_dirs", "--src_strategy_path_or_dir"),
+        ),
+    ],
+    output_dir: Annotated[
+        str, OptionField("Where the parts and param_name_map.json go; the script's default does not apply.", "URL")
+    ],
+    *,
+    file_suffix: FileSuffix = None,
+    format: Annotated[str | None, OptionField("safetensors, and nothing else.", "FORMAT")] = None,  # noqa: A002
+    has_redundancy: Annotated[
+        bool | None,
+        OptionField(
+            "Whether redundancy was kept; the headers decide, a note compares.",
+            "BOOL",
+            read=read_truth,
+            flags=("--has_redundancy", "--merge_with_redundancy"),
+        ),
+    ] = None,
+    filter_out_param_prefix: Annotated[
+        Iterable[str] | str | None, OptionField("Prefix of names to leave out.", "TEXT", read=read_texts)
+    ] = None,
+    max_process_num: Processes = None,
+    choice_func: Callable[[str], bool | str] | None = None,
+) -> Translation:
+    """Merge rank shards into MindSpore's full form, as ``toolkit/safetensors/unified_safetensors.py`` does.
+
+    ``choice_func`` is that of ``mindspore.unified_safetensors``: it returns True to keep a name, False to leave it
+    out, or its new name.
+    """
+    if format not in (None, Container.SAFETENSORS):
+        raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
+    if not src_strategy_dirs:
+        raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
+    request = Request.of(
+        src=mindspore_ckpt_dir,
+        dst=output_dir,
+        src_strategy=src_strategy_dirs,
+        file_suffix=file_suffix,
+        form="mindspore",
+        concurrency=requests_for(max_process_num),
+        drop=[f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()],
+    )
+    if choice_func is not None:
+        request = _chosen_by(choice_func, request)
+    return request, partial(resolve, hooks=_Unify(has_redundancy))
+
+
+def _chosen_by(choose: Callable[[str], bool | str], request: Request) -> Request:
+    """Ask a function about every name of the source."""
+    asked = {name: getattr(request, name) for name in ("src_strategy", "file_suffix", "drop")}
+    answers = {entry.spec.name: choose(entry.spec.name) for entry in inspect(request.src, **asked).entries}
+    odd = [f"{name}: {answer!r}" for name, answer in answers.items() if not isinstance(answer, bool | str)]
+    raise_all(UsageError, "choice_func must return True, False or a name", odd)
+    # An expression is found anywhere in a name unless it is tied to the ends.
+    rejected = "|".join(re.escape(name) for name, answer in answers.items() if answer is False)
+    drop = (*request.drop, rf"regex:\A(?:{rejected})\Z") if rejected else request.drop
+    renamed = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+    return replace(request, drop=drop, name_map=renamed or None)
+
+
+@dataclass(frozen=True)
+class _Unify(LeaveOutBuffers):
+    has_redundancy: bool | None
+
+    def select(self, wanted: SourceOptions, _target: StrategySource | None) -> SourceOptions:
+        return without_buffers(wanted)
+
+    def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
+        request, notes = super().complete(request, headers)
+        if self.has_redundancy is None or headers.source_strategy is None:
+            return request, notes
+        lacking = _missing_copies(headers)
+        found = f"{lacking} copies are missing, so it was removed" if lacking else "every rank holds all it owns"
+        verdict = "as given" if self.has_redundancy is not bool(lacking) else "not as given; the headers decide"
+        return request, (*notes, f"has_redundancy is {self.has_redundancy}; in the headers {found}: {verdict}")
+
+
+def _missing_copies(headers: Headers) -> int:
+    """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
+    assert headers.source_strategy is not None
+    entries = headers.catalog.entries
+    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec for entry in entries}, local=False)
+    held = [
+        {index for placement in entry.placements for index, _ in placement.holders}
+        for entry in entries
+        if entry.sharding is not SourceSharding.UNLISTED and entry.placements
+    ]
+    return sum(strategy.device_count - len(objects) for objects in held)
