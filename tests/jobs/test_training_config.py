@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jobs.training_places import new_place, put
 
-from reshard.errors import FormatError, NotFound, StrategyError
+from reshard.errors import FormatError, NotFound, StrategyError, UsageError
 from reshard.jobs.training_config import TrainingConfig, config_of, plain_value, read_training_config
 
 
@@ -99,6 +99,22 @@ def test_sizes_that_cannot_be_read() -> None:
     with pytest.raises(FormatError, match="the parallel sizes cannot be read") as caught:
         of("parallel_config: {data_parallel: two}")
     assert caught.value.problems == ("data_parallel: expected a whole number, found 'two'",)
+
+
+def test_a_size_cannot_pass_for_several() -> None:
+    with pytest.raises(FormatError) as caught:
+        of("parallel_config: {data_parallel: '2,model_parallel=4'}")
+    assert caught.value.problems == ("parallel_config.data_parallel: expected a size, found '2,model_parallel=4'",)
+
+
+def test_a_hyper_parameter_of_very_many_sections() -> None:
+    with pytest.raises(UsageError, match="a hyper-parameter with 5000 sections"):
+        read_training_config(None, {".".join("a" * 5000): 1})
+
+
+def test_very_many_unknown_keys_take_little_time() -> None:
+    config = of("\n".join(f"a{n}: {{b: 1}}" for n in range(5_000)))
+    assert len(config.keys_of("unknown")) == 5_000
 
 
 def test_sizes_that_contradict_each_other() -> None:

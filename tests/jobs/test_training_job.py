@@ -28,7 +28,8 @@ from reshard.api.strategies import read_strategy
 from reshard.errors import NotFound, PlanError, StrategyError, TargetExists, UsageError
 from reshard.jobs.training_config import read_training_config
 from reshard.jobs.training_job import TrainingJob, decide, plan_training_job, run_training_job, write_strategies
-from reshard.jobs.training_source import suffix_of
+from reshard.jobs.training_options import sharded_options
+from reshard.jobs.training_source import find_source, suffix_of
 
 AUTO = {"auto_trans_ckpt": True, "use_parallel": True}
 MP2 = {"parallel_config.model_parallel": 2}
@@ -366,6 +367,17 @@ def test_a_format_change_leaves_the_strategy_alone(place: str) -> None:
     assert content_of(f"{place}/output/transformed_checkpoint/checkpoint") == content_of(
         put_full_ckpt(f"{place}/whole/model.ckpt")
     )
+
+
+def test_load_ckpt_format_chooses_where_both_lie(place: str) -> None:
+    url = put_genuine_ranks(f"{place}/ranks", f"{place}/strategy")
+    put_ranks(url, "dp=2,mp=2,vocab_emb_dp=false")
+    given = {"load_checkpoint": url, "load_ckpt_format": "ckpt", **AUTO, **MP2}
+    config = read_training_config(None, given)
+    source = find_source(config)
+    assert source is not None
+    options = sharded_options(config, source, [])
+    assert (options["load_ckpt_format"], options["format"]) == ("ckpt", "ckpt")
 
 
 def test_transform_process_num_stands_for_requests(place: str, full: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..jobs.training_keys import KeyUse
 
 _LONGEST_VALUE = 48
+_SHOWN_UNKNOWN = 100
 _HIDDEN = ("src", "dst", "config")
 
 
@@ -47,7 +48,7 @@ def show_training_keys(config: TrainingConfig) -> None:
     print_rows(("used", "value", "for"), rows, 0)
     sections = Counter(_section(key.path) for key in config.keys_of("training"))
     print_rows(("training alone", "keys"), sorted(sections.items()), 0)
-    print_rows(("unknown", "value"), [(key.path, _text(key)) for key in config.keys_of("unknown")], 0)
+    print_rows(("unknown", "value"), [(key.path, _text(key)) for key in config.keys_of("unknown")], _SHOWN_UNKNOWN)
 
 
 def training_job_json(job: TrainingJob) -> dict[str, Any]:

@@ -21,6 +21,9 @@ _MONITOR = "CheckpointMonitor"
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NOTHING = (None, "", "None", "none", "null")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+# The text of a size: a number, a word, or a list of numbers. What else there is could pass for another size.
+_SIZE = re.compile(r"[A-Za-z0-9_.+-]*|\[[\[\]0-9,\s-]*\]")
+_LARGEST_DEPTH = 32
 _FORMATS = ("ckpt", "safetensors")
 # Where a conversion's arguments are: a section a model.
 _ARGUMENTS = {"input_path", "output_path"}
@@ -124,9 +127,11 @@ def read_training_config(url: str | None, overrides: Mapping[str, object] | None
     Raises
     ------
     FormatError
-        The file is not YAML, or values do not fit their keys; all problems are listed.
+        The file is not YAML, is of another kind, or values do not fit their keys; all problems are listed.
     StrategyError
         The parallel sizes contradict each other.
+    NotFound
+        There is no such file.
 
     Examples
     --------
@@ -144,7 +149,10 @@ def read_training_config(url: str | None, overrides: Mapping[str, object] | None
             raise FormatError("not a training configuration", where=place.url, expected="a mapping", hint=hint)
         document, url = read, place.url
     for name, value in (overrides or {}).items():
-        _override(document, name.split("."), plain_value(value))
+        path = name.split(".")
+        if len(path) > _LARGEST_DEPTH:
+            raise UsageError(f"{name[:80]}...: a hyper-parameter with {len(path)} sections", hint="Check its dots.")
+        _override(document, path, plain_value(value))
     return config_of(document, url)
 
 
@@ -157,7 +165,6 @@ def config_of(document: Mapping[str, PlainValue], url: str | None = None) -> Tra
     _refuse_other_kinds(document, url or _NO_FILE)
     values = dict(flatten(dict(document)))
     reader = _Reader(values)
-    parallel = _parallel_text(values)
     config = TrainingConfig(
         url=url,
         keys=keys,
@@ -168,7 +175,7 @@ def config_of(document: Mapping[str, PlainValue], url: str | None = None) -> Tra
         checkpoint_format=reader.text(f"{CALLBACKS}.{_MONITOR}.checkpoint_format", _FORMATS),
         auto_trans_ckpt=reader.truth("auto_trans_ckpt") or False,
         use_parallel=reader.truth("use_parallel"),
-        parallel=parallel,
+        parallel=reader.parallel(),
         remove_redundancy=reader.truth("remove_redundancy") or False,
         transform_process_num=reader.count("transform_process_num"),
         transform_by_rank=reader.truth("transform_by_rank") or False,
@@ -249,21 +256,6 @@ def _refuse_other_kinds(document: Mapping[str, PlainValue], where: str) -> None:
         raise FormatError(f"this is a job file, not {YamlKind.TRAINING}", where=where, hint=hint)
 
 
-def _parallel_text(values: Mapping[str, PlainValue]) -> str:
-    """Write the parallel sizes as the option of a request takes them."""
-    given: dict[str, str] = {}
-    for path, value in values.items():
-        known = find_known(path)
-        if known is not None and known.section == "sizes" and not _is_unread(value):
-            name = path.rpartition(".")[2]
-            given[name] = str(value).replace(" ", "")
-    if "params_dtype" in given:
-        given.pop("param_init_type", None)  # two names of one size
-    if values.get("parallel.pipeline_config.pipeline_scheduler") == "zero_bubble_v":
-        given["zero_bubble_v"] = "true"
-    return ",".join(f"{name}={value}" for name, value in given.items())
-
-
 def _with_sizes(config: TrainingConfig) -> TrainingConfig:
     try:
         return replace(config, sizes=parse_parallel(config.parallel))
@@ -332,6 +324,24 @@ class _Reader:
             return value
         given = self.truth("resume_training")
         return self.truth("checkpoint.no_load_optim") is False if given is None else given
+
+    def parallel(self) -> str:
+        """Write the parallel sizes as the option of a request takes them."""
+        given: dict[str, str] = {}
+        for path, value in self._values.items():
+            known = find_known(path)
+            if known is None or known.section != "sizes" or _is_unread(value):
+                continue
+            text = str(value).replace(" ", "")
+            if _SIZE.fullmatch(text):
+                given[path.rpartition(".")[2]] = text
+            else:
+                self._refuse(path, "a size", value)
+        if "params_dtype" in given:
+            given.pop("param_init_type", None)  # two names of one size
+        if self._values.get("parallel.pipeline_config.pipeline_scheduler") == "zero_bubble_v":
+            given["zero_bubble_v"] = "true"
+        return ",".join(f"{name}={value}" for name, value in given.items())
 
     def _refuse(self, key: str, expected: str, value: PlainValue) -> None:
         self.problems.append(f"{key}: expected {expected}, found {shown(value)}")

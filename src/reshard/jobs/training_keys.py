@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Literal, cast
@@ -71,23 +71,32 @@ def find_known(path: str, *, is_conversion: bool = False) -> KnownKey | None:
     >>> find_known("optimizer.betas").use, find_known("load_checkpoint").use, find_known("load_chekpoint")
     ('training', 'used', None)
     """
-    for pattern, known in _compiled(is_conversion):
-        if pattern.fullmatch(path):
-            return known
-    return None
+    patterns = _patterns(is_conversion)
+    if path in patterns.whole:
+        return patterns.whole[path]
+    parts = path.split(".")
+    for depth in range(len(parts), 0, -1):
+        if (section := ".".join(parts[:depth])) in patterns.sections:
+            return patterns.sections[section]
+    return next((known for known in patterns.globs if fnmatchcase(path, known.pattern)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """Patterns by kind, so that a text of very many keys costs little: names, sections with all below, globs."""
+
+    whole: Mapping[str, KnownKey]
+    sections: Mapping[str, KnownKey]
+    globs: tuple[KnownKey, ...]
 
 
 @cache
-def _compiled(is_conversion: bool) -> tuple[tuple[re.Pattern[str], KnownKey], ...]:
+def _patterns(is_conversion: bool) -> _Patterns:
     chosen = [known for known in known_keys() if is_conversion or known.section != "conversions"]
-    chosen.sort(key=lambda known: known.section != "conversions")
-    return tuple((re.compile(_expression(known.pattern), re.DOTALL), known) for known in chosen)
-
-
-def _expression(pattern: str) -> str:
-    if pattern.endswith(".**"):
-        return rf"{re.escape(pattern[:-3])}(\..*)?"
-    return re.escape(pattern).replace(r"\*", "[^.]*")
+    whole = {known.pattern: known for known in chosen if "*" not in known.pattern}
+    sections = {known.pattern[:-3]: known for known in chosen if known.pattern.endswith(".**")}
+    globs = tuple(known for known in chosen if "*" in known.pattern and not known.pattern.endswith(".**"))
+    return _Patterns(whole, sections, globs)
 
 
 def flatten(value: PlainValue, path: str = "") -> Iterator[tuple[str, PlainValue]]:
