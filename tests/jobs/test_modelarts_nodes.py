@@ -89,7 +89,8 @@ def job(weed_server: S3Server, clean_environ: pytest.MonkeyPatch, request: pytes
     yield made
     for process in made.running:
         process.kill()
-        process.communicate()
+        process.wait(30)
+        process.stdout.close()
 
 
 def source() -> bytes:
