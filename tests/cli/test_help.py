@@ -11,8 +11,7 @@ import reshard
 
 SOURCE = {
     "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
-    "--keep", "--drop",
-    "--keep-rank", "--concurrency",
+    "--keep", "--drop", "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",

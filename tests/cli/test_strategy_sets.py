@@ -95,7 +95,11 @@ def test_a_prefix_is_one_that_ends_in_a_slash_or_is_there(bucket):
     assert [*files_at(bucket)] == ["a/ckpt_strategy_rank_0.ckpt", "a/ckpt_strategy_rank_1.ckpt", "b"]
 
 
-def test_local_folders(tmp_path):
+def test_local_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_strategy(one_stage(2), ".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files_at(str(tmp_path)))
+    assert len(files_at(str(tmp_path))) == 2
     save_strategy(one_stage(2), f"{tmp_path}/new/")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "readme.md").write_text("x")

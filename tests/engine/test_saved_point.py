@@ -9,8 +9,10 @@ from support.checkpoints import encode, random_model
 
 from reshard import convert, plan, verify
 from reshard.engine.sources.strategy_files import read_object
+from reshard.errors import FormatError
 from reshard.formats.mindspore.rank_names import SavedAt, resumable
 from reshard.formats.safetensors import plan_header
+from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.storage import Location, MemoryStore
 from reshard.tensor import DType, TensorSpec
 
@@ -156,3 +158,17 @@ def test_every_rank_that_is_written_has_one_and_the_plan_lists_them(place):
         ranks="1",
     )
     assert [key for key in made.conversion.keys if key.endswith("meta.json")] == ["rank_1/meta.json"]
+    saved = encode_plan(made)
+    assert encode_plan(decode_plan(saved, "plan.json")) == saved
+    for forged in (b'"saved_at":{"epoch":"x"', b'"saved_at":{"epoch":-3', b'"saved_at":[3', b'"saved_at":{"era":3'):
+        with pytest.raises(FormatError):
+            decode_plan(saved.replace(b'"saved_at":{"epoch":3', forged), "plan.json")
+
+
+def test_shares_keep_each_others(place):
+    """Also with ``overwrite``: the first share of a new run removes nothing that another one has just written."""
+    put_ranks(place, "CKP_rank_{rank}-3_20")
+    cut(place)
+    assert cut(place, ranks="0", overwrite=True)[1] == EXPECTED
+    assert cut(place, ranks="1", overwrite=True)[1] == EXPECTED
+    assert verify(f"{place.url}/dst").is_ok

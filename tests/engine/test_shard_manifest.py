@@ -4,6 +4,8 @@ import json
 from uuid import uuid4
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.checkpoints import encode, random_model
 
 from reshard import convert, inspect
@@ -194,6 +196,24 @@ def test_a_manifest_that_cannot_be_read(place, change):
     assert len(inspect(url, src_layout=place.child("stages.yaml").url).entries) == len(MODEL)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_damage_to_a_manifest(data):
+    """A manifest is anyone's: whatever it says, ranks are joined as it was or with a given strategy, or refused."""
+    store = MemoryStore(uuid4().hex)
+    place = Location(store, "")
+    store.put("full/model.safetensors", encode(MODEL))
+    store.put("one.yaml", ONE)
+    url = cut(place, "one")
+    body = bytearray(read_object(place.child(f"ranks/{MANIFEST_KEY}")))
+    for _ in range(data.draw(st.integers(1, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    store.put(f"ranks/{MANIFEST_KEY}", bytes(body))
+    shapes = {entry.spec.name: entry.spec.shape for entry in inspect(url).entries}
+    whole = {name: shape for name, (_, shape, _) in MODEL.items()}
+    assert shapes == whole or all(name.startswith("rank_") for name in shapes)
+
+
 def test_nothing_that_a_manifest_names_is_opened(place):
     """Where the conversion read and wrote is its own affair: the shards here are read, and nothing else."""
     url = cut(place)
@@ -214,6 +234,40 @@ def test_a_share_of_the_ranks(place):
         convert(url, place.child("x").url)
 
 
+def test_shares_of_several_runs(place):
+    """Two runs of three are done: what they wrote is read, and what is missing is told."""
+    url = cut(place, "one", ranks="0")
+    cut(place, "one", ranks="3")
+    catalog = inspect(url)
+    assert any(note.startswith("reshard-manifest-ranks_0.json and 1 more say how") for note in catalog.notes)
+    assert any("2 of 4 ranks have no shard (rank 1, 2)" in note for note in catalog.notes)
+    assert len(catalog.entries) == len(MODEL)
+    cut(place, "one", ranks="1-2")
+    done, body = joined(place, url)
+    assert tensors(body) == tensors(read_object(place.child("full/model.safetensors")))
+    assert f"{MANIFEST_KEY} says how the shards are cut" in done.conversion.notes
+
+
+def test_a_share_of_which_a_part_is_missing(place):
+    url = cut(place, ranks="0")
+    catalog = inspect(url)
+    assert catalog.kind == "rank shards (1 ranks), not joined: parts are missing"
+    with pytest.raises(CatalogError, match="no shard holds these parts"):
+        convert(url, place.child("x").url)
+
+
+def test_shares_of_different_conversions(place):
+    url = cut(place, ranks="0-3")
+    cut(place, "rows", dst="other", ranks="4-7")
+    for name in ("reshard-manifest-ranks_4-7.json", *(f"rank_{r}/checkpoint_{r}.safetensors" for r in range(4, 8))):
+        place.store.put(f"ranks/{name}", read_object(place.child(f"other/{name}")))
+    with pytest.raises(UsageError) as caught:
+        convert(url, place.child("x").url)
+    assert caught.value.problems == (
+        "reshard-manifest-ranks_0-3.json and 1 more are not used: they are not shares of one conversion",
+    )
+
+
 def test_one_rank_of_several_is_no_full_checkpoint(place):
     url = cut(place)
     for rank in range(1, 8):
@@ -232,6 +286,18 @@ def test_a_target_of_its_own_kind_is_not_one(place):
     """A full checkpoint under a rank's name has a manifest as well, which says nothing of cuts."""
     convert(place.child("full").url, place.child("single").url, prefix="net_")
     assert len(inspect(place.child("single").url).entries) == len(MODEL)
+
+
+def test_shards_are_unified_without_a_strategy(place):
+    from reshard.compat.unification import unified_safetensors
+
+    url = cut(place)
+    unified_safetensors(url, None, place.child("unified").url)
+    assert len(inspect(place.child("unified").url).entries) == len(MODEL)
+    place.store.delete(f"ranks/{MANIFEST_KEY}")
+    with pytest.raises(UsageError, match="no strategy says how they are cut") as caught:
+        unified_safetensors(url, None, place.child("x").url)
+    assert "`src_strategy_dirs`" in str(caught.value)
 
 
 def test_the_original_command_takes_them_too(place):

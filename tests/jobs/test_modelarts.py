@@ -409,11 +409,29 @@ def test_a_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {each.dtype.value for each in tensors_in(tmp_path / "out") if each.name == "norm.weight"} <= {"BF16"}
 
 
+def test_a_batch_is_done_job_by_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "batch.yaml").write_text(
+        f"defaults: {{src: {FULL}}}\n"
+        f"jobs:\n"
+        f"  ranks: {{dst: '{tmp_path}/ranks', dst_strategy: {STRATEGY}}}\n"
+        f"  full: {{dst: '{tmp_path}/full'}}\n"
+    )
+    given = f"--config={tmp_path}/batch.yaml", "--npu_num_per_node=2"
+    assert job(*given).code == 0
+    assert reshard.verify(str(tmp_path / "ranks")).is_ok
+    assert reshard.verify(str(tmp_path / "full")).is_ok
+    on_node(monkeypatch, 1, 2)
+    done = job(*given)
+    assert (done.code, len(told(done, "is complete"))) == (0, 1)
+    done = job(*given, "--dtype=bf16")
+    assert done.code == 2
+    assert told(done, "--dtype cannot be given beside a batch of 2 jobs")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{src: a, dst: b, dtpye: bf16}", "fields of a job that are unknown"),
-        ("jobs: {one: {src: a, dst: b}}", "this is a batch of jobs"),
+        ("{src: a, dst: b, dtpye: bf16}", "dtpye: unknown"),
         ("axes: {mp: 2}\nrules: []", "layout file"),
         ("- 1", "expected a mapping"),
         ("a: &a [*a]", "ERROR"),

@@ -1,11 +1,18 @@
 """Whole tensors found from pieces: what the compiler cut is put together by the sizes alone."""
 
-import pytest
-from models.test_parallel_compiled import COMPILED, family_of, parallel_of, read
+import json
+from uuid import uuid4
 
+import pytest
+from models.test_parallel_compiled import COMPILED, SLICED, family_of, parallel_of, read
+from safetensors import deserialize
+
+from reshard import convert
+from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import StrategyError
 from reshard.models.full_shapes import solve_full_shapes
 from reshard.models.parallel_config import parse_parallel
+from reshard.storage import open_location
 from reshard.tensor import DType, TensorSpec
 
 WO = "model.layers.0.attention.wo.weight"
@@ -41,6 +48,39 @@ def test_what_the_compiler_cut_is_put_together(case):
             solve_full_shapes(*question, config=config_of(shapes))
         return
     assert solve_full_shapes(*question, config=config_of(shapes)) == shapes
+
+
+def text_of(sizes):
+    """The sizes as people write them."""
+    degrees = ",".join(f"{name}={getattr(sizes, name)}" for name in ("dp", "mp", "cp", "pp", "ep"))
+    vpp = f",vpp={sizes.pp_interleave_num}" if sizes.pipeline_interleave else ""
+    return (
+        f"{degrees}{vpp},vocab_emb_dp={sizes.vocab_emb_dp},sp={sizes.use_seq_parallel},po={sizes.optimizer_shard},"
+        f"po_threshold={sizes.optimizer_threshold_kib},offset={json.dumps(sizes.offset)},param_dtype=fp32"
+    )
+
+
+@pytest.mark.parametrize("case", SLICED, ids=lambda case: case.name)
+def test_genuine_slices_are_joined_to_the_genuine_whole(case):
+    recorded, shapes, _, _ = read(case)
+    family, naming = family_of(case)
+    url = f"memory://{uuid4().hex}/full"
+    convert(
+        str(case / "sliced_safetensors"),
+        url,
+        src_parallel=text_of(parallel_of(recorded)),
+        family=family,
+        naming=naming,
+        config=config_of(shapes),
+    )
+    ours, theirs = (
+        {name: (item["shape"], bytes(item["data"])) for name, item in deserialize(body)}
+        for body in (
+            read_object(open_location(f"{url}/model.safetensors")),
+            (case / "full" / "model.safetensors").read_bytes(),
+        )
+    )
+    assert ours == theirs
 
 
 def pieces(**shapes):

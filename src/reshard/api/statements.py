@@ -136,18 +136,23 @@ def earlier_outcome(
 
     Raise TargetExists if objects were changed since that run.
     """
-    if request.replaces or request.if_exists == "fail":
-        return None, request
-    target = open_target(conversion.target_url)
-    with working(request.concurrency or Limits().concurrency, target.store) as workers:
-        manifest, missing = find_outcome(conversion, target, workers)
+    manifest, missing = find_finished(conversion, request) or (None, 0)
     if manifest is None:
         return None, request
     if missing:
         on_event(Noted(f"{missing} of {len(manifest.receipts)} outputs of an earlier run are missing: it is repeated"))
         return None, replace(request, overwrite=True)
-    finish_outcome(manifest, target)
+    finish_outcome(manifest, open_target(conversion.target_url))
     return manifest, request
+
+
+def find_finished(conversion: Conversion, request: Request) -> tuple[Manifest, int] | None:
+    """Return the manifest of an earlier run that may stay, and how many of its objects are missing; read only."""
+    if request.replaces or request.if_exists == "fail":
+        return None
+    target = open_target(conversion.target_url)
+    with working(request.concurrency or Limits().concurrency, target.store) as workers:
+        return find_outcome(conversion, target, workers)
 
 
 def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:

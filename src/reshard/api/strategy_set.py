@@ -21,7 +21,7 @@ _FIRST_SAVE = 2  # a counter of MindSpore's, which says this in the files of eve
 
 def is_strategy_prefix(url: str) -> bool:
     """Return whether strategy files go below a URL: it ends in a slash, or objects are below it already."""
-    if url.endswith("/"):
+    if url.endswith(("/", "/.", "/..")) or url in (".", ".."):
         return True
     place = open_target(url)
     return place.head_or_none() is None and next(place.objects(), None) is not None

@@ -71,7 +71,11 @@ def _run(arguments: list[str], log: JobLog) -> str:
             log.warning(text)
         for text in job.notes:
             log.info(text)
-        ended = [_write_strategies(job, log), *([_convert(job.request, job, log, listener)] if job.request else [])]
+        ended = [_write_strategies(job, log)]
+        for name, request in job.requests.items():
+            if len(job.requests) > 1:
+                log.info(f"job {name}")
+            ended.append(_convert(request, job, log, listener))
     return "; ".join(filter(None, ended)) or "nothing to do"
 
 
@@ -96,7 +100,7 @@ def _write_strategies(job: ServiceJob, log: JobLog) -> str:
         return ""
     write_strategies(training, overwrite=Request.of(None, **training.strategy_options).replaces)
     log.info(f"strategy files of {training.config.rank_count} ranks: {training.strategy_url}")
-    return "" if job.request else f"wrote {training.strategy_url}"
+    return "" if job.requests else f"wrote {training.strategy_url}"
 
 
 def _convert(request: Request, job: ServiceJob, log: JobLog, listener: LogLines) -> str:

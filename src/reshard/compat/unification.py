@@ -74,8 +74,6 @@ def unified_safetensors(
     """
     if format not in (None, Container.SAFETENSORS):
         raise UsageError(f"{option('format', format)}: unified checkpoints consist of safetensors")
-    if not src_strategy_dirs:
-        raise UsageError(f"Merging needs the strategy that cut the shards: {option('src_strategy')}")
     request = Request.of(
         src=mindspore_ckpt_dir,
         dst=output_dir,

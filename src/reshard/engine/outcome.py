@@ -16,14 +16,14 @@ from .sources.strategy_files import read_object
 from .workers import Workers
 
 
-def find_outcome(conversion: Conversion, target: Location, workers: Workers) -> tuple[Manifest | None, int]:
+def find_outcome(conversion: Conversion, target: Location, workers: Workers) -> tuple[Manifest, int] | None:
     """Return the manifest of an earlier run of this conversion, and how many of its objects are missing.
 
     None if there is no such manifest. Raise TargetExists if objects were changed since that run.
     """
     manifest = _manifest(conversion, target)
     if manifest is None:
-        return None, 0
+        return None
     infos: dict[str, ObjectInfo | None] = {}
 
     def look(key: str) -> None:

@@ -7,12 +7,15 @@ far as what they expand to stays small, and everything else is read as text.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import yaml
 
 from ..errors import FormatError
 from .strict_json import shown
 
+YamlPath = tuple[str | int, ...]
 PlainValue = dict[str, "PlainValue"] | list["PlainValue"] | str | int | bool | None
 
 # PyYAML needs some 30 microseconds a value: these keep the worst text within seconds.
@@ -51,6 +54,15 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+@dataclass(frozen=True, slots=True)
+class LinedYaml:
+    """A document, the line of every value by its path of keys and positions, and its repeated keys as problems."""
+
+    value: PlainValue
+    lines: Mapping[YamlPath, int]
+    problems: tuple[tuple[int, str], ...]
+
+
 def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     """Parse one YAML document of mappings, lists, strings, decimal integers, booleans and nulls, at most 4 MiB.
 
@@ -74,12 +86,34 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
     ...
     reshard.errors.FormatError: layout.yaml, line 2: repeated key: found 'a'
     """
+    node = _composed(data, where, foreign=foreign)
+    return None if node is None else _PlainReader(where, foreign=foreign).read(node)
+
+
+def parse_lined_yaml(data: bytes, where: str) -> LinedYaml:
+    """Parse what people write by hand, as a foreign text, for someone who lists all mistakes of it.
+
+    Raise FormatError as :func:`parse_yaml` does, but for repeated keys.
+
+    Examples
+    --------
+    >>> found = parse_lined_yaml(b"a: [1, 2]\\nb:\\n  c: 3\\n  c: 4", "job.yaml")
+    >>> found.lines["b", "c"], found.problems
+    (3, ((4, "repeated key 'c'"),))
+    """
+    node = _composed(data, where, foreign=True)
+    reader = _PlainReader(where, foreign=True, is_lined=True)
+    value = None if node is None else reader.read(node)
+    return LinedYaml(value, reader.lines, tuple(reader.problems))
+
+
+def _composed(data: bytes, where: str, *, foreign: bool) -> yaml.Node | None:
     if len(data) > _LARGEST_NBYTES:
         raise FormatError("too long", where=where, expected=f"at most {_LARGEST_NBYTES} bytes", found=str(len(data)))
     try:
         loader = _Loader(data.decode())
         loader.foreign = foreign
-        node = loader.get_single_node()
+        return loader.get_single_node()
     except UnicodeDecodeError as error:
         raise FormatError("not text", where=f"{where}, byte {error.start}", expected="UTF-8") from error
     except yaml.MarkedYAMLError as error:
@@ -88,15 +122,18 @@ def parse_yaml(data: bytes, where: str, *, foreign: bool = False) -> PlainValue:
         raise FormatError(f"invalid YAML ({error.problem})", where=place) from error
     except yaml.YAMLError as error:
         raise FormatError(f"invalid YAML ({shown(str(error))})", where=where) from error
-    return None if node is None else _PlainReader(where, foreign=foreign).read(node)
 
 
 class _PlainReader:
-    """Makes plain values of nodes; counts what aliases repeat, too."""
+    """Makes plain values of nodes; counts what aliases repeat, too. If ``is_lined``, it notes where they are."""
 
-    def __init__(self, where: str, *, foreign: bool) -> None:
+    def __init__(self, where: str, *, foreign: bool, is_lined: bool = False) -> None:
         self._where = where
         self._foreign = foreign
+        self._is_lined = is_lined
+        self._path: YamlPath = ()
+        self.lines: dict[YamlPath, int] = {}
+        self.problems: list[tuple[int, str]] = []
         self._depth = self._count = 0
 
     def read(self, node: yaml.Node) -> PlainValue:
@@ -115,7 +152,7 @@ class _PlainReader:
         if isinstance(node, yaml.MappingNode) and (self._foreign or node.tag == _TAG + "map"):
             return self._mapping(node)
         if isinstance(node, yaml.SequenceNode) and (self._foreign or node.tag == _TAG + "seq"):
-            return [self.read(item) for item in node.value]
+            return [self._read_at(index, item, item) for index, item in enumerate(node.value)]
         try:
             return _scalar(node, self._where)
         except FormatError:
@@ -133,14 +170,28 @@ class _PlainReader:
             key = str(key_node.value) if self._foreign else self.read(key_node)
             if not isinstance(key, str):
                 raise _error("key", key_node, self._where, expected="a string", found=shown(key))
+            if key in mapping and self._is_lined:
+                self.problems.append((key_node.start_mark.line + 1, f"repeated key {shown(key)}"))
+                continue
             if key in mapping:
                 raise _error("repeated key", key_node, self._where, found=shown(key))
-            mapping[key] = self.read(value_node)
+            mapping[key] = self._read_at(key, key_node, value_node)
         # A mapping's own keys come first, then those of the mappings that it merges, in their order.
         for other in merged:
             for key, value in other.items():
                 mapping.setdefault(key, value)
         return mapping
+
+    def _read_at(self, step: str | int, place: yaml.Node, node: yaml.Node) -> PlainValue:
+        """Read a value one step further down."""
+        if not self._is_lined:
+            return self.read(node)
+        around = self._path
+        self._path = (*around, step)
+        self.lines.setdefault(self._path, place.start_mark.line + 1)
+        value = self.read(node)
+        self._path = around
+        return value
 
     def _merged(self, node: yaml.Node) -> list[dict[str, PlainValue]]:
         """Read what a merge key names: a mapping, or a list of mappings."""

@@ -10,10 +10,11 @@ from ..api.option_field import read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
 from ..engine.sources.strategy_files import read_object
-from ..errors import UsageError, option, raise_all
+from ..errors import UsageError, option
 from ..formats.strict_yaml import parse_yaml
 from ..storage import open_location
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
+from .job_file import read_job_file
 from .job_service import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings
 from .training_config import TrainingConfig, read_training_config
 from .training_job import TrainingJob, decide
@@ -33,8 +34,8 @@ class ServiceJob:
 
     Parameters
     ----------
-    request
-        The conversion; None if there is nothing to convert.
+    requests
+        The conversions by name, in order; none if there is nothing to convert.
     training
         The decision on a training YAML, if it is one that asks.
     warnings, notes
@@ -43,7 +44,7 @@ class ServiceJob:
 
     node: Node
     wait_s: float
-    request: Request | None
+    requests: Mapping[str, Request]
     training: TrainingJob | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -75,16 +76,16 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
         name: field.parse(name, given.texts[name][-1]) for name, field in SERVICE_OPTIONS.items() if name in given
     }
     find_node(environ, service.get("npu_num_per_node"))  # mistakes in it show before anything is read
-    training, fields = None, _job_fields(given)
-    if fields is None and _is_training(given):
+    training, npu_count = None, service.get("npu_num_per_node")
+    requests = _job_requests(given)
+    if requests is None and _is_training(given):
         training = decide(_training_config(given, service), on_event=on_event, **_training_options(given))
-        request = training.request
-        npu_count = service.get("npu_num_per_node") or training.config.npu_num_per_node
-    else:
-        options = _plain_options(given, service, fields)
-        request, npu_count = Request.of(None, **options), service.get("npu_num_per_node")
+        requests = {"": training.request} if training.request else {}
+        npu_count = npu_count or training.config.npu_num_per_node
+    elif requests is None:
+        requests = {"": Request.of(None, **_plain_options(given, service))}
     node = find_node(environ, npu_count)
-    if request is not None:
+    for request in requests.values():
         check_destination(request.dst, node)
         if request.ranks is not None and node.count > 1:
             raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
@@ -92,12 +93,12 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
     return ServiceJob(
         node=node,
         wait_s=service.get("wait", WAIT_S),
-        request=request,
+        requests=requests,
         training=training,
         warnings=[
             *staged_warnings(places),
             *npu_warnings(environ, node),
-            *local_warnings(request.dst if request else "", node),
+            *(text for request in requests.values() for text in local_warnings(request.dst, node)),
             *_training_warnings(training),
         ],
         notes=[] if training is None else [training.verdict, *training.notes],
@@ -136,10 +137,10 @@ def _is_training(given: HyperParameters) -> bool:
     return True
 
 
-def _job_fields(given: HyperParameters) -> dict[str, Any] | None:
-    """Return the fields of the request in a job file; None if ``config`` is none, or something else.
+def _job_requests(given: HyperParameters) -> dict[str, Request] | None:
+    """Return the requests of a job file by their jobs' names; None if ``config`` is none, or something else.
 
-    Raise UsageError for a batch: its jobs may need each other, and that is for one machine to watch.
+    Options that are given besides take precedence in the only job of a file; raise UsageError for those beside a batch.
     """
     url = given.text("config")
     if url is None or url.endswith(".json"):
@@ -148,23 +149,19 @@ def _job_fields(given: HyperParameters) -> dict[str, Any] | None:
     document = parse_yaml(read_object(place), place.url, foreign=True)
     if not isinstance(document, dict) or not (document.keys() >= {"src", "dst"} or "jobs" in document):
         return None
-    if "jobs" in document:
-        hint = "Start one training job for each of them, or run the batch on one node: reshard run."
-        raise UsageError(f"{place.url}: this is a batch of jobs, and the nodes do one conversion", hint=hint)
-    unknown = sorted(document.keys() - OPTIONS.keys())
-    raise_all(
-        UsageError, f"{place.url}: fields of a job that are unknown", unknown, "They are the options of a conversion."
-    )
-    return dict(document)
+    requests = {job.name: job.request for job in read_job_file(url)}
+    options = {name: OPTIONS[name].parse(name, value) for name, value in _training_options(given).items()}
+    if options and len(requests) > 1:
+        raise UsageError(
+            f"{place.url}: {', '.join(map(option, options))} cannot be given beside a batch of {len(requests)} jobs",
+            hint="Set them in the file, in defaults or in a job.",
+        )
+    return {name: replace(request, **options) for name, request in requests.items()}
 
 
-def _plain_options(
-    given: HyperParameters, service: Mapping[str, Any], fields: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the options of a conversion without a training YAML; those of a job file come after the given ones."""
+def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a conversion that hyper-parameters alone describe."""
     options = request_options(given)
-    if fields is not None:
-        options = {**fields, **{name: value for name, value in options.items() if name != "config"}}
     for name, channel in (("src", "data_url"), ("dst", "train_url")):
         if name not in options and service.get(channel):
             options[name] = service[channel]

@@ -9,10 +9,12 @@ from math import gcd
 
 from ...errors import FormatError, StrategyError, option, raise_all
 from ...planning.conversion import MANIFEST_KEY
+from ...planning.plan_json import conversion_ids
+from ...planning.share_documents import shared_ranks
 from ...planning.targets.rank_target import RankTarget
 from ...storage import Location, ObjectInfo
 from ...tensor import Box, Layout, Shape, Strategy
-from ..manifest import Manifest, decode_manifest
+from ..manifest import Manifest, ObjectReceipt, decode_manifest
 from .strategy_files import read_object
 
 _NUMBER = re.compile("[0-9]+")
@@ -103,56 +105,64 @@ def _text(box: Box) -> str:
     return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
 
 
-def manifest_name(root: str, names: Collection[str]) -> str | None:
-    """Return the name of the manifest that describes the ranks below ``root``, if there is one."""
-    name = f"{root}{MANIFEST_KEY}"
-    return name if name in names else None
-
-
 def read_shard_manifest(
     location: Location, root: str, objects: Mapping[str, ObjectInfo], names: Collection[str]
 ) -> tuple[ShardManifest | None, str]:
     """Read what the manifest of a prefix says of some of its objects, the ranks' shards.
 
-    Names are relative to the location, and ranks lie below ``root``. Without a manifest that describes these very
-    objects return None, and if there is one, the reason why it is not used. Nothing that it names elsewhere is opened.
+    Names are relative to the location, and ranks lie below ``root``. Several runs that each write a share of the ranks
+    have manifests of their own until the last of them is done. Without manifests that describe these very objects
+    return None, and if there are any, the reason why they are not used. Nothing that they name elsewhere is opened.
     """
-    name = manifest_name(root, names)
-    if name is None:
+    keys = _manifest_names(root, names)
+    if not keys:
         return None, ""
-    place = location.child(name)
-    data = read_object(place)
+    called = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+    manifests, nbytes = list[Manifest](), 0
     try:
-        manifest = decode_manifest(data, place.url)
+        for key in keys:
+            data = read_object(location.child(key))
+            manifests.append(decode_manifest(data, location.child(key).url))
+            nbytes += len(data)
     except FormatError as error:
-        return None, f"{name} is not used: {error.marked_message}"
-    target = manifest.conversion.target
+        return None, f"{called} is not used: {error.marked_message}"
+    target = manifests[0].conversion.target
     if not isinstance(target, RankTarget):
-        return None, f"{name} is not used: it is of another kind of checkpoint"
-    if reason := _other_objects(manifest, root, objects):
-        return None, f"{name} is not used: {reason}"
-    etags = {receipt.key: receipt.etag for receipt in manifest.receipts}
-    strange = [key for key, info in objects.items() if etags[key.removeprefix(root)] != info.etag]
-    shapes = {tensor.spec.name: tensor.spec.shape for tensor in manifest.conversion.tensors}
+        return None, f"{called} is not used: it is of another kind of checkpoint"
+    if len({conversion_ids(manifest.conversion)[1] for manifest in manifests}) > 1:
+        return None, f"{called} are not used: they are not shares of one conversion"
+    receipts = {f"{root}{receipt.key}": receipt for manifest in manifests for receipt in manifest.receipts}
+    if reason := _other_objects(receipts, objects):
+        return None, f"{called} is not used: {reason}"
+    strange = [key for key, info in objects.items() if receipts[key].etag != info.etag]
+    shapes = {tensor.spec.name: tensor.spec.shape for tensor in manifests[0].conversion.tensors}
     stages = tuple({key: each for key, each in stage.items() if key in shapes} for stage in target.strategy.stages)
-    note = f"{name} says how the shards are cut"
+    note = f"{called} {'says' if len(keys) == 1 else 'say'} how the shards are cut"
     if strange:
         note += (
             f"; {len(strange)} of {len(objects)} have other etags than it records, as copies may: their lengths agree, "
             "and that is relied on"
         )
-    return ShardManifest(Strategy(target.strategy.device_count, stages), shapes, len(data), note), ""
+    return ShardManifest(Strategy(target.strategy.device_count, stages), shapes, nbytes, note), ""
 
 
-def _other_objects(manifest: Manifest, root: str, objects: Mapping[str, ObjectInfo]) -> str:
-    """Say which objects are not those of a manifest; empty if all are."""
-    lengths = {receipt.key: receipt.nbytes for receipt in manifest.receipts}
-    unknown = [key for key in objects if key.removeprefix(root) not in lengths]
+def _manifest_names(root: str, names: Collection[str]) -> list[str]:
+    """Return the names of the manifests that describe the ranks below ``root``: of the whole, else of all shares."""
+    whole = f"{root}{MANIFEST_KEY}"
+    if whole in names:
+        return [whole]
+    below = (name.removeprefix(root) for name in names if name.startswith(root))
+    return sorted(f"{root}{key}" for key in below if "manifest" in key and shared_ranks(key))
+
+
+def _other_objects(receipts: Mapping[str, ObjectReceipt], objects: Mapping[str, ObjectInfo]) -> str:
+    """Say which objects are not those of manifests; empty if all are."""
+    unknown = [key for key in objects if key not in receipts]
     if unknown:
         return f"it does not name {unknown[0]}" + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
-    other = [key for key, info in objects.items() if lengths[key.removeprefix(root)] != info.nbytes]
+    other = [key for key, info in objects.items() if receipts[key].nbytes != info.nbytes]
     if not other:
         return ""
-    expected, found = lengths[other[0].removeprefix(root)], objects[other[0]].nbytes
+    expected, found = receipts[other[0]].nbytes, objects[other[0]].nbytes
     rest = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
     return f"{other[0]} has {found} bytes and not the {expected} that it records{rest}"

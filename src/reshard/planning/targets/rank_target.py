@@ -51,8 +51,15 @@ class RankTarget(Target):
 
     @property
     def rank_of_key(self) -> dict[str, int]:
-        """Every rank of the strategy by the key of its object, whether or not it is to be written."""
-        return {self.name.replace("{rank}", str(rank)): rank for rank in range(self.strategy.rank_count)}
+        """Every rank of the strategy by the keys of its objects, whether or not they are to be written."""
+        names = (self.name,) if self.saved_at is None else (self.name, self._meta_name)
+        ranks = range(self.strategy.rank_count)
+        return {name.replace("{rank}", str(rank)): rank for name in names for rank in ranks}
+
+    @property
+    def _meta_name(self) -> str:
+        place, slash, _ = self.name.rpartition("/")
+        return f"{place}{slash}meta.json"
 
     def outputs(self, tensors: Sequence[TargetTensor], source_metadata: SourceMetadata) -> tuple[Output, ...]:
         """Make one output of all ranks whose slices are equal.
@@ -125,11 +132,13 @@ class RankTarget(Target):
         """Return each rank's ``meta.json``, if training may resume from here."""
         if self.saved_at is None:
             return ()
-        epoch, step = self.saved_at.epoch, self.saved_at.step
-        names = {rank: self.name.replace("{rank}", str(rank)).rpartition("/") for rank in self.ranks}
+        meta = RankMeta(self.saved_at.epoch, self.saved_at.step, self.name.rpartition("/")[2])
         return tuple(
-            Document(f"{place}{slash}meta.json", encode_meta(RankMeta(epoch, step, base)))
-            for place, slash, base in names.values()
+            Document(
+                self._meta_name.replace("{rank}", str(rank)),
+                encode_meta(replace(meta, last_ckpt_file=meta.last_ckpt_file.replace("{rank}", str(rank)))),
+            )
+            for rank in self.ranks
         )
 
     def notes(self, tensors: Sequence[TargetTensor]) -> tuple[str, ...]:

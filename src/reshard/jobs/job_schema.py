@@ -1,0 +1,113 @@
+"""The JSON schema of job files, made from the fields of a request, for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..api.option_field import (
+    OptionField,
+    parse_size,
+    read_document,
+    read_pairs,
+    read_ranks,
+    read_ratio,
+    read_text,
+    read_texts,
+    read_truth,
+)
+from ..api.request import OPTIONS
+from ..errors import write_options
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_TEXTS: Json = {"type": "array", "items": _TEXT}
+_RANKS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_VARIABLE: Json = {"type": "string", "pattern": r"\$"}
+"""What holds a variable: what it stands for is known when the job runs."""
+
+_TYPES: Mapping[Callable[..., Any], list[Json]] = {
+    read_text: [_TEXT],
+    read_texts: [_TEXT, _TEXTS],
+    read_truth: [{"type": "boolean"}],
+    read_pairs: [{"type": "object"}, _TEXTS],
+    read_document: [_TEXT, {"type": "object"}],
+    read_ranks: [_TEXT, {"type": "integer", "minimum": 0}, _RANKS],
+    read_ratio: [{"type": "number"}, _TEXT],
+    parse_size: [{"type": "integer", "minimum": 1}, _TEXT],
+}
+_ADDRESS = "https://json-schema.org/draft/2020-12/schema"
+
+
+def job_schema() -> Json:
+    """Return the JSON schema (draft 2020-12) of job files.
+
+    It knows options, their types and choices; what options mean together, names and variables, ``reshard run --check``
+    looks at.
+
+    Examples
+    --------
+    >>> sorted(job_schema()["$defs"])
+    ['job', 'matrix', 'options']
+    >>> job_schema()["$defs"]["options"]["properties"]["dtype"]["anyOf"][0]
+    {'enum': ['fp32', 'fp16', 'bf16']}
+    """
+    options = {name: _property(field) for name, field in OPTIONS.items()}
+    matrix = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [{"type": "array"}, {"type": "object"}]},
+    }
+    needs = {"description": "Jobs that must be done before.", "anyOf": [_TEXT, _TEXTS]}
+    about_matrix = {
+        "description": "Options with several values each: one job for every combination.",
+        "$ref": "#/$defs/matrix",
+    }
+    job = {
+        "type": "object",
+        "properties": {**options, "needs": needs, "matrix": about_matrix},
+        "additionalProperties": False,
+    }
+    batch = {
+        "type": "object",
+        "properties": {
+            "defaults": {"description": "Options of every job that does not set them.", "$ref": "#/$defs/options"},
+            "jobs": {
+                "description": "Jobs by name.",
+                "type": "object",
+                "minProperties": 1,
+                "propertyNames": {"pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"},
+                "additionalProperties": {"$ref": "#/$defs/job"},
+            },
+        },
+        "required": ["jobs"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": _ADDRESS,
+        "title": "Job file of reshard",
+        "if": {"anyOf": [{"required": ["jobs"]}, {"required": ["defaults"]}]},
+        "then": batch,
+        "else": {"$ref": "#/$defs/job"},
+        "$defs": {
+            "options": {"type": "object", "properties": options, "additionalProperties": False},
+            "job": job,
+            "matrix": matrix,
+        },
+    }
+
+
+def _property(field: OptionField) -> Json:
+    kinds: list[Json]
+    if field.choices:
+        kinds = [{"enum": list(field.choices)}]
+    elif field.least is not None:
+        kinds = [{"type": "integer", "minimum": field.least}]
+    else:
+        kinds = list(_TYPES[field.read])
+    if not any(kind == _TEXT for kind in kinds):
+        kinds.append(_VARIABLE)
+    help_ = write_options(field.help, lambda name, value: name if value is None else f"{name}: {value}")
+    about = {"description": f"{help_} Default: {field.default}." if field.default else help_}
+    return about | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
