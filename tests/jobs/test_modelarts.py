@@ -238,6 +238,13 @@ def test_python_m_is_the_same_and_stops_at_sigterm(tmp_path: Path) -> None:
     assert re.search(r"ERROR node 1/2: interrupted: .*; exit code 130 after", lines[-1])
 
 
+def test_no_control_character_reaches_the_log(tmp_path: Path) -> None:
+    done = cut(tmp_path / "out", "--keep=\x1b[2J\nINFO forged*", "--\x1b[31mname=1", "\x07")
+    assert done.code == 2
+    assert told(done, "?[2J")
+    assert "\x1b" not in done.out
+
+
 def test_help_lists_what_belongs_to_the_job() -> None:
     done = run("modelarts", "--help")
     assert done.code == 0
