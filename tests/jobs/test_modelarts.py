@@ -395,6 +395,13 @@ def test_keys_that_are_unknown(training: Place) -> None:
     assert "SECRET" not in done.out
 
 
+def test_keys_of_encryption_are_not_shown(training: Place) -> None:
+    done = job(*training.given, "--callbacks.CheckpointMonitor.enc_key=SECRET")
+    assert done.code == 0, done.out
+    assert told(done, "callbacks.CheckpointMonitor.enc_key=(not shown)")
+    assert "SECRET" not in done.out
+
+
 def test_training_keys_without_a_yaml(training: Place) -> None:
     done = job(*training.given[1:], "--use_parallel=True", "--parallel_config.model_parallel=2")
     assert done.code == 0, done.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..jobs.service_job import ServiceJob
 
 _LINE_EVERY_S = 30.0
+_SECRET = re.compile(r"(?:^|[._])(?:key|token|secret|password)$", re.IGNORECASE)
+"""Names of hyper-parameters such as ``callbacks.CheckpointMonitor.enc_key``."""
 
 
 @with_flags(flag(name, field, is_original=True) for name, field in SERVICE_OPTIONS.items())
@@ -80,12 +83,13 @@ def _run(arguments: list[str], log: JobLog) -> str:
 
 
 def _tell_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog) -> None:
-    """Tell what was given; the values of what means nothing here are not shown."""
+    """Tell what was given; secrets, and the values of what means nothing here, are not shown."""
     for name, texts in given.texts.items():
         if name in ignored:
             log.warning(f"{name} is no hyper-parameter of a conversion: it has no effect")
-        else:
-            log.info(f"{name}={texts[-1]}{' (environment)' if name in given.from_environment else ''}")
+            continue
+        value = "(not shown)" if _SECRET.search(name) else texts[-1]
+        log.info(f"{name}={value}{' (environment)' if name in given.from_environment else ''}")
     for stray in given.strays:
         log.warning(f"{stray!r} belongs to no --name: it has no effect")
 
