@@ -29,6 +29,7 @@ _COMMANDS = {
         "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
         "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
+        "run": Listed("run_command", "Run a job file: one conversion, or a batch of them."),
         "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
         "modelarts": Listed(
             "modelarts_command", "Do one node's share of a conversion, as the boot file of a ModelArts job."

@@ -151,6 +151,11 @@ def _money(estimate: Estimate) -> Iterator[str]:
         yield spelled(f"unknown for {provider}: there is no price table; give {options}")
 
 
+def in_money(currency: str, amount: float) -> str:
+    """Format an amount of money for people."""
+    return f"{currency} {_amount(amount)}"
+
+
 def _amount(money: float) -> str:
     if not money:
         return "0"

@@ -50,13 +50,7 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:
     """Print what a conversion has written."""
     if form is OutputForm.JSON:
-        from ..engine.manifest import manifest_to_json
-
-        body = manifest_to_json(manifest)
-        state = "skipped" if manifest.was_done else "converted"
-        print_json(
-            {"state": state} | {key: value for key, value in body.items() if key not in ("conversion", "limits")}
-        )
+        print_json(manifest_json(manifest))
         return
     written = sum(receipt.nbytes for receipt in manifest.receipts)
     print_facts(
@@ -72,6 +66,15 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
         (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
     ]
     print_rows(("output", "size", "crc32c"), rows, 20)
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """Return for programs what a conversion has written."""
+    from ..engine.manifest import manifest_to_json
+
+    body = manifest_to_json(manifest)
+    state = "skipped" if manifest.was_done else "converted"
+    return {"state": state, **{key: value for key, value in body.items() if key not in ("conversion", "limits")}}
 
 
 def show_report(report: Report, form: OutputForm) -> None:

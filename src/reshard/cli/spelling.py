@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 
-from ..errors import write_options
+from ..errors import ReshardError, write_options
 
 Spell = Callable[[str, str | None], str]
 
@@ -40,3 +40,8 @@ def spell_by(spell: Spell) -> None:
 def spelled(text: str) -> str:
     """Spell the options that a text marks."""
     return write_options(text, _Spelling.spell)
+
+
+def spelled_error(error: ReshardError) -> str:
+    """Write an error for people, as the command that runs spells options."""
+    return error.text(_Spelling.spell)

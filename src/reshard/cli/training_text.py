@@ -13,7 +13,7 @@ from .spelling import spelled
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..jobs.training_config import TrainingConfig
-    from ..jobs.training_job import TrainingJob
+    from ..jobs.training_job import TrainingJob, TrainingOutcome
     from ..jobs.training_keys import KeyUse
 
 _LONGEST_VALUE = 48
@@ -61,6 +61,13 @@ def training_job_json(job: TrainingJob) -> dict[str, Any]:
         "notes": list(map(spelled, job.notes)),
         "keys": _keys_json(job.config.keys),
     }
+
+
+def training_outcome_json(job: TrainingJob, outcome: TrainingOutcome) -> dict[str, Any]:
+    """Return a decision and what was made of it for programs."""
+    from .results import manifest_json
+
+    return training_job_json(job) | {"result": outcome.manifest and manifest_json(outcome.manifest)}
 
 
 def _keys_json(keys: Iterable[KeyUse]) -> list[dict[str, Any]]:

@@ -125,18 +125,18 @@ def run_jobs(
     return tuple(batch.statuses)
 
 
-def chosen_jobs(jobs: Sequence[Job], names: Sequence[str]) -> tuple[Job, ...]:
+def chosen_jobs(jobs: Sequence[Job], names: Sequence[str], *, if_exists: str | None = None) -> tuple[Job, ...]:
     """Return the jobs whose names match some glob; all if there is none. Needs that are not chosen are left out.
 
-    Raise UsageError for a glob that matches none.
+    ``if_exists`` takes the place of what the jobs say. Raise UsageError for a glob that matches none.
     """
-    if not names:
-        return tuple(jobs)
+    if if_exists is not None:
+        jobs = [replace(job, request=replace(job.request, if_exists=if_exists, overwrite=False)) for job in jobs]
     for glob in names:
         if not any(fnmatchcase(job.name, glob) for job in jobs):
             hint = f"Jobs: {', '.join(job.name for job in jobs[:20])}."
             raise UsageError(f"{option('only', glob)} matches no job", hint=hint)
-    chosen = [job for job in jobs if any(fnmatchcase(job.name, glob) for glob in names)]
+    chosen = [job for job in jobs if not names or any(fnmatchcase(job.name, glob) for glob in names)]
     there = {job.name for job in chosen}
     return tuple(replace(job, needs=tuple(need for need in job.needs if need in there)) for job in chosen)
 

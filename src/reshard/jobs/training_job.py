@@ -129,8 +129,7 @@ def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, overwrite
     request = job.request
     if made is None or request is None:
         return TrainingOutcome(strategy=strategy)
-    request = replace(request, overwrite=True) if overwrite else request
-    return TrainingOutcome(run(made, request, on_event), strategy)
+    return TrainingOutcome(run(made, replace(request, overwrite=True) if overwrite else request, on_event), strategy)
 
 
 @shared_connections()
