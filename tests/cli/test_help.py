@@ -10,8 +10,8 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
-    "--keep", "--drop", "--keep-rank", "--concurrency",
+    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix",
+    "--load-ckpt-format", "--check-crc", "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -31,6 +31,10 @@ FLAGS = {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
+    "run": SHOWN | {
+        "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
+        "--fail-fast,--keep-going", "--if-exists",
+    },
     "verify": SHOWN | {"--subset"},
     "unified-safetensors": EXTRAS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
@@ -79,7 +83,7 @@ ARGUMENTS = {
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
-    "modelarts": [],
+    "modelarts": [], "run": [],
 }  # fmt: skip
 
 

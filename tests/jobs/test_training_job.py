@@ -530,10 +530,9 @@ def test_outputs_that_exist_are_not_replaced_unless_asked(place: str, full: str)
     job = job_of(place, load_checkpoint=full, **AUTO, **MP2)
     run_training_job(job)
     assert run_training_job(job).manifest.was_done
-    other = decide(job.config, dtype="bf16")
     with pytest.raises(TargetExists):
-        run_training_job(other)
-    assert not run_training_job(other, overwrite=True).manifest.was_done
+        run_training_job(decide(job.config, if_exists="fail"))
+    assert not run_training_job(job, overwrite=True).manifest.was_done
 
 
 def test_strategy_files_of_another_job_are_not_replaced_unless_asked(place: str, full: str) -> None:

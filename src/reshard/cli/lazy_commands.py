@@ -112,7 +112,8 @@ def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | N
         if param.param_type_name == "argument":
             sections.setdefault("Arguments", []).append((param.metavar, text))
             continue
-        flags = ", ".join(sorted(param.opts, key=lambda flag: flag.startswith("--")))
+        spellings = (*param.opts, *param.secondary_opts)
+        flags = ", ".join(sorted(spellings, key=lambda flag: flag.startswith("--")))
         row = flags if getattr(param, "is_flag", False) or not param.metavar else f"{flags} {param.metavar}"
         sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append((row, text))
     general = sections.pop("Options", [])
