@@ -71,6 +71,7 @@ FLAGS = {
         "--src_ckpt_strategy,--src_strategy_path_or_dir", "--dst_ckpt_strategy,--dst_strategy_path_or_dir",
         "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
+    "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url", "--help"},
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},
     "strategy convert": {"--for", "--overwrite", "--output", "--help"},
@@ -83,7 +84,7 @@ ARGUMENTS = {
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
-    "run": [],
+    "modelarts": [], "run": [],
 }  # fmt: skip
 
 
@@ -121,13 +122,8 @@ def test_every_flag_is_explained_in_a_sentence(command):
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
     assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
-        "inspect",
-        "plan",
-        "convert",
-        "run",
-        "verify",
-        "strategy",
-    ]
+        "inspect", "plan", "convert", "run", "verify", "modelarts", "strategy",
+    ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
         "ckpt-to-safetensors", "safetensors-to-ckpt", "convert-weight", "transform-ckpt-lora",
