@@ -223,7 +223,9 @@ _TABLES: dict[str, Callable[[], str]] = {
             "sizes": "sizes",
             "config": "config",
             "alone": "training",
+            "no_effect": "no_effect",
             "conversions": "conversions",
+            "conversions_no_effect": "conversions_no_effect",
         }.items()
     },
     **tables.TABLES,

@@ -49,6 +49,7 @@ __all__ = [
     "VerifyError",
     "add_problems",
     "as_argument",
+    "as_field",
     "option",
     "raise_all",
     "write_options",
@@ -73,6 +74,17 @@ def option(name: str, value: object = None) -> str:
 def as_argument(name: str, value: str | None) -> str:
     """Spell an option as an argument of the library."""
     return f"`{name}`" if value is None else f"{name}={value!r}"
+
+
+def as_field(name: str, value: str | None) -> str:
+    """Spell an option as a job file has it.
+
+    Examples
+    --------
+    >>> print(as_field("dst_layout", "l.yaml"), as_field("memory", None))
+    dst_layout: l.yaml memory
+    """
+    return name if value is None else f"{name}: {value}"
 
 
 def write_options(text: str, spell: Callable[[str, str | None], str] = as_argument) -> str:

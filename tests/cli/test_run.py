@@ -42,11 +42,14 @@ def test_a_batch_and_the_same_again(any_place, batch):
         ok("verify", any_place.at(name))
     again = run("run", batch)
     assert again.code == 3
-    assert [line.split()[:2] for line in again.out.strip().splitlines()[1:]] == [
+    assert [line.split()[:2] for line in again.out.strip().splitlines()[1:6]] == [
         ["ranks", "skipped"], ["back", "skipped"], ["cut/ckpt", "skipped"], ["cut/safetensors", "skipped"],
         ["bad", "failed"],
     ]  # fmt: skip
     assert "error: bad: " in again.err
+    notes = [line for line in again.out.splitlines() if line.startswith("note       ranks: ")]
+    assert any("no layout in the target strategy: whole on every rank" in line for line in notes)
+    assert any("whole on every rank" in note for note in jobs["ranks"]["notes"])
     assert ok("run", batch, "--only", "cut/*", "--quiet").err == ""
 
 
@@ -90,7 +93,9 @@ def test_a_dry_run_shows_every_plan_and_totals(batch, any_place):
     assert lines["jobs"].split(maxsplit=1)[1] == "3 convert, 1 later, 1 refused"
     assert {"read", "write", "requests", "time", "money"} <= lines.keys()
     assert any_place.keys("ranks") == []
+    assert "note       ranks: 3 tensors have no layout in the target strategy" in done.out
     body = run("run", batch, "--dry-run", "--output", "json").json
+    assert any("no layout in the target strategy" in note for note in body["jobs"][0]["notes"])
     assert body["totals"]["read_bytes"] == sum(
         job["estimate"]["cost"]["read_bytes"] for job in body["jobs"] if job["estimate"]
     )

@@ -44,7 +44,7 @@ def test_values_are_read_by_their_types() -> None:
     assert (config.load_ckpt_format, config.checkpoint_format) == ("safetensors", "ckpt")
     assert config.src_strategy_path_or_dir == ""
     assert (config.auto_trans_ckpt, config.use_parallel, config.use_legacy) == (True, True, False)
-    assert (config.remove_redundancy, config.only_save_strategy, config.transform_by_rank) == (True, False, False)
+    assert (config.remove_redundancy, config.only_save_strategy) == (True, False)
     assert (config.transform_process_num, config.npu_num_per_node, config.run_mode) == (2, 16, "finetune")
     assert config.resume_training == "llama_rank_0-3_2.ckpt"
     assert config.rank_count == 16  # whatever npu_num_per_node says

@@ -27,9 +27,11 @@ import reshard
 from reshard.api.strategies import read_strategy
 from reshard.errors import NotFound, PlanError, StrategyError, TargetExists, UsageError
 from reshard.jobs.training_config import read_training_config
-from reshard.jobs.training_job import TrainingJob, decide, plan_training_job, run_training_job, write_strategies
+from reshard.jobs.training_job import TrainingJob, decide
 from reshard.jobs.training_options import sharded_options
+from reshard.jobs.training_run import plan_training_job, run_training_job
 from reshard.jobs.training_source import find_source, suffix_of
+from reshard.storage import open_location
 
 AUTO = {"auto_trans_ckpt": True, "use_parallel": True}
 MP2 = {"parallel_config.model_parallel": 2}
@@ -520,10 +522,33 @@ def test_a_plan_writes_nothing(place: str, full: str) -> None:
 
 def test_more_options_take_precedence(place: str, full: str) -> None:
     config = read_training_config(None, {"load_checkpoint": full, "output_dir": f"{place}/output", **AUTO, **MP2})
-    job = decide(config, dst=f"{place}/elsewhere", memory="64MiB", ranks="1")
+    job = decide(config, memory="64MiB", ranks="1", prefix="own_")
     run_training_job(job)
-    assert "rank_1/checkpoint_1.safetensors" in names_below(f"{place}/elsewhere")
-    assert "rank_0/checkpoint_0.safetensors" not in names_below(f"{place}/elsewhere")
+    names = names_below(f"{place}/output/transformed_checkpoint/unified")
+    assert "rank_1/own_1.safetensors" in names
+    assert "rank_0/own_0.safetensors" not in names
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"src": "elsewhere"}, "load_checkpoint"),
+        ({"dst": "elsewhere"}, "output_dir"),
+        ({"parallel": "mp=4"}, "parallel_config"),
+        ({"dst_layout": "l.yaml"}, "parallel_config"),
+        ({"dst_strategy": "s.ckpt"}, "parallel_config"),
+        ({"src_strategy": "s.ckpt"}, "src_strategy_path_or_dir"),
+        ({"to": "hf"}, "use_legacy"),
+        ({"form": "zarr"}, "checkpoint"),
+    ],
+)
+def test_options_that_the_configuration_decides_are_refused(
+    place: str, full: str, given: dict[str, str], key: str
+) -> None:
+    config = read_training_config(None, {"load_checkpoint": full, "output_dir": f"{place}/output", **AUTO, **MP2})
+    with pytest.raises(UsageError, match="the training configuration decides what these options say") as caught:
+        decide(config, **given)
+    assert caught.value.problems[0].endswith(f": set {key}")
 
 
 def test_outputs_that_exist_are_not_replaced_unless_asked(place: str, full: str) -> None:
@@ -532,17 +557,55 @@ def test_outputs_that_exist_are_not_replaced_unless_asked(place: str, full: str)
     assert run_training_job(job).manifest.was_done
     with pytest.raises(TargetExists):
         run_training_job(decide(job.config, if_exists="fail"))
-    assert not run_training_job(job, overwrite=True).manifest.was_done
+    assert not run_training_job(decide(job.config, if_exists="replace")).manifest.was_done
 
 
 def test_strategy_files_of_another_job_are_not_replaced_unless_asked(place: str, full: str) -> None:
     run_training_job(job_of(place, load_checkpoint=full, **AUTO, **MP4))
     other = job_of(place, load_checkpoint=full, **AUTO, **MP2)
     with pytest.raises(TargetExists, match="strategy files of another job are there"):
-        write_strategies(other)
-    write_strategies(other, overwrite=True)
+        run_training_job(other)
+    assert run_training_job(decide(other.config, if_exists="replace")).strategy is not None
     assert names_below(f"{place}/output/strategy") == {f"ckpt_strategy_rank_{rank}.ckpt" for rank in range(2)}
-    assert write_strategies(other) == read_strategy(f"{place}/output/strategy")  # the same again is no trouble
+    again = run_training_job(other)  # the same again is no trouble
+    assert again.strategy == read_strategy(f"{place}/output/strategy")
+    assert again.manifest is not None
+    assert again.manifest.was_done
+
+
+def everything_below(place: str) -> dict[str, str]:
+    return {name: info.etag for name, info in open_location(f"{place}/output").named_objects()}
+
+
+def test_a_refusal_leaves_ranks_and_strategies_as_they_were(place: str, full: str) -> None:
+    run_training_job(job_of(place, load_checkpoint=full, **AUTO, **MP4))
+    before = everything_below(place)
+    # The strategy files are in the way.
+    only_strategies = job_of(place, load_checkpoint=full, output_dir=f"{place}/output", **AUTO, **MP2)
+    with pytest.raises(TargetExists):
+        run_training_job(only_strategies)
+    assert everything_below(place) == before
+    # The conversion is refused although both may be replaced: memory, and a source that changes on the way.
+    config = only_strategies.config
+    with pytest.raises(PlanError):
+        run_training_job(decide(config, if_exists="replace", memory="1KiB"))
+    assert everything_below(place) == before
+
+    def fail(*_: object) -> None:
+        raise PlanError("refused")
+
+    with pytest.raises(PlanError, match="refused"):
+        run_training_job(decide(config, if_exists="replace"), convert=fail)
+    assert everything_below(place) == before
+
+
+def test_a_plan_raises_what_a_run_would(place: str, full: str) -> None:
+    run_training_job(job_of(place, load_checkpoint=full, **AUTO, **MP4))
+    with pytest.raises(TargetExists, match="strategy files of another job are there"):
+        plan_training_job(job_of(place, load_checkpoint=full, **AUTO, **MP2))
+    config = job_of(place, load_checkpoint=full, **AUTO, **MP4).config
+    with pytest.raises(TargetExists, match="outputs exist already"):
+        plan_training_job(decide(config, dtype="bf16"))
 
 
 def test_the_source_s_strategy_is_never_replaced(place: str) -> None:

@@ -17,7 +17,11 @@ from ..errors import UsageError, option
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _PAIRS = re.compile(r"\s*[A-Za-z_]\w*=[^,=/]*(?:,\s*[A-Za-z_]\w*=[^,=/]*)*")
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_TRUTHS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+_NOTHING = frozenset({"", "none", "null"})
 
 
 def read_text(value: object) -> str:
@@ -27,9 +31,20 @@ def read_text(value: object) -> str:
     return str(os.fspath(value))
 
 
+def is_nothing(value: object) -> bool:
+    """Whether a value stands for an option that is not given, as in MindSpore's scripts and in YAML.
+
+    Examples
+    --------
+    >>> [is_nothing(value) for value in (None, "", "None", "null", "0", 0, False)]
+    [True, True, True, True, False, False, False]
+    """
+    return value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING)
+
+
 def read_nullable(value: object) -> str | None:
-    """Read a text; the words ``None`` and nothing at all mean None, as in MindSpore's scripts."""
-    return None if value in ("", "None") else read_text(value)
+    """Read a text; what :func:`is_nothing` means None."""
+    return None if is_nothing(value) else read_text(value)
 
 
 def read_texts(value: object) -> tuple[str, ...]:
@@ -44,11 +59,22 @@ def read_texts(value: object) -> tuple[str, ...]:
 
 
 def read_truth(value: object) -> bool:
-    """Read a truth value, as Python or a script has it."""
-    found = _TRUTHS.get(str(value).strip().lower())
+    """Read a truth value, as Python, YAML or a script has it.
+
+    Examples
+    --------
+    >>> read_truth("yes"), read_truth("0"), read_truth(True)
+    (True, False, True)
+    """
+    found = find_truth(value)
     if found is None:
         raise UsageError("expected True or False")
     return found
+
+
+def find_truth(value: object) -> bool | None:
+    """Return the truth value that a value is; None if it is none."""
+    return _TRUTHS.get(str(value).strip().lower())
 
 
 def read_integer(value: object) -> int:
@@ -182,7 +208,8 @@ def read_config(value: object) -> Any:
     if not isinstance(value, str) or not _PAIRS.fullmatch(value):
         return read_document(value)
     pairs = read_pairs([item.strip() for item in value.split(",")])
-    return {name: _TRUTHS.get(text, text) if isinstance(text, str) else text for name, text in pairs.items()}
+    truths = {"true": True, "false": False}  # as JSON has them: other words are texts there
+    return {name: truths.get(text, text) if isinstance(text, str) else text for name, text in pairs.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,12 +134,19 @@ def save_strategy(
         strategy files.
     """
     if is_strategy_prefix(dst):
-        stages = [from_strategy(strategy, stage) for stage in range(strategy.stage_count)]
-        write_strategy_set(dst, stages, from_strategy(strategy), strategy.device_count, overwrite=overwrite)
+        save_strategy_set(strategy, dst, overwrite=overwrite)
         return
     is_layout = dst.endswith(YAML)
     data = encode_layout_file(strategy) if is_layout else _encode(from_strategy(strategy), dst, specs or {})
     save(dst, data, overwrite=overwrite)
+
+
+@shared_connections()
+def save_strategy_set(strategy: Strategy, dst: str, *, overwrite: bool = False, is_dry: bool = False) -> None:
+    """Write the files of a strategy below a prefix as :func:`save_strategy` does; if ``is_dry``, only look."""
+    stages = [from_strategy(strategy, stage) for stage in range(strategy.stage_count)]
+    merged, count = from_strategy(strategy), strategy.device_count
+    write_strategy_set(dst, stages, merged, count, overwrite=overwrite, is_dry=is_dry)
 
 
 def _strategy(source: StrategySource, url: str, specs: Mapping[str, TensorSpec]) -> Strategy:

@@ -28,33 +28,34 @@ def is_strategy_prefix(url: str) -> bool:
 
 
 def write_strategy_set(
-    url: str, stages: Sequence[StrategyFile], merged: StrategyFile, device_count: int, *, overwrite: bool
+    url: str,
+    stages: Sequence[StrategyFile],
+    merged: StrategyFile,
+    device_count: int,
+    *,
+    overwrite: bool,
+    is_dry: bool = False,
 ) -> None:
     """Write ``ckpt_strategy_rank_R.ckpt`` for every rank, and with several stages ``merged_ckpt_strategy.ckpt``.
 
     All ranks of a stage, ``device_count`` of them, have the file of that stage. Those of an earlier set that are not
     written again are removed, so that readers find one set only. A part of this very set, which a
     run left that was broken off, is completed. Raise TargetExists if there is a set already and ``overwrite`` is not
-    set, or other objects that readers would take for a part of this one.
+    set, or other objects that readers would take for a part of this one. If ``is_dry``, that is all that is done.
 
     Source: MindSpore Transformers, ``strategy_ckpt_save_file``; mindspore 2.10.0, ``merge_pipeline_strategys``.
     """
     place = open_target(url)
     store = place.writable_store()
-    bodies = [encode_protobuf(replace(stage, current_stage=_FIRST_SAVE)) for stage in stages]
-    contents = {
-        f"ckpt_strategy_rank_{stage * device_count + device}.ckpt": body
-        for stage, body in enumerate(bodies)
-        for device in range(device_count)
-    }
-    if len(stages) > 1:
-        contents[_MERGED_NAME] = encode_protobuf(merged)
+    contents = _contents(stages, merged, device_count)
     with working(Limits().concurrency, store) as workers:
         earlier = _earlier_set(place)
         same = _same_files(place, [name for name in earlier if name in contents], contents, workers)
         if not overwrite and (same != set(earlier) or len(same) == len(contents)):
             hint = f"Give {option('overwrite')} to replace them, or another prefix."
             raise_all(TargetExists, f"{place.url}: strategy files exist already", earlier, hint)
+        if is_dry:
+            return
         for name in earlier:
             if name not in contents:
                 store.delete(place.child(name).key)
@@ -63,6 +64,19 @@ def write_strategy_set(
             store.put(place.child(name).key, contents[name])
 
         workers.map(write, [name for name in contents if name not in same])
+
+
+def _contents(stages: Sequence[StrategyFile], merged: StrategyFile, device_count: int) -> dict[str, bytes]:
+    """Return the files of a set by name."""
+    bodies = [encode_protobuf(replace(stage, current_stage=_FIRST_SAVE)) for stage in stages]
+    contents = {
+        f"ckpt_strategy_rank_{stage * device_count + device}.ckpt": body
+        for stage, body in enumerate(bodies)
+        for device in range(device_count)
+    }
+    if len(stages) > 1:
+        contents[_MERGED_NAME] = encode_protobuf(merged)
+    return contents
 
 
 def _same_files(place: Location, names: Sequence[str], contents: Mapping[str, bytes], workers: Workers) -> set[str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import ReshardError
+from ..errors import ReshardError, as_field, write_options
 from ..planning.cost.prices import total_money
 from .flags import OutputForm
 from .plan_text import in_money
-from .printing import in_bytes, in_time, print_facts, print_json, print_rows
-from .spelling import spelled, spelled_error
+from .printing import Facts, in_bytes, in_time, print_facts, print_json, print_rows
+from .signals import Stopped
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..jobs.batch import JobStatus, OnChange
@@ -47,32 +47,48 @@ def show_planned(planned: Sequence[PlannedJob], form: OutputForm) -> None:
     if form is OutputForm.JSON:
         print_json({"jobs": [_planned_json(each) for each in planned], "totals": _totals(planned)})
     else:
-        print_rows(
-            ("job", "would", "read", "write", "copied", "requests", "time", "money", "why"),
-            [_planned_row(each) for each in planned],
-            0,
-        )
-        totals = _totals(planned)
+        titles = ("job", "would", "read", "write", "copied", "requests", "time", "money", "why")
+        print_rows(titles, [_planned_row(each) for each in planned], 0)
         sys.stdout.write("\n")
-        print_facts(
-            [
-                ("jobs", ", ".join(f"{count} {state}" for state, count in totals["jobs"].items())),
-                ("read", in_bytes(totals["read_bytes"])),
-                (
-                    "write",
-                    f"{in_bytes(totals['written_bytes'])}, and {in_bytes(totals['copied_bytes'])} copied by stores",
-                ),
-                ("requests", str(totals["requests"])),
-                ("time", f"about {in_time(totals['seconds'])}, one job after the other"),
-                ("money", _in_money(totals["money"])),
-            ]
-        )
-    _exit_with([each.error for each in planned if each.error], bool([e for e in planned if e.prospect == "refused"]))
+        print_facts([*_total_facts(_totals(planned)), *_note_facts(planned)])
+        _write_errors([(each.job, each.error) for each in planned])
+    _exit_with([each.error for each in planned if each.error], any(each.state.is_wrong for each in planned))
+
+
+def _total_facts(totals: Mapping[str, Any]) -> Facts:
+    written, copied = in_bytes(totals["written_bytes"]), in_bytes(totals["copied_bytes"])
+    return [
+        ("jobs", ", ".join(f"{count} {state}" for state, count in totals["jobs"].items())),
+        ("read", in_bytes(totals["read_bytes"])),
+        ("write", f"{written}, and {copied} copied by stores"),
+        ("requests", str(totals["requests"])),
+        ("time", f"about {in_time(totals['seconds'])}, one job after the other"),
+        ("money", _in_money(totals["money"])),
+    ]
 
 
 @contextmanager
-def watching(*, quiet: bool) -> Iterator[OnChange]:
-    """Watch a batch: a table that is drawn again on a terminal, lines in a log, or nothing."""
+def watching(form: OutputForm, *, quiet: bool) -> Iterator[OnChange]:
+    """Watch a batch: a table that is drawn again on a terminal, lines in a log, or nothing.
+
+    If it is stopped, what became of every job is printed on the way out.
+    """
+    last: list[Sequence[JobStatus]] = [()]
+    try:
+        with _drawing(quiet=quiet) as draw:
+
+            def watch(statuses: Sequence[JobStatus]) -> None:
+                last[0] = statuses
+                draw(statuses)
+
+            yield watch
+    except Stopped:
+        _print_batch(last[0], form)
+        raise
+
+
+@contextmanager
+def _drawing(*, quiet: bool) -> Iterator[OnChange]:
     if quiet:
         yield lambda _: None
         return
@@ -95,15 +111,35 @@ def watching(*, quiet: bool) -> Iterator[OnChange]:
 
 def show_batch(statuses: Sequence[JobStatus], form: OutputForm) -> None:
     """Print what became of every job; exit with the code of the first failure unless all outcomes are there."""
+    _print_batch(statuses, form)
+    _exit_with([status.error for status in statuses if status.error], not all(s.state.is_right for s in statuses))
+
+
+def _print_batch(statuses: Sequence[JobStatus], form: OutputForm) -> None:
     if form is OutputForm.JSON:
         done = sum(status.state.is_right for status in statuses)
         print_json({"is_ok": done == len(statuses), "jobs": [_status_json(status) for status in statuses]})
-    else:
-        print_rows(_TITLES, [_row(status) for status in statuses], 0)
-        for status in statuses:
-            if isinstance(status.error, ReshardError):
-                sys.stderr.write(f"error: {status.job.name}: {spelled_error(status.error)}\n")
-    _exit_with([status.error for status in statuses if status.error], not all(s.state.is_right for s in statuses))
+        return
+    print_rows(_TITLES, [_row(status) for status in statuses], 0)
+    if notes := _note_facts(statuses):
+        sys.stdout.write("\n")
+        print_facts(notes)
+    _write_errors([(status.job, status.error) for status in statuses if status.state == "failed"])
+
+
+def _note_facts(jobs: Sequence[JobStatus] | Sequence[PlannedJob]) -> Facts:
+    return [("note", f"{each.job.name}: {_spelled(note)}") for each in jobs for note in each.notes]
+
+
+def _write_errors(errors: Sequence[tuple[Job, BaseException | None]]) -> None:
+    for job, error in errors:
+        if isinstance(error, ReshardError):
+            sys.stderr.write(f"error: {job.name}: {error.text(as_field)}\n")
+
+
+def _spelled(text: str) -> str:
+    """Spell the options that a text about a job marks as the job's file has them."""
+    return write_options(text, as_field)
 
 
 def _exit_with(errors: Sequence[BaseException | None], has_failed: bool) -> None:
@@ -153,7 +189,7 @@ def _row(status: JobStatus) -> tuple[str, ...]:
     is_moving = status.state == "running"
     moved = status.moved_bytes if is_moving else written if status.state == "done" else 0
     rate = f"{in_bytes(moved / seconds)}/s" if moved and seconds else ""
-    why = spelled(status.reason)
+    why = _spelled(status.reason)
     if is_moving:
         share = f"{100 * status.moved_bytes // status.total_bytes}%" if status.total_bytes else ""
         why = " ".join(part for part in (status.phase, share) if part)
@@ -163,17 +199,17 @@ def _row(status: JobStatus) -> tuple[str, ...]:
 
 def _planned_row(each: PlannedJob) -> tuple[str, ...]:
     if each.plan is None or each.estimate is None:
-        return each.job.name, each.prospect.value, "", "", "", "", "", "", spelled(each.reason)
+        return each.job.name, each.state.value, "", "", "", "", "", "", _spelled(each.reason)
     cost, estimate = each.estimate.cost, each.estimate
     money = _in_money(total_money(estimate.bills))
     sizes = (in_bytes(n) for n in (cost.read_bytes, cost.written_bytes, cost.copied_bytes))
     counts = str(estimate.requests.total), in_time(estimate.time.seconds), money
-    return (each.job.name, each.prospect.value, *sizes, *counts, "")
+    return (each.job.name, each.state.value, *sizes, *counts, "")
 
 
 def _totals(planned: Sequence[PlannedJob]) -> dict[str, Any]:
     estimates = [each.estimate for each in planned if each.estimate]
-    states = [each.prospect.value for each in planned]
+    states = [each.state.value for each in planned]
     money: dict[str, float] = {}
     for estimate in estimates:
         for currency, amount in total_money(estimate.bills).items():
@@ -202,8 +238,9 @@ def _job_json(job: Job) -> dict[str, Any]:
 
 
 def _planned_json(each: PlannedJob) -> dict[str, Any]:
-    body = _job_json(each.job) | {"would": each.prospect.value, "why": spelled(each.reason)}
-    body["problems"] = list(map(spelled, each.error.marked_problems)) if each.error else []
+    body = _job_json(each.job) | {"would": each.state.value, "why": _spelled(each.reason)}
+    body["problems"] = list(map(_spelled, each.error.marked_problems)) if each.error else []
+    body["notes"] = list(map(_spelled, each.notes))
     return body | {"estimate": each.estimate.to_json() if each.estimate else None}
 
 
@@ -213,8 +250,8 @@ def _status_json(status: JobStatus) -> dict[str, Any]:
         "state": status.state.value,
         "written_bytes": status.written_bytes,
         "seconds": round(status.seconds, 3),
-        "why": spelled(status.reason),
-        "problems": list(map(spelled, error.marked_problems)) if error else [],
+        "why": _spelled(status.reason),
+        "problems": list(map(_spelled, error.marked_problems)) if error else [],
         "exit_code": getattr(status.error, "exit_code", 1) if status.error else 0,
-        "notes": list(map(spelled, status.notes)),
+        "notes": list(map(_spelled, status.notes)),
     }

@@ -14,12 +14,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import ReshardError, write_options
+from ..api.option_field import find_truth
+from ..errors import ReshardError, as_field, write_options
 from .spelling import as_flag, spell_by, with_value
 
 _WIDTH = 110
 _COLUMN = 28
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +85,24 @@ class CompatCommand(Command):
             at += 1
             following = args[at] if at < len(args) else ""
             if getattr(param, "is_flag", False):
-                at += not equals and following.lower() in _TRUTHS
+                at += not equals and find_truth(following) is not None
                 said = value if equals else following
-                plain += [head] if _TRUTHS.get(said.lower(), True) else []
+                plain += [] if find_truth(said) is False else [head]
             elif getattr(param, "hidden", False) and not equals and (not following or following.startswith("--")):
                 plain += [head, "True"]
             else:
                 plain.append(args[at - 1])
         return plain
+
+
+class RunCommand(Command):
+    """A command whose jobs have options that it does not have itself: these are fields of a job file."""
+
+    def spell(self, name: str, value: str | None) -> str:
+        """Spell an option as a flag, or as a job file has it."""
+        if name == "overwrite":
+            name, value = "if_exists", "replace"
+        return super().spell(name, value) if any(each.name == name for each in self.params) else as_field(name, value)
 
 
 class HyperParameterCommand(Command):
@@ -171,6 +181,8 @@ def _load(name: str, listed: Listed) -> Any:
     app = typer.Typer(add_completion=False, **_SETTINGS)
     command, settings = getattr(module, name.replace("-", "_")), dict(_SETTINGS["context_settings"])
     cls, text = CompatCommand if listed.module == "compat_commands" else Command, listed.help
+    if listed.module == "run_command":
+        cls = RunCommand
     if listed.module == "modelarts_command":
         cls, text = HyperParameterCommand, command.__doc__
         settings |= {"ignore_unknown_options": True, "allow_extra_args": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,10 +18,10 @@ from .job_log import JobLog
 from .printing import in_bytes, in_time
 from .progress import LogLines
 from .signals import INTERRUPTED, Stopped, signals
+from .spelling import spelled_error
 
-if TYPE_CHECKING:
-    from ..api.request import Request
-    from ..jobs.service_job import ServiceJob
+if TYPE_CHECKING:  # what is shown is imported already by whoever made it
+    from ..jobs.service_run import ServiceEvent, ServiceOutcome, ShareWritten
 
 _LINE_EVERY_S = 30.0
 _SECRET = re.compile(r"(?:^|[._])(?:key|token|secret|password)$", re.IGNORECASE)
@@ -40,7 +40,7 @@ def modelarts(ctx: typer.Context, **service: Any) -> None:
     arguments = [*ctx.args, *(f"--{name}={value}" for name, value in service.items() if value is not None)]
     code = 0
     try:
-        ended = _run(arguments, log)
+        code, ended = _run(arguments, log)
         signals.work_is_done()
     except ReshardError as error:
         log.error(error.text(ctx.command.spell))  # type: ignore[attr-defined]
@@ -49,41 +49,89 @@ def modelarts(ctx: typer.Context, **service: Any) -> None:
         for note in getattr(stopped, "__notes__", []):
             log.warning(note)
         code, ended = INTERRUPTED, "interrupted: shares that are finished stay, and nothing half-written"
-    tell = log.error if code else log.info
-    tell(f"{ended}; exit code {code} after {in_time(time.monotonic() - begun_s)}")
+    show = log.error if code else log.info
+    show(f"{ended}; exit code {code} after {in_time(time.monotonic() - begun_s)}")
     if code:
         raise typer.Exit(code)
 
 
-def _run(arguments: list[str], log: JobLog) -> str:
-    """Run the job; return what came of it."""
+def _run(arguments: list[str], log: JobLog) -> tuple[int, str]:
+    """Run the job; return the exit code, and what came of it."""
     # A job's modules take a while to import, and help does not need them.
-    from ..jobs.job_service import find_node
+    from ..jobs.nodes import find_node
     from ..jobs.service_job import ignored_names, is_hyper_parameter, read_service_job
+    from ..jobs.service_run import run_service_job
     from ..storage import shared_connections
 
     log.node = find_node(os.environ)
     log.info(f"reshard {__version__}")
     given = read_hyper_parameters(arguments, os.environ, is_hyper_parameter)
-    _tell_parameters(given, ignored_names(given), log)
-    listener = LogLines(log.info, _LINE_EVERY_S)
+    _show_parameters(given, ignored_names(given), log)
+    lines = LogLines(log.info, _LINE_EVERY_S)
     with shared_connections():
-        job = read_service_job(given, os.environ, listener)
+        job = read_service_job(given, os.environ, lines)
         log.node = job.node
         for text in job.warnings:
             log.warning(text)
         for text in job.notes:
             log.info(text)
-        ended = [_write_strategies(job, log)]
-        for name, request in job.requests.items():
-            if len(job.requests) > 1:
-                log.info(f"job {name}")
-            ended.append(_convert(request, job, log, listener))
-    return "; ".join(filter(None, ended)) or "nothing to do"
+        outcome = run_service_job(job, _listener(log, lines))
+    return _shown_outcome(outcome, log)
 
 
-def _tell_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog) -> None:
-    """Tell what was given; secrets, and the values of what means nothing here, are not shown."""
+def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
+    """Return what writes a line for each event of a job."""
+    from ..engine.events import Noted, PhaseStarted, Progress
+    from ..jobs.service_run import JobStarted, SharesMissing, ShareStarted, ShareWritten, StrategiesWritten
+
+    def write(event: ServiceEvent) -> None:
+        match event:
+            case JobStarted():
+                log.info(f"job {event.name}")
+            case ShareStarted():
+                for url, access in event.access:
+                    log.info(f"{url}: {access}")
+                log.info(event.share)
+            case ShareWritten():
+                log.info(f"{_written(event)}, as an earlier run left them" if event.was_done else _written(event))
+                for note in event.notes:
+                    log.info(f"note: {note}")
+            case SharesMissing():
+                log.info(event.text)
+            case StrategiesWritten():
+                log.info(f"strategy files of {event.rank_count} ranks: {event.url}")
+            case Noted() | PhaseStarted() | Progress():
+                lines(event)
+
+    return write
+
+
+def _shown_outcome(outcome: ServiceOutcome, log: JobLog) -> tuple[int, str]:
+    """Show which jobs of a batch went wrong; return the exit code, and what came of all in one line."""
+    code = 0
+    for status in outcome.wrong:
+        text = spelled_error(status.error) if isinstance(status.error, ReshardError) else status.reason
+        log.error(f"job {status.job.name} {status.state}: {text}")
+        if status.error is not None:
+            code = code or getattr(status.error, "exit_code", 1)
+    ended = [f"{url} is complete; this node {_written(share)}" for url, share in outcome.complete]
+    if outcome.strategy_url is not None and not ended:
+        ended.append(f"wrote {outcome.strategy_url}")
+    if outcome.wrong:
+        names = ", ".join(status.job.name for status in outcome.wrong)
+        return code or 1, "; ".join([f"failed: {names}", *ended])
+    return 0, "; ".join(ended) or "nothing to do"
+
+
+def _written(share: ShareWritten | None) -> str:
+    if share is None:
+        return "wrote nothing"
+    objects = "1 object" if share.object_count == 1 else f"{share.object_count} objects"
+    return f"{'found' if share.was_done else 'wrote'} {objects}, {in_bytes(share.nbytes)}"
+
+
+def _show_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog) -> None:
+    """Show what was given; secrets, and the values of what means nothing here, are not shown."""
     for name, texts in given.texts.items():
         if name in ignored:
             log.warning(f"{name} is no hyper-parameter of a conversion: it has no effect")
@@ -92,38 +140,3 @@ def _tell_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog
         log.info(f"{name}={value}{' (environment)' if name in given.from_environment else ''}")
     for stray in given.strays:
         log.warning(f"{stray!r} belongs to no --name: it has no effect")
-
-
-def _write_strategies(job: ServiceJob, log: JobLog) -> str:
-    """Have the first node write the strategy files that a training YAML asks for; return what came of it."""
-    from ..api.request import Request
-    from ..jobs.training_job import write_strategies
-
-    training = job.training
-    if training is None or training.strategy_url is None or training.strategy_options is None or job.node.index:
-        return ""
-    write_strategies(training, overwrite=Request.of(None, **training.strategy_options).replaces)
-    log.info(f"strategy files of {training.config.rank_count} ranks: {training.strategy_url}")
-    return "" if job.requests else f"wrote {training.strategy_url}"
-
-
-def _convert(request: Request, job: ServiceJob, log: JobLog, listener: LogLines) -> str:
-    """Do this node's share of the conversion, and wait for those of the others; return what came of it."""
-    from ..api.access import describe_access
-    from ..jobs.job_service import wait_for_shares
-    from ..jobs.node_share import NodeShare
-
-    for url in (request.src, request.dst):
-        log.info(f"{url}: {describe_access(url)}")
-    resolved = job.training.resolved if job.training else None
-    share = NodeShare.of(request, job.node, resolved, listener)
-    log.info(share.described)
-    ended = "wrote nothing"
-    if not share.is_empty:
-        manifest = share.write(listener)
-        written = sum(receipt.nbytes for receipt in manifest.receipts)
-        ended = f"{'found' if manifest.was_done else 'wrote'} {len(manifest.receipts)} objects, {in_bytes(written)}"
-        log.info(f"{ended}, as an earlier run left them" if manifest.was_done else ended)
-    if job.node.count > 1:
-        wait_for_shares(share.missing, job.node, job.wait_s, log.info)
-    return f"{request.dst} is complete; this node {ended}"

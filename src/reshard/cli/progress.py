@@ -67,22 +67,22 @@ class _Bar:
 class LogLines:
     """Plain lines, rarely."""
 
-    def __init__(self, tell: Callable[[str], object], every_s: float = _LINE_EVERY_S) -> None:
-        self._tell, self._every_s = tell, every_s
+    def __init__(self, show: Callable[[str], object], every_s: float = _LINE_EVERY_S) -> None:
+        self._show, self._every_s = show, every_s
         self._begun_s = self._last_s = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Tell of one event."""
+        """Write a line for an event, or none."""
         now_s = time.monotonic()
         if isinstance(event, PhaseStarted):
             if event.name in _COUNTED_FROM_ZERO:
                 self._begun_s = now_s
-            self._tell(event.name)
+            self._show(event.name)
         elif isinstance(event, Noted):
-            self._tell(f"note: {spelled(event.text)}")
+            self._show(f"note: {spelled(event.text)}")
         elif now_s - self._last_s > self._every_s:
             self._last_s = now_s
-            self._tell(f"  {_figures(event, now_s - self._begun_s)}")
+            self._show(f"  {_figures(event, now_s - self._begun_s)}")
 
 
 def _figures(event: Moved, elapsed_s: float) -> str:

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats.strict_json import shown
 from .flags import OutputForm
-from .printing import Facts, note_facts, print_facts, print_json, print_rows
+from .printing import Facts, in_bytes, note_facts, print_facts, print_json, print_rows
 from .spelling import spelled
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..jobs.training_config import TrainingConfig
-    from ..jobs.training_job import TrainingJob, TrainingOutcome
+    from ..jobs.training_job import TrainingJob
     from ..jobs.training_keys import KeyUse
+    from ..jobs.training_run import TrainingOutcome
+    from ..planning.plan import Plan
 
 _LONGEST_VALUE = 48
 _SHOWN_UNKNOWN = 100
 _HIDDEN = ("src", "dst", "config")
 
 
-def show_training_job(job: TrainingJob, form: OutputForm) -> None:
-    """Print what was decided for a job, and what every key of its configuration is for."""
+def show_training_job(job: TrainingJob, form: OutputForm, plan: Plan | None = None) -> None:
+    """Print what was decided for a job, the notes of its plan, and what every key of its configuration is for."""
     if form is OutputForm.JSON:
         print_json(training_job_json(job))
         return
@@ -38,17 +40,38 @@ def show_training_job(job: TrainingJob, form: OutputForm) -> None:
             if name not in _HIDDEN and value is not None
         ]
     facts += [("conflict", spelled(text)) for text in job.contradictions]
-    print_facts([*facts, *note_facts(job.notes)])
+    if plan is not None:
+        facts += _plan_facts(plan)
+    print_facts([*facts, *note_facts((*job.notes, *(plan.notes if plan else ())))])
     show_training_keys(job.config)
 
 
 def show_training_keys(config: TrainingConfig) -> None:
     """Print what every key of a configuration is for: those that training alone reads by their section."""
-    rows = [(key.path, _text(key), key.note) for key in config.keys_of("used")]
-    print_rows(("used", "value", "for"), rows, 0)
+    for use, why in (("used", "for"), ("no effect", "because")):
+        rows = [(key.path, _text(key), key.note) for key in config.keys_of(use)]
+        print_rows((use, "value", why), rows, 0)
     sections = Counter(_section(key.path) for key in config.keys_of("training"))
     print_rows(("training alone", "keys"), sorted(sections.items()), 0)
     print_rows(("unknown", "value"), [(key.path, _text(key)) for key in config.keys_of("unknown")], _SHOWN_UNKNOWN)
+
+
+def show_checked_training(config: TrainingConfig, form: OutputForm) -> None:
+    """Print the keys of a configuration without mistakes."""
+    if form is OutputForm.JSON:
+        print_json({"keys": _keys_json(config.keys)})
+        return
+    print_facts([("keys", f"{len(config.keys)}, no mistakes")])
+    show_training_keys(config)
+
+
+def _plan_facts(plan: Plan) -> Facts:
+    from ..api.estimates import estimate
+    from .plan_text import estimate_facts
+
+    cost = plan.cost
+    moved = [("read", in_bytes(cost.read_bytes)), ("write", in_bytes(cost.written_bytes + cost.copied_bytes))]
+    return [*moved, *estimate_facts(cost, estimate(plan))]
 
 
 def training_job_json(job: TrainingJob) -> dict[str, Any]:
@@ -63,11 +86,18 @@ def training_job_json(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def training_outcome_json(job: TrainingJob, outcome: TrainingOutcome) -> dict[str, Any]:
-    """Return a decision and what was made of it for programs."""
+def training_run_json(job: TrainingJob, plan: Plan | None, outcome: TrainingOutcome | None) -> dict[str, Any]:
+    """Return a decision, and its plan or what was made of it, for programs."""
+    from ..api.estimates import estimate
     from .results import manifest_json
 
-    return training_job_json(job) | {"result": outcome.manifest and manifest_json(outcome.manifest)}
+    body = training_job_json(job)
+    if outcome is not None:
+        return body | {"result": outcome.manifest and manifest_json(outcome.manifest)}
+    if plan is None:
+        return body
+    body["notes"] += list(map(spelled, plan.notes))
+    return body | {"estimate": estimate(plan).to_json()}
 
 
 def _keys_json(keys: Iterable[KeyUse]) -> list[dict[str, Any]]:

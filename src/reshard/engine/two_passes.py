@@ -9,12 +9,12 @@ from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_prob
 from ..planning.plan import Plan
 from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
-from ..storage import Location
+from ..storage import Location, never
 from .events import Listener, Noted
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .sources.strategy_files import read_object
-from .workers import working
+from .workers import stopped_by, working
 
 _SHOWN = 3  # objects that could not be removed that are named
 
@@ -82,7 +82,7 @@ def _remove(first: Plan, place: Location) -> list[str]:
         except ReshardError as error:
             problems.append(f"could not delete {place.child(key).url}: {error.marked_message}")
 
-    with working(first.limits.concurrency, store) as workers:
+    with stopped_by(never), working(first.limits.concurrency, store) as workers:  # also on the way out of a stopped run
         workers.map(remove, first.conversion.keys)
     remove(first.conversion.manifest_key)
     shown, more = sorted(problems)[:_SHOWN], len(problems) - _SHOWN

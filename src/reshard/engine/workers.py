@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from ..errors import Interrupted
 from ..storage import ReadStore, never
+from ..storage.stopping import ShouldStop
 
 Task = Callable[[], object]
 T = TypeVar("T")
 POLL_S = 0.2
 """Longest wait between two looks at whether to stop."""
 _STOP_WAIT_S = 10.0
+_SHOULD_STOP: ContextVar[ShouldStop] = ContextVar("_SHOULD_STOP", default=never)
 
 
 class Workers:
@@ -25,10 +28,11 @@ class Workers:
 
     Tasks run most urgent first, then oldest first. A task that raises stops the others: queued ones
     are dropped, and running ones may look at :attr:`is_stopped`. Threads are daemons, so a connection
-    that hangs cannot keep a stopped program alive.
+    that hangs cannot keep a stopped program alive. They stop, too, once ``should_stop`` answers yes.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, should_stop: ShouldStop = never) -> None:
+        self._should_stop = should_stop
         self._queue: queue.PriorityQueue[tuple[int, int, Task | None]] = queue.PriorityQueue()
         self._order = itertools.count()  # makes entries of equal urgency comparable, oldest first
         self._idle = threading.Condition()
@@ -41,8 +45,8 @@ class Workers:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a task failed or :meth:`stop` was called."""
-        return self._stopped.is_set()
+        """Whether a task failed, :meth:`stop` was called, or someone outside asks to stop."""
+        return self._stopped.is_set() or self._should_stop()
 
     def submit(self, task: Task, *, urgency: int = 0) -> None:
         """Queue a task; a higher urgency goes first."""
@@ -134,12 +138,27 @@ class Workers:
 
 
 @contextmanager
+def stopped_by(should_stop: ShouldStop) -> Iterator[None]:
+    """Have the workers that :func:`working` provides in this context stop once ``should_stop`` answers yes."""
+    token = _SHOULD_STOP.set(should_stop)
+    try:
+        yield
+    finally:
+        _SHOULD_STOP.reset(token)
+
+
+def is_stopping() -> bool:
+    """Whether someone outside asks to stop what runs in this context; see :func:`stopped_by`."""
+    return _SHOULD_STOP.get()()
+
+
+@contextmanager
 def working(count: int, *stores: ReadStore) -> Iterator[Workers]:
     """Provide workers for the length of a block; a block left by an error stops them and transfers in flight.
 
     Until the block is left, the stores break off their transfers once the workers are stopped.
     """
-    workers = Workers(count)
+    workers = Workers(count, _SHOULD_STOP.get())
     for store in stores:
         store.should_stop = lambda: workers.is_stopped
     wait_s = _STOP_WAIT_S

@@ -36,7 +36,7 @@ from .device_grid import grid_dimensions
 from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, layer_number
 from .strict_json import shown
 from .strict_yaml import PlainValue, parse_yaml
-from .yaml_kinds import YamlKind, kind_of
+from .yaml_kinds import YamlKind, refuse_other_kinds
 
 _LARGEST_DEVICE_COUNT = 2**31 - 1
 _LARGEST_AXIS_COUNT = 64
@@ -65,22 +65,22 @@ def parse_layout_file(data: bytes, where: str) -> LayoutRules:
         return _LayoutReader(where).read(parse_yaml(data, where))
     except FormatError:
         # Only now: a training configuration is not YAML of the strict kind, so that its first finding would mislead.
-        _refuse_training(data, where)
+        _refuse_other_kinds(data, where)
         raise
 
 
-def _refuse_training(data: bytes, where: str) -> None:
-    """Raise FormatError if a text is the configuration of a training job."""
+def _refuse_other_kinds(data: bytes, where: str) -> None:
+    """Raise FormatError if a text is the configuration of a training job, or a job file."""
     try:
-        kind = kind_of(parse_yaml(data, where, foreign=True))
+        document = parse_yaml(data, where, foreign=True)
     except FormatError:
         return
-    if kind is YamlKind.TRAINING:
-        takers = f"{option('src_parallel')} and {option('parallel')}"
-        hint = f"{takers} take its sizes: the one for the source's shards, the other for the target's."
-        raise FormatError(f"this is {kind}, not a layout file", where=where, hint=hint)
-    if kind is YamlKind.JOB_FILE:
-        raise FormatError(f"this is {kind}, not a layout file", where=where, hint="reshard run takes it.")
+    takers = f"{option('src_parallel')} and {option('parallel')}"
+    hints = {
+        YamlKind.TRAINING: f"{takers} take its sizes: the one for the source's shards, the other for the target's.",
+        YamlKind.JOB_FILE: "reshard run takes it.",
+    }
+    refuse_other_kinds(document, YamlKind.LAYOUT_FILE, where, hints)
 
 
 class _LayoutReader:

@@ -56,10 +56,14 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(frozen=True, slots=True)
 class LinedYaml:
-    """A document, the line of every value by its path of keys and positions, and its repeated keys as problems."""
+    """A document, and by the path of keys and positions of every value its line and, of a scalar, its text.
+
+    ``problems`` are keys that are repeated, with their lines.
+    """
 
     value: PlainValue
     lines: Mapping[YamlPath, int]
+    texts: Mapping[YamlPath, str]
     problems: tuple[tuple[int, str], ...]
 
 
@@ -97,14 +101,14 @@ def parse_lined_yaml(data: bytes, where: str) -> LinedYaml:
 
     Examples
     --------
-    >>> found = parse_lined_yaml(b"a: [1, 2]\\nb:\\n  c: 3\\n  c: 4", "job.yaml")
-    >>> found.lines["b", "c"], found.problems
-    (3, ((4, "repeated key 'c'"),))
+    >>> found = parse_lined_yaml(b"a: [1, 2]\\nb:\\n  c: +3\\n  c: 4", "job.yaml")
+    >>> found.lines["b", "c"], found.texts["b", "c"], found.problems
+    (3, '+3', ((4, "repeated key 'c'"),))
     """
     node = _composed(data, where, foreign=True)
     reader = _PlainReader(where, foreign=True, is_lined=True)
     value = None if node is None else reader.read(node)
-    return LinedYaml(value, reader.lines, tuple(reader.problems))
+    return LinedYaml(value, reader.lines, reader.texts, tuple(reader.problems))
 
 
 def _composed(data: bytes, where: str, *, foreign: bool) -> yaml.Node | None:
@@ -133,6 +137,7 @@ class _PlainReader:
         self._is_lined = is_lined
         self._path: YamlPath = ()
         self.lines: dict[YamlPath, int] = {}
+        self.texts: dict[YamlPath, str] = {}
         self.problems: list[tuple[int, str]] = []
         self._depth = self._count = 0
 
@@ -162,10 +167,10 @@ class _PlainReader:
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, PlainValue]:
         mapping: dict[str, PlainValue] = {}
-        merged: list[dict[str, PlainValue]] = []
+        # A mapping's own keys come first, then those of the mappings that it merges, in their order.
+        merges = [value for key, value in node.value if self._foreign and key.tag == _MERGE]
         for key_node, value_node in node.value:
             if self._foreign and key_node.tag == _MERGE:
-                merged += self._merged(value_node)
                 continue
             key = str(key_node.value) if self._foreign else self.read(key_node)
             if not isinstance(key, str):
@@ -176,8 +181,7 @@ class _PlainReader:
             if key in mapping:
                 raise _error("repeated key", key_node, self._where, found=shown(key))
             mapping[key] = self._read_at(key, key_node, value_node)
-        # A mapping's own keys come first, then those of the mappings that it merges, in their order.
-        for other in merged:
+        for other in [each for value in merges for each in self._merged(value)]:
             for key, value in other.items():
                 mapping.setdefault(key, value)
         return mapping
@@ -189,6 +193,8 @@ class _PlainReader:
         around = self._path
         self._path = (*around, step)
         self.lines.setdefault(self._path, place.start_mark.line + 1)
+        if isinstance(node, yaml.ScalarNode):
+            self.texts.setdefault(self._path, str(node.value))
         value = self.read(node)
         self._path = around
         return value

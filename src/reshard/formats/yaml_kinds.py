@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from ..errors import FormatError
 from .strict_yaml import PlainValue
 
 
@@ -16,9 +17,9 @@ class YamlKind(StrEnum):
     JOB_FILE = "a job file of reshard"
 
 
-# Keys at the top of MindSpore Transformers' own files; the first two, or the first of the others, settle it.
+# Both of the first settle it; then any of the second; then any of MindSpore Transformers' own.
 _LAYOUT_KEYS = frozenset({"axes", "rules"})
-_JOB_KEYS = frozenset({"src", "dst"})
+_JOB_KEYS = frozenset({"jobs", "src", "dst"})
 _TRAINING_KEYS = frozenset(
     {
         "parallel_config", "parallel", "use_parallel", "run_mode", "trainer", "model", "runner_config",
@@ -45,6 +46,16 @@ def kind_of(document: PlainValue) -> YamlKind | None:
         return None
     if document.keys() >= _LAYOUT_KEYS:
         return YamlKind.LAYOUT_FILE
-    if "jobs" in document or document.keys() >= _JOB_KEYS:
+    if document.keys() & _JOB_KEYS:
         return YamlKind.JOB_FILE
     return YamlKind.TRAINING if document.keys() & _TRAINING_KEYS else None
+
+
+def refuse_other_kinds(document: PlainValue, wanted: YamlKind, where: str, hints: Mapping[YamlKind, str]) -> None:
+    """Raise FormatError for a document of a kind that ``hints`` has, each with what to do with it.
+
+    Every key of such a document would be a mistake, so the kind is said instead.
+    """
+    kind = kind_of(document)
+    if kind is not None and kind is not wanted and kind in hints:
+        raise FormatError(f"this is {kind}, not {wanted}", where=where, hint=hints[kind])

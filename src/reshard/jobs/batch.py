@@ -12,15 +12,15 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import partial
 
-from ..api.request import Request
 from ..api.resolve import resolve
 from ..api.statements import convert_resolved
-from ..engine.events import Event, Noted, PhaseStarted, Progress
+from ..engine.events import Event, Listener, Noted, PhaseStarted, Progress
 from ..engine.manifest import Manifest
-from ..errors import Interrupted, UsageError, option
-from ..planning.limits import Limits
+from ..engine.workers import stopped_by
+from ..errors import Interrupted, OverBudget, ReshardError, UsageError, add_problems, option
 from ..storage import shared_connections
 from .job_file import Job
+from .memory_shares import MemoryShares
 
 _POLL_S = 0.2
 _STOP_WAIT_S = 120.0
@@ -47,13 +47,18 @@ class JobState(StrEnum):
         """Whether the job's outcome is complete."""
         return self in (JobState.DONE, JobState.SKIPPED)
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the job has ended, or will never start, and its outcome is not there."""
+        return self.is_final and not self.is_right
+
 
 @dataclass(slots=True)
 class JobStatus:
     """One job of a batch while it runs, and at the end.
 
     ``phase`` is that of the run, ``moved_bytes`` and ``total_bytes`` are read and written; ``reason`` says in words why
-    a job failed or cannot run.
+    a job failed or cannot run; ``notes`` are what a person should know although it went well.
     """
 
     job: Job
@@ -84,6 +89,14 @@ class JobStatus:
 OnChange = Callable[[Sequence[JobStatus]], None]
 """Is called in the caller's thread, a few times a second and whenever a job's state changes."""
 
+Convert = Callable[[Job, Listener], Manifest | None]
+"""Does the work of one job, in a thread of its own; None if there was nothing to write."""
+
+
+def convert_job(job: Job, on_event: Listener) -> Manifest:
+    """Carry out the request of a job, unless its outcome is there."""
+    return convert_resolved(resolve(job.request, on_event), job.request, on_event)
+
 
 @shared_connections()
 def run_jobs(
@@ -92,6 +105,7 @@ def run_jobs(
     at_once: int = 1,
     memory_bytes: int | None = None,
     fail_fast: bool = False,
+    convert: Convert = convert_job,
     on_change: OnChange = lambda _: None,
 ) -> tuple[JobStatus, ...]:
     """Run jobs, and return what became of each; an error of one job is in its status, not raised.
@@ -101,25 +115,25 @@ def run_jobs(
     at_once
         Jobs that run at the same time.
     memory_bytes
-        Limit of all buffers together, 512 MiB if None; every running job has an equal share, or less if it asks for
-        less.
+        Limit of all buffers together; None if the jobs' own limits hold. See :class:`MemoryShares`.
     fail_fast
         Start no further job once one has failed; those that run are finished.
+    convert
+        What is done for each job.
 
     Raises
     ------
     KeyboardInterrupt
         And whatever else stops the caller's thread: running jobs are stopped first, and clean up.
     """
-    share = (memory_bytes or Limits().memory_bytes) // at_once
-    batch = _Batch([JobStatus(_within(job, share)) for job in jobs], fail_fast)
+    batch = _Batch(jobs, MemoryShares.of(len(jobs), at_once, memory_bytes), convert, fail_fast)
     on_change(batch.statuses)
     try:
-        for changed in batch.run(at_once):
+        for changed in batch.run():
             if changed:
                 on_change(batch.statuses)
-    except BaseException:
-        batch.stop()
+    except BaseException as error:
+        add_problems(error, batch.stop())
         on_change(batch.statuses)
         raise
     return tuple(batch.statuses)
@@ -141,27 +155,24 @@ def chosen_jobs(jobs: Sequence[Job], names: Sequence[str], *, if_exists: str | N
     return tuple(replace(job, needs=tuple(need for need in job.needs if need in there)) for job in chosen)
 
 
-def _within(job: Job, share: int) -> Job:
-    memory = min(job.request.memory or share, share)
-    return replace(job, request=replace(job.request, memory=memory))
-
-
 class _Batch:
     """Jobs, and threads that each run one at a time."""
 
-    def __init__(self, statuses: list[JobStatus], fail_fast: bool) -> None:
-        self.statuses = statuses
-        self._by_name = {status.job.name: status for status in statuses}
+    def __init__(self, jobs: Sequence[Job], shares: MemoryShares, convert: Convert, fail_fast: bool) -> None:
+        self.statuses = [JobStatus(shares.given_to(job), notes=shares.notes(job)) for job in jobs]
+        self._by_name = {status.job.name: status for status in self.statuses}
+        self._shares = shares
+        self._convert = convert
         self._fail_fast = fail_fast
         self._is_stopped = threading.Event()
         self._ended: queue.SimpleQueue[JobStatus] = queue.SimpleQueue()
         self._running = 0
 
-    def run(self, at_once: int) -> Iterator[bool]:
+    def run(self) -> Iterator[bool]:
         """Run all jobs; yield now and then, and tell whether there may be something to show."""
         while True:
             self._block()
-            for status in self._ready()[: at_once - self._running]:
+            for status in self._ready()[: self._shares.at_once - self._running]:
                 self._start(status)
             if not self._running:
                 return
@@ -173,8 +184,8 @@ class _Batch:
                 continue
             yield True
 
-    def stop(self) -> None:
-        """Stop the jobs that run, and wait until they have cleaned up."""
+    def stop(self) -> list[str]:
+        """Stop the jobs that run, and wait until they have cleaned up; return in words what is left of them."""
         self._is_stopped.set()
         for status in self.statuses:
             if status.state is JobState.WAITING:
@@ -186,6 +197,18 @@ class _Batch:
                 self._running -= 1
             except queue.Empty:
                 continue
+        left = list[str]()
+        for status in self.statuses:
+            if status.state is JobState.RUNNING:
+                status.state = JobState.STOPPED
+                status.reason = f"it did not stop in {_STOP_WAIT_S:.0f} s: what it has begun may be left"
+                left.append(f"{status.job.name}: {status.reason}")
+            elif status.state is JobState.STOPPED and isinstance(status.error, ReshardError):
+                left += [f"{status.job.name}: {problem}" for problem in status.error.problems]
+        done = sum(status.state.is_right for status in self.statuses)
+        verb = "is done and stays" if done == 1 else "are done and stay"
+        count = f"{done} of {len(self.statuses)} jobs {verb}"
+        return [count + ("" if left else "; nothing of the others was left behind"), *left]
 
     def _ready(self) -> list[JobStatus]:
         waiting = [status for status in self.statuses if status.state is JobState.WAITING]
@@ -193,18 +216,17 @@ class _Batch:
 
     def _block(self) -> None:
         """Give up jobs that cannot run any more, and those that need them."""
-        has_failed = any(status.state is JobState.FAILED for status in self.statuses)
-        while True:
+        has_failed = any(status.state in (JobState.FAILED, JobState.STOPPED) for status in self.statuses)
+        changed = True
+        while changed:
             changed = False
             for status in self.statuses:
                 if status.state is not JobState.WAITING:
                     continue
-                bad = [n for n in status.job.needs if self._by_name[n].state in (JobState.FAILED, JobState.BLOCKED)]
+                bad = [need for need in status.job.needs if self._by_name[need].state.is_wrong]
                 if bad or (self._fail_fast and has_failed):
                     status.state, changed = JobState.BLOCKED, True
                     status.reason = f"needs {', '.join(bad)}" if bad else "another job has failed"
-            if not changed:
-                return
 
     def _start(self, status: JobStatus) -> None:
         status.state, status.started_s = JobState.RUNNING, time.monotonic()
@@ -214,17 +236,20 @@ class _Batch:
         threading.Thread(target=work, name=f"reshard-job-{status.job.name}", daemon=True).start()
 
     def _work(self, status: JobStatus) -> None:
-        listener = partial(self._listen, status)
+        state = JobState.DONE
         try:
-            request = status.job.request
-            status.manifest = _converted(request, listener)
-            status.state = JobState.SKIPPED if status.manifest.was_done else JobState.DONE
-        except Interrupted:
-            status.state = JobState.STOPPED
+            with stopped_by(self._is_stopped.is_set):
+                status.manifest = self._convert(status.job, partial(self._listen, status))
+            if status.manifest is not None:
+                state = JobState.SKIPPED if status.manifest.was_done else JobState.DONE
+                status.notes += [note for note in status.manifest.conversion.notes if note not in status.notes]
+        except Interrupted as error:
+            state, status.error = JobState.STOPPED, error
         except BaseException as error:  # noqa: BLE001 - whatever it is, the others go on
-            status.state, status.error, status.reason = JobState.FAILED, error, _in_words(error)
+            explained = self._shares.explained(error) if isinstance(error, OverBudget) else error
+            state, status.error, status.reason = JobState.FAILED, explained, in_words(explained)
         finally:
-            status.ended_s = time.monotonic()
+            status.state, status.ended_s = state, time.monotonic()
             self._ended.put(status)
 
     def _listen(self, status: JobStatus, event: Event) -> None:
@@ -239,10 +264,7 @@ class _Batch:
             status.total_bytes = event.total_read_bytes + event.total_written_bytes
 
 
-def _converted(request: Request, listener: Callable[[Event], None]) -> Manifest:
-    return convert_resolved(resolve(request, listener), request, listener)
-
-
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Say in one line why a job failed, with options still marked."""
     message = getattr(error, "marked_message", None) or str(error) or type(error).__name__
     return str(message)

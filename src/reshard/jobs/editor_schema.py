@@ -22,22 +22,26 @@ from ..errors import write_options
 
 Json = dict[str, Any]
 
-_TEXT: Json = {"type": "string"}
+_TEXT: Json = {"type": ["string", "number", "boolean"]}  # as written: 110 and yes are texts where text is due
 _TEXTS: Json = {"type": "array", "items": _TEXT}
-_RANKS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_NAMES: Json = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_WORDS = ("true", "false", "True", "False", "yes", "no", "on", "off", "1", "0")
+_TRUTH: Json = {"anyOf": [{"type": "boolean"}, {"enum": [0, 1, *_WORDS]}]}
+_NULL: Json = {"type": "null"}
+"""Stands for an option that is not given."""
 _VARIABLE: Json = {"type": "string", "pattern": r"\$"}
 """What holds a variable: what it stands for is known when the job runs."""
 
 _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_text: [_TEXT],
     read_texts: [_TEXT, _TEXTS],
-    read_truth: [{"type": "boolean"}],
+    read_truth: [_TRUTH],
     read_pairs: [{"type": "object"}, _TEXTS],
     read_document: [_TEXT, {"type": "object"}],
     read_config: [_TEXT, {"type": "object"}],
-    read_ranks: [_TEXT, {"type": "integer", "minimum": 0}, _RANKS],
-    read_ratio: [{"type": "number"}, _TEXT],
-    parse_size: [{"type": "integer", "minimum": 1}, _TEXT],
+    read_ranks: [_TEXT, _TEXTS],
+    read_ratio: [_TEXT],
+    parse_size: [{"type": "integer", "minimum": 1}, {"type": "string"}],
 }
 _ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
@@ -56,22 +60,36 @@ def job_schema() -> Json:
     {'enum': ['fp32', 'fp16', 'bf16']}
     """
     options = {name: _property(field) for name, field in OPTIONS.items()}
-    matrix = {
-        "type": "object",
-        "minProperties": 1,
-        "additionalProperties": {"anyOf": [{"type": "array"}, {"type": "object"}]},
+    return {
+        "$schema": _ADDRESS,
+        "title": "Job file of reshard",
+        "if": {"anyOf": [{"required": ["jobs"]}, {"required": ["defaults"]}]},
+        "then": _batch(),
+        "else": {"$ref": "#/$defs/job"},
+        "$defs": {
+            "options": {"type": "object", "properties": options, "additionalProperties": False},
+            "job": _job(options),
+            "matrix": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": {"anyOf": [{"type": "array"}, {"type": "object"}]},
+            },
+        },
     }
-    needs = {"description": "Jobs that must be done before.", "anyOf": [_TEXT, _TEXTS]}
-    about_matrix = {
+
+
+def _job(options: Json) -> Json:
+    needs = {"description": "Jobs that must be done before.", **_NAMES}
+    matrix = {
         "description": "Options with several values each: one job for every combination.",
         "$ref": "#/$defs/matrix",
     }
-    job = {
-        "type": "object",
-        "properties": {**options, "needs": needs, "matrix": about_matrix},
-        "additionalProperties": False,
-    }
-    batch = {
+    properties = {**options, "needs": needs, "matrix": matrix}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _batch() -> Json:
+    return {
         "type": "object",
         "properties": {
             "defaults": {"description": "Options of every job that does not set them.", "$ref": "#/$defs/options"},
@@ -86,18 +104,6 @@ def job_schema() -> Json:
         "required": ["jobs"],
         "additionalProperties": False,
     }
-    return {
-        "$schema": _ADDRESS,
-        "title": "Job file of reshard",
-        "if": {"anyOf": [{"required": ["jobs"]}, {"required": ["defaults"]}]},
-        "then": batch,
-        "else": {"$ref": "#/$defs/job"},
-        "$defs": {
-            "options": {"type": "object", "properties": options, "additionalProperties": False},
-            "job": job,
-            "matrix": matrix,
-        },
-    }
 
 
 def _property(field: OptionField) -> Json:
@@ -105,11 +111,12 @@ def _property(field: OptionField) -> Json:
     if field.choices:
         kinds = [{"enum": list(field.choices)}]
     elif field.least is not None:
-        kinds = [{"type": "integer", "minimum": field.least}]
+        kinds = [{"type": "integer", "minimum": field.least}, {"type": "string", "pattern": "^[0-9]+$"}]
     else:
         kinds = list(_TYPES[field.read])
-    if not any(kind == _TEXT for kind in kinds):
+    if not any("string" in kind.get("type", ()) and "pattern" not in kind for kind in kinds):
         kinds.append(_VARIABLE)
+    kinds.append(_NULL)
     help_ = write_options(field.help, lambda name, value: name if value is None else f"{name}: {value}")
     about = {"description": f"{help_} Default: {field.default}." if field.default else help_}
     return about | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})

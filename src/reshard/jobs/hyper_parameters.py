@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..api.option_field import OptionField, read_nullable
+from ..api.option_field import OptionField, is_nothing, read_nullable
 from ..errors import UsageError
 
 NPUS_PER_NODE = 8
@@ -62,7 +62,7 @@ class HyperParameters:
         ('b.yaml', None, None)
         """
         last = self.texts.get(name, ("",))[-1]
-        return None if last in ("", "None") else last
+        return None if is_nothing(last) else last
 
 
 def parse_arguments(arguments: Sequence[str]) -> HyperParameters:
@@ -72,9 +72,9 @@ def parse_arguments(arguments: Sequence[str]) -> HyperParameters:
 
     Examples
     --------
-    >>> found = parse_arguments(["--auto_trans_ckpt=True", "--seed", "-1", "--dst-layout=l.yaml", "--overwrite", "x"])
+    >>> found = parse_arguments(["--auto_trans_ckpt=True", "--seed", "-1", "--dst-layout=l.yaml", "--check_crc", "x"])
     >>> dict(found.texts), found.strays
-    ({'auto_trans_ckpt': ('True',), 'seed': ('-1',), 'dst_layout': ('l.yaml',), 'overwrite': ('x',)}, ())
+    ({'auto_trans_ckpt': ('True',), 'seed': ('-1',), 'dst_layout': ('l.yaml',), 'check_crc': ('x',)}, ())
     >>> parse_arguments(["train.py", "--eager", "--seed=7"]).strays
     ('train.py',)
     """

@@ -6,31 +6,37 @@ A file holds one job, whose keys are the options of :class:`reshard.api.Request`
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from ..api.option_field import read_ranks, read_text, read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.sources.strategy_files import read_object
-from ..errors import FormatError, UsageError, option, raise_all, write_options
+from ..errors import UsageError, as_field, option, raise_all, write_options
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import LinedYaml, YamlPath, parse_lined_yaml
-from ..formats.yaml_kinds import YamlKind, kind_of
-from ..storage import open_location
+from ..formats.yaml_kinds import YamlKind, refuse_other_kinds
+from ..storage import open_location, shared_connections
+from .job_settings import BATCH_KEYS, with_options, with_settings
+from .matrix import MAX_JOBS, Choices, combinations, label_of
+from .places import PlaceIndex
+from .variables import Variables
 
-_BATCH_KEYS = ("defaults", "jobs")
 _JOB_KEYS = ("needs", "matrix")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_MAX_JOBS = 10_000
-_VARIABLE = re.compile(r"\$(?:\$|\{([^{}]*)\})")
-_REFERENCE = re.compile(r"(matrix\.)?([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _UNTITLED = "job"
 """Name of the only job of a file."""
+_INPUTS = ("src", "lora", "config", "name_map", "src_strategy", "src_layout", "dst_strategy", "dst_layout")
+"""Options that name what a job reads."""
+_HINTS = {
+    YamlKind.TRAINING: f"Give it as {option('config')}.",
+    YamlKind.LAYOUT_FILE: f"A job names it as {option('dst_layout')} or {option('src_layout')}.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,13 @@ class Job:
     needs: tuple[str, ...] = ()
 
 
+@shared_connections()
 def parse_job_file(
-    data: bytes, where: str, environment: Mapping[str, str], settings: Sequence[str] = ()
+    data: bytes,
+    where: str,
+    environment: Mapping[str, str],
+    settings: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
 ) -> tuple[Job, ...]:
     """Parse a job file.
 
@@ -56,6 +67,8 @@ def parse_job_file(
         ``${matrix.KEY}`` a value of its matrix, and ``$$`` one ``$``.
     settings
         ``PATH=VALUE``, like ``jobs.a.dtype=bf16``, or ``dtype=bf16`` for the only job; they take precedence.
+    options
+        Options of the only job of a file; they take precedence, too.
 
     Raises
     ------
@@ -77,9 +90,9 @@ def parse_job_file(
       - line 2: dts: unknown (did you mean dst?)
     """
     document = parse_lined_yaml(data, where)
-    _refuse_other_kinds(document, where)
-    reader = _Reader(document, environment)
-    tree = _with_settings(document.value, settings)
+    refuse_other_kinds(document.value, YamlKind.JOB_FILE, where, _HINTS)
+    tree = with_options(with_settings(document.value, settings), options or {})
+    reader = _JobFileReader(document, environment)
     jobs = reader.jobs(tree)
     reader.check_places(jobs)
     found = sorted(set(reader.problems))
@@ -89,32 +102,24 @@ def parse_job_file(
 
 
 def read_job_file(
-    url: str, environment: Mapping[str, str] = os.environ, settings: Sequence[str] = ()
+    url: str,
+    environment: Mapping[str, str] = os.environ,
+    settings: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
 ) -> tuple[Job, ...]:
     """Read the job file at a URL or a path, or on standard input if that is ``-``; see :func:`parse_job_file`."""
     if url == "-":
-        return parse_job_file(sys.stdin.buffer.read(), "standard input", environment, settings)
+        return parse_job_file(sys.stdin.buffer.read(), "standard input", environment, settings, options)
     place = open_location(url)
-    return parse_job_file(read_object(place), place.url, environment, settings)
+    return parse_job_file(read_object(place), place.url, environment, settings, options)
 
 
-def _refuse_other_kinds(document: LinedYaml, where: str) -> None:
-    """Refuse files of other kinds, of which every key would be a mistake."""
-    kind = kind_of(document.value)
-    hints = {
-        YamlKind.TRAINING: f"Give it as {option('config')}.",
-        YamlKind.LAYOUT_FILE: f"A job names it as {option('dst_layout')} or {option('src_layout')}.",
-    }
-    if kind in hints:
-        raise FormatError(f"this is {kind}, not {YamlKind.JOB_FILE}", where=where, hint=hints[kind])
-
-
-class _Reader:
+class _JobFileReader:
     """Makes jobs of a file, and collects what is wrong with it, by line."""
 
     def __init__(self, document: LinedYaml, environment: Mapping[str, str]) -> None:
         self.problems: list[tuple[int, str]] = list(document.problems)
-        self._lines = document.lines
+        self._lines, self._texts = document.lines, document.texts
         self._environment = environment
         self._needs: dict[str, tuple[str, ...]] = {}  # by entry, which may be several jobs, or none that is right
 
@@ -129,14 +134,11 @@ class _Reader:
         if not isinstance(tree, dict):
             self._note((), f"expected a job or a batch, found {shown(tree)}")
             return ()
-        if "jobs" not in tree and "defaults" not in tree:
-            return self._in_order({_UNTITLED: self._expanded(_UNTITLED, (), tree, {}, ())})
-        for key in tree.keys() - set(_BATCH_KEYS):
-            self._note((key,), f"{key}: {_unknown(key, _BATCH_KEYS)}; in a batch, options are in defaults or in a job")
-        defaults, listed = tree.get("defaults") or {}, tree.get("jobs")
-        if not isinstance(defaults, dict):
-            self._note(("defaults",), "defaults: expected a mapping of options")
-            defaults = {}
+        if not tree.keys() & set(BATCH_KEYS):
+            return self._in_order({_UNTITLED: self._expanded(_UNTITLED, (), tree, {})})
+        for key in tree.keys() - set(BATCH_KEYS):
+            self._note((key,), f"{key}: {_unknown(key, BATCH_KEYS)}; in a batch, options are in defaults or in a job")
+        defaults, listed = self._defaults(tree.get("defaults")), tree.get("jobs")
         if not isinstance(listed, dict) or not listed:
             self._note(("jobs",), "jobs: expected a mapping from names to jobs")
             return ()
@@ -148,45 +150,57 @@ class _Reader:
             elif not isinstance(fields, dict):
                 self._note(path, f"{name}: expected a mapping of options")
             else:
-                found[name] = self._expanded(name, path, fields, defaults, ("defaults",))
+                found[name] = self._expanded(name, path, fields, defaults)
         return self._in_order(found)
 
-    def _expanded(
-        self, name: str, path: YamlPath, fields: dict[str, Any], defaults: dict[str, Any], defaults_path: YamlPath
-    ) -> list[Job]:
+    def _defaults(self, value: object) -> dict[str, Any]:
+        if value is not None and not isinstance(value, dict):
+            self._note(("defaults",), "defaults: expected a mapping of options")
+        defaults = dict(value) if isinstance(value, dict) else {}
+        for key in _JOB_KEYS:
+            if defaults.pop(key, None) is not None:
+                self._note(("defaults", key), f"defaults: {key} belongs to a job")
+        return defaults
+
+    def _expanded(self, name: str, path: YamlPath, fields: dict[str, Any], defaults: dict[str, Any]) -> list[Job]:
         """Make the jobs of one entry: one, or one of each combination of its matrix."""
-        places = {key: (*defaults_path, key) for key in defaults} | {key: (*path, key) for key in fields}
+        places = {key: ("defaults", key) for key in defaults} | {key: (*path, key) for key in fields}
         fields = {**defaults, **fields}
-        matrix = self._matrix(fields.pop("matrix", None), places.get("matrix", path))
+        matrix_path = places.get("matrix", path)
+        matrix = self._matrix(fields.pop("matrix", None), matrix_path)
         self._needs[name] = self._named(fields.pop("needs", None), places.get("needs", path))
+        fields = {key: self._as_written(key, value, places[key]) for key, value in fields.items()}
         used = set[str]()
         jobs, names = list[Job](), set[str]()
         if matrix is None:
             return jobs
-        for labels, values in _combinations(matrix):
+        for labels, values in combinations(matrix):
             own = name + "".join(f"/{label}" for label in labels)
             if own in names:
-                self._note(places.get("matrix", path), f"{own}: the name of two combinations: give labels")
+                self._note(matrix_path, f"{own}: the name of two combinations: give labels")
             names.add(own)
             chosen = {key: value for key, value in values.items() if key in OPTIONS}
-            where = places | dict.fromkeys(chosen, places.get("matrix", path))
-            request = self._request(own, path, {**fields, **chosen}, where, values, used)
+            where = places | dict.fromkeys(chosen, matrix_path)
+            request = self._request(path, {**fields, **chosen}, where, Variables(own, values, self._environment, used))
             jobs += [Job(own, request)] if request is not None else []
         for key in matrix.keys() - used - OPTIONS.keys():
-            self._note(
-                (*places.get("matrix", path), key),
-                f"{name}: matrix.{key} is no option, and no ${{matrix.{key}}} uses it",
-            )
+            text = f"{name}: matrix.{key} is no option, and no ${{matrix.{key}}} uses it"
+            self._note((*matrix_path, key), text)
         return jobs
 
+    def _as_written(self, key: str, value: Any, path: YamlPath) -> Any:
+        """Return a value as the file has it where an option takes text: 110 and 007 are no numbers there."""
+        field = OPTIONS.get(key)
+        if field is None or field.choices or field.read not in (read_text, read_texts, read_ranks):
+            return value
+        if field.least is not None or value is None or isinstance(value, str | dict):
+            return value
+        if isinstance(value, list):
+            return [self._as_written(key, each, (*path, index)) for index, each in enumerate(value)]
+        return self._texts.get(path, str(value))
+
     def _request(
-        self,
-        name: str,
-        path: YamlPath,
-        fields: Mapping[str, Any],
-        places: Mapping[str, YamlPath],
-        matrix: Mapping[str, Any],
-        used: set[str],
+        self, path: YamlPath, fields: Mapping[str, Any], places: Mapping[str, YamlPath], variables: Variables
     ) -> Request | None:
         """Make one request; note every option that is unknown or cannot be read, and every contradiction."""
         before = len(self.problems)
@@ -197,43 +211,44 @@ class _Reader:
                 self._note(place, f"{key}: {_unknown(key, (*OPTIONS, *_JOB_KEYS))}")
                 continue
             try:
-                expanded = self._text(value, {"job": name}, matrix, used)
-                given |= {} if expanded is None else {key: expanded}
+                expanded = variables.replaced_in(value)
                 if expanded is not None:
+                    given[key] = expanded
                     OPTIONS[key].parse(key, expanded)
             except UsageError as error:
                 self._note(place, _plain(error))
+                given.setdefault(key, value)
         for key in ("src", "dst"):
-            if not fields.get(key):
-                self._note(path, f"{key} is missing" + f" in {name}" * (name != _UNTITLED))
+            if not given.get(key):
+                text = f"{key} is empty" if fields.get(key) else f"{key} is missing"
+                self._note(places.get(key, path), text + f" in {variables.job}" * (variables.job != _UNTITLED))
         if len(self.problems) > before:
             return None
         try:
             return Request.of(None, **given)
         except UsageError as error:
             for text in error.marked_problems or [_plain(error)]:
-                self._note(path, write_options(text, _as_field))
+                self._note(path, write_options(text, as_field))
             return None
 
-    def _matrix(self, value: object, path: YamlPath) -> dict[str, list[tuple[str, Any]]] | None:
+    def _matrix(self, value: object, path: YamlPath) -> dict[str, Choices] | None:
         """Read a matrix: of each key its values, each with a label; None if these are too many."""
         if value is None:
             return {}
-        found: dict[str, list[tuple[str, Any]]] = {}
+        found: dict[str, Choices] = {}
         count = 1
         for key, values in value.items() if isinstance(value, dict) else ():
-            if isinstance(values, dict) and values:
-                found[key] = [(str(label), each) for label, each in values.items()]
-            elif isinstance(values, list) and values:
-                found[key] = [(_label(each), each) for each in values]
-            else:
+            if not isinstance(values, dict | list) or not values:
                 self._note((*path, key), f"matrix.{key}: expected a list of values, or a mapping from labels to values")
                 continue
+            steps = values.items() if isinstance(values, dict) else enumerate(values)
+            written = [(step, self._as_written(key, each, (*path, key, step))) for step, each in steps]
+            found[key] = [(str(step) if isinstance(values, dict) else label_of(each), each) for step, each in written]
             count *= len(values)
         if not isinstance(value, dict) or not value:
             self._note(path, "matrix: expected a mapping from options to lists of values")
-        if count > _MAX_JOBS:
-            self._note(path, f"matrix: {count} combinations; at most {_MAX_JOBS} are supported")
+        if count > MAX_JOBS:
+            self._note(path, f"matrix: {count} combinations; at most {MAX_JOBS} are supported")
             return None
         return found
 
@@ -246,44 +261,15 @@ class _Reader:
             return ()
         return tuple(names)
 
-    def _text(self, value: Any, own: Mapping[str, str], matrix: Mapping[str, Any], used: set[str]) -> Any:
-        """Replace variables in a text, or in all texts of a list or a mapping."""
-        if isinstance(value, list):
-            return [self._text(each, own, matrix, used) for each in value]
-        if isinstance(value, dict):
-            return {key: self._text(each, own, matrix, used) for key, each in value.items()}
-        if not isinstance(value, str):
-            return value
-
-        def replaced(match: re.Match[str]) -> str:
-            if match[1] is None:
-                return "$"
-            reference = _REFERENCE.fullmatch(match[1])
-            if reference is None:
-                raise UsageError(f"{match[0]}: expected ${{NAME}}, ${{NAME:-default}} or ${{matrix.KEY}}")
-            is_matrix, name, default = reference.groups()
-            used.update([name] if is_matrix else [])
-            known = matrix if is_matrix else own if name in own else self._environment
-            if name in known:
-                return str(known[name])
-            if default is None:
-                what = "the matrix has no such key" if is_matrix else "this variable is not in the environment"
-                raise UsageError(f"{match[0]}: {what}")
-            return str(default)
-
-        return _VARIABLE.sub(replaced, value)
-
     # Jobs together.
 
     def _in_order(self, found: Mapping[str, Sequence[Job]]) -> tuple[Job, ...]:
         """Resolve needs to the names of single jobs; a job that reads what another writes needs it."""
         every = {job.name: job for jobs in found.values() for job in jobs}
-        if len(every) > _MAX_JOBS:
-            self._note(("jobs",), f"{len(every)} jobs; at most {_MAX_JOBS} are supported")
+        if len(every) > MAX_JOBS:
+            self._note(("jobs",), f"{len(every)} jobs; at most {MAX_JOBS} are supported")
             return ()
-        writers: dict[str, list[str]] = {}
-        for job in every.values():
-            writers.setdefault(_place(job.request.dst), []).append(job.name)
+        targets = PlaceIndex({job.name: job.request.dst for job in every.values()})
         made = []
         for entry, jobs in found.items():
             needs: list[str] = []
@@ -292,7 +278,7 @@ class _Reader:
                     self._note(("jobs", entry, "needs"), f"{entry} needs {need}: {_unknown(need, found)}")
                 needs += [each.name for each in found[need]] if need in found else [need]
             for job in jobs:
-                names = [*writers.get(_place(job.request.src), ()), *needs]
+                names = [name for url in inputs_of(job.request) for name in targets.around(url)] + needs
                 made.append(replace(job, needs=tuple(dict.fromkeys(name for name in names if name != job.name))))
         self._check_cycles(made)
         return tuple(made)
@@ -307,81 +293,27 @@ class _Reader:
             self._note(("jobs", name.partition("/")[0]), f"{name} can never start: it needs {around}, which needs it")
 
     def check_places(self, jobs: Sequence[Job]) -> None:
-        """Note jobs that write one place, unless each writes ranks of its own there."""
-        by_place: dict[str, list[Job]] = {}
-        for job in jobs:
-            by_place.setdefault(_place(job.request.dst), []).append(job)
-        for place, several in by_place.items():
-            seen: list[tuple[Job, set[int]]] = []
-            for job in several:
-                ranks = {rank for span in job.request.ranks or () for rank in span}
+        """Note jobs that write one place, unless each writes ranks of its own there, or inside another's place."""
+        by_name = {job.name: job for job in jobs}
+        targets = PlaceIndex({job.name: job.request.dst for job in jobs})
+        for names in targets.same():
+            seen: list[tuple[str, set[int]]] = []
+            for name in names:
+                ranks = {rank for span in by_name[name].request.ranks or () for rank in span}
                 other = next((one for one, theirs in seen if not ranks or not theirs or ranks & theirs), None)
                 if other is not None:
-                    text = f"{job.name} and {other.name} both write {place}"
-                    self._note(("jobs", job.name.partition("/")[0]), text)
-                seen.append((job, ranks))
+                    text = f"{name} and {other} both write {by_name[name].request.dst}"
+                    self._note(("jobs", name.partition("/")[0]), text)
+                seen.append((name, ranks))
+        for name, outer in targets.nested():
+            text = f"{name} writes {by_name[name].request.dst}, which is inside {by_name[outer].request.dst} of {outer}"
+            self._note(("jobs", name.partition("/")[0]), text)
 
 
-def _combinations(matrix: Mapping[str, Sequence[tuple[str, Any]]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    for chosen in itertools.product(*matrix.values()):
-        yield [label for label, _ in chosen], {key: value for key, (_, value) in zip(matrix, chosen, strict=True)}
-
-
-def _label(value: object) -> str:
-    """Name a value of a matrix: by the last part of a URL, without its suffix.
-
-    Examples
-    --------
-    >>> _label("s3://m/layouts/tp4.yaml"), _label("0-7"), _label(16)
-    ('tp4', '0-7', '16')
-    """
-    last = str(value).rstrip("/").rpartition("/")[2]
-    stem, dot, suffix = last.rpartition(".")
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", stem if dot and not suffix.isdigit() else last) or "value"
-
-
-def _place(url: str) -> str:
-    return url.rstrip("/")
-
-
-def _with_settings(value: Any, settings: Sequence[str]) -> Any:
-    """Put values into a file where paths name them; UsageError lists those that cannot be put there."""
-    problems = []
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        keys = path.split(".")
-        if not equals or not all(keys):
-            problems.append(f"{setting}: expected PATH=VALUE, like jobs.a.dtype=bf16")
-            continue
-        if isinstance(value, dict) and "jobs" in value and keys[0] not in _BATCH_KEYS:
-            jobs = value["jobs"] if isinstance(value["jobs"], dict) else {}
-            if len(jobs) != 1:
-                example = f"jobs.{next(iter(jobs), 'a')}.{path}"
-                problems.append(f"{setting}: the file has {len(jobs)} jobs; name one, like {example}")
-                continue
-            keys = ["jobs", next(iter(jobs)), *keys]
-        elif keys[:1] == ["jobs"] and isinstance(value, dict) and not _has(value, keys[:2]):
-            problems.append(f"{setting}: the file has no job {keys[1] if len(keys) > 1 else ''}")
-            continue
-        value = _put(value, keys, text)
-    raise_all(UsageError, f"{option('set')} cannot be applied", problems)
-    return value
-
-
-def _has(value: Any, keys: Sequence[str]) -> bool:
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            return False
-        value = value[key]
-    return True
-
-
-def _put(value: Any, keys: Sequence[str], text: str) -> Any:
-    if not keys:
-        return text
-    inner = dict(value) if isinstance(value, dict) else {}
-    inner[keys[0]] = _put(inner.get(keys[0]), keys[1:], text)
-    return inner
+def inputs_of(request: Request) -> list[str]:
+    """Return the places that a job reads."""
+    values = (getattr(request, name) for name in _INPUTS)
+    return [value for value in values if value and isinstance(value, str)]
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
@@ -391,8 +323,4 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 def _plain(error: UsageError) -> str:
     text = " ".join(part for part in (error.marked_message.rstrip("."), error.marked_hint) if part)
-    return write_options(text, _as_field)
-
-
-def _as_field(name: str, value: str | None) -> str:
-    return name if value is None else f"{name}: {value}"
+    return write_options(text, as_field)

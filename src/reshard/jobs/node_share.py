@@ -13,7 +13,7 @@ from ..engine.manifest import Manifest
 from ..planning.share_documents import manifest_key_of, written_ranks
 from ..planning.targets.rank_target import RankTarget
 from ..storage import shared_connections
-from .job_service import Node
+from .nodes import Node
 
 
 @dataclass(frozen=True, slots=True)

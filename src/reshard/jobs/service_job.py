@@ -11,11 +11,12 @@ from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
 from ..engine.sources.strategy_files import read_object
 from ..errors import UsageError, option
-from ..formats.strict_yaml import parse_yaml
+from ..formats.strict_yaml import PlainValue, parse_yaml
+from ..formats.yaml_kinds import YamlKind, kind_of
 from ..storage import open_location
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
-from .job_file import read_job_file
-from .job_service import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings
+from .job_file import Job, read_job_file
+from .nodes import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings
 from .training_config import TrainingConfig, read_training_config
 from .training_job import TrainingJob, decide
 from .training_keys import find_known
@@ -24,8 +25,6 @@ _PLACES = (
     *("load_checkpoint", "pretrained_model_dir", "src", "data_url"),
     *("output_dir", "remote_save_url", "dst", "train_url"),
 )
-_OF_TRAINING = ("remove_redundancy",)
-"""Options of a request whose names are a training YAML's, where they are about what the job loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +33,8 @@ class ServiceJob:
 
     Parameters
     ----------
-    requests
-        The conversions by name, in order; none if there is nothing to convert.
+    jobs
+        The conversions; none if there is nothing to convert.
     training
         The decision on a training YAML, if it is one that asks.
     warnings, notes
@@ -44,7 +43,7 @@ class ServiceJob:
 
     node: Node
     wait_s: float
-    requests: Mapping[str, Request]
+    jobs: Sequence[Job]
     training: TrainingJob | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -76,33 +75,27 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
         name: field.parse(name, given.texts[name][-1]) for name, field in SERVICE_OPTIONS.items() if name in given
     }
     find_node(environ, service.get("npu_num_per_node"))  # mistakes in it show before anything is read
-    training, npu_count = None, service.get("npu_num_per_node")
-    requests = _job_requests(given)
-    if requests is None and _is_training(given):
-        training = decide(_training_config(given, service), on_event=on_event, **_training_options(given))
-        requests = {"": training.request} if training.request else {}
+    training, warnings = None, list[str]()
+    npu_count = service.get("npu_num_per_node")
+    jobs = _jobs_of_file(given, warnings)
+    if jobs is None and _is_training(given):
+        training = decide(_training_config(given, service), on_event=on_event, **_more_options(given))
+        jobs = [Job("", training.request)] if training.request else []
         npu_count = npu_count or training.config.npu_num_per_node
-    elif requests is None:
-        requests = {"": Request.of(None, **_plain_options(given, service))}
+    elif jobs is None:
+        jobs = [Job("", Request.of(None, **_plain_options(given, service)))]
     node = find_node(environ, npu_count)
-    for request in requests.values():
-        check_destination(request.dst, node)
-        if request.ranks is not None and node.count > 1:
+    for job in jobs:
+        check_destination(job.request.dst, node)
+        if job.request.ranks is not None and node.count > 1:
             raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
-    places = {name: given.text(name) for name in _PLACES}
-    return ServiceJob(
-        node=node,
-        wait_s=service.get("wait", WAIT_S),
-        requests=requests,
-        training=training,
-        warnings=[
-            *staged_warnings(places),
-            *npu_warnings(environ, node),
-            *(text for request in requests.values() for text in local_warnings(request.dst, node)),
-            *_training_warnings(training),
-        ],
-        notes=[] if training is None else [training.verdict, *training.notes],
-    )
+    warnings += staged_warnings({name: given.text(name) for name in _PLACES})
+    warnings += npu_warnings(environ, node)
+    warnings += [text for job in jobs for text in local_warnings(job.request.dst, node)]
+    warnings += _training_warnings(training)
+    notes = [] if training is None else [training.verdict, *training.notes]
+    wait_s = service.get("wait", WAIT_S)
+    return ServiceJob(node=node, wait_s=wait_s, jobs=jobs, training=training, warnings=warnings, notes=notes)
 
 
 def ignored_names(given: HyperParameters) -> list[str]:
@@ -119,12 +112,12 @@ def request_options(given: HyperParameters) -> dict[str, Any]:
     --------
     >>> from reshard.jobs.hyper_parameters import parse_arguments
     >>> request_options(parse_arguments(["--dtype=bf16", "--keep=a.*", "--keep=b.*", "--lora=None", "--seed=7"]))
-    {'keep': ('a.*', 'b.*'), 'dtype': 'bf16'}
+    {'keep': ['a.*', 'b.*'], 'dtype': 'bf16'}
     """
     found: dict[str, Any] = {}
     for name, field in OPTIONS.items():
         if given.text(name) is not None:
-            found[name] = given.texts[name] if field.read is read_texts else given.text(name)
+            found[name] = list(given.texts[name]) if field.read is read_texts else given.text(name)
     return found
 
 
@@ -137,8 +130,8 @@ def _is_training(given: HyperParameters) -> bool:
     return True
 
 
-def _job_requests(given: HyperParameters) -> dict[str, Request] | None:
-    """Return the requests of a job file by their jobs' names; None if ``config`` is none, or something else.
+def _jobs_of_file(given: HyperParameters, warnings: list[str]) -> Sequence[Job] | None:
+    """Return the jobs of a job file; None if ``config`` is none, or something else.
 
     Options that are given besides take precedence in the only job of a file; raise UsageError for those beside a batch.
     """
@@ -147,16 +140,24 @@ def _job_requests(given: HyperParameters) -> dict[str, Request] | None:
         return None
     place = open_location(url)
     document = parse_yaml(read_object(place), place.url, foreign=True)
-    if not isinstance(document, dict) or not (document.keys() >= {"src", "dst"} or "jobs" in document):
+    if not isinstance(document, dict) or not _is_job_file(document):
         return None
-    requests = {job.name: job.request for job in read_job_file(url)}
-    options = {name: OPTIONS[name].parse(name, value) for name, value in _training_options(given).items()}
-    if options and len(requests) > 1:
+    options = {name: value for name, value in request_options(given).items() if name != "config"}
+    listed = document.get("jobs")
+    if options and isinstance(listed, dict) and len(listed) > 1:
         raise UsageError(
-            f"{place.url}: {', '.join(map(option, options))} cannot be given beside a batch of {len(requests)} jobs",
+            f"{place.url}: {', '.join(map(option, options))} cannot be given beside a batch of {len(listed)} jobs",
             hint="Set them in the file, in defaults or in a job.",
         )
-    return {name: replace(request, **options) for name, request in requests.items()}
+    keys = [name for name in given.texts if find_known(name) and name not in OPTIONS and name not in SERVICE_OPTIONS]
+    warnings += [f"{name} is a key of training configurations: it has no effect on a job file" for name in keys]
+    return read_job_file(url, options=options)
+
+
+def _is_job_file(document: Mapping[str, PlainValue]) -> bool:
+    """Whether a document is a job file: also one that leaves its source and target to hyper-parameters."""
+    kind = kind_of(dict(document))
+    return kind is YamlKind.JOB_FILE or (kind is None and bool(document) and document.keys() <= OPTIONS.keys())
 
 
 def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,18 +173,15 @@ def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[s
     return options
 
 
-def _training_options(given: HyperParameters) -> dict[str, Any]:
-    options = request_options(given)
-    return {name: value for name, value in options.items() if name not in (*_OF_TRAINING, "config")}
+def _more_options(given: HyperParameters) -> dict[str, Any]:
+    """Return the options of a request beside a training configuration; some of them are keys there."""
+    return {name: value for name, value in request_options(given).items() if find_known(name) is None}
 
 
 def _training_config(given: HyperParameters, service: Mapping[str, Any]) -> TrainingConfig:
     """Read the training YAML and the keys that are given besides; channels stand in for places that nothing names."""
-    overrides = {
-        name: texts[-1]
-        for name, texts in given.texts.items()
-        if find_known(name) is not None and (name not in OPTIONS or name in _OF_TRAINING)
-    }
+    known = {name: texts[-1] for name, texts in given.texts.items() if find_known(name) is not None}
+    overrides = {name: text for name, text in known.items() if name != "config"}
     config = read_training_config(given.text("config"), overrides)
     if not config.load_checkpoint and not config.pretrained_model_dir and service.get("data_url"):
         config = replace(config, load_checkpoint=service["data_url"])
@@ -195,7 +193,7 @@ def _training_config(given: HyperParameters, service: Mapping[str, Any]) -> Trai
 
 
 def _training_warnings(training: TrainingJob | None) -> list[str]:
-    """Return what is odd about a training YAML; ``?`` is no key of it."""
+    """Return what is odd about a training YAML."""
     if training is None:
         return []
     unknown = [f"{key.path} is no key that is known: it has no effect" for key in training.config.keys_of("unknown")]

@@ -7,24 +7,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from ..api.option_field import find_truth, is_nothing
 from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, StrategyError, UsageError, option
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
-from ..formats.yaml_kinds import YamlKind, kind_of
+from ..formats.yaml_kinds import YamlKind, refuse_other_kinds
 from ..models.parallel_config import ParallelConfig, parse_parallel
 from ..storage import open_location, shared_connections
 from .training_keys import CALLBACKS, KeyUse, find_known, flatten, sort_keys
 
 _NO_FILE = "hyper-parameters"
 _MONITOR = "CheckpointMonitor"
-_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_NOTHING = (None, "", "None", "none", "null")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 # The text of a size: a number, a word, or a list of numbers. What else there is could pass for another size.
 _SIZE = re.compile(r"[A-Za-z0-9_.+-]*|\[[\[\]0-9,\s-]*\]")
 _LARGEST_DEPTH = 32
 _FORMATS = ("ckpt", "safetensors")
+_HINTS = {
+    YamlKind.LAYOUT_FILE: "It says how a checkpoint is cut: "
+    f"give it as {option('dst_layout')} or {option('src_layout')}.",
+    YamlKind.JOB_FILE: "Give it to reshard run by itself.",
+}
 # Where a conversion's arguments are: a section a model.
 _ARGUMENTS = {"input_path", "output_path"}
 
@@ -78,7 +82,6 @@ class TrainingConfig:
     sizes: ParallelConfig = field(default_factory=ParallelConfig)
     remove_redundancy: bool = False
     transform_process_num: int | None = None
-    transform_by_rank: bool = False
     npu_num_per_node: int | None = None
     resume_training: bool | str = False
     only_save_strategy: bool = False
@@ -108,7 +111,7 @@ class TrainingConfig:
         return self.sizes.rank_count > 1 if self.use_parallel is None else self.use_parallel
 
     def keys_of(self, use: str) -> tuple[KeyUse, ...]:
-        """Return the keys of one use: ``used``, ``training`` or ``unknown``."""
+        """Return the keys of one use: ``used``, ``training``, ``no effect`` or ``unknown``."""
         return tuple(key for key in self.keys if key.use == use)
 
 
@@ -162,9 +165,9 @@ def config_of(document: Mapping[str, PlainValue], url: str | None = None) -> Tra
     keys = sort_keys(document, is_conversion=bool(conversions))
     if conversions:
         return TrainingConfig(url=url, keys=keys, conversions=conversions)
-    _refuse_other_kinds(document, url or _NO_FILE)
+    refuse_other_kinds(dict(document), YamlKind.TRAINING, url or _NO_FILE, _HINTS)
     values = dict(flatten(dict(document)))
-    reader = _Reader(values)
+    reader = _ConfigValues(values)
     config = TrainingConfig(
         url=url,
         keys=keys,
@@ -178,7 +181,6 @@ def config_of(document: Mapping[str, PlainValue], url: str | None = None) -> Tra
         parallel=reader.parallel(),
         remove_redundancy=reader.truth("remove_redundancy") or False,
         transform_process_num=reader.count("transform_process_num"),
-        transform_by_rank=reader.truth("transform_by_rank") or False,
         npu_num_per_node=reader.count("npu_num_per_node"),
         resume_training=reader.resume(),
         only_save_strategy=reader.truth("only_save_strategy") or False,
@@ -209,14 +211,14 @@ def plain_value(value: object) -> PlainValue:
     text = value.strip()
     if _INTEGER.fullmatch(text):
         return int(text)
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    if text.lower() in ("true", "false"):  # other words may be texts, such as a name
+        return find_truth(text)
     if text.startswith(("[", "{")):
         try:
             return parse_yaml(text.encode(), value, foreign=True)
         except FormatError:
             return value
-    return None if text in ("None", "null") else value
+    return None if text and is_nothing(text) else value
 
 
 def _override(document: dict[str, PlainValue], path: list[str], value: PlainValue) -> None:
@@ -246,16 +248,6 @@ def _conversions(document: Mapping[str, PlainValue]) -> dict[str, Mapping[str, P
     return dict(sections) if all(section.keys() >= _ARGUMENTS for section in sections.values()) else {}
 
 
-def _refuse_other_kinds(document: Mapping[str, PlainValue], where: str) -> None:
-    """Refuse files of other kinds, which have keys of a job by chance at most."""
-    if kind_of(dict(document)) is YamlKind.LAYOUT_FILE:
-        hint = f"It says how a checkpoint is cut: give it as {option('dst_layout')} or {option('src_layout')}."
-        raise FormatError(f"this is {YamlKind.LAYOUT_FILE}, not {YamlKind.TRAINING}", where=where, hint=hint)
-    if kind_of(dict(document)) is YamlKind.JOB_FILE:
-        hint = "Give it to reshard run by itself."
-        raise FormatError(f"this is {YamlKind.JOB_FILE}, not {YamlKind.TRAINING}", where=where, hint=hint)
-
-
 def _with_sizes(config: TrainingConfig) -> TrainingConfig:
     try:
         return replace(config, sizes=parse_parallel(config.parallel))
@@ -280,10 +272,10 @@ def _model_sizes(values: Mapping[str, PlainValue]) -> dict[str, PlainValue]:
 
 def _is_unread(value: PlainValue) -> bool:
     """Whether a key has no value."""
-    return value in _NOTHING or value in ({}, [])
+    return is_nothing(value) or value in ({}, [])
 
 
-class _Reader:
+class _ConfigValues:
     """Reads values of the right type by key, and collects what is wrong with the others."""
 
     def __init__(self, values: Mapping[str, PlainValue]) -> None:
@@ -292,7 +284,7 @@ class _Reader:
 
     def text(self, key: str, choices: tuple[str, ...] = ()) -> str | None:
         value = self._values.get(key)
-        if value in _NOTHING:
+        if is_nothing(value):
             return None
         if isinstance(value, dict | list) or (choices and value not in choices):
             self._refuse(key, " or ".join(choices) or "text", value)
@@ -301,16 +293,16 @@ class _Reader:
 
     def truth(self, key: str) -> bool | None:
         value = self._values.get(key)
-        if value in _NOTHING:
+        if is_nothing(value):
             return None
-        found = _TRUTHS.get(str(value).lower())
+        found = find_truth(value)
         if found is None:
             self._refuse(key, "True or False", value)
         return found
 
     def count(self, key: str) -> int | None:
         value = self._values.get(key)
-        if value in _NOTHING:
+        if is_nothing(value):
             return None
         if not isinstance(value, bool) and _INTEGER.fullmatch(str(value)) and int(str(value)) > 0:
             return int(str(value))
@@ -320,7 +312,7 @@ class _Reader:
     def resume(self) -> bool | str:
         """Read ``resume_training``, which is also the reverse of a newer key."""
         value = self._values.get("resume_training")
-        if isinstance(value, str) and value not in _NOTHING and value.lower() not in _TRUTHS:
+        if isinstance(value, str) and not is_nothing(value) and find_truth(value) is None:
             return value
         given = self.truth("resume_training")
         return self.truth("checkpoint.no_load_optim") is False if given is None else given

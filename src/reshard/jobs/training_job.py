@@ -12,22 +12,34 @@ from typing import Any
 
 from ..api.request import Request
 from ..api.resolve import Resolved, resolve
-from ..api.statements import plan_resolved, run
-from ..api.strategies import read_strategy, save_strategy
 from ..engine.events import Listener, ignore
-from ..engine.manifest import Manifest
 from ..engine.sources.saved_point import resumable_name
-from ..errors import TargetExists, UsageError, option, raise_all
-from ..planning.plan import Plan
+from ..errors import UsageError, option, raise_all
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
-from ..storage import open_location, shared_connections
+from ..storage import shared_connections
 from ..tensor import Strategy
+from .places import is_within
 from .training_checks import contradictions_with, contradictions_within, refusals
 from .training_config import TrainingConfig
 from .training_layouts import find_mismatch
 from .training_options import changes_format, conversion_options, full_options, sharded_options, strategy_place
 from .training_source import SourceKind, TrainingSource, family_of, find_source
+
+# Options that say what a configuration says, and the key that does; without a key nothing there does.
+_DECIDED = {
+    "src": "load_checkpoint",
+    "src_strategy": "src_strategy_path_or_dir",
+    "src_layout": "src_strategy_path_or_dir",
+    "src_parallel": "src_strategy_path_or_dir",
+    "dst": "output_dir",
+    "dst_strategy": "parallel_config",
+    "dst_layout": "parallel_config",
+    "parallel": "parallel_config",
+    "form": "checkpoint",
+    "to": "use_legacy",
+}
+_DECIDED_OF_CONVERSIONS = {"src": "input_path", "dst": "output_path"}
 
 # Where a target would go that is compared with its source, or described, and never written.
 _NOWHERE = "memory://nowhere/ranks"
@@ -68,14 +80,6 @@ class TrainingJob:
         return None if self.options is None else Request.of(None, **self.options)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingOutcome:
-    """What a job has written; None stands for what was not due."""
-
-    manifest: Manifest | None = None
-    strategy: Strategy | None = None
-
-
 @shared_connections()
 def decide(config: TrainingConfig, /, *, on_event: Listener = ignore, **given: Any) -> TrainingJob:
     """Decide what a job needs, from its configuration and the headers of its source; nothing is written.
@@ -83,7 +87,8 @@ def decide(config: TrainingConfig, /, *, on_event: Listener = ignore, **given: A
     Parameters
     ----------
     given
-        More options of the conversion, such as ``memory``; they take precedence.
+        More options of the conversion, such as ``memory``; they take precedence. Those that the configuration decides
+        are refused.
 
     Raises
     ------
@@ -93,64 +98,11 @@ def decide(config: TrainingConfig, /, *, on_event: Listener = ignore, **given: A
     ReshardError
         The source cannot be read, as the tree in :mod:`reshard.errors` says.
     """
+    _refuse_decided(config, given)
     if config.conversions:
         return _conversion(config, given)
     raise_all(UsageError, f"{config.where}: the configuration contradicts itself", list(refusals(config)))
     return _Decision(config, given, on_event).make()
-
-
-@shared_connections()
-def plan_training_job(job: TrainingJob, *, on_event: Listener = ignore) -> Plan | None:
-    """Plan the conversion that a job needs, or return None if it needs none; nothing is written."""
-    request = job.request
-    if request is None:
-        return None
-    return plan_resolved(job.resolved or resolve(request, on_event))
-
-
-@shared_connections()
-def run_training_job(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> TrainingOutcome:
-    """Write the strategy files of a job, then the conversion that it needs.
-
-    Parameters
-    ----------
-    overwrite
-        Whether to replace outputs that exist. Strategy files that say the same are left as they are in any case.
-
-    Raises
-    ------
-    TargetExists
-        Outputs exist, and are not to be replaced.
-    ReshardError
-        As the tree in :mod:`reshard.errors` says; nothing of the conversion stays in the target.
-    """
-    made = plan_training_job(job, on_event=on_event)  # before anything is written: it may be refused
-    strategy = write_strategies(job, on_event=on_event, overwrite=overwrite)
-    request = job.request
-    if made is None or request is None:
-        return TrainingOutcome(strategy=strategy)
-    return TrainingOutcome(run(made, replace(request, overwrite=True) if overwrite else request, on_event), strategy)
-
-
-@shared_connections()
-def write_strategies(job: TrainingJob, *, on_event: Listener = ignore, overwrite: bool = False) -> Strategy | None:
-    """Write the strategy files of all ranks of a job, unless files that say the same are there; None if none are due.
-
-    Raise TargetExists if files that say something else are there, and are not to be replaced.
-    """
-    if job.strategy_url is None or job.strategy_options is None:
-        return None
-    resolved = job.resolved or resolve(Request.of(None, **job.strategy_options), on_event)
-    strategy = target_strategy(resolved)
-    specs = {tensor.spec.name: tensor.spec for tensor in resolved.conversion.tensors}
-    try:
-        save_strategy(strategy, job.strategy_url, specs, overwrite=overwrite)
-    except TargetExists as error:
-        if read_strategy(job.strategy_url) != strategy:
-            hint = f"Move them, or give {option('overwrite')}."
-            message = f"{job.strategy_url}: strategy files of another job are there"
-            raise TargetExists(message, hint=hint) from error
-    return strategy
 
 
 def target_strategy(resolved: Resolved) -> Strategy:
@@ -158,6 +110,15 @@ def target_strategy(resolved: Resolved) -> Strategy:
     target = resolved.conversion.target
     assert isinstance(target, RankTarget | IterationTarget)
     return target.strategy
+
+
+def _refuse_decided(config: TrainingConfig, given: Mapping[str, Any]) -> None:
+    """Refuse options that the configuration decides: the decision would be about something else than the conversion."""
+    keys = _DECIDED_OF_CONVERSIONS if config.conversions else _DECIDED
+    found = [f"{option(name, given[name])}: set {key}" for name, key in keys.items() if given.get(name)]
+    hint = "Or leave the training configuration and its keys out: then options alone describe the conversion."
+    message = f"{config.where}: the training configuration decides what these options say"
+    raise_all(UsageError, message, found, hint)
 
 
 def _conversion(config: TrainingConfig, given: Mapping[str, Any]) -> TrainingJob:
@@ -194,19 +155,19 @@ class _Decision:
     config: TrainingConfig
     given: Mapping[str, Any]
     on_event: Listener
-    told: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def make(self) -> TrainingJob:
         config = self.config
-        self.told += contradictions_within(config)
+        self.conflicts += contradictions_within(config)
         if config.use_parallel is None and config.rank_count > 1:
             reason = f"the sizes are those of {config.rank_count} ranks"
             self.notes.append(f"use_parallel is not given, and taken for True: {reason}")
         source = find_source(config)
         if source is None:
             return self._without_source()
-        self.told += contradictions_with(config, source)
+        self.conflicts += contradictions_with(config, source)
         if config.load_checkpoint and config.pretrained_model_dir:
             self.notes.append("pretrained_model_dir gives config.json alone: load_checkpoint takes precedence")
         if config.only_save_strategy:
@@ -292,7 +253,7 @@ class _Decision:
         """Cut a source for the job's ranks, unless it is cut so already."""
         config = self.config
         options = sharded_options(config, source, self.notes) | {**self.given}
-        is_in_place = _is_within(options["dst"], source.url) or _is_within(source.url, options["dst"])
+        is_in_place = is_within(options["dst"], source.url) or is_within(source.url, options["dst"])
         compared = options | ({"dst": _NOWHERE} if is_in_place else {})
         resolved = resolve(Request.of(None, **compared), self.on_event)
         url: str | None = strategy_place(config)
@@ -323,7 +284,9 @@ class _Decision:
 
     def _refuse_mismatch(self, why: str) -> None:
         hint = "Set auto_trans_ckpt: True to have it converted, or load what fits the job."
-        raise UsageError(f"{self.config.where}: {why}, but auto_trans_ckpt is not True", hint=hint, problems=self.told)
+        raise UsageError(
+            f"{self.config.where}: {why}, but auto_trans_ckpt is not True", hint=hint, problems=self.conflicts
+        )
 
     def _need_strategy(self, source: TrainingSource) -> None:
         if source.kind is SourceKind.RANKS and not source.knows_strategy:
@@ -335,7 +298,7 @@ class _Decision:
         return self._job(f"Nothing to do: {why}.")
 
     def _job(self, verdict: str, **made: Any) -> TrainingJob:
-        job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.told), **made)
+        job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.conflicts), **made)
         options = job.options
         if options is not None:
             if "://" in str(options["src"]) and "://" not in str(options["dst"]):
@@ -349,11 +312,6 @@ class _Decision:
 
 def _keep_strategy(source: TrainingSource, url: str | None) -> None:
     """Refuse to write strategy files where the source's lie; MindSpore Transformers removes those."""
-    if url is not None and source.strategy_url is not None and _is_within(source.strategy_url, url):
+    if url is not None and source.strategy_url is not None and is_within(source.strategy_url, url):
         hint = "Choose another output_dir, or move them and set src_strategy_path_or_dir."
         raise UsageError(f"{url}: the source's strategy files lie where those of the job go", hint=hint)
-
-
-def _is_within(url: str, other: str) -> bool:
-    """Whether one place is another, or inside it."""
-    return f"{open_location(url).identity}/".startswith(f"{open_location(other).identity}/")

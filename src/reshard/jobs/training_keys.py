@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from ..formats.strict_yaml import PlainValue, parse_yaml
 
-Use = Literal["used", "training", "unknown"]
+Use = Literal["used", "no effect", "training", "unknown"]
 
 CALLBACKS = "callbacks"
 """The section whose items are told apart by their type."""
@@ -42,7 +42,14 @@ class KnownKey:
     @property
     def use(self) -> Use:
         """Whether a conversion uses keys of this pattern."""
+        if self.section in ("no_effect", "conversions_no_effect"):
+            return "no effect"
         return "training" if self.section == "training" else "used"
+
+    @property
+    def is_of_conversions(self) -> bool:
+        """Whether only files that hold arguments of conversions have such keys."""
+        return self.section.startswith("conversions")
 
 
 @cache
@@ -92,7 +99,7 @@ class _Patterns:
 
 @cache
 def _patterns(is_conversion: bool) -> _Patterns:
-    chosen = [known for known in known_keys() if is_conversion or known.section != "conversions"]
+    chosen = [known for known in known_keys() if is_conversion or not known.is_of_conversions]
     whole = {known.pattern: known for known in chosen if "*" not in known.pattern}
     sections = {known.pattern[:-3]: known for known in chosen if known.pattern.endswith(".**")}
     globs = tuple(known for known in chosen if "*" in known.pattern and not known.pattern.endswith(".**"))

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import FormatError, StrategyError, UsageError, option, raise_all
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
-from ..formats.yaml_kinds import YamlKind, kind_of
+from ..formats.yaml_kinds import YamlKind, kind_of, refuse_other_kinds
 from ..tensor import DType
 
 Offset = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -319,15 +319,14 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
     Source: MindSpore Transformers 1.6.0 and 1.8.0, ``configs/`` and ``core/parallel_config.py``.
     """
     document = parse_yaml(data, where, foreign=True)
-    kind = kind_of(document)
-    if kind is YamlKind.LAYOUT_FILE:
-        takers = f"{option('src_layout')} and {option('dst_layout')}"
-        hint = f"{takers} take it: the one for the source's shards, the other for the target's."
-        raise FormatError(f"this is a layout file, not {YamlKind.TRAINING}", where=where, hint=hint)
-    if kind is YamlKind.JOB_FILE:
-        raise FormatError(f"this is {kind}, not {YamlKind.TRAINING}", where=where, hint="reshard run takes it.")
+    takers = f"{option('src_layout')} and {option('dst_layout')}"
+    hints = {
+        YamlKind.LAYOUT_FILE: f"{takers} take it: the one for the source's shards, the other for the target's.",
+        YamlKind.JOB_FILE: "reshard run takes it.",
+    }
+    refuse_other_kinds(document, YamlKind.TRAINING, where, hints)
     problems: list[str] = []
-    values = _values_of_job(document, problems) if kind else _values_alone(document, where, problems)
+    values = _values_of_job(document, problems) if kind_of(document) else _values_alone(document, where, problems)
     if problems:
         raise FormatError("the parallel configuration cannot be parsed", where=where, problems=problems)
     try:

@@ -12,7 +12,7 @@ from ..errors import Transient, UsageError, option
 from ..planning.share_documents import written_ranks
 from .hyper_parameters import NPUS_PER_NODE
 
-_POLL_S, _TOLD_EVERY_S = 5.0, 30.0
+_POLL_S, _NEXT_LINE_S = 5.0, 30.0
 
 STAGED = re.compile(r"/home/ma-user/modelarts/(?:inputs|outputs)/|/cache/")
 """Where job services copy inputs to before a job, and outputs from after it."""
@@ -77,8 +77,8 @@ def find_node(environ: Mapping[str, str], npu_num_per_node: str | int | None = N
     counts = {name: _count(name, environ[name]) for name in ("MA_NUM_HOSTS", "VC_WORKER_NUM") if environ.get(name)}
     counts |= {"VC_WORKER_HOSTS": len(hosts)} if hosts else {}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise UsageError(f"it is not clear how many nodes there are: {told}")
+        found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise UsageError(f"it is not clear how many nodes there are: {found}")
     count = next(iter(counts.values()), 1)
     if not environ.get("VC_TASK_INDEX"):
         if count > 1:
@@ -86,8 +86,10 @@ def find_node(environ: Mapping[str, str], npu_num_per_node: str | int | None = N
         return Node(npu_count=npu_count)
     index = _count("VC_TASK_INDEX", environ["VC_TASK_INDEX"], least=0)
     if index >= count:
-        told = next(iter(counts), "MA_NUM_HOSTS")
-        raise UsageError(f"VC_TASK_INDEX: expected a number below {count}, that of the nodes ({told}), found {index}")
+        variable = next(iter(counts), "MA_NUM_HOSTS")
+        raise UsageError(
+            f"VC_TASK_INDEX: expected a number below {count}, that of the nodes ({variable}), found {index}"
+        )
     return Node(index, count, npu_count)
 
 
@@ -146,12 +148,12 @@ def wait_for_shares(
     missing: Missing,
     node: Node,
     limit_s: float,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until every node's share is in the destination, and tell now and then which is not.
+    """Wait until every node's share is in the destination, and show now and then which is not.
 
     Raises
     ------
@@ -159,12 +161,12 @@ def wait_for_shares(
         The time limit ended first; the error names the ranks and their nodes.
     """
     begun_s = clock()
-    told_s = -_TOLD_EVERY_S
+    shown_s = -_NEXT_LINE_S
     while True:
         try:
             left = missing()
         except Transient as error:  # the store is busy: looked at again until the time limit
-            tell(error.message)
+            show(error.message)
             left = ()
         if left is None:
             return
@@ -176,9 +178,9 @@ def wait_for_shares(
                 hint="Look at the log of that node. Started again, the job leaves what is there already; "
                 f"to wait longer, give {option('wait')} in seconds.",
             )
-        if waited_s - told_s >= _TOLD_EVERY_S:
-            told_s = waited_s
-            tell(f"waiting for the other nodes, {waited_s:.0f} of {limit_s:g} s: {what}")
+        if waited_s - shown_s >= _NEXT_LINE_S:
+            shown_s = waited_s
+            show(f"waiting for the other nodes, {waited_s:.0f} of {limit_s:g} s: {what}")
         sleep(min(_POLL_S, max(0.1, limit_s - waited_s)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from reshard.errors import Transient, UsageError
-from reshard.jobs.job_service import (
+from reshard.jobs.nodes import (
     Node,
     check_destination,
     find_node,
