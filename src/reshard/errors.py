@@ -50,6 +50,7 @@ __all__ = [
     "add_problems",
     "as_argument",
     "as_field",
+    "counted",
     "option",
     "raise_all",
     "write_options",
@@ -96,6 +97,17 @@ def write_options(text: str, spell: Callable[[str, str | None], str] = as_argume
     'Raise --memory.'
     """
     return _OPTION.sub(lambda match: spell(match[1], match[2]), text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    Examples
+    --------
+    >>> counted(1, "rank"), counted(2, "rank")
+    ('1 rank', '2 ranks')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class ReshardError(Exception):

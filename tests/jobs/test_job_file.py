@@ -234,6 +234,84 @@ def test_two_jobs_that_write_one_place():
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("out", "./out"),
+        ("out", "out/"),
+        ("memory://a/out", "memory://a//out"),
+        ("memory://a/out", "memory://a/./out/"),
+        ("s3://a/out", "obs://a/out"),
+        ("S3://a/out", "s3://a/out"),
+    ],
+)
+def test_one_place_is_known_however_it_is_spelled(one, other, clean_environ):
+    for name in ("AWS_ENDPOINT_URL", "OBS_ENDPOINT"):
+        clean_environ.setenv(name, "http://127.0.0.1:9")
+    text = f"{{defaults: {{src: memory://a/m}}, jobs: {{x: {{dst: '{one}'}}, y: {{dst: '{other}'}}}}}}"
+    assert mistakes(text) == [f"line 1: y and x both write {other}"]
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("out", "./out/x"), ("memory://a/out", "memory://a//out/x/y")])
+def test_a_place_inside_another_job_s(outer, inner):
+    text = f"defaults: {{src: memory://a/m}}\njobs:\n  x: {{dst: '{inner}'}}\n  y: {{dst: '{outer}'}}\n"
+    assert mistakes(text) == [f"line 3: x writes {inner}, which is inside {outer} of y"]
+    apart = "{defaults: {src: memory://a/m}, jobs: {x: {dst: memory://a/out}, y: {dst: memory://a/out2}}}"
+    assert len(parse(apart)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "dst"),
+    [
+        ("src: memory://a//made/", "memory://a/made"),
+        ("src: memory://a/made/rank_0", "memory://a/made"),
+        ("src: ./made", "made"),
+        ("src: memory://a/m, lora: memory://a/made/adapters", "memory://a/made"),
+        ("src: memory://a/m, dst_layout: memory://a/made/l.yaml", "memory://a/made"),
+    ],
+)
+def test_a_job_needs_what_writes_around_what_it_reads(fields, dst):
+    text = f"{{jobs: {{second: {{{fields}, dst: memory://a/last}}, first: {{src: memory://a/x, dst: '{dst}'}}}}}}"
+    assert {job.name: job.needs for job in parse(text)} == {"second": ("first",), "first": ()}
+
+
+@pytest.mark.parametrize("value", ["${NOWHERE:-}", "${EMPTY}", "''"])
+def test_a_place_that_is_empty(value):
+    found = mistakes(f"src: s3://a/m\ndst: {value}\n", EMPTY="")
+    assert found == ["line 2: dst is empty" if "$" in value else "line 2: dst is missing"]
+
+
+def test_text_options_are_read_as_they_are_written():
+    text = """
+        src: s3://a/m
+        dst: s3://a/n
+        file_suffix: 1_10
+        prefix: 007
+        family: yes
+        keep: [0x10, 1.50, no]
+        dst_layout: l.yaml
+        ranks: 3
+        """
+    request = parse(text)[0].request
+    assert (request.file_suffix, request.prefix, request.family) == ("1_10", "007", "yes")
+    assert request.keep == ("0x10", "1.50", "no")
+    assert request.ranks == (range(3, 4),)
+    batch = "{defaults: {src: a, prefix: +5}, jobs: {x: {dst: b, dst_layout: l, matrix: {file_suffix: [08, 1_10]}}}}"
+    with pytest.raises(UsageError, match="both write b"):
+        parse(batch)
+    jobs = parse(batch.replace("dst: b", "dst: 'b/${matrix.file_suffix}'"))
+    assert [(job.name, job.request.file_suffix, job.request.prefix) for job in jobs] == [
+        ("x/08", "08", "+5"), ("x/1_10", "1_10", "+5"),
+    ]  # fmt: skip
+    merged = "{defaults: &d {prefix: 01}, jobs: {x: {<<: *d, src: s3://a/m, dst: s3://a/x, prefix: 02}}}"
+    assert parse(merged)[0].request.prefix == "02"
+
+
+def test_defaults_are_options_alone():
+    text = "defaults:\n  needs: a\n  matrix: {dtype: [fp16]}\njobs: {a: {src: s3://a/m, dst: s3://a/n}}\n"
+    assert mistakes(text) == ["line 2: defaults: needs belongs to a job", "line 3: defaults: matrix belongs to a job"]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "src: [",
@@ -295,6 +373,39 @@ def test_the_schema_takes_what_is_right(text):
     ],
 )
 def test_the_schema_refuses_what_is_wrong(text):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), job_schema())
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "dtype: null", "dtype: bf16", "dtype: float", "dtype: 3", "file_suffix: 1_10", "file_suffix: 110",
+        "prefix: yes", "prefix: [a]", "keep: 3", "keep: [a, 3]", "keep: {a: b}", "concurrency: 3",
+        "concurrency: '3'", "concurrency: 0", "concurrency: three", "overwrite: yes", "overwrite: 'true'",
+        "overwrite: maybe", "overwrite: null", "memory: 1GiB", "memory: 17", "needs: 3", "ranks: 3",
+        "ranks: [0, 1]", "ranks: 0-3", "lora_scaling: 0.5", "lora_scaling: 16/8", "option: {a: 1}", "option: 3",
+        "matrix: {keep: [a]}", "matrix: {keep: a}",
+    ],
+)  # fmt: skip
+def test_the_schema_and_the_reader_agree(field):
+    more = ", dst_layout: l" * field.startswith("ranks") + ", lora: l" * field.startswith("lora_")
+    more += ", to: ms" * field.startswith("option")
+    text = f"{{src: memory://a/m, dst: memory://a/n{more}, {field}}}"
+
+    def is_read() -> bool:
+        try:
+            return bool(parse(text))
+        except UsageError:
+            return False
+
+    validator = jsonschema.Draft202012Validator(job_schema())
+    assert validator.is_valid(yaml.safe_load(text)) == is_read()
+
+
+@pytest.mark.parametrize("key", ["needs: a", "matrix: {dtype: [fp16]}"])
+def test_the_schema_refuses_in_defaults_what_belongs_to_a_job(key):
+    text = f"{{defaults: {{{key}}}, jobs: {{a: {{src: s3://a/m, dst: s3://a/n}}}}}}"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(yaml.safe_load(text), job_schema())
 

@@ -125,7 +125,7 @@ def test_a_full_target_is_the_first_nodes(tmp_path: Path, monkeypatch: pytest.Mo
             {"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "0"},
             ("--npu_num_per_node=1",),
             2,
-            "2 nodes of 1 NPUs are for 2 ranks, but the target has 4",
+            "2 nodes of 1 NPU are for 2 ranks, but the target has 4",
         ),
         ({}, ("--wait=soon",), 2, "--wait=soon: expected seconds"),
         ({}, ("--dtype=bf17",), 2, "--dtype=bf17: expected fp32, fp16 or bf16"),

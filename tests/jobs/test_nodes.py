@@ -142,7 +142,7 @@ def test_the_wait_is_told_twice_a_minute() -> None:
     assert time.now_s - 100 == pytest.approx(21 * 5)
     assert len(told) == 4
     assert told[0] == "waiting for the other nodes, 0 of 7200 s: its manifest is not there yet"
-    assert told[1].endswith("30 of 7200 s: ranks 4-5, 12 of node 1, 3 are missing")
+    assert told[1].endswith("30 of 7200 s: ranks 4-5, 12 of nodes 1, 3 are missing")
 
 
 def test_a_node_that_never_comes() -> None:

@@ -55,6 +55,8 @@ def read_texts(value: object) -> tuple[str, ...]:
     >>> read_texts("a.*"), read_texts(["a", "b"])
     (('a.*',), ('a', 'b'))
     """
+    if isinstance(value, Mapping):  # its keys alone would be taken
+        raise UsageError("expected text, or a list of it")
     return (value,) if isinstance(value, str) else tuple(map(read_text, value))  # type: ignore[call-overload]
 
 

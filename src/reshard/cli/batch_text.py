@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import ReshardError, as_field, write_options
+from ..errors import ReshardError, as_field, counted, write_options
 from ..planning.cost.prices import total_money
 from .flags import OutputForm
 from .plan_text import in_money
@@ -181,7 +181,7 @@ def _visible(statuses: Sequence[JobStatus]) -> Iterator[tuple[str, ...]]:
     yield from map(_row, shown)
     rest = [status.state.value for status in statuses if status not in shown]
     for state in dict.fromkeys(rest):
-        yield f"{rest.count(state)} jobs", state, "", "", "", ""
+        yield counted(rest.count(state), "job"), state, "", "", "", ""
 
 
 def _row(status: JobStatus) -> tuple[str, ...]:

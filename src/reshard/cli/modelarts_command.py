@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import __version__
-from ..errors import ReshardError
+from ..errors import ReshardError, counted
 from ..jobs.hyper_parameters import SERVICE_OPTIONS, HyperParameters, read_hyper_parameters
 from .flags import flag, with_flags
 from .job_log import JobLog
@@ -99,7 +99,7 @@ def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
             case SharesMissing():
                 log.info(event.text)
             case StrategiesWritten():
-                log.info(f"strategy files of {event.rank_count} ranks: {event.url}")
+                log.info(f"strategy files of {counted(event.rank_count, 'rank')}: {event.url}")
             case Noted() | PhaseStarted() | Progress():
                 lines(event)
 
@@ -126,8 +126,7 @@ def _shown_outcome(outcome: ServiceOutcome, log: JobLog) -> tuple[int, str]:
 def _written(share: ShareWritten | None) -> str:
     if share is None:
         return "wrote nothing"
-    objects = "1 object" if share.object_count == 1 else f"{share.object_count} objects"
-    return f"{'found' if share.was_done else 'wrote'} {objects}, {in_bytes(share.nbytes)}"
+    return f"{'found' if share.was_done else 'wrote'} {counted(share.object_count, 'object')}, {in_bytes(share.nbytes)}"
 
 
 def _show_parameters(given: HyperParameters, ignored: Sequence[str], log: JobLog) -> None:

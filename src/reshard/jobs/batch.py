@@ -17,7 +17,7 @@ from ..api.statements import convert_resolved
 from ..engine.events import Event, Listener, Noted, PhaseStarted, Progress
 from ..engine.manifest import Manifest
 from ..engine.workers import stopped_by
-from ..errors import Interrupted, OverBudget, ReshardError, UsageError, add_problems, option
+from ..errors import Interrupted, OverBudget, ReshardError, UsageError, add_problems, counted, option
 from ..storage import shared_connections
 from .job_file import Job
 from .memory_shares import MemoryShares
@@ -169,7 +169,7 @@ class _Batch:
         self._running = 0
 
     def run(self) -> Iterator[bool]:
-        """Run all jobs; yield now and then, and tell whether there may be something to show."""
+        """Run all jobs; yield now and then, and say whether there may be something to show."""
         while True:
             self._block()
             for status in self._ready()[: self._shares.at_once - self._running]:
@@ -207,7 +207,7 @@ class _Batch:
                 left += [f"{status.job.name}: {problem}" for problem in status.error.problems]
         done = sum(status.state.is_right for status in self.statuses)
         verb = "is done and stays" if done == 1 else "are done and stay"
-        count = f"{done} of {len(self.statuses)} jobs {verb}"
+        count = f"{done} of {counted(len(self.statuses), 'job')} {verb}"
         return [count + ("" if left else "; nothing of the others was left behind"), *left]
 
     def _ready(self) -> list[JobStatus]:

@@ -9,7 +9,7 @@ from ..api.option_field import OptionField, is_nothing, read_nullable
 from ..errors import UsageError
 
 NPUS_PER_NODE = 8
-"""What MindSpore Transformers takes a node to have unless told."""
+"""What MindSpore Transformers takes a node to have unless the job says otherwise."""
 
 WAIT_S = 7200.0
 """How long MindSpore Transformers waits for what other nodes convert."""

@@ -17,7 +17,7 @@ from typing import Any
 from ..api.option_field import read_ranks, read_text, read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.sources.strategy_files import read_object
-from ..errors import UsageError, as_field, option, raise_all, write_options
+from ..errors import UsageError, as_field, counted, option, raise_all, write_options
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import LinedYaml, YamlPath, parse_lined_yaml
 from ..formats.yaml_kinds import YamlKind, refuse_other_kinds
@@ -96,8 +96,9 @@ def parse_job_file(
     jobs = reader.jobs(tree)
     reader.check_places(jobs)
     found = sorted(set(reader.problems))
-    count = f"{len(found)} mistake{'s' * (len(found) > 1)}"
-    raise_all(UsageError, f"{where}: {count}", [f"line {line}: {text}" for line, text in found])
+    raise_all(
+        UsageError, f"{where}: {counted(len(found), 'mistake')}", [f"line {line}: {text}" for line, text in found]
+    )
     return jobs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import UsageError, option, raise_all
+from ..errors import UsageError, counted, option, raise_all
 
 BATCH_KEYS = ("defaults", "jobs")
 
@@ -29,7 +29,7 @@ def with_settings(value: Any, settings: Sequence[str]) -> Any:
             jobs = value["jobs"] if isinstance(value["jobs"], dict) else {}
             if len(jobs) != 1:
                 example = f"jobs.{next(iter(jobs), 'a')}.{path}"
-                problems.append(f"{setting}: the file has {len(jobs)} jobs; name one, like {example}")
+                problems.append(f"{setting}: the file has {counted(len(jobs), 'job')}; name one, like {example}")
                 continue
             keys = ["jobs", next(iter(jobs)), *keys]
         elif keys[0] == "jobs" and isinstance(value, dict) and not _has(value, keys[:2]):

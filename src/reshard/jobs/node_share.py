@@ -10,6 +10,7 @@ from ..api.shares import missing_ranks
 from ..api.statements import convert_resolved
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
+from ..errors import counted
 from ..planning.share_documents import manifest_key_of, written_ranks
 from ..planning.targets.rank_target import RankTarget
 from ..storage import shared_connections
@@ -54,12 +55,13 @@ class NodeShare:
     @property
     def described(self) -> str:
         """What this node writes, for the log."""
-        what = "a full target" if self.rank_count is None else f"a target of {self.rank_count} ranks"
+        what = "a full target" if self.rank_count is None else f"a target of {counted(self.rank_count, 'rank')}"
         if self.is_empty:
             return f"{what}: nothing of it is this node's"
         if self.ranks is None:
             return f"{what}: all of it is this node's"
-        return f"{what}: ranks {written_ranks(self.ranks)} are this node's"
+        noun, verb = ("rank", "is") if len(self.ranks) == 1 else ("ranks", "are")
+        return f"{what}: {noun} {written_ranks(self.ranks)} {verb} this node's"
 
     @shared_connections()
     def write(self, on_event: Listener = ignore) -> Manifest:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..api.option_field import read_integer
-from ..errors import Transient, UsageError, option
+from ..errors import Transient, UsageError, counted, option
 from ..planning.share_documents import written_ranks
 from .hyper_parameters import NPUS_PER_NODE
 
@@ -46,7 +46,7 @@ class Node:
         if self.count * self.npu_count < rank_count:
             least = -(-rank_count // self.count)
             raise UsageError(
-                f"{self.count} nodes of {self.npu_count} NPUs are for {self.count * self.npu_count} ranks, "
+                f"{self.count} nodes of {counted(self.npu_count, 'NPU')} are for {self.count * self.npu_count} ranks, "
                 f"but the target has {rank_count}",
                 hint=f"Give {option('npu_num_per_node', least)}, or start the job on more nodes.",
             )
@@ -99,7 +99,8 @@ def npu_warnings(environ: Mapping[str, str], node: Node) -> list[str]:
     if node.count == 1 or not found.isdecimal() or int(found) in (0, node.npu_count):
         return []
     return [
-        f"this node has {found} NPUs (MA_NUM_GPUS), but each node writes {node.npu_count} ranks; "
+        f"this node has {counted(int(found), 'NPU')} (MA_NUM_GPUS), "
+        f"but each node writes {counted(node.npu_count, 'rank')}; "
         f"if that is not wanted, give {option('npu_num_per_node', found)}"
     ]
 
@@ -187,5 +188,6 @@ def wait_for_shares(
 def _left(ranks: Sequence[int], node: Node) -> str:
     if not ranks:
         return "its manifest is not there yet"
-    nodes = written_ranks({node.owner(rank) for rank in ranks})
-    return f"ranks {written_ranks(ranks)} of node {nodes} are missing"
+    owners = {node.owner(rank) for rank in ranks}
+    nodes = f"node{'s' * (len(owners) > 1)} {written_ranks(owners)}"
+    return f"rank{'s' * (len(ranks) > 1)} {written_ranks(ranks)} of {nodes} {'are' if len(ranks) > 1 else 'is'} missing"

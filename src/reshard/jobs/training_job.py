@@ -14,7 +14,7 @@ from ..api.request import Request
 from ..api.resolve import Resolved, resolve
 from ..engine.events import Listener, ignore
 from ..engine.sources.saved_point import resumable_name
-from ..errors import UsageError, option, raise_all
+from ..errors import UsageError, counted, option, raise_all
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
 from ..storage import shared_connections
@@ -216,11 +216,11 @@ class _Decision:
                 return self._job("Write the full weights as safetensors; one card has nothing to cut.", options=options)
             return self._nothing("the source is full, and the job runs on one card: there is nothing to cut")
         if not config.auto_trans_ckpt:
-            count = f"{source.rank_count} ranks" if source.kind is SourceKind.RANKS else "an iteration"
+            count = counted(source.rank_count, "rank") if source.kind is SourceKind.RANKS else "an iteration"
             self._refuse_mismatch(f"the source is {count}, and the job runs on one card")
         self._need_strategy(source)
         options = full_options(config, source) | {**self.given}
-        what = f"{source.rank_count} ranks" if source.kind is SourceKind.RANKS else "the iteration"
+        what = counted(source.rank_count, "rank") if source.kind is SourceKind.RANKS else "the iteration"
         return self._job(f"Merge {what} into full weights for one card.", options=options)
 
     def _of_full_weights(self, source: TrainingSource) -> TrainingJob:
@@ -240,13 +240,15 @@ class _Decision:
         ranks = source.rank_count
         if not source.knows_strategy and not config.auto_trans_ckpt:
             if ranks != config.rank_count and not config.remove_redundancy:
-                self._refuse_mismatch(f"the source is {ranks} ranks, and the job runs on {config.rank_count}")
+                self._refuse_mismatch(
+                    f"the source is {counted(ranks, 'rank')}, and the job runs on {config.rank_count}"
+                )
             if changes_format(config, source):
                 self._need_strategy(source)
             self.notes.append(f"the layouts were not compared: no strategy at {' or '.join(source.looked_at)}")
             return self._nothing(f"each of {ranks} ranks loads its own shard")
         self._need_strategy(source)
-        what = "the iteration" if source.kind is SourceKind.ITERATION else f"{ranks} ranks"
+        what = "the iteration" if source.kind is SourceKind.ITERATION else counted(ranks, "rank")
         return self._cut(source, f"Cut {what} anew for {config.rank_count} ranks.")
 
     def _cut(self, source: TrainingSource, verdict: str) -> TrainingJob:

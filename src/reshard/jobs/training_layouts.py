@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from math import prod
 
+from ..errors import counted
 from ..planning.catalog import Catalog, Entry, SourceSharding
 from ..tensor import Box, Layout, Shape, Strategy
 
@@ -22,10 +23,10 @@ def find_mismatch(catalog: Catalog, strategy: Strategy) -> str:
     if None in holders or not ranks:
         return "the source does not consist of ranks"
     if not ranks <= set(range(strategy.rank_count)):
-        return f"the source has rank {max(ranks)}, the job has {strategy.rank_count} ranks"
+        return f"the source has rank {max(ranks)}, the job has {counted(strategy.rank_count, 'rank')}"
     may_lack = catalog.metadata.get("remove_redundancy") == "True"
     if not may_lack and len(ranks) != strategy.rank_count:
-        return f"the source has {len(ranks)} ranks, the job has {strategy.rank_count}"
+        return f"the source has {counted(len(ranks), 'rank')}, the job has {strategy.rank_count}"
     boxes: dict[tuple[Layout, Shape, int], Box] = {}
     for entry in catalog.entries:
         if entry.sharding is not SourceSharding.UNLISTED:
