@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from cli.conftest import Place
 from cli.runner import PROGRAM
 
 import reshard
@@ -20,8 +23,8 @@ LIMIT_S = 15.0
 
 def stopped(
     arguments: list[str], is_under_way: Callable[[], bool], *numbers: signal.Signals, told: str = "transfer\n"
-) -> tuple[int, str]:
-    """Start a command, send it signals once it is under way, and return its exit code and stderr."""
+) -> tuple[int, str, str]:
+    """Start a command, send it signals once it is under way, and return its exit code, stderr and stdout."""
     process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert told in iter(process.stderr.readline, "")
@@ -35,8 +38,7 @@ def stopped(
         sent_s = time.monotonic()
         out, err = process.communicate(timeout=60)
         assert time.monotonic() - sent_s < LIMIT_S
-        assert out == ""
-        return process.returncode, err
+        return process.returncode, err, out
     finally:
         process.kill()
         process.communicate()
@@ -45,10 +47,10 @@ def stopped(
 def test_ctrl_c_leaves_no_file(sparse: Path, tmp_path: Path):
     target = tmp_path / "out"
     store = LocalStore(target)
-    code, err = stopped(
+    code, err, out = stopped(
         ["convert", str(sparse), str(target), "--memory", "128MiB"], lambda: any(store.open_uploads("")), signal.SIGINT
     )
-    assert code == 130
+    assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
     assert not target.exists()
     assert [path.name for path in sparse.iterdir()] == ["model.safetensors"]
@@ -58,12 +60,12 @@ def test_sigterm_leaves_no_object_and_no_upload(sparse: Path, s3):
     target = open_target(s3.at("out"))
     store = target.store
     assert isinstance(store, Store)
-    code, err = stopped(
+    code, err, out = stopped(
         ["convert", str(sparse), s3.at("out"), "--memory", "128MiB"],
         lambda: any(store.open_uploads(target.prefix)),
         signal.SIGTERM,
     )
-    assert code == 130
+    assert (code, out) == (130, "")
     assert "interrupted: nothing of this run was left behind" in err
     assert list(store.open_uploads(target.prefix)) == []
     assert list(target.objects()) == []
@@ -73,13 +75,13 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     """Signals that come while the first one is being obeyed do not break off the cleaning up."""
     target = tmp_path / "out"
     store = LocalStore(target)
-    code, err = stopped(
+    code, err, out = stopped(
         ["convert", str(sparse), str(target), "--memory", "128MiB"],
         lambda: any(store.open_uploads("")),
         signal.SIGINT,
         signal.SIGTERM,
     )
-    assert code == 130
+    assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
     assert not target.exists()
 
@@ -96,6 +98,42 @@ def test_verify_stops_too(sparse: Path, tmp_path: Path):
     with (target / plan.conversion.keys[0]).open("wb") as file:
         file.write(output.frame.literals[0][1])
         file.truncate(output.nbytes)
-    code, err = stopped(["verify", str(target)], lambda: True, signal.SIGINT, told="verify\n")
-    assert code == 130
+    code, err, out = stopped(["verify", str(target)], lambda: True, signal.SIGINT, told="verify\n")
+    assert (code, out) == (130, "")
     assert "interrupted" in err
+
+
+BATCH = """
+defaults: {{memory: 128MiB}}
+jobs:
+  small: {{src: {small}, dst: {target}/small}}
+  big: {{src: {sparse}, dst: {target}/big, needs: small}}
+  other: {{src: {sparse}, dst: {target}/other, dtype: bf16, needs: small}}
+  after: {{src: {target}/big, dst: {target}/after, form: mindspore}}
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_batch_is_stopped_and_says_what_became_of_every_job(
+    sparse: Path, local: Place, tmp_path: Path, number: signal.Signals, form: str
+):
+    target, file = tmp_path / "out", tmp_path / "batch.yaml"
+    file.write_text(BATCH.format(small=local.full, sparse=sparse, target=target))
+    stores = [LocalStore(target / name) for name in ("big", "other")]
+    code, err, out = stopped(
+        ["run", str(file), "--jobs", "2", "--output", form],
+        lambda: all(any(store.open_uploads("")) for store in stores),
+        number,
+        told="big: running\n",
+    )
+    assert code == 130
+    assert err.splitlines()[-1] == "interrupted: 1 of 4 jobs is done and stays; nothing of the others was left behind"
+    expected = {"small": "done", "big": "stopped", "other": "stopped", "after": "stopped"}
+    if form == "json":
+        body = json.loads(out)
+        assert (body["is_ok"], {job["name"]: job["state"] for job in body["jobs"]}) == (False, expected)
+    else:
+        assert dict(line.split()[:2] for line in out.splitlines()[2:6]) == expected
+    assert sorted(path.name for path in target.iterdir()) == ["small"]
+    assert reshard.verify(str(target / "small")).is_ok

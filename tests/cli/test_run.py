@@ -6,6 +6,9 @@ import sys
 
 import pytest
 from cli.runner import ok, run
+from jobs.training_places import names_below, new_place, put, put_full
+
+from reshard.storage import open_target
 
 
 @pytest.fixture
@@ -116,12 +119,79 @@ def test_fail_fast(memory):
         (["a.yaml", "--config", "b.yaml"], "run needs either JOB.yaml or --config"),
         (["memory://cli/absent.yaml"], "does not exist"),
         (["--config", "x", "--set", "a"], "expected PATH=VALUE"),
+        (["--config", "x", "--jobs", "1"], "--jobs belongs to job files, and --config is one job"),
+        (["--config", "x", "--only", "a*", "--fail-fast"], "--only, --fail-fast belong to job files"),
     ],
 )
 def test_what_cannot_be_run(memory, arguments, message):
     done = run("run", *arguments)
     assert done.code in (2, 5)
     assert message in done.err
+
+
+TRAINING = """
+load_checkpoint: {source}
+output_dir: {output}
+auto_trans_ckpt: True
+use_parallel: True
+transform_by_rank: True
+parallel_config: {{model_parallel: 2}}
+"""
+
+
+@pytest.fixture
+def training():
+    """A training configuration, its source, and its output folder, in memory."""
+    place = new_place()
+    source, output = put_full(f"{place}/unified"), f"{place}/output"
+    url = put(f"{place}/train.yaml", TRAINING.format(source=source, output=output).encode())
+    return url, output
+
+
+def test_check_reads_a_configuration_and_asks_no_store(memory):
+    url = memory.put("train.yaml", TRAINING.format(source="memory://nowhere/model", output="memory://x/y").encode())
+    done = ok("run", "--config", url, "--check")
+    assert done.out.startswith("keys       6, no mistakes\n")
+    assert any(line.split()[:2] == ["transform_by_rank", "True"] for line in done.out.splitlines())
+    assert len(ok("run", "--config", url, "--check", "--output", "json").json["keys"]) == 6
+    bad = memory.put("bad.yaml", b"{load_checkpoint: [x], parallel_config: {model_parallel: 2}}")
+    assert run("run", "--config", bad, "--check").code == 3
+
+
+def test_a_dry_run_of_a_configuration_shows_its_plan(training):
+    url, output = training
+    done = ok("run", "--config", url, "--dry-run")
+    lines = {line.split()[0] for line in done.out.splitlines() if line.strip()}
+    assert {"verdict", "read", "write", "requests", "time"} <= lines
+    assert ok("run", "--config", url, "--dry-run", "--output", "json").json["estimate"]["cost"]["read_bytes"] > 0
+    assert not names_below(output)
+
+
+def test_replacing_what_a_configuration_asks_for(training):
+    url, output = training
+    ok("run", "--config", url)
+    four = ["run", "--config", url, "--set", "parallel_config.model_parallel=4"]
+    before = {name: info.etag for name, info in open_target(output).named_objects()}
+    for more in ([], ["--dry-run"]):
+        refused = run(*four, *more)
+        assert refused.code == 4
+        assert "strategy files of another job are there" in refused.err
+        assert "give --if-exists replace." in refused.err
+    assert {name: info.etag for name, info in open_target(output).named_objects()} == before
+    ok(*four, "--if-exists", "replace")
+    assert "strategy/ckpt_strategy_rank_3.ckpt" in names_below(output)
+
+
+def test_hints_name_what_the_command_has(memory):
+    url = memory.put("b.yaml", f"{{src: {memory.full}, dst: {memory.at('out')}}}".encode())
+    ok("run", url)
+    done = run("run", url, "--set", "dtype=bf16")
+    assert done.code == 4
+    assert "Give overwrite to replace them" in done.err
+    assert "--" not in done.err.partition("error: ")[2]
+    small = run("run", url, "--memory", "1KiB", "--if-exists", "replace")
+    assert small.code == 4
+    assert "Raise the limit to " in small.err
 
 
 def test_the_schema():

@@ -420,7 +420,85 @@ def test_a_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(done, "ranks 2-3 of node 1 are missing")
     assert told(done, "is a path: it must be one folder that all 2 nodes share")
     assert ranks_in(tmp_path / "out") == ["rank_0", "rank_1"]
-    assert {each.dtype.value for each in tensors_in(tmp_path / "out") if each.name == "norm.weight"} <= {"BF16"}
+    dtypes = {each.dtype.value for each in tensors_in(tmp_path / "out")}
+    assert "BF16" in dtypes
+    assert "F32" not in dtypes
+    assert {"F32"} <= {entry.spec.dtype.value for entry in reshard.inspect(FULL).entries}
+
+
+def test_a_job_file_may_leave_its_places_to_hyper_parameters(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(f"{{src: {FULL}, dst_strategy: {STRATEGY}}}")
+    done = job(f"--config={tmp_path}/job.yaml", f"--dst={tmp_path}/out", "--auto_trans_ckpt=True")
+    assert done.code == 0, done.out
+    assert ranks_in(tmp_path / "out") == [f"rank_{rank}" for rank in range(4)]
+    assert told(done, "WARNING node 0/1: auto_trans_ckpt is a key of training configurations: it has no effect")
+    (tmp_path / "options.yaml").write_text("dtype: bf16")
+    done = job(f"--config={tmp_path}/options.yaml", f"--src={FULL}", f"--dst={tmp_path}/full", "--keep=*")
+    assert done.code == 0, done.out
+    assert "F32" not in {entry.spec.dtype.value for entry in reshard.inspect(str(tmp_path / "full")).entries}
+    assert job(f"--config={tmp_path}/job.yaml").code == 2
+
+
+@pytest.mark.parametrize("option", ["--src=x", "--dst=x", "--parallel=mp=2", "--dst_layout=x", "--dst_strategy=x"])
+def test_options_that_a_training_yaml_decides_are_refused(training: Place, option: str) -> None:
+    name, _, value = option[2:].partition("=")
+    with_yaml, keys_alone = training.given, training.given[1:]
+    for given in [with_yaml] if name == "src" else [with_yaml, keys_alone]:
+        done = job(*given, option)
+        assert done.code == 2
+        assert told(done, "the training configuration decides what these options say")
+        assert told(done, f"--{name}={value}: set ")
+    assert not (training.path / "job").exists()
+
+
+def test_the_source_that_a_yaml_names_is_not_replaced_afterwards(training: Place) -> None:
+    file = training.path / "train.yaml"
+    file.write_text(file.read_text().replace("load_checkpoint: ''", f"load_checkpoint: {training.path}/llama"))
+    done = job(*(each for each in training.given if "load_checkpoint" not in each), f"--src={FULL}")
+    assert done.code == 2
+    assert told(done, "--src=")
+
+
+def test_what_a_conversion_notes_is_in_the_log(tmp_path: Path) -> None:
+    done = cut(tmp_path / "out", "--npu_num_per_node=2")
+    assert told(done, "INFO node 0/1: note: 3 tensors have no layout in the target strategy")
+    assert told(cut(tmp_path / "out", "--npu_num_per_node=2"), "note: 3 tensors have no layout")
+
+
+def test_strategies_of_another_job_are_replaced_with_its_ranks_alone(training: Place) -> None:
+    assert job(*training.given).code == 0
+    before = {path: path.read_bytes() for path in (training.path / "job").rglob("*") if path.is_file()}
+    other = [*training.given, "--parallel_config.model_parallel=4", "--parallel_config.data_parallel=1"]
+    assert job(*other).code == 4
+    assert job(*other, "--if_exists=replace", "--memory=1KiB").code == 4
+    assert {path: path.read_bytes() for path in before} == before
+    assert job(*other, "--if_exists=replace").code == 0
+    strategy = training.path / "job/strategy/ckpt_strategy_rank_0.ckpt"
+    assert strategy.read_bytes() != before[strategy]
+
+
+def test_a_batch_out_of_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "batch.yaml").write_text(
+        f"jobs:\n"
+        f"  last: {{src: '{tmp_path}/full', dst: '{tmp_path}/last', form: mindspore}}\n"
+        f"  full: {{src: '{tmp_path}/ranks', src_strategy: {STRATEGY}, dst: '{tmp_path}/full'}}\n"
+        f"  ranks: {{src: {FULL}, dst: '{tmp_path}/ranks', dst_strategy: {STRATEGY}}}\n"
+        f"  lost: {{src: '{tmp_path}/nothing', dst: '{tmp_path}/lost'}}\n"
+        f"  after: {{src: '{tmp_path}/lost', dst: '{tmp_path}/after'}}\n"
+    )
+    done = job(f"--config={tmp_path}/batch.yaml")
+    assert done.code == 3
+    order = [line.rpartition("job ")[2] for line in done.out.splitlines() if re.search(r": job \w+$", line)]
+    assert sorted(order) == ["full", "last", "lost", "ranks"]
+    assert order.index("ranks") < order.index("full") < order.index("last")
+    assert told(done, "ERROR node 0/1: job lost failed: ")
+    assert told(done, "ERROR node 0/1: job after blocked: needs lost")
+    assert told(done, "failed: lost, after; ")
+    for name in ("ranks", "full", "last"):
+        assert reshard.verify(str(tmp_path / name)).is_ok
+    on_node(monkeypatch, 1, 2)  # a node waits for what the other has to write before it reads it
+    done = job(f"--config={tmp_path}/batch.yaml", "--npu_num_per_node=2", "--wait=0")
+    assert [line for line in done.out.splitlines() if "is complete" in line]
 
 
 def test_a_batch_is_done_job_by_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

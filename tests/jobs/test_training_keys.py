@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from jobs.training_places import new_place, put_full
 
+from reshard.errors import NotFound, PlanError, UsageError
 from reshard.jobs.training_config import read_training_config
 from reshard.jobs.training_job import decide
 from reshard.jobs.training_keys import find_known, flatten, known_keys, sort_keys
@@ -25,15 +28,41 @@ def test_no_key_of_mindspore_transformers_own_files_is_unknown() -> None:
         config = read_training_config(str(path))
         if found := [key.path for key in config.keys_of("unknown")]:
             unknown[path.relative_to(YAMLS).as_posix()] = found
-        assert len(config.keys) == len(config.keys_of("used")) + len(config.keys_of("training"))
+        assert len(config.keys) == sum(len(config.keys_of(use)) for use in ("used", "no effect", "training"))
     assert not unknown
 
 
 @pytest.mark.skipif(not FILES, reason="MindSpore Transformers' own YAML files are not on this machine")
 def test_mindspore_transformers_own_files_are_understood_up_to_their_paths() -> None:
+    """Where one names weights, a decision goes as far as looking for them: they are not on this machine."""
+    named = 0
     for path in FILES:
-        job = decide(read_training_config(str(path), {"load_checkpoint": "", "pretrained_model_dir": ""}))
-        assert job.verdict.startswith(("Nothing to do: the job names no weights", "Nothing to convert: the file holds"))
+        config = read_training_config(str(path))
+        if config.load_checkpoint:
+            named += 1
+            with pytest.raises(NotFound, match=re.escape(config.load_checkpoint.strip("./").rpartition("/")[2])):
+                decide(config)
+            continue
+        verdict = decide(config).verdict
+        assert verdict.startswith("Nothing to do: the job names no weights" if not config.conversions else "Nothing to")
+    assert named > 5
+
+
+@pytest.mark.skipif(not FILES, reason="MindSpore Transformers' own YAML files are not on this machine")
+def test_mindspore_transformers_own_files_decide_on_weights_that_are_there() -> None:
+    """With a checkpoint in the place of the one that each names, all are decided: what does not fit is refused."""
+    full, place = put_full(f"{new_place()}/unified"), new_place()
+    verdicts, refusals = set[str](), set[str]()
+    for path in FILES:
+        config = read_training_config(str(path), {"load_checkpoint": full, "output_dir": f"{place}/{path.stem}"})
+        if config.conversions:
+            continue
+        try:
+            verdicts.add(decide(config).verdict.partition(":")[0].partition(" for ")[0])
+        except (UsageError, PlanError) as error:  # another model's sizes, or auto_trans_ckpt is not set
+            refusals.add(type(error).__name__)
+    assert verdicts >= {"Nothing to do"}
+    assert "UsageError" in refusals
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def modelarts(ctx: typer.Context, **service: Any) -> None:
         signals.work_is_done()
     except ReshardError as error:
         log.error(error.text(ctx.command.spell))  # type: ignore[attr-defined]
-        code, ended = error.exit_code, f"failed: {error.message.splitlines()[0]}"
+        code, ended = error.exit_code, f"failed: {error.marked_message.splitlines()[0]}"
     except Stopped as stopped:
         for note in getattr(stopped, "__notes__", []):
             log.warning(note)
