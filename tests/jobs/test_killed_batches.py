@@ -76,7 +76,8 @@ def test_killed_at_random_and_started_again(
     command = [*PROGRAM, "run", str(file), "--jobs", "2", "--output", "json"]
     for _ in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ))
-        time.sleep(numbers.uniform(0.5, 2.5))
+        assert any(b": running" in line for line in process.stderr)
+        time.sleep(numbers.uniform(0.1, 2.5))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         for name, written in _manifests(weed_server, base, jobs).items():

@@ -451,6 +451,13 @@ def test_options_that_a_training_yaml_decides_are_refused(training: Place, optio
     assert not (training.path / "job").exists()
 
 
+def test_keys_that_are_options_too_are_keys_beside_a_training_yaml(training: Place) -> None:
+    done = job(*training.given, "--load_ckpt_format=ckpt", "--remove_redundancy=True")
+    assert done.code == 0, done.out
+    assert told(done, "WARNING node 0/1: load_ckpt_format is ckpt, but safetensors lies at")
+    assert ranks_in(training.target) == [f"rank_{rank}" for rank in range(4)]
+
+
 def test_the_source_that_a_yaml_names_is_not_replaced_afterwards(training: Place) -> None:
     file = training.path / "train.yaml"
     file.write_text(file.read_text().replace("load_checkpoint: ''", f"load_checkpoint: {training.path}/llama"))
