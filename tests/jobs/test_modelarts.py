@@ -472,11 +472,16 @@ def test_what_a_conversion_notes_is_in_the_log(tmp_path: Path) -> None:
     assert told(cut(tmp_path / "out", "--npu_num_per_node=2"), "note: 3 tensors have no layout")
 
 
-def test_strategies_of_another_job_are_replaced_with_its_ranks_alone(training: Place) -> None:
+def test_strategies_of_another_job_are_replaced_with_its_ranks_alone(
+    training: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert job(*training.given).code == 0
     before = {path: path.read_bytes() for path in (training.path / "job").rglob("*") if path.is_file()}
     other = [*training.given, "--parallel_config.model_parallel=4", "--parallel_config.data_parallel=1"]
     assert job(*other).code == 4
+    with monkeypatch.context() as patch:  # another node than the one that writes them looks at them, too
+        on_node(patch, 1, 2)
+        assert job(*other, "--npu_num_per_node=2", "--wait=0", f"--output_dir={training.path}/job").code == 4
     assert job(*other, "--if_exists=replace", "--memory=1KiB").code == 4
     assert {path: path.read_bytes() for path in before} == before
     assert job(*other, "--if_exists=replace").code == 0

@@ -25,7 +25,8 @@ from support.model_cases import FOLDER, read_config
 
 import reshard
 from reshard.api.strategies import read_strategy
-from reshard.errors import NotFound, PlanError, StrategyError, TargetExists, UsageError
+from reshard.errors import NotFound, PlanError, StrategyError, TargetExists, UsageError, write_options
+from reshard.jobs import training_run
 from reshard.jobs.training_config import read_training_config
 from reshard.jobs.training_job import TrainingJob, decide
 from reshard.jobs.training_options import sharded_options
@@ -597,6 +598,33 @@ def test_a_refusal_leaves_ranks_and_strategies_as_they_were(place: str, full: st
     with pytest.raises(PlanError, match="refused"):
         run_training_job(decide(config, if_exists="replace"), convert=fail)
     assert everything_below(place) == before
+
+
+def test_a_run_that_is_stopped_before_its_strategies_says_what_is_there(
+    place: str, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(place, load_checkpoint=full, **AUTO, **MP2)
+
+    def stop(*_: object, is_dry: bool = False, **__: object) -> None:
+        if not is_dry:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "save_strategy_set", stop)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run_training_job(job)
+    assert "the ranks are complete; strategy files are missing in" in caught.value.__notes__[0]
+    again = run_training_job(job)
+    assert again.manifest is not None
+    assert again.manifest.was_done
+    assert "strategy/ckpt_strategy_rank_1.ckpt" in everything_below(place)
+
+
+def test_options_of_a_conversion_that_is_not_due_are_conflicts(place: str, full: str) -> None:
+    config = job_of(place, load_checkpoint=full, use_parallel=False).config
+    job = decide(config, dtype="bf16", memory="64MiB", if_exists="fail")
+    assert job.options is None
+    assert [write_options(text) for text in job.contradictions] == ["dtype='bf16' has no effect: nothing is converted"]
 
 
 def test_a_plan_raises_what_a_run_would(place: str, full: str) -> None:

@@ -175,13 +175,18 @@ def _plain_options(given: HyperParameters, service: Mapping[str, Any]) -> dict[s
 
 def _more_options(given: HyperParameters) -> dict[str, Any]:
     """Return the options of a request beside a training configuration; some of them are keys there."""
-    return {name: value for name, value in request_options(given).items() if find_known(name) is None}
+    return {name: value for name, value in request_options(given).items() if name != "config" and not _is_key(name)}
+
+
+def _is_key(name: str) -> bool:
+    """Whether a name is a key of a training configuration: one that training alone reads may be an option here."""
+    known = find_known(name)
+    return known is not None and not (known.use == "training" and name in OPTIONS)
 
 
 def _training_config(given: HyperParameters, service: Mapping[str, Any]) -> TrainingConfig:
     """Read the training YAML and the keys that are given besides; channels stand in for places that nothing names."""
-    known = {name: texts[-1] for name, texts in given.texts.items() if find_known(name) is not None}
-    overrides = {name: text for name, text in known.items() if name != "config"}
+    overrides = {name: texts[-1] for name, texts in given.texts.items() if _is_key(name)}
     config = read_training_config(given.text("config"), overrides)
     if not config.load_checkpoint and not config.pretrained_model_dir and service.get("data_url"):
         config = replace(config, load_checkpoint=service["data_url"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..api.request import Request
+from ..api.request import RUN_OPTIONS, Request
 from ..api.resolve import Resolved, resolve
 from ..engine.events import Listener, ignore
 from ..engine.sources.saved_point import resumable_name
@@ -39,6 +39,8 @@ _DECIDED = {
     "form": "checkpoint",
     "to": "use_legacy",
 }
+_OF_RUNS = (*RUN_OPTIONS, "memory", "concurrency", "copy", "staging", "staging_url")
+"""Options that say how to convert, not into what."""
 _DECIDED_OF_CONVERSIONS = {"src": "input_path", "dst": "output_path"}
 
 # Where a target would go that is compared with its source, or described, and never written.
@@ -300,6 +302,9 @@ class _Decision:
         return self._job(f"Nothing to do: {why}.")
 
     def _job(self, verdict: str, **made: Any) -> TrainingJob:
+        if made.get("options") is None and "strategy_options" not in made:
+            lost = [option(name, value) for name, value in self.given.items() if value and name not in _OF_RUNS]
+            self.conflicts += [f"{text} has no effect: nothing is converted" for text in lost]
         job = TrainingJob(config=self.config, verdict=verdict, contradictions=tuple(self.conflicts), **made)
         options = job.options
         if options is not None:

@@ -12,7 +12,7 @@ from ..api.statements import convert_resolved, plan_resolved
 from ..api.strategies import read_strategy, save_strategy_set
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
-from ..errors import TargetExists, option
+from ..errors import TargetExists, add_problems, option
 from ..planning.plan import Plan
 from ..storage import shared_connections
 from ..tensor import Strategy
@@ -68,7 +68,7 @@ def run_training_job(
     convert
         What carries out the request.
     writes_strategies
-        Whether strategy files are due from this process: of several nodes one writes them.
+        Whether this process writes the strategy files: of several nodes one does. All look whether they may be written.
 
     Raises
     ------
@@ -77,12 +77,17 @@ def run_training_job(
     ReshardError
         As the tree in :mod:`reshard.errors` says; nothing of the conversion stays in the target.
     """
-    due = _due_strategies(job, on_event) if writes_strategies else None
+    due = _due_strategies(job, on_event)
     request = job.request
     manifest = None if request is None else convert(request, job.resolved, on_event)
-    if due is None:
+    if due is None or not writes_strategies:
         return TrainingOutcome(manifest)
-    due.write()
+    try:
+        due.write()
+    except BaseException as error:
+        if manifest is not None:
+            add_problems(error, [f"the ranks are complete; strategy files are missing in {due.url}: run the job again"])
+        raise
     return TrainingOutcome(manifest, due.strategy)
 
 
