@@ -99,7 +99,7 @@ def test_nothing_is_said_of_buffers_where_there_are_none(memory):
     assert "accu_grads" not in done.out
 
 
-@pytest.mark.parametrize(("text", "code"), [("True", 0), ("false", 0), ("1", 0), ("0", 0), ("yes", 2)])
+@pytest.mark.parametrize(("text", "code"), [("True", 0), ("false", 0), ("1", 0), ("0", 0), ("yes", 0), ("perhaps", 2)])
 def test_truth_values(memory, text, code):
     done = unify(memory, "--has_redundancy", text)
     assert done.code == code

@@ -14,7 +14,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..api.option_field import find_truth
 from ..errors import ReshardError, as_field, write_options
 from .spelling import as_flag, spell_by, with_value
 
@@ -76,6 +75,8 @@ class CompatCommand(Command):
             raise
 
     def _plain(self, args: Sequence[str]) -> list[str]:
+        from ..api.option_field import find_truth  # help needs nothing of the library
+
         params = {flag.replace("_", "-"): param for param in self.params for flag in param.opts}
         plain: list[str] = []
         at = 0
