@@ -103,7 +103,7 @@ def test_nothing_is_said_of_buffers_where_there_are_none(memory):
 def test_truth_values(memory, text, code):
     done = unify(memory, "--has_redundancy", text)
     assert done.code == code
-    assert (f"has_redundancy is {text in ('True', '1')};" in done.out) == (code == 0)
+    assert (f"has_redundancy is {text in ('True', '1', 'yes')};" in done.out) == (code == 0)
 
 
 def test_file_suffix_and_format(memory):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from cli.runner import ok, run
-from jobs.training_places import names_below, new_place, put, put_full
+from jobs.training_places import names_below, new_place, put, put_full, put_hugging_face
 
 from reshard.storage import open_target
 
@@ -178,8 +178,19 @@ def test_replacing_what_a_configuration_asks_for(training):
         assert "strategy files of another job are there" in refused.err
         assert "give --if-exists replace." in refused.err
     assert {name: info.etag for name, info in open_target(output).named_objects()} == before
-    ok(*four, "--if-exists", "replace")
+    replaced = ok(*four, "--if-exists", "replace", "--output", "json").json
+    assert replaced["result"]["state"] == "converted"
     assert "strategy/ckpt_strategy_rank_3.ckpt" in names_below(output)
+
+
+def test_notes_of_a_conversion_that_a_configuration_asks_for():
+    place = new_place()
+    source = put_hugging_face(f"{place}/hf")
+    url = put(f"{place}/train.yaml", TRAINING.format(source=source, output=f"{place}/output").encode())
+    for more in (["--dry-run"], []):
+        assert "note       rules of llama, to_ms" in ok("run", "--config", url, *more).out
+        notes = ok("run", "--config", url, *more, "--output", "json").json["notes"]
+        assert any(note.startswith("rules of llama, to_ms") for note in notes)
 
 
 def test_hints_name_what_the_command_has(memory):

@@ -238,6 +238,29 @@ def test_python_m_is_the_same_and_stops_at_sigterm(tmp_path: Path) -> None:
     assert re.search(r"ERROR node 1/2: interrupted: .*; exit code 130 after", lines[-1])
 
 
+def test_a_batch_that_waits_for_another_node_stops_at_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "batch.yaml").write_text(
+        f"jobs:\n"
+        f"  one: {{src: {FULL}, dst: '{tmp_path}/one'}}\n"
+        f"  two: {{src: '{tmp_path}/one', dst: '{tmp_path}/two'}}\n"
+    )
+    command = [sys.executable, "-m", "reshard.modelarts", f"--config={tmp_path}/batch.yaml"]
+    environ = os.environ | {"MA_NUM_HOSTS": "2", "VC_TASK_INDEX": "1"}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("waiting for the other nodes" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        sent_s = time.monotonic()
+        out, err = process.communicate(timeout=60)
+        assert time.monotonic() - sent_s < 15
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, err) == (130, "")
+    assert "WARNING node 1/2: 0 of 2 jobs are done and stay; nothing of the others was left behind" in out
+    assert not (tmp_path / "one").exists()
+
+
 def test_no_control_character_reaches_the_log(tmp_path: Path) -> None:
     done = cut(tmp_path / "out", "--keep=\x1b[2J\nINFO forged*", "--\x1b[31mname=1", "\x07")
     assert done.code == 2

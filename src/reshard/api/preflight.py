@@ -11,13 +11,13 @@ from .statements import find_finished
 
 
 @shared_connections()
-def is_finished(plan: Plan, request: Request) -> bool:
-    """Whether an earlier run has finished this conversion, so that a run would leave it; else check the target.
+def would_skip(plan: Plan, request: Request) -> bool:
+    """Return whether a run would leave the outcome of an earlier one; raise what else would keep it from writing.
 
     Raises
     ------
     TargetExists
-        Outputs exist that a run must not replace, or were changed since an earlier run.
+        Outputs exist that must not be replaced, or were changed since an earlier run.
     """
     conversion = plan.conversion
     manifest, missing = find_finished(conversion, request) or (None, 0)

@@ -93,7 +93,9 @@ def training_run_json(job: TrainingJob, plan: Plan | None, outcome: TrainingOutc
 
     body = training_job_json(job)
     if outcome is not None:
-        return body | {"result": outcome.manifest and manifest_json(outcome.manifest)}
+        manifest = outcome.manifest
+        body["notes"] += list(map(spelled, manifest.conversion.notes)) if manifest else []
+        return body | {"result": manifest and manifest_json(manifest)}
     if plan is None:
         return body
     body["notes"] += list(map(spelled, plan.notes))

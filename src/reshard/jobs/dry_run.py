@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..api.estimates import estimate
-from ..api.preflight import is_finished
+from ..api.preflight import would_skip
 from ..api.resolve import resolve
 from ..api.statements import plan_resolved
 from ..errors import NotFound, OverBudget, ReshardError, SourceError
@@ -82,7 +82,7 @@ def _planned(job: Job, shares: MemoryShares, planned: dict[str, PlannedJob], ass
     try:
         resolved = resolve(given.request)
         plan = plan_resolved(resolved)
-        if is_finished(plan, given.request):
+        if would_skip(plan, given.request):
             why = "an earlier run has finished it"
             return PlannedJob(job, PlannedState.SKIP, reason=why, notes=(*notes, *plan.notes))
         made = estimate(plan, **assumptions)

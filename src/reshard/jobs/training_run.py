@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..api.preflight import is_finished
+from ..api.preflight import would_skip
 from ..api.request import Request
 from ..api.resolve import Resolved, resolve
 from ..api.statements import convert_resolved, plan_resolved
@@ -46,7 +46,7 @@ def plan_training_job(job: TrainingJob, *, on_event: Listener = ignore) -> Plan 
     if request is None:
         return None
     made = plan_resolved(job.resolved or resolve(request, on_event))
-    is_finished(made, request)
+    would_skip(made, request)
     return made
 
 
