@@ -13,7 +13,7 @@ from support.recording_store import RecordingStore
 
 from reshard.engine.digest import crc32c
 from reshard.engine.events import Noted, PhaseStarted, Progress
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.executors.arena import Arena
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.run_record import MAX_RECORD_BYTES
@@ -204,7 +204,7 @@ def test_overwriting_by_copies(source, target):
     target.store.put(f"to/{rank_key(0)}", b"old")
     target.store.put(f"to/{rank_key(2)}", b"old")
     plan = plan_of(source)
-    execute(plan, source, target, overwrite=True)
+    execute(plan, source, target, policy=Policy(overwrite=True))
     assert objects_at(target) == streamed(plan, source)
 
 

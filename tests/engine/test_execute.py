@@ -28,7 +28,7 @@ from support.recording_store import RecordingReadStore, RecordingStore
 from reshard.engine import session as upload_module
 from reshard.engine import workers as workers_module
 from reshard.engine.events import PhaseStarted, Progress
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.run_record import MAX_RECORD_BYTES
 from reshard.engine.verification import verify_manifest
@@ -342,7 +342,9 @@ def clean_calls(plan, source, existing=None):
     faulty_source, faulty_target = FaultyStore(source.store), FaultyStore(new_place().store)
     for name, body in (existing or {}).items():
         faulty_target.inner.put(f"to/{name}", body)
-    execute(plan, Location(faulty_source, "from"), Location(faulty_target, "to"), overwrite=bool(existing))
+    execute(
+        plan, Location(faulty_source, "from"), Location(faulty_target, "to"), policy=Policy(overwrite=bool(existing))
+    )
     return faulty_source.calls, faulty_target.calls
 
 
@@ -490,7 +492,7 @@ def test_a_failure_before_the_commit_keeps_what_was_there(source):
     plan = planned(source, target, ranks_of(STAGES), LIMITS)
     for fault in (Fault("upload_part", 2), Fault("create_upload", 2), Fault("upload_part", 5, after=True)):
         with pytest.raises(Transient):
-            execute(plan, source, Location(FaultyStore(target.store, fault), "to"), overwrite=True)
+            execute(plan, source, Location(FaultyStore(target.store, fault), "to"), policy=Policy(overwrite=True))
         assert {info.key: info.etag for info in target.objects()} == before
         assert not list(target.store.open_uploads(""))
 
@@ -514,7 +516,7 @@ def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source
                     place.store.put(f"to/{name}", body)
                 faulty = FaultyStore(place.store, Fault(verb, call, after=after))
                 with pytest.raises(Transient, match="made up"):
-                    execute(plan, source, Location(faulty, "to"), overwrite=True)
+                    execute(plan, source, Location(faulty, "to"), policy=Policy(overwrite=True))
                 found, replaced = stored(place), made_visible(faulty, is_last_done=after)
                 assert not list(place.store.open_uploads(""))
                 assert all(existing[name] == body for name, body in found.items()), f"{verb} {call} {after}"

@@ -12,7 +12,7 @@ from support.faulty_store import Fault, FaultyStore
 import reshard
 from reshard.api.shares import missing_ranks
 from reshard.engine import destination
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import decode_manifest
 from reshard.errors import TargetExists, Transient
 from reshard.planning.conversion import MANIFEST_KEY
@@ -47,7 +47,7 @@ def target():
 def share(source, target, *ranks, **more):
     """Run the share of some ranks; all by default."""
     plan = planned(source, target, replace(ranks_of(FOUR), ranks=ranks or (0, 1, 2, 3)), LIMITS)
-    return execute(plan, source, target, **more)
+    return execute(plan, source, target, policy=Policy(**more))
 
 
 def alone(source):

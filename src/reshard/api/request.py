@@ -210,6 +210,14 @@ class Request:
         default="auto",
     )
     staging_url: str | None = _field("URL of that zarr store.", "URL", RUN, default="beside DST")
+    on_failure: str | None = _choice(
+        "What an error leaves: keep what was sent, for the next run of the same conversion, or undo it.",
+        RUN,
+        "keep",
+        "undo",
+        default="keep",
+    )
+    restart: bool = _switch("Begin anew, whatever an earlier run has left.", RUN)
     keep_staging: bool = _switch("Keep the staged tensors for the next run.", RUN)
 
     @classmethod
@@ -276,7 +284,7 @@ SOURCE_OPTIONS = (
 )
 """Options that concern the source alone."""
 
-RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging")
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart")
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)

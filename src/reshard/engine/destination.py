@@ -42,28 +42,30 @@ class Destination:
     leftovers: tuple[str, ...] = ()
 
 
-def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> Destination:
+def check_target(plan: Plan, locations: Locations, *, overwrite: bool, record: RunRecord | None = None) -> Destination:
     """Look at a target before a run.
 
-    Objects of a run of the same conversion that ended early are this run's to replace. Raise TargetExists if other
+    Objects of a run of the same conversion that ended early are this run's to replace; ``record`` is that run's where
+    this one has taken its place already. Raise TargetExists if other
     outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
     for _ in range(_LOOKS):
         try:
-            return _look_at(plan, locations, overwrite=overwrite)
+            return _look_at(plan, locations, record, overwrite=overwrite)
         except (NotFound, SourceChanged):  # another share has just removed its record, or written its manifest
             continue
-    return _look_at(plan, locations, overwrite=overwrite)
+    return _look_at(plan, locations, record, overwrite=overwrite)
 
 
-def _look_at(plan: Plan, locations: Locations, *, overwrite: bool) -> Destination:
+def _look_at(plan: Plan, locations: Locations, record: RunRecord | None, *, overwrite: bool) -> Destination:
     target, conversion = locations.target, plan.conversion
     scope, wanted = conversion.target.scope, {*conversion.keys, conversion.manifest_key}
     found = _found(conversion, target, wanted)
     record_key = record_key_of(conversion.manifest_key)
     own_id, whole_id = conversion_ids(conversion)
     before = {key: info.etag for key, info in found.items() if key in wanted}
-    if before and not overwrite and _conversion_of_record(target, found.get(record_key)) != own_id:
+    left_by = record.conversion_id if record else _conversion_of_record(target, found.get(record_key))
+    if before and not overwrite and left_by != own_id:
         raise TargetExists(
             f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
             problems=sorted(before),
