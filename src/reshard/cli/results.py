@@ -84,7 +84,7 @@ def show_report(report: Report, form: OutputForm) -> None:
         return
     verdict = "all compared bytes match" if report.checked_bytes else "nothing was compared"
     if report.missing_ranks:
-        verdict += f"; incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
+        verdict = f"incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
     if report.problems:
         verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"

@@ -164,13 +164,26 @@ def _await_silence(place: Location, listener: Listener) -> RunRecord | None:
         if info is None:
             return None
         if info.etag != first.etag:
-            raise TargetInUse(
-                f"{place.parent.url}: a run on {record.host} is writing there (since {record.started})",
-                hint="Wait until it has finished, or choose another destination.",
-            )
+            raise in_use(place.parent, record)
         if _is_old(info):
             break
     return record
+
+
+def is_dead(place: Location, record: RunRecord) -> bool:
+    """Whether the run that has left a record is dead, as far as that shows at once."""
+    if record.has_ended:
+        return True
+    info = place.head_or_none()
+    return info is None or _is_old(info)
+
+
+def in_use(target: Location, record: RunRecord) -> TargetInUse:
+    """Make the error for a target where another run is writing."""
+    return TargetInUse(
+        f"{target.url}: a run on {record.host} is writing there (since {record.started})",
+        hint="Wait until it has ended, or choose another destination.",
+    )
 
 
 def _is_old(info: ObjectInfo) -> bool:

@@ -11,7 +11,7 @@ from ..planning.plan import Plan
 from ..planning.share_documents import record_key_of
 from ..storage import Location
 from .claim import Claim, claimed
-from .destination import check_target
+from .destination import Destination, check_target
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.threads import ThreadExecutor
 from .journal import Journal, Progressed, journal_keys
@@ -85,7 +85,7 @@ def _execute(plan: Plan, locations: Locations, *, policy: Policy, listener: List
     record_place = target.child(record_key_of(plan.conversion.manifest_key))
     with claimed(record_place, RunRecord.of(plan.conversion), listener) as claim:
         journal = Journal(record_place, claim.record.run_id, journal_keys(record_place) if claim.earlier else ())
-        found = check_target(plan, locations, overwrite=policy.overwrite, record=claim.earlier)
+        found = check_target(plan, locations, overwrite=policy.overwrite, claim=claim)
         earlier = left_by(record_place, claim.earlier)
         is_same = claim.earlier is not None and claim.earlier.conversion_id == claim.record.conversion_id
         # What was there before is what the first of several runs has found: the rest is theirs.
@@ -95,7 +95,7 @@ def _execute(plan: Plan, locations: Locations, *, policy: Policy, listener: List
             listener(Noted(f"{adopted.nbytes} bytes were sent by an earlier run, and are not sent again"))
         run = Run(claim, journal, adopted, policy.keeps)
         with upload_session(made, locations, before, run, listener) as session:
-            manifest = _carry_out(session, locations, (*found.obsolete,), (*found.leftovers,), listener)
+            manifest = _carry_out(session, locations, found, listener)
         # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
         try:
             session.finish()
@@ -126,8 +126,7 @@ def _taken_over(
 def _carry_out(
     session: UploadSession,
     locations: Locations,
-    obsolete: tuple[str, ...],
-    leftovers: tuple[str, ...],
+    found: Destination,
     listener: Listener,
 ) -> Manifest:
     """Transfer and commit what is not there yet."""
@@ -143,7 +142,7 @@ def _carry_out(
     listener(PhaseStarted("commit"))
     session.check_claim()
     # Until the new one is written, no manifest vouches for a mix of old and new.
-    workers.map(session.remove, obsolete)
+    workers.map(lambda item: session.remove_unchanged(*item), list(found.obsolete.items()))
     session.put_small(executor)
     session.complete()
     session.replicate(executor)
@@ -153,7 +152,7 @@ def _carry_out(
     workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
     for document in conversion.documents[-1:]:
         session.put_document(document.key, document.data)
-    workers.map(session.remove, leftovers)
+    workers.map(session.remove, found.leftovers)
     session.compare()
     manifest = Manifest(conversion, plan.limits, session.receipts())
     session.put_document(conversion.manifest_key, encode_manifest(manifest))

@@ -184,7 +184,7 @@ class UploadSession:
 
     def _writer(self, plan: Plan, uploads: Mapping[str, Upload | None]) -> PartWriter:
         held = {(key, number): receipt for key in uploads for number, receipt in self._parts[key].items()}
-        return PartWriter(plan, uploads, self._locations, held, lambda: self.workers.is_stopped)
+        return PartWriter(plan, uploads, self._locations, lambda: self.workers.is_stopped, held)
 
     def _send(
         self, executor: Executor, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None = None
@@ -303,6 +303,12 @@ class UploadSession:
         info = self._make_visible(key, len(data), lambda: self._store.put(self._locations.target.child(key).key, data))
         self._record(ObjectReceipt(key, info.nbytes, info.etag, crc32c(data)))
 
+    def remove_unchanged(self, key: str, etag: str) -> None:
+        """Remove an object that existed before, unless another run has replaced it since."""
+        info = self._locations.target.child(key).head_or_none()
+        if info is not None and info.etag == etag:
+            self.remove(key)
+
     def remove(self, key: str) -> None:
         """Remove an object that existed before, for good."""
         self._store.delete(self._locations.target.child(key).key)
@@ -388,7 +394,8 @@ class UploadSession:
         """Undo what this run has written, or keep it for the next one; return what to know about that, in words."""
         if self._run.claim.is_lost:  # whatever is there may be another run's
             return ()
-        if not self._run.keeps:
+        has_sent = any(self._parts.values()) or bool(self._objects)
+        if not self._run.keeps or not has_sent:
             return self._undo()
         try:
             self._run.journal.write()
@@ -400,7 +407,7 @@ class UploadSession:
         where = self._locations.target.url
         return [
             f"{sent} bytes that were sent are kept: run the same command again to go on, "
-            f"or remove them with reshard abort {where}"
+            f"or `reshard abort {where}` to remove them"
         ]
 
     def _undo(self) -> Sequence[str]:

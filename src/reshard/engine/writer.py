@@ -52,18 +52,18 @@ class PartWriter:
         plan: Plan,
         uploads: Mapping[str, Upload | None],
         locations: Locations,
-        held: Mapping[tuple[str, int], PartReceipt],
         should_stop: ShouldStop = never,
+        held: Mapping[tuple[str, int], PartReceipt] | None = None,
     ) -> None:
         self._plan = plan
         self._uploads = uploads
         self._locations = locations
-        self._held = held
+        self._held = held or {}
         self._store = locations.target.writable_store()
         self._should_stop = should_stop
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PartWriter, (self._plan, self._uploads, self._locations, self._held)
+        return PartWriter, (self._plan, self._uploads, self._locations, never, self._held)
 
     def keys(self, output: int) -> Sequence[str]:
         """Return those of an output's keys that are written."""

@@ -215,11 +215,13 @@ def _pass(
     # of the whole as well.
     head_count = object_count * (2 if plan.cost.copied_bytes else 1)
     is_share = plan.conversion.whole is not plan.conversion
-    head_count += 4 if is_first else 5 + is_share  # the claim is looked at again and again
+    head_count += 6 if is_first else 5 + is_share  # claims are looked at again and again
     if len(plan.conversion.keys) == 1:  # which is looked at by itself, instead of in a listing
         head_count, list_count = head_count + 1, list_count - 1
     list_count += is_share  # the manifests of other shares
     requests = RequestCounts.of(plan.cost, head_count, list_count, delete_count)
+    if is_first:  # chunks are claimed for both passes
+        requests = replace(requests, put=requests.put + 1, delete=requests.delete + 1)
     # The run's record, indices, companions and the manifest are written one after the other.
     serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 2
     return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)
