@@ -102,6 +102,32 @@ def compiler_for(
     return compiler
 
 
+def whole_embeddings(family: FamilyKey, naming: str, parallel: ParallelConfig, strategy: Strategy) -> list[str]:
+    """Note embeddings that ``vocab_emb_dp`` leaves whole, where people may not expect it."""
+    layouts = load_layouts(family)[naming]
+    matches = ((name, layouts.match(name)) for name in sorted(strategy.names))
+    chosen = [name for name, found in matches if found and not found.is_state and "vocab_emb_dp" in found.rule.whole_if]
+    cut = {name for stage in strategy.stages for name, layout in stage.items() if max(layout.cuts, default=1) > 1}
+    whole = [name for name in chosen if name not in cut]
+    if not whole or not parallel.vocab_emb_dp or parallel.mp * parallel.cp == 1 or parallel.pp > 1:
+        return []
+    return [
+        f"vocab_emb_dp is true, MindSpore Transformers' default: {' and '.join(whole)} "
+        f"{'is' if len(whole) == 1 else 'are'} whole on every rank; vocab_emb_dp=false cuts them"
+    ]
+
+
+def unchecked_heads(parallel: ParallelConfig, config: Mapping[str, object]) -> list[str]:
+    """Note that ranks may hold parts of heads, where nothing says how many heads there are."""
+    key = _HEAD_KEYS["num_attention_heads"]
+    if parallel.mp == 1 or any(type(config.get(each)) is int for each in key):
+        return []
+    return [
+        f"config.json does not say {key[0]}: that each of mp = {parallel.mp} ranks holds whole heads is not checked; "
+        f"give it with {option('config', f'{key[0]}=N')}"
+    ]
+
+
 def _misfit(family: FamilyKey, naming: str) -> str:
     return f"The parallel configuration does not fit {family} (naming {naming})."
 
@@ -158,10 +184,10 @@ class StrategyCompiler:
             yield from self._wrong_experts()
         blocks = options.get("blocks", 1)
         has_runs = any(is_same_option(options.get(name), value) for name, value in naming.runs)
-        if (has_runs or blocks != 1) and (type(blocks) is not int or blocks % parallel.mp):
+        if (has_runs or blocks != 1) and str(blocks) != str(parallel.mp):
             yield (
-                f"blocks: expected a multiple of mp = {parallel.mp}, found {blocks}; each rank holds parts of every "
-                "run, so a plain cut needs as many runs"
+                f"blocks: expected mp = {parallel.mp}, found {blocks}; each rank holds one run, so a plain cut needs "
+                "as many runs"
             )
         has_threshold = parallel.optimizer_shard and parallel.optimizer_threshold_kib > 0
         if has_threshold and parallel.param_dtype is None and self.nbytes is None:

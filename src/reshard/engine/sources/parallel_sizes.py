@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ...models.concatenated_runs import BLOCKS, has_contiguous_runs
 from ...models.detecting import detect
 from ...models.family_file import FamilyKey
 from ...models.full_shapes import solve_full_shapes
@@ -33,7 +34,10 @@ class ParallelSizes(StrategySource):
         """
         family = self.family or detect(self.config, specs).family.name
         naming = self.naming or naming_of(family, specs)
-        known = {"config": self.config, "options": self.options}
+        options = dict(self.options)
+        if BLOCKS not in options and has_contiguous_runs(family, naming, options):
+            options[BLOCKS] = self.sizes.mp  # each rank of that job held one run
+        known: dict[str, Mapping[str, object]] = {"config": self.config, "options": options}
         shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if local:
             shapes = solve_full_shapes(family, naming, self.sizes, specs, **known)
