@@ -93,7 +93,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
     catalog = with_notes(catalog, *chosen, *notes)
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
-    strategy, notes = _target_strategy(target_files, parallel, change, tensors, request)
+    strategy, notes = _target_strategy(target_files, parallel, change, tensors, catalog, request)
     change, more = with_runs_of_target(change, strategy)
     catalog = with_notes(catalog, *notes, *more)
     # Now that the source is known, an original command may decide the rest.
@@ -113,12 +113,13 @@ def _target_strategy(
     parallel: ParallelConfig | None,
     change: Change,
     tensors: Sequence[TargetTensor],
+    catalog: Catalog,
     request: Request,
 ) -> tuple[Strategy | None, list[str]]:
     """Make the strategy that cuts the target, with notes for the reader; None for a full checkpoint."""
     specs = [each.spec for each in tensors]
     if files is not None:
-        return files.strategy({spec.name: spec for spec in specs}, local=False), []
+        return files.strategy({spec.name: spec for spec in specs}, local=False, others=catalog.dropped), []
     return (None, []) if parallel is None else strategy_from_parallel(parallel, change, specs, request)
 
 

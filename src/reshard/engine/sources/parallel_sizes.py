@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from ...models.concatenated_runs import BLOCKS, has_contiguous_runs
@@ -26,7 +26,13 @@ class ParallelSizes(StrategySource):
     config: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
 
-    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
+    def strategy(
+        self,
+        specs: Mapping[str, TensorSpec],
+        *,
+        local: bool,
+        others: Collection[str] = (),  # noqa: ARG002 - no rule is the user's
+    ) -> Strategy:
         """Make the strategy of these tensors; see :meth:`StrategySource.strategy`.
 
         Raise PlanError if the family is not known, UsageError if the naming is not clear, and StrategyError if the
