@@ -127,7 +127,9 @@ class LayoutRules:
                 matches = ", ".join(rule.match[:_SHOWN_GLOBS]) + ", ..." * (len(rule.match) > _SHOWN_GLOBS)
                 yield f"rule {position + 1} ({matches}): it matches no tensor; add optional: true if it need not"
         filled = {stage for name in names for stage in self._stages_of(name, stage_globs)}
-        yield from (f"stage {s}: it holds no tensor" for s in range(len(self.stages)) if names and s not in filled)
+        for stage, rule in enumerate(self.stages):
+            if stage not in filled and names and (rule.match or rule.layers):
+                yield f"stage {stage}: it holds no tensor"
 
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
         if not self.stages:

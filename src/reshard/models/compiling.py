@@ -18,7 +18,7 @@ from .family import Family, Naming, OptionValue, Quantised, Row
 from .inferring import keys_to_ask
 from .pattern import name_key
 from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
-from .training_names import training_state_drops
+from .training_names import is_counter, training_state_drops
 
 DIRECTIONS = ("to_ms", "to_hf")
 
@@ -203,6 +203,7 @@ class _Compilation:
         if lacking:
             self._raise_lacking(frozenset(lacking))
         self._add_adapters()
+        self._add_counters()
         self._add_ties()
         dropped = tuple(self._left_over())
         self._raise_problems()
@@ -296,6 +297,13 @@ class _Compilation:
             parts = (SourcePart(source, plain_patch(shape)),)
             self._targets[name] = CompiledTarget(TensorSpec(name, self._dtype_for(name, parts), shape), parts)
         self.note(f"{len(self._adapters)} adapters stay adapters, beside their weights")
+
+    def _add_counters(self) -> None:
+        """Pass on what counts training; Hugging Face has no place for it."""
+        for name, spec in self._specs.items() if self._target_side == "ms" else ():
+            if is_counter(name) and name not in self._row_of:
+                self._row_of[name] = "counters of training"
+                self._targets[name] = CompiledTarget(spec, (SourcePart(name, plain_patch(spec.shape)),))
 
     def _add_ties(self) -> None:
         settings = self._settings

@@ -12,6 +12,7 @@ from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
 from ..models.family import Quantised
 from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
+from ..models.training_names import is_counter
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor
@@ -173,7 +174,7 @@ def _keep_or_cast(weights: Mapping[str, _Weight], change: Change) -> Iterable[Ta
         scale, dtype = scales.get(name), weight.spec.dtype
         if scale is not None:
             dtype = change.dtype or DType.BF16
-        elif change.dtype is not None and dtype in FLOATS and name not in change.kept:
+        elif change.dtype is not None and dtype in FLOATS and name not in change.kept and not is_counter(name):
             dtype = change.dtype
         spec, patch = TensorSpec(name, dtype, weight.spec.shape), plain_patch(extent_of(weight.spec)[0])
         yield _tensor(spec, [(weight, patch, scale)], weight.sharding, weights, change)
@@ -186,7 +187,8 @@ def _apply_rules(compiled: CompiledRules, weights: Mapping[str, _Weight], change
         if len(dtypes) == 1 and dtypes <= FLOATS:
             spec = TensorSpec(spec.name, dtypes.pop(), spec.shape)
         parts = [(weights[part.source], part.patch, part.scale) for part in target.parts]
-        yield _tensor(spec, parts, SourceSharding.WHOLE, weights, change)
+        sharding = parts[0][0].sharding if is_counter(spec.name) else SourceSharding.WHOLE
+        yield _tensor(spec, parts, sharding, weights, change)
 
 
 def _tensor(
