@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
+from ..engine.sources.tied_copies import compare_copies
+from ..engine.workers import working
 from ..errors import NotFound, UsageError, option, raise_all
+from ..models.compiling import copies_to_drop
 from ..models.concatenated_runs import BLOCKS, blocks_for_cuts, has_contiguous_runs, run_axes
 from ..models.detecting import Detection, detect
 from ..models.family_file import FamilyKey, OwnFamily, load_family
@@ -44,6 +47,7 @@ def change_of(
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
     change = Change(config=config, dtype=_DTYPES[request.dtype] if request.dtype else None)
+    change = replace(change, on_overflow=request.on_overflow or change.on_overflow)
     if request.lora or request.merge_lora:
         scaled, transposed = _adapters(request, catalog, specs)
         change = replace(change, scalings=scaled, transposed=transposed)
@@ -60,7 +64,7 @@ def change_of(
         if missed := chosen.unmatched_keep(names):
             raise UsageError(f"{option('keep_dtype', ', '.join(missed))} matches no tensor of the target")
         change = replace(change, kept=frozenset(name for name in names if chosen.is_kept(name)))
-    if change == Change(config=config):
+    if change == Change(config=config, on_overflow=change.on_overflow):
         return Change(), notes  # a plan does not depend on what no option asks for
     return change, notes
 
@@ -145,6 +149,21 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
             hint=f"Give {option('lora_scaling')} (alpha / rank), or put {_ADAPTER_CONFIG} beside the adapters.",
         )
     return scalings(found.pairs, request.lora_scaling, None if request.lora_scaling is not None else config), transposed
+
+
+def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, concurrency: int) -> list[str]:
+    """Compare what the rules drop as copies of other tensors, and note it; raise CatalogError for what differs."""
+    if not change.family:
+        return []
+    family = load_family(change.family_key)
+    copies = copies_to_drop(family, change.direction, change.naming, change.options, change.config)
+    own = {new: old for old, new in renamed.items()}
+    held = {own[name]: own[of] for name, of in copies.items() if name in own and of in own}
+    if not held:
+        return []
+    places = [open_source(catalog.url), *map(open_source, catalog.others)]
+    with working(concurrency, *(place.store for place in places)) as workers:
+        return compare_copies(catalog, held, places, workers)
 
 
 # Runs of several parts in one tensor.

@@ -28,7 +28,14 @@ from ..planning.steps.copies import REPLICAS
 from ..planning.targets.strategy_check import is_state
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
-from .changes import adapters_at, attach_companions, change_of, strategy_from_parallel, with_runs_of_target
+from .changes import (
+    adapters_at,
+    attach_companions,
+    change_of,
+    check_copies,
+    strategy_from_parallel,
+    with_runs_of_target,
+)
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
@@ -91,7 +98,8 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     request, chosen = hooks.choose_rules(request, catalog, target_files)
     change, notes = change_of(request, catalog, renamed, parallel)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
-    catalog = with_notes(catalog, *chosen, *notes)
+    compared = check_copies(catalog, renamed, change, limits.concurrency)
+    catalog = with_notes(catalog, *chosen, *notes, *compared)
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
     strategy, notes = _target_strategy(target_files, parallel, change, tensors, catalog, request)
     change, more = with_runs_of_target(change, strategy)

@@ -127,8 +127,8 @@ class LayoutRules:
                 matches = ", ".join(rule.match[:_SHOWN_GLOBS]) + ", ..." * (len(rule.match) > _SHOWN_GLOBS)
                 yield f"rule {position + 1} ({matches}): it matches no tensor; add optional: true if it need not"
         filled = {stage for name in names for stage in self._stages_of(name, stage_globs)}
-        for stage, rule in enumerate(self.stages):
-            if stage not in filled and names and (rule.match or rule.layers):
+        for stage, chosen in enumerate(self.stages):
+            if stage not in filled and names and (chosen.match or chosen.layers):
                 yield f"stage {stage}: it holds no tensor"
 
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:

@@ -322,10 +322,7 @@ class _Compilation:
         """Yield what is dropped; report what no row, scale, tie or drop accounts for."""
         scales = {scale.tensor for scale in self._scales.values()}
         tied = {
-            tie.name.render(numbers): f"a copy of {tie.of.render(numbers)}"
-            for tie in self._naming.ties
-            if tie.side == self._source_side and self._settings.holds(tie.when)
-            for numbers in index_values(tie.name.names | tie.of.names, self._settings)
+            name: f"a copy of {of}" for name, of in _tied_names(self._naming, self._source_side, self._settings).items()
         }
         drops = [
             (re.compile("|".join(map(translate, drop.globs))), drop.why)
@@ -362,6 +359,32 @@ class _Compilation:
         )
         message = f"The source does not fit the rules of {family} ({self._direction}, naming {naming})."
         raise_all(PlanError, message, list(self._problems), hint)
+
+
+def copies_to_drop(
+    family: Family, direction: str, naming: str, options: Mapping[str, object], config: Mapping[str, object]
+) -> dict[str, str]:
+    """Return the tensors of a source that its config says repeat others, with those: they are dropped.
+
+    Nothing in their names or shapes shows it, so their bytes must be compared.
+
+    Examples
+    --------
+    >>> from reshard.models.family_file import load_family
+    >>> copies_to_drop(load_family("llama"), "to_ms", "legacy", {}, {"tie_word_embeddings": True})
+    {'lm_head.weight': 'model.embed_tokens.weight'}
+    """
+    side = "hf" if direction == "to_ms" else "ms"
+    return _tied_names(family.naming(naming), side, resolve_settings(family, config, options))
+
+
+def _tied_names(naming: Naming, side: str, settings: Settings) -> dict[str, str]:
+    return {
+        tie.name.render(numbers): tie.of.render(numbers)
+        for tie in naming.ties
+        if tie.side == side and settings.holds(tie.when)
+        for numbers in index_values(tie.name.names | tie.of.names, settings)
+    }
 
 
 def _text_of(shape: Shape) -> str:

@@ -41,6 +41,8 @@ class Change:
         Whether those weights are stored transposed.
     family_file
         The text of the family's file if the package does not have it, so that a plan needs no other file.
+    on_overflow
+        What becomes of finite values that a dtype cannot hold: ``inf``, ``saturate`` or ``refuse``.
     """
 
     family: str = ""
@@ -53,6 +55,7 @@ class Change:
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
     family_file: str = ""
+    on_overflow: str = "inf"
 
     @property
     def family_key(self) -> FamilyKey:
@@ -226,9 +229,10 @@ def _computation(
     dtype: DType, weight: _Weight, scale: Scale | None, weights: Mapping[str, _Weight], change: Change
 ) -> Computation | None:
     if scale is not None:
-        return Computation("dequantise", dtype, (weights[scale.tensor].entry,), scale.block)
+        extras = (weights[scale.tensor].entry,)
+        return Computation("dequantise", dtype, extras, scale.block, on_overflow=change.on_overflow)
     if weight.pair is None:
-        return None if weight.spec.dtype is dtype else Computation("cast", dtype)
+        return None if weight.spec.dtype is dtype else Computation("cast", dtype, on_overflow=change.on_overflow)
     return Computation(
         "merge_lora",
         dtype,
@@ -237,6 +241,7 @@ def _computation(
         rank=weight.rank,
         working=weight.working,
         transposed=change.transposed,
+        on_overflow=change.on_overflow,
     )
 
 
