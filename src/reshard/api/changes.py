@@ -8,10 +8,11 @@ from dataclasses import replace
 from ..engine.sources.strategy_files import read_object
 from ..engine.sources.tied_copies import compare_copies
 from ..engine.workers import working
-from ..errors import NotFound, UsageError, option, raise_all
+from ..errors import NotFound, PlanError, StrategyError, UsageError, option, raise_all
 from ..models.compiling import copies_to_drop
 from ..models.concatenated_runs import BLOCKS, blocks_for_cuts, has_contiguous_runs, run_axes
 from ..models.detecting import Detection, detect
+from ..models.expected_shapes import expected_shapes, multiplied_shapes
 from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.inferring import infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
@@ -46,6 +47,7 @@ def change_of(
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
+    check_whole_shapes(catalog, config)
     change = Change(config=config, dtype=_DTYPES[request.dtype] if request.dtype else None)
     change = replace(change, on_overflow=request.on_overflow or change.on_overflow)
     if request.lora or request.merge_lora:
@@ -149,6 +151,27 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
             hint=f"Give {option('lora_scaling')} (alpha / rank), or put {_ADAPTER_CONFIG} beside the adapters.",
         )
     return scalings(found.pairs, request.lora_scaling, None if request.lora_scaling is not None else config), transposed
+
+
+def check_whole_shapes(catalog: Catalog, config: Mapping[str, object]) -> None:
+    """Refuse whole tensors, joined of the pieces of ranks, whose sizes no cut of the model in config.json explains.
+
+    Raise StrategyError for all of them. Names of no known family, and what the config does not state, say nothing.
+    """
+    cut = {e.spec.name: e.spec.shape for e in catalog.entries if e.cuts}
+    if not config or not cut:
+        return
+    try:
+        found = detect(config, [name for name in cut if not is_adapter_name(name)])
+    except PlanError:
+        return
+    wrong = list(multiplied_shapes(cut, expected_shapes(found, config)))
+    raise_all(
+        StrategyError,
+        f"{catalog.url}: by the source's strategy its tensors have other sizes than config.json gives this model",
+        [f"{name}: {list(cut[name])}, expected {list(expected)}" for name, expected in wrong],
+        "Is this the strategy that these shards were written under, and that model's config.json?",
+    )
 
 
 def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, concurrency: int) -> list[str]:

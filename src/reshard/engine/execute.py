@@ -74,7 +74,10 @@ def _execute(plan: Plan, locations: Locations, *, overwrite: bool, listener: Lis
         for document in conversion.documents[-1:]:
             session.put_document(document.key, document.data)
         workers.map(session.remove, found.leftovers)
-        manifest = Manifest(conversion, plan.limits, session.receipts())
+        overflows = session.meter.overflows
+        if note := overflows.note(conversion.change.on_overflow):
+            listener(Noted(note))
+        manifest = Manifest(conversion, plan.limits, session.receipts(), overflows=overflows.counts)
         session.put_document(conversion.manifest_key, encode_manifest(manifest))
     # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
     try:

@@ -17,6 +17,8 @@ from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor
 
+OVERFLOWS = ("inf", "saturate", "refuse")
+"""What may become of finite values that a dtype cannot hold."""
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 """Dtypes that can be cast, to each other."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ _MOST_POSITIONS = 100_000
 _SHOWN = 5
 # Bits of infinity without its sign, and of the largest finite value, which is one below.
 _INFINITY = {DType.F16: 0x7C00, DType.BF16: 0x7F80, DType.F32: 0x7F800000, DType.F64: 0x7FF0000000000000}
-_UNSIGNED: dict[int, type[np.unsignedinteger[npt.NBitBase]]] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_UNSIGNED: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 _LARGEST = {DType.F16: "65504", DType.BF16: "3.39e38", DType.F32: "3.4e38", DType.F64: "1.8e308"}
 _RANGE = (DType.F16, DType.BF16, DType.F32, DType.F64)
 """Dtypes with infinities; each holds all finite values of those before it."""
@@ -111,8 +112,9 @@ class Overflows:
         with self._lock:
             return {name: len(found) for (name, _), found in sorted(self._found.items())}
 
-    def note(self, became: str) -> str:
-        """Say how many there were, and in which tensors; empty if there were none."""
+    def note(self, on_overflow: str) -> str:
+        """Say how many there were, in which tensors, and what they became; empty if there were none."""
+        became = {"saturate": "the largest that it does", "inf": "infinite"}.get(on_overflow, on_overflow)
         with self._lock:
             found = sorted(self._found.items(), key=lambda each: (-len(each[1]), each[0]))
         if not found:
@@ -121,9 +123,9 @@ class Overflows:
         least = "at least " * any(len(positions) > _MOST_POSITIONS for _, positions in found)
         some = ", ".join(f"{name} ({len(positions)})" for (name, _), positions in found[:_SHOWN])
         limits = " and ".join(dict.fromkeys(f"{dtype} holds ({_LARGEST[dtype]})" for (_, dtype), _ in found))
-        what = "value is" if total == 1 else "values are"
-        more = ", ..." if len(found) > _SHOWN else ""
-        return f"{least}{total} {what} larger than {limits}, and became {became}: {some}{more}"
+        is_one = total == 1
+        what = f"{'value is' if is_one else 'values are'} larger than {limits}, and {'was' if is_one else 'were'} made"
+        return f"{least}{total} {what} {became}: {some}{', ...' if len(found) > _SHOWN else ''}"
 
 
 def refusal(name: str, dtype: DType, count: int) -> PlanError:
