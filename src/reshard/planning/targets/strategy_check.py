@@ -136,8 +136,9 @@ def patterns_of_only(chosen: Sequence[str], names: Iterable[str]) -> list[str]:
     for name in sorted(chosen):
         parts = [glob.escape(part) for part in name.split(".")]
         numbered = ".".join("*" if _NUMBER.fullmatch(part) else part for part in parts)
-        heads = (".".join([*parts[:depth], "*"]) for depth in range(1, len(parts)))
-        patterns[next((each for each in (*heads, numbered) if is_safe(each)), glob.escape(name))] = None
+        heads = [".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))]
+        tried = (*heads[:1], *[numbered] * (numbered != ".".join(parts)), *heads[1:])
+        patterns[next((each for each in tried if is_safe(each)), glob.escape(name))] = None
     return list(patterns)
 
 
