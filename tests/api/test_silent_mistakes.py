@@ -1,5 +1,6 @@
 """What names and shapes suggest is confirmed, or refused in words: nothing wrong passes in silence."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from support.small_llama import layout_of, small_llama
@@ -8,7 +9,10 @@ from support.stores import arrays_at, new_place, objects_at, put, put_model
 import reshard
 from reshard.engine.events import Noted
 from reshard.errors import CatalogError, PlanError, StrategyError, UsageError
-from reshard.storage import open_location
+from reshard.models.parallel_config import ParallelConfig
+from reshard.models.parallel_strategy import derive_strategy
+from reshard.storage import MemoryStore, open_location
+from reshard.storage.stopping import never
 
 CONTIGUOUS = {"qkv_layout": "contiguous", "mlp_layout": "contiguous"}
 FC1 = "decoder.layers.0.mlp.linear_fc1.weight"
@@ -358,3 +362,56 @@ def test_values_that_do_not_fit_are_refused_where_they_must_fit(large):
 def test_what_becomes_of_large_values_needs_a_dtype(base):
     with pytest.raises(UsageError, match="on_overflow"):
         reshard.plan(f"{base}/hf", f"{base}/o", on_overflow="saturate")
+
+
+# Names that say more than they should.
+
+
+def test_a_matrix_with_the_name_of_a_counter_is_a_matrix(base):
+    matrix = np.ones((8, 4), np.float32)
+    put_model(f"{base}/m", {"momentum": matrix, "w": matrix, "loss_scale": np.ones(1, np.float32)})
+    put(f"{base}/l.yaml", b"axes: {mp: 2}\nrules: [{match: '*', split: [mp]}]")
+    reshard.convert(f"{base}/m", f"{base}/o", dst_layout=f"{base}/l.yaml", dtype="bf16")
+    shapes = {name: (str(array.dtype), array.shape) for name, array in rank(f"{base}/o", 1).items()}
+    assert shapes == {"momentum": ("bfloat16", (4, 4)), "w": ("bfloat16", (4, 4)), "loss_scale": ("float32", (1,))}
+
+
+def test_quantised_tensors_without_scales_stay_and_are_named(base):
+    fp8 = np.ones((8, 4), ml_dtypes.float8_e4m3fn)
+    put_model(f"{base}/m", {"w": fp8, "w_scale": np.ones(1, np.float32)})
+    plan = reshard.plan(f"{base}/m", f"{base}/o", dtype="bf16")
+    assert "1 tensors stay F8_E4M3: no scales NAME_scale_inv are beside them: w" in notes_of(plan)
+
+
+@pytest.mark.parametrize(("says", "stages"), [(None, {0, 1}), (True, {0, 1}), (False, {0})])
+def test_a_model_without_a_head_is_tied_unless_its_config_denies_it(says, stages):
+    name = "model.embed_tokens.weight"
+    config = {} if says is None else {"tie_word_embeddings": says}
+    shapes = {name: (64, 8), "model.layers.1.input_layernorm.weight": (8,)}
+    made = derive_strategy("llama", "hf", ParallelConfig(mp=2, pp=2), shapes, config=config)
+    assert {number for number, stage in enumerate(made.stages) if name in stage} == stages
+
+
+# Stopping.
+
+
+def test_stopping_reaches_the_adapters_store_too(base, monkeypatch):
+    weight = np.ones((8, 8), np.float32)
+    apart = new_place()
+    put_model(f"{base}/m", {"model.w.weight": weight})
+    halves = {"lora_A": np.ones((2, 8), np.float32), "lora_B": np.ones((8, 2), np.float32)}
+    put_model(f"{apart}/a", {f"base_model.model.model.w.{half}.weight": array for half, array in halves.items()})
+    seen: dict[tuple[str, bool], set[bool]] = {}
+    phase: list[str] = []
+    read = MemoryStore.read
+
+    def recorded(store, key, *rest):
+        if key.endswith(".safetensors"):
+            seen.setdefault((key, "transfer" in phase), set()).add(store.should_stop is not never)
+        return read(store, key, *rest)
+
+    monkeypatch.setattr(MemoryStore, "read", recorded)
+    note = lambda event: phase.append(getattr(event, "name", ""))  # noqa: E731
+    reshard.convert(f"{base}/m", f"{base}/o", lora=f"{apart}/a", lora_scaling=1.0, on_event=note)
+    assert {key for key, _ in seen} == {"m/model.safetensors", "a/model.safetensors"}
+    assert all(stoppable == {True} for stoppable in seen.values())

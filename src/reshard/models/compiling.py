@@ -301,7 +301,7 @@ class _Compilation:
     def _add_counters(self) -> None:
         """Pass on what counts training; Hugging Face has no place for it."""
         for name, spec in self._specs.items() if self._target_side == "ms" else ():
-            if is_counter(name) and name not in self._row_of:
+            if is_counter(name, spec.shape) and name not in self._row_of:
                 self._row_of[name] = "counters of training"
                 self._targets[name] = CompiledTarget(spec, (SourcePart(name, plain_patch(spec.shape)),))
 

@@ -41,7 +41,7 @@ def derive_strategy(
     ----------
     shapes
         Of every full tensor, in elements. Which tensors are present matters: without a head the
-        embedding counts as tied, and with adapters all other weights as frozen.
+        embedding counts as tied unless the config denies it, and with adapters all other weights as frozen.
     nbytes
         Size of each full tensor in bytes as training keeps it, for the threshold of the parallel
         optimizer; not needed if ``parallel.param_dtype`` is set or nothing is compared.
@@ -148,7 +148,8 @@ class StrategyCompiler:
         found = [match for match in self._matches.values() if match is not None]
         self._has_lora = any(match.lora for match in found)
         self._has_experts = any(match.rule.grid == "experts" or "e" in match.numbers for match in found)
-        self._is_tied = not any(match.rule.stage == "last" and match.rule.tied == "head" for match in found)
+        has_head = any(match.rule.stage == "last" and match.rule.tied == "head" for match in found)
+        self._is_tied = not has_head and self.config.get("tie_word_embeddings") is not False
         self._tail_count = max((m.numbers["j"] + 1 for m in found if m.rule.stage == "tail"), default=0)
         named_count = max((match.numbers["i"] + 1 for match in found if "i" in match.numbers), default=1)
         self._layers = layer_stages(self._layer_count(named_count), self.parallel, self.naming.stages)
@@ -313,7 +314,7 @@ class StrategyCompiler:
         if heads is None or heads % parallel.mp == 0 or not split:
             return {**sizes, "mp": parallel.mp}
         if not rule.replicate or parallel.mp % heads:
-            raise StrategyError(f"{parallel.mp} ranks cannot share {rule.heads} = {heads}")
+            raise StrategyError(f"{parallel.mp} ranks cannot share {rule.heads} = {heads}: each holds whole heads")
         return {**sizes, "mp": heads, "repeats": parallel.mp // heads}
 
     def _optimizer_pieces(self, plain: Layout, name: str, match: RuleMatch) -> int:

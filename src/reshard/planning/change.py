@@ -15,7 +15,7 @@ from ..models.lora import find_adapters, working_dtype
 from ..models.training_names import is_counter
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
-from .outputs.output import Computation, Piece, TargetTensor
+from .outputs.output import Computation, Piece, TargetTensor, sample
 
 OVERFLOWS = ("inf", "saturate", "refuse")
 """What may become of finite values that a dtype cannot hold."""
@@ -114,7 +114,7 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         notes += _rule_notes(compiled)
     else:
         tensors = tuple(_keep_or_cast(weights, change))
-    return ChangedTensors(tensors, (*notes, *_computation_notes(tensors, catalog)))
+    return ChangedTensors(tensors, (*notes, *_computation_notes(tensors, catalog), *_uncast_notes(tensors, change)))
 
 
 def _rename(catalog: Catalog, renamed: Mapping[str, str]) -> dict[str, _Weight]:
@@ -179,8 +179,8 @@ def _keep_or_cast(weights: Mapping[str, _Weight], change: Change) -> Iterable[Ta
         scale, dtype = scales.get(name), weight.spec.dtype
         if scale is not None:
             dtype = change.dtype or DType.BF16
-        elif change.dtype is not None and dtype in FLOATS and name not in change.kept and not is_counter(name):
-            dtype = change.dtype
+        elif change.dtype is not None and dtype in FLOATS and name not in change.kept:
+            dtype = dtype if is_counter(name, weight.spec.shape) else change.dtype
         spec, patch = TensorSpec(name, dtype, weight.spec.shape), plain_patch(extent_of(weight.spec)[0])
         yield _tensor(spec, [(weight, patch, scale)], weight.sharding, weights, change)
 
@@ -192,7 +192,7 @@ def _apply_rules(compiled: CompiledRules, weights: Mapping[str, _Weight], change
         if len(dtypes) == 1 and dtypes <= FLOATS:
             spec = TensorSpec(spec.name, dtypes.pop(), spec.shape)
         parts = [(weights[part.source], part.patch, part.scale) for part in target.parts]
-        sharding = parts[0][0].sharding if is_counter(spec.name) else SourceSharding.WHOLE
+        sharding = parts[0][0].sharding if is_counter(spec.name, spec.shape) else SourceSharding.WHOLE
         yield _tensor(spec, parts, sharding, weights, change)
 
 
@@ -260,6 +260,15 @@ def _rule_notes(compiled: CompiledRules) -> list[str]:
     if compiled.copied:
         notes.append(f"{len(compiled.copied)} tensors repeat another: {', '.join(a for a, _ in compiled.copied[:3])}")
     return [*notes, *compiled.notes]
+
+
+def _uncast_notes(tensors: Iterable[TargetTensor], change: Change) -> Iterable[str]:
+    """Yield which tensors keep a quantised dtype because nothing with the name of their scales is beside them."""
+    stay = [each.spec for each in tensors if each.spec.dtype.value.startswith("F") and each.spec.dtype not in FLOATS]
+    if stay and change.dtype is not None:
+        dtypes = ", ".join(sorted({spec.dtype.value for spec in stay}))
+        names = sample([spec.name for spec in stay], 5)
+        yield f"{len(stay)} tensors stay {dtypes}: no scales NAME{_QUANTISED.suffix} are beside them: {names}"
 
 
 def _computation_notes(tensors: Iterable[TargetTensor], catalog: Catalog) -> list[str]:

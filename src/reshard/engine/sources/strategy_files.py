@@ -38,8 +38,8 @@ class StrategySource:
         """
         shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if self.rules is not None:
-            counters = [name for name in shapes if is_counter(name)]
-            cut = {name: shape for name, shape in shapes.items() if not is_counter(name)}
+            counters = {name for name, shape in shapes.items() if is_counter(name, shape)}
+            cut = {name: shape for name, shape in shapes.items() if name not in counters}
             return self.rules.strategy(cut, (*others, *counters))
         return to_strategy(self.files, shapes, local=local)
 
