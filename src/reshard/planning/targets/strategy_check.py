@@ -11,6 +11,7 @@ from functools import cache
 from itertools import zip_longest
 
 from ...errors import PlanError, StrategyError, option, raise_all
+from ...models.training_names import weight_of
 from ...tensor import Shape, Strategy
 from ..catalog import SourceSharding
 from ..outputs.output import TargetTensor, sample
@@ -73,7 +74,9 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
     # What the source cut must not become whole on every rank unnoticed: nobody would look for it there.
     listed = strategy.names
     cut = [t.spec.name for t in tensors if t.sharding is SourceSharding.SHARDED and t.spec.name not in listed]
-    patterns = patterns_of_only(cut, [t.spec.name for t in tensors])
+    # Of an optimizer what is not cut may go along with what is; what the strategy lists, and weights, may not.
+    kept = [t.spec.name for t in tensors if t.spec.name in listed or weight_of(t.spec.name) == t.spec.name]
+    patterns = patterns_of_only(cut, kept)
     drops = " ".join(str(option("drop", pattern)) for pattern in patterns[:_SHOWN_DROPS])
     drops += " ..." if len(patterns) > _SHOWN_DROPS else ""
     hint = f"Leave them out ({drops}), or give the strategy of a network that has them."
