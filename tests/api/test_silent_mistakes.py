@@ -153,6 +153,23 @@ def test_the_note_on_embeddings_says_how_they_are_cut(base, asked, is_whole):
     assert (shapes[name] == tensors["model.embed_tokens.weight"].shape) is is_whole
 
 
+def test_an_embedding_of_an_odd_length_is_noted(base):
+    llama_at(base, words=63)
+    plan = reshard.plan(f"{base}/hf", f"{base}/o", to="ms", parallel="mp=2,vocab_emb_dp=false")
+    assert "model.tok_embeddings.embedding_weight are whole on every rank: the number of rows" in notes_of(plan)
+
+
+@pytest.mark.parametrize(("groups", "ways", "fits"), [(2, 4, True), (2, 8, False), (4, 8, True), (8, 8, True)])
+def test_ranks_hold_whole_heads_of_grouped_tensors(base, groups, ways, fits):
+    """Eight heads of q with their k and v in one tensor; a rank may hold a part of a group, but no part of a head."""
+    llama_at(base, family="qwen3", heads=8, groups=groups)
+    if fits:
+        assert reshard.plan(f"{base}/hf", f"{base}/o", to="ms", parallel=f"mp={ways}").outputs
+        return
+    with pytest.raises(StrategyError, match="8 does not divide qkv_heads = 12"):
+        reshard.plan(f"{base}/hf", f"{base}/o", to="ms", parallel=f"mp={ways}")
+
+
 COUNTERS = {"global_step": np.array([7], np.int32), "loss_scale": np.array([65536.0], np.float32)}
 
 

@@ -17,6 +17,7 @@ from .parallel_rules import CutRule, NamingLayouts, RuleMatch, load_layouts
 _LAYER_KEYS = ("num_hidden_layers", "num_layers")
 _TAIL_KEYS = ("num_nextn_predict_layers", "mtp_num_layers", "mtp_depth")
 _EXPERT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "num_routed_experts", "expert_num")
+QKV_HEADS = "qkv_heads"
 _HEAD_KEYS = {
     "num_attention_heads": ("num_attention_heads", "num_heads"),
     "num_key_value_heads": ("num_key_value_heads", "n_kv_heads", "multi_query_group_num", "num_query_groups"),
@@ -103,18 +104,20 @@ def compiler_for(
 
 
 def whole_embeddings(family: FamilyKey, naming: str, parallel: ParallelConfig, strategy: Strategy) -> list[str]:
-    """Note embeddings that ``vocab_emb_dp`` leaves whole, where people may not expect it."""
-    layouts = load_layouts(family)[naming]
-    matches = ((name, layouts.match(name)) for name in sorted(strategy.names))
-    chosen = [name for name, found in matches if found and not found.is_state and "vocab_emb_dp" in found.rule.whole_if]
-    cut = {name for stage in strategy.stages for name, layout in stage.items() if max(layout.cuts, default=1) > 1}
-    whole = [name for name in chosen if name not in cut]
-    if not whole or not parallel.vocab_emb_dp or parallel.mp * parallel.cp == 1 or parallel.pp > 1:
+    """Note embeddings and heads that stay whole, where people may not expect it."""
+    if parallel.mp * parallel.cp == 1:
         return []
-    return [
-        f"vocab_emb_dp is true, MindSpore Transformers' default: {' and '.join(whole)} "
-        f"{'is' if len(whole) == 1 else 'are'} whole on every rank; vocab_emb_dp=false cuts them"
-    ]
+    reason = "vocab_emb_dp" if parallel.vocab_emb_dp and parallel.pp == 1 else "indivisible"
+    layouts = load_layouts(family)[naming]
+    cut = {name for stage in strategy.stages for name, layout in stage.items() if max(layout.cuts, default=1) > 1}
+    whole = ((name, layouts.match(name)) for name in sorted(strategy.names - cut))
+    names = [name for name, match in whole if match and not match.is_state and reason in match.rule.whole_if]
+    what = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} whole on every rank"
+    if not names:
+        return []
+    if reason == "indivisible":
+        return [f"{what}: the number of rows cannot be cut evenly"]
+    return [f"vocab_emb_dp is true, MindSpore Transformers' default: {what}; vocab_emb_dp=false cuts them"]
 
 
 def unchecked_heads(parallel: ParallelConfig, config: Mapping[str, object]) -> list[str]:
@@ -172,13 +175,20 @@ class StrategyCompiler:
         values = [self.config.get(key) for key in keys]
         return next((value for value in values if type(value) is int and value > 0), None)
 
+    def _head_count(self, key: str) -> int | None:
+        """Return how many heads tensors have: of queries, of keys, or in q, k and v together."""
+        if key != QKV_HEADS:
+            return self._number(*_HEAD_KEYS[key])
+        heads, groups = (self._number(*keys) for keys in _HEAD_KEYS.values())
+        return None if heads is None else heads + 2 * (groups or heads)
+
     def contradictions(self, options: Mapping[str, object]) -> Iterator[str]:
         """Yield what is wrong whatever the tensor."""
         parallel, naming = self.parallel, self.naming
         if None not in (parallel.use_legacy, naming.use_legacy) and parallel.use_legacy != naming.use_legacy:
             yield f"use_legacy: {parallel.use_legacy}, but networks with these names have {naming.use_legacy}"
         for key in naming.heads:
-            count, ways = self._number(*_HEAD_KEYS[key]), parallel.mp * parallel.ulysses_degree_in_cp
+            count, ways = self._head_count(key), parallel.mp * parallel.ulysses_degree_in_cp
             if count is not None and count % ways:
                 yield f"mp * ulysses_degree_in_cp: {ways} does not divide {key} = {count}"
         if self._has_experts:
@@ -309,7 +319,7 @@ class StrategyCompiler:
                 raise StrategyError(f"{sizes} do not fit the {parallel.stage_rank_count} ranks of a stage")
             rest = parallel.stage_rank_count // math.prod(sizes.values())
             return {axis: sizes.get(axis, rest) for axis in self.naming.experts}
-        heads = self._number(*_HEAD_KEYS[rule.heads]) if rule.heads else None
+        heads = self._head_count(rule.heads) if rule.heads else None
         sizes = {"dp": parallel.dp, "cp": parallel.cp}
         if heads is None or heads % parallel.mp == 0 or not split:
             return {**sizes, "mp": parallel.mp}
