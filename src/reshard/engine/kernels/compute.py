@@ -83,10 +83,16 @@ def compute(
         DenseBox(box, entries[entry].spec.dtype, data) for (entry, box), data in zip(tile.inputs, inputs, strict=True)
     ]
     out, how = DenseBox(tile.box, tile.computation.dtype, result), tile.computation
-    may_overflow = how.kernel != "cast" or can_overflow(held[0].dtype, out.dtype)
-    before = infinite(held[0].data, held[0].dtype) if may_overflow else None  # merging overwrites it
+    is_merge = how.kernel == "merge_lora"
+    before = infinite(held[0].data, held[0].dtype) if is_merge else None  # merging overwrites it
     _run(how, held, out)
-    if before is None or not len(found := np.setdiff1d(infinite(result, out.dtype), before, assume_unique=True)):
+    if how.kernel == "cast" and not can_overflow(held[0].dtype, out.dtype):
+        return
+    found = infinite(result, out.dtype)
+    if len(found):
+        known = infinite(held[0].data, held[0].dtype) if before is None else before
+        found = np.setdiff1d(found, known, assume_unique=True)
+    if not len(found):
         return
     spec = entries[tile.source].spec
     if how.on_overflow == "refuse":
