@@ -318,6 +318,10 @@ def test_whole_sizes_must_be_those_of_the_config(base):
     with pytest.raises(StrategyError, match=r"other sizes than config\.json gives this model") as caught:
         reshard.plan(f"{base}/ranks", f"{base}/o", src_layout=f"{base}/wrong.yaml", config=config)
     assert "lm_head.weight: [256, 64], expected [128, 64]" in caught.value.problems
+    # What no rank cuts shows that a config is of another model.
+    other = config | {"hidden_size": 128, "head_dim": 32}
+    plan = reshard.plan(f"{base}/ranks", f"{base}/o", src_layout=f"{base}/wrong.yaml", config=other)
+    assert "config.json is not of this model" in notes_of(plan)
     # Nothing else contradicts it: what the ranks hold differs, and fits together.
     assert reshard.plan(f"{base}/ranks", f"{base}/o", src_layout=f"{base}/wrong.yaml").outputs
 

@@ -21,6 +21,7 @@ from ..models.parallel_config import ParallelConfig
 from ..models.parallel_rules import load_layouts, naming_of
 from ..models.parallel_strategy import derive_strategy, unchecked_heads, whole_embeddings
 from ..models.pattern import name_key
+from ..models.training_names import weight_of
 from ..planning.catalog import Catalog, Entry, SourceObject, SourceSharding
 from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
@@ -47,15 +48,15 @@ def change_of(
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
-    check_whole_shapes(catalog, config)
+    notes = check_whole_shapes(catalog, config)
     change = Change(config=config, dtype=_DTYPES[request.dtype] if request.dtype else None)
     change = replace(change, on_overflow=request.on_overflow or change.on_overflow)
     if request.lora or request.merge_lora:
         scaled, transposed = _adapters(request, catalog, specs)
         change = replace(change, scalings=scaled, transposed=transposed)
-    notes: list[str] = []
     if request.to:
-        change, notes = _with_rules(change, request, specs, parallel)
+        change, told = _with_rules(change, request, specs, parallel)
+        notes += told
         if change.direction == "to_hf":
             cut = ((renamed[entry.spec.name], entry) for entry in catalog.entries)
             change, told = _with_runs_of_source(change, dict(cut))
@@ -153,25 +154,33 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
     return scalings(found.pairs, request.lora_scaling, None if request.lora_scaling is not None else config), transposed
 
 
-def check_whole_shapes(catalog: Catalog, config: Mapping[str, object]) -> None:
+def check_whole_shapes(catalog: Catalog, config: Mapping[str, object]) -> list[str]:
     """Refuse whole tensors, joined of the pieces of ranks, whose sizes no cut of the model in config.json explains.
 
-    Raise StrategyError for all of them. Names of no known family, and what the config does not state, say nothing.
+    Raise StrategyError for all of them. Names of no known family, and what the config does not state, say nothing; one
+    that contradicts tensors that no rank cuts is of another model, and noted.
     """
-    cut = {e.spec.name: e.spec.shape for e in catalog.entries if e.cuts}
+    listed = {e.spec.name: e.spec.shape for e in catalog.entries if e.cuts}
+    cut = {e.spec.name: e.spec.shape for e in catalog.entries if max(e.cuts, default=1) > 1}
     if not config or not cut:
-        return
+        return []
     try:
-        found = detect(config, [name for name in cut if not is_adapter_name(name)])
+        found = detect(config, [name for name in listed if not is_adapter_name(name)])
+        expected = expected_shapes(found, config)
     except PlanError:
-        return
-    wrong = list(multiplied_shapes(cut, expected_shapes(found, config)))
+        return []
+    for name in listed:
+        wanted = expected.get(name_key(weight_of(name)))
+        if name not in cut and wanted is not None and wanted != listed[name]:
+            return [f"config.json is not of this model: {name} is {list(listed[name])}, by it {list(wanted)}"]
+    wrong = list(multiplied_shapes(cut, expected))
     raise_all(
         StrategyError,
         f"{catalog.url}: by the source's strategy its tensors have other sizes than config.json gives this model",
-        [f"{name}: {list(cut[name])}, expected {list(expected)}" for name, expected in wrong],
+        [f"{name}: {list(cut[name])}, expected {list(shape)}" for name, shape in wrong],
         "Is this the strategy that these shards were written under, and that model's config.json?",
     )
+    return []
 
 
 def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, concurrency: int) -> list[str]:
