@@ -12,33 +12,22 @@ from fnmatch import translate
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
+from .block_scales import Scale, find_scales
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Family, Naming, OptionValue, Quantised, Row
+from .family import Family, Naming, OptionValue, Row
 from .inferring import keys_to_ask
 from .pattern import name_key
-from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
+from .settings import Settings, affects_elements, find_options, resolve_settings
 from .training_names import is_counter, training_state_drops
 
 DIRECTIONS = ("to_ms", "to_hf")
 
 _FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
-_QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
 
 # A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
 _MAX_LISTED_COUNT = 1 << 14
 _MAX_PROBLEM_COUNT = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The source tensor with the scales of a quantised one, and the extent of a block on every axis.
-
-    Element (r, c) is multiplied by scale (r // block[0], c // block[1]); the last block of an axis may be shorter.
-    """
-
-    tensor: str
-    block: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,43 +378,3 @@ def _tied_names(naming: Naming, side: str, settings: Settings) -> dict[str, str]
 
 def _text_of(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def find_scales(
-    quantised: Quantised | None, config: Mapping[str, object], specs: Mapping[str, TensorSpec]
-) -> tuple[dict[str, Scale], list[str]]:
-    """Pair every quantised tensor with its scales; also return the scales that do not fit, in words.
-
-    Examples
-    --------
-    >>> specs = {"w": TensorSpec("w", DType.F8_E4M3, (300, 200)), "w_s": TensorSpec("w_s", DType.F32, (3, 2))}
-    >>> find_scales(Quantised("_s", "quantization_config.weight_block_size", (128, 128)), {}, specs)
-    ({'w': Scale(tensor='w_s', block=(128, 128))}, [])
-    """
-    scales: dict[str, Scale] = {}
-    problems: list[str] = []
-    if quantised is None:
-        return scales, problems
-    block = _block(quantised, config)
-    for spec in specs.values():
-        if spec.dtype not in _QUANTISED or spec.name + quantised.suffix not in specs:
-            continue
-        scale = specs[spec.name + quantised.suffix]
-        scales[spec.name] = Scale(scale.name, block or ())
-        if block is None or len(block) != len(spec.shape):
-            key = f"{quantised.block} of {len(spec.shape)} axes"
-            problems.append(f"{spec.name}: shape {spec.shape}, but config.json has no {key}")
-            continue
-        expected = tuple(-(-extent // size) for extent, size in zip(spec.shape, block, strict=True))
-        if scale.shape != expected or scale.dtype not in _FLOATS:
-            found = f"{scale.dtype} of shape {scale.shape}"
-            problems.append(f"{scale.name}: {found}, expected F32 of shape {expected}: one for each block {block}")
-    return scales, problems
-
-
-def _block(quantised: Quantised, config: Mapping[str, object]) -> Shape | None:
-    found = config_value(config, quantised.block)
-    if found is None:
-        return quantised.default
-    sizes = found if isinstance(found, list) else []
-    return tuple(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None

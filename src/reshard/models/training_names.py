@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from fnmatch import translate
 from functools import cache
@@ -56,14 +55,14 @@ def weight_of(name: str) -> str:
 def is_counter(name: str, shape: Shape = ()) -> bool:
     """Whether a tensor counts training: no layout cuts it, and MindSpore keeps it among the hyper-parameters.
 
-    It has one element: a matrix that is called momentum is no counter.
+    It has one axis at most, as learning rates of all steps have: a matrix that is called momentum is no counter.
 
     Examples
     --------
     >>> is_counter("global_step", (1,)), is_counter("model.global_step"), is_counter("momentum", (64, 64))
     (True, False, False)
     """
-    return math.prod(shape) == 1 and _pattern("counters").match(name) is not None
+    return len(shape) < 2 and _pattern("counters").match(name) is not None
 
 
 def is_of_network(name: str) -> bool:

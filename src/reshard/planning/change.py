@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError, option, raise_all
-from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
+from ..models.block_scales import Scale, find_scales
+from ..models.compiling import CompiledRules, compile_rules
 from ..models.family import Quantised
 from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
