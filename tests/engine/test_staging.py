@@ -25,7 +25,7 @@ axes: {mp: 64}
 rules:
   - {match: "*.inner", split: [null, mp]}
   - {match: "*.middle", split: [null, mp, null]}
-  - {match: "*.outer", split: [mp]}
+  - {match: "*.outer", optional: true, split: [mp]}
   - {match: "*", split: []}
 """
 

@@ -153,7 +153,10 @@ def _carry_out(
     for document in conversion.documents[-1:]:
         session.put_document(document.key, document.data)
     workers.map(session.remove, found.leftovers)
+    overflows = session.meter.overflows
+    if note := overflows.note(conversion.change.on_overflow):
+        listener(Noted(note))
     session.compare()
-    manifest = Manifest(conversion, plan.limits, session.receipts())
+    manifest = Manifest(conversion, plan.limits, session.receipts(), overflows=overflows.counts)
     session.put_document(conversion.manifest_key, encode_manifest(manifest))
     return manifest
