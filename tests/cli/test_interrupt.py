@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli.conftest import Place
-from cli.runner import PROGRAM
+from cli.runner import PROGRAM, ok
 
 import reshard
 from reshard.engine.manifest import Manifest, ObjectReceipt, encode_manifest
@@ -48,7 +48,9 @@ def test_ctrl_c_leaves_no_file(sparse: Path, tmp_path: Path):
     target = tmp_path / "out"
     store = LocalStore(target)
     code, err, out = stopped(
-        ["convert", str(sparse), str(target), "--memory", "128MiB"], lambda: any(store.open_uploads("")), signal.SIGINT
+        ["convert", str(sparse), str(target), "--memory", "128MiB", "--on-failure", "undo"],
+        lambda: any(store.open_uploads("")),
+        signal.SIGINT,
     )
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
@@ -61,7 +63,7 @@ def test_sigterm_leaves_no_object_and_no_upload(sparse: Path, s3):
     store = target.store
     assert isinstance(store, Store)
     code, err, out = stopped(
-        ["convert", str(sparse), s3.at("out"), "--memory", "128MiB"],
+        ["convert", str(sparse), s3.at("out"), "--memory", "128MiB", "--on-failure", "undo"],
         lambda: any(store.open_uploads(target.prefix)),
         signal.SIGTERM,
     )
@@ -76,7 +78,7 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     target = tmp_path / "out"
     store = LocalStore(target)
     code, err, out = stopped(
-        ["convert", str(sparse), str(target), "--memory", "128MiB"],
+        ["convert", str(sparse), str(target), "--memory", "128MiB", "--on-failure", "undo"],
         lambda: any(store.open_uploads("")),
         signal.SIGINT,
         signal.SIGTERM,
@@ -84,6 +86,25 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
     assert not target.exists()
+
+
+def test_what_was_sent_is_kept_and_the_same_command_goes_on(sparse: Path, s3):
+    target = open_target(s3.at("kept"))
+    store = target.store
+    assert isinstance(store, Store)
+    command = ["convert", str(sparse), s3.at("kept"), "--memory", "128MiB"]
+
+    def has_sent() -> bool:
+        return any(store.list_parts(upload) for upload in store.open_uploads(target.prefix))
+
+    code, err, out = stopped(command, has_sent, signal.SIGINT)
+    assert (code, out) == (130, "")
+    assert "run the same command again to go on, or `reshard abort" in err
+    assert "ended" in ok("runs", s3.at("kept")).out
+    assert "open uploads, of 1 runs" in ok("abort", s3.at("kept")).out
+    assert list(store.open_uploads(target.prefix)) == []
+    assert list(target.objects()) == []
+    assert "runs       0" in ok("runs", s3.at("kept")).out
 
 
 def test_verify_stops_too(sparse: Path, tmp_path: Path):
@@ -104,7 +125,7 @@ def test_verify_stops_too(sparse: Path, tmp_path: Path):
 
 
 BATCH = """
-defaults: {{memory: 128MiB}}
+defaults: {{memory: 128MiB, on_failure: undo}}
 jobs:
   small: {{src: {small}, dst: {target}/small}}
   big: {{src: {sparse}, dst: {target}/big, needs: small}}
@@ -137,3 +158,24 @@ def test_a_batch_is_stopped_and_says_what_became_of_every_job(
         assert dict(line.split()[:2] for line in out.splitlines()[2:6]) == expected
     assert sorted(path.name for path in target.iterdir()) == ["small"]
     assert reshard.verify(str(target / "small")).is_ok
+
+
+def test_what_the_jobs_of_a_stopped_batch_sent_is_kept_and_said(sparse: Path, local: Place, s3: Place, tmp_path: Path):
+    file = tmp_path / "batch.yaml"
+    text = BATCH.format(small=local.full, sparse=sparse, target=s3.at("batch")).replace(", on_failure: undo", "")
+    file.write_text(text)
+    store = open_target(s3.at("batch/big")).store
+    assert isinstance(store, Store)
+
+    def has_sent() -> bool:
+        places = [open_target(s3.at(f"batch/{name}")) for name in ("big", "other")]
+        return all(any(map(store.list_parts, store.open_uploads(place.prefix))) for place in places)
+
+    code, err, _ = stopped(["run", str(file), "--jobs", "2"], has_sent, signal.SIGTERM, told="big: running\n")
+    assert code == 130
+    assert "interrupted: 1 of 4 jobs is done and stays\n" in err
+    assert "big: " in err.partition("interrupted: ")[2]
+    assert "run the same command again to go on" in err
+    for name in ("big", "other"):
+        ok("abort", s3.at(f"batch/{name}"))
+    assert list(store.open_uploads(open_target(s3.at("batch")).prefix)) == []
