@@ -221,7 +221,7 @@ class _JobFileReader:
                 given.setdefault(key, value)
         for key in ("src", "dst"):
             if not given.get(key):
-                text = f"{key} is empty" if fields.get(key) else f"{key} is missing"
+                text = f"{key} is missing" if fields.get(key) is None else f"{key} is empty"
                 self._note(places.get(key, path), text + f" in {variables.job}" * (variables.job != _UNTITLED))
         if len(self.problems) > before:
             return None
