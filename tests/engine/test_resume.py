@@ -63,9 +63,9 @@ class DyingStore(FaultyStore):
                 raise Transient("killed")
         return super()._do(verb, key, action, before_fault)
 
-    def upload_part(self, upload, number, offset, body):
+    def upload_part(self, upload, number, offset, body, checksum=None):
         self.sent_bytes += len(body)
-        return super().upload_part(upload, number, offset, body)
+        return super().upload_part(upload, number, offset, body, checksum)
 
 
 @pytest.fixture(autouse=True)
