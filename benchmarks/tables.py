@@ -150,6 +150,15 @@ def _own(workload: Mapping[str, Any]) -> tuple[str, ...]:
     return workload["title"], *sizes, f"{_wall_s(ways, 'roofline'):.1f} s", *told
 
 
+def integrity() -> str:
+    """CPU and wall time of each level, as multiples of those with none."""
+    rows = [
+        (row["server"], row["level"], *(f"{row[name]:.2f}" for name in ("cpu_s", "cpu_s_ratio", "wall_s_ratio")))
+        for row in _read("integrity.json")["rows"]
+    ]
+    return table(("server", "`--integrity`", "CPU seconds", "x `off`", "wall time x `off`"), rows)
+
+
 def _beside(workload: Mapping[str, Any], way: str) -> str:
     """Another way's seconds, and how many times reshard's they are: every byte through the client, and with copies."""
     ways = workload["ways"]
@@ -181,4 +190,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "latency": latency,
     "plans": plans,
     "tuning": tuning,
+    "integrity": integrity,
 }

@@ -61,6 +61,7 @@ def _providers() -> str:
         "listed by",
         "largest object",
         "parts",
+        "checks of what it receives",
     )
     rows = [
         (
@@ -71,6 +72,7 @@ def _providers() -> str:
             {1: "ListObjects", 2: "ListObjectsV2"}[row.list_version],
             _size(row.limits.max_object_bytes),
             "any lengths" if row.unequal_parts else "all equal: reading only",
+            {"crc32c": "CRC-32C", "md5": "Content-MD5", "asked": "asked by a first upload"}[row.upload_check],
         )
         for row in PROVIDERS
     ]

@@ -39,6 +39,12 @@ def weed_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
+def juicefs_server() -> Iterator[S3Server]:
+    """The JuiceFS gateway over plain HTTP."""
+    yield from _started(s3_servers.juicefs_server)
+
+
+@pytest.fixture(scope="session")
 def juicefs_tls_server() -> Iterator[S3Server]:
     """The JuiceFS gateway behind TLS: the stand-in for OBS."""
     yield from _started(s3_servers.juicefs_tls_server)

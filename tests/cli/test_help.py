@@ -12,6 +12,7 @@ import reshard
 SOURCE = {
     "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix",
     "--load-ckpt-format", "--check-crc", "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
+    "--give-up-after",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -19,7 +20,7 @@ CONVERSION = SOURCE | {
     "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
-    "--iteration",
+    "--iteration", "--integrity", "--verify", "--on-overflow",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
@@ -36,7 +37,7 @@ FLAGS = {
         "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
         "--fail-fast,--keep-going", "--if-exists",
     },
-    "verify": SHOWN | {"--subset"},
+    "verify": SHOWN | {"--subset", "--give-up-after"},
     "runs": {"--output", "--help"}, "abort": {"--output", "--help"},
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",

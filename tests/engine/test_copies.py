@@ -11,7 +11,6 @@ from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 from support.recording_store import RecordingStore
 
-from reshard.engine.digest import crc32c
 from reshard.engine.events import Noted, PhaseStarted, Progress
 from reshard.engine.execute import Policy, execute
 from reshard.engine.executors.arena import Arena
@@ -24,6 +23,7 @@ from reshard.planning.plan import make_plan, without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget
 from reshard.storage import LocalStore, Location, MemoryStore, StoreLimits
+from reshard.storage.checksums import crc_of
 from reshard.tensor import Layout, Strategy
 
 LEAST = 300
@@ -189,7 +189,7 @@ def test_checksums_are_of_what_passed_through_here(source, target):
     plan, source = scenario("replicas alone")
     place = new_place()
     manifest = execute(plan, source, place)
-    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(place).items()}
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc_of(body) for k, body in objects_at(place).items()}
     assert decode_manifest(stored(place)[plan.conversion.manifest_key], "m") == manifest
 
 
@@ -293,7 +293,7 @@ def test_a_store_that_cannot_copy_after_all(name, target):
         check_progress(events, without_copies(plan))
     assert manifest.conversion == plan.conversion
     assert verify_manifest(manifest, source, target).is_ok
-    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc_of(body) for k, body in objects_at(target).items()}
     assert decode_manifest(stored(target)[plan.conversion.manifest_key], "m") == manifest
 
 
@@ -375,7 +375,7 @@ def test_every_copy_but_the_first_is_refused(source, target):
     manifest = execute(plan, source, place)
     assert objects_at(target) == streamed(plan, source)
     assert verify_manifest(manifest, source, target).is_ok
-    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc_of(body) for k, body in objects_at(target).items()}
 
 
 @pytest.mark.parametrize("call", [2, 5])
@@ -567,7 +567,7 @@ def test_a_later_replica_is_refused(target, call):
     manifest = execute(plan, source, place, listener=events.append)
     assert objects_at(target) == streamed(plan, source)
     assert verify_manifest(manifest, source, target).is_ok
-    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc32c(body) for k, body in objects_at(target).items()}
+    assert {r.key: r.crc32c for r in manifest.receipts} == {k: crc_of(body) for k, body in objects_at(target).items()}
     assert notes(events) == ["1 equal outputs could not be copied by the store: they are streamed instead"]
     assert not list(target.store.open_uploads(""))
     assert place.store.calls["create_upload"] == place.store.calls["complete_upload"] == 4

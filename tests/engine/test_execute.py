@@ -409,7 +409,7 @@ def test_what_could_not_be_removed_is_told_with_any_error(source, target):
 
 def test_an_object_of_another_length_than_was_sent_is_no_success(source, target):
     class Losing(MemoryStore):
-        def complete_upload(self, upload, parts):
+        def complete_upload(self, upload, parts, crcs=None):
             info = super().complete_upload(upload, parts)
             return replace(info, nbytes=info.nbytes - 1)
 
@@ -575,7 +575,7 @@ def test_an_interrupt_ends_a_hanging_upload_within_seconds(source):
     class Hanging(MemoryStore):
         hangs = threading.Event()
 
-        def upload_part(self, upload, number, offset, body):
+        def upload_part(self, upload, number, offset, body, checksum=None):
             self.hangs.set()
             while not self.should_stop():
                 threading.Event().wait(0.01)

@@ -223,13 +223,13 @@ def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
     plan = planned("two", staging="always")
     put = MemoryStore.put
 
-    def failing(store, key, body):
+    def failing(store, key, body, checksum=None):
         if key.startswith("two/"):
             raise RuntimeError("made up")
-        return put(store, key, body)
+        return put(store, key, body, checksum)
 
     monkeypatch.setattr(MemoryStore, "put", failing)
-    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
+    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key, *, is_checked: failing(store, key, b""))
     with pytest.raises(RuntimeError, match="made up"):
         reshard.convert(plan=plan, on_failure="undo")
     assert not outputs("two")
@@ -240,10 +240,10 @@ def test_chunks_are_kept_for_the_next_run_if_the_second_pass_fails(lab, monkeypa
     plan = planned("two", staging="always")
     put = MemoryStore.put
 
-    def failing(store, key, body):
+    def failing(store, key, body, checksum=None):
         if key.startswith("two/rank"):
             raise RuntimeError("made up")
-        return put(store, key, body)
+        return put(store, key, body, checksum)
 
     with monkeypatch.context() as context:
         context.setattr(MemoryStore, "put", failing)
@@ -403,10 +403,10 @@ def test_chunks_that_cannot_be_removed_after_a_failure_are_told(lab, monkeypatch
     plan = planned("two", staging="always")
     put, delete = MemoryStore.put, MemoryStore.delete
 
-    def failing(store, key, body):
+    def failing(store, key, body, checksum=None):
         if key.startswith("two/"):
             raise Denied("made up")
-        return put(store, key, body)
+        return put(store, key, body, checksum)
 
     def refused(store, key):
         if key.endswith("/c/0/0"):
@@ -414,7 +414,7 @@ def test_chunks_that_cannot_be_removed_after_a_failure_are_told(lab, monkeypatch
         delete(store, key)
 
     monkeypatch.setattr(MemoryStore, "put", failing)
-    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
+    monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key, *, is_checked: failing(store, key, b""))
     monkeypatch.setattr(MemoryStore, "delete", refused)
     with pytest.raises(Denied, match="made up") as failure:
         reshard.convert(plan=plan, on_failure="undo")

@@ -10,7 +10,6 @@ from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
 
-from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
 from reshard.engine.locations import Locations
 from reshard.engine.writer import CopyRefusal, PartReceipt, PartWriter
@@ -18,6 +17,7 @@ from reshard.errors import Interrupted, StorageError, Unsupported
 from reshard.planning.limits import Limits
 from reshard.planning.steps.steps import StreamedPart
 from reshard.storage import LocalStore, Location, MemoryStore, StoreLimits
+from reshard.storage.checksums import crc_of
 from reshard.tensor import ByteRange, Layout, Strategy
 
 LIMITS = Limits(concurrency=2, min_part_bytes=300, part_bytes=300, row_bytes=1, min_copy_source_bytes=300)
@@ -45,7 +45,7 @@ def test_a_part_of_an_upload(lab):
     upload = store.create_upload(f"to/{rank_key(0)}")
     writer = PartWriter(plan, {rank_key(0): upload}, locations)
     receipt = writer.stream(rank_key(0), PART, memoryview(bytes(304)), SCRATCH)
-    assert receipt == PartReceipt(rank_key(0), 2, receipt.etag, 304, crc32c(bytes(304)))
+    assert receipt == PartReceipt(rank_key(0), 2, receipt.etag, 304, crc_of(bytes(304)), "local")
     assert not stored(locations.target)
     store.complete_upload(upload, [(2, receipt.etag)])
     assert stored(locations.target) == {rank_key(0): bytes(304)}
@@ -56,7 +56,7 @@ def test_an_object_that_is_put(lab):
     writer = PartWriter(plan, {rank_key(0): None}, locations)
     receipt = writer.stream(rank_key(0), PART, memoryview(b"abc"), SCRATCH)
     found = locations.target.store.head(f"to/{rank_key(0)}")
-    assert receipt == PartReceipt(rank_key(0), 2, found.etag, 3, crc32c(b"abc"))
+    assert receipt == PartReceipt(rank_key(0), 2, found.etag, 3, crc_of(b"abc"), "local")
 
 
 def test_only_keys_with_an_upload_are_written(lab):
@@ -79,7 +79,7 @@ def test_an_object_that_is_put_too_late_is_removed(lab):
 
 def test_a_shorter_object_than_was_put_is_an_error(lab):
     class Losing(MemoryStore):
-        def put(self, key, body):
+        def put(self, key, body, checksum=None):
             return super().put(key, body[:-1])
 
     plan, locations = lab
@@ -99,7 +99,7 @@ def copied(plan, locations, store):
 def test_a_copied_part_has_no_checksum(lab):
     plan, locations = lab
     receipt = copied(plan, locations, locations.target.store)
-    assert receipt == PartReceipt(rank_key(0), 1, receipt.etag, 392, None)
+    assert receipt == PartReceipt(rank_key(0), 1, receipt.etag, 392, None, "copy")
 
 
 def test_a_refused_copy_is_no_error(lab):

@@ -37,7 +37,6 @@ from support.random_plans import (
     under_new_names,
 )
 
-from reshard.engine.digest import crc32c
 from reshard.engine.execute import execute
 from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.verification import verify_manifest
@@ -49,6 +48,7 @@ from reshard.planning.plan import without_copies
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, MemoryStore, StoreLimits
+from reshard.storage.checksums import crc_of
 from reshard.tensor import Layout
 
 # Plans take a while to draw and to check, and how long depends on the machine.
@@ -227,7 +227,7 @@ def check_streamed_is_the_same(plan, source, target, written):
     streamed = stored(target)
     del streamed[plan.conversion.manifest_key]
     assert streamed == written
-    assert all(receipt.crc32c == crc32c(written[receipt.key]) for receipt in manifest.receipts)
+    assert all(receipt.crc32c == crc_of(written[receipt.key]) for receipt in manifest.receipts)
 
 
 def check_spoilt_copy_is_found(data, plan, manifest, source, target):

@@ -112,7 +112,7 @@ def test_delete_leaves_folders_that_another_made(store: LocalStore, tmp_path: Pa
 
 def test_undone_commit_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
     first, second = store.create_upload("rank_0/a"), store.create_upload("rank_0/b")
-    store.complete_upload(first, [(1, store.upload_part(first, 1, 0, b"x"))])
+    store.complete_upload(first, [(1, store.upload_part(first, 1, 0, b"x").etag)])
     store.delete("rank_0/a")
     store.abort_upload(second)
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +134,7 @@ def test_failed_put_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
 
 def test_unfinished_objects_of_a_dead_process_are_found(store: LocalStore, tmp_path: Path) -> None:
     upload = store.create_upload("rank_0/a.ckpt")
-    etag = store.upload_part(upload, 1, 0, b"hello")
+    etag = store.upload_part(upload, 1, 0, b"hello").etag
     again = LocalStore(tmp_path / "root")
     assert list(again.open_uploads("rank_0/a")) == [upload]
     assert list(again.list("")) == []
@@ -143,7 +143,7 @@ def test_unfinished_objects_of_a_dead_process_are_found(store: LocalStore, tmp_p
 
 def test_parts_must_lie_end_to_end(store: LocalStore) -> None:
     upload = store.create_upload("a")
-    sent = [(1, store.upload_part(upload, 1, 0, b"hello")), (2, store.upload_part(upload, 2, 6, b"world"))]
+    sent = [(1, store.upload_part(upload, 1, 0, b"hello").etag), (2, store.upload_part(upload, 2, 6, b"world").etag)]
     with pytest.raises(StorageError, match="begins at 6, the one before it ends at 5"):
         store.complete_upload(upload, sent)
 
@@ -214,8 +214,8 @@ def test_copies_by_hand_where_the_kernel_does_not(
     monkeypatch.setattr(os, "copy_file_range", refuse)
     upload = store.create_upload("b")
     parts = [
-        (1, store.upload_part(upload, 1, 0, b"first")),
-        (2, store.copy_part(upload, 2, 5, store, "a", ByteRange(3, source.nbytes), source.etag)),
+        (1, store.upload_part(upload, 1, 0, b"first").etag),
+        (2, store.copy_part(upload, 2, 5, store, "a", ByteRange(3, source.nbytes), source.etag).etag),
     ]
     assert content(store, store.complete_upload(upload, parts)) == b"first" + data[3:]
     assert len(asked) == (3 if number is None else 1)
@@ -225,7 +225,7 @@ def test_copies_by_hand_where_there_is_no_such_call(store: LocalStore, monkeypat
     monkeypatch.delattr(os, "copy_file_range")
     store.put("a", b"hello")
     upload = store.create_upload("b")
-    parts = [(1, store.copy_part(upload, 1, 0, store, "a", ByteRange(1, 4)))]
+    parts = [(1, store.copy_part(upload, 1, 0, store, "a", ByteRange(1, 4)).etag)]
     assert content(store, store.complete_upload(upload, parts)) == b"ell"
 
 
@@ -272,7 +272,7 @@ def hidden_files(folder: Path) -> list[Path]:
 
 def test_hidden_files_are_no_objects_and_do_not_stay(store: LocalStore, tmp_path: Path) -> None:
     upload, aborted = store.create_upload("x/a"), store.create_upload("x/b")
-    sent = [(1, store.upload_part(upload, 1, 0, b"hello"))]
+    sent = [(1, store.upload_part(upload, 1, 0, b"hello").etag)]
     assert len(hidden_files(tmp_path)) == 4
     for path in hidden_files(tmp_path):
         with pytest.raises(UsageError, match="cannot be a key"):
@@ -286,7 +286,7 @@ def test_hidden_files_are_no_objects_and_do_not_stay(store: LocalStore, tmp_path
 
 def test_parts_whose_record_was_cut_short_do_not_count(store: LocalStore, tmp_path: Path) -> None:
     upload = store.create_upload("a")
-    etag = store.upload_part(upload, 1, 0, b"hello")
+    etag = store.upload_part(upload, 1, 0, b"hello").etag
     (record,) = (path for path in hidden_files(tmp_path) if path.name.endswith("+a"))
     with record.open("a") as file:
         file.write("2 5+6")

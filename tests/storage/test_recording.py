@@ -28,7 +28,7 @@ def test_counts_by_kind() -> None:
     store = RecordingStore(MemoryStore())
     store.put("a", b"12345")
     upload = store.create_upload("b")
-    etag = store.upload_part(upload, 1, 0, b"123")
+    etag = store.upload_part(upload, 1, 0, b"123").etag
     list(store.list_parts(upload))
     store.complete_upload(upload, [(1, etag)])
     store.abort_upload(upload)

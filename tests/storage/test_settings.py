@@ -48,9 +48,9 @@ def host_of(store: S3Store) -> str:
     def caught(request, **_: object) -> None:
         raise _SentError(request.url)
 
-    store._client.meta.events.register("before-send.s3", caught)
+    store._connection.client.meta.events.register("before-send.s3", caught)
     with pytest.raises(_SentError) as sent:
-        store._client.head_object(Bucket=store.settings.bucket, Key="k")
+        store._connection.client.head_object(Bucket=store.settings.bucket, Key="k")
     return str(sent.value)
 
 
@@ -160,7 +160,7 @@ def test_obs_keys_come_first(clean_environ: pytest.MonkeyPatch) -> None:
     clean_environ.setenv("OBS_ENDPOINT", "https://obs.cn-north-4.myhuaweicloud.com")
 
     def key_used() -> str:
-        return bucket("obs://models/a")._client._request_signer._credentials.access_key
+        return bucket("obs://models/a")._connection.client._request_signer._credentials.access_key
 
     assert key_used() == "AKAWS"
     clean_environ.setenv("OBS_ACCESS_KEY_ID", "AKOBS")
@@ -199,7 +199,7 @@ def test_which_keys_are_used_and_said(
     ).items():
         clean_environ.setenv(name, value)
     store = bucket(url)
-    signer = store._client._request_signer._credentials
+    signer = store._connection.client._request_signer._credentials
     assert (signer.access_key, signer.token) == (used, "TKJOB" if used == "AKJOB" else None)
     assert describe_access(f"{url}/k") == f"S3-compatible store at https://10.0.0.1, credentials from {source}"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Transient
-from reshard.storage import Body, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
+from reshard.storage import Body, Checksum, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -83,17 +83,20 @@ class FaultyStore:
 
         self._do("read_into", key, lambda: self.inner.read_into(key, span, target, etag), before_fault=cut)
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
-        return self._do("put", key, lambda: self.inner.put(key, body))
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
+        return self._do("put", key, lambda: self.inner.put(key, body, checksum))
 
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))
 
-    def create_upload(self, key: str) -> Upload:
-        return self._do("create_upload", key, lambda: self.inner.create_upload(key))
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:
+        return self._do("create_upload", key, lambda: self.inner.create_upload(key, is_checked=is_checked))
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
-        return self._do("upload_part", upload.key, lambda: self.inner.upload_part(upload, number, offset, body))
+    def upload_part(
+        self, upload: Upload, number: int, offset: int, body: Body, checksum: Checksum | None = None
+    ) -> PartInfo:
+        send = self.inner.upload_part
+        return self._do("upload_part", upload.key, lambda: send(upload, number, offset, body, checksum))
 
     def copies_from(self, source: ReadStore) -> bool:
         return self.inner.copies_from(source)
@@ -107,15 +110,17 @@ class FaultyStore:
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
+    ) -> PartInfo:
         copy = self.inner.copy_part
         return self._do("copy_part", upload.key, lambda: copy(upload, number, offset, source, key, span, etag))
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         return self._do("list_parts", upload.key, lambda: self.inner.list_parts(upload))
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
-        return self._do("complete_upload", upload.key, lambda: self.inner.complete_upload(upload, parts))
+    def complete_upload(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], crcs: Mapping[int, tuple[int, int]] | None = None
+    ) -> ObjectInfo:
+        return self._do("complete_upload", upload.key, lambda: self.inner.complete_upload(upload, parts, crcs))
 
     def abort_upload(self, upload: Upload) -> None:
         self._do("abort_upload", upload.key, lambda: self.inner.abort_upload(upload))

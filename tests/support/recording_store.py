@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from reshard.storage import Body, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
+from reshard.storage import Body, Checksum, ObjectInfo, PartInfo, ReadStore, ShouldStop, Store, StoreLimits, Upload
 from reshard.tensor import ByteRange
 
 
@@ -130,9 +130,9 @@ class RecordingStore(RecordingReadStore, Store):
     def limits(self) -> StoreLimits:
         return self._writable.limits
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
         self._count("put")
-        info = self._writable.put(key, body)
+        info = self._writable.put(key, body, checksum)
         self._add(written_bytes=memoryview(body).nbytes)
         return info
 
@@ -140,15 +140,17 @@ class RecordingStore(RecordingReadStore, Store):
         self._count("delete")
         self._writable.delete(key)
 
-    def create_upload(self, key: str) -> Upload:
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:
         self._count("create")
-        return self._writable.create_upload(key)
+        return self._writable.create_upload(key, is_checked=is_checked)
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
+    def upload_part(
+        self, upload: Upload, number: int, offset: int, body: Body, checksum: Checksum | None = None
+    ) -> PartInfo:
         self._count("part")
-        etag = self._writable.upload_part(upload, number, offset, body)
+        part = self._writable.upload_part(upload, number, offset, body, checksum)
         self._add(written_bytes=memoryview(body).nbytes)
-        return etag
+        return part
 
     def copies_from(self, source: ReadStore) -> bool:
         return self._writable.copies_from(source)
@@ -162,7 +164,7 @@ class RecordingStore(RecordingReadStore, Store):
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
+    ) -> PartInfo:
         self._count("copy")
         part = self._writable.copy_part(upload, number, offset, source, key, span, etag)
         self._add(copied_bytes=span.nbytes)
@@ -172,9 +174,11 @@ class RecordingStore(RecordingReadStore, Store):
         self._count("parts")
         return self._writable.list_parts(upload)
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+    def complete_upload(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], crcs: Mapping[int, tuple[int, int]] | None = None
+    ) -> ObjectInfo:
         self._count("complete")
-        return self._writable.complete_upload(upload, parts)
+        return self._writable.complete_upload(upload, parts, crcs)
 
     def abort_upload(self, upload: Upload) -> None:
         self._count("abort")

@@ -7,7 +7,7 @@ from ..planning.cost.estimate import Estimate, Speeds, estimate_plan
 from ..planning.cost.prices import Payee, choose_table, parse_prices
 from ..planning.plan import Plan
 from ..storage import open_location, provider_name
-from .request import ASSUMPTIONS
+from .assumptions import ASSUMPTIONS
 
 
 def estimate(

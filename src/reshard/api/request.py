@@ -15,8 +15,7 @@ from ..errors import UsageError, write_options
 from ..errors import option as named
 from .option_field import (
     OptionField,
-    parse_duration,
-    parse_rate,
+    parse_patience,
     parse_size,
     read_config,
     read_document,
@@ -30,7 +29,7 @@ from .option_field import (
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
 """Ends of URLs that name a single object."""
 
-SOURCE, CHANGES, TARGET, RUN, ESTIMATE = "Source", "Names and values", "Target", "Run", "Estimate"
+SOURCE, CHANGES, TARGET, RUN = "Source", "Names and values", "Target", "Run"
 
 
 def _field(help: str, metavar: str, group: str, otherwise: Any = None, **more: Any) -> Any:  # noqa: A002
@@ -163,10 +162,7 @@ class Request:
     form: str | None = _choice(
         "Form of a full checkpoint (hf, mindspore, zarr) or of rank shards (iteration).",
         TARGET,
-        "hf",
-        "mindspore",
-        "zarr",
-        "iteration",
+        *("hf", "mindspore", "zarr", "iteration"),
         default="hf, or zarr if DST ends in .zarr",
     )
     format: str | None = _choice("Format of the objects.", TARGET, "safetensors", "ckpt", default="safetensors")
@@ -198,26 +194,38 @@ class Request:
         "What to do where outputs exist: skip leaves a finished conversion that is the same, and refuses anything "
         "else; fail refuses; replace replaces them.",
         TARGET,
-        "skip",
-        "fail",
-        "replace",
+        *("skip", "fail", "replace"),
         default="skip",
     )
     overwrite: bool = _switch(f"Replace outputs that exist: {named('if_exists', 'replace')} in short.", TARGET)
 
     memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
     concurrency: int | None = _field("Requests in flight at once.", "N", RUN, default="8", least=1)
+    give_up_after: float | None = _field(
+        "How long to wait for a store that does not answer.",
+        "TIME",
+        RUN,
+        default="15min; 1min for a store that has never answered",
+        read=parse_patience,
+    )
     copy: str | None = _choice(
         "Whether the store copies byte ranges itself where it can.", RUN, "auto", "never", default="auto"
     )
     staging: str | None = _choice(
         "Whether to write tensors to a zarr store first; auto does where it is cheaper.",
         RUN,
-        "auto",
-        "never",
-        "always",
+        *("auto", "never", "always"),
         default="auto",
     )
+    integrity: str | None = _choice(
+        "What must prove that the store has received what was sent: off lengths alone, fast a CRC-32C where the store "
+        "checks one, auto an MD5 where it checks only that, strict refuses a store that checks neither and implies "
+        f"{named('verify')}.",
+        RUN,
+        *("off", "fast", "auto", "strict"),
+        default="auto",
+    )
+    verify: bool = _switch("Read every range of the source again until it comes twice the same.", RUN)
     staging_url: str | None = _field("URL of that zarr store.", "URL", RUN, default="beside DST")
     on_failure: str | None = _choice(
         "What an error leaves: keep what was sent, for the next run of the same conversion, or undo it.",
@@ -268,6 +276,11 @@ class Request:
         _raise([*_contradictions(self), *_object_contradictions(self)])
 
     @property
+    def reads_twice(self) -> bool:
+        """Whether every range of the source is read again."""
+        return self.verify or self.integrity == "strict"
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the target is rank shards."""
         return bool(self.dst_strategy or self.dst_layout or self.parallel)
@@ -290,14 +303,18 @@ SOURCE_OPTIONS = (
     *(name for name, each in OPTIONS.items() if each.group == SOURCE),
     *("family", "naming", "option", "config"),  # what a source's parallel sizes may need
     "concurrency",
+    "give_up_after",
 )
 """Options that concern the source alone."""
 
-RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart")
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart", "give_up_after")
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)
 """Options that a plan depends on."""
+
+PLANNING_OPTIONS = (*PLAN_OPTIONS, "give_up_after")
+"""Options that concern making a plan."""
 
 STRATEGY_OPTIONS = ("parallel", "to", "family", "naming", "config", "option")
 """Options that a strategy made from parallel sizes depends on."""
@@ -314,22 +331,6 @@ Request.__doc__ = f"""{Request.__doc__}
     ----------
 {_PARAMETERS}
     """
-
-
-ASSUMPTIONS: Mapping[str, OptionField] = {
-    "bandwidth": OptionField("Bandwidth of the line, for the time estimate.", "RATE", ESTIMATE, "1GB/s", parse_rate),
-    "latency": OptionField("Latency of a request, for the time estimate.", "TIME", ESTIMATE, "20ms", parse_duration),
-    "egress": OptionField(
-        "Where this machine is, seen from the source: in its region, or outside.",
-        "region|internet",
-        ESTIMATE,
-        "region",
-        choices=("region", "internet"),
-    ),
-    "prices": OptionField("Price tables that take precedence over the built-in ones.", "URL", ESTIMATE),
-    "price_table": OptionField("Price table to use for all stores.", "NAME", ESTIMATE, "each store's own"),
-}
-"""What an estimate assumes."""
 
 
 def _with_suggestion(name: str) -> str:
@@ -376,6 +377,8 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         if request.form == "iteration":
             hint = "It is one object per rank."
             yield UsageError(f"{named('form', 'iteration')} needs a target strategy or layout", hint=hint)
+    if request.verify and request.integrity == "off":
+        yield UsageError(f"{named('verify')} and {named('integrity', 'off')} contradict each other")
     if request.overwrite and request.if_exists not in (None, "replace"):
         yield UsageError(f"{named('overwrite')} and {named('if_exists', request.if_exists)} contradict each other")
     if request.staging == "never" and request.staging_url:

@@ -11,14 +11,14 @@ from ..engine.sources.saved_point import confirm_point, resumable_name
 from ..engine.sources.strategy_files import StrategySource, read_object
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
-from ..errors import PlanError, UsageError, option, raise_all
+from ..errors import FormatError, PlanError, StorageError, UsageError, option, raise_all
 from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
 from ..models.parallel_config import ParallelConfig
 from ..planning.catalog import Catalog
 from ..planning.change import Change, make_tensors
 from ..planning.conversion import Conversion
-from ..planning.limits import Limits
+from ..planning.limits import Integrity, Limits
 from ..planning.outputs.output import Attachment, TargetTensor
 from ..planning.plan import StagingMode
 from ..planning.share_documents import manifest_key_of
@@ -36,9 +36,12 @@ from .changes import (
     strategy_from_parallel,
     with_runs_of_target,
 )
+from .connecting import connecting
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
+
+_MOST_READS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,13 @@ class Hooks:
         return request, ()
 
 
-@shared_connections()
 def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None = None) -> Resolved:
     """Find out what a request means; nothing is written. Errors are those of the tree in :mod:`reshard.errors`."""
-    hooks = hooks or Hooks()
+    with connecting(request, on_event):
+        return _resolve(request, on_event, hooks or Hooks())
+
+
+def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     # Whatever needs no headers comes first, so that mistakes in it show at once.
     target_files = strategy_source(request.dst_strategy, request.dst_layout)
     wanted = hooks.select(source_options(request), target_files)
@@ -91,7 +97,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     limits = limits_of(base, request)
     _check_apart(open_source(request.src), base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
-    catalog = _read_headers(request, wanted, limits.concurrency)
+    catalog = _read_proven_headers(request, wanted, limits.concurrency)
     names = [entry.spec.name for entry in catalog.entries]
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
     renamed = renames.apply(names)
@@ -114,6 +120,35 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)
     return Resolved(conversion, limits, copy_bases(base, catalog, request), _staging_mode(base, catalog, request))
+
+
+def _read_proven_headers(request: Request, wanted: SourceOptions, concurrency: int) -> Catalog:
+    """Read the source's headers; where what is read will be proven, until two reads in a row agree."""
+    before: Catalog | None = None
+    for left in reversed(range(_MOST_READS)):
+        try:
+            found = _read_headers(request, wanted, concurrency)
+        except FormatError:  # perhaps of a header that was damaged on its way
+            if not (request.reads_twice and left):
+                raise
+            continue
+        if found == before or (before is None and not _proves_reads(request, found)):
+            return found
+        before = found
+    raise StorageError(
+        f"{request.src}: no two of {_MOST_READS} reads of its headers in a row agree",
+        hint="It is being written, or something between here and the store changes bytes.",
+    )
+
+
+def _proves_reads(request: Request, catalog: Catalog) -> bool:
+    """Whether bytes that are read will be proven, so that headers, which decide what they mean, must be too."""
+    if request.reads_twice or request.integrity == "off":
+        return request.reads_twice
+    stored = next((item for item in catalog.objects if not item.fill), None)
+    place = stored and open_source((catalog.url, *catalog.others)[stored.base]).child(stored.key)
+    info = place.head_or_none() if place else None
+    return info is not None and info.checksum is not None
 
 
 def _target_strategy(
@@ -216,6 +251,8 @@ def limits_of(target: Location, request: Request) -> Limits:
         max_part_count=accepted.max_part_count,
         max_object_bytes=accepted.max_object_bytes,
         min_copy_source_bytes=accepted.min_copy_source_bytes,
+        read_count=2 if request.reads_twice else 1,
+        integrity=Integrity(request.integrity or default.integrity),
     )
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers, working
+from ..engine.writer import check_length, checked_body
 from ..errors import TargetExists, option, raise_all
 from ..formats.mindspore.strategy_file import StrategyFile
 from ..formats.mindspore.strategy_protobuf import encode_protobuf
-from ..planning.limits import Limits
+from ..planning.limits import Integrity, Limits
 from ..storage import Location, open_target
 
 _MERGED_NAME = "merged_ckpt_strategy.ckpt"
@@ -61,7 +62,9 @@ def write_strategy_set(
                 store.delete(place.child(name).key)
 
         def write(name: str) -> None:
-            store.put(place.child(name).key, contents[name])
+            at = place.child(name)
+            info = store.put(at.key, *checked_body(contents[name], Integrity.AUTO))
+            check_length(at, len(contents[name]), info)
 
         workers.map(write, [name for name in contents if name not in same])
 

@@ -81,7 +81,6 @@ def _run(arguments: list[str], log: JobLog) -> tuple[int, str]:
 
 def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
     """Return what writes a line for each event of a job."""
-    from ..engine.events import Noted, PhaseStarted, Progress
     from ..jobs.service_run import JobStarted, SharesMissing, ShareStarted, ShareWritten, StrategiesWritten
 
     def write(event: ServiceEvent) -> None:
@@ -100,7 +99,7 @@ def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
                 log.info(event.text)
             case StrategiesWritten():
                 log.info(f"strategy files of {counted(event.rank_count, 'rank')}: {event.url}")
-            case Noted() | PhaseStarted() | Progress():
+            case _:
                 lines(event)
 
     return write

@@ -20,8 +20,10 @@ from ..planning.explain import (
     TensorExplanation,
     explanation_to_json,
 )
+from ..planning.limits import Integrity
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
+from ..storage import upload_check
 from ..tensor import ByteRange
 from .flags import OutputForm
 from .printing import Facts, in_bytes, in_time, note_facts, print_facts, print_json, print_rows
@@ -66,6 +68,7 @@ def show_plan(
             *([("stage", _first_pass(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
             *estimate_facts(plan.cost, estimate),
             ("memory", memory),
+            ("integrity", _integrity(plan)),
             ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
             *note_facts(plan.notes),
             *([("saved", saved_as)] if saved_as else []),
@@ -73,6 +76,15 @@ def show_plan(
     )
     sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
     print_rows(("output", "tensors", "size"), sizes_of, 20)
+
+
+def _integrity(plan: Plan) -> str:
+    """Say what shall prove that bytes arrive."""
+    limits = plan.limits
+    if limits.integrity is Integrity.OFF:
+        return "off: lengths alone"
+    read = "by reading twice" if limits.read_count > 1 else "by checksums that stores keep"
+    return f"{limits.integrity}: sent bytes by {upload_check(plan.conversion.target_url)}, read bytes {read}"
 
 
 def _first_pass(first: Plan, estimate: PassEstimate) -> str:

@@ -67,6 +67,26 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
         (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
     ]
     print_rows(("output", "size", "crc32c"), rows, 20)
+    print_facts([("proven", proven_text(manifest))])
+
+
+_PROVEN = {
+    "crc32c": "by CRC-32C",
+    "md5": "by MD5",
+    "copy": "copied by the store",
+    "local": "with no network between",
+    "": "by length alone",
+}
+
+
+def proven_text(manifest: Manifest) -> str:
+    """Say what a run has proven of the objects that it wrote and read, and by what."""
+    counts, reads = Counter(receipt.proof for receipt in manifest.receipts), manifest.reads
+    written = ", ".join(f"{count} {_PROVEN[proof]}" for proof, count in counts.most_common())
+    kept = f"{reads.proven_count} of {reads.object_count} by checksums that the store keeps"
+    if reads.read_count > 1:
+        return f"written: {written}; read: {reads.object_count} by reading twice, {kept}"
+    return f"written: {written}; read: {kept}"
 
 
 def overflow_facts(manifest: Manifest) -> list[tuple[str, str]]:

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..errors import NotFound, ReshardError, SourceChanged, TargetInUse
+from ..planning.limits import Integrity
 from ..storage import Location, ObjectInfo
 from ..tensor import ByteRange
 from .events import Listener, Noted
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record, encode_record
+from .writer import checked_body
 
 BEAT_S = 10.0
 SILENCE_S = 35.0
@@ -99,7 +101,7 @@ class Claim:
             if self.earlier is None:
                 self._store.delete(self._place.key)
             else:
-                self._store.put(self._place.key, encode_record(self.earlier.ended()))
+                self._store.put(self._place.key, *checked_body(encode_record(self.earlier.ended()), Integrity.AUTO))
 
     def withdraw(self) -> None:
         """Leave the record as it was found, if it may be this run's although no answer has said so."""
@@ -112,7 +114,8 @@ class Claim:
             return
 
     def _write(self) -> None:
-        self._written = self._store.put(self._place.key, encode_record(self.record)).etag
+        data = encode_record(self.record)
+        self._written = self._store.put(self._place.key, *checked_body(data, Integrity.AUTO)).etag
 
     def run(self) -> None:
         """Beat until the run is over."""

@@ -1,28 +1,116 @@
-"""CRC-32C of whole objects, joined from those of their parts."""
+"""What proves that the bytes of a source arrived as its store has them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from awscrt import checksums
+from ..errors import StorageError, option
+from ..storage import KeptChecksum
+from ..storage.checksums import crc_of, joined_crc
+from ..tensor import ByteRange
 
-from ..storage import Body
+_MOST_READS = 5
+_GAP_BYTES = 16 << 20
+"""Most bytes of an object to read for nothing but its checksum: its header, and what lies between tensors."""
 
 
-def crc32c(data: Body) -> int:
-    """Return the CRC-32C of some bytes."""
-    return int(checksums.crc32c(data))
+@dataclass(frozen=True, slots=True)
+class ReadProof:
+    """What a run knows of the bytes that it read.
 
-
-def combined_crc32c(parts: Iterable[tuple[int, int]]) -> int:
-    """Return the CRC-32C of joined parts from ``(crc, nbytes)`` of each, in order.
-
-    Examples
-    --------
-    >>> combined_crc32c([(crc32c(b"1234"), 4), (crc32c(b""), 0), (crc32c(b"56789"), 5)]) == crc32c(b"123456789")
-    True
+    Parameters
+    ----------
+    read_count
+        How often each range was read, until two reads agreed.
+    object_count, proven_count
+        Objects of the source that a run reads, and those of them whose store keeps a checksum that their ranges have.
     """
-    total = 0
-    for crc, nbytes in parts:
-        total = int(checksums.combine_crc32c(total, crc, nbytes))
-    return total
+
+    read_count: int = 1
+    object_count: int = 0
+    proven_count: int = 0
+
+    @classmethod
+    def joined(cls, proofs: Iterable[ReadProof]) -> ReadProof:
+        """Return what several runs know together."""
+        found = list(proofs)
+        return cls(
+            min((proof.read_count for proof in found), default=1),
+            sum(proof.object_count for proof in found),
+            sum(proof.proven_count for proof in found),
+        )
+
+
+@dataclass(slots=True)
+class ReadLedger:
+    """Collects the CRC of every range that is read, from any thread, and compares them with what stores keep.
+
+    ``kept`` are the checksums of objects, by their position in the catalog; of others nothing is collected.
+    """
+
+    kept: Mapping[int, KeptChecksum]
+    _read: dict[int, dict[int, tuple[int, int]]] = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self._read = {index: {} for index in self.kept}
+
+    def add(self, index: int, span: ByteRange, data: memoryview) -> None:
+        """Record a range of an object that has arrived."""
+        if index not in self.kept or not span.nbytes:
+            return
+        crc = crc_of(data, self.kept[index].algorithm)
+        with self._lock:
+            ranges = self._read[index]
+            # Of two ranges that begin together either would do; the longer one leaves less to be read.
+            if ranges.get(span.start, (0, 0))[0] < span.stop:
+                ranges[span.start] = span.stop, crc
+
+    def settle(self, index: int, nbytes: int, read: Callable[[ByteRange], bytes]) -> bool | None:
+        """Compare an object's checksum with those of its ranges joined; None if too few of its bytes were read.
+
+        What is missing, a header, is read by ``read``.
+        """
+        pieces, at = list[tuple[int, int, int]](), 0
+        for start, (stop, crc) in sorted(self._read[index].items()):
+            if start >= at:  # others overlap one that is taken
+                pieces.append((start, stop, crc))
+                at = stop
+        if not pieces or nbytes - sum(stop - start for start, stop, _ in pieces) > _GAP_BYTES:
+            return None
+        kept, parts, at = self.kept[index], list[tuple[int, int]](), 0
+        for start, stop, crc in [*pieces, (nbytes, nbytes, 0)]:
+            if at < start:
+                parts.append((crc_of(read(ByteRange(at, start)), kept.algorithm), start - at))
+            if start < stop:
+                parts.append((crc, stop - start))
+            at = stop
+        return joined_crc(parts, kept.algorithm) == kept.value
+
+
+def read_until_equal(target: memoryview, fetch: Callable[[], object], where: str) -> None:
+    """Fill a buffer again until two reads in a row bring the same bytes; it has been filled once.
+
+    Raise StorageError if there are no such two.
+    """
+    crc = crc_of(target)
+    for _ in range(_MOST_READS - 1):
+        fetch()
+        before, crc = crc, crc_of(target)
+        if before == crc:
+            return
+    raise StorageError(
+        f"{where}: no two of {_MOST_READS} reads in a row brought the same bytes",
+        hint="Something between here and the store changes bytes: a proxy, a network card, memory.",
+    )
+
+
+def damaged(urls: Iterable[str]) -> StorageError:
+    """Make the error for objects whose bytes did not arrive as they are stored."""
+    return StorageError(
+        "bytes that were read are not those that the store has",
+        problems=[f"{url}: its checksum is not that of the bytes read" for url in sorted(urls)],
+        hint=f"Run again; {option('verify')} reads every range until it comes twice the same.",
+    )

@@ -12,11 +12,13 @@ from ..planning.share_documents import record_key_of
 from ..storage import Location
 from .claim import Claim, claimed
 from .destination import Destination, check_target
+from .digest import ReadLedger
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.threads import ThreadExecutor
 from .journal import Journal, Progressed, journal_keys
 from .locations import Locations, check_source
 from .manifest import Manifest, encode_manifest
+from .read_checks import check_reads, kept_checksums
 from .resume import Adopted, adopt, left_by, plan_of_earlier, remove_left
 from .run_record import RunRecord
 from .session import Run, UploadSession, upload_session
@@ -131,8 +133,9 @@ def _carry_out(
 ) -> Manifest:
     """Transfer and commit what is not there yet."""
     plan, workers = session.plan, session.workers
-    conversion, executor = plan.conversion, ThreadExecutor(locations, workers, session.meter)
-    check_source(plan, locations, workers)
+    conversion = plan.conversion
+    ledger = ReadLedger(kept_checksums(plan, check_source(plan, locations, workers)))
+    executor = ThreadExecutor(locations, workers, session.meter, ledger)
     session.begin()
     session.probe()
     listener(PhaseStarted("transfer"))
@@ -146,6 +149,7 @@ def _carry_out(
     session.put_small(executor)
     session.complete()
     session.replicate(executor)
+    reads = check_reads(plan, locations, workers, ledger)
     for attachment in conversion.attachments:
         session.put_document(attachment.key, locations.read(plan, attachment))
     # The last document makes a checkpoint of the other objects.
@@ -157,6 +161,6 @@ def _carry_out(
     if note := overflows.note(conversion.change.on_overflow):
         listener(Noted(note))
     session.compare()
-    manifest = Manifest(conversion, plan.limits, session.receipts(), overflows=overflows.counts)
+    manifest = Manifest(conversion, plan.limits, session.receipts(), reads, overflows=overflows.counts)
     session.put_document(conversion.manifest_key, encode_manifest(manifest))
     return manifest

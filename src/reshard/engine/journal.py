@@ -17,11 +17,11 @@ from typing import Any
 from ..errors import FormatError, NotFound
 from ..formats.strict_json import parse_json_object
 from ..planning.codec import decode
-from ..planning.limits import Limits
-from ..storage import Location
+from ..planning.limits import Integrity, Limits
+from ..storage import PROOFS, Location, Proof
 from .manifest import ObjectReceipt
 from .sources.strategy_files import read_object
-from .writer import PartReceipt
+from .writer import PartReceipt, checked_body
 
 _FORMAT = "reshard-journal/1"
 _EVERY_S = 1.0
@@ -117,7 +117,7 @@ class Journal:
                 self._keys.append(key)
                 self._count += 1
             data = json.dumps({"format": _FORMAT, "entries": entries}, separators=(",", ":")).encode()
-            self._store.put(key, data)
+            self._store.put(key, *checked_body(data, Integrity.AUTO))
 
     def remove(self) -> None:
         """Remove the journal of this run, and those of the runs before it."""
@@ -161,11 +161,11 @@ def read_journal(record_place: Location, run_id: str) -> Progressed:
 
 
 def _part(receipt: PartReceipt) -> list[Any]:
-    return ["part", receipt.key, receipt.number, receipt.etag, receipt.nbytes, receipt.crc32c]
+    return ["part", receipt.key, receipt.number, receipt.etag, receipt.nbytes, receipt.crc32c, receipt.proof]
 
 
 def _object(receipt: ObjectReceipt) -> list[Any]:
-    return ["object", receipt.key, receipt.nbytes, receipt.etag, receipt.crc32c]
+    return ["object", receipt.key, receipt.nbytes, receipt.etag, receipt.crc32c, receipt.proof]
 
 
 def _read_begin(found: Progressed, plan_id: str, limits: Any, copy_bases: list[int]) -> None:
@@ -180,14 +180,21 @@ def _read_upload(found: Progressed, key: str, upload_id: str) -> None:
     found.anew.discard(key)
 
 
-def _read_part(found: Progressed, key: str, number: int, etag: str, nbytes: int, crc: int | None) -> None:
-    _check_texts(key, etag)
-    found.parts.setdefault(key, {})[int(number)] = PartReceipt(key, int(number), etag, int(nbytes), crc)
+def _proof_of(text: Any) -> Proof:
+    return PROOFS[PROOFS.index(text)]
 
 
-def _read_object(found: Progressed, key: str, nbytes: int, etag: str, crc: int | None) -> None:
+def _read_part(found: Progressed, key: str, number: int, etag: str, nbytes: int, *rest: Any) -> None:
+    crc, proof = rest
     _check_texts(key, etag)
-    found.objects[key] = ObjectReceipt(key, int(nbytes), etag, crc)
+    found.parts.setdefault(key, {})[int(number)] = PartReceipt(
+        key, int(number), etag, int(nbytes), crc, _proof_of(proof)
+    )
+
+
+def _read_object(found: Progressed, key: str, nbytes: int, etag: str, crc: int | None, proof: Proof) -> None:
+    _check_texts(key, etag)
+    found.objects[key] = ObjectReceipt(key, int(nbytes), etag, crc, _proof_of(proof))
 
 
 def _read_anew(found: Progressed, key: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import SourceChanged, raise_all
 from ..planning.catalog import SourceObject
 from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan
-from ..storage import Location, ReadStore, open_source, open_target
+from ..storage import KeptChecksum, Location, ReadStore, open_source, open_target
 from ..tensor import ByteRange
+from .digest import read_until_equal
 from .workers import Workers
 
 
@@ -40,7 +41,17 @@ class Locations:
         """Read a small object of the source whole."""
         item = plan.catalog.objects[attachment.index]
         place = self.source(item)
-        return place.store.read(place.key, ByteRange(0, item.nbytes), item.etag) if item.nbytes else b""
+        if not item.nbytes:
+            return b""
+        span, data = ByteRange(0, item.nbytes), bytearray(item.nbytes)
+
+        def fetch() -> None:
+            data[:] = place.store.read(place.key, span, item.etag)
+
+        fetch()
+        if plan.limits.read_count > 1:
+            read_until_equal(memoryview(data), fetch, place.url)
+        return bytes(data)
 
 
 def _opened(source_urls: Sequence[str], target_url: str) -> Locations:
@@ -53,11 +64,18 @@ def stored_since(place: Location) -> Iterator[str]:
         yield f"{place.url}: expected a chunk that is not stored, found {info.nbytes} bytes"
 
 
-def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str = "Make a new plan.") -> None:
-    """Raise SourceChanged unless every object of the source is the one that the plan was made from."""
-    problems: list[str] = []
+def check_source(
+    plan: Plan, locations: Locations, workers: Workers, hint: str = "Make a new plan."
+) -> Mapping[int, KeptChecksum]:
+    """Raise SourceChanged unless every object of the source is the one that the plan was made from.
 
-    def check(item: SourceObject) -> None:
+    Return the checksums that stores keep of them, by their position in the catalog.
+    """
+    problems: list[str] = []
+    kept: dict[int, KeptChecksum] = {}
+
+    def check(index: int) -> None:
+        item = plan.catalog.objects[index]
         place = locations.source(item)
         if item.fill:
             problems.extend(stored_since(place))
@@ -69,8 +87,11 @@ def check_source(plan: Plan, locations: Locations, workers: Workers, hint: str =
             problems.append(
                 f"{place.url}: expected {item.nbytes} bytes with etag {item.etag}, found {info.nbytes} with {info.etag}"
             )
+        elif info.checksum:
+            kept[index] = info.checksum
 
     # Staged chunks are this run's own; each read and copy of one is pinned to its etag.
     staged_base = len(plan.catalog.others) if plan.staging else None
-    workers.map(check, [item for item in plan.catalog.objects if item.base != staged_base])
+    workers.map(check, [index for index, item in enumerate(plan.catalog.objects) if item.base != staged_base])
     raise_all(SourceChanged, "the source is not what the plan was made from", sorted(problems), hint=hint)
+    return kept

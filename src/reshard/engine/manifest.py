@@ -11,11 +11,13 @@ from typing import Any
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
-from ..planning.codec import at, decode, each_of, fields_of, integer, mapping, refused, text
+from ..planning.codec import at, choice, decode, each_of, fields_of, integer, mapping, refused, text
 from ..planning.conversion import Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import group_by_layout
 from ..planning.plan_json import conversion_from_json, conversion_ids, conversion_to_json, unreadable
+from ..storage import PROOFS, Proof
+from .digest import ReadProof
 
 _FORMAT = "reshard-manifest/2"
 _HINT = "Convert again."
@@ -30,13 +32,14 @@ class ObjectReceipt:
     """One object that was written.
 
     ``key`` is relative to the target's URL, ``crc32c`` covers all bytes and is None where the store copied
-    some of them.
+    some of them and does not tell it. ``proof`` is what shows that the store has them as they were sent.
     """
 
     key: str
     nbytes: int
     etag: str
     crc32c: int | None
+    proof: Proof = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,13 @@ class Manifest:
 
     Verifying keeps to the limits that the run kept to. ``was_done`` is set if an earlier run had finished it; it is
     not stored. ``overflows`` counts values that their new dtype could not hold, by the source's names of tensors.
+    ``reads`` is what the run knows of the bytes that it read.
     """
 
     conversion: Conversion
     limits: Limits
     receipts: tuple[ObjectReceipt, ...]
+    reads: ReadProof = field(default_factory=ReadProof)
     was_done: bool = field(default=False, compare=False)
     overflows: Mapping[str, int] = field(default_factory=dict)
 
@@ -81,6 +86,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "nbytes": receipt.nbytes,
                 "etag": receipt.etag,
                 "crc32c": None if receipt.crc32c is None else f"{receipt.crc32c:08x}",
+                "proof": receipt.proof,
                 "tensors": set_of_key.get(receipt.key),
             }
             for receipt in manifest.receipts
@@ -89,6 +95,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             {spec.name: {"dtype": spec.dtype.value, "shape": list(spec.shape)} for spec in specs}  # type: ignore[attr-defined]
             for specs in number_of
         ],
+        "reads": asdict(manifest.reads),
         "limits": asdict(manifest.limits),
         "overflows": dict(manifest.overflows),
         "conversion": conversion_to_json(conversion),
@@ -111,6 +118,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     with unreadable("the manifest", where, _HINT):
         receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
         limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
+        reads: ReadProof = at("reads", partial(decode, ReadProof), body.get("reads"))
         found = at("overflows", mapping, body.get("overflows", {}))
         overflows = {name: at("overflows", integer, count) for name, count in found.items()}
         conversion = conversion_from_json(body.get("conversion"))
@@ -120,7 +128,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         if len(keys) != len(expected) or set(keys) != expected:
             strange = sorted(set(keys) ^ expected) or [f"{len(keys)} outputs"]
             raise refused(f"the conversion's {len(expected)}, each once", strange[0], "outputs")
-    return Manifest(conversion, limits, receipts, overflows=overflows)
+    return Manifest(conversion, limits, receipts, reads, overflows=overflows)
 
 
 def ids_at_start(data: bytes) -> tuple[str, str] | None:
@@ -133,11 +141,15 @@ def ids_at_start(data: bytes) -> tuple[str, str] | None:
 
 
 def _receipt(value: object) -> ObjectReceipt:
-    output = fields_of(value, ("key", "nbytes", "etag", "crc32c"), ("tensors",))
+    output = fields_of(value, ("key", "nbytes", "etag", "crc32c", "proof"), ("tensors",))
     if output.get("tensors") is not None:
         at("tensors", integer, output["tensors"])
     key, etag = at("key", text, output["key"]), at("etag", text, output["etag"])
-    return ObjectReceipt(key, at("nbytes", integer, output["nbytes"]), etag, at("crc32c", _crc, output["crc32c"]))
+    nbytes, crc = at("nbytes", integer, output["nbytes"]), at("crc32c", _crc, output["crc32c"])
+    return ObjectReceipt(key, nbytes, etag, crc, at("proof", _proof, output["proof"]))
+
+
+_proof = partial(choice, {proof: proof for proof in PROOFS})
 
 
 def _crc(value: object) -> int | None:

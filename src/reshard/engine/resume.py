@@ -9,13 +9,13 @@ from ..errors import NotFound, PlanError, ReshardError
 from ..planning.plan import Plan, make_plan, without_copies
 from ..planning.plan_json import plan_id_of
 from ..storage import Location, Upload
-from .digest import combined_crc32c
+from ..storage.checksums import joined_crc
 from .journal import Progressed, journal_keys, read_journal
 from .locations import Locations
 from .manifest import ObjectReceipt
 from .run_record import RunRecord
 from .workers import Workers
-from .writer import PartReceipt
+from .writer import PartReceipt, weakest
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class _Adoption:
             return
         if sum(receipt.nbytes for receipt in parts.values()) == info.nbytes:
             crcs = [(p.crc32c, p.nbytes) for _, p in sorted(parts.items()) if p.crc32c is not None]
-            crc = combined_crc32c(crcs) if len(crcs) == len(parts) else None
-            self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc)
+            crc = joined_crc(crcs) if len(crcs) == len(parts) else None
+            self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc, weakest(parts.values()))
 
     def _drop_strangers(self) -> None:
         keys = {self._target.child(key).key for key in self._nbytes}

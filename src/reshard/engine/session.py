@@ -19,14 +19,15 @@ from ..errors import (
     add_problems,
     raise_all,
 )
+from ..planning.limits import Integrity
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan, without_copies
 from ..planning.plan_json import plan_id_of
 from ..planning.steps.steps import CopiedPart
 from ..storage import ObjectInfo, Upload
+from ..storage.checksums import crc_of, joined_crc
 from ..tensor import ByteRange
 from .claim import Claim
-from .digest import combined_crc32c, crc32c
 from .events import Listener, Noted
 from .executors.executor import Executor, StepId
 from .journal import Beginning, Journal, Progressed
@@ -35,7 +36,7 @@ from .manifest import ObjectReceipt
 from .meter import Meter
 from .resume import Adopted
 from .workers import Task, Workers, working
-from .writer import CopyRefusal, PartReceipt, PartWriter, check_length
+from .writer import CopyRefusal, PartReceipt, PartWriter, check_length, check_proof, checked_body, weakest
 
 _TIDY_S = 30.0
 _JOURNAL_URGENCY = 2
@@ -198,7 +199,7 @@ class UploadSession:
                 refusals.setdefault(result.key, result)
                 self.meter.writes.add(expected_bytes=result.nbytes)  # the executor counts it as done
             elif uploads[result.key] is None:
-                self._record(ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c))
+                self._record(ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c, result.proof))
             elif self._parts[result.key].get(result.number) != result:
                 self._parts[result.key][result.number] = result
                 self._run.journal.part(result)
@@ -300,8 +301,10 @@ class UploadSession:
         """Write a small object of known bytes."""
         if key in self._objects:
             return
-        info = self._make_visible(key, len(data), lambda: self._store.put(self._locations.target.child(key).key, data))
-        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc32c(data)))
+        place, integrity = self._locations.target.child(key), self.plan.limits.integrity
+        info = self._make_visible(key, len(data), lambda: self._store.put(place.key, *checked_body(data, integrity)))
+        check_proof(place, info.proof, integrity)
+        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc_of(data), info.proof))
 
     def remove_unchanged(self, key: str, etag: str) -> None:
         """Remove an object that existed before, unless another run has replaced it since."""
@@ -347,17 +350,18 @@ class UploadSession:
             written = [self._objects[key] for key in output.keys]
             # Equal outputs have one checksum, known if the bytes of any were sent.
             crc = next((each.crc32c for each in written if each.crc32c is not None), None)
-            found += [ObjectReceipt(each.key, each.nbytes, each.etag, crc) for each in written]
+            found += [ObjectReceipt(each.key, each.nbytes, each.etag, crc, each.proof) for each in written]
         beside = [*(each.key for each in conversion.attachments), *(each.key for each in conversion.documents)]
         return (*found, *(self._objects[key] for key in beside))
 
     def _complete(self, key: str) -> None:
         upload, receipts = self._uploads[key], [receipt for _, receipt in sorted(self._parts[key].items())]
         parts = [(receipt.number, receipt.etag) for receipt in receipts]
-        info = self._make_visible(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts))
-        crcs = [(receipt.crc32c, receipt.nbytes) for receipt in receipts if receipt.crc32c is not None]
-        crc = combined_crc32c(crcs) if len(crcs) == len(receipts) else None
-        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc))
+        crcs = {each.number: (each.crc32c, each.nbytes) for each in receipts if each.crc32c is not None}
+        checked = crcs if self.plan.limits.integrity is not Integrity.OFF else None
+        info = self._make_visible(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts, checked))
+        crc = joined_crc(crcs[each.number] for each in receipts) if len(crcs) == len(receipts) else None
+        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc, weakest(receipts)))
 
     def _make_visible(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> ObjectInfo:
         """Send a request after which an object is visible, perhaps even if it seems to fail."""
@@ -380,7 +384,8 @@ class UploadSession:
     def _open_one(self, key: str) -> None:
         self._asked.add(key)
         try:
-            upload = self._store.create_upload(self._locations.target.child(key).key)
+            is_checked = self.plan.limits.integrity is not Integrity.OFF
+            upload = self._store.create_upload(self._locations.target.child(key).key, is_checked=is_checked)
         except (Denied, NotFound, Unsupported):
             self._asked.discard(key)  # a refusal opens nothing; other errors may have lost the answer only
             raise

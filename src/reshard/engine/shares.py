@@ -11,8 +11,10 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import shared_ranks
 from ..planning.targets.rank_target import RankTarget
 from ..storage import Location
+from .digest import ReadProof
 from .manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
 from .sources.strategy_files import read_object
+from .writer import checked_body
 
 _SHARE_MANIFEST = "reshard-manifest-ranks_"
 
@@ -60,9 +62,9 @@ def join_shares(manifest: Manifest, target: Location) -> None:
     shares = [each for each in found if conversion_ids(each.conversion)[1] == whole_id]
     if _missing(shares):
         return
-    receipts = _joined(whole, shares)
-    data = encode_manifest(Manifest(whole, manifest.limits, receipts))
-    target.writable_store().put(target.child(MANIFEST_KEY).key, data)
+    receipts, reads = _joined(whole, shares), ReadProof.joined(share.reads for share in shares)
+    data = encode_manifest(Manifest(whole, manifest.limits, receipts, reads))
+    target.writable_store().put(target.child(MANIFEST_KEY).key, *checked_body(data, manifest.limits.integrity))
 
 
 def share_keys(target: Location) -> list[str]:

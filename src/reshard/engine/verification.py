@@ -87,10 +87,11 @@ def verify_manifest(
     """
     # By streaming, however the run had filled the outputs: staged chunks are gone, and a plan that copies would compare
     # ranges with the places that it chose itself.
+    limits = replace(manifest.limits, read_count=1)  # what is damaged on its way differs from the outputs
     try:
-        plan = make_plan(manifest.conversion, manifest.limits)
+        plan = make_plan(manifest.conversion, limits)
     except OverBudget as error:  # the store had copied what the run's memory could not stream
-        plan = make_plan(manifest.conversion, replace(manifest.limits, memory_bytes=error.needed_bytes))
+        plan = make_plan(manifest.conversion, replace(limits, memory_bytes=error.needed_bytes))
     locations = Locations((source, *others), target)
     with working(plan.limits.concurrency, *locations.stores) as workers:
         check_source(plan, locations, workers, _SOURCE_HINT)

@@ -12,8 +12,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage import ReadStore, never
-from ..storage.stopping import ShouldStop
+from ..storage import ReadStore, ShouldStop, never, report_outages
 
 Task = Callable[[], object]
 T = TypeVar("T")
@@ -55,7 +54,11 @@ class Workers:
         self._queue.put((-urgency, next(self._order), task))
 
     def check(self) -> None:
-        """Raise the error that a task raised, or Interrupted after a stop from outside."""
+        """Raise the error that a task raised, or Interrupted after a stop from outside.
+
+        Whoever waits for tasks calls this often, so it tells of stores that do not answer, too.
+        """
+        report_outages()
         if self.error is not None:
             raise self.error
         if self.is_stopped:

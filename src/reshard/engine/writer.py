@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import Interrupted, StorageError, Unsupported
+from ..errors import Interrupted, StorageError, Unsupported, option
+from ..planning.limits import Integrity
 from ..planning.plan import Plan
 from ..planning.steps.steps import CopiedPart, StreamedPart
-from ..storage import Location, ObjectInfo, ShouldStop, Upload, never
+from ..storage import PROOFS, Body, Checksum, Location, ObjectInfo, Proof, ShouldStop, Upload, never
+from ..storage.checksums import crc_of
 from ..tensor import ByteRange
-from .digest import crc32c
 from .locations import Locations
+
+_SMALL_BYTES = 1 << 20
+"""Bodies whose MD5 costs nothing to speak of."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
     """One part that a store has taken.
 
-    The etag is the object's if it was PUT whole, and ``crc32c`` is None where the store copied the part.
+    The etag is the object's if it was PUT whole. ``crc32c`` is None where the store copied the part and does not tell;
+    ``proof`` is what shows that it has these bytes.
     """
 
     key: str
@@ -26,6 +31,7 @@ class PartReceipt:
     etag: str
     nbytes: int
     crc32c: int | None
+    proof: Proof = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +79,20 @@ class PartWriter:
         """Send one part, or PUT the object; StorageError if the store fails, or takes another number of bytes."""
         if (held := self._held.get((key, part.number))) is not None:
             return held
-        crc, upload = crc32c(data), self._uploads[key]
+        crc, upload, place = crc_of(data), self._uploads[key], self._locations.target.child(key)
+        integrity = self._plan.limits.integrity
+        checksum = checksum_to_send(crc, len(data), integrity)
         if upload is not None:
-            etag = self._store.upload_part(upload, part.number, part.range.start, data)
-            return PartReceipt(key, part.number, etag, len(data), crc)
-        place = self._locations.target.child(key)
-        info = self._store.put(place.key, data)
+            made = self._store.upload_part(upload, part.number, part.range.start, data, checksum)
+            check_proof(place, made.proof, integrity)
+            return PartReceipt(key, part.number, made.etag, len(data), crc, made.proof)
+        info = self._store.put(place.key, data, checksum)
         if self._should_stop():  # whoever undoes the run may have looked before the object was there
             self._store.delete(place.key)
             raise Interrupted("stopped")
         check_length(place, len(data), info)
-        return PartReceipt(key, part.number, info.etag, info.nbytes, crc)
+        check_proof(place, info.proof, integrity)
+        return PartReceipt(key, part.number, info.etag, info.nbytes, crc, info.proof)
 
     def copy(self, key: str, part: CopiedPart) -> PartReceipt | CopyRefusal:
         """Have the store copy one part from the source."""
@@ -103,7 +112,34 @@ class PartWriter:
             made = self._store.copy_part(upload, number, offset, place.store, place.key, span, etag)
         except Unsupported as error:
             return CopyRefusal(key, number, span.nbytes, error.marked_message, error.marked_problems)
-        return PartReceipt(key, number, made, span.nbytes, None)
+        return PartReceipt(key, number, made.etag, span.nbytes, made.crc32c, made.proof)
+
+
+def checksum_to_send(crc: int, nbytes: int, integrity: Integrity) -> Checksum | None:
+    """Return the checksum that a store shall check of a body, by its CRC-32C and length."""
+    if integrity is Integrity.OFF:
+        return None
+    return Checksum(crc, may_hash=integrity is not Integrity.FAST or nbytes <= _SMALL_BYTES)
+
+
+def checked_body(data: Body, integrity: Integrity) -> tuple[Body, Checksum | None]:
+    """Return a small body with the checksum that a store shall check, as arguments of a request that sends it."""
+    return data, checksum_to_send(crc_of(data), len(data), integrity)
+
+
+def check_proof(place: Location, proof: Proof, integrity: Integrity) -> None:
+    """Raise Unsupported if nothing proves that a store has received what it was sent, and something must."""
+    if integrity is Integrity.STRICT and not proof:
+        raise Unsupported(
+            f"{place.url}: the store checks neither a CRC-32C nor an MD5 of what it receives, and "
+            f"{option('integrity', 'strict')} is given",
+            hint=f"Give {option('integrity', 'auto')}, and compare afterwards with reshard verify.",
+        )
+
+
+def weakest(receipts: Iterable[PartReceipt]) -> Proof:
+    """Return what proves every part of an object."""
+    return min((receipt.proof for receipt in receipts), key=PROOFS.index)
 
 
 def check_length(place: Location, nbytes: int, info: ObjectInfo) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..api.option_field import (
     OptionField,
+    parse_patience,
     parse_size,
     read_config,
     read_document,
@@ -42,6 +43,7 @@ _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_ranks: [_TEXT, _TEXTS],
     read_ratio: [_TEXT],
     parse_size: [{"type": "integer", "minimum": 1}, {"type": "string"}],
+    parse_patience: [{"type": "number", "minimum": 0}, {"type": "string"}],
 }
 _ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 

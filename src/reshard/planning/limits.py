@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 from ..errors import UsageError
 
@@ -11,8 +12,36 @@ MIB = 1 << 20
 KERNEL_BYTES = 3 * MIB
 """Most memory that a kernel takes for itself (measured: 2 MiB and little more)."""
 
+
+class Integrity(StrEnum):
+    """What must prove that a store has received the bytes that it was sent, from the cheapest.
+
+    Parameters
+    ----------
+    OFF
+        Lengths alone.
+    FAST
+        A checksum that costs next to nothing, where the store checks such a one: CRC-32C.
+    AUTO
+        The same; where the store checks MD5 only, MD5.
+    STRICT
+        The same; a store that checks neither is refused.
+    """
+
+    OFF = "off"
+    FAST = "fast"
+    AUTO = "auto"
+    STRICT = "strict"
+
+
 # Threads and buffers are sized by these, and a saved plan may be forged: no machine gains from more.
-_MOST = {"memory_bytes": 1 << 44, "concurrency": 1024, "read_bytes": 1 << 30, "max_part_count": 1 << 16}
+_MOST = {
+    "memory_bytes": 1 << 44,
+    "concurrency": 1024,
+    "read_bytes": 1 << 30,
+    "max_part_count": 1 << 16,
+    "read_count": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +80,10 @@ class Limits:
         What the target store accepts.
     min_copy_source_bytes
         Shortest object that it copies a range of.
+    read_count
+        How often each range is read: twice to prove that its bytes arrived as they are stored.
+    integrity
+        What must prove that bytes which are sent have arrived.
     """
 
     memory_bytes: int = 512 * MIB
@@ -72,6 +105,8 @@ class Limits:
     max_part_count: int = 10_000
     max_object_bytes: int = 5 << 40
     min_copy_source_bytes: int = 5 * MIB + 1
+    read_count: int = 1
+    integrity: Integrity = Integrity.AUTO
 
     @property
     def most_copied_bytes(self) -> int:
@@ -80,6 +115,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if name == "integrity":
+                continue
             least = 0 if name in ("max_gap_bytes", "kernel_bytes") else 1
             if value < least:
                 raise UsageError(f"{name} must be at least {least}, found {value}")

@@ -4,6 +4,8 @@ A new store is a module with an ``open_store(url)`` and one line in the table :d
 A new S3 service is a row in :mod:`reshard.storage.providers`.
 """
 
+from .availability import Outage
+from .connections import report_outages, shared_connections
 from .local_store import LocalStore
 from .location import Location
 from .memory_store import MemoryStore
@@ -14,13 +16,17 @@ from .open import (
     open_target,
     open_target_object,
     provider_name,
-    shared_connections,
+    upload_check,
 )
 from .protocol import (
+    PROOFS,
     Body,
+    Checksum,
+    KeptChecksum,
     ObjectInfo,
     PartCopier,
     PartInfo,
+    Proof,
     ReadStore,
     Store,
     StoreLimits,
@@ -32,13 +38,18 @@ from .retry import RetryPolicy
 from .stopping import ShouldStop, never
 
 __all__ = [
+    "PROOFS",
     "Body",
+    "Checksum",
+    "KeptChecksum",
     "LocalStore",
     "Location",
     "MemoryStore",
     "ObjectInfo",
+    "Outage",
     "PartCopier",
     "PartInfo",
+    "Proof",
     "ReadStore",
     "RetryPolicy",
     "ShouldStop",
@@ -53,6 +64,8 @@ __all__ = [
     "open_target",
     "open_target_object",
     "provider_name",
+    "report_outages",
     "shared_connections",
     "unwrapped",
+    "upload_check",
 ]

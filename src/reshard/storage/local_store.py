@@ -11,7 +11,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from .local_files import (
     walk,
     writable_path,
 )
-from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .protocol import Body, Checksum, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
 from .range_checks import beyond_end, cannot_copy, changed, check_buffer, check_copied_span, check_etag
 from .stopping import ShouldStop, check, never
 
@@ -118,7 +118,7 @@ class LocalStore(Store):
         if done < span.nbytes:
             raise beyond_end(f"{path}", span)
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:  # noqa: ARG002
         upload = self.create_upload(key)
         hidden = self._hidden(upload)
         try:
@@ -134,7 +134,7 @@ class LocalStore(Store):
             path.unlink(missing_ok=True)
             self._remove_made(path.parent)
 
-    def create_upload(self, key: str) -> Upload:
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:  # noqa: ARG002
         path = writable_path(self._root, key)
         with self._lock, _explained("write", path):
             if path.is_dir():
@@ -152,7 +152,14 @@ class LocalStore(Store):
                 raise
         return Upload(key, hidden.token)
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
+    def upload_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,
+        body: Body,
+        checksum: Checksum | None = None,  # noqa: ARG002
+    ) -> PartInfo:
         hidden = self._hidden(upload)
         return self._recorded(hidden, number, offset, self._write(hidden, offset, body))
 
@@ -169,7 +176,7 @@ class LocalStore(Store):
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
+    ) -> PartInfo:
         """Let the kernel copy bytes of a file to their place in the hidden one."""
         peer = unwrapped(source)
         if not (isinstance(peer, LocalStore) and self.copies_from(peer)):
@@ -185,7 +192,7 @@ class LocalStore(Store):
             done = copy_range(file, target, span, offset, self.should_stop)
         if done < span.nbytes:
             raise beyond_end(f"{path}", span)
-        return self._recorded(hidden, number, offset, span.nbytes)
+        return replace(self._recorded(hidden, number, offset, span.nbytes), proof="copy")
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         hidden = self._hidden(upload)
@@ -195,7 +202,12 @@ class LocalStore(Store):
         found = {int(line[1]): PartInfo(int(line[1]), line[2], int(line[3])) for line in lines if line}
         return [found[number] for number in sorted(found)]
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+    def complete_upload(
+        self,
+        upload: Upload,
+        parts: Sequence[tuple[int, str]],
+        crcs: Mapping[int, tuple[int, int]] | None = None,  # noqa: ARG002
+    ) -> ObjectInfo:
         hidden = self._hidden(upload)
         if not parts:
             raise StorageError(f"{hidden.target}: an upload needs at least one part.")
@@ -242,8 +254,8 @@ class LocalStore(Store):
             raise StorageError(f"{hidden.data} took {done} of {view.nbytes} bytes.")
         return done
 
-    def _recorded(self, hidden: HiddenFiles, number: int, offset: int, nbytes: int) -> str:
-        """Record a part that has been written; return its etag."""
+    def _recorded(self, hidden: HiddenFiles, number: int, offset: int, nbytes: int) -> PartInfo:
+        """Record a part that has been written."""
         etag = f"{offset}+{nbytes}"
         with _explained("write", hidden.data):
             with _opened(hidden.data, os.O_RDWR) as file:
@@ -252,7 +264,7 @@ class LocalStore(Store):
             # that arrives after an abort would leave it behind.
             with _opened(hidden.record, os.O_WRONLY | os.O_APPEND) as record:
                 os.write(record, f"{number} {etag}\n".encode())
-        return etag
+        return PartInfo(number, etag, nbytes, proof="local")
 
     def _finish(self, hidden: HiddenFiles, key: str, nbytes: int) -> ObjectInfo:
         """Give the hidden file its length and its name."""
@@ -262,7 +274,7 @@ class LocalStore(Store):
                     raise StorageError(f"{hidden.data} is shorter than the {nbytes} bytes of its parts.")
                 os.ftruncate(file, nbytes)
                 os.fsync(file)
-                info = _info(key, os.fstat(file))
+                info = replace(_info(key, os.fstat(file)), proof="local")
             # The record goes first: without the bytes nothing would lead to it any more.
             hidden.record.unlink(missing_ok=True)
             hidden.data.replace(hidden.target)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..errors import NotFound, StorageError, Unsupported
 from ..tensor import ByteRange
-from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .protocol import Body, Checksum, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
 from .range_checks import SEND_INSTEAD, beyond_end, cannot_copy, check_buffer, check_copied_span, check_etag
 from .stopping import ShouldStop, check, never
 
@@ -100,7 +100,7 @@ class MemoryStore(Store):
                 raise beyond_end(f"{self.url}/{key}", span, len(body))
             target[:] = memoryview(body)[span.start : span.stop]
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:  # noqa: ARG002
         check(self.should_stop)
         return self._store(key, bytes(body))
 
@@ -108,13 +108,20 @@ class MemoryStore(Store):
         with self._space.lock:
             self._space.objects.pop(key, None)
 
-    def create_upload(self, key: str) -> Upload:
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:  # noqa: ARG002
         upload = Upload(key, f"upload-{next(_numbers)}")
         with self._space.lock:
             self._space.uploads[upload.upload_id] = _Pending(key)
         return upload
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
+    def upload_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,  # noqa: ARG002
+        body: Body,
+        checksum: Checksum | None = None,  # noqa: ARG002
+    ) -> PartInfo:
         return self._keep(upload, number, bytes(body))
 
     def copies_from(self, source: ReadStore) -> bool:
@@ -130,7 +137,7 @@ class MemoryStore(Store):
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
+    ) -> PartInfo:
         peer = unwrapped(source)
         if not self.copies_from(peer):
             raise cannot_copy(self, source)
@@ -142,14 +149,19 @@ class MemoryStore(Store):
                 "copied.",
                 hint=SEND_INSTEAD,
             )
-        return self._keep(upload, number, body)
+        return replace(self._keep(upload, number, body), proof="copy")
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         with self._space.lock:
             parts = sorted(self._pending(upload).parts.items())
         return [PartInfo(number, etag, len(body)) for number, (etag, body) in parts]
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+    def complete_upload(
+        self,
+        upload: Upload,
+        parts: Sequence[tuple[int, str]],
+        crcs: Mapping[int, tuple[int, int]] | None = None,  # noqa: ARG002
+    ) -> ObjectInfo:
         url, numbers = f"{self.url}/{upload.key}", [number for number, _ in parts]
         with self._space.lock:
             held = dict(self._pending(upload).parts)
@@ -184,9 +196,9 @@ class MemoryStore(Store):
         etag = f"{next(_numbers):08x}"
         with self._space.lock:
             self._space.objects[key] = (etag, body)
-        return ObjectInfo(key, len(body), etag)
+        return ObjectInfo(key, len(body), etag, proof="local")
 
-    def _keep(self, upload: Upload, number: int, body: bytes) -> str:
+    def _keep(self, upload: Upload, number: int, body: bytes) -> PartInfo:
         check(self.should_stop)
         if not 1 <= number <= self.limits.max_part_count:
             raise StorageError(
@@ -195,7 +207,7 @@ class MemoryStore(Store):
         etag = f"{next(_numbers):08x}"
         with self._space.lock:
             self._pending(upload).parts[number] = (etag, body)
-        return etag
+        return PartInfo(number, etag, len(body), proof="local")
 
     def _pending(self, upload: Upload) -> _Pending:
         """Return an open upload; the lock is held."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
 
 from ..errors import ReshardError, Unsupported, UsageError
 from .location import Location, normal_key
 from .protocol import ReadStore
-
-T = TypeVar("T")
+from .providers import UPLOAD_CHECKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,6 @@ _ANY_OTHER = StoreKind("fsspec_store", is_writable=False)
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
-_SHARED: ContextVar[dict[Hashable, Any] | None] = ContextVar("_SHARED", default=None)
 
 
 def open_store(url: str) -> ReadStore:
@@ -139,26 +134,20 @@ def provider_name(url: str) -> str:
         return kind.provider or f"{scheme}://"
 
 
-@contextmanager
-def shared_connections() -> Iterator[None]:
-    """Open the connections to each bucket once, for the length of a block or of a call of what this decorates."""
-    outer = _SHARED.get()
-    token = _SHARED.set({} if outer is None else outer)
+def upload_check(url: str) -> str:
+    """Say in words what the service behind a URL checks of the bodies that it receives; sends no request.
+
+    Examples
+    --------
+    >>> upload_check("memory://lab/a")
+    'no network between'
+    """
     try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-def shared(name: Hashable, make: Callable[[], T]) -> T:
-    """Return what ``make`` returns; within :func:`shared_connections`, call it once for each ``name``."""
-    made = _SHARED.get()
-    if made is None:
-        return make()
-    if name not in made:
-        made[name] = make()
-    found: T = made[name]
-    return found
+        store = open_location(url).store
+    except ReshardError:
+        return "unknown here"
+    settings = getattr(store, "settings", None)
+    return UPLOAD_CHECKS[settings.provider.upload_check] if settings else "no network between"
 
 
 def _scheme_of(url: str) -> str:

@@ -6,9 +6,9 @@ package derive from them; wrappers and test doubles only have their methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from ..tensor import ByteRange
 from .stopping import ShouldStop
@@ -17,26 +17,62 @@ Body = bytes | bytearray | memoryview
 """Bytes to send; a memoryview is contiguous and of format ``B``."""
 
 
+Proof = Literal["", "md5", "crc32c", "copy", "local"]
+"""What proves that a store has the bytes it was sent, the weakest first.
+
+An MD5 or a CRC-32C that the store checked; ``copy`` where the store made them of bytes that it holds; ``local`` where
+no network lies between. Nothing, if they were sent unproven."""
+
+PROOFS: tuple[Proof, ...] = ("", "md5", "crc32c", "copy", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The CRC-32C of a body that is sent, for the store to check; ``may_hash`` allows an MD5 where it checks no CRC."""
+
+    crc32c: int
+    may_hash: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KeptChecksum:
+    """A checksum of all bytes of an object that its store keeps."""
+
+    algorithm: Literal["crc32c", "crc64nvme", "crc32"]
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.value:0{16 if self.algorithm == 'crc64nvme' else 8}x}"
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object; its etag changes whenever the content does, and is never compared to a digest.
+    """One stored object; its etag changes whenever the content does.
 
+    ``checksum`` is known where the store keeps one and tells it; ``proof`` is that of the request that wrote it.
     ``age_s`` is how long ago it was written, by the store's own clock, where a HEAD tells.
     """
 
     key: str
     nbytes: int
     etag: str
+    checksum: KeptChecksum | None = field(default=None, compare=False)
+    proof: Proof = field(default="", compare=False)
     age_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PartInfo:
-    """One part of an open upload, as the store has it; ``number`` and ``etag`` complete the upload."""
+    """One part of an open upload, as the store has it; ``number`` and ``etag`` complete the upload.
+
+    ``crc32c`` is what the store confirmed, or computed of a part that it copied.
+    """
 
     number: int
     etag: str
     nbytes: int
+    crc32c: int | None = field(default=None, compare=False)
+    proof: Proof = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +187,7 @@ class PartCopier(Protocol):
     True
     >>> upload = store.create_upload("b")
     >>> part = store.copy_part(upload, 1, 0, source, "a", ByteRange(2, 5))
-    >>> _ = store.complete_upload(upload, [(1, part)])
+    >>> _ = store.complete_upload(upload, [(1, part.etag)])
     >>> store.read("b", ByteRange(0, 3))
     b'234'
     """
@@ -169,8 +205,8 @@ class PartCopier(Protocol):
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
-        """Make one part from the bytes ``span`` of the object ``key`` in ``source``; return the part's etag.
+    ) -> PartInfo:
+        """Make one part from the bytes ``span`` of the object ``key`` in ``source``.
 
         Parameters
         ----------
@@ -206,20 +242,25 @@ class Store(ReadStore, PartCopier, Protocol):
         """Part and object sizes that this store accepts."""
         ...
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
-        """Store one object in one request, replacing any other."""
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
+        """Store one object in one request, replacing any other.
+
+        The length returned is the one that the store reports, unless it has checked the ``checksum``.
+        """
         ...
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
         ...
 
-    def create_upload(self, key: str) -> Upload:
-        """Open a multipart upload."""
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:
+        """Open a multipart upload; all of its parts are sent with a checksum, or none is."""
         ...
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:
-        """Send one part and return its etag; the same number again replaces the part.
+    def upload_part(
+        self, upload: Upload, number: int, offset: int, body: Body, checksum: Checksum | None = None
+    ) -> PartInfo:
+        """Send one part; the same number again replaces the part.
 
         Parameters
         ----------
@@ -228,6 +269,8 @@ class Store(ReadStore, PartCopier, Protocol):
         offset
             Where the part begins in the finished object, in bytes. A store that writes in place
             uses it; others rely on the caller.
+        checksum
+            For the store to check; what it did is the ``proof`` of the part. A body that fails the check is sent again.
         """
         ...
 
@@ -239,10 +282,14 @@ class Store(ReadStore, PartCopier, Protocol):
         """
         ...
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+    def complete_upload(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], crcs: Mapping[int, tuple[int, int]] | None = None
+    ) -> ObjectInfo:
         """Join the parts ``(number, etag)``, ascending and at least one; the object becomes visible.
 
-        The length returned is the one that the store reports, so that a caller can compare it.
+        The length returned is the one that the store reports, so that a caller can compare it. ``crcs`` are CRC-32C and
+        length of parts, by number: those of checked ones. If all are known, a store that keeps the checksum of the
+        whole checks theirs joined.
         """
         ...
 

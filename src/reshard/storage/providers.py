@@ -1,8 +1,7 @@
 """How S3 services differ, as a table: one row per service, the first match wins.
 
 Only differences that change requests are here. No row relies on conditional writes (``If-None-Match``
-on PUT or Complete), multi-object deletes, checksums kept by the store, or ETags that are MD5s: services
-disagree on all of them.
+on PUT or Complete), multi-object deletes, or ETags that are MD5s: services disagree on all of them.
 """
 
 from __future__ import annotations
@@ -47,6 +46,10 @@ class Provider:
         each page, and OBS's file system buckets lack it; Ceph, Tencent COS and others added it late.
         S3 directory buckets have only version 2.
         Source: minio/minio-go issue 1703 and rclone/rclone pull request 6220 (both about OBS).
+    upload_check
+        What the service checks of a body that it receives: a CRC-32C in a header, which costs nothing and which it
+        joins for the whole object, or Content-MD5 only. ``asked``: a first upload finds out
+        (:func:`reshard.storage.s3_checksums.find_check`), as with servers that any address may name.
 
     Examples
     --------
@@ -61,6 +64,12 @@ class Provider:
     limits: StoreLimits = field(default_factory=StoreLimits)
     unequal_parts: bool = True
     list_version: Literal[1, 2] = 1
+    upload_check: Literal["crc32c", "md5", "asked"] = "asked"
+
+    @property
+    def head_arguments(self) -> Mapping[str, str]:
+        """Arguments of a HEAD that asks for an object's checksum, where the service may keep one."""
+        return {} if self.upload_check == "md5" else {"ChecksumMode": "ENABLED"}
 
     def region_of(self, host: str) -> str:
         """Return the signing region, or nothing if neither the host nor the row has one."""
@@ -70,7 +79,7 @@ class Provider:
 
 PROVIDERS: tuple[Provider, ...] = (
     # boto3's "auto" means virtual here, but a path for bucket names with dots, which no certificate covers.
-    Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2),
+    Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2, upload_check="crc32c"),
     # Path style on the public names was withdrawn from 2023-12-30 on: the answer is SecondLevelDomainForbidden, or a
     # misleading 404. A part has at least 100 KiB, the last one any length; at most 10 000 parts of 5 GiB: 48.8 TiB.
     # No shortest object to copy ranges of is documented; copies stay within a region, which is one endpoint.
@@ -81,16 +90,32 @@ PROVIDERS: tuple[Provider, ...] = (
         r"(?:.+\.)?obs(?:\.(?P<region>[a-z0-9-]+))?\.myhuaweicloud\.(?:com|eu)",
         "virtual",
         limits=StoreLimits(min_part_bytes=100 << 10, max_object_bytes=10_000 * (5 << 30), min_copy_source_bytes=1),
+        # It documents Content-MD5 of a body and tells a CRC-64/XZ of objects; x-amz-checksum headers it does not know.
+        # Source: Huawei Cloud OBS API reference, "PUT Object" and "Uploading a Part".
+        upload_check="md5",
     ),
     # Source: "Accessing OSS with the AWS SDK", Alibaba Cloud: virtual host, no chunked encoding.
-    Provider("Alibaba OSS", r"(?:.+\.)?(?:s3\.)?oss-(?P<region>[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com", "virtual"),
+    Provider(
+        "Alibaba OSS",
+        r"(?:.+\.)?(?:s3\.)?oss-(?P<region>[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com",
+        "virtual",
+        upload_check="md5",
+    ),
     # Source: "COS Bucket Domain Security Management Notice", Tencent Cloud: no path style for buckets made since 2024.
-    Provider("Tencent COS", r"(?:.+\.)?cos\.(?P<region>[a-z0-9-]+)\.myqcloud\.com", "virtual"),
+    Provider("Tencent COS", r"(?:.+\.)?cos\.(?P<region>[a-z0-9-]+)\.myqcloud\.com", "virtual", upload_check="md5"),
     # Source: "Multipart upload", Cloudflare R2 documentation: all parts but the last must be the same size.
     Provider("Cloudflare R2", r".+\.r2\.cloudflarestorage\.com", "path", region="auto", unequal_parts=False),
     # MinIO, Ceph, SeaweedFS, private OBS; IP addresses and private domains, where no wildcard DNS can be assumed.
     Provider("S3-compatible store", r".*", "path"),
 )
+
+
+UPLOAD_CHECKS: Mapping[str, str] = {
+    "crc32c": "CRC-32C",
+    "md5": "MD5",
+    "asked": "CRC-32C or MD5",
+}
+"""What services check of bodies that they receive, in words."""
 
 
 def provider_of(endpoint: str | None, environ: Mapping[str, str]) -> Provider:

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
+from functools import partial
 from typing import Any
-
-from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
-from .open import shared
-from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
+from .availability import Availability
+from .connections import current_policy, report_outages, shared
+from .protocol import (
+    Body,
+    Checksum,
+    ObjectInfo,
+    PartInfo,
+    Proof,
+    ReadStore,
+    Store,
+    StoreLimits,
+    Upload,
+    unwrapped,
+)
 from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
-from .retry import RetryPolicy, retrying
-from .s3_client import credentials_source, find_settings, make_client
-from .s3_errors import RequestLabel, explain
+from .retry import Retries, RetryPolicy, retrying
+from .s3_checksums import (
+    CheckedBody,
+    LearnedCheck,
+    UploadCheck,
+    check_whole,
+    decoded_crc,
+    explain_question,
+    find_check,
+    joined_parts,
+    kept_checksum,
+    listed_parts,
+)
+from .s3_client import Connection, credentials_source, find_settings
+from .s3_errors import DOING, ClientFailure, RequestLabel, explain, has_expired, is_refresh_failure
 from .s3_settings import S3Settings
-from .s3_transfers import PartBody, RangedRead, bare_etag, explain_copy
+from .s3_transfers import PartBody, RangedRead, age_of, bare_etag, check_new, explain_copy, read_small
 from .stopping import ShouldStop, check, never
 
 _SMALL_BYTES = 64 << 10
 """Below this a body is sent as bytes: for a file boto3 waits for the server's leave to send."""
-
-_DOING = {
-    "head_object": "find",
-    "get_object": "read",
-    "list_objects": "list",
-    "list_objects_v2": "list",
-    "put_object": "write",
-    "delete_object": "delete",
-    "create_multipart_upload": "start writing",
-    "upload_part": "write a part of",
-    "list_parts": "list the parts of",
-    "complete_multipart_upload": "complete",
-    "abort_multipart_upload": "abort the upload of",
-    "list_multipart_uploads": "list unfinished uploads of",
-}
 
 _LISTINGS = {1: ("list_objects", "Marker"), 2: ("list_objects_v2", "ContinuationToken")}
 
@@ -46,16 +53,21 @@ def open_store(url: str) -> S3Store:
     """Open the bucket that an ``s3://`` or ``obs://`` URL names, as environment and AWS's configuration files say."""
     scheme, _, bucket = url.partition("://")
 
-    def connect() -> tuple[S3Settings, Any]:
+    def connect() -> tuple[S3Settings, Connection]:
         settings = find_settings(scheme, bucket)
-        return settings, make_client(settings)
+        return settings, Connection(settings)
 
-    settings, client = shared(url, connect)
-    return S3Store(settings, client=client)
+    settings, connection = shared(url, connect)
+    # Buckets of one service are down together.
+    availability = shared(("availability", settings.service), Availability)
+    return S3Store(settings, policy=current_policy(), connection=connection, availability=availability)
 
 
 class S3Store(Store):
-    """One bucket; without a ``client`` made for its settings it makes its own."""
+    """One bucket; without a ``connection`` made for its settings it makes its own.
+
+    ``availability`` is shared by the stores of one service.
+    """
 
     def __init__(
         self,
@@ -63,13 +75,16 @@ class S3Store(Store):
         *,
         policy: RetryPolicy | None = None,
         should_stop: ShouldStop = never,
-        client: Any = None,
+        connection: Connection | None = None,
+        availability: Availability | None = None,
     ) -> None:
         self.should_stop = should_stop
         self._settings = settings
         self._bucket = settings.bucket
         self._policy = policy or RetryPolicy()
-        self._client = client or make_client(settings)
+        self._connection = connection or Connection(settings)
+        self._availability = availability or Availability()
+        self._checks = LearnedCheck(settings.provider.upload_check)
 
     def __repr__(self) -> str:
         return f"S3Store({self._settings!r})"
@@ -104,11 +119,16 @@ class S3Store(Store):
         return self._settings.provider.limits
 
     def head(self, key: str) -> ObjectInfo:
+        client, asked = self._connection.client, self._settings.provider.head_arguments
         try:
-            answer = self._call("head_object", key)
+            answer = self._call("head_object", key, **asked)
         except ReshardError as error:
-            raise self._better_reason(key, error) from error
-        return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer), _age_s(answer))
+            reason = self._better_reason(key, error)
+            if self._connection.client is client:
+                raise reason from error
+            answer = self._call("head_object", key, **asked)  # only a GET says that credentials have expired
+        told = bare_etag(answer), kept_checksum(answer)
+        return ObjectInfo(key, int(answer["ContentLength"]), *told, age_s=age_of(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         operation, position = _LISTINGS[self._settings.provider.list_version]
@@ -125,34 +145,73 @@ class S3Store(Store):
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         check_buffer(span, target)
-        label = self._label("get_object", key)
-        RangedRead(self._client, self._bucket, key, span, target, etag, label, self._policy, self.should_stop).run()
+        self._reading(key, span, target, etag).run()
 
-    def put(self, key: str, body: Body) -> ObjectInfo:
-        answer = self._call("put_object", key, Body=self._body(body))
+    def _reading(self, key: str, span: ByteRange, target: memoryview, etag: str | None) -> RangedRead:
+        label, stop = self._label("get_object", key), self.should_stop
+        return RangedRead(self._connection, self._bucket, key, span, target, etag, label, self._retries(), stop)
+
+    def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
+        """Return the bytes of a small range; a whole object is read again if its etag is not the MD5 of its bytes."""
+        return read_small(span, lambda target: self._reading(key, span, target, etag))
+
+    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
+        answer, proof = self._send_body("put_object", key, body, checksum)
         etag = bare_etag(answer)
-        return ObjectInfo(key, memoryview(body).nbytes, etag) if etag else self.head(key)
+        if etag and proof:
+            return ObjectInfo(key, memoryview(body).nbytes, etag, proof=proof)
+        return replace(self.head(key), proof=proof)  # a body may have lost its end on the way
 
     def delete(self, key: str) -> None:
         """Remove an object, in a request of its own: deletes of many need a Content-MD5 on some stores."""
         self._ignoring_absence("delete_object", key)
 
-    def create_upload(self, key: str) -> Upload:
+    def create_upload(self, key: str, *, is_checked: bool = False) -> Upload:
         if not self._settings.provider.unequal_parts:
             raise Unsupported(
                 f"{self._label('create_multipart_upload', key)}: it requires upload parts of equal length.",
                 hint="Write to another store and copy the finished objects from there.",
             )
-        return Upload(key, str(self._call("create_multipart_upload", key)["UploadId"]))
+        how = self._upload_check(key).of_upload() if is_checked else {}
+        return Upload(key, str(self._call("create_multipart_upload", key, **how)["UploadId"]))
 
-    def upload_part(self, upload: Upload, number: int, offset: int, body: Body) -> str:  # noqa: ARG002
-        answer = self._call(
-            "upload_part", upload.key, UploadId=upload.upload_id, PartNumber=number, Body=self._body(body)
-        )
+    def upload_part(
+        self,
+        upload: Upload,
+        number: int,
+        offset: int,  # noqa: ARG002
+        body: Body,
+        checksum: Checksum | None = None,
+    ) -> PartInfo:
+        place = {"UploadId": upload.upload_id, "PartNumber": number}
+        answer, proof = self._send_body("upload_part", upload.key, body, checksum, **place)
         etag = bare_etag(answer)
         if not etag:
             raise StorageError(f"{self._label('upload_part', upload.key)}: the store returned no etag for it.")
-        return etag
+        crc = checksum.crc32c if checksum and proof == "crc32c" else None
+        return PartInfo(number, etag, memoryview(body).nbytes, crc, proof)
+
+    def _send_body(
+        self, operation: str, key: str, body: Body, checksum: Checksum | None, **place: Any
+    ) -> tuple[Any, Proof]:
+        """Send a body until the store has received what was sent; return its answer, and what that proves."""
+        checked = CheckedBody.of(self._upload_check(key) if checksum else UploadCheck(""), checksum, body)
+        file, label = self._body(body), self._label(operation, key)
+
+        def send() -> tuple[Any, Proof]:
+            answer = self._once(operation, key, Body=file, **place, **checked.arguments)
+            return answer, checked.confirm(answer, label)
+
+        return retrying(send, self._retries())
+
+    def _upload_check(self, key: str) -> UploadCheck:
+        """Return what the service checks; one of which nothing is known is asked, with an upload of ``key``."""
+
+        def send(operation: str, **arguments: Any) -> Any:
+            explained = partial(explain_question, label=self._label(operation, key))
+            return self._send(operation, explained, Key=key, **arguments)
+
+        return self._checks.get(lambda: retrying(lambda: find_check(send), self._retries()))
 
     def copies_from(self, source: ReadStore) -> bool:
         """Whether ``source`` is a bucket of the same service, reached in the same way and with the same credentials."""
@@ -168,7 +227,7 @@ class S3Store(Store):
         key: str,
         span: ByteRange,
         etag: str | None = None,
-    ) -> str:
+    ) -> PartInfo:
         """Let the service copy bytes of one of its objects into a part."""
         peer = unwrapped(source)
         if not (isinstance(peer, S3Store) and self.copies_from(peer)):
@@ -177,27 +236,27 @@ class S3Store(Store):
         source_url = f"{peer.url}/{key}"
         label = RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place)
 
-        def request() -> str:  # may be repeated: a part made again replaces the one before
-            check(self.should_stop)
-            try:
-                answer = self._client.upload_part_copy(
-                    Bucket=self._bucket,
-                    Key=upload.key,
-                    UploadId=upload.upload_id,
-                    PartNumber=number,
-                    CopySource={"Bucket": peer.settings.bucket, "Key": key},
-                    CopySourceRange=f"bytes={span.start}-{span.stop - 1}",
-                    **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
-                )
-            except (ClientError, BotoCoreError) as error:
-                check(self.should_stop)
-                raise explain_copy(error, label, source_url, span, etag) from error
-            copied = bare_etag(answer.get("CopyPartResult") or {})
+        def explained(error: Exception) -> ReshardError:
+            return explain_copy(error, label, source_url, span, etag)
+
+        def request() -> PartInfo:  # may be repeated: a part made again replaces the one before
+            answer = self._send(
+                "upload_part_copy",
+                explained,
+                Key=upload.key,
+                UploadId=upload.upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": peer.settings.bucket, "Key": key},
+                CopySourceRange=f"bytes={span.start}-{span.stop - 1}",
+                **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+            )
+            result = answer.get("CopyPartResult") or {}
+            copied = bare_etag(result)
             if not copied:  # services that do not know the operation take the request for an empty part
                 raise Unsupported(f"{label}: the store does not confirm a copy.", hint=SEND_INSTEAD)
-            return copied
+            return PartInfo(number, copied, span.nbytes, decoded_crc(result.get("ChecksumCRC32C")), "copy")
 
-        return retrying(request, self._policy, self.should_stop)
+        return retrying(request, self._retries())
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         pages = self._pages(
@@ -206,16 +265,11 @@ class S3Store(Store):
             lambda answer: {"PartNumberMarker": answer.get("NextPartNumberMarker")},
             UploadId=upload.upload_id,
         )
-        parts = {
-            PartInfo(int(each["PartNumber"]), bare_etag(each), int(each["Size"]))
-            for page in pages
-            for each in page.get("Parts", ())
-        }
-        # SeaweedFS lists every part that was sent under a number, in no order.
-        counts = Counter(part.number for part in parts)
-        return sorted((part for part in parts if counts[part.number] == 1), key=lambda part: part.number)
+        return listed_parts(each for page in pages for each in page.get("Parts", ()))
 
-    def complete_upload(self, upload: Upload, parts: Sequence[tuple[int, str]]) -> ObjectInfo:
+    def complete_upload(
+        self, upload: Upload, parts: Sequence[tuple[int, str]], crcs: Mapping[int, tuple[int, int]] | None = None
+    ) -> ObjectInfo:
         """Join the parts; the object becomes visible.
 
         Raises
@@ -223,9 +277,11 @@ class S3Store(Store):
         StorageError
             Also when the answer was lost and nothing proves that the object there is the new one.
         """
+        label = self._label("complete_multipart_upload", upload.key)
         if not parts:
-            raise UsageError(f"{self._label('complete_multipart_upload', upload.key)}: it has no parts.")
-        joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
+            raise UsageError(f"{label}: it has no parts.")
+        checks = self._upload_check(upload.key) if crcs else UploadCheck("")
+        joined, expected = joined_parts(checks, parts, crcs or {})
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
         tries = 0
 
@@ -233,16 +289,17 @@ class S3Store(Store):
             nonlocal tries
             tries += 1
             try:
-                self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, MultipartUpload=joined)
+                self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, **joined)
             except NotFound as error:
                 if tries == 1:
                     raise
                 # Perhaps the answer to an earlier try was lost, not the try itself.
-                self._expect_new(upload.key, before, len(parts), error)
+                check_new(label, before, self._etag_seen(upload.key), len(parts), error)
 
-        retrying(complete, self._policy, self.should_stop)
-        # The answer to Complete has no length, and on some stores (Ceph) no etag either.
-        return self.head(upload.key)
+        retrying(complete, self._retries())
+        info = self.head(upload.key)  # the answer to Complete has no length, and on Ceph no etag either
+        check_whole(label, expected, info.checksum)
+        return info
 
     def abort_upload(self, upload: Upload) -> None:
         self._ignoring_absence("abort_multipart_upload", upload.key, UploadId=upload.upload_id)
@@ -267,18 +324,6 @@ class S3Store(Store):
         except StorageError:
             return None
 
-    def _expect_new(self, key: str, before: str | None, part_count: int, gone: NotFound) -> None:
-        """Raise unless the object has so many parts and is not the one that was there ``before``."""
-        after = self._etag_seen(key)
-        if after is not None and not after.endswith(f"-{part_count}"):
-            raise gone
-        if after is None or before is None or after == before:
-            raise StorageError(
-                f"{self._label('complete_multipart_upload', key)}: the store's answer was lost and the upload is no "
-                "longer open, so it is unknown whether the object there is the old or the new one.",
-                hint="Do not use this object before it has been written again.",
-            ) from gone
-
     def _pages(
         self, operation: str, key: str | None, after: Callable[[Any], dict[str, Any]], **arguments: Any
     ) -> Iterator[Any]:
@@ -294,19 +339,34 @@ class S3Store(Store):
                 raise StorageError(f"{self.url}: the store has more to list, but does not say where to continue.")
 
     def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
-        return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)
+        return retrying(lambda: self._once(operation, key, **arguments), self._retries())
+
+    def _retries(self) -> Retries:
+        return Retries(self._policy, self._availability, self.should_stop, report_outages)
 
     def _once(self, operation: str, key: str | None, **arguments: Any) -> Any:
-        check(self.should_stop)
         if key is not None:
             arguments["Key"] = key
-        if isinstance(body := arguments.get("Body"), PartBody):
-            body.seek(0)
-        try:
-            return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
-        except (ClientError, BotoCoreError) as error:
-            check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
-            raise explain(error, self._label(operation, key)) from error
+        return self._send(operation, lambda error: explain(error, self._label(operation, key)), **arguments)
+
+    def _send(self, operation: str, explained: Callable[[Exception], ReshardError], **arguments: Any) -> Any:
+        """Send one request, and once more if its credentials have expired and there are others."""
+        for may_renew in (True, False):
+            check(self.should_stop)
+            if isinstance(body := arguments.get("Body"), PartBody):
+                body.seek(0)
+            client = self._connection.client
+            try:
+                return getattr(client, operation)(Bucket=self._bucket, **arguments)
+            except ClientFailure as error:
+                check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
+                if may_renew and has_expired(error) and self._connection.renew(client):
+                    continue
+                found = explained(error)
+                if is_refresh_failure(error) and self._availability.has_answered:  # it has worked before
+                    found = Transient(found.marked_message, hint=found.marked_hint)
+                raise found from error
+        raise AssertionError
 
     def _ignoring_absence(self, operation: str, key: str, **arguments: Any) -> None:
         try:
@@ -328,17 +388,13 @@ class S3Store(Store):
         return error
 
     def _body(self, body: Body) -> Any:
-        return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self.should_stop)
+        return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self._is_over)
+
+    def _is_over(self) -> bool:
+        """Answer for a body, which asks before each of its blocks: the store has taken those before."""
+        self._availability.sign()
+        return self.should_stop()
 
     def _label(self, operation: str, key: str | None) -> RequestLabel:
         url = f"{self.url}/{key}" if key is not None else self.url
-        return RequestLabel(_DOING[operation], url, self._settings.place)
-
-
-def _age_s(answer: Mapping[str, Any]) -> float | None:
-    """Return the seconds between when an object was written and when the store answered, both by its clock."""
-    try:
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return float((now - answer["LastModified"]).total_seconds())
-    except (LookupError, TypeError, ValueError):
-        return None
+        return RequestLabel(DOING[operation], url, self._settings.place)

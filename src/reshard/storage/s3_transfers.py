@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
-from collections.abc import Mapping
-from contextlib import closing
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from ..errors import Transient, Unsupported
+from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported
 from ..tensor import ByteRange
 from .protocol import Body
 from .range_checks import SEND_INSTEAD, beyond_end, changed, check_etag
-from .retry import Retries, RetryPolicy
-from .s3_errors import RequestLabel, explain, status_of
+from .retry import Retries
+from .s3_client import Connection
+from .s3_errors import BodyFailure, ClientFailure, RequestLabel, explain, explain_broken_body, has_expired, status_of
 from .stopping import ShouldStop, check, never
 
 _BLOCK_BYTES = 1 << 20
 """Moved between two looks at ``should_stop``. For uploads also the least handed out at once: the HTTP library asks for
 16 KiB, a system call each, but sends whatever it gets; blocks of 1 MiB save a sixth of the CPU time of sending."""
+
+_HASHED_BYTES = 32 << 20
+"""Most bytes that are worth an MD5: those of documents."""
+
+_MD5 = re.compile("[0-9a-f]{32}")
+_SLOW_BLOCK_BYTES = 64 << 10
+"""What is read at once while a body is slow. Less than this in a minute is no line to wait for: the rest of the body is
+asked for again, which meets another server perhaps. Above it, a slow line is a slow line."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -35,6 +46,15 @@ def bare_etag(answer: Mapping[str, Any]) -> str:
     ('0123-4', '')
     """
     return str(answer.get("ETag") or "").strip('"')
+
+
+def age_of(answer: Mapping[str, Any]) -> float | None:
+    """Return the seconds between when an object was written and when the store answered, both by its clock."""
+    try:
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - answer["LastModified"]).total_seconds())
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 class PartBody:
@@ -87,15 +107,17 @@ class RangedRead:
     Without an ``etag``, the one of the first answer is insisted on.
     """
 
-    client: Any
+    connection: Connection
     bucket: str
     key: str
     span: ByteRange
     target: memoryview
     etag: str | None
     label: RequestLabel
-    policy: RetryPolicy
+    retries: Retries
     should_stop: ShouldStop
+    is_whole: bool = field(default=False, init=False)
+    """Whether the range was found to be all of the object."""
     _reached: int = field(default=0, init=False)
 
     def run(self) -> None:
@@ -108,32 +130,33 @@ class RangedRead:
         Unsupported
             The store does not serve ranges.
         Transient
-            The tries ran out; tries that brought bytes do not count.
+            The time has run out; it begins anew with every try that brought bytes.
         """
-        retries = Retries(self.policy, self.should_stop)
         while self._reached < self.span.nbytes:
-            before = self._reached
-            try:
+            with self.retries:
                 self._try()
-            except Transient as error:
-                if self._reached - before >= _BLOCK_BYTES:
-                    retries.progressed()
-                retries.failed(error)
 
     def _try(self) -> None:
         check(self.should_stop)
         first, last = self.span.start + self._reached, self.span.stop - 1
+        answer = self._get(f"bytes={first}-{last}")
+        body = answer["Body"]
+        with body as raw:
+            found = bare_etag(answer)
+            check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
+            self.etag = self.etag or found or None
+            self._check_range(answer, first)
+            self._receive(body, raw)
+
+    def _get(self, span: str, *, is_renewed: bool = False) -> Any:
         pinned = {"IfMatch": f'"{self.etag}"'} if self.etag else {}
+        client = self.connection.client
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes={first}-{last}", **pinned)
-            with closing(answer["Body"]) as body:
-                found = bare_etag(answer)
-                check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
-                self.etag = self.etag or found or None
-                self._check_range(answer, first)
-                self._receive(body)
-        except (ClientError, BotoCoreError) as error:
+            return client.get_object(Bucket=self.bucket, Key=self.key, Range=span, **pinned)
+        except ClientFailure as error:
             check(self.should_stop)
+            if has_expired(error) and not is_renewed and self.connection.renew(client):
+                return self._get(span, is_renewed=True)
             raise self._explained(error) from error
 
     def _check_range(self, answer: Mapping[str, Any], first: int) -> None:
@@ -142,23 +165,43 @@ class RangedRead:
         if match is None:
             whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and first == 0
             if whole and answer.get("ContentLength") == self.span.nbytes:
-                return  # all of it was wanted
+                self.is_whole = True
+                return
             raise Unsupported(f"{self.label}: the store answered a byte range with the whole object.")
         start, last = int(match[1]), int(match[2])
+        self.is_whole = match[3] == str(self.span.stop) and not self.span.start
         if start != first or last >= self.span.stop:
             raise Unsupported(f"{self.label}: asked for bytes from {first} on, the store sent {match[0]}.")
         if last < self.span.stop - 1:
             raise beyond_end(self.label.url, self.span, last + 1)
 
-    def _receive(self, body: Any) -> None:
-        while self._reached < self.span.nbytes:
-            check(self.should_stop)
-            count = body.readinto(self.target[self._reached : self._reached + _BLOCK_BYTES])
-            if not count:
-                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
-            self._reached += count
+    def _receive(self, body: Any, raw: Any) -> None:
+        block_bytes = _SLOW_BLOCK_BYTES
+        # Until a block is there reading does not return, however slowly its bytes come.
+        with self.connection.watch.body(raw, self.should_stop) as watched:
+            while self._reached < self.span.nbytes:
+                check(self.should_stop)
+                begun_s = watched.begin_block()
+                try:
+                    count = body.readinto(self.target[self._reached : self._reached + block_bytes])
+                except BodyFailure as error:
+                    check(self.should_stop)
+                    if not watched.is_too_slow:
+                        raise explain_broken_body(error, self.label) from error
+                    count = 0
+                self._reached += count
+                if count >= _SLOW_BLOCK_BYTES:
+                    self.retries.progressed()
+                if watched.is_too_slow:
+                    slow = f"less than {block_bytes >> 10} KiB in {watched.limit_s:.0f} s"
+                    raise Transient(f"{self.label}: the answer trickles, {slow}.")
+                if not count:
+                    check(self.should_stop)
+                    raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
+                is_fast = time.monotonic() - begun_s < watched.limit_s / 60
+                block_bytes = min(4 * block_bytes, _BLOCK_BYTES) if is_fast else _SLOW_BLOCK_BYTES
 
-    def _explained(self, error: ClientError | BotoCoreError) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         status = status_of(error) if isinstance(error, ClientError) else 0
         if status == 412 and self.etag:
             return changed(self.label.url, self.etag)
@@ -167,9 +210,38 @@ class RangedRead:
         return explain(error, self.label)
 
 
+def read_small(span: ByteRange, reading: Callable[[memoryview], RangedRead]) -> bytes:
+    """Read a small range; a whole object is read again unless its etag is the MD5 of its bytes.
+
+    Not every etag of that form is an MD5: bytes that came twice are taken for right.
+    """
+    buffer, seen = bytearray(span.nbytes), set[str]()
+    while True:
+        done = reading(memoryview(buffer))
+        done.run()
+        if not done.is_whole or span.nbytes > _HASHED_BYTES or not _MD5.fullmatch(done.etag or ""):
+            return bytes(buffer)
+        found = hashlib.md5(buffer, usedforsecurity=False).hexdigest()
+        if found == done.etag or found in seen:
+            return bytes(buffer)
+        seen.add(found)
+
+
+def check_new(label: RequestLabel, before: str | None, after: str | None, part_count: int, gone: NotFound) -> None:
+    """Raise unless an etag shows an object of so many parts that is not the one ``before``; None is unknown."""
+    if after is not None and not after.endswith(f"-{part_count}"):
+        raise gone
+    if after is None or before is None or after == before:
+        raise StorageError(
+            f"{label}: the store's answer was lost and the upload is no longer open, so it is unknown whether the "
+            "object there is the old or the new one.",
+            hint="Do not use this object before it has been written again.",
+        ) from gone
+
+
 def explain_copy(
-    error: ClientError | BotoCoreError, label: RequestLabel, source_url: str, span: ByteRange, etag: str | None
-) -> Exception:
+    error: Exception, label: RequestLabel, source_url: str, span: ByteRange, etag: str | None
+) -> ReshardError:
     """Translate the error of a request to copy a range."""
     if isinstance(error, ClientError):
         answer = error.response.get("Error", {})

@@ -13,6 +13,7 @@ from typing import Generic
 from ...errors import SourceChanged
 from ...planning.plan import Plan
 from ...planning.steps.steps import CopiedPart, Read, Step, StreamedPart
+from ..digest import ReadLedger, read_until_equal
 from ..kernels.compute import compute
 from ..kernels.scatter import repeat, scatter
 from ..locations import Locations, stored_since
@@ -29,16 +30,18 @@ _COPY_URGENCY, _READ_URGENCY, _SEND_URGENCY = -1, 0, 1
 class ThreadExecutor:
     """Moves the bytes of a plan in this process, never holding more than the plan allows.
 
-    The workers carry the requests; the meter counts bytes, and reports them while the executor waits.
+    The workers carry the requests; the meter counts bytes, and reports them while the executor waits. The ledger, if
+    there is one, takes the checksum of every range that is read.
     """
 
     locations: Locations
     workers: Workers
     meter: Meter
+    ledger: ReadLedger | None = None
 
     def run(self, plan: Plan, sink: PartSink[Result], steps: Iterable[StepId]) -> Iterator[Result]:
         """Run steps, many at once; see :class:`~.executor.Executor`."""
-        return _Transfer(plan, sink, self.locations, self.workers, self.meter).run(steps)
+        return _Transfer(plan, sink, self).run(steps)
 
 
 @dataclass(slots=True)
@@ -53,14 +56,13 @@ class _Filling:
 class _Transfer(Generic[Result]):
     """One run of an executor, with memory of its own."""
 
-    def __init__(
-        self, plan: Plan, sink: PartSink[Result], locations: Locations, workers: Workers, meter: Meter
-    ) -> None:
+    def __init__(self, plan: Plan, sink: PartSink[Result], executor: ThreadExecutor) -> None:
         self._plan = plan
         self._sink = sink
-        self._locations = locations
-        self._workers = workers
-        self._meter = meter
+        self._locations = executor.locations
+        self._workers = executor.workers
+        self._meter = executor.meter
+        self._ledger = executor.ledger
         self._arena = Arena(plan.cost.peak_bytes - plan.buffers.fixed_bytes)
         self._buffers = ThreadBuffers(plan.limits.read_bytes)
         self._results: deque[Result] = deque()  # workers append, the leading thread empties it
@@ -128,7 +130,7 @@ class _Transfer(Generic[Result]):
         with self._read_begun:
             self._waiting_reads -= 1
             self._read_begun.notify()
-        with self._meter.reads.request(read.range.nbytes):
+        with self._meter.reads.request(self._plan.limits.read_count * read.range.nbytes):
             if read.is_direct:
                 only = read.scatters[0]
                 self._receive(read, filling.leases[only.buffer].view[only.scatter.target :][: only.scatter.nbytes])
@@ -144,7 +146,12 @@ class _Transfer(Generic[Result]):
         item = self._plan.catalog.objects[read.object]
         place = self._locations.source(item)
         if not item.fill:
-            place.store.read_into(place.key, read.range, target, item.etag)
+            fetch = partial(place.store.read_into, place.key, read.range, target, item.etag)
+            fetch()
+            if self._plan.limits.read_count > 1:
+                read_until_equal(target, fetch, place.url)
+            if self._ledger is not None:
+                self._ledger.add(read.object, read.range, target)
             return
         # A chunk of one value that the source does not store. No etag pins it, so look whether it is stored by now.
         repeat(item.fill, read.range.start, target)

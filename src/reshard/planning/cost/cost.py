@@ -28,7 +28,7 @@ class Cost:
         Bytes of the source that reach some output, each counted once a step. Boxes of a tensor that overlap
         without being equal, as two stages may cut them, count separately, up to the bytes read.
     read_bytes
-        Bytes requested, gaps included.
+        Bytes requested, gaps included; as often as each range is read.
     written_bytes, copied_bytes
         Bytes sent, replicas included; and bytes that the store copies, from the source or from an equal output.
     get_count, put_count, part_count, copy_count, upload_count
@@ -99,10 +99,10 @@ def count_cost(
     attached = sum(each.nbytes for each in attachments)
     return Cost(
         needed_bytes=total.needed + attached,
-        read_bytes=total.read + attached,
+        read_bytes=draft.limits.read_count * (total.read + attached),
         written_bytes=total.written + sum(len(document.data) for document in documents) + attached,
         copied_bytes=total.copied,
-        get_count=total.gets + len(attachments),
+        get_count=draft.limits.read_count * (total.gets + len(attachments)),
         put_count=total.puts + len(documents) + len(attachments),
         part_count=total.parts,
         copy_count=total.copies,
