@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from .api.statements import load_plan as load_plan
     from .api.statements import plan as plan
     from .api.statements import verify as verify
+    from .engine.events import Answered as Answered
     from .engine.events import Event as Event
     from .engine.events import Noted as Noted
     from .engine.events import PhaseStarted as PhaseStarted
     from .engine.events import Progress as Progress
+    from .engine.events import Waiting as Waiting
     from .engine.manifest import Manifest as Manifest
     from .engine.manifest import ObjectReceipt as ObjectReceipt
     from .engine.verification import Report as Report
@@ -42,7 +44,7 @@ _MODULES = {
     "api.contents": ["inspect"],
     "api.estimates": ["estimate"],
     "api.statements": ["convert", "load_plan", "plan", "verify"],
-    "engine.events": ["Event", "Noted", "PhaseStarted", "Progress"],
+    "engine.events": ["Answered", "Event", "Noted", "PhaseStarted", "Progress", "Waiting"],
     "engine.manifest": ["Manifest", "ObjectReceipt"],
     "engine.verification": ["Report"],
     "errors": ["ReshardError"],

@@ -29,7 +29,9 @@ def opened(server: S3Server, environ: dict[str, str], scheme: str, bucket: str =
             patch.setenv(name, value)
         store = open_target(f"{scheme}://{bucket or server.make_bucket(f'b-{uuid.uuid4().hex[:12]}')}").store
     assert isinstance(store, S3Store)
-    store._policy = RetryPolicy(tries=3, first_delay_s=0.05)  # moto answers 500 where others say NoSuchUpload
+    store._policy = RetryPolicy(
+        give_up_after_s=0.2, first_delay_s=0.05
+    )  # moto answers 500 where others say NoSuchUpload
     return store
 
 
@@ -66,22 +68,22 @@ class S3Contract(StoreContract, CopyContract):
         provider = replace(store.settings.provider, list_version=version)
         monkeypatch.setattr(store, "_settings", replace(store.settings, provider=provider))
         verb, pages = {1: "list_objects", 2: "list_objects_v2"}[version], []
-        call = getattr(store._client, verb)
-        monkeypatch.setattr(store._client, verb, lambda **rest: pages.append(1) or call(MaxKeys=3, **rest))
+        call = getattr(store._connection.client, verb)
+        monkeypatch.setattr(store._connection.client, verb, lambda **rest: pages.append(1) or call(MaxKeys=3, **rest))
         assert [info.key for info in store.list(base)] == names
         assert len(pages) == 3
 
     def test_upload_listing_is_paged(self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
         uploads = {store.create_upload(f"{base}/{number}") for number in range(5)}
-        call = store._client.list_multipart_uploads
-        monkeypatch.setattr(store._client, "list_multipart_uploads", lambda **rest: call(MaxUploads=2, **rest))
+        call = store._connection.client.list_multipart_uploads
+        monkeypatch.setattr(store._connection.client, "list_multipart_uploads", lambda **rest: call(MaxUploads=2, **rest))
         assert set(store.open_uploads(base)) == uploads
 
     def test_part_listing_is_paged(self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
         upload = store.create_upload(f"{base}/a")
         sent = [(number, store.upload_part(upload, number, 0, bytes(number))) for number in (5, 3, 2, 1, 4)]
-        call, pages = store._client.list_parts, []
-        monkeypatch.setattr(store._client, "list_parts", lambda **rest: pages.append(1) or call(MaxParts=2, **rest))
+        call, pages = store._connection.client.list_parts, []
+        monkeypatch.setattr(store._connection.client, "list_parts", lambda **rest: pages.append(1) or call(MaxParts=2, **rest))
         found = list(store.list_parts(upload))
         assert [(each.number, each.etag) for each in found] == sorted(sent)
         assert [each.nbytes for each in found] == [1, 2, 3, 4, 5]
@@ -120,7 +122,7 @@ class TestMoto(S3Contract):
         def complete(**_: object) -> None:
             raise next(script)
 
-        monkeypatch.setattr(store._client, "complete_multipart_upload", complete)
+        monkeypatch.setattr(store._connection.client, "complete_multipart_upload", complete)
         with pytest.raises(StorageError, match="unknown whether"):
             store.complete_upload(upload, sent)
         assert store.read(key, ByteRange(0, 3)) == b"old"

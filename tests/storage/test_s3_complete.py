@@ -48,8 +48,8 @@ class Scripted:
 
 
 def store(client: Scripted) -> S3Store:
-    made = S3Store(settings(), policy=RetryPolicy(tries=3, first_delay_s=0))
-    made._client = client
+    made = S3Store(settings(), policy=RetryPolicy(give_up_after_s=0.2, first_delay_s=0))
+    made._connection.client = client
     return made
 
 

@@ -22,7 +22,7 @@ from reshard.storage.s3_settings import Keys, S3Settings
 from reshard.storage.s3_store import S3Store
 from reshard.tensor import ByteRange
 
-QUICK = RetryPolicy(tries=4, first_delay_s=0.01)
+QUICK = RetryPolicy(give_up_after_s=0.3, first_delay_s=0.01, longest_delay_s=0.05)
 SPAN = ByteRange(100, 5 << 20)
 UPLOAD = Upload("to", "u")
 
@@ -100,11 +100,11 @@ def test_passing_faults_are_tried_again(fault: str) -> None:
         assert len({request.headers["x-amz-copy-source-range"] for request in fake.requests}) == 1
 
 
-def test_tries_run_out() -> None:
+def test_time_runs_out() -> None:
     with copying("error:503:SlowDown") as (store, source, fake):
-        with pytest.raises(Transient, match=r"s3://from/k to s3://b/to .* SlowDown.*gave up after 4 tries"):
+        with pytest.raises(Transient, match=r"s3://from/k to s3://b/to .* SlowDown.*gave up after [0-9]+ tries"):
             store.copy_part(UPLOAD, 1, 0, source, "k", SPAN)
-        assert len(fake.requests) == 4
+        assert len(fake.requests) > 3
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_refusals_are_not_tried_again(fault: str, kind: type, text: str) -> None
 
 
 def test_stop_breaks_off_the_wait_between_tries() -> None:
-    patient = RetryPolicy(tries=5, first_delay_s=60, longest_delay_s=60)
+    patient = RetryPolicy(first_delay_s=60, longest_delay_s=60)
     with copying("error:503:SlowDown", policy=patient) as (store, source, fake):
         stop = threading.Event()
         store.should_stop = stop.is_set

@@ -20,7 +20,7 @@ from reshard.tensor import ByteRange
 
 DATA = body(5 << 20)
 SPAN = ByteRange(100, len(DATA) - 100)
-QUICK = RetryPolicy(tries=4, first_delay_s=0.01)
+QUICK = RetryPolicy(give_up_after_s=1, first_delay_s=0.01, longest_delay_s=0.05)
 
 
 @contextmanager
@@ -67,7 +67,16 @@ def test_stalled_body_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["drop", "error:503:SlowDown", "error:500:InternalError", "error:400:RequestTimeout", "error:502:"]
+    "fault",
+    [
+        "drop",
+        "error:503:SlowDown",
+        "error:500:InternalError",
+        "error:400:RequestTimeout",
+        "error:502:",
+        "error:409:OperationAborted",
+        "error:400:BadDigest",
+    ],
 )
 def test_passing_faults_are_tried_again(fault: str) -> None:
     with misbehaving(fault, fault, "ok") as (store, fake):
@@ -86,11 +95,11 @@ def test_parts_are_sent_again_from_their_start(fault: str) -> None:
         assert "transfer-encoding" not in fake.requests[-1].headers
 
 
-def test_tries_run_out() -> None:
+def test_time_runs_out() -> None:
     with misbehaving("error:503:SlowDown") as (store, fake):
-        with pytest.raises(Transient, match=r"s3://b/k .* SlowDown.*gave up after 4 tries"):
+        with pytest.raises(Transient, match=r"s3://b/k .* SlowDown.*gave up after [0-9]+ tries"):
             store.read("k", SPAN)
-        assert len(fake.requests) == 4
+        assert len(fake.requests) > 3
 
 
 def test_tries_that_bring_bytes_do_not_count() -> None:
@@ -169,7 +178,7 @@ def test_stop_breaks_off_a_read() -> None:
 
 
 def test_stop_breaks_off_the_wait_between_tries() -> None:
-    patient = RetryPolicy(tries=5, first_delay_s=60, longest_delay_s=60)
+    patient = RetryPolicy(first_delay_s=60, longest_delay_s=60)
     with misbehaving("error:503:SlowDown", policy=patient) as (store, _):
         stop = threading.Event()
         store.should_stop = stop.is_set

@@ -46,9 +46,9 @@ def host_of(store: S3Store) -> str:
     def caught(request, **_: object) -> None:
         raise _SentError(request.url)
 
-    store._client.meta.events.register("before-send.s3", caught)
+    store._connection.client.meta.events.register("before-send.s3", caught)
     with pytest.raises(_SentError) as sent:
-        store._client.head_object(Bucket=store.settings.bucket, Key="k")
+        store._connection.client.head_object(Bucket=store.settings.bucket, Key="k")
     return str(sent.value)
 
 
@@ -158,7 +158,7 @@ def test_obs_keys_come_first(clean_environ: pytest.MonkeyPatch) -> None:
     clean_environ.setenv("OBS_ENDPOINT", "https://obs.cn-north-4.myhuaweicloud.com")
 
     def key_used() -> str:
-        return bucket("obs://models/a")._client._request_signer._credentials.access_key
+        return bucket("obs://models/a")._connection.client._request_signer._credentials.access_key
 
     assert key_used() == "AKAWS"
     clean_environ.setenv("OBS_ACCESS_KEY_ID", "AKOBS")

@@ -3,7 +3,7 @@
 import pytest
 from support.settings import clear_settings
 
-from reshard.storage import open_source, open_target, s3_store, shared_connections
+from reshard.storage import open_source, open_target, s3_client, shared_connections
 
 
 @pytest.fixture
@@ -13,13 +13,13 @@ def made(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "made-up")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    buckets, make = [], s3_store.make_client
+    buckets, make = [], s3_client.make_client
 
     def counted(settings):
         buckets.append(settings.bucket)
         return make(settings)
 
-    monkeypatch.setattr(s3_store, "make_client", counted)
+    monkeypatch.setattr(s3_client, "make_client", counted)
     return buckets
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 _XML = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>made up</Message></Error>"
+_HALVES = ("cut", "stall", "trickle", "garble")
+_SLOW_BYTES = 64 << 10
 _REASONS = {200: "OK", 206: "Partial Content"}
 
 
@@ -30,7 +33,12 @@ class FakeS3:
     ``ok``, ``cut`` (half the body, then the connection closes), ``stall`` (half the body, then
     silence), ``drop`` (closes without an answer), ``whole`` (200 with all of it), ``shift`` (206
     with another range), ``etag:X`` (as ``ok``, with another etag), ``swap`` (``ok``, then every
-    later answer has another etag), ``error:STATUS:CODE``.
+    later answer has another etag), ``error:STATUS:CODE``, ``trickle`` (half the body, then a byte now and
+    then), ``slow`` (64 KiB every fifth of a second), ``garble`` (half the body, then bytes
+    that are not of the TLS connection).
+
+    While ``is_down`` is set, every connection is closed as soon as it says anything. ``context`` makes it
+    speak TLS.
     """
 
     content: bytes
@@ -41,11 +49,17 @@ class FakeS3:
     requests: list[Request] = field(default_factory=list)
     connection_count: int = 0
     port: int = 0
+    context: ssl.SSLContext | None = None
+    is_down: threading.Event = field(default_factory=threading.Event)
+    expired: set[str] = field(default_factory=set)
+    """Session tokens that are refused."""
+    refused: list[float] = field(default_factory=list)
+    """When requests were refused for being down."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' * bool(self.context)}://127.0.0.1:{self.port}"
 
     @contextlib.contextmanager
     def running(self) -> Iterator[FakeS3]:
@@ -72,11 +86,21 @@ class FakeS3:
             thread.join(5)
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(0.1)
         buffer = bytearray()
-        with connection, contextlib.suppress(OSError):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            connection = stack.enter_context(connection)
+            if self.context:
+                connection.settimeout(5)
+                connection = stack.enter_context(self.context.wrap_socket(connection, server_side=True))
+            connection.settimeout(0.1)
             while (request := self._receive(connection, buffer)) is not None:
+                if self.is_down.is_set():
+                    self.refused.append(time.monotonic())
+                    return
                 how = self.script[min(len(self.requests), len(self.script) - 1)]
+                if request.headers.get("x-amz-security-token") in self.expired:
+                    how = "error:400:ExpiredToken"
                 self.requests.append(request)
                 if not self._answer(connection, request, how):
                     return
@@ -115,7 +139,8 @@ class FakeS3:
             return False
         if kind == "error":
             status, _, code = detail.partition(":")
-            return self._send(connection, int(status), _XML.format(code=code).encode(), {})
+            reason = b"" if request.method == "HEAD" else _XML.format(code=code).encode()
+            return self._send(connection, int(status), reason, {})
         etag = detail if kind == "etag" else self.etag
         if self.honours_if_match and request.headers.get("if-match", f'"{etag}"') != f'"{etag}"':
             return self._send(connection, 412, _XML.format(code="PreconditionFailed").encode(), {})
@@ -143,10 +168,21 @@ class FakeS3:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         connection.settimeout(10)
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        connection.sendall(body[: len(body) // 2] if kind in ("cut", "stall") else body)
+        blocks = [body[: len(body) // 2]] if kind in _HALVES else [body]
+        if kind == "slow":
+            blocks = [body[start : start + _SLOW_BYTES] for start in range(0, len(body), _SLOW_BYTES)]
+        for block in blocks:
+            connection.sendall(block)
+            if kind == "slow":
+                time.sleep(0.2)
+        if kind == "garble":
+            socket.socket.sendall(connection, b"\x17\x03\x03\x00\x20" + bytes(32))
         connection.settimeout(0.1)
-        if kind == "stall":
+        rest = (bytes([byte]) for byte in body[len(body) // 2 :])
+        if kind in ("stall", "trickle"):
             deadline = time.monotonic() + self.stall_s
             while time.monotonic() < deadline and not self._stop.is_set():
                 time.sleep(0.05)
-        return kind not in ("cut", "stall")
+                if kind == "trickle":
+                    connection.sendall(next(rest))
+        return kind not in _HALVES

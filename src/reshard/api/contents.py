@@ -19,13 +19,13 @@ from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
 from ..planning.share_documents import written_ranks
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source, shared_connections
+from ..storage import Location, open_location, open_source
+from .connecting import connecting
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
 
 YAML = (".yaml", ".yml")
 
 
-@shared_connections()
 def inspect(url: str, **options: Any) -> Catalog:
     """Describe the checkpoint at a URL, reading headers only.
 
@@ -55,10 +55,11 @@ def inspect(url: str, **options: Any) -> Catalog:
     [('w', (2, 3))]
     """
     request = Request.of(("src", *SOURCE_OPTIONS), **(options | {"src": url}))
-    wanted, location = source_options(request), open_source(request.src)
-    with working(request.concurrency or Limits().concurrency, location.store) as workers:
-        catalog = read_contents(location, wanted, workers)
-    note = _unfinished(location)
+    with connecting(request):
+        wanted, location = source_options(request), open_source(request.src)
+        with working(request.concurrency or Limits().concurrency, location.store) as workers:
+            catalog = read_contents(location, wanted, workers)
+        note = _unfinished(location)
     return replace(catalog, notes=(*catalog.notes, note)) if note else catalog
 
 

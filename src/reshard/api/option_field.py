@@ -16,6 +16,7 @@ from ..errors import UsageError, option
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_PATIENCE_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -125,6 +126,22 @@ def parse_duration(duration: str | float) -> float:
     if isinstance(duration, str) and not match[2] and float(match[1]):
         raise UsageError("the unit is missing", hint=f"Write {match[1]}ms or {match[1]}s.")
     return float(match[1]) * _DURATION_UNITS[match[2] or "s"]
+
+
+def parse_patience(duration: object) -> float:
+    """Read seconds, minutes or hours.
+
+    Examples
+    --------
+    >>> parse_patience("15min"), parse_patience("1.5 h"), parse_patience("0s"), parse_patience(30)
+    (900.0, 5400.0, 0.0, 30.0)
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]+)?)\s*(s|min|h)?\s*", str(duration))
+    if not match:
+        raise UsageError("expected a number with s, min or h, like 15min")
+    if isinstance(duration, str) and not match[2] and float(match[1]):
+        raise UsageError("the unit is missing", hint=f"Write {match[1]}s or {match[1]}min.")
+    return float(match[1]) * _PATIENCE_UNITS[match[2] or "s"]
 
 
 def read_ranks(value: object) -> tuple[range, ...]:

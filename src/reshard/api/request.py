@@ -16,6 +16,7 @@ from ..errors import option as named
 from .option_field import (
     OptionField,
     parse_duration,
+    parse_patience,
     parse_rate,
     parse_size,
     read_document,
@@ -180,6 +181,13 @@ class Request:
 
     memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
     concurrency: int | None = _field("Requests in flight at once.", "N", RUN, default="8", least=1)
+    give_up_after: float | None = _field(
+        "How long to wait for a store that does not answer.",
+        "TIME",
+        RUN,
+        default="15min; 1min for a store that has never answered",
+        read=parse_patience,
+    )
     copy: str | None = _choice(
         "Whether the store copies byte ranges itself where it can.", RUN, "auto", "never", default="auto"
     )
@@ -255,14 +263,18 @@ SOURCE_OPTIONS = (
     *(name for name, each in OPTIONS.items() if each.group == SOURCE),
     *("family", "naming", "option", "config"),  # what a source's parallel sizes may need
     "concurrency",
+    "give_up_after",
 )
 """Options that concern the source alone."""
 
-RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging")
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "give_up_after")
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)
 """Options that a plan depends on."""
+
+PLANNING_OPTIONS = (*PLAN_OPTIONS, "give_up_after")
+"""Options that concern making a plan."""
 
 STRATEGY_OPTIONS = ("parallel", "to", "family", "naming", "config", "option")
 """Options that a strategy made from parallel sizes depends on."""

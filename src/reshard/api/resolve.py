@@ -28,6 +28,7 @@ from ..planning.targets.strategy_check import is_state
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
+from .connecting import connecting
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
@@ -70,10 +71,13 @@ class Hooks:
         return request, ()
 
 
-@shared_connections()
 def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None = None) -> Resolved:
     """Find out what a request means; nothing is written. Errors are those of the tree in :mod:`reshard.errors`."""
-    hooks = hooks or Hooks()
+    with connecting(request, on_event):
+        return _resolve(request, on_event, hooks or Hooks())
+
+
+def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     # Whatever needs no headers comes first, so that mistakes in it show at once.
     target_files = strategy_source(request.dst_strategy, request.dst_layout)
     wanted = hooks.select(source_options(request), target_files)

@@ -22,7 +22,8 @@ from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan
 from ..planning.staging import staged_plan
 from ..storage import Location, open_location, open_source, open_target, open_target_object, shared_connections
-from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, RUN_OPTIONS, Request
+from .connecting import connecting
+from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, resolve
 
 
@@ -47,8 +48,9 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
     UsageError, SourceError, PlanError, StorageError
         As the tree in :mod:`reshard.errors` says; an OverBudget has the memory that is needed.
     """
-    request = Request.of(PLAN_OPTIONS, **(options | {"src": src, "dst": dst}))
-    return plan_resolved(resolve(request, on_event))
+    request = Request.of(PLANNING_OPTIONS, **(options | {"src": src, "dst": dst}))
+    with connecting(request, on_event):
+        return plan_resolved(resolve(request, on_event))
 
 
 @shared_connections()
@@ -61,7 +63,6 @@ def plan_resolved(resolved: Resolved) -> Plan:
     return made
 
 
-@shared_connections()
 def convert(
     src: str | None = None,
     dst: str | None = None,
@@ -81,7 +82,8 @@ def convert(
     on_event
         Is called with the events of the run, a few times a second.
     options
-        See :class:`reshard.api.Request`; with a plan only ``if_exists``, ``overwrite`` and ``keep_staging``.
+        See :class:`reshard.api.Request`; with a plan only ``if_exists``, ``overwrite``, ``keep_staging`` and
+        ``give_up_after``.
 
     Raises
     ------
@@ -100,9 +102,10 @@ def convert(
     elif src is None or dst is None:
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
     request = Request.of(None, **options)
-    if plan is None:
-        return convert_resolved(resolve(request, on_event), request, on_event)
-    return run(plan if isinstance(plan, Plan) else load_plan(fspath(plan)), request, on_event)
+    with connecting(request, on_event):
+        if plan is None:
+            return convert_resolved(resolve(request, on_event), request, on_event)
+        return run(plan if isinstance(plan, Plan) else load_plan(fspath(plan)), request, on_event)
 
 
 def check_plan_alone(options: Mapping[str, object]) -> None:
@@ -115,18 +118,18 @@ def check_plan_alone(options: Mapping[str, object]) -> None:
         raise UsageError(message, hint=hint)
 
 
-@shared_connections()
 def convert_resolved(resolved: Resolved, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a resolved request, unless its outcome is there already and may stay."""
-    done, request = earlier_outcome(resolved.conversion, request, on_event)
-    return done or _run(plan_resolved(resolved), request, on_event)
+    with connecting(request, on_event):
+        done, request = earlier_outcome(resolved.conversion, request, on_event)
+        return done or _run(plan_resolved(resolved), request, on_event)
 
 
-@shared_connections()
 def run(plan: Plan, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan as the options of a request that concern runs say, unless its outcome is there already."""
-    done, request = earlier_outcome(plan.conversion, request, on_event)
-    return done or _run(plan, request, on_event)
+    with connecting(request, on_event):
+        done, request = earlier_outcome(plan.conversion, request, on_event)
+        return done or _run(plan, request, on_event)
 
 
 def earlier_outcome(
@@ -168,8 +171,9 @@ def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:
     )
 
 
-@shared_connections()
-def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) -> Report:
+def verify(
+    url: str, *, subset: str | None = None, give_up_after: str | float | None = None, on_event: Listener = ignore
+) -> Report:
     """Compare a finished conversion with its source, bit for bit, in bounded memory; report every difference.
 
     Parameters
@@ -179,6 +183,8 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         compared, and the report names the ranks that are missing.
     subset
         ``n/t``: only every t-th step, from the n-th.
+    give_up_after
+        As in :class:`reshard.api.Request`.
     on_event
         Is called with the events of the comparison, a few times a second.
 
@@ -190,6 +196,11 @@ def verify(url: str, *, subset: str | None = None, on_event: Listener = ignore) 
         The source is no longer the one that was converted.
     """
     chosen = Subset.parse(subset) if subset else Subset()
+    with connecting(Request.of(give_up_after=give_up_after), on_event):
+        return _verify(url, chosen, on_event)
+
+
+def _verify(url: str, chosen: Subset, on_event: Listener) -> Report:
     place = open_location(_manifest_url(url))
     try:
         return _verified(decode_manifest(read_object(place), place.url), place, chosen, on_event)

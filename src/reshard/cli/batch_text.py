@@ -156,7 +156,8 @@ def _row(status: JobStatus) -> tuple[str, ...]:
     why = spelled(status.reason)
     if is_moving:
         share = f"{100 * status.moved_bytes // status.total_bytes}%" if status.total_bytes else ""
-        why = " ".join(part for part in (status.phase, share) if part)
+        wait = f"waiting for the store, {in_time(round(status.waiting_s))}" if status.waiting_s else ""
+        why = wait or " ".join(part for part in (status.phase, share) if part)
     took = in_time(seconds) if seconds else ""
     return status.job.name, status.state.value, in_bytes(written) if written else "", rate, took, why
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..api.request import ASSUMPTIONS, OPTIONS, PLAN_OPTIONS, SOURCE_OPTIONS
+from ..api.request import ASSUMPTIONS, OPTIONS, PLANNING_OPTIONS, SOURCE_OPTIONS
 from ..errors import UsageError, VerifyError, option
 from .flags import Output, OutputForm, Quiet, flag, request_flags, with_flags
 from .progress import progress
@@ -34,7 +34,7 @@ def inspect(
     show_catalog(inspect_checkpoint(url, **options), output, tensors)
 
 
-@with_flags([*request_flags(PLAN_OPTIONS), *(flag(name, field) for name, field in ASSUMPTIONS.items())])
+@with_flags([*request_flags(PLANNING_OPTIONS), *(flag(name, field) for name, field in ASSUMPTIONS.items())])
 def plan(
     src: Source = None,
     dst: Target = None,
@@ -91,18 +91,20 @@ def convert(
     show_manifest(manifest, output)
 
 
+@with_flags(request_flags(["give_up_after"]))
 def verify(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL or path of a manifest, or of the target.")],
     subset: Annotated[str | None, typer.Option(metavar="n/t", help="Every t-th step only, from the n-th.")] = None,
     output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Read sources and outputs again, in bounded memory, and compare them bit for bit."""
     from ..api.statements import verify as verify_target
     from .results import show_report
 
     with progress(quiet=quiet) as listener:
-        report = verify_target(url, subset=subset, on_event=listener)
+        report = verify_target(url, subset=subset, on_event=listener, **options)
     show_report(report, output)
     if report.problems:
         hint = f"Convert again with {option('overwrite')}."

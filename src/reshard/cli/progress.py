@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..engine.events import Event, Listener, Noted, PhaseStarted, ignore
+from ..engine.events import Answered, Event, Listener, Noted, PhaseStarted, Waiting, ignore
 from ..engine.events import Progress as Moved
-from .printing import in_bytes
+from .printing import in_bytes, in_time
 from .spelling import spelled
 
 _LINE_EVERY_S = 10.0
+_WAITING_EVERY_S = 30.0
 _COUNTED_FROM_ZERO = ("transfer", "verify")
 """Phases whose figures restart at zero: a rate over all that went before would be too low."""
 
@@ -46,6 +47,7 @@ class _Bar:
         self._bar = bar
         self._task = bar.add_task("headers", total=None, figures="")
         self._begun_s = time.monotonic()
+        self._waiting = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
@@ -56,11 +58,15 @@ class _Bar:
         if isinstance(event, Noted):
             self._bar.console.print(f"note: {spelled(event.text)}", highlight=False, markup=False)
             return
+        if isinstance(event, Waiting | Answered):
+            self._waiting = _waiting(event) if isinstance(event, Waiting) else ""
+            self._bar.update(self._task, figures=self._waiting)
+            return
         self._bar.update(
             self._task,
             total=max(1, event.total_read_bytes + event.total_written_bytes),
             completed=event.read_bytes + event.written_bytes,
-            figures=_figures(event, time.monotonic() - self._begun_s),
+            figures=self._waiting or _figures(event, time.monotonic() - self._begun_s),
         )
 
 
@@ -69,6 +75,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._begun_s = self._last_s = time.monotonic()
+        self._wait: _LoggedWait | None = None
 
     def __call__(self, event: Event) -> None:
         now_s = time.monotonic()
@@ -78,9 +85,35 @@ class _Log:
             sys.stderr.write(f"{event.name}\n")
         elif isinstance(event, Noted):
             sys.stderr.write(f"note: {spelled(event.text)}\n")
-        elif now_s - self._last_s > _LINE_EVERY_S:
+        elif isinstance(event, Waiting):
+            self._wait = self._wait or _LoggedWait(now_s - event.seconds)
+            self._wait.show(event, now_s)
+        elif isinstance(event, Answered):
+            if self._wait and self._wait.is_shown:
+                sys.stderr.write(f"  the store answers again, after {in_time(now_s - self._wait.since_s)}\n")
+            self._wait = None
+        elif now_s - self._last_s > _LINE_EVERY_S and not self._wait:
             self._last_s = now_s
             sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")
+
+
+class _LoggedWait:
+    """A wait for a store: a line once it has lasted a little, and then one every half minute."""
+
+    def __init__(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.is_shown = False
+        self._next_s = since_s + _LINE_EVERY_S
+
+    def show(self, event: Waiting, now_s: float) -> None:
+        if now_s >= self._next_s:
+            self._next_s, self.is_shown = now_s + _WAITING_EVERY_S, True
+            reason = f": {spelled(event.reason)}" if event.reason else ""
+            sys.stderr.write(f"  {_waiting(event)}{reason}\n")
+
+
+def _waiting(event: Waiting) -> str:
+    return f"waiting for the store, {in_time(round(event.seconds))}"
 
 
 def _figures(event: Moved, elapsed_s: float) -> str:

@@ -47,7 +47,20 @@ class Noted:
     text: str
 
 
-Event = PhaseStarted | Progress | Noted
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A store does not answer: for so many seconds by now, sent about once a second; ``reason`` is its last failure."""
+
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The store that a run was waiting for answers again."""
+
+
+Event = PhaseStarted | Progress | Noted | Waiting | Answered
 Listener = Callable[[Event], None]
 
 

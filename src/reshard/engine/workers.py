@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..errors import Interrupted
-from ..storage import ReadStore, never
+from ..storage import ReadStore, never, report_outages
 
 Task = Callable[[], object]
 T = TypeVar("T")
@@ -51,7 +51,11 @@ class Workers:
         self._queue.put((-urgency, next(self._order), task))
 
     def check(self) -> None:
-        """Raise the error that a task raised, or Interrupted after a stop from outside."""
+        """Raise the error that a task raised, or Interrupted after a stop from outside.
+
+        Whoever waits for tasks calls this often, so it tells of stores that do not answer, too.
+        """
+        report_outages()
         if self.error is not None:
             raise self.error
         if self.is_stopped:

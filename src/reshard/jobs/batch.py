@@ -15,7 +15,7 @@ from functools import partial
 from ..api.request import Request
 from ..api.resolve import resolve
 from ..api.statements import convert_resolved
-from ..engine.events import Event, Noted, PhaseStarted, Progress
+from ..engine.events import Answered, Event, Noted, PhaseStarted, Progress, Waiting
 from ..engine.manifest import Manifest
 from ..errors import Interrupted, UsageError, option
 from ..planning.limits import Limits
@@ -52,7 +52,8 @@ class JobState(StrEnum):
 class JobStatus:
     """One job of a batch while it runs, and at the end.
 
-    ``phase`` is that of the run, ``moved_bytes`` and ``total_bytes`` are read and written; ``reason`` says in words why
+    ``phase`` is that of the run, ``moved_bytes`` and ``total_bytes`` are read and written, ``waiting_s`` says for how
+    long a store has not answered; ``reason`` says in words why
     a job failed or cannot run.
     """
 
@@ -61,6 +62,7 @@ class JobStatus:
     phase: str = ""
     moved_bytes: int = 0
     total_bytes: int = 0
+    waiting_s: float = 0.0
     started_s: float = 0.0
     ended_s: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -232,6 +234,8 @@ class _Batch:
             raise Interrupted("stopped")
         if isinstance(event, PhaseStarted):
             status.phase = event.name
+        elif isinstance(event, Waiting | Answered):
+            status.waiting_s = event.seconds if isinstance(event, Waiting) else 0.0
         elif isinstance(event, Noted):
             status.notes.append(event.text)
         elif isinstance(event, Progress):

@@ -4,6 +4,8 @@ A new store is a module with an ``open_store(url)`` and one line in the table :d
 A new S3 service is a row in :mod:`reshard.storage.providers`.
 """
 
+from .availability import Outage
+from .connections import report_outages, shared_connections
 from .local_store import LocalStore
 from .location import Location
 from .memory_store import MemoryStore
@@ -14,7 +16,6 @@ from .open import (
     open_target,
     open_target_object,
     provider_name,
-    shared_connections,
 )
 from .protocol import (
     Body,
@@ -37,6 +38,7 @@ __all__ = [
     "Location",
     "MemoryStore",
     "ObjectInfo",
+    "Outage",
     "PartCopier",
     "PartInfo",
     "ReadStore",
@@ -53,6 +55,7 @@ __all__ = [
     "open_target",
     "open_target_object",
     "provider_name",
+    "report_outages",
     "shared_connections",
     "unwrapped",
 ]

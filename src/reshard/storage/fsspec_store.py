@@ -7,6 +7,7 @@ object: the bytes belong to the object that is there afterwards, or the read fai
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,11 +17,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
+from .availability import Availability
+from .connections import current_policy, report_outages, shared
 from .protocol import ObjectInfo, ReadStore
 from .range_checks import beyond_end, check_buffer, check_etag
-from .retry import RetryPolicy, retrying
+from .retry import Retries, RetryPolicy, retrying
 from .s3_errors import RequestLabel, explain
-from .stopping import ShouldStop, check, never
+from .stopping import ShouldStop, never
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ _TIMES = ("Content-MD5", "Digest", "Last-Modified", "LastModified", "last_modifi
 
 def open_store(url: str) -> FsspecStore:
     """Open the root of an fsspec URL."""
-    return FsspecStore(url)
+    return FsspecStore(url, policy=current_policy(), availability=shared(("availability", url), Availability))
 
 
 class FsspecStore(ReadStore):
@@ -49,11 +52,17 @@ class FsspecStore(ReadStore):
     """
 
     def __init__(
-        self, root: str, options: Mapping[str, Any] | None = None, *, policy: RetryPolicy | None = None
+        self,
+        root: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        policy: RetryPolicy | None = None,
+        availability: Availability | None = None,
     ) -> None:
         self.should_stop: ShouldStop = never
         self._shown = _without_password(root)
         self._policy = policy or RetryPolicy()
+        self._availability = availability or Availability()
         self._fs, path = _file_system(root, self._shown, dict(options or {}))
         self._root = path.rstrip("/")
 
@@ -129,7 +138,6 @@ class FsspecStore(ReadStore):
         label = RequestLabel(doing, self._name(key), "fsspec")
 
         def attempt() -> T:
-            check(self.should_stop)
             try:
                 return action()
             except ReshardError:
@@ -137,7 +145,7 @@ class FsspecStore(ReadStore):
             except Exception as error:
                 raise _explained(error, label) from error
 
-        return retrying(attempt, self._policy, self.should_stop)
+        return retrying(attempt, Retries(self._policy, self._availability, self.should_stop, report_outages))
 
 
 def _object(key: str, info: Mapping[str, Any]) -> ObjectInfo:
@@ -174,7 +182,8 @@ _KINDS: tuple[tuple[tuple[type[Exception], ...], type[StorageError]], ...] = (
     ((FileNotFoundError,), NotFound),
     ((PermissionError,), Denied),
     ((NotImplementedError,), Unsupported),
-    ((ConnectionError, TimeoutError, asyncio.IncompleteReadError), Transient),
+    ((ssl.SSLCertVerificationError,), StorageError),
+    ((ConnectionError, TimeoutError, ssl.SSLError, asyncio.IncompleteReadError), Transient),
 )
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
 
 from ..errors import ReshardError, Unsupported, UsageError
 from .location import Location, normal_key
 from .protocol import ReadStore
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +39,6 @@ _ANY_OTHER = StoreKind("fsspec_store", is_writable=False)
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]*)://(?P<rest>.*)", re.DOTALL)
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
-_SHARED: ContextVar[dict[Hashable, Any] | None] = ContextVar("_SHARED", default=None)
 
 
 def open_store(url: str) -> ReadStore:
@@ -137,28 +131,6 @@ def provider_name(url: str) -> str:
         return open_location(url).store.provider
     except ReshardError:  # a saved plan can be shown where its stores cannot be reached
         return kind.provider or f"{scheme}://"
-
-
-@contextmanager
-def shared_connections() -> Iterator[None]:
-    """Open the connections to each bucket once, for the length of a block or of a call of what this decorates."""
-    outer = _SHARED.get()
-    token = _SHARED.set({} if outer is None else outer)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-def shared(name: Hashable, make: Callable[[], T]) -> T:
-    """Return what ``make`` returns; within :func:`shared_connections`, call it once for each ``name``."""
-    made = _SHARED.get()
-    if made is None:
-        return make()
-    if name not in made:
-        made[name] = make()
-    found: T = made[name]
-    return found
 
 
 def _scheme_of(url: str) -> str:

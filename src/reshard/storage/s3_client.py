@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import threading
 from typing import Any
 
 import boto3
@@ -14,7 +15,31 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from ..errors import UsageError
+from .body_watch import BodyWatch
 from .s3_settings import S3Settings, obs_settings, s3_settings
+
+
+class Connection:
+    """The client of one bucket, for many threads, and the watch over what it reads.
+
+    A client is made again once its credentials have expired: those of a file that has changed since are read anew.
+    What boto3 refreshes by itself needs none of this, until a token ends before its time.
+    """
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self.client = make_client(settings)
+        self.watch = BodyWatch(settings.block_timeout_s)
+
+    def renew(self, expired: Any) -> bool:
+        """Replace a client whose credentials have expired, unless that is done; False if nothing new can be read."""
+        if self._settings.keys:  # from the environment, which does not change
+            return False
+        with self._lock:
+            if self.client is expired:
+                self.client = make_client(self._settings)
+        return True
 
 
 def find_settings(scheme: str, bucket: str) -> S3Settings:

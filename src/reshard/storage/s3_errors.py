@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import urllib3.exceptions
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from ..errors import Denied, NotFound, ReshardError, SourceChanged, StorageError, Transient, Unsupported, UsageError
 
@@ -101,8 +103,28 @@ _STATUS: dict[int, _Row] = {
 
 _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
-    {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "TooManyRequests"}
+    {
+        "InternalError",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "TooManyRequests",
+        "OperationAborted",  # with status 409: another request for the same object is under way
+        "ConditionalRequestConflict",
+        "BadDigest",  # the bytes were damaged or cut off on their way
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+        "IncompleteBody",
+    }
 )
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"})
+
+ClientFailure = (ClientError, BotoCoreError, ResponseParserError)
+"""What a client raises; the last for an answer that is no XML, or was cut off."""
+
+BodyFailure = (BotoCoreError, urllib3.exceptions.HTTPError, OSError)
+"""What reading a body raises: botocore translates some errors of the connection, and none of TLS."""
 
 _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
     exceptions.ConnectTimeoutError: "no connection in time",
@@ -118,10 +140,27 @@ _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
 _KEYLESS = (
     exceptions.NoCredentialsError,
     exceptions.PartialCredentialsError,
-    exceptions.CredentialRetrievalError,
-    exceptions.TokenRetrievalError,
     exceptions.UnauthorizedSSOTokenError,
 )
+_UNREFRESHED = (exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError)
+
+
+def has_expired(error: Exception) -> bool:
+    """Whether an error says that other credentials are needed, from wherever they come."""
+    return isinstance(error, ClientError) and error.response.get("Error", {}).get("Code") in _EXPIRED_CODES
+
+
+def is_refresh_failure(error: Exception) -> bool:
+    """Whether whoever hands credentials out did not answer, or refused."""
+    return isinstance(error, _UNREFRESHED)
+
+
+def explain_broken_body(error: Exception, label: RequestLabel) -> Transient:
+    """Translate an error that broke a body off: always one of the connection."""
+    if isinstance(error, BotoCoreError):
+        found = explain(error, label)
+        return found if isinstance(found, Transient) else Transient(found.marked_message, hint=found.marked_hint)
+    return Transient(f"{label}: the connection broke during the answer ({type(error).__name__}).")
 
 
 def status_of(error: ClientError) -> int:
@@ -133,10 +172,14 @@ def explain(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
         return _answered(error, label)
+    if isinstance(error, ResponseParserError):
+        return Transient(f"{label}: the answer was cut off, or is not that of an S3 service.")
     if isinstance(error, exceptions.SSLError):
         return _tls(error, label)
     if isinstance(error, _KEYLESS):
         return Denied(f"{label}: no credentials were found, or they are incomplete.", hint=_KEYS)
+    if isinstance(error, _UNREFRESHED):
+        return Denied(f"{label}: the credentials cannot be fetched from where the AWS configuration says.", hint=_KEYS)
     if isinstance(error, exceptions.ParamValidationError):
         return UsageError(f"{label}: this is not the name of a bucket or an object.")
     for kind, reason in _TRANSIENT_KINDS.items():

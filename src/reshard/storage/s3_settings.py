@@ -44,6 +44,8 @@ class S3Settings:
         None for the AWS chain: environment, profile, web identity, instance role.
     read_timeout_s
         Longest silence on a connection.
+    block_timeout_s
+        Longest time for 64 KiB of a body.
     connection_count
         Connections kept open; more threads than this do not wait, but reconnect each time.
 
@@ -61,6 +63,7 @@ class S3Settings:
     keys: Keys | None = field(default=None, repr=False)
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
+    block_timeout_s: float = 60.0
     connection_count: int = 64
 
     @property
@@ -83,6 +86,17 @@ class S3Settings:
         port = f":{parts.port}" if parts.port not in (None, 80, 443) else ""
         return f"s3@{parts.hostname}{port}{parts.path}/{self.bucket}"
 
+    @property
+    def service(self) -> str:
+        """The service alone: equal for all buckets of it.
+
+        Examples
+        --------
+        >>> s3_settings("b", {}, "http://store.example").service
+        's3@store.example'
+        """
+        return self.identity.removesuffix(f"/{self.bucket}")
+
     def reaches(self, other: S3Settings) -> bool:
         """Whether this service has the bucket of ``other``, and the same credentials open both.
 
@@ -94,9 +108,8 @@ class S3Settings:
         >>> here.reaches(s3_settings("b", {})), here.reaches(obs_settings("b", {"OBS_ENDPOINT": "http://other.example"}))
         (False, False)
         """
-        here, there = (each.identity.removesuffix(f"/{each.bucket}") for each in (self, other))
-        mine, theirs = ((each.provider, each.region, each.keys) for each in (self, other))
-        return here == there and mine == theirs
+        mine, theirs = ((each.service, each.provider, each.region, each.keys) for each in (self, other))
+        return mine == theirs
 
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from ..errors import NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
 from ..tensor import ByteRange
-from .open import shared
+from .availability import Availability
+from .connections import current_policy, report_outages, shared
 from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
 from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
-from .retry import RetryPolicy, retrying
-from .s3_client import find_settings, make_client
-from .s3_errors import RequestLabel, explain
+from .retry import Retries, RetryPolicy, retrying
+from .s3_client import Connection, find_settings
+from .s3_errors import ClientFailure, RequestLabel, explain, has_expired, is_refresh_failure
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody, RangedRead, bare_etag, explain_copy
 from .stopping import ShouldStop, check, never
@@ -45,16 +44,21 @@ def open_store(url: str) -> S3Store:
     """Open the bucket that an ``s3://`` or ``obs://`` URL names, as environment and AWS's configuration files say."""
     scheme, _, bucket = url.partition("://")
 
-    def connect() -> tuple[S3Settings, Any]:
+    def connect() -> tuple[S3Settings, Connection]:
         settings = find_settings(scheme, bucket)
-        return settings, make_client(settings)
+        return settings, Connection(settings)
 
-    settings, client = shared(url, connect)
-    return S3Store(settings, client=client)
+    settings, connection = shared(url, connect)
+    # Buckets of one service are down together.
+    availability = shared(("availability", settings.service), Availability)
+    return S3Store(settings, policy=current_policy(), connection=connection, availability=availability)
 
 
 class S3Store(Store):
-    """One bucket; without a ``client`` made for its settings it makes its own."""
+    """One bucket; without a ``connection`` made for its settings it makes its own.
+
+    ``availability`` is shared by the stores of one service.
+    """
 
     def __init__(
         self,
@@ -62,13 +66,15 @@ class S3Store(Store):
         *,
         policy: RetryPolicy | None = None,
         should_stop: ShouldStop = never,
-        client: Any = None,
+        connection: Connection | None = None,
+        availability: Availability | None = None,
     ) -> None:
         self.should_stop = should_stop
         self._settings = settings
         self._bucket = settings.bucket
         self._policy = policy or RetryPolicy()
-        self._client = client or make_client(settings)
+        self._connection = connection or Connection(settings)
+        self._availability = availability or Availability()
 
     def __repr__(self) -> str:
         return f"S3Store({self._settings!r})"
@@ -97,10 +103,14 @@ class S3Store(Store):
         return self._settings.provider.limits
 
     def head(self, key: str) -> ObjectInfo:
+        client = self._connection.client
         try:
             answer = self._call("head_object", key)
         except ReshardError as error:
-            raise self._better_reason(key, error) from error
+            reason = self._better_reason(key, error)
+            if self._connection.client is client:
+                raise reason from error
+            answer = self._call("head_object", key)  # only the answer to a GET says that credentials have expired
         return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -118,8 +128,8 @@ class S3Store(Store):
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         check_buffer(span, target)
-        label = self._label("get_object", key)
-        RangedRead(self._client, self._bucket, key, span, target, etag, label, self._policy, self.should_stop).run()
+        label, stop = self._label("get_object", key), self.should_stop
+        RangedRead(self._connection, self._bucket, key, span, target, etag, label, self._retries(), stop).run()
 
     def put(self, key: str, body: Body) -> ObjectInfo:
         answer = self._call("put_object", key, Body=self._body(body))
@@ -170,27 +180,26 @@ class S3Store(Store):
         source_url = f"{peer.url}/{key}"
         label = RequestLabel("copy", f"bytes of {source_url} to {self.url}/{upload.key}", self._settings.place)
 
+        def explained(error: Exception) -> ReshardError:
+            return explain_copy(error, label, source_url, span, etag)
+
         def request() -> str:  # may be repeated: a part made again replaces the one before
-            check(self.should_stop)
-            try:
-                answer = self._client.upload_part_copy(
-                    Bucket=self._bucket,
-                    Key=upload.key,
-                    UploadId=upload.upload_id,
-                    PartNumber=number,
-                    CopySource={"Bucket": peer.settings.bucket, "Key": key},
-                    CopySourceRange=f"bytes={span.start}-{span.stop - 1}",
-                    **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
-                )
-            except (ClientError, BotoCoreError) as error:
-                check(self.should_stop)
-                raise explain_copy(error, label, source_url, span, etag) from error
+            answer = self._send(
+                "upload_part_copy",
+                explained,
+                Key=upload.key,
+                UploadId=upload.upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": peer.settings.bucket, "Key": key},
+                CopySourceRange=f"bytes={span.start}-{span.stop - 1}",
+                **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+            )
             copied = bare_etag(answer.get("CopyPartResult") or {})
             if not copied:  # services that do not know the operation take the request for an empty part
                 raise Unsupported(f"{label}: the store does not confirm a copy.", hint=SEND_INSTEAD)
             return copied
 
-        return retrying(request, self._policy, self.should_stop)
+        return retrying(request, self._retries())
 
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         pages = self._pages(
@@ -233,7 +242,7 @@ class S3Store(Store):
                 # Perhaps the answer to an earlier try was lost, not the try itself.
                 self._expect_new(upload.key, before, len(parts), error)
 
-        retrying(complete, self._policy, self.should_stop)
+        retrying(complete, self._retries())
         # The answer to Complete has no length, and on some stores (Ceph) no etag either.
         return self.head(upload.key)
 
@@ -287,19 +296,34 @@ class S3Store(Store):
                 raise StorageError(f"{self.url}: the store has more to list, but does not say where to continue.")
 
     def _call(self, operation: str, key: str | None, **arguments: Any) -> Any:
-        return retrying(lambda: self._once(operation, key, **arguments), self._policy, self.should_stop)
+        return retrying(lambda: self._once(operation, key, **arguments), self._retries())
+
+    def _retries(self) -> Retries:
+        return Retries(self._policy, self._availability, self.should_stop, report_outages)
 
     def _once(self, operation: str, key: str | None, **arguments: Any) -> Any:
-        check(self.should_stop)
         if key is not None:
             arguments["Key"] = key
-        if isinstance(body := arguments.get("Body"), PartBody):
-            body.seek(0)
-        try:
-            return getattr(self._client, operation)(Bucket=self._bucket, **arguments)
-        except (ClientError, BotoCoreError) as error:
-            check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
-            raise explain(error, self._label(operation, key)) from error
+        return self._send(operation, lambda error: explain(error, self._label(operation, key)), **arguments)
+
+    def _send(self, operation: str, explained: Callable[[Exception], ReshardError], **arguments: Any) -> Any:
+        """Send one request, and once more if its credentials have expired and there are others."""
+        for may_renew in (True, False):
+            check(self.should_stop)
+            if isinstance(body := arguments.get("Body"), PartBody):
+                body.seek(0)
+            client = self._connection.client
+            try:
+                return getattr(client, operation)(Bucket=self._bucket, **arguments)
+            except ClientFailure as error:
+                check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
+                if may_renew and has_expired(error) and self._connection.renew(client):
+                    continue
+                found = explained(error)
+                if is_refresh_failure(error) and self._availability.has_answered:  # it has worked before
+                    found = Transient(found.marked_message, hint=found.marked_hint)
+                raise found from error
+        raise AssertionError
 
     def _ignoring_absence(self, operation: str, key: str, **arguments: Any) -> None:
         try:
@@ -321,7 +345,12 @@ class S3Store(Store):
         return error
 
     def _body(self, body: Body) -> Any:
-        return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self.should_stop)
+        return bytes(body) if memoryview(body).nbytes < _SMALL_BYTES else PartBody(body, self._is_over)
+
+    def _is_over(self) -> bool:
+        """Answer for a body, which asks before each of its blocks: the store has taken those before."""
+        self._availability.sign()
+        return self.should_stop()
 
     def _label(self, operation: str, key: str | None) -> RequestLabel:
         url = f"{self.url}/{key}" if key is not None else self.url

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from ..errors import Transient, Unsupported
+from ..errors import ReshardError, Transient, Unsupported
 from ..tensor import ByteRange
 from .protocol import Body
 from .range_checks import SEND_INSTEAD, beyond_end, changed, check_etag
-from .retry import Retries, RetryPolicy
-from .s3_errors import RequestLabel, explain, status_of
+from .retry import Retries
+from .s3_client import Connection
+from .s3_errors import BodyFailure, ClientFailure, RequestLabel, explain, explain_broken_body, has_expired, status_of
 from .stopping import ShouldStop, check, never
 
 _BLOCK_BYTES = 1 << 20
 """Moved between two looks at ``should_stop``. For uploads also the least handed out at once: the HTTP library asks for
 16 KiB, a system call each, but sends whatever it gets; blocks of 1 MiB save a sixth of the CPU time of sending."""
+
+_SLOW_BLOCK_BYTES = 64 << 10
+"""What is read at once while a body is slow. Less than this in a minute is no line to wait for: the rest of the body is
+asked for again, which meets another server perhaps. Above it, a slow line is a slow line."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -87,14 +92,14 @@ class RangedRead:
     Without an ``etag``, the one of the first answer is insisted on.
     """
 
-    client: Any
+    connection: Connection
     bucket: str
     key: str
     span: ByteRange
     target: memoryview
     etag: str | None
     label: RequestLabel
-    policy: RetryPolicy
+    retries: Retries
     should_stop: ShouldStop
     _reached: int = field(default=0, init=False)
 
@@ -108,32 +113,33 @@ class RangedRead:
         Unsupported
             The store does not serve ranges.
         Transient
-            The tries ran out; tries that brought bytes do not count.
+            The time has run out; it begins anew with every try that brought bytes.
         """
-        retries = Retries(self.policy, self.should_stop)
         while self._reached < self.span.nbytes:
-            before = self._reached
-            try:
+            with self.retries:
                 self._try()
-            except Transient as error:
-                if self._reached - before >= _BLOCK_BYTES:
-                    retries.progressed()
-                retries.failed(error)
 
     def _try(self) -> None:
         check(self.should_stop)
         first, last = self.span.start + self._reached, self.span.stop - 1
+        answer = self._get(f"bytes={first}-{last}")
+        body = answer["Body"]
+        with body as raw:
+            found = bare_etag(answer)
+            check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
+            self.etag = self.etag or found or None
+            self._check_range(answer, first)
+            self._receive(body, raw)
+
+    def _get(self, span: str, *, is_renewed: bool = False) -> Any:
         pinned = {"IfMatch": f'"{self.etag}"'} if self.etag else {}
+        client = self.connection.client
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range=f"bytes={first}-{last}", **pinned)
-            with closing(answer["Body"]) as body:
-                found = bare_etag(answer)
-                check_etag(self.label.url, self.etag, found)  # some stores ignore If-Match
-                self.etag = self.etag or found or None
-                self._check_range(answer, first)
-                self._receive(body)
-        except (ClientError, BotoCoreError) as error:
+            return client.get_object(Bucket=self.bucket, Key=self.key, Range=span, **pinned)
+        except ClientFailure as error:
             check(self.should_stop)
+            if has_expired(error) and not is_renewed and self.connection.renew(client):
+                return self._get(span, is_renewed=True)
             raise self._explained(error) from error
 
     def _check_range(self, answer: Mapping[str, Any], first: int) -> None:
@@ -150,15 +156,33 @@ class RangedRead:
         if last < self.span.stop - 1:
             raise beyond_end(self.label.url, self.span, last + 1)
 
-    def _receive(self, body: Any) -> None:
+    def _receive(self, body: Any, raw: Any) -> None:
+        watch, block_bytes = self.connection.watch, _SLOW_BLOCK_BYTES
         while self._reached < self.span.nbytes:
             check(self.should_stop)
-            count = body.readinto(self.target[self._reached : self._reached + _BLOCK_BYTES])
-            if not count:
-                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
+            begun_s = time.monotonic()
+            # Until the block is there reading does not return, however slowly its bytes come.
+            with watch.block(raw, self.should_stop) as block:
+                try:
+                    count = body.readinto(self.target[self._reached : self._reached + block_bytes])
+                except BodyFailure as error:
+                    check(self.should_stop)
+                    if not block.is_too_slow:
+                        raise explain_broken_body(error, self.label) from error
+                    count = 0
             self._reached += count
+            if count >= _SLOW_BLOCK_BYTES:
+                self.retries.progressed()
+            if block.is_too_slow:
+                slow = f"less than {block_bytes >> 10} KiB in {watch.limit_s:.0f} s"
+                raise Transient(f"{self.label}: the answer trickles, {slow}.")
+            if not count:
+                check(self.should_stop)
+                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
+            is_fast = time.monotonic() - begun_s < watch.limit_s / 60
+            block_bytes = min(4 * block_bytes, _BLOCK_BYTES) if is_fast else _SLOW_BLOCK_BYTES
 
-    def _explained(self, error: ClientError | BotoCoreError) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         status = status_of(error) if isinstance(error, ClientError) else 0
         if status == 412 and self.etag:
             return changed(self.label.url, self.etag)
@@ -168,8 +192,8 @@ class RangedRead:
 
 
 def explain_copy(
-    error: ClientError | BotoCoreError, label: RequestLabel, source_url: str, span: ByteRange, etag: str | None
-) -> Exception:
+    error: Exception, label: RequestLabel, source_url: str, span: ByteRange, etag: str | None
+) -> ReshardError:
     """Translate the error of a request to copy a range."""
     if isinstance(error, ClientError):
         answer = error.response.get("Error", {})
