@@ -20,6 +20,7 @@ import pytest
 import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from support.keeper import keeper
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -188,11 +189,16 @@ def compose_server(compose: dict[str, Any], tmp_path: Path) -> Iterator[str]:
     environment = {name: default(value) for name, value in service["environment"].items()} | {"HOME": str(tmp_path)}
     log = (tmp_path / "log").open("wb")
     command = [weed, *service["command"], *own]
-    with log, subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log) as server:
-        try:
-            yield f"http://127.0.0.1:{ports['s3']}"
-        finally:
-            server.kill()
+    with log, keeper(tmp_path) as kept:
+        with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log) as server:
+            kept.keep(server.pid)
+            for port in (port for own in ports.values() for port in (own, own + 10_000)):
+                kept.remove(f"/tmp/seaweedfs-*-{port}.sock")
+            try:
+                yield f"http://127.0.0.1:{ports['s3']}"
+            finally:
+                server.kill()
+        kept.release(server.pid)
 
 
 def free_port() -> int:
