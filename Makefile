@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-random test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-outage test-random test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -82,10 +82,13 @@ demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, ve
 	@$(bin)/python demo/run.py $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes and those that measure memory, one at a time
 	$(bin)/python -m pytest -m "slow or memory" $(ARGS)
+
+test-outage: setup  ## stores that stay away for 5 minutes in the middle of a conversion
+	$(bin)/python -m pytest -s -m outage $(ARGS)
 
 test-random: setup  ## the tests of random examples, with new examples: RANDOM_COUNT times as many
 	@first=$(or $(RANDOM_SEED),$$(date +%s)); \

@@ -37,7 +37,7 @@ _BUCKET = "demo"
 _ORIGINAL, _RANKS, _MERGED = "smollm2", "dp2mp3", "merged"
 _TRAINING, _BACK = "mindspore-mp3pp2", "back"
 _SHARD_COUNT = 3
-_SERVER_BYTES = 2_500_000_000
+_SERVER_BYTES = 2_000_000_000
 _STOP_S = 20  # what a command gets to stop cleanly, once asked to
 
 _console = Console(highlight=False, soft_wrap=True)
