@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from reshard import PhaseStarted, Progress
+from reshard import Answered, PhaseStarted, Progress, Waiting
 from reshard.cli import progress as module
 from reshard.cli.progress import progress
 
@@ -94,3 +94,57 @@ def test_no_rate_before_anything_moved(capsys, clock):
         clock[0] += 30
         listener(Progress(0, 0, 50, 70, 0, 0, waits_for_memory=False))
     assert "0 B/s, limited by reads, -" in capsys.readouterr().err
+
+
+REASON = "Cannot write a part of s3://b/k (AWS S3): no connection to the endpoint."
+
+
+def test_a_wait_in_a_log_is_told_every_half_minute(capsys, clock):
+    with progress(quiet=False) as listener:
+        for second in range(1, 76):
+            clock[0] += 1
+            listener(Waiting(second, REASON))
+            listener(MOVED)
+        listener(Answered())
+        clock[0] += 20
+        listener(MOVED)
+    *waits, answered, moved = capsys.readouterr().err.splitlines()
+    assert waits == [f"  waiting for the store, {seconds}: {REASON}" for seconds in ("10 s", "40 s", "1 min 10 s")], (
+        "no figures meanwhile: nothing moves"
+    )
+    assert answered == "  the store answers again, after 1 min 15 s"
+    assert all(text in moved for text in TOLD[:2])
+
+
+def test_a_short_wait_is_no_line_of_a_log(capsys, clock):
+    with progress(quiet=False) as listener:
+        for second in range(1, 9):
+            clock[0] += 1
+            listener(Waiting(second, REASON))
+        listener(Answered())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wait_on_a_terminal_stands_in_place_of_the_figures(monkeypatch, clock):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        listener(Waiting(40, REASON))
+        listener(MOVED)
+    assert "waiting for the store, 40 s" in screen.getvalue()
+    assert "limited by" not in screen.getvalue()
+    with progress(quiet=False) as listener:
+        listener(Waiting(40, REASON))
+        listener(Answered())
+        clock[0] += 20
+        listener(MOVED)
+    assert "limited by" in screen.getvalue()
+
+
+def test_no_word_of_a_wait_when_quiet(capsys, clock):
+    with progress(quiet=True) as listener:
+        listener(Waiting(100, REASON))
+        listener(Answered())
+    assert capsys.readouterr() == ("", "")

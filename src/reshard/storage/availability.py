@@ -91,12 +91,17 @@ class Availability:
 
     def admit(self, one: Try, on_wait: Callable[[], None]) -> Try:
         """Wait until a try may begin; ``on_wait`` is called often meanwhile, and an error in it ends the wait."""
-        self._line.append(one)
+        with self._changed:
+            self._line.append(one)
         try:
             while not self._begins(one):
                 on_wait()
+        except BaseException:  # a signal may come just when it has begun
+            self.broke_off(one)
+            raise
         finally:
-            self._line.remove(one)
+            with self._changed:
+                self._line.remove(one)
         return one
 
     def _begins(self, one: Try) -> bool:
@@ -124,6 +129,9 @@ class Availability:
 
     def progressed(self) -> None:
         """Note that the store answers, if not yet to the end: whoever waits goes on."""
+        if self.has_answered and not self._failures:  # asked for every block
+            self._last_sign_s = time.monotonic()
+            return
         with self._changed:
             self._failures, self._round = 0, 1
             self._last_sign_s = time.monotonic()

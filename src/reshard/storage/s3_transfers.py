@@ -157,30 +157,30 @@ class RangedRead:
             raise beyond_end(self.label.url, self.span, last + 1)
 
     def _receive(self, body: Any, raw: Any) -> None:
-        watch, block_bytes = self.connection.watch, _SLOW_BLOCK_BYTES
-        while self._reached < self.span.nbytes:
-            check(self.should_stop)
-            begun_s = time.monotonic()
-            # Until the block is there reading does not return, however slowly its bytes come.
-            with watch.block(raw, self.should_stop) as block:
+        block_bytes = _SLOW_BLOCK_BYTES
+        # Until a block is there reading does not return, however slowly its bytes come.
+        with self.connection.watch.body(raw, self.should_stop) as watched:
+            while self._reached < self.span.nbytes:
+                check(self.should_stop)
+                begun_s = watched.begin_block()
                 try:
                     count = body.readinto(self.target[self._reached : self._reached + block_bytes])
                 except BodyFailure as error:
                     check(self.should_stop)
-                    if not block.is_too_slow:
+                    if not watched.is_too_slow:
                         raise explain_broken_body(error, self.label) from error
                     count = 0
-            self._reached += count
-            if count >= _SLOW_BLOCK_BYTES:
-                self.retries.progressed()
-            if block.is_too_slow:
-                slow = f"less than {block_bytes >> 10} KiB in {watch.limit_s:.0f} s"
-                raise Transient(f"{self.label}: the answer trickles, {slow}.")
-            if not count:
-                check(self.should_stop)
-                raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
-            is_fast = time.monotonic() - begun_s < watch.limit_s / 60
-            block_bytes = min(4 * block_bytes, _BLOCK_BYTES) if is_fast else _SLOW_BLOCK_BYTES
+                self._reached += count
+                if count >= _SLOW_BLOCK_BYTES:
+                    self.retries.progressed()
+                if watched.is_too_slow:
+                    slow = f"less than {block_bytes >> 10} KiB in {watched.limit_s:.0f} s"
+                    raise Transient(f"{self.label}: the answer trickles, {slow}.")
+                if not count:
+                    check(self.should_stop)
+                    raise Transient(f"{self.label}: the answer was cut off after {self._reached} bytes.")
+                is_fast = time.monotonic() - begun_s < watched.limit_s / 60
+                block_bytes = min(4 * block_bytes, _BLOCK_BYTES) if is_fast else _SLOW_BLOCK_BYTES
 
     def _explained(self, error: Exception) -> Exception:
         status = status_of(error) if isinstance(error, ClientError) else 0
