@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ _COUNTED_FROM_ZERO = ("transfer", "verify")
 def progress(*, quiet: bool) -> Iterator[Listener]:
     """Listen to a run: a live line on a terminal, a line now and then in a log, or nothing."""
     if quiet or not sys.stderr.isatty():
-        yield ignore if quiet else _Log()
+        yield ignore if quiet else LogLines(lambda line: sys.stderr.write(f"{line}\n"))
         return
     # rich takes a while to import, and only a terminal needs it.
     from rich.console import Console
@@ -70,31 +70,34 @@ class _Bar:
         )
 
 
-class _Log:
+class LogLines:
     """Plain lines, rarely."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object], every_s: float = _LINE_EVERY_S) -> None:
+        self._tell, self._every_s = tell, every_s
         self._begun_s = self._last_s = time.monotonic()
         self._wait: _LoggedWait | None = None
 
     def __call__(self, event: Event) -> None:
+        """Tell of one event."""
         now_s = time.monotonic()
         if isinstance(event, PhaseStarted):
             if event.name in _COUNTED_FROM_ZERO:
                 self._begun_s = now_s
-            sys.stderr.write(f"{event.name}\n")
+            self._tell(event.name)
         elif isinstance(event, Noted):
-            sys.stderr.write(f"note: {spelled(event.text)}\n")
+            self._tell(f"note: {spelled(event.text)}")
         elif isinstance(event, Waiting):
             self._wait = self._wait or _LoggedWait(now_s - event.seconds)
-            self._wait.show(event, now_s)
+            if self._wait.is_due(now_s):
+                self._tell(f"  {_waiting(event)}{f': {spelled(event.reason)}' if event.reason else ''}")
         elif isinstance(event, Answered):
             if self._wait and self._wait.is_shown:
-                sys.stderr.write(f"  the store answers again, after {in_time(now_s - self._wait.since_s)}\n")
+                self._tell(f"  the store answers again, after {in_time(now_s - self._wait.since_s)}")
             self._wait = None
-        elif now_s - self._last_s > _LINE_EVERY_S and not self._wait:
+        elif now_s - self._last_s > self._every_s and not self._wait:
             self._last_s = now_s
-            sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")
+            self._tell(f"  {_figures(event, now_s - self._begun_s)}")
 
 
 class _LoggedWait:
@@ -105,11 +108,12 @@ class _LoggedWait:
         self.is_shown = False
         self._next_s = since_s + _LINE_EVERY_S
 
-    def show(self, event: Waiting, now_s: float) -> None:
-        if now_s >= self._next_s:
-            self._next_s, self.is_shown = now_s + _WAITING_EVERY_S, True
-            reason = f": {spelled(event.reason)}" if event.reason else ""
-            sys.stderr.write(f"  {_waiting(event)}{reason}\n")
+    def is_due(self, now_s: float) -> bool:
+        """Tell whether a line is due now."""
+        if now_s < self._next_s:
+            return False
+        self._next_s, self.is_shown = now_s + _WAITING_EVERY_S, True
+        return True
 
 
 def _waiting(event: Waiting) -> str:

@@ -13,7 +13,7 @@ from .connections import current_policy, report_outages, shared
 from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
 from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
 from .retry import Retries, RetryPolicy, retrying
-from .s3_client import Connection, find_settings
+from .s3_client import Connection, credentials_source, find_settings
 from .s3_errors import ClientFailure, RequestLabel, explain, has_expired, is_refresh_failure
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody, RangedRead, bare_etag, explain_copy
@@ -97,6 +97,12 @@ class S3Store(Store):
     def provider(self) -> str:
         """Name of the service, as :mod:`reshard.storage.providers` has it."""
         return self._settings.provider.name
+
+    @property
+    def access(self) -> str:
+        """Where this bucket is and what opens it, for logs; see :func:`credentials_source`."""
+        unchecked = "" if self._settings.checks_certificate else ", certificate not checked (S3_VERIFY_SSL)"
+        return f"{self._settings.place}, credentials from {credentials_source(self._settings)}{unchecked}"
 
     @property
     def limits(self) -> StoreLimits:
