@@ -7,6 +7,7 @@ from typing import Any
 
 from ..api.option_field import (
     OptionField,
+    parse_patience,
     parse_size,
     read_config,
     read_document,
@@ -38,6 +39,7 @@ _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_ranks: [_TEXT, {"type": "integer", "minimum": 0}, _RANKS],
     read_ratio: [{"type": "number"}, _TEXT],
     parse_size: [{"type": "integer", "minimum": 1}, _TEXT],
+    parse_patience: [{"type": "number", "minimum": 0}, _TEXT],
 }
 _ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
