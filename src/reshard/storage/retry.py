@@ -88,14 +88,13 @@ class Retries:
         self._should_stop = should_stop
         self._on_wait = on_wait
         self._failures = 0
-        self._failing_since_s = self._progressed_s = 0.0
+        self._failing_since_s = 0.0
         self._next = self._try = Try()
         self.has_next = True
 
     def progressed(self) -> None:
         """Forget the failures so far: bytes have arrived since."""
         self._failures = 0
-        self._progressed_s = time.monotonic()
         self._availability.progressed()
 
     def __enter__(self) -> None:
@@ -124,7 +123,7 @@ class Retries:
     def _failed(self, error: Transient) -> None:
         now_s = time.monotonic()
         if not self._failures:
-            self._failing_since_s = max(self._try.begun_s, self._progressed_s)
+            self._failing_since_s = now_s
         self._failures += 1
         # A request that begins during an outage has no more time than those that have waited all along.
         down_since_s = self._availability.down_since_s
@@ -153,6 +152,8 @@ class Retries:
 
 def retrying(action: Callable[[], T], retries: Retries) -> T:
     """Return what ``action`` returns, calling it again after each Transient until the time has run out.
+
+    ``action`` must not try another request of the same store: that one would wait for the outcome of this one.
 
     Examples
     --------

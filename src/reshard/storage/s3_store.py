@@ -235,20 +235,21 @@ class S3Store(Store):
             raise UsageError(f"{self._label('complete_multipart_upload', upload.key)}: it has no parts.")
         joined = {"Parts": [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in parts]}
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
-        tries = 0
+        tries, gone = 0, None
 
         def complete() -> None:
-            nonlocal tries
+            nonlocal tries, gone
             tries += 1
             try:
                 self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, MultipartUpload=joined)
             except NotFound as error:
                 if tries == 1:
                     raise
-                # Perhaps the answer to an earlier try was lost, not the try itself.
-                self._expect_new(upload.key, before, len(parts), error)
+                gone = error
 
         retrying(complete, self._retries())
+        if gone is not None:  # perhaps the answer to an earlier try was lost, not the try itself
+            self._expect_new(upload.key, before, len(parts), gone)
         # The answer to Complete has no length, and on some stores (Ceph) no etag either.
         return self.head(upload.key)
 
@@ -355,7 +356,7 @@ class S3Store(Store):
 
     def _is_over(self) -> bool:
         """Answer for a body, which asks before each of its blocks: the store has taken those before."""
-        self._availability.sign()
+        self._availability.sent()
         return self.should_stop()
 
     def _label(self, operation: str, key: str | None) -> RequestLabel:
