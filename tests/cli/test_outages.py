@@ -119,7 +119,7 @@ def test_a_conversion_waits_for_a_store_that_comes_back(
     assert out
     assert took > seconds
     waits = [int(each) for each in re.findall(r"waiting for the store, .*?(\d+) s", told)]
-    assert waits
+    assert waits or (stop is freeze and seconds < 30), "silence counts after 15 s without a byte sent"
     assert len(waits) <= seconds / 30 + 3
     assert "Traceback" not in told
     manifest = reshard.convert(source, target, dst_layout=layout, copy="never")
