@@ -105,12 +105,14 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
 class _Neighbours:
     """The documents of other runs at one target.
 
-    ``ranks`` are those of every share of the same conversion, finished or alive, by the key of its document;
-    ``foreign`` are keys of manifests of other conversions, and ``living`` are the records of runs of other conversions
-    that are alive. ``has_whole`` is whether the manifest of the same conversion's whole is there.
+    ``ranks`` are those of every share of the same conversion, by the key of its document: a manifest if it is finished,
+    else the record of its run; ``ended`` are keys of records whose runs are dead. ``foreign`` are keys of manifests of
+    other conversions, and ``living`` are the records of runs of other conversions that are alive. ``has_whole`` is
+    whether the manifest of the same conversion's whole is there.
     """
 
     ranks: Mapping[str, tuple[range, ...]]
+    ended: frozenset[str]
     foreign: tuple[str, ...]
     living: tuple[RunRecord, ...]
     has_whole: bool
@@ -121,17 +123,20 @@ class _Neighbours:
     ) -> _Neighbours:
         own = {conversion.manifest_key, record_key_of(conversion.manifest_key)}
         everyone = (range(len(rank_keys)),) if (rank_keys := _rank_of_key(conversion)) else ()
-        ranks, foreign, living, has_whole = dict[str, tuple[range, ...]](), list[str](), list[RunRecord](), False
+        ranks, ended = dict[str, tuple[range, ...]](), set[str]()
+        foreign, living, has_whole = list[str](), list[RunRecord](), False
         for key, info in found.items():
             if key in own or not (key in _OF_THE_WHOLE or shared_ranks(key)):
                 continue
             if is_record_key(key):
                 record = _record(target, info)
-                if record is None or is_dead(target.child(key), record):
-                    continue  # a dead run harms nobody
-                if record.whole_id == whole_id:
+                if record is None:
+                    continue
+                has_ended = is_dead(target.child(key), record)
+                if record.whole_id == whole_id:  # what a dead run of this conversion has left is right, too
                     ranks[key] = shared_ranks(key) or everyone
-                else:
+                    ended.update([key] * has_ended)
+                elif not has_ended:  # a dead run of another conversion harms nobody
                     living.append(record)
             elif _whole_id(target, info) != whole_id:
                 foreign.append(key)
@@ -139,7 +144,7 @@ class _Neighbours:
                 has_whole = True
             else:
                 ranks[key] = shared_ranks(key)
-        return cls(ranks, tuple(foreign), tuple(living), has_whole)
+        return cls(ranks, frozenset(ended), tuple(foreign), tuple(living), has_whole)
 
     def check_alive(self, conversion: Conversion, target: Location) -> None:
         """Refuse a target where other runs are writing what this one writes, or what readers would take for it."""
@@ -170,7 +175,8 @@ class _Neighbours:
             )
 
     def _overlapping(self, own: Collection[int]) -> list[str]:
-        return [key for key, spans in self.ranks.items() if any(rank in span for span in spans for rank in own)]
+        spans_of = {key: spans for key, spans in self.ranks.items() if key not in self.ended}
+        return [key for key, spans in spans_of.items() if any(rank in span for span in spans for rank in own)]
 
     def keys_of_shares(self, conversion: Conversion, *, overwrite: bool) -> Collection[str]:
         """Return the keys that other shares of the conversion write; with ``overwrite``, may be about to write."""
