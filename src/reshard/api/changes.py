@@ -9,7 +9,7 @@ from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import Detection, detect
 from ..models.family_file import FamilyKey, OwnFamily
-from ..models.inferring import infer_sizes
+from ..models.inferring import ModelSide, infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
@@ -72,7 +72,8 @@ def _with_rules(
     naming = _naming(found, key or found.family.name, request, parallel) if request.to == "ms" else found.naming
     options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
     side = "hf" if request.to == "ms" else "ms"
-    config = infer_sizes(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    model = ModelSide(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    config = infer_sizes(model)
     told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
     change = replace(
         change,
