@@ -54,7 +54,9 @@ def whole_shapes(family, naming, config, options):
     if naming == "hf":
         return shapes
     specs = {name: TensorSpec(name, DType.F32, shape) for name, shape in shapes.items()}
-    return {t.spec.name: t.spec.shape for t in compile_rules(family, "to_ms", rows, options, config, specs, None).targets}
+    return {
+        t.spec.name: t.spec.shape for t in compile_rules(family, "to_ms", rows, options, config, specs, None).targets
+    }
 
 
 @st.composite
