@@ -8,12 +8,14 @@ import pytest
 from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import Fault, FaultyStore
+from support.recording_store import RecordingStore
 
 import reshard
 from reshard.api.shares import missing_ranks
 from reshard.engine import destination
 from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest
+from reshard.engine.shares import unwritten_ranks
 from reshard.errors import TargetExists, Transient
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
@@ -126,6 +128,15 @@ def test_what_is_missing_is_reported(source, target):
     share(source, target, 0)
     share(source, target, 3)
     assert not any("missing" in note for note in reshard.inspect(target.url).notes)
+
+
+def test_names_and_one_manifest_tell_what_is_missing(source, target):
+    for ranks in ((0,), (2,), (3,)):
+        share(source, target, *ranks)
+    store = RecordingStore(target.store)
+    assert unwritten_ranks(Location(store, target.key)) == (1,)
+    assert dict(store.figures.requests) == {"list": 1, "head": 1, "get": 1}
+    assert unwritten_ranks(source) == ()
 
 
 def test_another_conversion_is_refused(source, target):

@@ -98,7 +98,7 @@ def shards(draw, name, naming):
 
 @pytest.mark.parametrize(("name", "naming"), NAMINGS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_an_answer_is_right_whatever_is_known(name, naming, data):
     shapes, question, config, options = data.draw(shards(name, naming))
     known = data.draw(st.sets(st.sampled_from(sorted(config))))
@@ -116,7 +116,7 @@ def test_an_answer_is_right_whatever_is_known(name, naming, data):
 
 @pytest.mark.parametrize(("name", "naming"), NAMINGS)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_whole_config_json_decides(name, naming, data):
     shapes, question, config, options = data.draw(shards(name, naming))
     assert solve_full_shapes(*question, config=config, options=options) == shapes

@@ -59,6 +59,10 @@ class Hooks:
         """Choose what to read, knowing the files that cut the target."""
         return wanted
 
+    def choose_names(self, _names: Sequence[str]) -> Mapping[str, str]:
+        """Choose new names for some of the source's, before all rules of the request."""
+        return {}
+
     def choose_rules(
         self, request: Request, _catalog: Catalog, _target: StrategySource | None
     ) -> tuple[Request, Sequence[str]]:
@@ -85,6 +89,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     on_event(PhaseStarted("headers"))
     catalog = _read_headers(request, wanted, limits.concurrency)
     names = [entry.spec.name for entry in catalog.entries]
+    renames = replace(renames, name_map={**renames.name_map, **hooks.choose_names(names)})
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
     renamed = renames.apply(names)
     request, chosen = hooks.choose_rules(request, catalog, target_files)

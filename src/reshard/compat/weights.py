@@ -24,10 +24,11 @@ from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
 from ..models.family_file import load_family
 from ..models.settings import config_value
+from ..planning.limits import requests_for
 from ..storage import open_location
 from .buffers import LeaveOutBuffers
 from .checkpoints import Prefix, strategy_option
-from .imitation import Processes, Translation, format_option, imitation, requests_for
+from .imitation import Processes, Translation, format_option, imitation
 
 _PICKLED = (".bin", ".pt", ".pth")
 

@@ -41,6 +41,24 @@ def read_shares(target: Location) -> Shares | None:
     return Shares(manifests, _missing(manifests))
 
 
+def unwritten_ranks(target: Location) -> tuple[int, ...]:
+    """Return the ranks that no finished share is about; none where there are no shares.
+
+    Names tell, and one manifest how many ranks there are: they are long, and there may be hundreds.
+    """
+    keys = share_keys(target)
+    first = next(_manifests(target, keys), None)
+    if first is None or not isinstance(first.conversion.target, RankTarget):
+        return ()
+    return tuple(ranks_outside(keys, range(first.conversion.target.strategy.rank_count)))
+
+
+def ranks_outside(keys: Iterable[str], ranks: Iterable[int]) -> Iterator[int]:
+    """Yield the ranks that shares with these keys are not about."""
+    spans = [span for key in keys for span in shared_ranks(key)]
+    return (rank for rank in ranks if not any(rank in span for span in spans))
+
+
 def join_shares(manifest: Manifest, target: Location) -> None:
     """Write the manifest of the whole once all of its shares are finished; any share may come last, or several.
 
@@ -51,8 +69,7 @@ def join_shares(manifest: Manifest, target: Location) -> None:
         return
     # Names tell whether it is worth reading the manifests, which are long.
     keys = share_keys(target)
-    spans = [span for key in keys for span in shared_ranks(key)]
-    if not all(any(rank in span for span in spans) for rank in whole.target.ranks):
+    if [*ranks_outside(keys, whole.target.ranks)]:
         return
     whole_id = conversion_ids(whole)[0]
     shares = [each for each in _manifests(target, keys) if conversion_ids(each.conversion)[1] == whole_id]

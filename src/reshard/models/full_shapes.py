@@ -81,7 +81,7 @@ def _model_side(
     if rows not in {known.name for known in rules.namings}:
         return None
     known = {choice.name for choice in rules.options}
-    told = {name: value for name, (value, _) in find_options(rules, side, pieces).items()}
+    told: dict[str, object] = {name: value for name, (value, _) in find_options(rules, side, pieces).items()}
     told |= {name: value for name, value in options.items() if name in known}
     return ModelSide(rules, rows, side, told, config, pieces)
 

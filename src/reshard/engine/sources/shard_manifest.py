@@ -129,17 +129,13 @@ class _Pair:
             except StrategyError as error:
                 return place, f"by the given strategy, {error.marked_message}"
             if own != other:
-                where = f"rank {{rank}} holds {_text(own)} of {list(self.shape)}"
-                return place, f"{where}, by the given strategy {_text(other)}"
+                where = f"rank {{rank}} holds {own.text} of {list(self.shape)}"
+                return place, f"{where}, by the given strategy {other.text}"
         return 0, ""
 
 
 def _box(layout: Layout | None, shape: Shape, device: int) -> Box:
     return Box.whole(shape) if layout is None else layout.box_of(shape, device)
-
-
-def _text(box: Box) -> str:
-    return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
 
 
 def read_shard_manifest(
