@@ -60,9 +60,9 @@ def solve_full_shapes(
     compiler = compiler_for(family, naming, parallel, shapes, nbytes=nbytes, config=config, options=options)
     solver = _Solver(compiler, pieces, shapes, nbytes, _model_side(family, naming, pieces, config or {}, options or {}))
     # Optimizer states are cut as their weights are, and block scales must fit theirs: weights come first.
-    weights = [name for name in pieces if weight_of(name) == name and not name.endswith("_scale_inv")]
-    solver.solve(weights)
-    solver.solve(pieces.keys() - {*weights})
+    is_weight = {name: weight_of(name) == name and not name.endswith("_scale_inv") for name in pieces}
+    for chosen in (True, False):
+        solver.solve(name for name, each in is_weight.items() if each is chosen)
     message = f"the parallel sizes do not say what the shards are pieces of ({family}, naming {naming})"
     raise_all(StrategyError, message, sorted(solver.problems), solver.hint())
     return shapes
@@ -98,7 +98,7 @@ class _Solver:
     problems: list[str] = field(default_factory=list)
     _rows: Mapping[str, tuple[Sum | None, ...]] = field(init=False)
     _stated: Mapping[str, int] = field(init=False)
-    _solved: set[str] = field(default_factory=set)
+    _solved: dict[str, None] = field(default_factory=dict)
     _asked: set[str] = field(default_factory=set)
     _needed: set[str] = field(default_factory=set)
 
@@ -149,7 +149,7 @@ class _Solver:
         keys = {*self._asked}
         needed = frozenset(self._needed - self._stated.keys())
         if self.model is not None and needed:
-            certain = {name: replace(self.pieces[name], shape=self.shapes[name]) for name in sorted(self._solved)}
+            certain = {name: replace(self.pieces[name], shape=self.shapes[name]) for name in self._solved}
             keys |= {*keys_to_ask(replace(self.model, specs=certain), needed)}
         ways = f"{option('src_strategy')} or {option('src_layout')}"
         if not keys:
@@ -248,7 +248,7 @@ class _Solver:
 
     def _decide(self, name: str, whole: Shape) -> None:
         self._take(name, whole)
-        self._solved.add(name)
+        self._solved[name] = None
 
     def _take(self, name: str, whole: Shape) -> None:
         self.shapes[name] = whole
