@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from support.checkpoints import encode, random_model
 
 from reshard import convert, inspect
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import CatalogError, PlanError, StrategyError, UsageError
 from reshard.formats.mindspore.strategy_merge import from_strategy
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.conversion import MANIFEST_KEY
-from reshard.storage import Location, MemoryStore
+from reshard.storage import Location, MemoryStore, read_object
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model(

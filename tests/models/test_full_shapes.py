@@ -8,11 +8,10 @@ from models.test_parallel_compiled import COMPILED, SLICED, family_of, parallel_
 from safetensors import deserialize
 
 from reshard import convert
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import StrategyError
 from reshard.models.full_shapes import solve_full_shapes
 from reshard.models.parallel_config import parse_parallel
-from reshard.storage import open_location
+from reshard.storage import open_location, read_object
 from reshard.tensor import DType, TensorSpec
 
 WO = "model.layers.0.attention.wo.weight"

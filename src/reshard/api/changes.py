@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
 from ..models.detecting import Detection, detect
 from ..models.family_file import FamilyKey, OwnFamily
@@ -20,7 +19,7 @@ from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source
+from ..storage import Location, open_location, open_source, read_object
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .contents import load_config, load_family_key, prefix_of
 from .request import Request

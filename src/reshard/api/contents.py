@@ -9,7 +9,7 @@ from typing import Any
 from ..engine.shares import unwritten_ranks
 from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.parallel_sizes import ParallelSizes
-from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
 from ..formats.containers import Container
@@ -22,7 +22,7 @@ from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
 from ..planning.share_documents import written_ranks
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source, shared_connections
+from ..storage import Location, open_location, open_source, read_object, shared_connections
 from .option_field import read_config
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
 

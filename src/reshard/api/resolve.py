@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.saved_point import confirm_point, resumable_name
-from ..engine.sources.strategy_files import StrategySource, read_object
+from ..engine.sources.strategy_files import StrategySource
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
@@ -25,7 +25,7 @@ from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
 from ..planning.targets.strategy_check import is_state
-from ..storage import Location, open_location, open_source, open_target, shared_connections
+from ..storage import Location, open_location, open_source, open_target, read_object, shared_connections
 from ..tensor import Strategy
 from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
 from .contents import load_parallel, source_options, strategy_source

@@ -10,9 +10,8 @@ from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import shared_ranks
 from ..planning.targets.rank_target import RankTarget
-from ..storage import Location
+from ..storage import Location, read_object
 from .manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
-from .sources.strategy_files import read_object
 
 _SHARE_MANIFEST = "reshard-manifest-ranks_"
 

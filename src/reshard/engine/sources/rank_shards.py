@@ -18,7 +18,7 @@ from ...planning.sources.full_source import full_catalog, tree_catalog
 from ...planning.sources.rank_source import rank_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
 from ...planning.targets.tree_target import tree_name
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ...tensor import TensorSpec
 from ..workers import Workers
 from .full_checkpoint import has_full_checkpoint
@@ -26,7 +26,6 @@ from .headers import read_headers
 from .replica_check import check_replicas, compare_unlisted
 from .shard_manifest import ShardManifest, read_shard_manifest
 from .source_format import Listing, SourceFormat, SourceOptions
-from .strategy_files import read_object
 
 _COMPARE_HINT = (
     "They were cut, or every rank has its own: add their layouts to the source strategy, leave them out with "

@@ -12,12 +12,10 @@ from ...planning.conversion import MANIFEST_KEY
 from ...planning.plan_json import conversion_ids
 from ...planning.share_documents import shared_ranks
 from ...planning.targets.rank_target import RankTarget
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ...tensor import Box, ByteRange, Layout, Shape, Strategy
-from ..digest import combined_crc32c, crc32c
 from ..manifest import Manifest, ObjectReceipt, decode_manifest
 from ..workers import Workers
-from .strategy_files import read_object
 
 _NUMBER = re.compile("[0-9]+")
 _MOST_COMPARED_BYTES = 64 << 20
@@ -180,6 +178,8 @@ def read_shard_manifest(
 
 def _crc32c_of(place: Location, info: ObjectInfo, workers: Workers) -> int:
     """Read an object whole, in blocks that are held only while they are read."""
+    from ..digest import combined_crc32c, crc32c  # with its library: only copies need it
+
     spans = [ByteRange(at, min(at + _BLOCK_BYTES, info.nbytes)) for at in range(0, info.nbytes, _BLOCK_BYTES)]
     found: dict[int, int] = {}
 
