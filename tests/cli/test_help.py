@@ -19,7 +19,7 @@ CONVERSION = SOURCE | {
     "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
-    "--iteration",
+    "--iteration", "--on-overflow",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}

@@ -1,6 +1,7 @@
 """Runs that end early, wherever that is, and runs that go on: nothing twice, nothing lost, nothing left."""
 
 import contextlib
+import os
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,8 @@ from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import Layout, Strategy
 
 KEEP = Policy(keeps=True)
+_STRIDE = 1 if os.environ.get("EVERY_REQUEST") else 5
+"""A run is killed at every so many requests; EVERY_REQUEST=1 takes minutes."""
 MODEL = random_model({"a": ("F32", (64, 40)), "b": ("F32", (48, 40)), "c": ("F16", (7,)), "d": ("F32", (40, 64))})
 CUT = Layout((2,), ((0,), ()))
 TWO = Strategy(2, ({"a": CUT, "b": CUT, "d": Layout((2,), ((), (0,)))},))
@@ -110,7 +113,7 @@ def test_killed_at_any_request_the_next_run_finishes(name, after):
         for g in range(len(plan.groups))
         for n in plan.group_steps(g).numbers
     )
-    for left in range(request_count):
+    for left in range(0, request_count, _STRIDE):
         target = new_place("resume-target")
         dying = DyingStore(target.store, left, after=after)
         with contextlib.suppress(Transient):  # the last requests remove journal and record: the outcome is there
