@@ -8,6 +8,7 @@ import pytest
 from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import FaultyStore
+from support.recording_store import RecordingStore
 
 import reshard
 from reshard.api.shares import missing_ranks
@@ -15,6 +16,7 @@ from reshard.engine import destination
 from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.run_record import RunRecord, encode_record
+from reshard.engine.shares import unwritten_ranks
 from reshard.errors import TargetExists, TargetInUse, Transient
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
@@ -135,6 +137,15 @@ def test_what_is_missing_is_reported(source, target):
     share(source, target, 0)
     share(source, target, 3)
     assert not any("missing" in note for note in reshard.inspect(target.url).notes)
+
+
+def test_names_and_one_manifest_tell_what_is_missing(source, target):
+    for ranks in ((0,), (2,), (3,)):
+        share(source, target, *ranks)
+    store = RecordingStore(target.store)
+    assert unwritten_ranks(Location(store, target.key)) == (1,)
+    assert dict(store.figures.requests) == {"list": 1, "head": 1, "get": 1}
+    assert unwritten_ranks(source) == ()
 
 
 def test_another_conversion_is_refused(source, target):

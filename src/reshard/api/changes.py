@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.sources.strategy_files import read_object
 from ..engine.sources.tied_copies import compare_copies
 from ..engine.workers import working
 from ..errors import NotFound, PlanError, StrategyError, UsageError, option, raise_all
@@ -14,7 +13,7 @@ from ..models.concatenated_runs import BLOCKS, blocks_for_cuts, has_contiguous_r
 from ..models.detecting import Detection, detect
 from ..models.expected_shapes import expected_shapes, multiplied_shapes
 from ..models.family_file import FamilyKey, OwnFamily, load_family
-from ..models.inferring import infer_sizes
+from ..models.inferring import ModelSide, infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
@@ -27,7 +26,7 @@ from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source
+from ..storage import Location, open_location, open_source, read_object
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .contents import load_config, load_family_key, prefix_of
 from .request import Request
@@ -85,7 +84,8 @@ def _with_rules(
     naming = _naming(found, key or found.family.name, request, parallel) if request.to == "ms" else found.naming
     options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
     side = "hf" if request.to == "ms" else "ms"
-    config = infer_sizes(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    model = ModelSide(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    config = infer_sizes(model)
     told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
     change = replace(
         change,

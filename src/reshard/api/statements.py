@@ -12,7 +12,6 @@ from ..engine.execute import Policy, execute
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.outcome import find_outcome, finish_outcome
 from ..engine.shares import read_shares
-from ..engine.sources.strategy_files import read_object
 from ..engine.verification import Report, Subset, join_reports, verify_manifest
 from ..engine.workers import working
 from ..engine.writer import check_length, checked_body
@@ -22,7 +21,15 @@ from ..planning.limits import Integrity, Limits
 from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan
 from ..planning.staging import staged_plan
-from ..storage import Location, open_location, open_source, open_target, open_target_object, shared_connections
+from ..storage import (
+    Location,
+    open_location,
+    open_source,
+    open_target,
+    open_target_object,
+    read_object,
+    shared_connections,
+)
 from .connecting import connecting
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, resolve

@@ -18,12 +18,13 @@ from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.containers import Container, container_of
 from ..planning.catalog import Catalog
 from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.limits import requests_for
 from ..planning.sources.selection import Renames
 from ..planning.targets.full_target import FullTarget
 from ..planning.targets.target import Target
 from ..planning.targets.tree_target import TreeTarget, tree_name
 from ..storage import open_source, open_target, open_target_object
-from .imitation import Processes, Translation, imitation, requests_for
+from .imitation import Processes, Translation, imitation
 
 _BETWEEN = tree_name("", "")
 

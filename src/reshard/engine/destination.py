@@ -12,13 +12,12 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import is_record_key, record_key_of, shared_ranks
 from ..planning.targets import is_checkpoint_object
 from ..planning.targets.rank_target import RankTarget
-from ..storage import Location, ObjectInfo
+from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
 from .claim import Claim, in_use, is_dead
 from .locations import Locations
 from .manifest import START_BYTES, decode_manifest, ids_at_start
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record
-from .sources.strategy_files import read_object
 
 _LOOKS = 4
 """How often a target is looked at again because other shares changed between its listing and its reading."""

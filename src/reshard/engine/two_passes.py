@@ -9,13 +9,12 @@ from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_prob
 from ..planning.plan import Plan
 from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
-from ..storage import Location
+from ..storage import Location, read_object
 from .claim import claimed
 from .events import Listener, Noted
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .run_record import RunRecord
-from .sources.strategy_files import read_object
 from .workers import working
 
 _USE_KEY = "reshard-staging-use.json"

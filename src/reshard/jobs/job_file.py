@@ -16,12 +16,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..api.request import OPTIONS, Request
-from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, UsageError, option, raise_all, write_options
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import LinedYaml, YamlPath, parse_lined_yaml
 from ..formats.yaml_kinds import YamlKind, kind_of
-from ..storage import open_location
+from ..storage import open_location, read_object
 
 _BATCH_KEYS = ("defaults", "jobs")
 _JOB_KEYS = ("needs", "matrix")

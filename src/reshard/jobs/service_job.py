@@ -9,10 +9,9 @@ from typing import Any
 from ..api.option_field import read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
-from ..engine.sources.strategy_files import read_object
 from ..errors import UsageError, option
 from ..formats.strict_yaml import parse_yaml
-from ..storage import open_location
+from ..storage import open_location, read_object
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
 from .job_file import read_job_file
 from .job_service import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings

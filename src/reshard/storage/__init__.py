@@ -7,7 +7,7 @@ A new S3 service is a row in :mod:`reshard.storage.providers`.
 from .availability import Outage
 from .connections import report_outages, shared_connections
 from .local_store import LocalStore
-from .location import Location
+from .location import Location, read_object
 from .memory_store import MemoryStore
 from .open import (
     open_location,
@@ -64,6 +64,7 @@ __all__ = [
     "open_target",
     "open_target_object",
     "provider_name",
+    "read_object",
     "report_outages",
     "shared_connections",
     "unwrapped",

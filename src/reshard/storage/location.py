@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..errors import NotFound, Unsupported, UsageError
+from ..errors import FormatError, NotFound, Unsupported, UsageError
+from ..tensor import ByteRange
 from .protocol import ObjectInfo, ReadStore, Store
+
+_MAX_DOCUMENT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,16 @@ class Location:
                 f"{self.url}: this store is read-only.", hint="Write to s3://, obs:// or a local path instead."
             )
         return self.store
+
+
+def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
+    """Read one small object whole; FormatError if it is too long to be a document."""
+    info = location.store.head(location.key)
+    if info.nbytes > max_nbytes:
+        raise FormatError(
+            "too long for a document", where=location.url, expected=f"<= {max_nbytes} bytes", found=str(info.nbytes)
+        )
+    return location.store.read(info.key, ByteRange(0, info.nbytes), info.etag) if info.nbytes else b""
 
 
 def normal_key(text: str) -> str:

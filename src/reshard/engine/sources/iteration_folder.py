@@ -25,12 +25,11 @@ from ...planning.catalog import Catalog
 from ...planning.sources.full_source import full_catalog
 from ...planning.sources.iteration_source import iteration_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ..workers import Workers
 from .headers import read_headers
 from .replica_check import compare_unlisted
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
-from .strategy_files import read_object
 
 _MOST_NAMED = 10_000  # a hostile name may promise more objects than anyone could list
 

@@ -11,11 +11,10 @@ from ...formats.layout_rules import LayoutRules
 from ...formats.mindspore.strategy_file import StrategyFile
 from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from ...models.training_names import is_counter
-from ...storage import Location
-from ...tensor import ByteRange, Shape, Strategy, TensorSpec
+from ...storage import Location, read_object
+from ...tensor import Shape, Strategy, TensorSpec
 from ..workers import working
 
-_MAX_DOCUMENT_BYTES = 256 << 20
 _EXPECTED = (
     "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
 )
@@ -42,16 +41,6 @@ class StrategySource:
             cut = {name: shape for name, shape in shapes.items() if name not in counters}
             return self.rules.strategy(cut, (*others, *counters))
         return to_strategy(self.files, shapes, local=local)
-
-
-def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
-    """Read one small object whole; FormatError if it is too long to be a document."""
-    info = location.store.head(location.key)
-    if info.nbytes > max_nbytes:
-        raise FormatError(
-            "too long for a document", where=location.url, expected=f"<= {max_nbytes} bytes", found=str(info.nbytes)
-        )
-    return location.store.read(info.key, ByteRange(0, info.nbytes), info.etag) if info.nbytes else b""
 
 
 def read_layout_file(location: Location) -> StrategySource:
