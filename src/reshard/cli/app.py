@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from ..errors import ReshardError
 from .lazy_commands import Listed, group_class, make_app
+from .printing import write
 from .signals import INTERRUPTED, Stopped, signals
 from .spelling import as_flag
 
@@ -75,7 +76,7 @@ def _arguments() -> list[str]:
     try:
         return as_command(words)
     except ReshardError as error:
-        sys.stderr.write(f"error: {error.text(as_flag)}\n")
+        write(f"error: {error.text(as_flag)}", sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -89,5 +90,5 @@ def main() -> None:
         app(_arguments(), prog_name="reshard")
     except Stopped as stopped:
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
-        sys.stderr.write("interrupted: " + "\n".join(left) + "\n")
+        write("interrupted: " + "\n".join(left), sys.stderr)
         sys.exit(INTERRUPTED)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ReshardError, write_options
+from .printing import write
 from .spelling import as_flag, spell_by, with_value
 
 _WIDTH = 110
@@ -43,7 +44,7 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ReshardError as error:
-            sys.stderr.write(f"error: {error.text(self.spell)}\n")
+            write(f"error: {error.text(self.spell)}", sys.stderr)
             raise typer.Exit(error.exit_code) from error
 
     def spell(self, name: str, value: str | None) -> str:

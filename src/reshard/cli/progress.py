@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.events import Event, Listener, Noted, PhaseStarted, ignore
 from ..engine.events import Progress as Moved
-from .printing import in_bytes
+from .printing import in_bytes, plain, write
 from .spelling import spelled
 
 _LINE_EVERY_S = 10.0
@@ -54,7 +54,7 @@ class _Bar:
             self._bar.update(self._task, description=event.name)
             return
         if isinstance(event, Noted):
-            self._bar.console.print(f"note: {spelled(event.text)}", highlight=False, markup=False)
+            self._bar.console.print(plain(f"note: {spelled(event.text)}"), highlight=False, markup=False)
             return
         self._bar.update(
             self._task,
@@ -77,7 +77,7 @@ class _Log:
                 self._begun_s = now_s
             sys.stderr.write(f"{event.name}\n")
         elif isinstance(event, Noted):
-            sys.stderr.write(f"note: {spelled(event.text)}\n")
+            write(f"note: {spelled(event.text)}", sys.stderr)
         elif now_s - self._last_s > _LINE_EVERY_S:
             self._last_s = now_s
             sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")

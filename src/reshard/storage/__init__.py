@@ -8,6 +8,7 @@ from .local_store import LocalStore
 from .location import Location
 from .memory_store import MemoryStore
 from .open import (
+    connects_when_opened,
     open_location,
     open_source,
     open_store,
@@ -46,6 +47,7 @@ __all__ = [
     "StoreLimits",
     "Upload",
     "Wrapper",
+    "connects_when_opened",
     "never",
     "open_location",
     "open_source",

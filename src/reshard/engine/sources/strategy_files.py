@@ -14,7 +14,8 @@ from ...storage import Location
 from ...tensor import ByteRange, Shape, Strategy, TensorSpec
 from ..workers import working
 
-_MAX_DOCUMENT_BYTES = 256 << 20
+_MAX_DOCUMENT_BYTES = 64 << 20
+_MAX_STRATEGY_BYTES = 32 << 20
 _EXPECTED = (
     "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
 )
@@ -61,7 +62,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     another format.
     """
     try:
-        return StrategySource((_parse(read_object(location), location),))
+        return StrategySource((_parse(read_object(location, _MAX_STRATEGY_BYTES), location),))
     except NotFound:
         names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
     if not names:
@@ -74,7 +75,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     contents: dict[str, bytes] = {}
 
     def read(name: str) -> None:
-        contents[name] = read_object(location.child(name))
+        contents[name] = read_object(location.child(name), _MAX_STRATEGY_BYTES)
 
     with working(concurrency, location.store) as workers:
         workers.map(read, names)

@@ -19,7 +19,7 @@ from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_opt
 from .strategy_files import read_object
 
 _VERSION_2 = (".zmetadata", ".zgroup", ".zarray")
-_MAX_DOCUMENT_BYTES = 100_000_000
+_MAX_DOCUMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
