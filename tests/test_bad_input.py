@@ -278,11 +278,11 @@ SOURCES = [
         ["shards of 2 ranks", "`src_strategy`"],
     ),
     Bad(
-        "ranks whose last objects are of different steps",
-        {f"src/rank_{r}/c-1_{e}.safetensors": whole(a=(4,)) for r in range(2) for e in range(r, 3 - r)}
+        "ranks without a step in common",
+        {f"src/rank_{r}/c-1_{e}.safetensors": whole(a=(4,)) for r in range(2) for e in (r, r + 2)}
         | {"s.ckpt": strategy({"a": WHOLE})},
         CatalogError,
-        ["the ranks' objects are of different checkpoints", "1_2 on rank 0", "1_1 on rank 1", "file_suffix='1_1'"],
+        ["the ranks' objects are of different checkpoints", "1_3 on rank 1", "1_2 on rank 0", "No epoch and step"],
         {"src_strategy": "s.ckpt"},
     ),
     Bad(

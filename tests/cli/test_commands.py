@@ -391,7 +391,7 @@ def test_layout_file_for_a_checkpoint(memory):
     done = run("strategy", "show", layout)
     assert (done.code, "--for URL" in done.err) == (2, True)
     shown = ok("strategy", "show", layout, "--for", memory.full, "--output", "json").json
-    assert (shown["rank_count"], len(shown["stages"][0])) == (4, 20)
+    assert (shown["rank_count"], len(shown["stages"][0])) == (4, 17)  # counters have none
     ok("strategy", "convert", layout, memory.at("made.ckpt"), "--for", memory.full)
     ok("convert", memory.full, memory.at("a"), "--dst-layout", layout)
     ok("convert", memory.full, memory.at("b"), "--dst-strategy", memory.at("made.ckpt"))

@@ -10,8 +10,8 @@ from cli.runner import run
 import reshard
 
 SOURCE = {
-    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix", "--check-crc",
-    "--keep", "--drop", "--keep-rank", "--concurrency",
+    "--src-strategy,--src-strategy-path-or-dir", "--src-layout", "--src-parallel", "--file-suffix",
+    "--load-ckpt-format", "--check-crc", "--keep", "--drop", "--network-only", "--keep-rank", "--concurrency",
 }  # fmt: skip
 CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
@@ -23,6 +23,7 @@ CONVERSION = SOURCE | {
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
+CHECKPOINTS = EXTRAS | {"--load_ckpt_format", "--network_only"}
 REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
@@ -31,20 +32,24 @@ FLAGS = {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
+    "run": SHOWN | {
+        "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
+        "--fail-fast,--keep-going", "--if-exists",
+    },
     "verify": SHOWN | {"--subset"},
-    "unified-safetensors": EXTRAS | {
+    "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
         "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",
         "--keep-rank",
     },
-    "transform-checkpoint": EXTRAS | {
+    "transform-checkpoint": CHECKPOINTS | {
         "--src_checkpoint,--src_ckpt_dir", "--dst_checkpoint,--dst_checkpoint_dir,--dst_ckpt_dir",
         "--src_strategy,--src_ckpt_strategy,--src_strategy_path_or_dir",
         "--dst_strategy,--dst_ckpt_strategy,--dst_strategy_path_or_dir", "--prefix", "--rank_id", "--world_size",
         "--process_num,--transform_process_num", "--transform_by_rank", "--format", "--file_suffix", "--keep-rank",
         "--config", "--family",
     },
-    "load-distributed-checkpoint": EXTRAS | {
+    "load-distributed-checkpoint": CHECKPOINTS | {
         "--unified_safetensors_dir", "--dst_safetensors_dir", "--predict_strategy,--dst_strategy_path_or_dir",
         "--format", "--output_format", "--rank_id", "--name_map", "--max_process_num", "--config", "--family",
     },
@@ -53,7 +58,7 @@ FLAGS = {
     },
     "ckpt-to-safetensors": REWRITING,
     "safetensors-to-ckpt": REWRITING,
-    "convert-weight": EXTRAS | {
+    "convert-weight": CHECKPOINTS | {
         "--model", "--input_path", "--output_path", "--reversed", "--dtype", "--config", "--is_lora", "--save_format",
         "--max_worker", "--keep-rank", "--qkv_concat", "--mlp_concat", "--use_rearrange_rope", "--use_gmm",
         "--use_grouped_gemm", "--num_layers", "--num_nextn_predict_layers", "--first_k_dense_replace",
@@ -61,11 +66,12 @@ FLAGS = {
         "--num_attention_heads,--n_head", "--num_query_groups", "--kv_channels", "--qk_nope_head_dim",
         "--qk_rope_head_dim", "--v_head_dim",
     },
-    "transform-ckpt-lora": EXTRAS | {
+    "transform-ckpt-lora": CHECKPOINTS | {
         "--src_ckpt_path_or_dir,--src_ckpt_path", "--dst_ckpt_dir,--dst_ckpt_path",
         "--src_ckpt_strategy,--src_strategy_path_or_dir", "--dst_ckpt_strategy,--dst_strategy_path_or_dir",
         "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
+    "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url", "--help"},
     "strategy show": {"--for", "--output", "--help"},
     "strategy merge": {"--overwrite", "--output", "--help"},
     "strategy convert": {"--for", "--overwrite", "--output", "--help"},
@@ -78,6 +84,7 @@ ARGUMENTS = {
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
+    "modelarts": [], "run": [],
 }  # fmt: skip
 
 
@@ -114,7 +121,9 @@ def test_every_flag_is_explained_in_a_sentence(command):
 
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
-    assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == ["inspect", "plan", "convert", "verify", "strategy"]
+    assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
+        "inspect", "plan", "convert", "run", "verify", "modelarts", "strategy",
+    ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",
         "ckpt-to-safetensors", "safetensors-to-ckpt", "convert-weight", "transform-ckpt-lora",

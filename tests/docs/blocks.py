@@ -33,6 +33,7 @@ _FENCE = re.compile(
 )
 _PROGRESS = re.compile(r"(headers|transfer|commit|verify|  read .* left)")
 _PLAN_ID = re.compile(r"\b[0-9a-f]{16}\b")
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _one_line(line: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without what differs from run to run: plan ids, and spaces at the ends of lines."""
-    lines = [line.rstrip() for line in _PLAN_ID.sub("<plan>", text).rstrip().splitlines()]
+    """Text without what differs from run to run: plan ids, times, and spaces at the ends of lines."""
+    text = _TIME.sub("<time> ", _PLAN_ID.sub("<plan>", text))
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import typer
 from docs.blocks import Session, blocks_of
@@ -21,6 +22,7 @@ from reshard.cli.app import app
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.strict_yaml import parse_yaml
 from reshard.formats.yaml_kinds import YamlKind, kind_of
+from reshard.jobs import job_schema
 from reshard.jobs.training_config import config_of
 from reshard.storage import shared_connections
 
@@ -88,8 +90,12 @@ def test_yaml_files_are_valid(page: Path) -> None:
         if block.language == "yaml":
             data, where = block.body.encode(), f"{name_of(page)}, line {block.line}"
             document = parse_yaml(data, where, foreign=True)
-            if isinstance(document, dict) and kind_of(document) is YamlKind.TRAINING:
+            if document is None:  # comments alone
+                continue
+            if kind_of(document) is YamlKind.TRAINING:
                 assert config_of(document).keys
+            elif kind_of(document) is YamlKind.JOB_FILE:
+                jsonschema.validate(document, job_schema())
             else:
                 assert parse_layout_file(data, where).rules
 
@@ -186,6 +192,11 @@ def test_messages_that_are_explained_exist() -> None:
         for message in re.findall(r"`([^`]+)`", messages):
             for text in re.split(r"\[?\.\.\.\]?|\bN\b|\b[07]\b", message):
                 assert len(text.strip()) < 3 or text.strip() in joined, message
+
+
+def test_schema_of_job_files_is_that_of_the_options() -> None:
+    script = runpy.run_path(str(DOCS / "make_job_schema.py"))
+    assert script["PAGE"].read_text() == script["schema"](), "run docs/make_job_schema.py"
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

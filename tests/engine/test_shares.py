@@ -11,6 +11,7 @@ from support.faulty_store import Fault, FaultyStore
 
 import reshard
 from reshard.api.shares import missing_ranks
+from reshard.engine import destination
 from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest
 from reshard.errors import TargetExists, Transient
@@ -66,7 +67,7 @@ def test_in_any_order_they_end_as_one_checkpoint(source, target, order):
         assert (MANIFEST_KEY in stored(target)) is False
         made = share(source, target, *ranks)
         left = sorted({0, 1, 2, 3} - {rank for ranks in order[: number + 1] for rank in ranks})
-        assert missing_ranks(made) == (tuple(left) or None)
+        assert missing_ranks(made.conversion) == (tuple(left) or None)
     assert objects(target) == alone(source)
     whole = decode_manifest(stored(target)[MANIFEST_KEY], "whole")
     assert [receipt.key for receipt in whole.receipts] == [rank_key(rank) for rank in range(4)]
@@ -86,6 +87,27 @@ def test_all_at_once_they_end_as_one_checkpoint(source, target):
         assert reshard.verify(target.url).is_ok
         for info in list(target.objects()):
             target.store.delete(info.key)
+
+
+def test_a_record_that_goes_while_it_is_read_is_no_trouble(source, target, monkeypatch):
+    """Another share may end between the listing of the target and the reading of what it lists."""
+    share(source, target, 0, 1)
+    record = target.child("reshard-run-ranks_0-1.json")
+    found, asked = destination._found, []
+
+    def found_before(*arguments):
+        asked.append(arguments)
+        if len(asked) > 1:
+            return found(*arguments)
+        target.store.put(record.key, b"{}")
+        infos = found(*arguments)
+        target.store.delete(record.key)
+        return infos
+
+    monkeypatch.setattr(destination, "_found", found_before)
+    share(source, target, 2, 3)
+    assert len(asked) > 1
+    assert reshard.verify(target.url).is_ok
 
 
 def test_the_joined_manifest_is_that_of_one_run(source, target):

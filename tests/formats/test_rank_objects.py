@@ -1,7 +1,6 @@
 """Which objects of the ranks make one checkpoint: as MindSpore chooses, and an error where it would mix two."""
 
 import json
-import re
 
 import pytest
 from hypothesis import given
@@ -117,7 +116,16 @@ def metas(epoch, step, name, ranks=range(4)):
     return {rank: RankMeta(epoch, step, name.replace("{r}", str(rank))) for rank in ranks}
 
 
-# ---- one rank: MindSpore's answers
+# ---- one rank: MindSpore's answers, but that numbers count in .ckpt too
+
+
+BY_NUMBER = {
+    "ckpt-1_10 ckpt-1_9": "ckpt-1_10",
+    "a-9_9 b-1_1": "a-9_9",
+    "llama_rank_3-10_1 llama_rank_3-9_1": "llama_rank_3-10_1",
+    "net net-1_1": "net-1_1",
+}
+"""What is chosen where MindSpore sorts the names of .ckpt as text."""
 
 
 @pytest.mark.parametrize("row", MINDSPORE, ids=lambda row: "-".join(map(str, row[:4])).replace(" ", "+"))
@@ -130,6 +138,7 @@ def test_as_mindspore(row):
             chosen_from(names, suffix)
         return
     expected = ours[0] if answer == "TIE" else answer
+    expected = BY_NUMBER.get(stems, expected) if container == "ckpt" else expected
     assert chosen_from(names, suffix).by_rank == {rank: f"rank_{rank}/{expected}.{container}"}
 
 
@@ -144,15 +153,34 @@ def test_a_tie_is_told():
     assert picked(chosen) == "rank_{r}/llama_rank_{r}_1-1_20.safetensors"
     assert chosen.notes == (
         "several names end in the same two numbers on rank 0-3: chose the last by name",
-        "chose 1_20, the last by the two numbers at the end, among up to 2 objects a rank; "
-        "ignored: llama_rank_{rank}-1_20.safetensors",
+        "chose 1-1_20, the last by its numbers, among up to 2 objects a rank; ignored: 1_20",
     )
 
 
-def test_text_order_of_ckpt_is_told():
-    chosen = chosen_from(tree("net_{r}-1_9.ckpt", "net_{r}-1_10.ckpt"))
-    assert chosen.by_rank[3] == "rank_3/net_3-1_9.ckpt"
-    assert chosen.notes[0] == "ckpt names are sorted as text; by number, 1_10 is the last"
+@pytest.mark.parametrize("container", Container)
+@pytest.mark.parametrize(
+    ("earlier", "last"),
+    [
+        ("net_{r}-1_9", "net_{r}-1_10"),
+        ("net_{r}-9_1", "net_{r}-10_1"),
+        ("llama_1-2", "llama_1-10"),
+        ("llama_rank_{r}_9-1_20", "llama_rank_{r}_10-1_20"),
+        ("llama_rank_{r}_10-1_20", "llama_rank_{r}_9-1_21"),
+        ("llama_rank_{r}-network-1_9", "llama_rank_{r}-network-1_10"),
+        ("llama_rank_{r}-trainable_params-9_1", "llama_rank_{r}-trainable_params-10_1"),
+        ("llama_rank_{r}-trainable_params-1_20", "llama_rank_{r}-network-1_20"),
+        ("llama_rank_{r}-network-1_20", "llama_rank_{r}-1_20"),
+    ],
+)
+def test_epochs_and_steps_are_numbers(container, earlier, last):
+    names = tree(f"{earlier}.{container}", f"{last}.{container}")
+    assert chosen_from(names).by_rank[3] == f"rank_3/{last.replace('{r}', '3')}.{container}"
+
+
+def test_a_task_is_not_the_rank():
+    chosen = chosen_from(tree("llama_rank_{r}-1_2.ckpt", "llama_rank_{r}_1-1_2.ckpt", "llama_rank_{r}_1-1_10.ckpt"))
+    assert picked(chosen) == "rank_{r}/llama_rank_{r}_1-1_10.ckpt"
+    assert chosen.notes == ("chose 1-1_10, the last by its numbers, among up to 3 objects a rank; ignored: 1_2, 1-1_2",)
 
 
 def test_a_suffix_that_ends_a_longer_number_is_told():
@@ -181,9 +209,7 @@ def test_the_last_of_several():
     names = tree(*(f"llama_rank_{{r}}-{end}.safetensors" for end in ("1_20", "2_5", "1_100")))
     chosen = chosen_from(names)
     assert picked(chosen) == "rank_{r}/llama_rank_{r}-2_5.safetensors"
-    assert chosen.notes == (
-        "chose 2_5, the last by the two numbers at the end, among up to 3 objects a rank; ignored: 1_100, 1_20",
-    )
+    assert chosen.notes == ("chose 2_5, the last by its numbers, among up to 3 objects a rank; ignored: 1_100, 1_20",)
 
 
 def test_order_of_names_does_not_matter():
@@ -194,14 +220,18 @@ def test_order_of_names_does_not_matter():
 def test_ranks_of_different_steps():
     names = tree("net_{r}-1_10.safetensors", "net_{r}-1_5.safetensors", "net_{r}-1_20.safetensors")
     names = [name for name in names if name not in {"rank_2/net_2-1_20.safetensors", "rank_3/net_3-1_20.safetensors"}]
-    with pytest.raises(CatalogError, match="different checkpoints") as caught:
-        chosen_from(names)
-    assert caught.value.problems == ("1_20 on rank 0-1", "1_10 on rank 2-3")
-    assert "epoch 1, step 10" in caught.value.hint
-    assert "file_suffix='1_10'" in str(caught.value)
-    assert picked(chosen_from([name.replace("net_", "net_rank_") for name in names], "1_10")).endswith(
-        "-1_10.safetensors"
+    chosen = chosen_from(names)
+    assert chosen.by_rank == {rank: f"rank_{rank}/net_{rank}-1_10.safetensors" for rank in range(4)}
+    assert chosen.notes == (
+        "passed over, as not every rank's last save: 1_20 on rank 0-1",
+        "chose 1_10, the last that all ranks have, among up to 3 objects a rank; ignored: 1_20, 1_5",
     )
+
+
+def test_a_rank_without_the_last_save_of_all_weights():
+    names = tree("a_rank_{r}-network-1_10.ckpt", "a_rank_{r}-network-1_20.ckpt", ranks=range(3))
+    names += ["rank_3/a_rank_3-network-1_10.ckpt", "rank_3/a_rank_3-1_20.ckpt"]
+    assert picked(chosen_from(names)) == "rank_{r}/a_rank_{r}-network-1_10.ckpt"
 
 
 def test_ranks_with_no_step_in_common():
@@ -219,10 +249,9 @@ def test_a_suffix_for_all_but_one_rank():
 
 def test_a_name_of_one_number_among_epochs_and_steps():
     # By its last two numbers MindSpore takes net_7 on rank 3, for the 3 of its directory, and net-1_20 on rank 0.
-    with pytest.raises(CatalogError, match="different checkpoints") as caught:
-        chosen_from(tree("net_7.safetensors", "net-1_20.safetensors"))
-    assert caught.value.problems == ("net_7.safetensors on rank 2-3", "1_20 on rank 0-1")
-    assert "file_suffix='1_20'" in str(caught.value)
+    chosen = chosen_from(tree("net_7.safetensors", "net-1_20.safetensors"))
+    assert picked(chosen) == "rank_{r}/net-1_20.safetensors"
+    assert chosen.notes[0] == "passed over, as not every rank's last save: net_7.safetensors on rank 2-3"
 
 
 @pytest.mark.parametrize(
@@ -296,7 +325,7 @@ def test_meta_json_decides():
     chosen = chosen_from(RESTARTED, recorded=metas(2, 10, "net_rank_{r}-2_10.safetensors"))
     assert picked(chosen) == "rank_{r}/net_rank_{r}-2_10.safetensors"
     assert chosen.notes == (
-        "the last by name is 9_10: is it of an earlier run?",
+        "the last by its numbers is 9_10: is it of an earlier run?",
         "chose 2_10, which meta.json names on all ranks, among up to 3 objects a rank; ignored: 9_10, 1_10",
     )
 
@@ -313,19 +342,28 @@ def test_meta_json_that_agrees_with_the_names():
 
 
 @pytest.mark.parametrize(
-    ("recorded", "why"),
+    ("recorded", "why", "taken"),
     [
-        (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)), "rank 3 has none"),
-        (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)) | {3: RankMeta(1, 10, "a")}, "ranks name 1_10, 2_10"),
-        (metas(3, 10, "net_rank_{r}-3_10.safetensors"), "the object that it names is missing on rank 0-3"),
-        (metas(2, 10, "net_rank_{r}-1_10.safetensors"), "the object that it names is missing on rank 0-3"),
-        (metas(2, 10, "net_rank_{r}-2_10.ckpt"), "the object that it names is missing on rank 0-3"),
+        (metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)), "rank 3 has none", "9_10"),
+        (
+            metas(2, 10, "net_rank_{r}-2_10.safetensors", range(3)) | {3: RankMeta(1, 10, "a")},
+            "ranks name 1_10, 2_10",
+            "1_10",
+        ),
+        (metas(3, 10, "net_rank_{r}-3_10.safetensors"), "the object that it names is missing on rank 0-3", "2_10"),
+        (metas(2, 10, "net_rank_{r}-1_10.safetensors"), "the object that it names is missing on rank 0-3", "2_10"),
+        (metas(0, 10, "net_rank_{r}-0_10.safetensors"), "the object that it names is missing on rank 0-3", "9_10"),
     ],
 )
-def test_meta_json_that_cannot_decide(recorded, why):
+def test_meta_json_that_cannot_decide(recorded, why, taken):
     chosen = chosen_from(RESTARTED, recorded=recorded)
-    assert picked(chosen).endswith("-9_10.safetensors")
+    assert picked(chosen).endswith(f"-{taken}.safetensors")
     assert chosen.notes[0] == f"meta.json was not followed: {why}"
+
+
+def test_meta_json_of_objects_that_were_converted_in_place():
+    chosen = chosen_from(RESTARTED, recorded=metas(2, 10, "net_rank_{r}-2_10.ckpt"))
+    assert picked(chosen).endswith("-2_10.safetensors")
 
 
 def test_a_suffix_goes_before_meta_json():
@@ -338,13 +376,13 @@ def test_meta_json_does_not_matter_for_only_objects():
     assert chosen.notes == ()
 
 
-def test_the_way_out_is_not_newer_than_the_last_save():
+def test_the_last_common_save_is_not_newer_than_any_ranks_last():
     names = [name for name in RESTARTED if name != "rank_3/net_rank_3-2_10.safetensors"]
     names += tree("net_rank_{r}-10_1.safetensors", ranks=[0])
     recorded = metas(2, 10, "net_rank_{r}-2_10.safetensors") | {3: RankMeta(1, 10, "net_rank_3-1_10.safetensors")}
-    with pytest.raises(CatalogError) as caught:
-        chosen_from(names, recorded=recorded)
-    assert "file_suffix='1_10'" in str(caught.value)
+    chosen = chosen_from(names, recorded=recorded)
+    assert picked(chosen).endswith("-1_10.safetensors")
+    assert chosen.notes[1].startswith("passed over, as not every rank's last save: 10_1 on rank 0, 9_10 on rank 1-3")
 
 
 def test_parse_meta():
@@ -385,6 +423,30 @@ def test_both_containers():
         "safetensors: 4 objects, rank_0/a-1_2.safetensors first",
         "ckpt: 8 objects, rank_0/a-1_2.ckpt first",
     )
+    assert "load_ckpt_format='ckpt'" in str(caught.value)
+
+
+def test_both_containers_with_the_same_names():
+    with pytest.raises(CatalogError) as caught:
+        chosen_from(tree("a-1_2.ckpt", "a-1_2.safetensors"))
+    assert str(caught.value) == (
+        "every rank's objects are there as .ckpt and as .safetensors: "
+        "choose with load_ckpt_format='safetensors' or load_ckpt_format='ckpt'"
+    )
+
+
+@pytest.mark.parametrize("container", Container)
+def test_a_container_that_is_asked_for(container):
+    names = tree("a-1_2.ckpt", "a-1_2.safetensors", "a-1_3.ckpt")
+    found = find_rank_objects([*names, "checkpoint/rank_0/b.ckpt"], container)
+    assert {n.rpartition(".")[2] for held in found.by_rank.values() for n in held} == {container.value}
+    assert found.notes[-1].startswith(f"ignored: {4 if container is Container.CKPT else 8} objects of the format that")
+    assert choose(found).container is container
+
+
+def test_a_root_with_the_other_container_only():
+    found = find_rank_objects(["rank_0/a.ckpt", "checkpoint/rank_0/b.safetensors"], Container.SAFETENSORS)
+    assert (found.root, found.by_rank) == ("checkpoint/", {0: ("checkpoint/rank_0/b.safetensors",)})
 
 
 def test_ranks_without_the_container_are_told():
@@ -510,18 +572,14 @@ def test_one_object_of_each_rank_and_one_step_on_all(names):
 
 
 @given(st.lists(st.lists(ENDS, max_size=3), min_size=2, max_size=4), CONTAINERS, ENDS)
-def test_the_way_out_works(extras, container, common):
+def test_a_save_that_all_ranks_have_is_found(extras, container, common):
     names = [f"rank_{r}/net_rank_{r}{end}.{container}" for r, ends in enumerate(extras) for end in {common, *ends}]
-    try:
-        chosen_from(names)
+    if epoch_step_of(f"net{common}.{container}") is None:
         return
-    except CatalogError as error:
-        found = re.search("file_suffix='(.*)'", str(error))
-    if epoch_step_of(f"net{common}.{container}") is None and not found:
-        return
-    suffix = found[1]
-    chosen = chosen_from(names, suffix)
-    assert {"{}_{}".format(*epoch_step_of(name)) for name in chosen.by_rank.values()} == {suffix}
+    chosen = chosen_from(names)
+    (found,) = {epoch_step_of(name) for name in chosen.by_rank.values()}
+    held = [{epoch_step_of(name) for name in names if name.startswith(f"rank_{r}/")} for r in range(len(extras))]
+    assert found is None or found == max(each for each in set.intersection(*held) if each)
 
 
 @given(st.lists(st.text("rank_/0123-.ckptx", max_size=24), max_size=12), st.none() | st.text("_-01", max_size=5))

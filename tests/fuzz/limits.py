@@ -23,7 +23,7 @@ _PAGE_BYTES = resource.getpagesize()
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one input: why it breaks the limits, if it does; seconds of the processor; bytes that it took at most."""
+    """What became of one input: why it breaks the limits, if it does; processor time; memory at most."""
 
     problem: str
     seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -116,16 +117,16 @@ class Mutator:
         if how == 0:
             del inner[key]
         elif how == 1 and isinstance(inner, dict):
-            inner[self._random.choice(("", "x", "../x", str(key) + "2", "a" * 5000))] = inner[key]
+            inner[self._random.choice(("", "x", "../x", str(key) + "2", "a" * 5000))] = copy.deepcopy(inner[key])
         elif how == 1:
-            inner.insert(key, inner[key])
+            inner.insert(key, copy.deepcopy(inner[key]))
         elif how == 2:
             other = self._random.choice(keys)
             inner[key], inner[other] = inner[other], inner[key]
         elif how == 3 and type(inner[key]) is int:
             inner[key] += self._random.choice((-1, 1, 8, -8))
         else:
-            inner[key] = self._random.choice(_VALUES)
+            inner[key] = copy.deepcopy(self._random.choice(_VALUES))
 
     def _place(self, data: bytes) -> int:
         return self._random.randrange(len(data) + 1)

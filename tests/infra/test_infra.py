@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -21,6 +23,8 @@ import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from reshard.jobs.service_job import is_hyper_parameter
+
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
 
@@ -35,10 +39,24 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+IMAGES = ["Dockerfile", "modelarts/Dockerfile"]
+
+
+@pytest.fixture(scope="module", params=IMAGES)
+def dockerfile(request: pytest.FixtureRequest) -> Path:
+    """Each of the images."""
+    return INFRA / request.param
+
+
 @pytest.fixture(scope="module")
-def instructions() -> list[tuple[str, str]]:
-    """Keyword and arguments of each instruction of the Dockerfile, continuation lines joined."""
-    text = (INFRA / "Dockerfile").read_text().replace("\\\n", " ")
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Those of each Dockerfile."""
+    return instructions_of(dockerfile)
+
+
+def instructions_of(dockerfile: Path) -> list[tuple[str, str]]:
+    """Keyword and arguments of each instruction, continuation lines joined."""
+    text = dockerfile.read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(keyword, rest.strip()) for keyword, rest in (line.split(maxsplit=1) for line in lines)]
 
@@ -63,8 +81,10 @@ class TestDockerfile:
         assert copied
         assert [path for path in copied if not (ROOT / path).exists()] == []
 
-    def test_build_context_holds_what_is_copied_and_nothing_else(self, instructions: list[tuple[str, str]]) -> None:
-        lines = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    def test_build_context_holds_what_is_copied_and_nothing_else(
+        self, instructions: list[tuple[str, str]], dockerfile: Path
+    ) -> None:
+        lines = dockerfile.with_name("Dockerfile.dockerignore").read_text().splitlines()
         kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
         assert "*" in lines
         assert kept == {Path(path).as_posix() for path in copied_from_tree(instructions)}
@@ -86,13 +106,57 @@ class TestDockerfile:
         images = {rest.split()[0] for rest in arguments(instructions, "FROM")}
         assert images == {f"python:{project['project']['requires-python'].removeprefix('>=')}-slim"}
 
-    def test_runs_the_script_as_nobody_special(
-        self, instructions: list[tuple[str, str]], project: dict[str, Any]
-    ) -> None:
+    def test_runs_as_nobody_special(self, instructions: list[tuple[str, str]]) -> None:
         (user,) = arguments(instructions, "USER")
-        (entrypoint,) = arguments(instructions, "ENTRYPOINT")
         assert int(user) > 0  # by number, so that an orchestrator can see it is not root
+
+    def test_runs_the_script(self, project: dict[str, Any]) -> None:
+        (entrypoint,) = arguments(instructions_of(INFRA / "Dockerfile"), "ENTRYPOINT")
         assert yaml.safe_load(entrypoint) == list(project["project"]["scripts"])
+
+    def test_modelarts_finds_its_user_and_no_entry_point(self) -> None:
+        """ModelArts starts the job definition's command itself, as uid 1000 of group 100."""
+        instructions = instructions_of(INFRA / "modelarts/Dockerfile")
+        assert arguments(instructions, "ENTRYPOINT") == []
+        assert arguments(instructions, "USER") == ["1000"]
+        (made,) = (run for run in arguments(instructions, "RUN") if run.startswith("useradd"))
+        words = shlex.split(made)
+        assert [words[words.index(flag) + 1] for flag in ("--uid", "--gid")] == ["1000", "100"]
+        assert words[-1] == "ma-user"
+        (command,) = arguments(instructions, "CMD")
+        assert yaml.safe_load(command)[:3] == ["python", "-m", "reshard.modelarts"]
+
+
+class TestModelArtsJob:
+    """The job definition, as the API "creating a training job" takes it."""
+
+    @pytest.fixture
+    def job(self) -> dict[str, Any]:
+        return json.loads((INFRA / "modelarts" / "job.json").read_text())
+
+    def test_a_failed_job_is_started_again(self, job: dict[str, Any]) -> None:
+        annotations = job["metadata"]["annotations"]
+        assert all(isinstance(value, str) for value in annotations.values())
+        assert int(annotations["fault-tolerance/job-retry-num"]) in range(1, 4)
+        assert annotations["fault-tolerance/job-unconditional-retry"] == "true"
+        assert re.fullmatch(r"[\w-]{1,64}", job["metadata"]["name"])
+
+    def test_the_command_is_the_boot_file(self, job: dict[str, Any]) -> None:
+        command = shlex.split(job["algorithm"]["command"])
+        assert command[:2] == ["python", "-m"]
+        assert importlib.util.find_spec(command[2]) is not None
+
+    def test_hyper_parameters_are_understood_and_not_staged(self, job: dict[str, Any]) -> None:
+        given = {each["name"]: each["value"] for each in job["algorithm"]["parameters"]}
+        assert [name for name in given if not is_hyper_parameter(name)] == []
+        urls = [given[name] for name in ("config", "load_checkpoint", "output_dir")]
+        assert all(url.startswith("obs://") for url in urls)
+        assert "inputs" not in job["algorithm"]
+        assert "outputs" not in job["algorithm"]
+
+    def test_variables_are_ones_that_a_user_may_set(self, job: dict[str, Any]) -> None:
+        assert not [name for name in job["algorithm"]["environments"] if name.startswith("MA_")]
+        assert set(job["algorithm"]["environments"].values()) == {""}  # no keys in the tree
 
 
 class TestCompose:

@@ -199,7 +199,7 @@ def test_a_bomb_is_refused() -> None:
             "axes: {mp: 2}\nrules: [{match: '*', split: [mp]}]",
             "this is a layout file, not the configuration of a training",
         ),
-        ("jobs: {a: {src: x, dst: y}}", "this is a job file, not the configuration of a training job"),
+        ("jobs: {a: {src: x, dst: y}}", "this is a job file of reshard, not the configuration of a training job"),
         ("src: a\ndst: b", "this is a job file"),
         ("a: {b", "invalid YAML"),
     ],

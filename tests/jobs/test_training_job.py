@@ -529,9 +529,10 @@ def test_more_options_take_precedence(place: str, full: str) -> None:
 def test_outputs_that_exist_are_not_replaced_unless_asked(place: str, full: str) -> None:
     job = job_of(place, load_checkpoint=full, **AUTO, **MP2)
     run_training_job(job)
+    assert run_training_job(job).manifest.was_done
     with pytest.raises(TargetExists):
-        run_training_job(job)
-    run_training_job(job, overwrite=True)
+        run_training_job(decide(job.config, if_exists="fail"))
+    assert not run_training_job(job, overwrite=True).manifest.was_done
 
 
 def test_strategy_files_of_another_job_are_not_replaced_unless_asked(place: str, full: str) -> None:

@@ -65,9 +65,12 @@ def test_a_wrong_config_says_which_names_and_shapes_disagree():
 def test_what_config_lacks_is_one_problem():
     specs = specs_for("qwen3", "mcore", QWEN3)
     config = {key: value for key, value in QWEN3.items() if key != "intermediate_size"}
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(UsageError) as error:
         compiled(specs, config)
-    assert sum("intermediate_size" in problem for problem in error.value.problems) == 1
+    assert str(error.value) == (
+        "neither config.json nor the tensors tell intermediate_size, which the rules of qwen3 need\n"
+        "Give config='URL', that of the model's config.json, or the numbers: config='intermediate_size=N'."
+    )
 
 
 def test_heads_that_do_not_divide_are_a_finding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from support.model_cases import FOLDER, read_answer, read_rank, read_tensors, su
 from support.stores import arrays_at, new_place, objects_at, put, put_model
 
 import reshard
+from reshard.errors import UsageError
 
 # What the loader that cuts while it converts was told, as numbers of a job.
 NUMBERS = {
@@ -265,11 +267,60 @@ def test_sizes_stand_in_for_a_configuration():
     put_model(f"{base}/mf", made_forwards(case))
     flags = ["--num_layers=2", "--kv_channels=16", "--num_query_groups=2", "--num_attention_heads=8"]
     words = ["--model", "qwen3", "--reversed", "--input_path", f"{base}/mf", "--output_path", f"{base}/hf", *flags]
-    done = run("convert-weight", *words)
-    assert done.code == 4
-    assert "config.json has no hidden_size" in done.err
     ok("convert-weight", *words, "--ffn_hidden_size=96", "--vocab_size=96", "--hidden_size=64")
     assert summary_of(arrays_at(f"{base}/hf")) == read_answer("qwen3_mcore180_reversed_qwen3_bf16_interleaved", "hf")
+
+
+ASKED_FOR = {
+    "online160_llama_fp32_qkvconcat1": "num_attention_heads=8",
+    "glm4_legacy160_qc0_mc0_rr0_bf16": "num_attention_heads=8",
+    "glm4_legacy160_qc0_mc0_rr1_bf16": "num_attention_heads=8",
+    "glm4_legacy160_qc1_mc1_rr0_bf16": "num_attention_heads=8",
+    "glm4_legacy160_qc1_mc1_rr1_bf16": "num_attention_heads=8",
+    "online160_glm_fp32_qkvconcat1": "num_attention_heads=8",
+}
+"""What tensors cannot tell, by the case that is converted; with Hugging Face's names of ChatGLM, too."""
+
+
+def converted_without_config(source, target, **asked):
+    """Convert with the tensors alone; what they do not tell is asked for in one sentence, and given then."""
+    said = ""
+    try:
+        reshard.convert(source, target, **asked)
+    except UsageError as error:
+        said = str(error)
+    found = re.fullmatch(
+        r"neither config.json nor the tensors tell (\w+), which the rules of \w+ need\n"
+        r"Give config='URL', that of the model's config.json, or the numbers: config='\1=N'\.",
+        said,
+    )
+    return found[1] if found else said
+
+
+@pytest.mark.parametrize("case", sorted(FORWARD))
+def test_forwards_without_a_configuration(case):
+    family, naming, dtype, options = FORWARD[case]
+    source, target = f"{new_place()}/hf", f"{new_place()}/ms"
+    put_model(source, read_tensors(case))
+    asked = {"to": "ms", "naming": naming, "dtype": dtype_of(dtype), "option": pairs(options), "family": family}
+    missing = converted_without_config(source, target, **asked)
+    assert missing == ASKED_FOR.get(case, "").partition("=")[0]
+    if missing:
+        reshard.convert(source, target, config=ASKED_FOR[case], **asked)
+    assert summary_of(arrays_at(target)) == read_answer(case, "mf")
+
+
+@pytest.mark.parametrize("case", sorted(BACKWARD))
+def test_backwards_without_a_configuration(case):
+    origin, dtype, options = BACKWARD[case]
+    base = new_place()
+    put_model(f"{base}/ms", made_forwards(origin))
+    asked = {"to": "hf", "dtype": dtype_of(dtype), "option": pairs(options), "family": FORWARD[origin][0]}
+    missing = converted_without_config(f"{base}/ms", f"{base}/hf", **asked)
+    assert missing == ASKED_FOR.get(origin, "").partition("=")[0]
+    if missing:
+        reshard.convert(f"{base}/ms", f"{base}/hf", config=ASKED_FOR[origin], **asked)
+    assert summary_of(arrays_at(f"{base}/hf")) == summary_of(backwards(case))
 
 
 # --- the two cases that are of no script's result as a whole

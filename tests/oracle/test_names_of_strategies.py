@@ -87,14 +87,20 @@ def test_names_tell_options_of_the_rules():
     assert "model.layers.0.attention.w_qkv.weight" in arrays_at(f"{base}/out/rank_0")
 
 
-def test_a_configuration_is_needed():
+def test_the_tensors_stand_in_for_a_configuration():
     base = llama_with("strategy_llama_dp2mp2_vocabmp", config=False)
-    arguments = ["transform-checkpoint", "--src_checkpoint", f"{base}/hf", "--dst_checkpoint", f"{base}/out",
-                 "--dst_strategy", f"{base}/strategy"]  # fmt: skip
+    compat.transform_checkpoint(f"{base}/hf", f"{base}/ranks", dst_strategy=f"{base}/strategy")
+    compat.transform_checkpoint(f"{base}/ranks", f"{base}/whole", src_strategy=f"{base}/strategy")
+    assert summary_of(arrays_at(f"{base}/whole")) == read_answer("llama_cli150_llama_bf16_bf16", "mf")
+
+
+def test_numbers_that_the_tensors_do_not_tell_are_asked_for():
+    base = llama_with("strategy_llama_qkvconcat_bias_mp2", config=False)
+    arguments = ["load-distributed-checkpoint", "--unified_safetensors_dir", f"{base}/hf", "--dst_safetensors_dir",
+                 f"{base}/out", "--predict_strategy", f"{base}/strategy"]  # fmt: skip
     done = run(*arguments)
-    assert (done.code, "no config.json found" in done.err, "--config URL" in done.err) == (2, True, True)
-    other = llama_with("strategy_llama_dp2mp2_vocabmp")
-    ok(*arguments, "--config", f"{other}/hf/config.json")
+    assert (done.code, "--config num_attention_heads=N" in done.err) == (2, True)
+    ok(*arguments, "--config", "num_attention_heads=8")
     with pytest.raises(UsageError, match=r"config\.json"):
         compat.load_distributed_checkpoint(f"{base}/hf", f"{base}/b", f"{base}/strategy")
 

@@ -135,7 +135,7 @@ def test_expressions_are_found_anywhere(text, some):
 def test_equal_filters_are_equal():
     assert NameFilter(("a*",), ("regex:b",)) == NameFilter(("a*",), ("regex:b",))
     assert hash(NameFilter(("a*",))) == hash(NameFilter(("a*",)))
-    assert repr(NameFilter(("a*",))) == "NameFilter(keep=('a*',), drop=())"
+    assert repr(NameFilter(("a*",))) == "NameFilter(keep=('a*',), drop=(), network_only=False)"
 
 
 def test_many_names_are_quick_to_look_up():

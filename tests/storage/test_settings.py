@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.s3_servers import ACCESS_KEY, S3Server
 
-from reshard.errors import Unsupported, UsageError
+from reshard.api.access import describe_access
+from reshard.errors import StorageError, Unsupported, UsageError
 from reshard.storage import (
     LocalStore,
     Location,
@@ -20,7 +22,7 @@ from reshard.storage import (
 )
 from reshard.storage.open import STORES
 from reshard.storage.providers import PROVIDERS, provider_of
-from reshard.storage.s3_settings import Keys, obs_settings
+from reshard.storage.s3_settings import Keys, obs_settings, s3_settings
 from reshard.storage.s3_store import S3Store
 
 
@@ -164,6 +166,107 @@ def test_obs_keys_come_first(clean_environ: pytest.MonkeyPatch) -> None:
     clean_environ.setenv("OBS_ACCESS_KEY_ID", "AKOBS")
     clean_environ.setenv("OBS_SECRET_ACCESS_KEY", "SKOBS")
     assert key_used() == "AKOBS"
+
+
+JOB = {"ACCESS_KEY_ID": "AKJOB", "SECRET_ACCESS_KEY": "SKJOB", "SECURITY_TOKEN": "TKJOB"}
+OBS = {"OBS_ACCESS_KEY_ID": "AKOBS", "OBS_SECRET_ACCESS_KEY": "SKOBS"}
+AWS = {"AWS_ACCESS_KEY_ID": "AKAWS", "AWS_SECRET_ACCESS_KEY": "SKAWS"}
+PROFILE = {"AWS_PROFILE": "lab"}
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "used", "source"),
+    [
+        ("s3://b", JOB, "AKJOB", "ACCESS_KEY_ID"),
+        ("obs://b", JOB, "AKJOB", "ACCESS_KEY_ID"),
+        ("s3://b", JOB | AWS, "AKAWS", "AWS_ACCESS_KEY_ID"),
+        ("s3://b", JOB | OBS, "AKJOB", "ACCESS_KEY_ID"),
+        ("obs://b", JOB | OBS | AWS, "AKOBS", "OBS_ACCESS_KEY_ID"),
+        ("obs://b", JOB | AWS, "AKJOB", "ACCESS_KEY_ID"),
+        ("obs://b", AWS, "AKAWS", "AWS_ACCESS_KEY_ID"),
+        ("s3://b", JOB | PROFILE, "AKFILE", "the shared credentials file, profile lab"),
+        ("obs://b", PROFILE, "AKFILE", "the shared credentials file, profile lab"),
+    ],
+)
+def test_which_keys_are_used_and_said(
+    clean_environ: pytest.MonkeyPatch, tmp_path: Path, url: str, environ: dict[str, str], used: str, source: str
+) -> None:
+    (tmp_path / "keys").write_text("[lab]\naws_access_key_id = AKFILE\naws_secret_access_key = SKFILE\n")
+    for name in AWS:
+        clean_environ.delenv(name)
+    for name, value in (
+        environ | {"S3_ENDPOINT": "10.0.0.1", "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys")}
+    ).items():
+        clean_environ.setenv(name, value)
+    store = bucket(url)
+    signer = store._client._request_signer._credentials
+    assert (signer.access_key, signer.token) == (used, "TKJOB" if used == "AKJOB" else None)
+    assert describe_access(f"{url}/k") == f"S3-compatible store at https://10.0.0.1, credentials from {source}"
+
+
+def test_no_credentials_are_said(clean_environ: pytest.MonkeyPatch) -> None:
+    for name in AWS:
+        clean_environ.delenv(name)
+    assert describe_access("s3://b") == "AWS S3, credentials from nowhere: none were found"
+
+
+def test_session_token_by_its_other_name(clean_environ: pytest.MonkeyPatch) -> None:
+    token = {"SESSION_TOKEN": "TK", "S3_ENDPOINT": "h"}
+    found = obs_settings("b", {"ACCESS_KEY_ID": "A", "SECRET_ACCESS_KEY": "S"} | token).keys
+    assert found == Keys("A", "S", "TK")
+
+
+def test_half_a_pair_of_a_job_is_refused() -> None:
+    with pytest.raises(UsageError, match="Only one of ACCESS_KEY_ID and SECRET_ACCESS_KEY"):
+        s3_settings("b", {"ACCESS_KEY_ID": "A"})
+    assert s3_settings("b", {"ACCESS_KEY_ID": "A"} | AWS).keys is None  # not looked at
+
+
+@pytest.mark.parametrize(
+    ("environ", "endpoint", "is_checked"),
+    [
+        ({"S3_ENDPOINT": "obs.cn-north-4.myhuaweicloud.com"}, "https://obs.cn-north-4.myhuaweicloud.com", True),
+        ({"S3_ENDPOINT": "10.0.0.1:80", "S3_USE_HTTPS": "0"}, "http://10.0.0.1:80", True),
+        ({"S3_ENDPOINT": "10.0.0.1", "S3_USE_HTTPS": "1", "S3_VERIFY_SSL": "0"}, "https://10.0.0.1", False),
+        ({"S3_ENDPOINT": "https://10.0.0.1", "S3_USE_HTTPS": "0"}, "https://10.0.0.1", True),
+        ({"S3_ENDPOINT": "h", "S3_VERIFY_SSL": "False", "AWS_CA_BUNDLE": "ca.pem"}, "https://h", True),
+    ],
+)
+def test_endpoint_of_a_job_service(environ: dict[str, str], endpoint: str, is_checked: bool) -> None:
+    for settings in (s3_settings("b", environ, "https://s3.amazonaws.com"), obs_settings("b", environ)):
+        assert (settings.endpoint, settings.checks_certificate) == (endpoint, is_checked)
+
+
+def test_ones_own_endpoint_comes_first_and_is_always_checked() -> None:
+    job = {"S3_ENDPOINT": "10.0.0.1", "S3_VERIFY_SSL": "0"}
+    lab = "https://lab.example"
+    own = obs_settings("b", job | {"OBS_ENDPOINT": lab}), s3_settings("b", job | {"AWS_ENDPOINT_URL": lab}, lab)
+    assert {(each.endpoint, each.checks_certificate) for each in own} == {(lab, True)}
+    aws = "https://s3.eu-west-1.amazonaws.com"
+    assert s3_settings("b", job | {"AWS_ENDPOINT_URL": aws}, aws).endpoint is None
+
+
+@pytest.mark.parametrize("name", ["S3_USE_HTTPS", "S3_VERIFY_SSL"])
+def test_truth_of_a_job_service_that_is_none(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be 0 or 1, not 'no'"):
+        obs_settings("b", {"S3_ENDPOINT": "h", name: "no"})
+
+
+def test_unchecked_certificate_is_said_and_accepted(
+    clean_environ: pytest.MonkeyPatch, juicefs_tls_server: S3Server
+) -> None:
+    """The server's own authority is unknown here: only a job service's endpoint is used without it."""
+    host = juicefs_tls_server.endpoint.removeprefix("https://")
+    job = {"ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": juicefs_tls_server.secret_key, "S3_ENDPOINT": host}
+    for name, value in job.items():
+        clean_environ.setenv(name, value)
+    clean_environ.setenv("S3_VERIFY_SSL", "0")
+    name = juicefs_tls_server.make_bucket("unchecked")
+    assert "certificate not checked (S3_VERIFY_SSL)" in describe_access(f"obs://{name}")
+    bucket(f"obs://{name}").put("k", b"x")
+    clean_environ.setenv("S3_VERIFY_SSL", "1")
+    with pytest.raises(StorageError, match="certificate of the endpoint is not accepted"):
+        bucket(f"obs://{name}").put("k", b"x")
 
 
 def test_obs_needs_an_endpoint() -> None:

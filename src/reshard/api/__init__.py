@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..doors import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
+    from .access import describe_access as describe_access
     from .contents import inspect as inspect
     from .estimates import estimate as estimate
     from .request import Request as Request
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .strategies import read_strategy as read_strategy
 
 _MODULES = {
+    "access": ["describe_access"],
     "contents": ["inspect"],
     "estimates": ["estimate"],
     "request": ["Request"],

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, UsageError, option
-from ..models.detecting import detect
-from ..models.lora import find_adapters
+from ..models.detecting import Detection, detect
+from ..models.family_file import FamilyKey, OwnFamily
+from ..models.inferring import infer_sizes
+from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
 from ..models.parallel_rules import load_layouts, naming_of
@@ -21,18 +23,20 @@ from ..planning.sources.selection import NameFilter
 from ..planning.targets.written_keys import is_companion
 from ..storage import Location, open_location, open_source
 from ..tensor import DType, Shape, Strategy, TensorSpec
-from .contents import load_config, prefix_of
+from .contents import load_config, load_family_key, prefix_of
 from .request import Request
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
-def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) -> tuple[Change, list[str]]:
+def change_of(
+    request: Request, catalog: Catalog, renamed: Mapping[str, str], parallel: ParallelConfig | None = None
+) -> tuple[Change, list[str]]:
     """Find out what to change; the notes say how that was detected.
 
-    Raise UsageError for options that contradict the source or each other, and PlanError if the family is not known or
-    adapters do not fit.
+    The networks of a training job, ``use_legacy``, choose the naming unless it is given. Raise UsageError for options
+    that contradict the source or each other, and PlanError if the family is not known or adapters do not fit.
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
@@ -42,10 +46,7 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
         change = replace(change, scalings=scaled, transposed=transposed)
     notes: list[str] = []
     if request.to:
-        if not config:
-            hint = f"Pass the model's with {option('config', 'URL')}."
-            raise UsageError(f"{request.src}: no config.json found beside it", hint=hint)
-        change, notes = _with_rules(change, request, specs)
+        change, notes = _with_rules(change, request, specs, parallel)
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
         chosen = NameFilter(keep=request.keep_dtype)
@@ -57,21 +58,53 @@ def change_of(request: Request, catalog: Catalog, renamed: Mapping[str, str]) ->
     return change, notes
 
 
-def _with_rules(change: Change, request: Request, specs: Mapping[str, TensorSpec]) -> tuple[Change, list[str]]:
+def _with_rules(
+    change: Change, request: Request, specs: Mapping[str, TensorSpec], parallel: ParallelConfig | None
+) -> tuple[Change, list[str]]:
     """Choose the family's rules by the source's names and the request."""
-    names = [name for name in specs if ".lora_" not in name and "delta_lora" not in name]
-    found = detect(change.config, names, family=request.family)
+    names = [name for name in specs if not is_adapter_name(name)]
+    key = load_family_key(request.family)
+    found = detect(change.config, names, family=key)
     if found.direction != f"to_{request.to}":
         message = f"{option('to', request.to)}, but the source has {request.to} names already"
         raise UsageError(message, hint="; ".join(found.reasons))
+    naming = _naming(found, key or found.family.name, request, parallel) if request.to == "ms" else found.naming
+    options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
+    side = "hf" if request.to == "ms" else "ms"
+    config = infer_sizes(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
     change = replace(
         change,
         family=found.family.name,
+        family_file=key.text if isinstance(key, OwnFamily) else "",
         direction=found.direction,
-        naming=request.naming if request.to == "ms" and request.naming else found.naming,
-        options={**dict(found.options), **(request.option or {})},
+        naming=naming,
+        options=options,
+        config=config,
     )
-    return change, [f"found {found.family.name}: {'; '.join(found.reasons)}"]
+    notes = [f"found {found.family.name}: {'; '.join(found.reasons)}"]
+    return change, [*notes, f"config.json does not say, but the tensors: {', '.join(told)}"] if told else notes
+
+
+def _naming(found: Detection, key: FamilyKey, request: Request, parallel: ParallelConfig | None) -> str:
+    """Choose the naming of the target: the given one, that of the job's networks, or the family's own."""
+    use_legacy = None if parallel is None else parallel.use_legacy
+    if use_legacy is None:
+        return request.naming or found.naming
+    known = load_layouts(key)
+    names = [naming.name for naming in found.family.namings]
+    having = {name: known[name].use_legacy if name in known else None for name in names}
+    says = f"{option('parallel', request.parallel)} says use_legacy: {use_legacy}"
+    if request.naming:
+        if having.get(request.naming, use_legacy) is (not use_legacy):
+            hint = f"Omit {option('naming')}, or give the training job that it belongs to."
+            raise UsageError(f"{says}, but {option('naming', request.naming)} is of the other networks", hint=hint)
+        return request.naming
+    fitting = [name for name, value in having.items() if value is use_legacy]
+    if not fitting:
+        hint = f"Name one with {option('naming')} ({', '.join(names)}), or give the sizes without the file."
+        raise UsageError(f"{says}, but no naming of {found.family.name} is of such networks", hint=hint)
+    return found.naming if found.naming in fitting else fitting[0]
 
 
 # Adapters.
@@ -116,7 +149,8 @@ def strategy_from_parallel(
     """Make the layouts that training, or serving, with these sizes has."""
     by_name = {spec.name: spec for spec in specs}
     shapes: dict[str, Shape] = {name: spec.shape for name, spec in by_name.items()}
-    family, naming = change.family or request.family, change.naming or request.naming
+    family: FamilyKey | None = change.family_key or load_family_key(request.family)
+    naming = change.naming or request.naming
     if change.direction == "to_hf":
         naming = "hf"
     family = family or detect(change.config, shapes).family.name

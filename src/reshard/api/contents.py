@@ -12,7 +12,10 @@ from ..engine.sources.parallel_sizes import ParallelSizes
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
+from ..formats.containers import Container
 from ..formats.strict_json import parse_json_object
+from ..models.family_file import MAX_FAMILY_BYTES, FamilyKey
+from ..models.own_family import read_own_family
 from ..models.parallel_config import ParallelConfig, parse_parallel, parse_parallel_yaml
 from ..planning.catalog import Catalog
 from ..planning.conversion import MANIFEST_KEY
@@ -20,6 +23,7 @@ from ..planning.limits import Limits
 from ..planning.share_documents import written_ranks
 from ..planning.sources.selection import NameFilter
 from ..storage import Location, open_location, open_source, shared_connections
+from .option_field import read_config
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
 
 YAML = (".yaml", ".yml")
@@ -78,17 +82,18 @@ def source_options(request: Request) -> SourceOptions:
     if request.src_parallel:
         strategy = ParallelSizes(
             sizes=load_parallel(request.src_parallel, "src_parallel"),
-            family=request.family,
+            family=load_family_key(request.family),
             naming=None if request.to == "ms" else request.naming,  # then it is that of the target
             config=load_config(request.config, request.src),
             options=request.option or {},
         )
     return SourceOptions(
         strategy=strategy,
-        names=NameFilter(request.keep, request.drop),
+        names=NameFilter(request.keep, request.drop, request.network_only),
         file_suffix=request.file_suffix,
         keep_rank=request.keep_rank,
         check_crc=request.check_crc,
+        load_ckpt_format=Container(request.load_ckpt_format) if request.load_ckpt_format else None,
     )
 
 
@@ -107,6 +112,14 @@ def load_strategy_source(url: str) -> StrategySource:
     # MindSpore Transformers puts a merged file beside the files that it was merged from.
     stages = tuple(file for file in source.files if not file.is_merged)
     return replace(source, files=stages) if any(file.layouts for file in stages) else source
+
+
+def load_family_key(family: str | None) -> FamilyKey | None:
+    """Return the family that a request names, or read its file."""
+    if family is None or not family.endswith(YAML):
+        return family
+    place = open_location(family)
+    return read_own_family(read_object(place, MAX_FAMILY_BYTES), place.url)
 
 
 def load_parallel(text: str, name: str = "parallel") -> ParallelConfig:
@@ -130,6 +143,7 @@ def prefix_of(url: str) -> Location:
 
 def load_config(config: Mapping[str, object] | str | None, checkpoint: str) -> dict[str, object]:
     """Read config.json, by default the one beside a checkpoint; it is empty if there is none."""
+    config = read_config(config) if isinstance(config, str) else config  # an original command has only text
     if isinstance(config, Mapping):
         return dict(config)
     place = prefix_of(checkpoint).child("config.json") if config is None else open_location(config)

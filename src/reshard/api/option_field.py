@@ -17,6 +17,7 @@ from ..errors import UsageError, option
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _MAX_RANKS_LENGTH = 1 << 20
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_PAIRS = re.compile(r"\s*[A-Za-z_]\w*=[^,=/]*(?:,\s*[A-Za-z_]\w*=[^,=/]*)*")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -171,6 +172,20 @@ def read_pairs(value: object) -> dict[str, int | str]:
 def read_document(value: object) -> Any:
     """Read a mapping, or the URL of a JSON object that holds it."""
     return dict(value) if isinstance(value, Mapping) else read_text(value)
+
+
+def read_config(value: object) -> Any:
+    """Read the content of config.json: its URL, a mapping, or keys and values like ``num_attention_heads=32``.
+
+    Examples
+    --------
+    >>> read_config("num_attention_heads=32,tie_word_embeddings=true"), read_config("s3://a/config.json")
+    ({'num_attention_heads': 32, 'tie_word_embeddings': True}, 's3://a/config.json')
+    """
+    if not isinstance(value, str) or not _PAIRS.fullmatch(value):
+        return read_document(value)
+    pairs = read_pairs([item.strip() for item in value.split(",")])
+    return {name: _TRUTHS.get(text, text) if isinstance(text, str) else text for name, text in pairs.items()}
 
 
 @dataclass(frozen=True, slots=True)

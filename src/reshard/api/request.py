@@ -18,6 +18,7 @@ from .option_field import (
     parse_duration,
     parse_rate,
     parse_size,
+    read_config,
     read_document,
     read_pairs,
     read_ranks,
@@ -76,11 +77,21 @@ class Request:
         SOURCE,
         default="the last that all ranks have",
     )
+    load_ckpt_format: str | None = _choice(
+        "Format of the objects to read where both lie, as after a conversion in place.",
+        SOURCE,
+        "ckpt",
+        "safetensors",
+        default="the only one there",
+    )
     check_crc: bool = _switch("Compare .ckpt objects with their checksums before converting.", SOURCE)
     keep: tuple[str, ...] = _several(
         "Take only tensors whose names match: a glob, prefix:TEXT or regex:EXPR.", "PATTERN", SOURCE
     )
     drop: tuple[str, ...] = _several("Leave out tensors whose names match.", "PATTERN", SOURCE)
+    network_only: bool = _switch(
+        "Leave out optimizer states and training counters, as save_network_params does.", SOURCE
+    )
     keep_rank: int | None = _field(
         "For tensors outside the strategy that differ between ranks, use rank R's copy.", "R", SOURCE, least=0
     )
@@ -89,7 +100,10 @@ class Request:
         "Convert to MindSpore Transformers' names and layouts (ms), or to Hugging Face's (hf).", CHANGES, "ms", "hf"
     )
     family: str | None = _field(
-        "Model family whose rules apply.", "NAME", CHANGES, default="from config.json and the names"
+        "Model family whose rules apply, or the URL of a family file of your own.",
+        "NAME|URL.yaml",
+        CHANGES,
+        default="from config.json and the names",
     )
     naming: str | None = _field(
         "Naming scheme of the family, legacy or mcore.", "NAME", CHANGES, default="the family's own"
@@ -98,7 +112,11 @@ class Request:
         "Option of the family's rules, like qkv_concat=true.", "NAME=VALUE", CHANGES, read=read_pairs
     )
     config: Mapping[str, object] | str | None = _field(
-        "URL of the model's config.json.", "URL", CHANGES, default="beside the source", read=read_document
+        "URL of the model's config.json, or what it would say, like num_attention_heads=32.",
+        "URL|KEY=N,...",
+        CHANGES,
+        default="beside the source, and what the tensors tell",
+        read=read_config,
     )
     dtype: str | None = _choice(
         "Data type of floating-point tensors in the target; FP8 is dequantised first.", CHANGES, "fp32", "fp16", "bf16"

@@ -88,7 +88,7 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
     renamed = renames.apply(names)
     request, chosen = hooks.choose_rules(request, catalog, target_files)
-    change, notes = change_of(request, catalog, renamed)
+    change, notes = change_of(request, catalog, renamed, parallel)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
     catalog = with_notes(catalog, *chosen, *notes, *embedding_notes(parallel, change))
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..engine.manifest import Manifest
 from ..engine.outcome import conversion_at
 from ..engine.shares import share_keys
-from ..planning.conversion import MANIFEST_KEY
+from ..planning.conversion import Conversion
 from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import shared_ranks
 from ..planning.targets.rank_target import RankTarget
@@ -13,18 +12,17 @@ from ..storage import open_target, shared_connections
 
 
 @shared_connections()
-def missing_ranks(manifest: Manifest) -> tuple[int, ...] | None:
-    """Return the ranks that no run has finished of the target that a share's manifest belongs to.
+def missing_ranks(conversion: Conversion) -> tuple[int, ...] | None:
+    """Return the ranks of a target that no run has finished; ``conversion`` is the whole or a share of it.
 
     None once the manifest of the whole is there. It reads names alone, so it may be asked every few seconds; if no rank
     is missing, another run is just writing that manifest, or the shares are not of one conversion.
     """
-    conversion = manifest.conversion
-    own_id, whole_id = conversion_ids(conversion)
+    whole = conversion.whole
     target = open_target(conversion.target_url)
-    if own_id == whole_id or conversion_at(target, MANIFEST_KEY) == whole_id:
+    if conversion_at(target, whole.manifest_key) == conversion_ids(whole)[0]:
         return None
+    if not isinstance(whole.target, RankTarget):
+        return ()
     spans = [span for key in share_keys(target) for span in shared_ranks(key)]
-    whole = conversion.target.whole
-    assert isinstance(whole, RankTarget)
-    return tuple(rank for rank in whole.ranks if not any(rank in span for span in spans))
+    return tuple(rank for rank in whole.target.ranks if not any(rank in span for span in spans))

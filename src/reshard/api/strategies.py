@@ -23,7 +23,7 @@ from ..planning.change import make_tensors
 from ..storage import shared_connections
 from ..tensor import Strategy, TensorSpec
 from .changes import change_of, strategy_from_parallel
-from .contents import YAML, inspect, load_config, load_parallel, load_strategy_source
+from .contents import YAML, inspect, load_config, load_family_key, load_parallel, load_strategy_source
 from .request import STRATEGY_OPTIONS, Request
 from .statements import save
 from .strategy_set import is_strategy_prefix, write_strategy_set
@@ -88,14 +88,15 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
     sizes = load_parallel(parallel)  # first: what is wrong with it needs no store
     catalog = inspect(checkpoint)
     if request.to is not None:
-        change, _ = change_of(request, catalog, {entry.spec.name: entry.spec.name for entry in catalog.entries})
+        names = {entry.spec.name: entry.spec.name for entry in catalog.entries}
+        change, _ = change_of(request, catalog, names, sizes)
         specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
         strategy = strategy_from_parallel(sizes, change, specs, request)
     else:
         specs = [entry.spec for entry in catalog.entries]
         config = load_config(request.config, checkpoint)
         shapes = {spec.name: spec.shape for spec in specs}
-        family = request.family or detect(config, shapes).family.name
+        family = load_family_key(request.family) or detect(config, shapes).family.name
         strategy = derive_strategy(
             family,
             request.naming or naming_of(family, shapes),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..engine.workers import working
+from ..engine.sources.strategy_files import read_object
+from ..engine.workers import Workers, working
 from ..errors import TargetExists, option, raise_all
 from ..formats.mindspore.strategy_file import StrategyFile
 from ..formats.mindspore.strategy_protobuf import encode_protobuf
@@ -32,8 +33,9 @@ def write_strategy_set(
     """Write ``ckpt_strategy_rank_R.ckpt`` for every rank, and with several stages ``merged_ckpt_strategy.ckpt``.
 
     All ranks of a stage, ``device_count`` of them, have the file of that stage. Those of an earlier set that are not
-    written again are removed, so that readers find one set only. Raise TargetExists if there is a set already and
-    ``overwrite`` is not set, or other objects that readers would take for a part of this one.
+    written again are removed, so that readers find one set only. A part of this very set, which a
+    run left that was broken off, is completed. Raise TargetExists if there is a set already and ``overwrite`` is not
+    set, or other objects that readers would take for a part of this one.
 
     Source: MindSpore Transformers, ``strategy_ckpt_save_file``; mindspore 2.10.0, ``merge_pipeline_strategys``.
     """
@@ -47,20 +49,36 @@ def write_strategy_set(
     }
     if len(stages) > 1:
         contents[_MERGED_NAME] = encode_protobuf(merged)
-    earlier = _earlier_set(place, overwrite=overwrite)
-    for name in earlier:
-        if name not in contents:
-            store.delete(place.child(name).key)
-
-    def write(name: str) -> None:
-        store.put(place.child(name).key, contents[name])
-
     with working(Limits().concurrency, store) as workers:
-        workers.map(write, list(contents))
+        earlier = _earlier_set(place)
+        same = _same_files(place, [name for name in earlier if name in contents], contents, workers)
+        if not overwrite and (same != set(earlier) or len(same) == len(contents)):
+            hint = f"Give {option('overwrite')} to replace them, or another prefix."
+            raise_all(TargetExists, f"{place.url}: strategy files exist already", earlier, hint)
+        for name in earlier:
+            if name not in contents:
+                store.delete(place.child(name).key)
+
+        def write(name: str) -> None:
+            store.put(place.child(name).key, contents[name])
+
+        workers.map(write, [name for name in contents if name not in same])
 
 
-def _earlier_set(place: Location, *, overwrite: bool) -> list[str]:
-    """Return the strategy files of a set that is to be replaced."""
+def _same_files(place: Location, names: Sequence[str], contents: Mapping[str, bytes], workers: Workers) -> set[str]:
+    """Return the names of those files that hold what is to be written already."""
+    same: set[str] = set()
+
+    def compare(name: str) -> None:
+        if read_object(place.child(name)) == contents[name]:
+            same.add(name)
+
+    workers.map(compare, names)
+    return same
+
+
+def _earlier_set(place: Location) -> list[str]:
+    """Return the strategy files of an earlier set."""
     names = [name for name, _ in place.named_objects() if "/" not in name and name.endswith((".ckpt", ".json"))]
     earlier = [name for name in names if _OF_A_SET.fullmatch(name)]
     raise_all(
@@ -69,7 +87,4 @@ def _earlier_set(place: Location, *, overwrite: bool) -> list[str]:
         [name for name in names if name not in earlier],
         "Choose another prefix, or remove them.",
     )
-    if not overwrite:
-        hint = f"Give {option('overwrite')} to replace them, or another prefix."
-        raise_all(TargetExists, f"{place.url}: strategy files exist already", earlier, hint)
     return earlier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -31,6 +32,9 @@ _COMMANDS = {
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
         "run": Listed("run_command", "Run a job file: one conversion, or a batch of them."),
         "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
+        "modelarts": Listed(
+            "modelarts_command", "Do one node's share of a conversion, as the boot file of a ModelArts job."
+        ),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {
@@ -80,14 +84,14 @@ def _arguments() -> list[str]:
         sys.exit(error.exit_code)
 
 
-def main() -> None:
-    """Run the command line; errors become a message on stderr and an exit code by class."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, sys.argv unless told; errors become a message on stderr and an exit code by class."""
     # Plans are very many objects that all live on: looking for cycles among them again and again finds none.
     gc.freeze()
     gc.set_threshold(20_000)
     signals.install()
     try:
-        app(_arguments(), prog_name="reshard")
+        app(_arguments() if arguments is None else arguments, prog_name="reshard")
     except Stopped as stopped:
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
         write("interrupted: " + "\n".join(left), sys.stderr)

@@ -28,7 +28,7 @@ _LOG_EVERY_S = 30.0
 
 def show_schema() -> None:
     """Print the JSON schema of job files."""
-    from ..jobs.job_schema import job_schema
+    from ..jobs.editor_schema import job_schema
 
     print_json(job_schema())
 

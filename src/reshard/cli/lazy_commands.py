@@ -96,6 +96,14 @@ class CompatCommand(Command):
         return plain
 
 
+class HyperParameterCommand(Command):
+    """A command that takes hyper-parameters of any name: options are spelled as people pass them there."""
+
+    def spell(self, name: str, value: str | None) -> str:
+        """Spell an option as a hyper-parameter."""
+        return f"--{name}" if value is None else f"--{name}={value}"
+
+
 def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | None], str]) -> None:
     sections: dict[str, list[tuple[str, str]]] = {}
     for param in params:
@@ -105,7 +113,8 @@ def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | N
         if param.param_type_name == "argument":
             sections.setdefault("Arguments", []).append((param.metavar, text))
             continue
-        flags = ", ".join(sorted(param.opts, key=lambda flag: flag.startswith("--")))
+        spellings = (*param.opts, *param.secondary_opts)
+        flags = ", ".join(sorted(spellings, key=lambda flag: flag.startswith("--")))
         row = flags if getattr(param, "is_flag", False) or not param.metavar else f"{flags} {param.metavar}"
         sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append((row, text))
     general = sections.pop("Options", [])
@@ -161,8 +170,12 @@ def _load(name: str, listed: Listed) -> Any:
         return group
     module = import_module(f"{__package__}.{listed.module}")
     app = typer.Typer(add_completion=False, **_SETTINGS)
-    cls = CompatCommand if listed.module == "compat_commands" else Command
-    app.command(name, cls=cls, help=listed.help)(getattr(module, name.replace("-", "_")))
+    command, settings = getattr(module, name.replace("-", "_")), dict(_SETTINGS["context_settings"])
+    cls, text = CompatCommand if listed.module == "compat_commands" else Command, listed.help
+    if listed.module == "modelarts_command":
+        cls, text = HyperParameterCommand, command.__doc__
+        settings |= {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, cls=cls, help=text, context_settings=settings)(command)
     return typer.main.get_command(app)
 
 

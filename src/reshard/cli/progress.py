@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ _COUNTED_FROM_ZERO = ("transfer", "verify")
 def progress(*, quiet: bool) -> Iterator[Listener]:
     """Listen to a run: a live line on a terminal, a line now and then in a log, or nothing."""
     if quiet or not sys.stderr.isatty():
-        yield ignore if quiet else _Log()
+        yield ignore if quiet else LogLines(lambda line: write(line, sys.stderr))
         return
     # rich takes a while to import, and only a terminal needs it.
     from rich.console import Console
@@ -64,23 +64,25 @@ class _Bar:
         )
 
 
-class _Log:
+class LogLines:
     """Plain lines, rarely."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object], every_s: float = _LINE_EVERY_S) -> None:
+        self._tell, self._every_s = tell, every_s
         self._begun_s = self._last_s = time.monotonic()
 
     def __call__(self, event: Event) -> None:
+        """Tell of one event."""
         now_s = time.monotonic()
         if isinstance(event, PhaseStarted):
             if event.name in _COUNTED_FROM_ZERO:
                 self._begun_s = now_s
-            sys.stderr.write(f"{event.name}\n")
+            self._tell(event.name)
         elif isinstance(event, Noted):
-            write(f"note: {spelled(event.text)}", sys.stderr)
-        elif now_s - self._last_s > _LINE_EVERY_S:
+            self._tell(f"note: {spelled(event.text)}")
+        elif now_s - self._last_s > self._every_s:
             self._last_s = now_s
-            sys.stderr.write(f"  {_figures(event, now_s - self._begun_s)}\n")
+            self._tell(f"  {_figures(event, now_s - self._begun_s)}")
 
 
 def _figures(event: Moved, elapsed_s: float) -> str:

@@ -46,6 +46,8 @@ Prefix = Annotated[str, OptionField("Prefix of the objects' names, before the ra
 
 @imitation(
     "drop",
+    "load_ckpt_format",
+    "network_only",
     "keep_rank",
     "memory",
     "config",
@@ -115,6 +117,8 @@ def transform_checkpoint(
 
 @imitation(
     "drop",
+    "load_ckpt_format",
+    "network_only",
     "memory",
     "config",
     "family",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..api.contents import load_config
+from ..api.contents import load_config, load_family_key
 from ..api.request import Request
 from ..engine.sources.strategy_files import StrategySource
 from ..errors import PlanError
@@ -17,19 +17,16 @@ from ..planning.catalog import Catalog
 def with_rules(request: Request, catalog: Catalog, target: StrategySource | None) -> tuple[Request, Sequence[str]]:
     """Ask for the family's rules if the source's names are Hugging Face's and the strategy's are not.
 
-    The strategy's names tell the naming, and options of the rules. Without ``config.json`` the rules are asked for all
-    the same, so that resolving the request tells what is missing. Raise PlanError if the strategy's names are of no
-    naming of the source's family.
+    The strategy's names tell the naming, and options of the rules. Raise PlanError if they are of no naming of the
+    source's family.
     """
     wanted = {split_stage(name)[1] for file in target.files for name in file.layouts} if target else set()
     names = [entry.spec.name for entry in catalog.entries]
     if request.to or detect_side(names) != "hf" or detect_side(wanted) != "ms":
         return request, ()
     request = replace(request, to="ms")
-    config = load_config(request.config, request.src)
-    if not config:
-        return request, ()
-    family = detect(config, names, family=request.family).family.name
+    key = load_family_key(request.family)
+    family = key or detect(load_config(request.config, request.src), names).family.name
     try:
         found = detect({}, wanted, family=family)
     except PlanError as error:

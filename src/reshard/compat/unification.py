@@ -27,6 +27,8 @@ from .imitation import FileSuffix, Processes, Translation, imitation, requests_f
 
 @imitation(
     "drop",
+    "load_ckpt_format",
+    "network_only",
     "keep_rank",
     "memory",
     src="mindspore_ckpt_dir",

@@ -66,6 +66,8 @@ FLAGS: Mapping[str, OptionField] = {
 
 @imitation(
     "drop",
+    "load_ckpt_format",
+    "network_only",
     "keep_rank",
     "memory",
     src="input_path",
@@ -131,6 +133,8 @@ def _read_scaling(value: object) -> float | None:
 
 @imitation(
     "drop",
+    "load_ckpt_format",
+    "network_only",
     "keep_rank",
     "memory",
     src="src_ckpt_path_or_dir",

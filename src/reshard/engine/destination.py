@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import FormatError, TargetExists, option, raise_all
+from ..errors import FormatError, NotFound, SourceChanged, TargetExists, option, raise_all
 from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.plan import Plan
 from ..planning.plan_json import conversion_ids
@@ -19,6 +19,9 @@ from .locations import Locations
 from .manifest import START_BYTES, decode_manifest, ids_at_start
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record
 from .sources.strategy_files import read_object
+
+_LOOKS = 4
+"""How often a target is looked at again because other shares changed between its listing and its reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> Destin
     Objects of a run of the same conversion that ended early are this run's to replace. Raise TargetExists if other
     outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
+    for _ in range(_LOOKS):
+        try:
+            return _look_at(plan, locations, overwrite=overwrite)
+        except (NotFound, SourceChanged):  # another share has just removed its record, or written its manifest
+            continue
+    return _look_at(plan, locations, overwrite=overwrite)
+
+
+def _look_at(plan: Plan, locations: Locations, *, overwrite: bool) -> Destination:
     target, conversion = locations.target, plan.conversion
     scope, wanted = conversion.target.scope, {*conversion.keys, conversion.manifest_key}
     found = _found(conversion, target, wanted)

@@ -80,6 +80,8 @@ def _refuse_training(data: bytes, where: str) -> None:
         takers = f"{option('src_parallel')} and {option('parallel')}"
         hint = f"{takers} take its sizes: the one for the source's shards, the other for the target's."
         raise FormatError(f"this is {kind}, not a layout file", where=where, hint=hint)
+    if kind is YamlKind.JOB_FILE:
+        raise FormatError(f"this is {kind}, not a layout file", where=where, hint="reshard run takes it.")
 
 
 class _LayoutReader:

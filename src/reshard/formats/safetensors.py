@@ -38,8 +38,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_AXIS_COUNT = 64
 """Most axes of a tensor. Source: numpy 2 ``NPY_MAXDIMS``, PyTorch ``kVLRangeMaxDims``; older numpy has 32."""
 
-MAX_TENSOR_COUNT = 200_000
-"""Most tensors of one object: three times those of the largest models, which are in hundreds of objects."""
+MAX_TENSOR_COUNT = 150_000
+"""Most tensors of one object: more than the largest models have in hundreds of objects."""
 
 METADATA_KEY = "__metadata__"
 """The one key of a header that is not a tensor's name."""

@@ -1,4 +1,4 @@
-"""Tells the YAML documents that people mix up apart: layout files, and the configurations of training jobs."""
+"""Tells the YAML documents that people mix up apart: layout files, job files, configurations of training jobs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ class YamlKind(StrEnum):
 
     LAYOUT_FILE = "a layout file"
     TRAINING = "the configuration of a training job"
+    JOB_FILE = "a job file of reshard"
 
 
 # Keys at the top of MindSpore Transformers' own files; the first two, or the first of the others, settle it.
 _LAYOUT_KEYS = frozenset({"axes", "rules"})
+_JOB_KEYS = frozenset({"src", "dst"})
 _TRAINING_KEYS = frozenset(
     {
         "parallel_config", "parallel", "use_parallel", "run_mode", "trainer", "model", "runner_config",
@@ -43,4 +45,6 @@ def kind_of(document: PlainValue) -> YamlKind | None:
         return None
     if document.keys() >= _LAYOUT_KEYS:
         return YamlKind.LAYOUT_FILE
+    if "jobs" in document or document.keys() >= _JOB_KEYS:
+        return YamlKind.JOB_FILE
     return YamlKind.TRAINING if document.keys() & _TRAINING_KEYS else None

@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from .batch import JobState as JobState
     from .batch import JobStatus as JobStatus
     from .batch import run_jobs as run_jobs
+    from .editor_schema import job_schema as job_schema
     from .job_file import Job as Job
     from .job_file import parse_job_file as parse_job_file
     from .job_file import read_job_file as read_job_file
-    from .job_schema import job_schema as job_schema
 
 _MODULES = {
     "batch": ["JobState", "JobStatus", "run_jobs"],
     "job_file": ["Job", "parse_job_file", "read_job_file"],
-    "job_schema": ["job_schema"],
+    "editor_schema": ["job_schema"],
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 

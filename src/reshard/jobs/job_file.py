@@ -11,15 +11,16 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ..api.request import OPTIONS, Request
 from ..engine.sources.strategy_files import read_object
-from ..errors import UsageError, option, raise_all, write_options
+from ..errors import FormatError, UsageError, option, raise_all, write_options
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import LinedYaml, YamlPath, parse_lined_yaml
+from ..formats.yaml_kinds import YamlKind, kind_of
 from ..storage import open_location
 
 _BATCH_KEYS = ("defaults", "jobs")
@@ -51,14 +52,15 @@ def parse_job_file(
     data
         YAML, so JSON too.
     environment
-        What ``${NAME}`` and ``${NAME:-default}`` stand for in any text; ``$$`` is one ``$``.
+        What ``${NAME}`` and ``${NAME:-default}`` stand for in any text; ``${job}`` is the name of the job,
+        ``${matrix.KEY}`` a value of its matrix, and ``$$`` one ``$``.
     settings
         ``PATH=VALUE``, like ``jobs.a.dtype=bf16``, or ``dtype=bf16`` for the only job; they take precedence.
 
     Raises
     ------
     FormatError
-        The file is not YAML.
+        The file is not YAML, or a file of another kind.
     UsageError
         It has mistakes: all are listed, each with its line.
 
@@ -75,6 +77,7 @@ def parse_job_file(
       - line 2: dts: unknown (did you mean dst?)
     """
     document = parse_lined_yaml(data, where)
+    _refuse_other_kinds(document, where)
     reader = _Reader(document, environment)
     tree = _with_settings(document.value, settings)
     jobs = reader.jobs(tree)
@@ -95,6 +98,17 @@ def read_job_file(
     return parse_job_file(read_object(place), place.url, environment, settings)
 
 
+def _refuse_other_kinds(document: LinedYaml, where: str) -> None:
+    """Refuse files of other kinds, of which every key would be a mistake."""
+    kind = kind_of(document.value)
+    hints = {
+        YamlKind.TRAINING: f"Give it as {option('config')}.",
+        YamlKind.LAYOUT_FILE: f"A job names it as {option('dst_layout')} or {option('src_layout')}.",
+    }
+    if kind in hints:
+        raise FormatError(f"this is {kind}, not {YamlKind.JOB_FILE}", where=where, hint=hints[kind])
+
+
 class _Reader:
     """Makes jobs of a file, and collects what is wrong with it, by line."""
 
@@ -102,6 +116,7 @@ class _Reader:
         self.problems: list[tuple[int, str]] = list(document.problems)
         self._lines = document.lines
         self._environment = environment
+        self._needs: dict[str, tuple[str, ...]] = {}  # by entry, which may be several jobs, or none that is right
 
     def _note(self, path: YamlPath, text: str) -> None:
         """Note a mistake, on the line of a value or of the nearest one around it."""
@@ -143,9 +158,11 @@ class _Reader:
         places = {key: (*defaults_path, key) for key in defaults} | {key: (*path, key) for key in fields}
         fields = {**defaults, **fields}
         matrix = self._matrix(fields.pop("matrix", None), places.get("matrix", path))
-        needs = self._needs(fields.pop("needs", None), places.get("needs", path))
+        self._needs[name] = self._named(fields.pop("needs", None), places.get("needs", path))
         used = set[str]()
         jobs, names = list[Job](), set[str]()
+        if matrix is None:
+            return jobs
         for labels, values in _combinations(matrix):
             own = name + "".join(f"/{label}" for label in labels)
             if own in names:
@@ -154,7 +171,7 @@ class _Reader:
             chosen = {key: value for key, value in values.items() if key in OPTIONS}
             where = places | dict.fromkeys(chosen, places.get("matrix", path))
             request = self._request(own, path, {**fields, **chosen}, where, values, used)
-            jobs += [Job(own, request, needs)] if request is not None else []
+            jobs += [Job(own, request)] if request is not None else []
         for key in matrix.keys() - used - OPTIONS.keys():
             self._note(
                 (*places.get("matrix", path), key),
@@ -180,7 +197,7 @@ class _Reader:
                 self._note(place, f"{key}: {_unknown(key, (*OPTIONS, *_JOB_KEYS))}")
                 continue
             try:
-                expanded = self._text(value, place, matrix, used)
+                expanded = self._text(value, {"job": name}, matrix, used)
                 given |= {} if expanded is None else {key: expanded}
                 if expanded is not None:
                     OPTIONS[key].parse(key, expanded)
@@ -198,8 +215,8 @@ class _Reader:
                 self._note(path, write_options(text, _as_field))
             return None
 
-    def _matrix(self, value: object, path: YamlPath) -> dict[str, list[tuple[str, Any]]]:
-        """Read a matrix: of each key its values, each with a label."""
+    def _matrix(self, value: object, path: YamlPath) -> dict[str, list[tuple[str, Any]]] | None:
+        """Read a matrix: of each key its values, each with a label; None if these are too many."""
         if value is None:
             return {}
         found: dict[str, list[tuple[str, Any]]] = {}
@@ -217,10 +234,10 @@ class _Reader:
             self._note(path, "matrix: expected a mapping from options to lists of values")
         if count > _MAX_JOBS:
             self._note(path, f"matrix: {count} combinations; at most {_MAX_JOBS} are supported")
-            return {}
+            return None
         return found
 
-    def _needs(self, value: object, path: YamlPath) -> tuple[str, ...]:
+    def _named(self, value: object, path: YamlPath) -> tuple[str, ...]:
         names = [value] if isinstance(value, str) else value
         if names is None:
             return ()
@@ -229,12 +246,12 @@ class _Reader:
             return ()
         return tuple(names)
 
-    def _text(self, value: Any, path: YamlPath, matrix: Mapping[str, Any], used: set[str]) -> Any:
+    def _text(self, value: Any, own: Mapping[str, str], matrix: Mapping[str, Any], used: set[str]) -> Any:
         """Replace variables in a text, or in all texts of a list or a mapping."""
         if isinstance(value, list):
-            return [self._text(each, path, matrix, used) for each in value]
+            return [self._text(each, own, matrix, used) for each in value]
         if isinstance(value, dict):
-            return {key: self._text(each, path, matrix, used) for key, each in value.items()}
+            return {key: self._text(each, own, matrix, used) for key, each in value.items()}
         if not isinstance(value, str):
             return value
 
@@ -246,7 +263,7 @@ class _Reader:
                 raise UsageError(f"{match[0]}: expected ${{NAME}}, ${{NAME:-default}} or ${{matrix.KEY}}")
             is_matrix, name, default = reference.groups()
             used.update([name] if is_matrix else [])
-            known = matrix if is_matrix else self._environment
+            known = matrix if is_matrix else own if name in own else self._environment
             if name in known:
                 return str(known[name])
             if default is None:
@@ -269,16 +286,14 @@ class _Reader:
             writers.setdefault(_place(job.request.dst), []).append(job.name)
         made = []
         for entry, jobs in found.items():
+            needs: list[str] = []
+            for need in self._needs[entry]:
+                if need not in found and need not in every:
+                    self._note(("jobs", entry, "needs"), f"{entry} needs {need}: {_unknown(need, found)}")
+                needs += [each.name for each in found[need]] if need in found else [need]
             for job in jobs:
-                names = list(writers.get(_place(job.request.src), ()))
-                for need in job.needs:
-                    if need in found:
-                        names += [each.name for each in found[need]]
-                    elif need in every:
-                        names.append(need)
-                    else:
-                        self._note(("jobs", entry, "needs"), f"{entry} needs {need}: {_unknown(need, found)}")
-                made.append(Job(job.name, job.request, tuple(dict.fromkeys(n for n in names if n != job.name))))
+                names = [*writers.get(_place(job.request.src), ()), *needs]
+                made.append(replace(job, needs=tuple(dict.fromkeys(name for name in names if name != job.name))))
         self._check_cycles(made)
         return tuple(made)
 

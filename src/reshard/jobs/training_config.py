@@ -251,9 +251,9 @@ def _refuse_other_kinds(document: Mapping[str, PlainValue], where: str) -> None:
     if kind_of(dict(document)) is YamlKind.LAYOUT_FILE:
         hint = f"It says how a checkpoint is cut: give it as {option('dst_layout')} or {option('src_layout')}."
         raise FormatError(f"this is {YamlKind.LAYOUT_FILE}, not {YamlKind.TRAINING}", where=where, hint=hint)
-    if "jobs" in document or document.keys() >= {"src", "dst"}:
+    if kind_of(dict(document)) is YamlKind.JOB_FILE:
         hint = "Give it to reshard run by itself."
-        raise FormatError(f"this is a job file, not {YamlKind.TRAINING}", where=where, hint=hint)
+        raise FormatError(f"this is {YamlKind.JOB_FILE}, not {YamlKind.TRAINING}", where=where, hint=hint)
 
 
 def _with_sizes(config: TrainingConfig) -> TrainingConfig:

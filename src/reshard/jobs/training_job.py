@@ -27,7 +27,7 @@ from .training_checks import contradictions_with, contradictions_within, refusal
 from .training_config import TrainingConfig
 from .training_layouts import find_mismatch
 from .training_options import changes_format, conversion_options, full_options, sharded_options, strategy_place
-from .training_source import SourceKind, TrainingSource, family_of, find_source, holds_strategy
+from .training_source import SourceKind, TrainingSource, family_of, find_source
 
 # Where a target would go that is compared with its source, or described, and never written.
 _NOWHERE = "memory://nowhere/ranks"
@@ -142,14 +142,14 @@ def write_strategies(job: TrainingJob, *, on_event: Listener = ignore, overwrite
         return None
     resolved = job.resolved or resolve(Request.of(None, **job.strategy_options), on_event)
     strategy = target_strategy(resolved)
-    if holds_strategy(open_location(job.strategy_url)):
-        if read_strategy(job.strategy_url) == strategy:
-            return strategy
-        if not overwrite:
-            hint = f"Move them, or give {option('overwrite')}."
-            raise TargetExists(f"{job.strategy_url}: strategy files of another job are there", hint=hint)
     specs = {tensor.spec.name: tensor.spec for tensor in resolved.conversion.tensors}
-    save_strategy(strategy, job.strategy_url, specs, overwrite=overwrite)
+    try:
+        save_strategy(strategy, job.strategy_url, specs, overwrite=overwrite)
+    except TargetExists as error:
+        if read_strategy(job.strategy_url) != strategy:
+            hint = f"Move them, or give {option('overwrite')}."
+            message = f"{job.strategy_url}: strategy files of another job are there"
+            raise TargetExists(message, hint=hint) from error
     return strategy
 
 

@@ -12,10 +12,13 @@ from fnmatch import translate
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
+from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Family, Naming, OptionValue, Quantised
-from .family_file import training_state_drops
+from .family import Family, Naming, OptionValue, Quantised, Row
+from .inferring import keys_to_ask
+from .pattern import name_key
 from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
+from .training_names import training_state_drops
 
 DIRECTIONS = ("to_ms", "to_hf")
 
@@ -24,6 +27,7 @@ _QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
 
 # A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
 _MAX_LISTED_COUNT = 1 << 14
+_MAX_PROBLEM_COUNT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def compile_rules(
     Raises
     ------
     UsageError
-        The direction, the naming or an option is unknown.
+        The direction, the naming or an option is unknown; or a size is, and rows do not only rename what has it.
     PlanError
         Tensors are unmapped, mapped twice, missing, or of another shape than the rules say; all are listed.
 
@@ -158,12 +162,14 @@ class _Compilation:
     ) -> None:
         self._family, self._naming, self._direction, self._settings = family, naming, direction, settings
         self._source_side, self._target_side = ("hf", "ms") if direction == "to_ms" else ("ms", "hf")
-        self._specs, self._dtype = specs, dtype
+        self._specs, self._dtype, self._config = specs, dtype, config
         # Ordered sets: the same problem or note is found once a layer.
         self._problems: dict[str, None] = {}
         self._notes: dict[str, None] = {}
         self._scales, problems = find_scales(family.quantised, config, specs if direction == "to_ms" else {})
         self._problems.update(dict.fromkeys(problems))
+        self._adapters = adapters_among(specs)
+        self._halves = {name for pair in self._adapters for name in (pair.a, pair.b)}
         self._targets: dict[str, CompiledTarget] = {}
         self._row_of: dict[str, str] = {}
         self._dtype_rules = [
@@ -180,14 +186,23 @@ class _Compilation:
 
     def run(self) -> CompiledRules:
         """Expand every row, then account for the source tensors that are left over."""
+        lacking: set[str] = set()
         for row in self._naming.rows:
+            if len(self._problems) > _MAX_PROBLEM_COUNT:
+                break
+            needs: set[str] = set()
             try:
-                expansion = expand(row, self._direction, self._settings)
+                expansion = expand(row, self._direction, self._settings, needs)
             except PlanError as error:
                 self._report(f"config: {error.marked_message}")
                 continue
+            if needs and (not row.optional or self._has_tensors_of(row)):  # what is not there needs no sizes
+                lacking |= needs
             if expansion is not None:
                 self._add(expansion)
+        if lacking:
+            self._raise_lacking(frozenset(lacking))
+        self._add_adapters()
         self._add_ties()
         dropped = tuple(self._left_over())
         self._raise_problems()
@@ -202,6 +217,10 @@ class _Compilation:
             dropped=dropped,
             notes=tuple(self._notes),
         )
+
+    def _has_tensors_of(self, row: Row) -> bool:
+        keys = {tensor.name.key for case in row.side(self._source_side) for tensor in case.tensors}
+        return any(name_key(name) in keys for name in self._specs)
 
     def _add(self, expansion: Expansion) -> None:
         if expansion.name_count > max(len(self._specs), _MAX_LISTED_COUNT):
@@ -262,6 +281,22 @@ class _Compilation:
                 return rule.dtype
         return self._dtype
 
+    def _add_adapters(self) -> None:
+        """Convert adapters beside weights that are only renamed; with other problems around they are left aside."""
+        if not self._adapters or self._problems:
+            return
+        made_of: dict[str, list[UsedWeight]] = {}
+        for target in self._targets.values():
+            for part in target.parts:
+                used = UsedWeight(target.spec.name, target.spec.shape, part.patch, len(target.parts) == 1)
+                made_of.setdefault(part.source, []).append(used)
+        names = carried_names(self._adapters, made_of, self._specs, self._direction, self._naming.name)
+        for source, name in names.items():
+            shape = self._specs[source].shape
+            parts = (SourcePart(source, plain_patch(shape)),)
+            self._targets[name] = CompiledTarget(TensorSpec(name, self._dtype_for(name, parts), shape), parts)
+        self.note(f"{len(self._adapters)} adapters stay adapters, beside their weights")
+
     def _add_ties(self) -> None:
         settings = self._settings
         for tie in self._naming.ties:
@@ -290,13 +325,23 @@ class _Compilation:
             if drop.side == self._source_side
         ]
         for name, spec in self._specs.items():
-            if name in self._row_of or name in scales:
+            if name in self._row_of or name in scales or name in self._halves:
                 continue
             why = tied.get(name) or next((why for pattern, why in drops if pattern.match(name)), None)
             if why is None:
                 self._report(f"{name}: unmapped, shape {_text_of(spec.shape)}; no row has this name")
             else:
                 yield DroppedTensor(name, why)
+
+    def _raise_lacking(self, lacking: frozenset[str]) -> None:
+        """Refuse to guess sizes that neither config.json nor the tensors tell."""
+        family, options = self._family, self._settings.options
+        keys = keys_to_ask(family, self._naming.name, self._source_side, options, self._config, self._specs, lacking)
+        stated = option("config", ",".join(f"{key}=N" for key in keys))
+        raise UsageError(
+            f"neither config.json nor the tensors tell {' and '.join(keys)}, which the rules of {family.name} need",
+            hint=f"Give {option('config', 'URL')}, that of the model's config.json, or the numbers: {stated}.",
+        )
 
     def _raise_problems(self) -> None:
         family, naming = self._family.name, self._naming.name

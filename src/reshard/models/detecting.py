@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -10,9 +10,10 @@ from functools import cache
 from ..errors import PlanError, UsageError, option
 from ..formats.strict_json import shown
 from .family import Family, Naming, OptionValue
-from .family_file import family_names, load_config_names, load_family, training_state_drops
+from .family_file import FamilyKey, family_names, load_config_names, load_family
 from .pattern import name_key
 from .settings import find_options
+from .training_names import training_state_drops
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class _Candidate:
 
 
 def detect(
-    config: Mapping[str, object], names: Collection[str], *, family: str | None = None, naming: str | None = None
+    config: Mapping[str, object], names: Collection[str], *, family: FamilyKey | None = None, naming: str | None = None
 ) -> Detection:
     """Detect what a checkpoint is, from the contents of ``config.json`` (may be empty) and its tensors' names.
 
@@ -73,17 +74,20 @@ def detect(
     >>> found.reasons[0]
     "config.json has model_type 'llama'"
     """
+    families: Sequence[FamilyKey]
     families, reason = ([family], f"the family {family} was given") if family is not None else _families(config)
     patterns = _patterns(names)
     ranked = sorted(_candidates(families, patterns, naming), key=lambda one: one.rank, reverse=True)
     if not ranked:
-        raise UsageError(f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(families)}.")
+        raise UsageError(
+            f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(map(str, families))}."
+        )
     best = ranked[0]
     if best.matched == 0:
         some = ", ".join(sorted(patterns)[:3]) or "none"
         likely = max(_candidates(family_names(), patterns, naming), key=lambda one: one.rank, default=best)
         hint = f"They look like {likely}." if likely.matched else "They match no family."
-        raise PlanError(f"The tensor names are not those of {' or '.join(families)}: {some}", hint=hint)
+        raise PlanError(f"The tensor names are not those of {' or '.join(map(str, families))}: {some}", hint=hint)
     rivals = [one for one in ranked if one.rank == best.rank and one.family is not best.family]
     if rivals:
         problems = [str(one) for one in (best, *rivals)]
@@ -121,32 +125,33 @@ def _patterns(names: Iterable[str]) -> frozenset[str]:
     return frozenset(key for key in keys if not any(fnmatchcase(key, glob) for glob in globs))
 
 
-def _families(config: Mapping[str, object]) -> tuple[list[str], str]:
+def _families(config: Mapping[str, object]) -> tuple[list[FamilyKey], str]:
     """Return the families that ``config.json`` allows, and why no others."""
     for key in ("model_type", "architectures"):
         value = config.get(key)
         given = {item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)}
         named = [name for name in family_names() if any(given & {*kind} for kind in load_config_names(name))]
         if named:
-            return named, f"config.json has {key} {shown(value)}"
+            return [*named], f"config.json has {key} {shown(value)}"
     model_type = config.get("model_type")
     if isinstance(model_type, str):
         known = ", ".join(name for family in family_names() for name in load_config_names(family)[0])
         raise PlanError(f"No family has the model_type {shown(model_type)} of config.json.", hint=f"Known: {known}.")
-    return list(family_names()), "config.json names no family"
+    return [*family_names()], "config.json names no family"
 
 
-def _candidates(families: Iterable[str], patterns: frozenset[str], naming: str | None) -> Iterator[_Candidate]:
-    for family in map(load_family, families):
+def _candidates(families: Iterable[FamilyKey], patterns: frozenset[str], naming: str | None) -> Iterator[_Candidate]:
+    for key in families:
+        family = load_family(key)
         for one in family.namings:
             for side in ("hf", "ms") if naming in (None, one.name) else ():
-                required, known = _keys(family.name, one.name, side)
+                required, known = _keys(key, one.name, side)
                 present = len(required & patterns) / max(1, len(required))
                 yield _Candidate(family, side, one, len(patterns & known), round(present, 6), len(patterns))
 
 
 @cache
-def _keys(family: str, naming: str, side: str) -> tuple[frozenset[str], frozenset[str]]:
+def _keys(family: FamilyKey, naming: str, side: str) -> tuple[frozenset[str], frozenset[str]]:
     """Return the name patterns that rows require, and all that a naming knows on one side."""
     rules = load_family(family).naming(naming)
     rows = [(row, t.name.key) for row in rules.rows for case in row.side(side) for t in case.tensors]

@@ -21,6 +21,7 @@ from .pattern import AxisPattern, TensorPattern
 from .settings import Settings
 
 _MAX_UNROLLED_COUNT = 4096
+_MAX_NAME_COUNT = 1 << 20
 
 Positions = range | tuple[int, ...]
 
@@ -326,10 +327,12 @@ class _PartMaker:
             yield source, self._patches[key]
 
 
-def expand(row: Row, direction: str, settings: Settings) -> Expansion | None:
+def expand(row: Row, direction: str, settings: Settings, lacking: set[str] | None = None) -> Expansion | None:
     """Read a row in one direction; None if it does not apply.
 
-    Raise PlanError if a size that the row needs is unknown or less than 1.
+    A row that only renames its tensors needs none of their sizes: if config.json lacks some, any shape will do. Other
+    sizes that it lacks are added to ``lacking``, if that is given, and there is no expansion. Raise PlanError if a size
+    that the row needs is unknown or less than 1.
     """
     if not settings.holds(row.when):
         return None
@@ -341,21 +344,56 @@ def expand(row: Row, direction: str, settings: Settings) -> Expansion | None:
         source, target = target, source
     tensors = (*source.tensors, *target.tensors)
     used = {name for tensor in tensors for name in tensor.name.names} & settings.indices.keys()
-    positions = {name: settings.positions(name) for name in sorted(used)}
-    if not all(positions.values()):
+    positions: dict[str, Positions] = {}
+    if not any(settings.indices[name].names & settings.unknown.keys() for name in used):
+        positions = {name: settings.positions(name) for name in sorted(used)}
+        if not all(positions.values()):
+            return None
+    missing = _missing(source, target, settings)
+    if missing and missing <= settings.absent and _is_renaming(source, target, settings):
+        source, target = _of_any_shape(source), _of_any_shape(target)
+        tensors = (*source.tensors, *target.tensors)
+        missing = _missing(source, target, settings)
+    if missing and missing <= settings.absent and lacking is not None:
+        lacking |= missing
         return None
+    for name in sorted(missing):
+        raise PlanError(settings.unknown[name])
     sizes = {**settings.numbers, **{name: len(numbers) for name, numbers in positions.items()}}
     for tensor in tensors:
-        for name in sorted((tensor.factors | (tensor.name.names - settings.indices.keys())) & settings.unknown.keys()):
-            raise PlanError(settings.unknown[name])
         for name in sorted(tensor.factors):
             if sizes.get(name, 0) < 1:
                 raise PlanError(f"{name} is {sizes.get(name)}: a factor of {tensor.name} must be 1 or more")
     return Expansion(row, source, target, settings, positions, sizes)
 
 
+def _missing(source: Case, target: Case, settings: Settings) -> set[str]:
+    """Return the unknown parameters that names, indices and axes of a row depend on."""
+    tensors = (*source.tensors, *target.tensors)
+    used = {name for tensor in tensors for name in (*tensor.factors, *tensor.name.names)}
+    for name in sorted(used & settings.indices.keys()):
+        used |= settings.indices[name].names
+    return used & settings.unknown.keys()
+
+
+def _is_renaming(source: Case, target: Case, settings: Settings) -> bool:
+    """Whether every tensor has the same axes on both sides, and none is stacked of others."""
+    sides = [{tensor.label: tensor.axes for tensor in case.tensors} for case in (source, target)]
+    tensors = (*source.tensors, *target.tensors)
+    is_one_part = all(tensor.labels == (tensor.label,) for tensor in tensors)
+    is_stacked = any(tensor.factors & settings.indices.keys() for tensor in tensors)
+    return is_one_part and not is_stacked and sides[0] == sides[1]
+
+
+def _of_any_shape(case: Case) -> Case:
+    return Case(case.when, tuple(TensorPattern(each.label, each.name, None, "...") for each in case.tensors))
+
+
 def index_values(names: Set[str], settings: Settings) -> Iterator[dict[str, int]]:
     """Yield the values of the indices among these names, one after the other."""
     indices = sorted(names & settings.indices.keys())
+    count = math.prod(len(settings.positions(name)) for name in indices)
+    if count > _MAX_NAME_COUNT:
+        raise PlanError(f"{' and '.join(indices)} make {count} names: more than any model has")
     for numbers in product(*(settings.positions(name) for name in indices)):
         yield {**settings.numbers, **dict(zip(indices, numbers, strict=True))}

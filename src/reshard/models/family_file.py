@@ -2,11 +2,14 @@
 
 The format is described for authors in ``docs/families/adding.md``. Only the file of the family that is
 asked for is parsed; telling families apart by ``config.json`` takes the first paragraph of each file.
+:mod:`.own_family` reads files from outside the package.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -33,8 +36,27 @@ from .family import (
 )
 from .pattern import Expression, TensorPattern, parse_expression, parse_name, parse_tensor
 
+MAX_FAMILY_BYTES = 1 << 18
+"""Most bytes of a family's file."""
+
 _Map = Mapping[str, PlainValue]
+_MOST_ROWS = 4096
 _DATA = Path(__file__).parent  # importlib.resources would take longer to import than the rest of this room
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFamily:
+    """A family from outside the package: its name, and the text of its file, which goes along with plans."""
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FamilyKey = str | OwnFamily
+"""The name of a family of the package, or a family from outside it."""
 
 
 @cache
@@ -51,15 +73,15 @@ def _read(family: str) -> tuple[bytes, str]:
 
 
 @cache
-def load_document(family: str) -> PlainValue:
+def load_document(family: FamilyKey) -> PlainValue:
     """Parse the data file of a family into plain values; raise UsageError if there is no such family."""
-    return parse_yaml(*_read(family))
+    return parse_yaml(*_read(family)) if isinstance(family, str) else parse_yaml(family.text.encode(), f"{family}.yaml")
 
 
 @cache
-def load_family(name: str) -> Family:
+def load_family(key: FamilyKey) -> Family:
     """Read the rules of one family; raise UsageError if there is none of this name."""
-    return _family(load_document(name), f"{name}.yaml")
+    return _family(load_document(key), f"{key}.yaml")
 
 
 @cache
@@ -78,14 +100,6 @@ def load_config_names(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return _config_names(_keys(head, file, ("family", "title", "detect")), file)
 
 
-@cache
-def training_state_drops() -> tuple[Drop, ...]:
-    """Read what becomes of the training state that a checkpoint of any family may hold."""
-    file = "training_state.yaml"
-    items = _list(parse_yaml((_DATA / file).read_bytes(), file), file)
-    return tuple(_drop(item, file) for item in items)
-
-
 def parse_family(data: bytes, where: str) -> Family:
     """Parse the data file of a family; raise FormatError if it breaks the format or contradicts itself."""
     return _family(parse_yaml(data, where), where)
@@ -101,8 +115,8 @@ def _family(document: PlainValue, where: str) -> Family:
         fields = _keys(top["quantised"], at, ("suffix", "block", "default"))
         quantised = Quantised(_text(fields["suffix"], at), _text(fields["block"], at), _integers(fields["default"], at))
     family = Family(
-        name=_text(top["family"], where),
-        title=_text(top["title"], where),
+        name=_text(top["family"], f"{where}, family"),
+        title=_text(top["title"], f"{where}, title"),
         model_types=model_types,
         architectures=architectures,
         parameters=tuple(_parameter(*item) for item in _named(top, "parameters", where)),
@@ -165,6 +179,8 @@ def _naming(name: str, value: PlainValue, where: str) -> Naming:
     rows: list[Row] = []
     for number, item in enumerate(_list(fields["rows"], where)):
         rows += _rows(item, places, f"{where}, row {number + 1}")
+        if len(rows) > _MOST_ROWS:
+            raise FormatError("rows", where=where, expected=f"at most {_MOST_ROWS}", found="more")
     return Naming(
         name=name,
         description=_text(fields["description"], where),
@@ -183,6 +199,9 @@ def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: 
     if bias not in (None, "optional", "required"):
         raise FormatError("bias", where=where, expected="optional or required", found=repr(bias))
     used = [place for place in places if f"<{place}>" in str(fields["hf"])]
+    count = math.prod(len(places[place]) for place in used)
+    if count > _MOST_ROWS:
+        raise FormatError("places", where=where, expected=f"at most {_MOST_ROWS} combinations", found=str(count))
     rows: list[Row] = []
     for chosen in product(*(places[place] for place in used)):
         at = [(f"<{place}>", prefixes) for place, prefixes in zip(used, chosen, strict=True)]

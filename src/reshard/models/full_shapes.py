@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import StrategyError, option, raise_all
 from ..tensor import Shape, TensorSpec
+from .family_file import FamilyKey
 from .parallel_config import ParallelConfig
-from .parallel_rules import plain_name
 from .parallel_strategy import StrategyCompiler, compiler_for
+from .training_names import weight_of
 
 _EXTENT_KEYS = (
     "hidden_size", "vocab_size", "intermediate_size", "ffn_hidden_size", "moe_intermediate_size",
@@ -18,7 +19,7 @@ _EXTENT_KEYS = (
 
 
 def solve_full_shapes(
-    family: str,
+    family: FamilyKey,
     naming: str,
     parallel: ParallelConfig,
     pieces: Mapping[str, TensorSpec],
@@ -56,7 +57,7 @@ def solve_full_shapes(
     compiler = compiler_for(family, naming, parallel, shapes, nbytes=nbytes, config=config, options=options)
     solver = _Solver(compiler, pieces, shapes, nbytes, _configured(config or {}))
     # Optimizer states are cut as their weights are, and block scales must fit theirs: weights come first.
-    weights = [name for name in pieces if plain_name(name) == name and not name.endswith("_scale_inv")]
+    weights = [name for name in pieces if weight_of(name) == name and not name.endswith("_scale_inv")]
     solver.solve(weights)
     solver.solve(pieces.keys() - {*weights})
     hint = f"Give what the sizes leave open: {option('src_strategy')} or {option('src_layout')}."

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 
 from ..errors import PlanError, raise_all
 from ..tensor import Box, DType, TensorSpec
+from .training_names import weight_of
 
 _LEAF = re.compile(
     r"(?P<stem>[^\n]+)\.(?:(?P<old>mindpet_delta_|tk_delta_)?lora_(?P<low>[ab])"
     r"|lora_(?P<up>[AB])(?:\.(?P<name>[^.\n]+))?\.weight)"
 )
 _RESEMBLES_ADAPTER = re.compile(r"(?:^|[._])lora_", re.IGNORECASE)
-_STATES = ("adam_m.", "adam_v.", "accu_grads.")
 _PEFT_PREFIX = "base_model.model."
 _FLOATS = (DType.F32, DType.BF16, DType.F16)
 
@@ -60,9 +60,13 @@ class Adapters:
 
 
 def find_adapters(
-    specs: Iterable[TensorSpec], adapter_specs: Iterable[TensorSpec] = (), *, transposed: bool = False
+    specs: Iterable[TensorSpec],
+    adapter_specs: Iterable[TensorSpec] = (),
+    *,
+    transposed: bool = False,
+    purpose: str = "merged",
 ) -> Adapters:
-    """Pair adapters with their weights, and check every shape.
+    """Pair adapters with their weights, and check every shape; errors name the purpose.
 
     Adapters are among the tensors of the model, or were saved apart from it. Weights are ``[in, out]`` if
     ``transposed`` (PEFT's ``fan_in_fan_out``); that is never guessed: a square weight would fit both ways.
@@ -85,7 +89,7 @@ def find_adapters(
     problems = [f"{name}: both in the model and among its adapters" for name in sorted(model.keys() & apart.keys())]
     weights = {name: spec for name, spec in model.items() if not is_adapter_name(name)}
     inside = {name: spec for name, spec in model.items() if name not in weights}
-    leaves = {name: spec for name, spec in (inside | apart).items() if not name.startswith(_STATES)}
+    leaves = {name: spec for name, spec in (inside | apart).items() if not is_adapter_state(name)}
     replaced = _replaced(weights, {name: spec for name, spec in apart.items() if name in leaves}, problems)
     pairs = _pairs(weights, {name: spec for name, spec in leaves.items() if is_adapter_name(name)}, problems)
     problems += [line for pair in pairs for line in _misfits(pair, weights, leaves, transposed)]
@@ -96,9 +100,9 @@ def find_adapters(
     problems += [f"{weight}: changed by {', '.join(names)}" for weight, names in users.items() if len(names) > 1]
     if not pairs and not problems:
         problems = ["no adapters: expected names such as X.mindpet_delta_lora_a or X.lora_A.weight"]
-    hint = "A merge needs A [rank, in] and B [out, rank] for a weight X.weight [out, in]. Nothing was converted."
-    raise_all(PlanError, "The adapters cannot be merged.", problems, hint)
-    states = {name for name in apart if name.startswith(_STATES)}
+    hint = "An adapter has A [rank, in] and B [out, rank] for a weight X.weight [out, in]. Nothing was converted."
+    raise_all(PlanError, f"The adapters cannot be {purpose}.", problems, hint)
+    states = {name for name in apart if is_adapter_state(name)}
     removed = set(inside) | states | {name for pair in pairs for name in (pair.a, pair.b)}
     return Adapters(tuple(pairs), tuple(replaced), tuple(sorted(removed)))
 
@@ -114,6 +118,11 @@ def is_adapter_name(name: str) -> bool:
     False
     """
     return _RESEMBLES_ADAPTER.search(name) is not None
+
+
+def is_adapter_state(name: str) -> bool:
+    """Whether a name is that of an optimizer state or of a gradient, be it an adapter's."""
+    return weight_of(name) != name
 
 
 def adapter_boxes(box: Box, rank: int, *, transposed: bool = False) -> tuple[Box, Box]:

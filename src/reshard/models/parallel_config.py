@@ -326,6 +326,8 @@ def parse_parallel_yaml(data: bytes, where: str) -> ParallelConfig:
         takers = f"{option('src_layout')} and {option('dst_layout')}"
         hint = f"{takers} take it: the one for the source's shards, the other for the target's."
         raise FormatError(f"this is a layout file, not {YamlKind.TRAINING}", where=where, hint=hint)
+    if kind is YamlKind.JOB_FILE:
+        raise FormatError(f"this is {kind}, not {YamlKind.TRAINING}", where=where, hint="reshard run takes it.")
     problems: list[str] = []
     values = _values_of_job(document, problems) if kind else _values_alone(document, where, problems)
     if problems:

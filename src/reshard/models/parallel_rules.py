@@ -13,10 +13,9 @@ from typing import Any, Literal, cast
 
 from ..errors import FormatError, UsageError, option, raise_all
 from .family import is_same_option
-from .family_file import load_document
+from .family_file import FamilyKey, load_document
+from .training_names import weight_of
 
-# What optimizers and gradient accumulation put before the name of the weight that a tensor belongs to.
-_STATE = re.compile(r"(?:adam_[mv]|accu_grads|accum|moments|moment[12]|muon_m|exp_avg|exp_avg_sq)\.(.+)", re.DOTALL)
 _LORA = re.compile(
     r"(?:base_model\.model\.)?(.+)\.(?:(?:mindpet_delta_|tk_delta_)?lora_(?P<small>[ab])|lora_(?P<large>[AB])\.weight)"
 )
@@ -86,7 +85,7 @@ class NamingLayouts:
 
     def match(self, name: str) -> RuleMatch | None:
         """Find the rule for a tensor, or for the weight that its optimizer state or adapter belongs to."""
-        plain = plain_name(name)
+        plain = weight_of(name)
         found, lora = self._first(plain), ""
         if found is None and (match := _LORA.fullmatch(plain)):
             lora = (match["small"] or match["large"]).lower()
@@ -111,23 +110,11 @@ class NamingLayouts:
 
     def is_outside(self, name: str) -> bool:
         """Whether strategy files do not list the tensor."""
-        return any(pattern.fullmatch(plain_name(name)) for pattern in self.outside)
-
-
-def plain_name(name: str) -> str:
-    """Return the name of the weight that an optimizer state belongs to; other names as they are.
-
-    Examples
-    --------
-    >>> plain_name("adam_m.lm_head.weight"), plain_name("lm_head.weight")
-    ('lm_head.weight', 'lm_head.weight')
-    """
-    state = _STATE.fullmatch(name)
-    return state[1] if state else name
+        return any(pattern.fullmatch(weight_of(name)) for pattern in self.outside)
 
 
 @cache
-def load_layouts(family: str) -> Mapping[str, NamingLayouts]:
+def load_layouts(family: FamilyKey) -> Mapping[str, NamingLayouts]:
     """Read the parallel rules of a family, by naming; UsageError if there is no such family, or it has none.
 
     Examples
@@ -138,14 +125,14 @@ def load_layouts(family: str) -> Mapping[str, NamingLayouts]:
     >>> match.rule.split, match.numbers
     (((), ('mp',)), {'i': 7})
     """
-    # The files are part of the package: their values are taken to have the right types, and only keys are checked.
     document = cast("dict[str, Any]", load_document(family))
     if not document.get("layouts"):
         raise UsageError(f"The family {family} has no parallel layouts.")
+    # Values are taken to have the right types: the package's do, and own_family has looked at those of others.
     return {naming: _entry(family, naming, entry) for naming, entry in document["layouts"].items()}
 
 
-def _entry(family: str, naming: str, entry: dict[str, Any]) -> NamingLayouts:
+def _entry(family: FamilyKey, naming: str, entry: dict[str, Any]) -> NamingLayouts:
     where = f"{family}.yaml, layouts, {naming}"
     unknown = [f"unknown key {key!r}" for key in sorted(entry.keys() - _ENTRY_KEYS)]
     raise_all(FormatError, f"{where}: keys", unknown)
@@ -155,7 +142,7 @@ def _entry(family: str, naming: str, entry: dict[str, Any]) -> NamingLayouts:
     given |= {key: tuple(entry[key]) for key in ("experts", "heads") if key in entry}
     given |= {"runs": tuple(entry["runs"].items())} if "runs" in entry else {}
     rules = (_rule(item, entry.get("blocks", {}), where) for item in entry.get("rules", ()))
-    outside = (_pattern([text]) for text in entry.get("outside", ()))
+    outside = (name_pattern([text]) for text in entry.get("outside", ()))
     return replace(base, **given, rules=(*rules, *base.rules), outside=(*outside, *base.outside))
 
 
@@ -164,7 +151,7 @@ def _rule(item: dict[str, Any], blocks: Mapping[str, Sequence[str]], where: str)
     raise_all(FormatError, f"{where}: rule for {item.get('names')}: keys", problems)
     prefixes = blocks[item["in"]] if "in" in item else ("",)
     return CutRule(
-        pattern=_pattern([prefix + name for prefix in prefixes for name in item["names"]]),
+        pattern=name_pattern([prefix + name for prefix in prefixes for name in item["names"]]),
         split=tuple(tuple(axis.split()) for axis in item.get("split", ())),
         whole_if=frozenset(item.get("whole_if", ())),
         when=tuple(item.get("when", {}).items()),
@@ -172,7 +159,7 @@ def _rule(item: dict[str, Any], blocks: Mapping[str, Sequence[str]], where: str)
     )
 
 
-def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
     """Compile one expression for several names; a group's name ends in the place of its name, to be unique."""
     alternatives = []
     for place, name in enumerate(names):
@@ -186,7 +173,7 @@ def _pattern(names: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(alternatives))
 
 
-def naming_of(family: str, names: Collection[str]) -> str:
+def naming_of(family: FamilyKey, names: Collection[str]) -> str:
     """Find the naming of a family that knows all tensors; UsageError if none does, or several do.
 
     Examples

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..errors import StrategyError, UsageError, option, raise_all
 from ..tensor import Layout, Shape, Strategy
 from .family import is_same_option
+from .family_file import FamilyKey
 from .layer_stages import layer_stages
 from .parallel_config import ParallelConfig
 from .parallel_rules import CutRule, NamingLayouts, RuleMatch, load_layouts
@@ -23,7 +24,7 @@ _HEAD_KEYS = {
 
 
 def derive_strategy(
-    family: str,
+    family: FamilyKey,
     naming: str,
     parallel: ParallelConfig,
     shapes: Mapping[str, Shape],
@@ -82,7 +83,7 @@ def derive_strategy(
 
 
 def compiler_for(
-    family: str,
+    family: FamilyKey,
     naming: str,
     parallel: ParallelConfig,
     shapes: Mapping[str, Shape],
@@ -101,7 +102,7 @@ def compiler_for(
     return compiler
 
 
-def _misfit(family: str, naming: str) -> str:
+def _misfit(family: FamilyKey, naming: str) -> str:
     return f"The parallel configuration does not fit {family} (naming {naming})."
 
 

@@ -17,6 +17,9 @@ from ..errors import FormatError, PlanError
 
 # Arithmetic: integers, names, + - * / and parentheses, and nothing else.
 
+# Longer than anyone writes: what is parsed recursively, or stands for products, has a bound.
+_LONGEST_TEXT = 200
+_MOST_PARTS = 16
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXPRESSION_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*|[0-9]{1,9}|[-+*/()])")
 _PRECEDENCE = ("+-", "*/")  # the loosest first
@@ -72,7 +75,8 @@ def parse_expression(text: str, where: str) -> Expression:
     ...
     reshard.errors.FormatError: x.yaml: expression: expected numbers, names, + - * / and parentheses, found 'a b'
     """
-    tokens = [] if _EXPRESSION_TOKEN.sub("", text).strip() else _EXPRESSION_TOKEN.findall(text)
+    is_clean = len(text) <= _LONGEST_TEXT and not _EXPRESSION_TOKEN.sub("", text).strip()
+    tokens = _EXPRESSION_TOKEN.findall(text) if is_clean else []
     tree = _chain(tokens, _PRECEDENCE)
     if tree is None or tokens:
         expected = "numbers, names, + - * / and parentheses"
@@ -240,7 +244,8 @@ def parse_tensor(label: str, text: str, where: str) -> TensorPattern:
 
 
 def _parse_axes(text: str, where: str) -> tuple[AxisPattern, ...]:
-    tokens = [")"] if _AXIS_TOKEN.sub("", text).strip() else _AXIS_TOKEN.findall(text)
+    is_clean = len(text) <= _LONGEST_TEXT and text.count("|") < _MOST_PARTS and not _AXIS_TOKEN.sub("", text).strip()
+    tokens = _AXIS_TOKEN.findall(text) if is_clean else [")"]
     items = _items(tokens)
     if tokens:
         raise FormatError("axes", where=where, expected="factors, (products) and (a: b | c: d)", found=repr(text))

@@ -23,7 +23,8 @@ class Settings:
     """The values of a family's options and parameters.
 
     ``values`` are those of every option, and of every parameter that has one; ``unknown`` says why the other
-    parameters have none, ``sources`` where each parameter's value comes from, in words.
+    parameters have none, ``sources`` where each parameter's value comes from, in words. ``absent`` are those of the
+    unknown that follow from keys which config.json does not have: nothing contradicts any value of them.
     """
 
     options: Mapping[str, OptionValue]
@@ -31,6 +32,7 @@ class Settings:
     unknown: Mapping[str, str]
     sources: Mapping[str, str]
     indices: Mapping[str, Index] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
     def holds(self, condition: Condition) -> bool:
         """Whether every part of a condition holds."""
@@ -106,13 +108,16 @@ def resolve_settings(family: Family, config: Mapping[str, object], options: Mapp
     values: dict[str, Value] = dict(chosen)
     unknown: dict[str, str] = {}
     sources: dict[str, str] = {}
+    absent: set[str] = set()
     for parameter in family.parameters:
         found, source = _parameter_value(parameter, config, values, unknown)
         if found is None:
             unknown[parameter.name] = source
+            absent |= {parameter.name} if _is_absent(parameter, config, chosen, absent) else set()
         else:
             values[parameter.name], sources[parameter.name] = found, source
-    return Settings(chosen, values, unknown, sources, {index.name: index for index in family.indices})
+    indices = {index.name: index for index in family.indices}
+    return Settings(chosen, values, unknown, sources, indices, frozenset(absent))
 
 
 def config_value(config: Mapping[str, object], key: str) -> object:
@@ -150,6 +155,18 @@ def _parameter_value(
         return expression.value(numbers), expression.text
     except PlanError as error:
         return None, f"{parameter.name} = {error.marked_message}"
+
+
+def _is_absent(
+    parameter: Parameter, config: Mapping[str, object], options: Mapping[str, OptionValue], absent: Collection[str]
+) -> bool:
+    """Whether an unknown parameter follows from keys that config.json does not have."""
+    if any(config_value(config, key) is not None for key in parameter.config):
+        return False
+    expression = parameter.default
+    if parameter.by:
+        expression = next(item for key, item in parameter.choices if is_same_option(options[parameter.by], key))
+    return not isinstance(expression, Expression) or bool(expression.names & set(absent))
 
 
 def _of_type(value: object, parameter: Parameter) -> Value | None:

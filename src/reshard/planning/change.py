@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..errors import PlanError, option, raise_all
 from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
 from ..models.family import Quantised
-from ..models.family_file import load_family
+from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
@@ -38,6 +38,8 @@ class Change:
         Factor of the product of each weight's adapters, by the weight's name; adapters are merged if there are any.
     transposed
         Whether those weights are stored transposed.
+    family_file
+        The text of the family's file if the package does not have it, so that a plan needs no other file.
     """
 
     family: str = ""
@@ -49,6 +51,12 @@ class Change:
     kept: frozenset[str] = frozenset()
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
+    family_file: str = ""
+
+    @property
+    def family_key(self) -> FamilyKey:
+        """The family by its name, or with its file."""
+        return OwnFamily(self.family, self.family_file) if self.family_file else self.family
 
 
 NO_CHANGE = Change()
@@ -88,7 +96,7 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         weights, notes = _merge_adapters(catalog, weights, change)
     if change.family:
         compiled = compile_rules(
-            load_family(change.family),
+            load_family(change.family_key),
             change.direction,
             change.naming,
             change.options,

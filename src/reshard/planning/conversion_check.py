@@ -15,6 +15,8 @@ from ..formats.containers import Container
 from ..formats.mindspore.ckpt import PIECE_BYTES
 from ..formats.strict_json import shown
 from ..formats.weight_index import relative_key_problem
+from ..models.family_file import OwnFamily
+from ..models.own_family import check_own_family
 from ..tensor import extent_of
 from .catalog import Catalog
 from .change import FLOATS
@@ -47,6 +49,8 @@ def check_conversion(conversion: Conversion) -> None:
     catalog, dtype = conversion.catalog, conversion.change.dtype
     if dtype is not None and dtype not in FLOATS:
         raise PlanError(f"dtype of the change: expected one of {', '.join(sorted(FLOATS))}, found {dtype}")
+    if isinstance(family := conversion.change.family_key, OwnFamily):
+        check_own_family(family)
     tensors = conversion.tensors
     output_count = conversion.target.check_bounds(tensors)
     check_count("metadata over all outputs", output_count * (len(catalog.metadata) + len(catalog.texts)))

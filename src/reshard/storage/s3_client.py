@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import warnings
 from typing import Any
 
 import boto3
@@ -42,7 +43,46 @@ def make_client(settings: S3Settings) -> Any:
         if keys
         else {}
     )
-    return _client(_session(), endpoint_url=settings.endpoint, config=_config(settings), **secrets)
+    verify = None if settings.checks_certificate else False  # None: as AWS_CA_BUNDLE and the profile say
+    if verify is False:
+        warnings.filterwarnings("ignore", message="Unverified HTTPS request")  # one for every request
+    return _client(_session(), endpoint_url=settings.endpoint, config=_config(settings), verify=verify, **secrets)
+
+
+def credentials_source(settings: S3Settings) -> str:
+    """Name where the credentials of a bucket come from, without showing them.
+
+    boto3 may have to ask a machine's role, as it does before a request. Raise UsageError if its configuration cannot be
+    used.
+    """
+    if settings.keys:
+        return settings.keys.source
+    session = _session()
+    try:
+        found = session.get_credentials()
+    except BotoCoreError as error:
+        raise UsageError(f"The AWS configuration cannot be used: {error}") from error
+    if found is None:
+        return "nowhere: none were found"
+    named = _SOURCES.get(found.method, found.method)
+    return f"{named}, profile {session.profile_name}" if found.method in _OF_PROFILES else str(named)
+
+
+_SOURCES = {
+    "env": "AWS_ACCESS_KEY_ID",
+    "shared-credentials-file": "the shared credentials file",
+    "config-file": "AWS's configuration file",
+    "boto-config": "boto's configuration file",
+    "assume-role": "a role that a profile assumes",
+    "assume-role-with-web-identity": "a web identity",
+    "custom-process": "a profile's credential_process",
+    "sso": "a profile's single sign-on",
+    "container-role": "the container's role",
+    "iam-role": "the machine's role",
+}
+"""Words for what botocore calls the methods of its chain."""
+
+_OF_PROFILES = ("shared-credentials-file", "config-file", "assume-role", "custom-process", "sso")
 
 
 def _config(settings: S3Settings) -> Config:

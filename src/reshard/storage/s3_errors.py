@@ -42,7 +42,8 @@ class _Row:
 
 _CLOCK = "Set the clock of this machine: signatures are valid for a few minutes only."
 _KEYS = (
-    "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); for obs:// OBS_ACCESS_KEY_ID and its secret."
+    "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); for obs:// OBS_ACCESS_KEY_ID and its secret; "
+    "or ACCESS_KEY_ID and SECRET_ACCESS_KEY."
 )
 _REGION = "Set AWS_REGION (for obs:// OBS_REGION) and the endpoint to the bucket's region."
 _VIRTUAL = "Set RESHARD_S3_ADDRESSING=virtual, and the endpoint without the bucket's name."

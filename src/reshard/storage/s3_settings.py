@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UsageError
@@ -14,7 +14,9 @@ _DEFAULT_REGION = "us-east-1"  # what servers that have no regions expect in a s
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Credentials from OBS's variables, never shown; boto3's default chain finds others by itself.
+    """Credentials from variables that boto3 does not read, never shown; it finds others by itself.
+
+    ``source`` names the variable that they came from.
 
     Examples
     --------
@@ -25,6 +27,7 @@ class Keys:
     access_key: str
     secret_key: str
     session_token: str | None = None
+    source: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         return "Keys(...)"
@@ -42,6 +45,8 @@ class S3Settings:
         Region for the signature; None for boto3's choice.
     keys
         None for the AWS chain: environment, profile, web identity, instance role.
+    checks_certificate
+        Whether the endpoint's certificate must be one that this machine trusts.
     read_timeout_s
         Longest silence on a connection.
     connection_count
@@ -59,6 +64,7 @@ class S3Settings:
     endpoint: str | None = None
     region: str | None = None
     keys: Keys | None = field(default=None, repr=False)
+    checks_certificate: bool = True
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     connection_count: int = 64
@@ -100,26 +106,37 @@ class S3Settings:
 
 
 def s3_settings(bucket: str, environ: Mapping[str, str], endpoint: str = "", region: str = "") -> S3Settings:
-    """Return the settings of ``s3://bucket``: everything as boto3 found it in environment and profile.
+    """Return the settings of ``s3://bucket``: what boto3 found in environment and profile, then the job service's.
+
+    ``endpoint`` is the one that boto3 found. ``S3_ENDPOINT`` counts where boto3 was told none, ``ACCESS_KEY_ID`` where
+    neither ``AWS_ACCESS_KEY_ID`` nor ``AWS_PROFILE`` is set.
 
     Examples
     --------
     >>> s3_settings("b", {}).provider.name, s3_settings("b", {}, "http://127.0.0.1:9000").region
     ('AWS S3', 'us-east-1')
+    >>> s3_settings("b", {"S3_ENDPOINT": "10.0.0.1:9000", "S3_USE_HTTPS": "0"}).endpoint
+    'http://10.0.0.1:9000'
     """
-    url = _endpoint(endpoint, "AWS_ENDPOINT_URL") if endpoint else None
+    name, url = "AWS_ENDPOINT_URL", _endpoint(endpoint, "AWS_ENDPOINT_URL") if endpoint else None
     # boto3 chooses AWS's own endpoints better by itself: it knows partitions and redirects.
-    own = url is None or provider_of(url, environ).name == AWS
-    return _settings("s3", bucket, environ, None if own else url, region or environ.get("AWS_REGION"))
+    if url is None or provider_of(url, environ).name == AWS:
+        url = None
+        if environ.get(_SERVICE_ENDPOINT) and not any(map(environ.get, _AWS_ENDPOINTS)):
+            name, url = _SERVICE_ENDPOINT, _service_endpoint(environ)
+            url = None if provider_of(url, environ).name == AWS else url
+    keys = None if any(map(environ.get, _AWS_KEYS)) else _keys(environ, _SERVICE_PAIR)
+    made = _settings("s3", bucket, environ, url, region or environ.get("AWS_REGION"), keys)
+    return replace(made, checks_certificate=_checks_certificate(environ, name))
 
 
 def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = None) -> S3Settings:
-    """Return the settings of ``obs://bucket``: OBS variables first, then those of AWS.
+    """Return the settings of ``obs://bucket``: OBS variables first, then those of a job service, then those of AWS.
 
     Read are ``OBS_ENDPOINT`` (else ``S3_ENDPOINT``, which ModelArts sets, or AWS's variables, or made from
-    ``OBS_REGION``), ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY`` and ``OBS_SECURITY_TOKEN``. The ``region`` that
-    boto3 found counts if neither ``OBS_REGION`` nor the endpoint says. Raise UsageError if the endpoint or one of a
-    pair of keys is missing.
+    ``OBS_REGION``), and ``OBS_ACCESS_KEY_ID``, ``OBS_SECRET_ACCESS_KEY`` and ``OBS_SECURITY_TOKEN`` (else the same
+    names without ``OBS_``). The ``region`` that boto3 found counts if neither ``OBS_REGION`` nor the endpoint says.
+    Raise UsageError if the endpoint or one of a pair of keys is missing.
 
     Examples
     --------
@@ -128,8 +145,10 @@ def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = N
     >>> settings.region, settings.endpoint
     ('cn-east-3', 'https://obs.cn-east-3.myhuaweicloud.com')
     """
-    name = next((name for name in _OBS_ENDPOINTS if environ.get(name)), None)
-    if name:
+    name = next((name for name in _OBS_ENDPOINTS if environ.get(name)), "")
+    if name == _SERVICE_ENDPOINT:
+        endpoint = _service_endpoint(environ)
+    elif name:
         endpoint = _endpoint(environ[name], name)
     elif environ.get("OBS_REGION"):
         endpoint = f"https://obs.{environ['OBS_REGION']}.myhuaweicloud.com"
@@ -138,14 +157,53 @@ def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = N
             f"No endpoint is known for obs://{bucket}.",
             hint="Set OBS_ENDPOINT, for example to https://obs.cn-north-4.myhuaweicloud.com.",
         )
-    access, secret = environ.get("OBS_ACCESS_KEY_ID"), environ.get("OBS_SECRET_ACCESS_KEY")
+    keys = _keys(environ, _OBS_PAIR) or _keys(environ, _SERVICE_PAIR)
+    made = _settings("obs", bucket, environ, endpoint, environ.get("OBS_REGION"), keys, region)
+    return replace(made, checks_certificate=_checks_certificate(environ, name))
+
+
+_SERVICE_ENDPOINT = "S3_ENDPOINT"
+"""What a job service presets, and what moxing and TensorFlow read."""
+
+_AWS_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_OBS_ENDPOINTS = ("OBS_ENDPOINT", _SERVICE_ENDPOINT, *_AWS_ENDPOINTS)
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+
+# Variables of access key, secret key and session token.
+_OBS_PAIR = ("OBS_ACCESS_KEY_ID", "OBS_SECRET_ACCESS_KEY", "OBS_SECURITY_TOKEN")
+_SERVICE_PAIR = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SECURITY_TOKEN", "SESSION_TOKEN")
+
+
+def _keys(environ: Mapping[str, str], names: Sequence[str]) -> Keys | None:
+    """Return the keys in these variables, if they are set; UsageError for half a pair."""
+    access, secret = (environ.get(name) for name in names[:2])
     if bool(access) != bool(secret):
-        raise UsageError("Only one of OBS_ACCESS_KEY_ID and OBS_SECRET_ACCESS_KEY is set.", hint="Set both or none.")
-    keys = Keys(access, secret, environ.get("OBS_SECURITY_TOKEN") or None) if access and secret else None
-    return _settings("obs", bucket, environ, endpoint, environ.get("OBS_REGION"), keys, region)
+        raise UsageError(f"Only one of {names[0]} and {names[1]} is set.", hint="Set both or none.")
+    token = next((environ[name] for name in names[2:] if environ.get(name)), None)
+    return Keys(access, secret, token, names[0]) if access and secret else None
 
 
-_OBS_ENDPOINTS = ("OBS_ENDPOINT", "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+def _service_endpoint(environ: Mapping[str, str]) -> str:
+    """Return the endpoint of a job service, which may lack a scheme."""
+    is_secure = _truth(environ, "S3_USE_HTTPS")
+    return _endpoint(environ[_SERVICE_ENDPOINT], _SERVICE_ENDPOINT, "https" if is_secure else "http")
+
+
+def _checks_certificate(environ: Mapping[str, str], endpoint_variable: str) -> bool:
+    """Whether certificates count: a job service's own endpoint may have none that is trusted."""
+    if endpoint_variable != _SERVICE_ENDPOINT or environ.get("AWS_CA_BUNDLE"):
+        return True
+    return _truth(environ, "S3_VERIFY_SSL")
+
+
+def _truth(environ: Mapping[str, str], name: str) -> bool:
+    found = _TRUTHS.get(environ.get(name, "").strip().lower())
+    if found is None:
+        raise UsageError(f"{name} must be 0 or 1, not {environ[name]!r}.")
+    return found
+
+
+_TRUTHS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
 def _settings(
@@ -167,9 +225,9 @@ def _settings(
     return S3Settings(f"{scheme}://{bucket}", bucket, provider, endpoint, region, keys)
 
 
-def _endpoint(text: str, source: str) -> str:
-    """Normalise an endpoint to ``https://host[:port][/path]``."""
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+def _endpoint(text: str, source: str, scheme: str = "https") -> str:
+    """Normalise an endpoint to ``https://host[:port][/path]``; ``scheme`` is for one that has none."""
+    parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
     try:
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:

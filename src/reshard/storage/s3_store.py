@@ -14,7 +14,7 @@ from .open import shared
 from .protocol import Body, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
 from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
 from .retry import RetryPolicy, retrying
-from .s3_client import find_settings, make_client
+from .s3_client import credentials_source, find_settings, make_client
 from .s3_errors import RequestLabel, explain
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody, RangedRead, bare_etag, explain_copy
@@ -91,6 +91,12 @@ class S3Store(Store):
     def provider(self) -> str:
         """Name of the service, as :mod:`reshard.storage.providers` has it."""
         return self._settings.provider.name
+
+    @property
+    def access(self) -> str:
+        """Where this bucket is and what opens it, for logs; see :func:`credentials_source`."""
+        unchecked = "" if self._settings.checks_certificate else ", certificate not checked (S3_VERIFY_SSL)"
+        return f"{self._settings.place}, credentials from {credentials_source(self._settings)}{unchecked}"
 
     @property
     def limits(self) -> StoreLimits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import CatalogError
+from ...errors import CatalogError, option
 from ...planning.catalog import Catalog
 from ...storage import Location
 from ..workers import Workers
@@ -42,15 +42,18 @@ def read_contents(location: Location, options: SourceOptions, workers: Workers) 
 
 
 def _detect(location: Location, options: SourceOptions, workers: Workers) -> SourceFormat:
-    listing = Listing(location)
+    listing = Listing(location, options.load_ckpt_format)
     for source_format in SOURCE_FORMATS:
         source = source_format.detect(listing, options, workers)
         if source is not None:
             return source
     *most, last = [source_format.expected for source_format in SOURCE_FORMATS if source_format.expected]
     others = f"{len(listing.objects)} other objects ({', '.join(sorted(listing.objects)[:5])})"
+    hint = "Check the prefix."
+    if options.load_ckpt_format is not None:
+        hint = f"Check the prefix, and {option('load_ckpt_format', str(options.load_ckpt_format))}."
     raise CatalogError(
         f"{location.url}: no checkpoint there: expected {', '.join(most)} or {last}, "
         f"found {others if listing.objects else 'nothing'}",
-        hint="Check the prefix.",
+        hint=hint,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from ...errors import CatalogError, raise_all
+from ...errors import CatalogError, option, raise_all
 from ...formats.containers import Container, container_of
 from ...formats.weight_index import parse_param_name_map, parse_weight_index
 from ...planning.catalog import Catalog
@@ -16,7 +16,7 @@ from ...planning.targets.full_target import HYPER_NAME, MAP_NAME
 from ...storage import Location, ObjectInfo
 from ..workers import Workers
 from .headers import read_headers
-from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
+from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
 from .strategy_files import read_object
 
 _HF_INDEX = "model.safetensors.index.json"
@@ -30,8 +30,13 @@ def has_full_checkpoint(listing: Listing) -> bool:
     """Return whether a full checkpoint lies beside rank shards, where a ``.ckpt`` is a strategy."""
     direct = (name for name in listing.tensor_names if "/" not in name)
     return any(container_of(name) is not Container.CKPT for name in direct) or any(
-        name in listing.objects for name in _INDEXES
+        name in listing.objects for name in _indexes(listing)
     )
+
+
+def _indexes(listing: Listing) -> Iterable[str]:
+    """Return the indexes to look for: all are of safetensors."""
+    return () if listing.container is Container.CKPT else _INDEXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,9 @@ class FullCheckpoint(SourceFormat):
         """Follow the index if there is one."""
         beside = "rank shards beside the full checkpoint are ignored: a source strategy would ask for them"
         notes = (beside,) if any(listing.rank_objects.by_rank.values()) else ()
-        for name, (kind, parse) in _INDEXES.items():
+        for name in _indexes(listing):
             if name in listing.objects:
+                kind, parse = _INDEXES[name]
                 place = listing.location.child(name)
                 data = read_object(place)
                 weight_map = parse(data, place.url).weight_map
@@ -61,6 +67,7 @@ class FullCheckpoint(SourceFormat):
                 return cls(listing.location, kind, objects, (*aside, *notes), weight_map, len(data))
         # A .ckpt beside safetensors is a strategy, say; alone it is the checkpoint.
         direct = [name for name in listing.tensor_names if "/" not in name]
+        _refuse_both(listing, direct)
         direct = [name for name in direct if container_of(name) is Container.SAFETENSORS] or direct
         if not direct:
             return None
@@ -79,6 +86,7 @@ class FullCheckpoint(SourceFormat):
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """See :meth:`SourceFormat.read`."""
         refuse_rank_options(self.base.url, self.kind, options)
+        refuse_other_format(self.base.url, self.kind, container_of(next(iter(self.objects))), options)
         headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
         source = SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes, self.index_bytes)
         return with_selection_notes(full_catalog(source, self.weight_map), options.names)
@@ -98,6 +106,15 @@ class SingleObject(FullCheckpoint):
             return None
         info, name = location.store.head(location.key), location.key.rsplit("/", 1)[-1]
         return cls(location.parent, f"one {container} object", {name: info})
+
+
+def _refuse_both(listing: Listing, direct: Sequence[str]) -> None:
+    """Refuse objects of which each is there in both formats, as after a conversion in place."""
+    stems = [{n.rpartition(".")[0] for n in direct if container_of(n) is container} for container in Container]
+    if stems[0] == stems[1] and direct:
+        choices = " or ".join(str(option("load_ckpt_format", container.value)) for container in Container)
+        url = listing.location.url
+        raise CatalogError(f"{url}: every object is there as .ckpt and as .safetensors: choose with {choices}")
 
 
 def _indexed(listing: Listing, weight_map: Mapping[str, str]) -> tuple[dict[str, ObjectInfo], tuple[str, ...]]:

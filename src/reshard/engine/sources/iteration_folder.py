@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from ...errors import CatalogError, UsageError, option, raise_all
+from ...formats.containers import Container
 from ...formats.mindspore.iteration import (
     COMMON_NAME,
     METADATA_NAME,
@@ -28,7 +29,7 @@ from ...storage import Location, ObjectInfo
 from ..workers import Workers
 from .headers import read_headers
 from .replica_check import compare_unlisted
-from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
+from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
 from .strategy_files import read_object
 
 # Metadata lists every shard of every tensor.
@@ -130,10 +131,11 @@ class IterationFolder(SourceFormat):
                 hint=f"Omit {option('src_strategy')} and {option('src_layout')}.",
             )
         refuse_rank_options(url, kind, options)
+        refuse_other_format(url, kind, Container.SAFETENSORS, options)
         headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
         source = SourceHeaders(url, kind, headers, options.names, self.notes, self.index_bytes)
         catalog = full_catalog(source) if self.metadata is None else iteration_catalog(source, self.metadata)
-        return replace(catalog, training_state=self.training_state)
+        return replace(catalog, training_state={} if options.names.network_only else self.training_state)
 
 
 def _check_complete(base: Location, names: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...models.detecting import detect
+from ...models.family_file import FamilyKey
 from ...models.full_shapes import solve_full_shapes
 from ...models.parallel_config import ParallelConfig
 from ...models.parallel_rules import naming_of
@@ -19,7 +20,7 @@ class ParallelSizes(StrategySource):
     """The sizes that training had; family and naming are found by names and ``config`` unless they are given."""
 
     sizes: ParallelConfig = field(default_factory=ParallelConfig)
-    family: str | None = None
+    family: FamilyKey | None = None
     naming: str | None = None
     config: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)

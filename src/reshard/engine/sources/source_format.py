@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import ClassVar, Protocol, Self
 
 from ...errors import UsageError, option
-from ...formats.containers import container_of
+from ...formats.containers import Container, container_of
 from ...formats.mindspore.rank_objects import RankObjects, find_rank_objects
 from ...planning.catalog import Catalog
 from ...planning.sources.selection import NameFilter
@@ -26,13 +26,18 @@ class SourceOptions:
     file_suffix: str | None = None
     keep_rank: int | None = None
     check_crc: bool = False
+    load_ckpt_format: Container | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A location and the objects below it; not slotted, so that the store is asked once, and only if need be."""
+    """A location and the objects below it; not slotted, so that the store is asked once, and only if need be.
+
+    With a container, tensors are looked for in objects of that format alone.
+    """
 
     location: Location
+    container: Container | None = None
 
     @cached_property
     def objects(self) -> Mapping[str, ObjectInfo]:
@@ -42,12 +47,13 @@ class Listing:
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
         """The objects whose names end like a format of tensors."""
-        return tuple(name for name in self.objects if container_of(name))
+        found = ((name, container_of(name)) for name in self.objects)
+        return tuple(name for name, held in found if held and self.container in (None, held))
 
     @cached_property
     def rank_objects(self) -> RankObjects:
         """The objects below ``rank_<R>/``."""
-        return find_rank_objects(self.objects)
+        return find_rank_objects(self.objects, self.container)
 
 
 class SourceFormat(Protocol):
@@ -77,6 +83,13 @@ class SourceFormat(Protocol):
     def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Describe the source for people: without comparing copies, and also where no catalog can be made of it."""
         return self.read(options, workers)
+
+
+def refuse_other_format(url: str, kind: str, container: Container | None, options: SourceOptions) -> None:
+    """Raise UsageError if another format is asked for than the one that a source has."""
+    if options.load_ckpt_format not in (None, container):
+        asked = option("load_ckpt_format", str(options.load_ckpt_format))
+        raise UsageError(f"{url}: {asked}, but this is {kind}", hint="Omit it: it chooses where both formats lie.")
 
 
 def refuse_rank_options(url: str, kind: str, options: SourceOptions) -> None:

@@ -10,6 +10,7 @@ from ...formats.layout_file import parse_layout_file
 from ...formats.layout_rules import LayoutRules
 from ...formats.mindspore.strategy_file import StrategyFile
 from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
+from ...models.training_names import is_counter
 from ...storage import Location
 from ...tensor import ByteRange, Shape, Strategy, TensorSpec
 from ..workers import working
@@ -32,11 +33,12 @@ class StrategySource:
     def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
         """Make the strategy of these tensors, by name: as one rank holds them if ``local``, else whole.
 
-        Raise StrategyError if the files do not make one of these tensors.
+        Rules of a layout file have no say about training counters, whatever their globs match: as in MindSpore's own
+        strategies these have no layout. Raise StrategyError if the files do not make one of these tensors.
         """
         shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if self.rules is not None:
-            return self.rules.strategy(shapes)
+            return self.rules.strategy({name: shape for name, shape in shapes.items() if not is_counter(name)})
         return to_strategy(self.files, shapes, local=local)
 
 

@@ -15,7 +15,7 @@ from ...planning.sources.zarr_source import zarr_catalog
 from ...storage import Location, ObjectInfo
 from ..workers import Workers
 from .headers import raise_together
-from .source_format import Listing, SourceFormat, SourceOptions, refuse_rank_options
+from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
 from .strategy_files import read_object
 
 _VERSION_2 = (".zmetadata", ".zgroup", ".zarray")
@@ -76,6 +76,7 @@ class ZarrStore(SourceFormat):
     def read(self, options: SourceOptions, _workers: Workers) -> Catalog:
         """See :meth:`SourceFormat.read`; every document was read to detect the store."""
         refuse_rank_options(self.base.url, "zarr store", options)
+        refuse_other_format(self.base.url, "zarr store", None, options)
         stored = {name: SourceObject(name, info.nbytes, info.etag) for name, info in self.objects.items()}
         catalog = zarr_catalog(self.base.url, self.group, self.arrays, stored, options.names, self.index_bytes)
         return with_selection_notes(catalog, options.names)

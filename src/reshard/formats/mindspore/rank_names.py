@@ -11,6 +11,10 @@ from ..containers import Container, container_of
 _RESUMABLE = re.compile(r"rank_\{rank\}(?:_[0-9]+)?-([0-9]{1,18})_([0-9]{1,18})$")
 _DIGITS = re.compile(r"([0-9]+)")
 _EPOCH_STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})$")  # nobody counts further: a bound for hostile names
+_OF_RANK = re.compile(r"rank_([0-9]+)")
+# A run that finds names of an earlier one counts up behind the rank: rank_0-1_20, then rank_0_1-1_20.
+_TASK = re.compile(r"rank_[0-9]+_([0-9]{1,18})-")
+_NETWORK = re.compile(r"-(network|trainable_params)-[0-9]+_[0-9]+$")
 _TASK_FORM = re.compile("_?[0-9]+-[0-9]+_[0-9]+")
 _FORMS = ((_TASK_FORM, "_"), (re.compile("-?[0-9]+_[0-9]+"), "-"), (re.compile("_?[0-9]+"), "_"))
 
@@ -79,27 +83,74 @@ def epoch_step_of(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def label_of(name: str, rank: int) -> str:
-    """Name an object in a message, the same for all ranks: by epoch and step, or else by ``pattern_of``."""
-    numbers = epoch_step_of(name)
-    return f"{numbers[0]}_{numbers[1]}" if numbers else pattern_of(name, rank)
-
-
-def pattern_of(name: str, rank: int) -> str:
-    """Return a name, for a message, with ``{rank}`` for the last mention of its rank before epoch and step.
+def save_of(name: str) -> tuple[int, int, str] | None:
+    """Return which save an object is of: epoch, step, and what of the network it holds; empty for everything.
 
     Examples
     --------
-    >>> pattern_of("rank_3/llama3_rank_3-3_20.safetensors", 3)
-    'llama3_rank_{rank}-3_20.safetensors'
+    >>> save_of("rank_3/llama_rank_3_1-1_20.ckpt"), save_of("rank_3/llama_rank_3-network-1_20.ckpt")
+    ((1, 20, ''), (1, 20, 'network'))
+
+    Source: MindSpore Transformers ``CheckpointMonitor``, ``save_network_params`` and ``save_trainable_params``.
+    """
+    numbers, kind = epoch_step_of(name), _NETWORK.search(_stem(name))
+    return (*numbers, kind[1] if kind else "") if numbers else None
+
+
+def label_of(name: str, rank: int) -> str:
+    """Name an object in a message, the same for all ranks: by task, epoch and step, or else by ``pattern_of``.
+
+    Examples
+    --------
+    >>> label_of("rank_3/llama_rank_3-1_20.ckpt", 3), label_of("rank_3/llama_rank_3_1-1_20.ckpt", 3)
+    ('1_20', '1-1_20')
+    >>> label_of("rank_3/llama_rank_3-network-1_20.ckpt", 3), label_of("rank_3/llama3.ckpt", 3)
+    ('network-1_20', 'llama{rank}.ckpt')
+    """
+    numbers = epoch_step_of(name)
+    if numbers is None:
+        return pattern_of(name, rank)
+    task, kind = _task_of(name), _NETWORK.search(_stem(name))
+    return f"{task}{'-' * bool(task)}{kind[1] + '-' if kind else ''}{numbers[0]}_{numbers[1]}"
+
+
+def pattern_of(name: str, rank: int) -> str:
+    """Return a name, for a message, with ``{rank}`` for its rank.
+
+    That is the number behind ``rank_``, or else the last number before epoch and step that is the rank's.
+
+    Examples
+    --------
+    >>> pattern_of("rank_3/llama3_rank_3-3_20.safetensors", 3), pattern_of("rank_1/llama_rank_1_1-1_2.ckpt", 1)
+    ('llama3_rank_{rank}-3_20.safetensors', 'llama_rank_{rank}_1-1_2.ckpt')
     """
     base, match = base_of(name), _EPOCH_STEP.search(_stem(name))
     end = match.start() if match else len(_stem(name))
+    for found in _OF_RANK.finditer(base[:end]):
+        if _number(found[1]) == _number(str(rank)):
+            return f"{base[: found.start(1)]}{{rank}}{base[found.end(1) :]}"
     parts = _DIGITS.split(base[:end])
     mentions = [place for place in range(1, len(parts), 2) if _number(parts[place]) == _number(str(rank))]
     for place in mentions[-1:]:
         parts[place] = "{rank}"
     return "".join(parts) + base[end:]
+
+
+def training_order(name: str) -> tuple[object, ...]:
+    """Return the sort key that puts the objects of one rank in the order in which training wrote them.
+
+    Epoch and step count, as the last two numbers do in any other name; then the task, since a later run that finds
+    names of an earlier one counts it up. Of one save, weights alone come before weights with their optimizer states.
+
+    Examples
+    --------
+    >>> names = ["rank_0/a_rank_0-1_10.ckpt", "rank_0/a_rank_0-1_9.ckpt", "rank_0/a_rank_0_1-1_9.ckpt"]
+    >>> sorted(names, key=training_order)
+    ['rank_0/a_rank_0-1_9.ckpt', 'rank_0/a_rank_0_1-1_9.ckpt', 'rank_0/a_rank_0-1_10.ckpt']
+    """
+    kind = _NETWORK.search(_stem(name))
+    completeness = ("trainable_params", "network").index(kind[1]) if kind else 2
+    return last_two_numbers(name), _number(_task_of(name)), completeness, natural(base_of(name)), name
 
 
 def natural(text: str) -> list[str | tuple[int, str]]:
@@ -169,6 +220,12 @@ def same_but_for_rank(by_rank: Mapping[int, str]) -> bool:
         len(set(parts)) == 1 or (place % 2 == 1 and [_number(part) for part in parts] == own)
         for place, parts in enumerate(zip(*split, strict=True))
     )
+
+
+def _task_of(name: str) -> str:
+    """Return the digits of the task in a name; empty without one."""
+    match = _TASK.search(_stem(name))
+    return match[1] if match else ""
 
 
 def _stem(name: str) -> str:

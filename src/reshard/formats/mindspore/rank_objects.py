@@ -22,6 +22,8 @@ from .rank_names import (
     pattern_of,
     rank_container,
     same_but_for_rank,
+    save_of,
+    training_order,
 )
 
 # Where MindSpore Transformers puts ranks below an output prefix; checkpoint/ has the optimizer's state too.
@@ -67,17 +69,19 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
-def find_root(names: Iterable[str]) -> str:
+def find_root(names: Iterable[str], container: Container | None = None) -> str:
     """Find the prefix before the ``rank_R/`` that hold a checkpoint; empty also when there is none.
+
+    With a container, objects of others do not count.
 
     Source: MindSpore Transformers, output prefixes of ``CheckpointMonitor``.
     """
-    found = _roots(names)
+    found = _roots(names, container)
     return next((root for root in _ROOTS if root in found), "")
 
 
-def find_rank_objects(names: Iterable[str]) -> RankObjects:
-    """Sort the objects below a prefix by rank.
+def find_rank_objects(names: Iterable[str], container: Container | None = None) -> RankObjects:
+    """Sort the objects below a prefix by rank; with a container, those of others are left aside.
 
     Only objects right below ``rank_<digits>/`` count, and no names with a leading dot, which MindSpore does not see
     either. Raise CatalogError for ranks that have two prefixes, such as ``rank_1/`` and ``rank_01/`` (all are listed).
@@ -91,7 +95,8 @@ def find_rank_objects(names: Iterable[str]) -> RankObjects:
     ('ignored: rank_x/ is not rank_ and a number',)
     """
     names = sorted(set(names))
-    root = find_root(names)
+    root = find_root(names, container)
+    aside: list[str] = []
     prefixes: dict[int, set[str]] = {}
     by_rank: dict[int, list[str]] = {}
     metas: dict[int, str] = {}
@@ -101,20 +106,26 @@ def find_rank_objects(names: Iterable[str]) -> RankObjects:
             continue
         rank = int(match["rank"])
         prefixes.setdefault(rank, set()).add(f"{root}{match['prefix']}/")
-        by_rank.setdefault(rank, []).extend([name] if rank_container(name) else [])
+        held, kind = by_rank.setdefault(rank, []), rank_container(name)
+        if kind is not None:
+            (held if container in (None, kind) else aside).append(name)
         if match["base"] == "meta.json":
             metas[rank] = name
     twice = [f"rank {rank}: {', '.join(sorted(found))}" for rank, found in prefixes.items() if len(found) > 1]
     raise_all(CatalogError, "some ranks have two prefixes", twice, "Remove the prefixes of other checkpoints.")
-    return RankObjects(root, {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}, metas, _ignored_at(root, names))
+    notes = _ignored_at(root, names)
+    if aside:
+        notes += (f"ignored: {len(aside)} objects of the format that was not chosen, {_some(map(base_of, aside), 3)}",)
+    return RankObjects(root, {rank: tuple(by_rank[rank]) for rank in sorted(by_rank)}, metas, notes)
 
 
 def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | None = None) -> Chosen:
-    """Choose one object a rank, as MindSpore does, and check that together they are one checkpoint.
+    """Choose one object a rank, and check that together they are one checkpoint.
 
     A rank's only object is taken. Of several: the one with the ``suffix``; else the one that the
-    ranks' ``meta.json`` name, if all name the same epoch and step; else, of safetensors, the one whose
-    name ends in the highest two numbers, and of ckpt, the last by name. Then all must be of one epoch
+    ranks' ``meta.json`` name, if all name the same epoch and step; else the last in the order of
+    training (:func:`.rank_names.training_order`). Where ranks' last saves differ, it is the last that
+    all ranks have, and that no ``meta.json`` calls newer than its rank's last. All must be of one epoch
     and step, or have one name apart from the rank's number. Names that differ otherwise are accepted,
     with a note, where there was no choice: each rank's only object, or all that have the suffix.
 
@@ -137,7 +148,7 @@ def choose(objects: RankObjects, suffix: str | None = None, recorded: _Metas | N
     >>> chosen.by_rank
     {0: 'rank_0/net_0-1_20.ckpt', 1: 'rank_1/net_1-1_20.ckpt'}
     >>> chosen.notes
-    ('chose 1_20, the last by name, among up to 2 objects a rank; ignored: 1_10',)
+    ('chose 1_20, the last by its numbers, among up to 2 objects a rank; ignored: 1_10',)
 
     Source: mindspore 2.10.0, ``parallel/transform_safetensors.py`` (``_collect_safetensor_files``,
     ``_find_most_matching_file``), ``parallel/checkpoint_transform.py`` (``_transform_checkpoints``).
@@ -196,8 +207,9 @@ def encode_meta(meta: RankMeta) -> bytes:
     return json.dumps(asdict(meta), ensure_ascii=False).encode()
 
 
-def _roots(names: Iterable[str]) -> set[str]:
-    matches = (_IN_RANK.fullmatch(name) for name in names if rank_container(name))
+def _roots(names: Iterable[str], container: Container | None = None) -> set[str]:
+    kinds = (container,) if container else tuple(Container)
+    matches = (_IN_RANK.fullmatch(name) for name in names if rank_container(name) in kinds)
     return {match["root"] for match in matches if match}
 
 
@@ -213,13 +225,16 @@ def _ignored_at(root: str, names: Sequence[str]) -> tuple[str, ...]:
 def _only_container(objects: RankObjects) -> Container:
     held = {c: [n for names in objects.by_rank.values() for n in names if rank_container(n) is c] for c in Container}
     found = {container: names for container, names in held.items() if names}
-    if len(found) > 1:
-        raise CatalogError(
-            f"{' and '.join(found)} objects in one checkpoint",
-            problems=[f"{container}: {len(names)} objects, {names[0]} first" for container, names in found.items()],
-            hint="Keep objects of one format there, or name one object.",
-        )
-    return next(iter(found), Container.SAFETENSORS)
+    if len(found) < 2:
+        return next(iter(found), Container.SAFETENSORS)
+    choices = " or ".join(str(option("load_ckpt_format", container.value)) for container in found)
+    if len({frozenset(name.rpartition(".")[0] for name in names) for names in found.values()}) == 1:
+        raise CatalogError(f"every rank's objects are there as .ckpt and as .safetensors: choose with {choices}")
+    raise CatalogError(
+        f"{' and '.join(found)} objects in one checkpoint",
+        problems=[f"{container}: {len(names)} objects, {names[0]} first" for container, names in found.items()],
+        hint=f"Choose one format with {choices}, or name one object.",
+    )
 
 
 def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, str]:
@@ -236,42 +251,67 @@ def _by_suffix(held: _Names, suffix: str, container: Container) -> Mapping[int, 
 
 def _by_default(several: _Names, recorded: _Metas, container: Container) -> tuple[Mapping[int, str], str, list[str]]:
     """Return the choice without a suffix, the reason for it, and notes."""
-    last_of = max if container is Container.CKPT else _last_by_number
-    last = {rank: last_of(names) for rank, names in several.items()}
+    last = {rank: max(names, key=training_order) for rank, names in several.items()}
     if all(len(names) == 1 for names in several.values()):
         return last, "the only one", []
-    named, trouble = _recorded_objects(several, recorded)
+    named, trouble = _recorded_objects(several, recorded, container)
     if not trouble:
         otherwise = [label_of(name, rank) for rank, name in last.items() if name != named[rank]]
-        remark = f"the last by name is {_some(otherwise)}: is it of an earlier run?"
+        remark = f"the last by its numbers is {_some(otherwise)}: is it of an earlier run?"
         return named, "which meta.json names on all ranks", [remark] * bool(otherwise)
     remarks = [f"meta.json was not followed: {trouble}"] * bool(recorded)
-    if container is Container.CKPT:
-        newest = {rank: _last_by_number(names) for rank, names in several.items()}
-        newer = [label_of(name, rank) for rank, name in newest.items() if name != last[rank]]
-        remarks += [f"ckpt names are sorted as text; by number, {_some(newer)} is the last"] * bool(newer)
-        return last, "the last by name", remarks
+    common = _last_common(several, recorded)
+    if common and not _is_last_save(last, several, recorded):
+        passed = _with_ranks({rank: name for rank, name in last.items() if name != common[rank]}, label_of)
+        remarks += [f"passed over, as not every rank's last save: {_some(passed)}"]
+        return common, "the last that all ranks have", remarks
     numbers = {rank: list(map(last_two_numbers, names)) for rank, names in several.items()}
     tied = [rank for rank, name in last.items() if numbers[rank].count(last_two_numbers(name)) > 1]
     remarks += [f"several names end in the same two numbers on {_ranks(tied)}: chose the last by name"] * bool(tied)
-    return last, "the last by the two numbers at the end", remarks
+    return last, "the last by its numbers", remarks
 
 
-def _last_by_number(names: Sequence[str]) -> str:
-    return max(names, key=lambda name: (last_two_numbers(name), natural(base_of(name)), name))
+def _is_last_save(by_rank: Mapping[int, str], several: _Names, recorded: _Metas) -> bool:
+    """Return whether objects are of one save, and no rank's ``meta.json`` calls it newer than the rank's last."""
+    saves, limit = {save_of(name) for name in by_rank.values()}, _last_recorded(several, recorded)
+    if limit is not None and any(save is not None and save[:2] > limit for save in saves):
+        return False
+    return same_but_for_rank(by_rank) or (len(saves) == 1 and None not in saves)
 
 
-def _recorded_objects(several: _Names, recorded: _Metas) -> tuple[dict[int, str], str]:
+def _last_common(several: _Names, recorded: _Metas) -> dict[int, str]:
+    """Return the last save by epoch and step that all ranks have; empty if there is none.
+
+    What is newer than the last save of some rank is of an earlier run, and counts only if nothing else is there.
+    """
+    held = {rank: {save_of(n): n for n in sorted(names, key=training_order)} for rank, names in several.items()}
+    shared = set.intersection(*map(set, held.values())) - {None}
+    names, limit = next(iter(held.values())), _last_recorded(several, recorded)
+    kept = {save for save in shared if limit is None or (save is not None and save[:2] <= limit)} or shared
+    if not kept:
+        return {}
+    best = max(kept, key=lambda save: training_order(names[save]))
+    return {rank: found[best] for rank, found in held.items()}
+
+
+def _last_recorded(several: _Names, recorded: _Metas) -> tuple[int, int] | None:
+    """Return the earliest of the ranks' last saves by ``meta.json``; None unless all ranks have one."""
+    if any(rank not in recorded for rank in several):
+        return None
+    return min((recorded[rank].last_epoch, recorded[rank].last_step) for rank in several)
+
+
+def _recorded_objects(several: _Names, recorded: _Metas, container: Container) -> tuple[dict[int, str], str]:
     """Return the object that each rank's meta.json names, or why they cannot be followed."""
     if lacking := [rank for rank in several if rank not in recorded]:
         return {}, f"{_ranks(lacking)} has none"
     saved = {(recorded[rank].last_epoch, recorded[rank].last_step) for rank in several}
     if len(saved) > 1:
         return {}, f"ranks name {_some(f'{epoch}_{step}' for epoch, step in sorted(saved))}"
-    named = {
-        rank: f"{names[0].rpartition('/')[0]}/{base_of(recorded[rank].last_ckpt_file)}"
-        for rank, names in several.items()
-    }
+    bases = {rank: base_of(recorded[rank].last_ckpt_file) for rank in several}
+    # Converted in place, an object has the other format's suffix, and meta.json still has the first one's.
+    bases = {r: b.rpartition(".")[0] + container.suffix if rank_container(b) else b for r, b in bases.items()}
+    named = {rank: f"{names[0].rpartition('/')[0]}/{bases[rank]}" for rank, names in several.items()}
     wrong = [r for r, name in named.items() if name not in several[r] or epoch_step_of(name) not in {None, *saved}]
     return named, f"the object that it names is missing on {_ranks(wrong)}" if wrong else ""
 
@@ -291,12 +331,14 @@ def _check_agreement(several: _Names, by_rank: Mapping[int, str], recorded: _Met
     """Check that the chosen objects are one checkpoint's; MindSpore would mix epochs and steps silently."""
     if same_but_for_rank(by_rank):
         return []
-    found = {epoch_step_of(name) for name in by_rank.values()}
+    found = {save_of(name) for name in by_rank.values()}
     nothing_to_choose = asked or all(len(names) == 1 for names in several.values())
     if len(found - {None}) <= 1 and (None not in found or nothing_to_choose):
         return [f"names differ between ranks: {_some(_with_ranks(by_rank, pattern_of))}"]
     problems = _with_ranks(by_rank, label_of)
-    hint = _newest_common(several, recorded)
+    hint = "No epoch and step is on all ranks. Copy the objects of one checkpoint to every rank."
+    for rank, name in _last_common(several, recorded).items():
+        hint = f"The newest on all ranks is {option('file_suffix', label_of(name, rank))}."
     raise CatalogError("the ranks' objects are of different checkpoints", problems=problems, hint=hint)
 
 
@@ -305,19 +347,6 @@ def _with_ranks(by_rank: Mapping[int, str], describe: Callable[[str, int], str])
     for rank, name in by_rank.items():
         ranks.setdefault(describe(name, rank), []).append(rank)
     return [f"{text} on {_ranks(ranks[text])}" for text in sorted(ranks, key=natural, reverse=True)]
-
-
-def _newest_common(several: _Names, recorded: _Metas) -> str:
-    common = set.intersection(*({epoch_step_of(name) for name in names} for names in several.values()))
-    numbers = {each for each in common if each is not None}
-    if all(rank in recorded for rank in several):  # what is newer than the last save of some rank is of an earlier run
-        last = min((recorded[rank].last_epoch, recorded[rank].last_step) for rank in several)
-        numbers = {each for each in numbers if each <= last} or numbers
-    if not numbers:
-        return "No epoch and step is on all ranks. Copy the objects of one checkpoint to every rank."
-    epoch, step = max(numbers)
-    suffix = option("file_suffix", f"{epoch}_{step}")
-    return f"The newest on all ranks is epoch {epoch}, step {step}: select it with {suffix}."
 
 
 def _ranks(ranks: Sequence[int]) -> str:

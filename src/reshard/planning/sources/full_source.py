@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
+from ...models.training_names import is_counter
 from ..catalog import Catalog, Entry, Placement, SourceSharding
 from ..targets.full_target import HYPER_NAME
 from .source_headers import SourceHeaders, placements_of
@@ -24,9 +25,10 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
     problems = []
     for index, header in enumerate(source.headers):
         key = header.object.key
-        sharding = SourceSharding.UNLISTED if key == HYPER_NAME else SourceSharding.WHOLE
         for tensor in header.tensors:
             name = tensor.spec.name
+            is_unlisted = key == HYPER_NAME or is_counter(name)
+            sharding = SourceSharding.UNLISTED if is_unlisted else SourceSharding.WHOLE
             if weight_map.get(name, key) != key or not names.is_kept(name):
                 continue
             if name in entries:

@@ -35,6 +35,7 @@ from typing import TypeVar
 
 from ...errors import PlanError, UsageError, raise_all
 from ...formats.strict_json import shown
+from ...models.training_names import is_of_network
 from .bounded_expression import BoundedExpression
 
 _FORMS = ("glob", "prefix", "regex")
@@ -51,7 +52,8 @@ class NameFilter:
     """Patterns that select names; the module describes them.
 
     Only names that match a pattern of ``keep`` are taken, or all if it is empty; names that match one of ``drop`` are
-    not, whatever ``keep`` says. Raise UsageError for patterns that cannot be used; all are listed.
+    not, whatever ``keep`` says; and with ``network_only`` none of what training keeps beside its network. Raise
+    UsageError for patterns that cannot be used; all are listed.
 
     Examples
     --------
@@ -64,6 +66,7 @@ class NameFilter:
 
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    network_only: bool = False
     _keep: _Patterns = field(init=False, repr=False, compare=False)
     _drop: _Patterns = field(init=False, repr=False, compare=False)
 
@@ -77,6 +80,8 @@ class NameFilter:
 
     def is_kept(self, name: str) -> bool:
         """Return whether a name is taken."""
+        if self.network_only and not is_of_network(name):
+            return False
         return (not self.keep or self._keep.match(name)) and not self._drop.match(name)
 
     def dropped(self, names: Iterable[str]) -> tuple[str, ...]:

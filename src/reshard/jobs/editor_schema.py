@@ -8,6 +8,7 @@ from typing import Any
 from ..api.option_field import (
     OptionField,
     parse_size,
+    read_config,
     read_document,
     read_pairs,
     read_ranks,
@@ -33,6 +34,7 @@ _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_truth: [{"type": "boolean"}],
     read_pairs: [{"type": "object"}, _TEXTS],
     read_document: [_TEXT, {"type": "object"}],
+    read_config: [_TEXT, {"type": "object"}],
     read_ranks: [_TEXT, {"type": "integer", "minimum": 0}, _RANKS],
     read_ratio: [{"type": "number"}, _TEXT],
     parse_size: [{"type": "integer", "minimum": 1}, _TEXT],
