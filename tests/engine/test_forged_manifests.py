@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 import reshard
 from reshard.engine.manifest import decode_manifest, encode_manifest
-from reshard.errors import FormatError, TargetExists
+from reshard.errors import FormatError, PlanError, TargetExists
 from reshard.planning.plan_json import conversion_from_json, conversion_to_json
 from reshard.planning.targets.written_keys import is_written_key
 from reshard.storage import open_target
@@ -74,14 +74,14 @@ def test_attachments_are_of_known_names(base, name):
     body = conversion_to_json(made.conversion)
     assert conversion_from_json(body) == made.conversion
     body["attachments"][0][0] = name
-    with pytest.raises((FormatError, reshard.PlanError), match="attachment"):
+    with pytest.raises((FormatError, PlanError), match="attachment"):
         conversion_from_json(body)
 
 
 def test_outputs_of_a_plan_are_not_hidden(base):
     plan = reshard.plan(f"{base}/src", f"{base}/out")
     target = replace(plan.conversion.target, name=".x.safetensors", single_name=".x.safetensors")
-    with pytest.raises(reshard.PlanError, match="begins with a dot"):
+    with pytest.raises(PlanError, match="begins with a dot"):
         conversion_from_json(conversion_to_json(replace(plan.conversion, target=target)))
 
 

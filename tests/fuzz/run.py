@@ -11,12 +11,14 @@ import gc
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fuzz.documents import own_documents
 from fuzz.limits import peak_bytes, resident_bytes, run_one
 from fuzz.mutator import Mutator
 from fuzz.targets import TARGETS
@@ -26,7 +28,9 @@ _MAX_POOL = 2000
 
 
 def seeds_of(name: str) -> list[bytes]:
-    """Return the committed inputs of a target."""
+    """Return the inputs of a target that others are made of: committed ones, or documents of this version."""
+    if not (CORPUS / name).is_dir():
+        return own_documents()[name]
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
@@ -82,8 +86,11 @@ def fuzz_by_coverage(name: str, count: int, seconds: float, seed: int, found: Pa
             raise AssertionError(outcome.problem)
 
     limits = [f"-runs={count}", f"-max_total_time={int(seconds)}", f"-seed={seed}", "-timeout=60", "-max_len=65536"]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", str(CORPUS / name)], one)
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as folder:  # libFuzzer adds what it finds
+        for number, data in enumerate(seeds_of(name)):
+            (Path(folder) / f"seed-{number}").write_bytes(data)
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", folder], one)
+        atheris.Fuzz()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .documents import own_documents
 from .limits import run_one
 from .mutator import Mutator
 from .run import CORPUS, fuzz, seeds_of
@@ -24,7 +25,7 @@ def test_committed_inputs_are_read(name):
 
 
 def test_every_corpus_has_a_target():
-    assert sorted(path.name for path in CORPUS.iterdir()) == sorted(TARGETS)
+    assert sorted([*(path.name for path in CORPUS.iterdir()), *own_documents()]) == sorted(TARGETS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
