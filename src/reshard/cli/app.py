@@ -12,7 +12,6 @@ import typer
 from .. import __version__
 from ..errors import ReshardError
 from .lazy_commands import Listed, group_class, make_app
-from .printing import write
 from .signals import INTERRUPTED, Stopped, signals
 from .spelling import as_flag
 
@@ -80,6 +79,8 @@ def _arguments() -> list[str]:
     try:
         return as_command(words)
     except ReshardError as error:
+        from .printing import write
+
         write(f"error: {error.text(as_flag)}", sys.stderr)
         sys.exit(error.exit_code)
 
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(_arguments() if arguments is None else arguments, prog_name="reshard")
     except Stopped as stopped:
+        from .printing import write
+
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
         write("interrupted: " + "\n".join(left), sys.stderr)
         sys.exit(INTERRUPTED)

@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ReshardError, write_options
-from .printing import write
 from .spelling import as_flag, spell_by, with_value
 
 _WIDTH = 110
@@ -44,6 +43,8 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ReshardError as error:
+            from .printing import write  # seldom needed
+
             write(f"error: {error.text(self.spell)}", sys.stderr)
             raise typer.Exit(error.exit_code) from error
 
