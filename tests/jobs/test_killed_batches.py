@@ -58,7 +58,7 @@ def test_killed_at_random_and_started_again(
 ) -> None:
     for name, value in weed_server.environ.items():
         clean_environ.setenv(name, value)
-    base = weed_server.make_bucket("killed-batch")
+    base = f"s3://{weed_server.make_bucket('killed-batch')}"
     put_full(open_target(f"{base}/full"), {"model.safetensors": MODEL})
     put_ranks(open_target(f"{base}/ranks"), shards(MODEL, FOUR))
     for name, count in (("two", 2), ("four", 4), ("eight", 8)):
