@@ -71,7 +71,9 @@ class BoundedExpression:
     def _within_time(self, name: str, action: Callable[[float], T]) -> T:
         started_s = time.perf_counter()
         try:
-            return action(max(self._left_s, 0.001))
+            if self._left_s <= 0:
+                raise TimeoutError
+            return action(self._left_s)
         except TimeoutError:
             raise UsageError(
                 f"regex:{shown(self.text)} takes too long; the names compared with it end at {shown(name)}",
