@@ -12,9 +12,8 @@ from reshard.planning.sources.bounded_expression import BoundedExpression
 from reshard.planning.sources.selection import NameFilter, Renames
 
 
-@pytest.mark.parametrize("text", ["(a|aa)+$", "(.*a){25}$b"])
-def test_slow_expressions_are_given_up(text):
-    expression = BoundedExpression(text)
+def test_slow_expressions_are_given_up():
+    expression = BoundedExpression("(a|aa)+$")
     expression._left_s = 0.2
     started_s = time.process_time()
     with pytest.raises(UsageError, match="takes too long"):
