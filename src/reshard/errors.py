@@ -11,7 +11,8 @@
     ├── PlanError              a conversion that must not start               exit 4
     │   ├── StrategyError      layouts that do not fit the tensors
     │   ├── OverBudget         more memory needed than allowed
-    │   └── TargetExists       outputs that are there already
+    │   ├── TargetExists       outputs that are there already
+    │   └── TargetInUse        another run is writing there
     ├── StorageError           the store refused or failed                    exit 5
     │   ├── NotFound           no such object or bucket
     │   ├── Denied             credentials missing, wrong or not enough
@@ -43,6 +44,7 @@ __all__ = [
     "StorageError",
     "StrategyError",
     "TargetExists",
+    "TargetInUse",
     "Transient",
     "Unsupported",
     "UsageError",
@@ -244,6 +246,10 @@ class OverBudget(PlanError):
 
 class TargetExists(PlanError):
     """Outputs that are in the store already."""
+
+
+class TargetInUse(PlanError):
+    """Another run that lives is writing to the same target."""
 
 
 class StorageError(ReshardError):

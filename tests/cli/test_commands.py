@@ -294,8 +294,8 @@ def test_json_of_convert_and_verify(any_place):
     done = ok(
         "convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy, "--output", "json"
     )
-    ids = ["conversion_id", "whole_id"]
-    assert list(done.json) == ["state", "format", *ids, "source_url", "target_url", "sources", "outputs", "tensors"]
+    ids, lists = ["conversion_id", "whole_id"], ["sources", "outputs", "tensors", "overflows"]
+    assert list(done.json) == ["state", "format", *ids, "source_url", "target_url", *lists]
     assert done.json["state"] == "converted"
     assert [output["key"] for output in done.json["outputs"]] == RANKS
     assert all(output.keys() >= {"nbytes", "etag", "crc32c", "tensors"} for output in done.json["outputs"])

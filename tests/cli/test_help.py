@@ -19,7 +19,7 @@ CONVERSION = SOURCE | {
     "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
-    "--iteration",
+    "--iteration", "--on-overflow",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
@@ -27,7 +27,7 @@ CHECKPOINTS = EXTRAS | {"--load_ckpt_format", "--network_only"}
 REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_regex", "--processes_num"}
 
 FLAGS = {
-    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists"},
+    "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists", "--on-failure", "--restart"},
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
     },
@@ -37,6 +37,7 @@ FLAGS = {
         "--fail-fast,--keep-going", "--if-exists",
     },
     "verify": SHOWN | {"--source", "--subset"},
+    "runs": {"--output", "--help"}, "abort": {"--output", "--help"},
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
         "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",
@@ -84,7 +85,7 @@ ARGUMENTS = {
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
-    "modelarts": [], "run": [],
+    "modelarts": [], "run": [], "runs": ["url"], "abort": ["dst"],
 }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def test_every_flag_is_explained_in_a_sentence(command):
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
     assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
-        "inspect", "plan", "convert", "run", "verify", "modelarts", "strategy",
+        "inspect", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "strategy",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cli.runner import PROGRAM
+from cli.runner import PROGRAM, ok
 
 import reshard
 from reshard.engine.manifest import Manifest, ObjectReceipt, encode_manifest
@@ -46,7 +46,9 @@ def test_ctrl_c_leaves_no_file(sparse: Path, tmp_path: Path):
     target = tmp_path / "out"
     store = LocalStore(target)
     code, err = stopped(
-        ["convert", str(sparse), str(target), "--memory", "128MiB"], lambda: any(store.open_uploads("")), signal.SIGINT
+        ["convert", str(sparse), str(target), "--memory", "128MiB", "--on-failure", "undo"],
+        lambda: any(store.open_uploads("")),
+        signal.SIGINT,
     )
     assert code == 130
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
@@ -59,7 +61,7 @@ def test_sigterm_leaves_no_object_and_no_upload(sparse: Path, s3):
     store = target.store
     assert isinstance(store, Store)
     code, err = stopped(
-        ["convert", str(sparse), s3.at("out"), "--memory", "128MiB"],
+        ["convert", str(sparse), s3.at("out"), "--memory", "128MiB", "--on-failure", "undo"],
         lambda: any(store.open_uploads(target.prefix)),
         signal.SIGTERM,
     )
@@ -74,7 +76,7 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     target = tmp_path / "out"
     store = LocalStore(target)
     code, err = stopped(
-        ["convert", str(sparse), str(target), "--memory", "128MiB"],
+        ["convert", str(sparse), str(target), "--memory", "128MiB", "--on-failure", "undo"],
         lambda: any(store.open_uploads("")),
         signal.SIGINT,
         signal.SIGTERM,
@@ -82,6 +84,25 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     assert code == 130
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
     assert not target.exists()
+
+
+def test_what_was_sent_is_kept_and_the_same_command_goes_on(sparse: Path, s3):
+    target = open_target(s3.at("kept"))
+    store = target.store
+    assert isinstance(store, Store)
+    command = ["convert", str(sparse), s3.at("kept"), "--memory", "128MiB"]
+
+    def has_sent() -> bool:
+        return any(store.list_parts(upload) for upload in store.open_uploads(target.prefix))
+
+    code, err = stopped(command, has_sent, signal.SIGINT)
+    assert code == 130
+    assert "run the same command again to go on, or `reshard abort" in err
+    assert "ended" in ok("runs", s3.at("kept")).out
+    assert "open uploads, of 1 runs" in ok("abort", s3.at("kept")).out
+    assert list(store.open_uploads(target.prefix)) == []
+    assert list(target.objects()) == []
+    assert "runs       0" in ok("runs", s3.at("kept")).out
 
 
 def test_verify_stops_too(sparse: Path, tmp_path: Path):

@@ -142,9 +142,8 @@ def commands(command: Any = None, path: str = "reshard") -> Iterator[tuple[str, 
 )
 def test_every_command_and_flag_is_explained(path: str, command: Any) -> None:
     assert command.help
-    page = DOCS / "howto" / f"{path.split()[1]}.md"
-    assert re.search(rf"^\$ {path} ", (page if page.exists() else ORIGINALS).read_text(), re.MULTILINE), "no example"
     everywhere = "".join(page.read_text() for page in (*(DOCS / "howto").glob("*.md"), ORIGINALS) if page.exists())
+    assert re.search(rf"^\$ {path} ", everywhere, re.MULTILINE), "no example"
     for option in command.params:
         for flag in (name for name in option.opts if name.startswith("--") and name != "--help"):
             assert flag in everywhere, flag

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
-from support.faulty_store import Fault, FaultyStore
+from support.faulty_store import FaultyStore
 
 import reshard
 from reshard.api.shares import missing_ranks
 from reshard.engine import destination
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import decode_manifest
-from reshard.errors import TargetExists, Transient
+from reshard.engine.run_record import RunRecord, encode_record
+from reshard.errors import TargetExists, TargetInUse, Transient
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
 from reshard.storage import Location, MemoryStore
@@ -22,9 +23,17 @@ from reshard.tensor import Layout, Strategy
 
 MODEL = random_model({"a": ("F32", (8, 6)), "b": ("F16", (4,))})
 CUT = Layout((4,), ((0,), ()))
+pytestmark = pytest.mark.usefixtures("_quick")
 FOUR = Strategy(4, ({"a": CUT, "b": Layout((4,), ((0,),))},))
 LIMITS = Limits(memory_bytes=4 << 20, concurrency=2)
 SHARES = ((0,), (1, 2), (3,))
+
+
+@pytest.fixture
+def _quick(monkeypatch):
+    """A run that is silent is dead soon."""
+    monkeypatch.setattr("reshard.engine.claim.SILENCE_S", 0.2)
+    monkeypatch.setattr("reshard.engine.claim._LOOK_S", 0.02)
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def target():
 def share(source, target, *ranks, **more):
     """Run the share of some ranks; all by default."""
     plan = planned(source, target, replace(ranks_of(FOUR), ranks=ranks or (0, 1, 2, 3)), LIMITS)
-    return execute(plan, source, target, **more)
+    return execute(plan, source, target, policy=Policy(**more))
 
 
 def alone(source):
@@ -120,7 +129,7 @@ def test_the_joined_manifest_is_that_of_one_run(source, target):
 def test_what_is_missing_is_reported(source, target):
     share(source, target, 1, 2)
     report = reshard.verify(target.url, source=source.url)
-    assert (report.is_ok, report.missing_ranks, report.problems) == (True, (0, 3), ())
+    assert (report.is_ok, report.missing_ranks, report.problems) == (False, (0, 3), ())
     assert report.checked_bytes == report.total_bytes > 0
     assert "several runs write this target: ranks 0, 3 are missing" in reshard.inspect(target.url).notes
     share(source, target, 0)
@@ -183,13 +192,16 @@ def test_a_share_that_is_repeated_joins_again(source, target):
 def test_a_killed_share_is_repeated(source, target):
     """Nothing was cleaned up: what is visible is its own by its record, and other shares mind neither."""
     share(source, target, 3)
-    faulty = FaultyStore(target.store, Fault("put", 3, KeyboardInterrupt("killed")))
+    faulty, is_dead = FaultyStore(target.store), []
 
-    def nothing_more(*_args, **_more):
-        raise Transient("the process is gone")
+    def dying(verb, key, action, before_fault=lambda: None):
+        is_dead.extend(["dead"] * (verb == "put" and "rank_2" in key))
+        if is_dead:
+            raise Transient("the process is gone")
+        return action()
 
-    faulty.delete = nothing_more
-    with pytest.raises(KeyboardInterrupt):
+    faulty._do = dying
+    with pytest.raises(Transient):
         share(source, Location(faulty, "to"), 1, 2)
     assert "reshard-run-ranks_1-2.json" in stored(target)
     assert len(objects(target)) == 2
@@ -198,3 +210,53 @@ def test_a_killed_share_is_repeated(source, target):
     assert objects(target) == alone(source)
     assert not [key for key in stored(target) if "run" in key]
     assert reshard.verify(target.url, source=source.url).is_ok
+
+
+def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(source, target):
+    """One share finishes while another one, which saw the same old manifests, is still at work."""
+    old = planned(source, target, replace(ranks_of(FOUR), remove_redundancy=True), LIMITS)
+    for ranks in SHARES:
+        plan = replace(old, conversion=replace(old.conversion))
+        execute(planned(source, target, replace(plan.conversion.target, ranks=ranks), LIMITS), source, target)
+    done = []
+
+    class Slow(FaultyStore):
+        def put(self, key, body):
+            if "rank_3/" in key and not done:
+                done.append(share(source, target, 0, overwrite=True))
+            return super().put(key, body)
+
+    share(source, Location(Slow(target.store), "to"), 3, overwrite=True)
+    share(source, target, 1, 2, overwrite=True)
+    assert reshard.verify(target.url, source=source.url).is_ok
+    assert objects(target) == alone(source)
+
+
+def test_a_live_run_of_another_conversion_is_not_disturbed(source, target):
+    record = RunRecord.of(planned(source, target, replace(ranks_of(FOUR), remove_redundancy=True), LIMITS).conversion)
+    target.store.put("to/reshard-run.json", encode_record(record))
+    with pytest.raises(TargetInUse, match="is writing there"):
+        share(source, target, 0)
+    target.store.put("to/reshard-run.json", encode_record(record.ended()))
+    share(source, target, 0)
+
+
+def test_a_dead_share_blocks_no_other_split(source, target):
+    conversion = planned(source, target, replace(ranks_of(FOUR), ranks=(0, 1)), LIMITS).conversion
+    target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion)))
+    with pytest.raises(TargetInUse, match="writing some of these ranks"):
+        share(source, target, 0)
+    target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion).ended()))
+    for rank in range(4):
+        share(source, target, rank)
+    assert reshard.verify(target.url, source=source.url).is_ok
+
+
+def test_a_neighbour_s_broken_manifest_does_not_fail_a_run(source, target):
+    share(source, target, 1, 2)
+    key = "to/reshard-manifest-ranks_1-2.json"
+    body = stored(target)["reshard-manifest-ranks_1-2.json"]
+    share(source, target, 0)
+    target.store.put(key, body[: len(body) // 2])
+    share(source, target, 3)
+    assert MANIFEST_KEY not in stored(target)

@@ -25,7 +25,7 @@ axes: {mp: 64}
 rules:
   - {match: "*.inner", split: [null, mp]}
   - {match: "*.middle", split: [null, mp, null]}
-  - {match: "*.outer", split: [mp]}
+  - {match: "*.outer", optional: true, split: [mp]}
   - {match: "*", split: []}
 """
 
@@ -231,8 +231,29 @@ def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
     monkeypatch.setattr(MemoryStore, "put", failing)
     monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
     with pytest.raises(RuntimeError, match="made up"):
-        reshard.convert(plan=plan)
+        reshard.convert(plan=plan, on_failure="undo")
     assert not outputs("two")
+    assert not staged_objects()
+
+
+def test_chunks_are_kept_for_the_next_run_if_the_second_pass_fails(lab, monkeypatch):
+    plan = planned("two", staging="always")
+    put = MemoryStore.put
+
+    def failing(store, key, body):
+        if key.startswith("two/rank"):
+            raise RuntimeError("made up")
+        return put(store, key, body)
+
+    with monkeypatch.context() as context:
+        context.setattr(MemoryStore, "put", failing)
+        context.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
+        with pytest.raises(RuntimeError, match="made up"):
+            reshard.convert(plan=plan)
+    kept = staged_objects()
+    assert kept
+    reshard.convert(plan=plan)
+    assert reshard.verify("memory://staging/two").is_ok
     assert not staged_objects()
 
 
@@ -396,5 +417,5 @@ def test_chunks_that_cannot_be_removed_after_a_failure_are_told(lab, monkeypatch
     monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key: failing(store, key, b""))
     monkeypatch.setattr(MemoryStore, "delete", refused)
     with pytest.raises(Denied, match="made up") as failure:
-        reshard.convert(plan=plan)
+        reshard.convert(plan=plan, on_failure="undo")
     assert any("a.inner/c/0/0" in problem and "not allowed" in problem for problem in failure.value.problems)

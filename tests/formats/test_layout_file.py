@@ -349,3 +349,25 @@ def test_any_values(axes, split, shard, stages):
     for top in ({"axes": {"mp": 2, "dp": 4}, "rules": rules}, {"axes": axes, "rules": split, "stages": stages}):
         with contextlib.suppress(FormatError, StrategyError):
             parse(json.dumps(top)).strategy({"w": (4, 4), "layers.0.b": (4,), "s": ()})
+
+
+def test_rules_that_match_nothing():
+    rules = b"[{match: [a.*, b.*], split: [mp]}, {match: c.*, split: [mp]%s}, {match: '*', split: []}]"
+    text = b"axes: {mp: 2}\nrules: " + rules
+    shapes = {"a.w": (4,), "z": (4,)}
+    with pytest.raises(StrategyError) as caught:
+        parse(text % b"").strategy(shapes)
+    assert caught.value.problems == ("rule 2 (c.*): it matches no tensor; add optional: true if it need not",)
+    for rules in (parse(text % b", optional: true"), parse(text % b"")):
+        others = () if rules.rules[1].optional else ("c.left_out",)
+        assert rules.strategy(shapes, others).names == shapes.keys()
+    with pytest.raises(FormatError, match="optional: expected true or false"):
+        parse(text % b", optional: 1")
+
+
+def test_stages_that_hold_nothing():
+    text = b"axes: {pp: 2}\nrules: [{match: '*', split: []}]\nstages: [{layers: 0-3}, {layers: 4-7}]"
+    shapes = {f"layers.{i}.w": (4,) for i in range(4)}
+    with pytest.raises(StrategyError, match="stage 1: it holds no tensor"):
+        parse(text).strategy(shapes)
+    assert parse(text).strategy(shapes, ["layers.5.w"]).stage_count == 2

@@ -11,7 +11,7 @@ from support.planning import plan_for
 
 import reshard
 from reshard.engine.events import ignore
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.sources import SourceOptions, read_tree
 from reshard.engine.workers import working
 from reshard.errors import FormatError, PlanError
@@ -141,5 +141,5 @@ def converted(src: str, dst: str, container: Container, pattern=None, new_names=
         for old, new in (new_names or {}).items()
     }
     plan = plan_for(catalog, TreeTarget(container), target.url, Limits(), renamed=renamed)
-    execute(plan, source, target, overwrite=False, listener=ignore)
+    execute(plan, source, target, policy=Policy(overwrite=False), listener=ignore)
     assert reshard.verify(dst).is_ok

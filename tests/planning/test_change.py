@@ -44,7 +44,10 @@ def test_floats_are_cast_and_nothing_else():
     found = made(Change(dtype=DType.F32))
     assert dtypes(found) == {"a.weight": "F32", "b.weight": "F32", "step": "I64", "packed": "F4"}
     assert kernels(found) == {"a.weight": "cast"}
-    assert found.notes == ("cast: 1 tensors, BF16 to F32",)
+    assert found.notes == (
+        "cast: 1 tensors, BF16 to F32",
+        "1 tensors stay F4: no scales NAME_scale_inv are beside them: packed",
+    )
 
 
 def test_kept_names_are_those_of_the_target():

@@ -81,7 +81,7 @@ def test_money_by_hand():
     source, target = money(COST, ("AWS S3", "AWS S3"), (AWS, AWS), **counted)
     assert source.requests == pytest.approx((12800 + 100) / 1000 * 0.0004)
     assert (source.egress, source.egress_outside) == (0, pytest.approx(9))
-    assert target.requests == pytest.approx((6400 + 2 + 16 + 1) / 1000 * 0.005)
+    assert target.requests == pytest.approx((6400 + 4 + 16 + 3) / 1000 * 0.005)
     assert (target.egress, target.egress_outside) == (0, 0)
     assert (source.storage_month, target.storage_month) == (0, pytest.approx(2.3))
     [source, _] = money(COST, ("AWS S3", "AWS S3"), (AWS, AWS), "internet", **counted)
@@ -92,8 +92,10 @@ def test_copies_are_requests_and_no_egress():
     copied = replace(IDLE, copied_bytes=GIB, copy_count=2000)
     source, target = money(copied, ("Huawei OBS", "Huawei OBS"), (OBS, OBS), "internet")
     assert source.total == 0
-    assert target.requests == pytest.approx((2000 + 2 + 1) / 1000 * 0.001)
-    assert RequestCounts.of(copied).total == 2000 + 4  # the record, the manifest, a listing, and the record removed
+    assert target.requests == pytest.approx((2000 + 3 + 3) / 1000 * 0.001)
+    assert (
+        RequestCounts.of(copied).total == 2000 + 8
+    )  # record, journal and manifest, three listings, and record and journal removed
 
 
 def test_currencies_are_not_added():

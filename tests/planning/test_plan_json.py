@@ -268,7 +268,7 @@ def test_remarks_for_people_are_not_in_the_id_of_a_conversion(given):
 
 OTHER_CHANGES = {
     "family": "qwen2_5", "family_file": "a", "direction": "to_hf", "naming": "mcore", "options": {}, "config": {},
-    "dtype": None, "kept": frozenset(), "scalings": {}, "transposed": True,
+    "dtype": None, "kept": frozenset(), "scalings": {}, "transposed": True, "on_overflow": "saturate",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from support.planning import plan_for
 
 from reshard.engine.events import Listener, ignore
-from reshard.engine.execute import execute
+from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import Manifest
 from reshard.engine.sources import SourceOptions, read_catalog
 from reshard.engine.workers import working
@@ -71,4 +71,4 @@ def convert(
 ) -> tuple[Plan, Manifest]:
     """Plan and execute."""
     plan = planned(source, target, wished, limits, strategy, copy_bases)
-    return plan, execute(plan, source, target, overwrite=overwrite, listener=listener)
+    return plan, execute(plan, source, target, policy=Policy(overwrite=overwrite), listener=listener)

@@ -6,16 +6,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..engine.sources.strategy_files import read_object
-from ..errors import NotFound, UsageError, option
+from ..engine.sources.tied_copies import compare_copies
+from ..engine.workers import working
+from ..errors import NotFound, PlanError, StrategyError, UsageError, option, raise_all
+from ..models.compiling import copies_to_drop
+from ..models.concatenated_runs import BLOCKS, blocks_for_cuts, has_contiguous_runs, run_axes
 from ..models.detecting import Detection, detect
-from ..models.family_file import FamilyKey, OwnFamily
+from ..models.expected_shapes import expected_shapes, multiplied_shapes
+from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.inferring import infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
 from ..models.parallel_rules import load_layouts, naming_of
-from ..models.parallel_strategy import derive_strategy
-from ..planning.catalog import Catalog, SourceObject
+from ..models.parallel_strategy import derive_strategy, unchecked_heads, whole_embeddings
+from ..models.pattern import name_key
+from ..models.training_names import weight_of
+from ..planning.catalog import Catalog, Entry, SourceObject, SourceSharding
 from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
@@ -40,20 +47,26 @@ def change_of(
     """
     specs = {renamed[e.spec.name]: replace(e.spec, name=renamed[e.spec.name]) for e in catalog.entries}
     config = load_config(request.config, request.src)
+    notes = check_whole_shapes(catalog, config)
     change = Change(config=config, dtype=_DTYPES[request.dtype] if request.dtype else None)
+    change = replace(change, on_overflow=request.on_overflow or change.on_overflow)
     if request.lora or request.merge_lora:
         scaled, transposed = _adapters(request, catalog, specs)
         change = replace(change, scalings=scaled, transposed=transposed)
-    notes: list[str] = []
     if request.to:
-        change, notes = _with_rules(change, request, specs, parallel)
+        change, told = _with_rules(change, request, specs, parallel)
+        notes += told
+        if change.direction == "to_hf":
+            cut = ((renamed[entry.spec.name], entry) for entry in catalog.entries)
+            change, told = _with_runs_of_source(change, dict(cut))
+            notes += told
     if request.keep_dtype:
         names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
         chosen = NameFilter(keep=request.keep_dtype)
         if missed := chosen.unmatched_keep(names):
             raise UsageError(f"{option('keep_dtype', ', '.join(missed))} matches no tensor of the target")
         change = replace(change, kept=frozenset(name for name in names if chosen.is_kept(name)))
-    if change == Change(config=config):
+    if change == Change(config=config, on_overflow=change.on_overflow):
         return Change(), notes  # a plan does not depend on what no option asks for
     return change, notes
 
@@ -140,42 +153,129 @@ def _adapters(request: Request, catalog: Catalog, specs: Mapping[str, TensorSpec
     return scalings(found.pairs, request.lora_scaling, None if request.lora_scaling is not None else config), transposed
 
 
+def check_whole_shapes(catalog: Catalog, config: Mapping[str, object]) -> list[str]:
+    """Refuse whole tensors, joined of the pieces of ranks, whose sizes no cut of the model in config.json explains.
+
+    Raise StrategyError for all of them. Names of no known family, and what the config does not state, say nothing; one
+    that contradicts tensors that no rank cuts is of another model, and noted.
+    """
+    listed = {e.spec.name: e.spec.shape for e in catalog.entries if e.cuts}
+    cut = {e.spec.name: e.spec.shape for e in catalog.entries if max(e.cuts, default=1) > 1}
+    if not config or not cut:
+        return []
+    try:
+        found = detect(config, [name for name in listed if not is_adapter_name(name)])
+        expected = expected_shapes(found, config)
+    except PlanError:
+        return []
+    for name in listed:
+        wanted = expected.get(name_key(weight_of(name)))
+        if name not in cut and wanted is not None and wanted != listed[name]:
+            return [f"config.json is not of this model: {name} is {list(listed[name])}, by it {list(wanted)}"]
+    wrong = list(multiplied_shapes(cut, expected))
+    raise_all(
+        StrategyError,
+        f"{catalog.url}: by the source's strategy its tensors have other sizes than config.json gives this model",
+        [f"{name}: {list(cut[name])}, expected {list(shape)}" for name, shape in wrong],
+        "Is this the strategy that these shards were written under, and that model's config.json?",
+    )
+    return []
+
+
+def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, concurrency: int) -> list[str]:
+    """Compare what the rules drop as copies of other tensors, and note it; raise CatalogError for what differs."""
+    if not change.family:
+        return []
+    family = load_family(change.family_key)
+    copies = copies_to_drop(family, change.direction, change.naming, change.options, change.config)
+    own = {new: old for old, new in renamed.items()}
+    held = {own[name]: own[of] for name, of in copies.items() if name in own and of in own}
+    if not held:
+        return []
+    places = [open_source(catalog.url), *map(open_source, catalog.others)]
+    with working(concurrency, *(place.store for place in places)) as workers:
+        return compare_copies(catalog, held, places, workers)
+
+
+# Runs of several parts in one tensor.
+
+
+def _with_runs_of_source(change: Change, entries: Mapping[str, Entry]) -> tuple[Change, list[str]]:
+    """Take from the source's layouts how many runs its tensors hold, or check the number that was given."""
+    given = _given_blocks(change)
+    if not (has_contiguous_runs(change.family_key, change.naming, change.options) or given):
+        return change, []
+    axes = run_axes(load_family(change.family_key), change.naming, change.options, change.config)
+    cuts = [(name, entry.cuts) for name, entry in entries.items() if entry.cuts]
+    found = blocks_for_cuts(axes, cuts, given, "source")
+    if found is None and given is None:
+        unsure = [n for n, e in entries.items() if name_key(n) in axes and e.sharding is SourceSharding.SHARDED]
+        raise_all(
+            UsageError,
+            "the source does not tell how many runs of several parts its tensors hold",
+            unsure,
+            f"Give the tensor-parallel size of the job that wrote them: {option('option', f'{BLOCKS}=N')}.",
+        )
+    return _with_blocks(change, found, "source")
+
+
+def with_runs_of_target(change: Change, strategy: Strategy | None) -> tuple[Change, list[str]]:
+    """Make as many runs as the target's strategy cuts tensors of several parts into, or check the given number.
+
+    Raise StrategyError for a strategy that cuts such tensors differently, and UsageError for another given number.
+    """
+    if change.direction != "to_ms" or strategy is None:
+        return change, []
+    given = _given_blocks(change)
+    if not (has_contiguous_runs(change.family_key, change.naming, change.options) or given):
+        return change, []
+    axes = run_axes(load_family(change.family_key), change.naming, change.options, change.config)
+    cuts = [(name, layout.cuts) for stage in strategy.stages for name, layout in stage.items()]
+    return _with_blocks(change, blocks_for_cuts(axes, cuts, given, "target"), "target")
+
+
+def _given_blocks(change: Change) -> int | None:
+    value = str(change.options.get(BLOCKS, ""))
+    return int(value) if value.isdigit() else None
+
+
+def _with_blocks(change: Change, blocks: int | None, side: str) -> tuple[Change, list[str]]:
+    if blocks is None or BLOCKS in change.options:
+        return change, []
+    note = f"{BLOCKS} is {blocks}: the {side} strategy cuts tensors of several parts into as many pieces"
+    return replace(change, options={**change.options, BLOCKS: blocks}), [note]
+
+
 # Strategies from the sizes of a parallel job.
 
 
 def strategy_from_parallel(
     parallel: ParallelConfig, change: Change, specs: Iterable[TensorSpec], request: Request
-) -> Strategy:
-    """Make the layouts that training, or serving, with these sizes has."""
+) -> tuple[Strategy, list[str]]:
+    """Make the layouts that training, or serving, with these sizes has, with notes on what people may not expect."""
     by_name = {spec.name: spec for spec in specs}
     shapes: dict[str, Shape] = {name: spec.shape for name, spec in by_name.items()}
     family: FamilyKey | None = change.family_key or load_family_key(request.family)
     naming = change.naming or request.naming
     if change.direction == "to_hf":
         naming = "hf"
-    family = family or detect(change.config, shapes).family.name
+    # A change that no option asks for says nothing of the model, but heads are cut all the same.
+    config = change.config or load_config(request.config, request.src)
+    family = family or detect(config, shapes).family.name
     naming = naming if naming and naming in load_layouts(family) else naming_of(family, shapes)
-    return derive_strategy(
+    options = dict(change.options if change.family else request.option or {})
+    if change.direction == "to_ms" and BLOCKS not in options and has_contiguous_runs(family, naming, options):
+        options[BLOCKS] = parallel.mp
+    strategy = derive_strategy(
         family,
         naming,
         parallel,
         shapes,
         nbytes={name: spec.nbytes for name, spec in by_name.items()},
-        config=change.config,
-        options=dict(change.options),
+        config=config,
+        options=options,
     )
-
-
-def embedding_notes(parallel: ParallelConfig | None, change: Change) -> list[str]:
-    """Note embeddings that parallel sizes leave whole, where people may not expect it."""
-    if parallel is None or change.naming == "mcore" or change.direction == "to_hf":
-        return []
-    if not parallel.vocab_emb_dp or parallel.mp * parallel.cp == 1 or parallel.pp > 1:
-        return []
-    return [
-        "vocab_emb_dp is true, MindSpore Transformers' default: embedding and output layer are whole on "
-        "every rank; vocab_emb_dp=false cuts them"
-    ]
+    return strategy, [*whole_embeddings(family, naming, parallel, strategy), *unchecked_heads(parallel, config)]
 
 
 # Companions of Hugging Face's weights.

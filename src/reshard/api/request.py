@@ -122,6 +122,15 @@ class Request:
         "Data type of floating-point tensors in the target; FP8 is dequantised first.", CHANGES, "fp32", "fp16", "bf16"
     )
     keep_dtype: tuple[str, ...] = _several("Tensors of the target that keep their data type.", "PATTERN", CHANGES)
+    on_overflow: str | None = _choice(
+        "What becomes of values that the new data type cannot hold, as fp16 beyond 65504: infinity, the largest that "
+        "it holds, or the end of the run. They are counted.",
+        CHANGES,
+        "inf",
+        "saturate",
+        "refuse",
+        default="inf",
+    )
     merge_lora: bool = _switch("Merge LoRA adapters in the source into their weights.", CHANGES)
     lora: str | None = _field("Merge the LoRA adapters (PEFT) at this URL.", "URL", CHANGES)
     lora_scaling: float | None = _field(
@@ -210,6 +219,14 @@ class Request:
         default="auto",
     )
     staging_url: str | None = _field("URL of that zarr store.", "URL", RUN, default="beside DST")
+    on_failure: str | None = _choice(
+        "What an error leaves: keep what was sent, for the next run of the same conversion, or undo it.",
+        RUN,
+        "keep",
+        "undo",
+        default="keep",
+    )
+    restart: bool = _switch("Begin anew, whatever an earlier run has left.", RUN)
     keep_staging: bool = _switch("Keep the staged tensors for the next run.", RUN)
 
     @classmethod
@@ -276,7 +293,7 @@ SOURCE_OPTIONS = (
 )
 """Options that concern the source alone."""
 
-RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging")
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart")
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)
@@ -342,6 +359,8 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
             yield UsageError(f"{' and '.join(given)} cannot be used together", hint="Choose one.")
     if request.lora_scaling is not None and not (request.lora or request.merge_lora):
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
+    if request.on_overflow and not (request.dtype or request.to or request.lora or request.merge_lora):
+        yield UsageError(f"{named('on_overflow')} needs {named('dtype')}: nothing else makes values smaller")
     is_for_rules = request.to or request.src_parallel
     if request.option and not is_for_rules and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")

@@ -14,8 +14,9 @@ from ..engine.workers import working
 from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
+from ..models.parallel_config import ParallelConfig
 from ..planning.catalog import Catalog
-from ..planning.change import make_tensors
+from ..planning.change import Change, make_tensors
 from ..planning.conversion import Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import Attachment, TargetTensor
@@ -27,7 +28,14 @@ from ..planning.steps.copies import REPLICAS
 from ..planning.targets.strategy_check import is_state
 from ..storage import Location, open_location, open_source, open_target, shared_connections
 from ..tensor import Strategy
-from .changes import adapters_at, attach_companions, change_of, embedding_notes, strategy_from_parallel
+from .changes import (
+    adapters_at,
+    attach_companions,
+    change_of,
+    check_copies,
+    strategy_from_parallel,
+    with_runs_of_target,
+)
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
@@ -90,13 +98,12 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
     request, chosen = hooks.choose_rules(request, catalog, target_files)
     change, notes = change_of(request, catalog, renamed, parallel)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
-    catalog = with_notes(catalog, *chosen, *notes, *embedding_notes(parallel, change))
+    compared = check_copies(catalog, renamed, change, limits.concurrency)
+    catalog = with_notes(catalog, *chosen, *notes, *compared)
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
-    strategy = None
-    if target_files is not None:
-        strategy = target_files.strategy({each.spec.name: each.spec for each in tensors}, local=False)
-    elif parallel is not None:
-        strategy = strategy_from_parallel(parallel, change, [each.spec for each in tensors], request)
+    strategy, notes = _target_strategy(target_files, parallel, change, tensors, catalog, request)
+    change, more = with_runs_of_target(change, strategy)
+    catalog = with_notes(catalog, *notes, *more)
     # Now that the source is known, an original command may decide the rest.
     request, decided = hooks.complete(request, Headers(catalog, wanted.strategy, strategy))
     catalog, saved_at = _with_resume_point(with_notes(catalog, *decided), request, tensors, limits.concurrency)
@@ -107,6 +114,21 @@ def resolve(request: Request, on_event: Listener = ignore, hooks: Hooks | None =
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)
     return Resolved(conversion, limits, copy_bases(base, catalog, request), _staging_mode(base, catalog, request))
+
+
+def _target_strategy(
+    files: StrategySource | None,
+    parallel: ParallelConfig | None,
+    change: Change,
+    tensors: Sequence[TargetTensor],
+    catalog: Catalog,
+    request: Request,
+) -> tuple[Strategy | None, list[str]]:
+    """Make the strategy that cuts the target, with notes for the reader; None for a full checkpoint."""
+    specs = [each.spec for each in tensors]
+    if files is not None:
+        return files.strategy({spec.name: spec for spec in specs}, local=False, others=catalog.dropped), []
+    return (None, []) if parallel is None else strategy_from_parallel(parallel, change, specs, request)
 
 
 def _read_headers(request: Request, wanted: SourceOptions, concurrency: int) -> Catalog:

@@ -10,7 +10,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from ..engine.events import Listener, Noted, ignore
-from ..engine.execute import execute
+from ..engine.execute import Policy, execute
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.outcome import find_outcome, finish_outcome
 from ..engine.shares import read_shares
@@ -190,8 +190,7 @@ def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:
         open_source(plan.catalog.url),
         open_target(plan.conversion.target_url),
         others=[open_source(url) for url in plan.catalog.others],
-        overwrite=request.replaces,
-        keep_staging=request.keep_staging,
+        policy=Policy(request.replaces, request.on_failure != "undo", request.restart, request.keep_staging),
         listener=on_event,
     )
 

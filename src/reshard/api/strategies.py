@@ -16,14 +16,11 @@ from ..formats.mindspore.strategy_file import StrategyFile, split_stage
 from ..formats.mindspore.strategy_json import encode_json
 from ..formats.mindspore.strategy_merge import from_strategy, merge_strategy_files, stage_files
 from ..formats.mindspore.strategy_protobuf import encode_protobuf
-from ..models.detecting import detect
-from ..models.parallel_rules import naming_of
-from ..models.parallel_strategy import derive_strategy
-from ..planning.change import make_tensors
+from ..planning.change import Change, make_tensors
 from ..storage import shared_connections
 from ..tensor import Strategy, TensorSpec
 from .changes import change_of, strategy_from_parallel
-from .contents import YAML, inspect, load_config, load_family_key, load_parallel, load_strategy_source
+from .contents import YAML, inspect, load_parallel, load_strategy_source
 from .request import STRATEGY_OPTIONS, Request
 from .statements import save
 from .strategy_set import is_strategy_prefix, write_strategy_set
@@ -87,25 +84,12 @@ def make_strategy(dst: str, *, checkpoint: str, parallel: str, overwrite: bool =
     request = Request.of(("src", *STRATEGY_OPTIONS), **(options | {"src": checkpoint, "parallel": parallel}))
     sizes = load_parallel(parallel)  # first: what is wrong with it needs no store
     catalog = inspect(checkpoint)
+    change = Change()
     if request.to is not None:
         names = {entry.spec.name: entry.spec.name for entry in catalog.entries}
         change, _ = change_of(request, catalog, names, sizes)
-        specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
-        strategy = strategy_from_parallel(sizes, change, specs, request)
-    else:
-        specs = [entry.spec for entry in catalog.entries]
-        config = load_config(request.config, checkpoint)
-        shapes = {spec.name: spec.shape for spec in specs}
-        family = load_family_key(request.family) or detect(config, shapes).family.name
-        strategy = derive_strategy(
-            family,
-            request.naming or naming_of(family, shapes),
-            sizes,
-            shapes,
-            nbytes={spec.name: spec.nbytes for spec in specs},
-            config=config,
-            options=request.option,
-        )
+    specs = [tensor.spec for tensor in make_tensors(catalog, {}, change).tensors]
+    strategy, _ = strategy_from_parallel(sizes, change, specs, request)
     save_strategy(strategy, dst, {spec.name: spec for spec in specs}, overwrite=overwrite)
     return strategy
 

@@ -34,6 +34,8 @@ _COMMANDS = {
         "modelarts": Listed(
             "modelarts_command", "Do one node's share of a conversion, as the boot file of a ModelArts job."
         ),
+        "runs": Listed("runs_commands", "List the runs below a prefix that have not finished."),
+        "abort": Listed("runs_commands", "Remove what runs that have ended early have left at a target."),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {

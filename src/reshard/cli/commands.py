@@ -113,3 +113,7 @@ def verify(
     if report.problems:
         hint = f"Convert again with {option('overwrite')}."
         raise VerifyError(f"{url}: {len(report.problems)} differences from the source", hint=hint)
+    if report.missing_ranks:
+        count = len(report.missing_ranks)
+        hint = "Convert them to the same target; a share alone is verified by its manifest."
+        raise VerifyError(f"{url}: {count} ranks are missing", hint=hint)

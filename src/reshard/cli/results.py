@@ -59,6 +59,7 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
             *([("skipped", "an earlier run has finished this; its objects are there, unchanged")] * manifest.was_done),
             ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
             ("manifest", f"{manifest.conversion.target_url}/{manifest.conversion.manifest_key}"),
+            *overflow_facts(manifest),
             *note_facts(manifest.conversion.notes),
         ]
     )
@@ -66,6 +67,15 @@ def show_manifest(manifest: Manifest, form: OutputForm) -> None:
         (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
     ]
     print_rows(("output", "size", "crc32c"), rows, 20)
+
+
+def overflow_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Say how many values their new data type could not hold."""
+    if not manifest.overflows:
+        return []
+    some = ", ".join(f"{name} ({count})" for name, count in list(manifest.overflows.items())[:5])
+    more = ", ..." if len(manifest.overflows) > 5 else ""
+    return [("overflow", f"{sum(manifest.overflows.values())} values beyond their data type: {some}{more}")]
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def show_report(report: Report, form: OutputForm) -> None:
         return
     verdict = "all compared bytes match" if report.checked_bytes else "nothing was compared"
     if report.missing_ranks:
-        verdict += f"; incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
+        verdict = f"incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
     if report.problems:
         verdict = f"{len(report.problems)} differences"
     compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"

@@ -124,7 +124,8 @@ def _missing_copies(headers: Headers) -> int:
     """Count the ranks that lack a tensor that the source's strategy gives them, over all tensors."""
     assert headers.source_strategy is not None
     entries = headers.catalog.entries
-    strategy = headers.source_strategy.strategy({entry.spec.name: entry.spec for entry in entries}, local=False)
+    specs = {entry.spec.name: entry.spec for entry in entries}
+    strategy = headers.source_strategy.strategy(specs, local=False, others=headers.catalog.dropped)
     held = [
         {index for placement in entry.placements for index, _ in placement.holders}
         for entry in entries

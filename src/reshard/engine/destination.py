@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import FormatError, NotFound, SourceChanged, TargetExists, option, raise_all
+from ..errors import FormatError, NotFound, SourceChanged, TargetExists, TargetInUse, option, raise_all
 from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.plan import Plan
 from ..planning.plan_json import conversion_ids
-from ..planning.share_documents import record_key_of, shared_ranks
+from ..planning.share_documents import is_record_key, record_key_of, shared_ranks
 from ..planning.targets import is_checkpoint_object
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.written_keys import is_written_key
 from ..storage import Location, ObjectInfo
 from ..tensor import ByteRange
+from .claim import Claim, in_use, is_dead
 from .locations import Locations
 from .manifest import START_BYTES, decode_manifest, ids_at_start
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record
@@ -33,46 +34,50 @@ class Destination:
     before
         Etags of the objects that will be replaced, by key.
     obsolete
-        Keys of manifests that must go before anything new becomes visible: they vouch for what is replaced.
+        Etags of manifests that must go before anything new becomes visible, by key: they vouch for what is replaced.
     leftovers
         Keys that an earlier conversion wrote and this one does not: no reader may mix old and new.
     """
 
     before: Mapping[str, str] = field(default_factory=dict)
-    obsolete: tuple[str, ...] = ()
+    obsolete: Mapping[str, str] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
 
 
-def check_target(plan: Plan, locations: Locations, *, overwrite: bool) -> Destination:
+def check_target(plan: Plan, locations: Locations, *, overwrite: bool, claim: Claim | None = None) -> Destination:
     """Look at a target before a run.
 
-    Objects of a run of the same conversion that ended early are this run's to replace. Raise TargetExists if other
+    Objects of a run of the same conversion that ended early are this run's to replace; a ``claim`` of this run
+    has replaced that run's record, and knows it. Raise TargetExists if other
     outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
     for _ in range(_LOOKS):
         try:
-            return _look_at(plan, locations, overwrite=overwrite)
+            return _look_at(plan, locations, claim, overwrite=overwrite)
         except (NotFound, SourceChanged):  # another share has just removed its record, or written its manifest
             continue
-    return _look_at(plan, locations, overwrite=overwrite)
+    return _look_at(plan, locations, claim, overwrite=overwrite)
 
 
-def _look_at(plan: Plan, locations: Locations, *, overwrite: bool) -> Destination:
+def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite: bool) -> Destination:
     target, conversion = locations.target, plan.conversion
     scope, wanted = conversion.target.scope, {*conversion.keys, conversion.manifest_key}
     found = _found(conversion, target, wanted)
     record_key = record_key_of(conversion.manifest_key)
     own_id, whole_id = conversion_ids(conversion)
     before = {key: info.etag for key, info in found.items() if key in wanted}
-    if before and not overwrite and _conversion_of_record(target, found.get(record_key)) != own_id:
+    earlier = claim.earlier if claim else _record(target, found.get(record_key))
+    left_by = earlier.conversion_id if earlier else ""
+    if before and not overwrite and left_by != own_id:
         raise TargetExists(
             f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
             problems=sorted(before),
             hint=f"Give {option('overwrite')} to replace them, or another destination.",
         )
     if scope is None:  # every object is independent of its neighbours
-        return Destination(before, _own_manifest(conversion, before))
+        return Destination(before, {key: before[key] for key in _own_manifest(conversion, before)})
     neighbours = _Neighbours.of(conversion, target, found, whole_id)
+    neighbours.check_alive(conversion, target)
     if not overwrite:
         neighbours.check(conversion, target)
     others = [key for key in found if key.startswith(scope) and key not in wanted]
@@ -94,20 +99,22 @@ def _look_at(plan: Plan, locations: Locations, *, overwrite: bool) -> Destinatio
         [key for key in leftovers if target.child(key).identity in read],
         hint="Choose another destination.",
     )
-    obsolete = {*old, *neighbours.replaced(conversion)}
-    return Destination(before, tuple(sorted(obsolete)), leftovers)
+    obsolete = {key: found[key].etag for key in sorted({*old, *neighbours.replaced(conversion)}) if key in found}
+    return Destination(before, obsolete, leftovers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Neighbours:
-    """The documents of other runs at one target: shares of the same conversion, and manifests of other ones.
+    """The documents of other runs at one target.
 
-    ``ranks`` are those of each share's document by its key; ``whole`` is whether the manifest of the same conversion's
-    whole is there.
+    ``ranks`` are those of every share of the same conversion, finished or alive, by the key of its document;
+    ``foreign`` are keys of manifests of other conversions, and ``living`` are the records of runs of other conversions
+    that are alive. ``has_whole`` is whether the manifest of the same conversion's whole is there.
     """
 
     ranks: Mapping[str, tuple[range, ...]]
     foreign: tuple[str, ...]
+    living: tuple[RunRecord, ...]
     has_whole: bool
 
     @classmethod
@@ -115,17 +122,38 @@ class _Neighbours:
         cls, conversion: Conversion, target: Location, found: Mapping[str, ObjectInfo], whole_id: str
     ) -> _Neighbours:
         own = {conversion.manifest_key, record_key_of(conversion.manifest_key)}
-        ranks, foreign, has_whole = dict[str, tuple[range, ...]](), list[str](), False
+        everyone = (range(len(rank_keys)),) if (rank_keys := _rank_of_key(conversion)) else ()
+        ranks, foreign, living, has_whole = dict[str, tuple[range, ...]](), list[str](), list[RunRecord](), False
         for key, info in found.items():
-            if key in own or not (key == MANIFEST_KEY or shared_ranks(key)):
+            if key in own or not (key in _OF_THE_WHOLE or shared_ranks(key)):
                 continue
-            if _whole_id(target, key, info) != whole_id:
-                foreign += [key] * key.startswith(MANIFEST_KEY[: -len(".json")])  # a dead run's record harms nobody
+            if is_record_key(key):
+                record = _record(target, info)
+                if record is None or is_dead(target.child(key), record):
+                    continue  # a dead run harms nobody
+                if record.whole_id == whole_id:
+                    ranks[key] = shared_ranks(key) or everyone
+                else:
+                    living.append(record)
+            elif _whole_id(target, info) != whole_id:
+                foreign.append(key)
             elif key == MANIFEST_KEY:
                 has_whole = True
             else:
                 ranks[key] = shared_ranks(key)
-        return cls(ranks, tuple(foreign), has_whole)
+        return cls(ranks, tuple(foreign), tuple(living), has_whole)
+
+    def check_alive(self, conversion: Conversion, target: Location) -> None:
+        """Refuse a target where other runs are writing what this one writes, or what readers would take for it."""
+        for record in self.living:
+            raise in_use(target, record)
+        own = _own_ranks(conversion)
+        raise_all(
+            TargetInUse,
+            f"{target.url}: other runs of this conversion are writing some of these ranks",
+            [key for key in self._overlapping(own) if is_record_key(key)],
+            hint="Give every run ranks of its own, or wait until those have ended.",
+        )
 
     def check(self, conversion: Conversion, target: Location) -> None:
         """Refuse a target of another conversion, and a share that overlaps another one."""
@@ -135,36 +163,46 @@ class _Neighbours:
             self.foreign,
             hint=f"Give {option('overwrite')} to replace what it wrote, or another destination.",
         )
-        own = _own_ranks(conversion)
-        raise_all(
-            TargetExists,
-            f"{target.url}: other runs of this conversion write some of these ranks",
-            [key for key, spans in self.ranks.items() if any(rank in span for span in spans for rank in own)],
-            hint="Give every run ranks of its own.",
-        )
+        if conversion.whole is not conversion:
+            raise_all(
+                TargetExists,
+                f"{target.url}: other runs of this conversion have written some of these ranks",
+                self._overlapping(_own_ranks(conversion)),
+                hint=f"Give every run ranks of its own, or {option('overwrite')} to write these again.",
+            )
+
+    def _overlapping(self, own: Collection[int]) -> list[str]:
+        return [key for key, spans in self.ranks.items() if any(rank in span for span in spans for rank in own)]
 
     def keys_of_shares(self, conversion: Conversion, *, overwrite: bool) -> Collection[str]:
         """Return the keys that other shares of the conversion write; with ``overwrite``, may be about to write."""
-        target = conversion.target
-        if not isinstance(target, RankTarget) or target.whole is target:
+        if conversion.whole is conversion:
             return ()
+        rank_of_key = _rank_of_key(conversion)
         if overwrite or self.has_whole:
-            return target.rank_of_key.keys()
+            return rank_of_key.keys()
         theirs = [span for spans in self.ranks.values() for span in spans]
-        return {key for key, rank in target.rank_of_key.items() if any(rank in span for span in theirs)}
+        return {key for key, rank in rank_of_key.items() if any(rank in span for span in theirs)}
 
     def replaced(self, conversion: Conversion) -> Iterable[str]:
         """Return the manifests of the same conversion that vouch for what this run writes again."""
         if conversion.whole is not conversion:
             return [MANIFEST_KEY] if self.has_whole else []
-        return [key for key in self.ranks if "manifest" in key]
+        return [key for key in self.ranks if not is_record_key(key)]
 
 
-def _own_ranks(conversion: Conversion) -> frozenset[int]:
+_OF_THE_WHOLE = (MANIFEST_KEY, record_key_of(MANIFEST_KEY))
+
+
+def _own_ranks(conversion: Conversion) -> Collection[int]:
+    """Return the ranks that a conversion writes; none for a target without ranks."""
     target = conversion.target
-    if not isinstance(target, RankTarget) or target.whole is target:
-        return frozenset()
-    return frozenset(target.ranks)
+    return frozenset(target.ranks) if isinstance(target, RankTarget) else frozenset()
+
+
+def _rank_of_key(conversion: Conversion) -> Mapping[str, int]:
+    target = conversion.target
+    return target.rank_of_key if isinstance(target, RankTarget) else {}
 
 
 def _found(conversion: Conversion, target: Location, wanted: Iterable[str]) -> dict[str, ObjectInfo]:
@@ -181,23 +219,14 @@ def _own_manifest(conversion: Conversion, before: Collection[str]) -> tuple[str,
     return (conversion.manifest_key,) if conversion.manifest_key in before else ()
 
 
-def _conversion_of_record(target: Location, info: ObjectInfo | None) -> str:
-    """Return the id of the conversion that a run's record is about, empty if there is none."""
-    record = _record(target, info)
-    return record.conversion_id if record else ""
-
-
 def _record(target: Location, info: ObjectInfo | None) -> RunRecord | None:
     if info is None or info.nbytes > MAX_RECORD_BYTES:
         return None
     return decode_record(target.store.read(info.key, ByteRange(0, info.nbytes), info.etag), info.key)
 
 
-def _whole_id(target: Location, key: str, info: ObjectInfo) -> str:
-    """Return the id of the whole conversion that a document is about, empty if it tells none."""
-    if "manifest" not in key:
-        record = _record(target, info)
-        return record.whole_id if record else ""
+def _whole_id(target: Location, info: ObjectInfo) -> str:
+    """Return the id of the whole conversion that a manifest is about, empty if it tells none."""
     ids = ids_at_start(target.store.read(info.key, ByteRange(0, min(info.nbytes, START_BYTES)), info.etag))
     return ids[1] if ids else ""
 

@@ -1,21 +1,50 @@
-"""Carries out a plan: transfer, commit, manifest. On any failure nothing of it stays."""
+"""Carries out a plan: claim, transfer, commit, manifest. What ends early is kept for the next run, or undone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from ..errors import ReshardError
 from ..planning.plan import Plan
+from ..planning.share_documents import record_key_of
 from ..storage import Location
-from .destination import check_target
+from .claim import Claim, claimed
+from .destination import Destination, check_target
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.threads import ThreadExecutor
+from .journal import Journal, Progressed, journal_keys
 from .locations import Locations, check_source
 from .manifest import Manifest, encode_manifest
-from .session import upload_session
+from .resume import Adopted, adopt, left_by, plan_of_earlier, remove_left
+from .run_record import RunRecord
+from .session import Run, UploadSession, upload_session
 from .shares import join_shares
 from .two_passes import staged
+from .workers import working
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a run deals with what is there, and with its own end.
+
+    Parameters
+    ----------
+    overwrite
+        Whether outputs that exist are replaced.
+    keeps
+        Whether an error leaves what was sent, for the next run of the same conversion; else all is undone.
+    restarts
+        Whether to begin anew, whatever earlier runs have left.
+    keeps_staging
+        Whether staged chunks are kept for other conversions of this source.
+    """
+
+    overwrite: bool = False
+    keeps: bool = False
+    restarts: bool = False
+    keeps_staging: bool = False
 
 
 def execute(
@@ -24,62 +53,110 @@ def execute(
     target: Location,
     *,
     others: Sequence[Location] = (),
-    overwrite: bool = False,
-    keep_staging: bool = False,
+    policy: Policy = Policy(),
     listener: Listener = ignore,
 ) -> Manifest:
     """Make every output of a plan, then the manifest.
 
-    The plan's keys count from ``source``, ``target`` and ``others``, which are those of the catalog. Staged chunks may
-    be kept for other conversions of this source. The listener gets the run's events in this thread.
+    The plan's keys count from ``source``, ``target`` and ``others``, which are those of the catalog. The listener gets
+    the run's events in this thread.
 
     Raise SourceChanged if an object is not the one that the plan was made from, TargetExists if outputs exist and must
-    not be replaced, and StorageError if a store fails or refuses. Whatever is raised, KeyboardInterrupt too, nothing of
-    this run stays in the target.
+    not be replaced, TargetInUse if another run writes there, and StorageError if a store fails or refuses. Whatever is
+    raised, KeyboardInterrupt too, nothing of this run stays in the target, unless the policy keeps it.
     """
     locations = Locations((source, *others), target)
     if plan.staging:  # what would be refused in the second pass is refused before the first
         target.writable_store()
-        check_target(plan, locations, overwrite=overwrite)
+        check_target(plan, locations, overwrite=policy.overwrite)
         listener(Noted(plan.staging_note))
-    first_pass = partial(_execute, overwrite=True, listener=listener)
-    with staged(plan, locations, keep=keep_staging, run=first_pass, listener=listener) as ready:
-        return _execute(ready, locations, overwrite=overwrite, listener=listener)
+    own = Policy(overwrite=True, keeps=policy.keeps, restarts=policy.restarts)
+    first_pass = partial(_execute, policy=own, listener=listener)
+    keeps = policy.keeps_staging
+    with staged(plan, locations, keep=keeps, keep_unfinished=policy.keeps, run=first_pass, listener=listener) as ready:
+        return _execute(ready, locations, policy=policy, listener=listener)
 
 
-def _execute(plan: Plan, locations: Locations, *, overwrite: bool, listener: Listener) -> Manifest:
+def _execute(plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
     """Carry out one pass."""
-    conversion = plan.conversion
-    locations.target.writable_store()
-    found = check_target(plan, locations, overwrite=overwrite)
-    with upload_session(plan, locations, found.before, listener) as session:
-        workers, executor = session.workers, ThreadExecutor(locations, session.workers, session.meter)
+    target = locations.target
+    target.writable_store()
+    check_target(plan, locations, overwrite=policy.overwrite)  # before a claim is written
+    record_place = target.child(record_key_of(plan.conversion.manifest_key))
+    with claimed(record_place, RunRecord.of(plan.conversion), listener) as claim:
+        journal = Journal(record_place, claim.record.run_id, journal_keys(record_place) if claim.earlier else ())
+        found = check_target(plan, locations, overwrite=policy.overwrite, claim=claim)
+        earlier = left_by(record_place, claim.earlier)
+        is_same = claim.earlier is not None and claim.earlier.conversion_id == claim.record.conversion_id
+        # What was there before is what the first of several runs has found: the rest is theirs.
+        before = earlier.before if is_same and earlier.beginning else dict(found.before)
+        made, adopted = _taken_over(plan, earlier, claim, locations, before, policy)
+        if adopted.nbytes:
+            listener(Noted(f"{adopted.nbytes} bytes were sent by an earlier run, and are not sent again"))
+        run = Run(claim, journal, adopted, policy.keeps)
+        with upload_session(made, locations, before, run, listener) as session:
+            manifest = _carry_out(session, locations, found, listener)
+        # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
+        try:
+            session.finish()
+        except ReshardError as error:
+            listener(Noted(f"The record of this run could not be removed: {error.marked_message}"))
+    join_shares(manifest, target)
+    return manifest
+
+
+def _taken_over(
+    plan: Plan, earlier: Progressed, claim: Claim, locations: Locations, before: dict[str, str], policy: Policy
+) -> tuple[Plan, Adopted]:
+    """Take over what earlier runs have left if this is the same conversion; else remove what they have left open."""
+    if claim.earlier is None:
+        return plan, Adopted()
+    is_same = claim.earlier.conversion_id == claim.record.conversion_id
+    again = plan_of_earlier(plan, earlier) if is_same and not policy.restarts else None
+    place = locations.target.child(record_key_of(plan.conversion.manifest_key))
+    if again is None:
+        if not is_same:  # its visible objects are not ours to remove
+            earlier.objects.clear()
+        remove_left(locations.target, place, earlier)
+        return plan, Adopted()
+    with working(again.limits.concurrency, locations.target.store) as workers:
+        return again, adopt(earlier, again, locations, before, workers)
+
+
+def _carry_out(
+    session: UploadSession,
+    locations: Locations,
+    found: Destination,
+    listener: Listener,
+) -> Manifest:
+    """Transfer and commit what is not there yet."""
+    plan, workers = session.plan, session.workers
+    conversion, executor = plan.conversion, ThreadExecutor(locations, workers, session.meter)
+    check_source(plan, locations, workers)
+    session.begin()
+    session.probe()
+    listener(PhaseStarted("transfer"))
+    session.transfer(executor)
+    if session.plan.cost.copied_bytes:  # some stores ignore the etag that a copy is pinned to
         check_source(plan, locations, workers)
-        session.begin()
-        session.probe()
-        listener(PhaseStarted("transfer"))
-        session.transfer(executor)
-        if session.plan.cost.copied_bytes:  # some stores ignore the etag that a copy is pinned to
-            check_source(plan, locations, workers)
-        listener(PhaseStarted("commit"))
-        # Until the new one is written, no manifest vouches for a mix of old and new.
-        workers.map(session.remove, found.obsolete)
-        session.put_small(executor)
-        session.complete()
-        session.replicate(executor)
-        for attachment in conversion.attachments:
-            session.put_document(attachment.key, locations.read(plan, attachment))
-        # The last document makes a checkpoint of the other objects.
-        workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
-        for document in conversion.documents[-1:]:
-            session.put_document(document.key, document.data)
-        workers.map(session.remove, found.leftovers)
-        manifest = Manifest(conversion, plan.limits, session.receipts())
-        session.put_document(conversion.manifest_key, encode_manifest(manifest))
-    # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
-    try:
-        session.remove_record()
-    except ReshardError as error:
-        listener(Noted(f"The record of this run could not be removed: {error.marked_message}"))
-    join_shares(manifest, locations.target)
+    listener(PhaseStarted("commit"))
+    session.check_claim()
+    # Until the new one is written, no manifest vouches for a mix of old and new.
+    workers.map(lambda item: session.remove_unchanged(*item), list(found.obsolete.items()))
+    session.put_small(executor)
+    session.complete()
+    session.replicate(executor)
+    for attachment in conversion.attachments:
+        session.put_document(attachment.key, locations.read(plan, attachment))
+    # The last document makes a checkpoint of the other objects.
+    workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
+    for document in conversion.documents[-1:]:
+        session.put_document(document.key, document.data)
+    workers.map(session.remove, found.leftovers)
+    overflows = session.meter.overflows
+    if note := overflows.note(conversion.change.on_overflow):
+        listener(Noted(note))
+    session.compare()
+    manifest = Manifest(conversion, plan.limits, session.receipts(), overflows=overflows.counts)
+    session.put_document(conversion.manifest_key, encode_manifest(manifest))
     return manifest

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object, shown
-from ..planning.codec import at, decode, each_of, fields_of, integer, refused, text
+from ..planning.codec import at, decode, each_of, fields_of, integer, mapping, refused, text
 from ..planning.conversion import Conversion
 from ..planning.limits import Limits
 from ..planning.outputs.output import group_by_layout
@@ -43,13 +44,14 @@ class Manifest:
     """A finished conversion. It is written last, so every object that it names is complete.
 
     Verifying keeps to the limits that the run kept to. ``was_done`` is set if an earlier run had finished it; it is
-    not stored.
+    not stored. ``overflows`` counts values that their new dtype could not hold, by the source's names of tensors.
     """
 
     conversion: Conversion
     limits: Limits
     receipts: tuple[ObjectReceipt, ...]
     was_done: bool = field(default=False, compare=False)
+    overflows: Mapping[str, int] = field(default_factory=dict)
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             for specs in number_of
         ],
         "limits": asdict(manifest.limits),
+        "overflows": dict(manifest.overflows),
         "conversion": conversion_to_json(conversion),
     }
 
@@ -108,14 +111,16 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     with unreadable("the manifest", where, _HINT):
         receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
         limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
+        found = at("overflows", mapping, body.get("overflows", {}))
+        overflows = {name: at("overflows", integer, count) for name, count in found.items()}
         conversion = conversion_from_json(body.get("conversion"))
         if (body.get("conversion_id"), body.get("whole_id")) != conversion_ids(conversion):
             raise FormatError("the conversion was altered, or another version of reshard wrote it")
-        found, expected = [receipt.key for receipt in receipts], set(conversion.keys)
-        if len(found) != len(expected) or set(found) != expected:
-            strange = sorted(set(found) ^ expected) or [f"{len(found)} outputs"]
+        keys, expected = [receipt.key for receipt in receipts], set(conversion.keys)
+        if len(keys) != len(expected) or set(keys) != expected:
+            strange = sorted(set(keys) ^ expected) or [f"{len(keys)} outputs"]
             raise refused(f"the conversion's {len(expected)}, each once", strange[0], "outputs")
-    return Manifest(conversion, limits, receipts)
+    return Manifest(conversion, limits, receipts, overflows=overflows)
 
 
 def ids_at_start(data: bytes) -> tuple[str, str] | None:

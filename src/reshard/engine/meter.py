@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ..planning.cost.cost import Cost
 from .events import Listener, Progress
+from .kernels.overflow import Overflows
 
 
 class Traffic:
@@ -42,11 +43,12 @@ class Traffic:
 class Meter:
     """Counts reads and writes, and reports them to a listener from the thread that leads.
 
-    In a verification a comparison counts as a write.
+    In a verification a comparison counts as a write. ``overflows`` are values that did not fit their dtype.
     """
 
     def __init__(self, cost: Cost, listener: Listener) -> None:
         self._listener = listener
+        self.overflows = Overflows()
         self.begin(cost)
 
     def begin(self, cost: Cost) -> None:

@@ -10,6 +10,7 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import record_key_of
 from ..storage import Location, ObjectInfo
 from ..tensor import ByteRange
+from .journal import journal_keys
 from .manifest import START_BYTES, Manifest, decode_manifest, ids_at_start
 from .shares import join_shares
 from .sources.strategy_files import read_object
@@ -49,7 +50,8 @@ def finish_outcome(manifest: Manifest, target: Location) -> None:
     """Do what a run does after its manifest, in case that it ended right there."""
     record = target.child(record_key_of(manifest.conversion.manifest_key))
     if record.head_or_none():
-        record.writable_store().delete(record.key)
+        for key in (*journal_keys(record), record.key):
+            record.writable_store().delete(key)
     join_shares(manifest, target)
 
 

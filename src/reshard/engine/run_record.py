@@ -1,4 +1,4 @@
-"""The record that a run keeps at its target while it writes: what it finds of a run before it is told apart by it."""
+"""The record that a run keeps at its target while it writes, and whose process it belongs to."""
 
 from __future__ import annotations
 
@@ -6,34 +6,83 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ..errors import FormatError
 from ..formats.strict_json import parse_json_object
 from ..planning.conversion import Conversion
 from ..planning.plan_json import conversion_ids
 
-_FORMAT = "reshard-run/1"
+_FORMAT = "reshard-run/2"
 MAX_RECORD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """Who writes what: ``whole_id`` is the id of the conversion that this one is a share of, or its own."""
+    """Who writes what, and whether it still does.
+
+    Parameters
+    ----------
+    conversion_id, whole_id
+        The ids of the conversion and of what it is a share of.
+    run_id
+        Of this run; its journal is found by it.
+    source_url
+        For people.
+    host, process
+        Where it runs, in words; and an identity of the process that is comparable on the same machine only, or empty.
+    started
+        When it began, by the clock of that machine: for people.
+    beat
+        A number that grows while the run is alive; -1 once it has ended without finishing.
+    """
 
     conversion_id: str
     whole_id: str
     run_id: str
+    source_url: str
     host: str
-    pid: int
+    process: str
     started: str
+    beat: int = 0
 
     @classmethod
     def of(cls, conversion: Conversion) -> RunRecord:
         """Make the record of a run that starts now, here."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(*conversion_ids(conversion), secrets.token_hex(8), socket.gethostname(), os.getpid(), now)
+        host = f"{socket.gethostname()}, process {os.getpid()}"
+        return cls(
+            *conversion_ids(conversion), secrets.token_hex(8), conversion.catalog.url, host, _identity(os.getpid()), now
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its run is known to have ended, by its own word or because its process is gone."""
+        if self.beat < 0:
+            return True
+        machine, _, pid = self.process.partition(" ")
+        here = _identity(os.getpid()).partition(" ")[0]
+        if not machine or machine != here:
+            return False
+        number = pid.partition(" ")[0]
+        return not number.isdecimal() or _identity(int(number)) != self.process
+
+    def ended(self) -> RunRecord:
+        """Return the record of a run that has ended without finishing."""
+        return replace(self, beat=-1)
+
+
+def _identity(pid: int) -> str:
+    """Identify a process: the machine since its start, and the namespace; number; when it began. Empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = Path("/proc/self/ns/pid").readlink()
+        begun = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}/{space} {pid} {begun}"
 
 
 def encode_record(record: RunRecord) -> bytes:
@@ -45,10 +94,10 @@ def decode_record(data: bytes, where: str) -> RunRecord | None:
     """Read a record; None for anything else."""
     try:
         body = parse_json_object(data, where)
-        values = {name: body.get(name) for name in RunRecord.__slots__}
     except FormatError:
         return None
-    texts = all(isinstance(value, str) for name, value in values.items() if name != "pid")
-    if body.get("format") != _FORMAT or not texts or type(values["pid"]) is not int:
+    values = {each.name: body.get(each.name) for each in fields(RunRecord)}
+    texts = all(isinstance(value, str) for name, value in values.items() if name != "beat")
+    if body.get("format") != _FORMAT or not texts or type(values["beat"]) is not int:
         return None
     return RunRecord(**values)  # type: ignore[arg-type]

@@ -5,42 +5,69 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
-from ..errors import Denied, Interrupted, NotFound, OverBudget, ReshardError, Unsupported, add_problems
+from ..errors import (
+    Denied,
+    Interrupted,
+    NotFound,
+    OverBudget,
+    ReshardError,
+    TargetExists,
+    Unsupported,
+    add_problems,
+    raise_all,
+)
 from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan, without_copies
-from ..planning.share_documents import record_key_of
+from ..planning.plan_json import plan_id_of
 from ..planning.steps.steps import CopiedPart
 from ..storage import ObjectInfo, Upload
 from ..tensor import ByteRange
+from .claim import Claim
 from .digest import combined_crc32c, crc32c
 from .events import Listener, Noted
 from .executors.executor import Executor, StepId
+from .journal import Beginning, Journal, Progressed
 from .locations import Locations, check_source
 from .manifest import ObjectReceipt
 from .meter import Meter
-from .run_record import RunRecord, encode_record
+from .resume import Adopted
 from .workers import Task, Workers, working
 from .writer import CopyRefusal, PartReceipt, PartWriter, check_length
 
 _TIDY_S = 30.0
+_JOURNAL_URGENCY = 2
 _ABORT = "abort"
 _STAYS_OPEN = "an upload that stays open is invisible; in a bucket a lifecycle rule removes it (docs/storage.md)"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a plan, as its session needs it: its claim and its journal, and what runs before it have left.
+
+    With ``keeps`` an error leaves what was sent, for the next run of the same conversion; else it is undone.
+    """
+
+    claim: Claim
+    journal: Journal
+    adopted: Adopted
+    keeps: bool
+
+
 @contextmanager
 def upload_session(
-    plan: Plan, locations: Locations, before: Mapping[str, str], listener: Listener
+    plan: Plan, locations: Locations, before: Mapping[str, str], run: Run, listener: Listener
 ) -> Iterator[UploadSession]:
-    """Provide a session for the length of a block; an error in the block undoes all that the session wrote."""
-    session = UploadSession(plan, locations, before, listener)
+    """Provide a session for the length of a block; an error in the block undoes or keeps what the session wrote."""
+    session = UploadSession(plan, locations, before, run, listener)
     try:
         with working(plan.limits.concurrency, *locations.stores) as workers:
             session.workers = workers
             yield session
     except BaseException as error:  # outside of `working`: no transfer runs any more, and stores take requests again
-        add_problems(error, session.undo())
+        add_problems(error, session.leave())
         raise
 
 
@@ -57,12 +84,15 @@ class UploadSession:
 
     workers: Workers
 
-    def __init__(self, plan: Plan, locations: Locations, before: Mapping[str, str], listener: Listener) -> None:
+    def __init__(
+        self, plan: Plan, locations: Locations, before: Mapping[str, str], run: Run, listener: Listener
+    ) -> None:
         self.plan = plan
         self.meter = Meter(plan.cost, listener)
         self._locations = locations
         self._store = locations.target.writable_store()
         self._before = dict(before)
+        self._run = run
         self._listener = listener
         self._nbytes = {key: output.nbytes for output in plan.outputs for key in output.keys}
         self._uploads: dict[str, Upload] = {}
@@ -72,10 +102,22 @@ class UploadSession:
         self._touched: set[str] = set()  # keys that may be visible although no answer says so
         self._objects: dict[str, ObjectReceipt] = {}
         self._is_undone = threading.Event()
-        self._is_recorded = False
-        self._record_key = locations.target.child(record_key_of(plan.conversion.manifest_key)).key
+        self._uploads.update(run.adopted.uploads)
+        self._objects.update(run.adopted.objects)
+        self._touched.update(run.adopted.objects)
+        for key, parts in run.adopted.parts.items():
+            self._parts[key].update(parts)
+        self.meter.writes.add(done_bytes=run.adopted.nbytes)
 
     # Parts.
+
+    def begin(self) -> None:
+        """Write down what this run begins with: its plan, and what it has taken over."""
+        plan = self.plan
+        begun = Beginning(plan_id_of(plan), plan.limits, plan.copy_bases)
+        uploads = {key: upload.upload_id for key, upload in self._uploads.items()}
+        parts = {key: dict(held) for key, held in self._parts.items() if held}
+        self._run.journal.begin(Progressed(begun, dict(self._before), uploads, parts, dict(self._objects)))
 
     def probe(self) -> None:
         """Have the store copy one part before anything else is sent: mostly this shows whether it copies.
@@ -83,7 +125,7 @@ class UploadSession:
         Raise OverBudget if it does not, and the memory is too small to stream what it should have copied.
         """
         found = _first_copy(self.plan)
-        if found is None:
+        if found is None or any(self._parts.values()) or self._objects:  # an earlier run has found that it copies
             return
         step_id, part = found
         keys = self.plan.draft.written_keys(self.plan.groups[step_id[0]], part.output)
@@ -97,6 +139,7 @@ class UploadSession:
                 self.plan = self._without_copies(result)
                 self.meter.begin(self.plan.cost)
                 self._parts.update((key, {}) for key in keys)
+                self.begin()
                 return
             self._parts[key][part.number] = result
         self._probed = step_id
@@ -108,20 +151,26 @@ class UploadSession:
             keys = [key for output in group.outputs for key in plan.outputs[output].keys]
             # One part would do for a small group, but an upload that the probe opened is completed, not left.
             if not plan.draft.is_small(group) or not self._uploads.keys().isdisjoint(keys):
-                opened += keys
-                sent += [key for output in group.outputs for key in plan.draft.written_keys(group, output)]
+                opened += [key for key in keys if key not in self._objects]
+                written = (key for output in group.outputs for key in plan.draft.written_keys(group, output))
+                sent += [key for key in written if key not in self._objects]
         self._open(opened)
+        self._run.journal.write()
         refusals = self._send(executor, plan, {key: self._uploads[key] for key in sent}, skip=self._probed)
         self._stream(executor, refusals)
 
     def put_small(self, executor: Executor) -> None:
         """PUT the objects that need no upload; they are visible at once."""
-        self._send(executor, self.plan, {key: None for key in self._nbytes if key not in self._uploads})
+        due = [key for key in self._nbytes if key not in self._uploads and key not in self._objects]
+        self._send(executor, self.plan, dict.fromkeys(due))
 
     def complete(self) -> None:
         """Make all uploads visible that have their parts; StorageError if an object is not of the planned length."""
-        ready = [key for key in self._uploads if self._parts[key] and key not in self._objects]
+        ready = [key for key in self._uploads if key not in self._objects and self._is_whole(key)]
         self.workers.map(self._complete, ready)
+
+    def _is_whole(self, key: str) -> bool:
+        return sum(receipt.nbytes for receipt in self._parts[key].values()) == self._nbytes[key]
 
     def replicate(self, executor: Executor) -> None:
         """Have the store copy complete outputs to their other keys; what it refuses is sent instead."""
@@ -134,7 +183,8 @@ class UploadSession:
         self.complete()
 
     def _writer(self, plan: Plan, uploads: Mapping[str, Upload | None]) -> PartWriter:
-        return PartWriter(plan, uploads, self._locations, lambda: self.workers.is_stopped)
+        held = {(key, number): receipt for key in uploads for number, receipt in self._parts[key].items()}
+        return PartWriter(plan, uploads, self._locations, lambda: self.workers.is_stopped, held)
 
     def _send(
         self, executor: Executor, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None = None
@@ -148,17 +198,38 @@ class UploadSession:
                 refusals.setdefault(result.key, result)
                 self.meter.writes.add(expected_bytes=result.nbytes)  # the executor counts it as done
             elif uploads[result.key] is None:
-                self._objects[result.key] = ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c)
-            else:
+                self._record(ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c))
+            elif self._parts[result.key].get(result.number) != result:
                 self._parts[result.key][result.number] = result
+                self._run.journal.part(result)
+            if self._run.journal.is_due:
+                self.workers.submit(self._run.journal.write, urgency=_JOURNAL_URGENCY)
         return list(refusals.values())
+
+    def _record(self, receipt: ObjectReceipt) -> None:
+        self._objects[receipt.key] = receipt
+        self._run.journal.object(receipt)
 
     def _steps(self, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None) -> Iterator[StepId]:
         for index, group in enumerate(plan.groups):
             keys = [key for output in group.outputs for key in plan.outputs[output].keys if key in uploads]
             if keys:
                 self._touched.update(key for key in keys if uploads[key] is None)
-                yield from ((index, n) for n in plan.group_steps(index).numbers if (index, n) != skip)
+                held = any(self._parts[key] for key in keys)
+                for number in plan.group_steps(index).numbers:
+                    if (index, number) == skip or (held and self._is_sent(plan, (index, number), keys)):
+                        continue
+                    yield index, number
+
+    def _is_sent(self, plan: Plan, step_id: StepId, keys: Collection[str]) -> bool:
+        """Whether an earlier run has sent all parts of a step."""
+        step = plan.step(*step_id)
+        numbers = [*((each.output, each.number) for each in step.copies), *((p.output, p.number) for p in step.parts)]
+        wanted = [(key, number) for output, number in numbers for key in plan.outputs[output].keys if key in keys]
+        if not all(number in self._parts[key] for key, number in wanted):
+            return False
+        self.meter.reads.add(done_bytes=sum(read.range.nbytes for read in step.reads))
+        return True
 
     def _send_again(self, executor: Executor, plan: Plan, keys: Collection[str]) -> Sequence[CopyRefusal]:
         """Send objects from their first part on."""
@@ -167,6 +238,7 @@ class UploadSession:
             # harmless: the object is joined from the parts that completing it names, and the rest is dropped.
             self.meter.writes.add(expected_bytes=sum(receipt.nbytes for receipt in self._parts[key].values()))
             self._parts[key].clear()
+            self._run.journal.anew(key)
         return self._send(executor, plan, {key: self._uploads[key] for key in keys})
 
     def _stream(self, executor: Executor, refusals: Sequence[CopyRefusal]) -> None:
@@ -192,7 +264,7 @@ class UploadSession:
         writer = self._writer(plan, self._uploads)
 
         def copy(first: str, key: str, number: int, span: ByteRange) -> None:
-            if key in refused:
+            if key in refused or number in self._parts[key]:
                 return
             place, etag = self._locations.target.child(first), self._objects[first].etag
             with self.meter.writes.request(0):
@@ -201,6 +273,7 @@ class UploadSession:
                 refused.add(key)
             else:
                 self._parts[key][number] = result
+                self._run.journal.part(result)
                 self.meter.writes.add(done_bytes=span.nbytes)
 
         replicated = [i for group in plan.groups for i in group.outputs if plan.draft.is_replicated(group, i)]
@@ -208,6 +281,7 @@ class UploadSession:
             (output.keys[0], key, number, span)
             for output in map(plan.outputs.__getitem__, replicated)
             for key in output.keys[1:]
+            if key not in self._objects
             for number, span in enumerate(whole_copies(output.nbytes, plan.limits), start=1)
         ]
         for each in copies[:1]:
@@ -224,24 +298,47 @@ class UploadSession:
 
     def put_document(self, key: str, data: bytes) -> None:
         """Write a small object of known bytes."""
+        if key in self._objects:
+            return
         info = self._make_visible(key, len(data), lambda: self._store.put(self._locations.target.child(key).key, data))
-        self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc32c(data))
+        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc32c(data)))
+
+    def remove_unchanged(self, key: str, etag: str) -> None:
+        """Remove an object that existed before, unless another run has replaced it since."""
+        info = self._locations.target.child(key).head_or_none()
+        if info is not None and info.etag == etag:
+            self.remove(key)
 
     def remove(self, key: str) -> None:
         """Remove an object that existed before, for good."""
         self._store.delete(self._locations.target.child(key).key)
         self._before.pop(key, None)
 
-    def begin(self) -> None:
-        """Leave a record of this run at the target, before anything else is written there."""
-        data = encode_record(RunRecord.of(self.plan.conversion))
-        self._is_recorded = True
-        self._store.put(self._record_key, data)
+    def check_claim(self) -> None:
+        """Raise TargetInUse unless this run still holds the target, and TargetExists if others have written there."""
+        self._run.claim.check()
 
-    def remove_record(self) -> None:
-        """Remove the record of this run: all that it is about is complete, or gone."""
-        if self._is_recorded:
-            self._store.delete(self._record_key)
+    def compare(self) -> None:
+        """Raise TargetExists unless every object is there as this run wrote it."""
+        self.check_claim()
+        target = self._locations.target
+        if len(self._objects) == 1:
+            found = {key: target.child(key).head_or_none() for key in self._objects}
+        else:
+            found = dict(target.named_objects())
+        infos = [(receipt, found.get(key)) for key, receipt in self._objects.items()]
+        problems = [
+            target.child(receipt.key).url
+            for receipt, info in infos
+            if info is None or (info.nbytes, info.etag) != (receipt.nbytes, receipt.etag)
+        ]
+        hint = "Another program writes there. Convert to another destination."
+        raise_all(TargetExists, "outputs were changed while this run wrote them", sorted(problems), hint)
+
+    def finish(self) -> None:
+        """Remove journal and record: all that they are about is complete, or gone."""
+        self._run.journal.remove()
+        self._run.claim.release(is_finished=True)
 
     def receipts(self) -> tuple[ObjectReceipt, ...]:
         """Return a receipt of every object of the conversion, once all are complete."""
@@ -260,7 +357,7 @@ class UploadSession:
         info = self._make_visible(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts))
         crcs = [(receipt.crc32c, receipt.nbytes) for receipt in receipts if receipt.crc32c is not None]
         crc = combined_crc32c(crcs) if len(crcs) == len(receipts) else None
-        self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc)
+        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc))
 
     def _make_visible(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> ObjectInfo:
         """Send a request after which an object is visible, perhaps even if it seems to fail."""
@@ -288,11 +385,32 @@ class UploadSession:
             self._asked.discard(key)  # a refusal opens nothing; other errors may have lost the answer only
             raise
         self._uploads[key] = upload
+        self._run.journal.upload(key, upload.upload_id)
         if self._is_undone.is_set():  # undo may have looked before the upload was there
             self._store.abort_upload(upload)
             raise Interrupted("stopped")
 
-    def undo(self) -> Sequence[str]:
+    def leave(self) -> Sequence[str]:
+        """Undo what this run has written, or keep it for the next one; return what to know about that, in words."""
+        if self._run.claim.is_lost:  # whatever is there may be another run's
+            return ()
+        has_sent = any(self._parts.values()) or bool(self._objects)
+        if not self._run.keeps or not has_sent:
+            return self._undo()
+        try:
+            self._run.journal.write()
+            self._run.claim.release(is_finished=False)
+        except ReshardError as error:
+            return [f"could not write down what was sent: {error.marked_message}"]
+        sent = sum(part.nbytes for parts in self._parts.values() for part in parts.values())
+        sent += sum(receipt.nbytes for key, receipt in self._objects.items() if not self._parts.get(key))
+        where = self._locations.target.url
+        return [
+            f"{sent} bytes that were sent are kept: run the same command again to go on, "
+            f"or `reshard abort {where}` to remove them"
+        ]
+
+    def _undo(self) -> Sequence[str]:
         """Remove all that this run has written; return what could not be removed, in words.
 
         Requests that are still running clean up after themselves when they end.
@@ -326,7 +444,7 @@ class UploadSession:
         workers.close()
         problems += [f"could not {what}: the store did not answer in {_TIDY_S:.0f} s" for what in list(left)]
         if not problems:  # else the record tells the next run of this conversion that what is left is its own
-            actions["remove the record of the run"] = self.remove_record
+            actions["remove the record of the run"] = self.finish
             tidy("remove the record of the run")
         advice = [_STAYS_OPEN] if any(problem.startswith(f"could not {_ABORT}") for problem in problems) else []
         return [*sorted(problems), *advice]
@@ -337,7 +455,9 @@ class UploadSession:
             info = self._store.head(place.key)
         except NotFound:
             return
-        if info.etag != self._before.get(key):
+        written = self._objects.get(key)
+        # Where no answer says what this run wrote, its claim tells that nobody else has.
+        if info.etag == written.etag if written else info.etag != self._before.get(key):
             self._store.delete(place.key)
 
     def _abort_all(self, key: str) -> None:

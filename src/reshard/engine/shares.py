@@ -55,7 +55,9 @@ def join_shares(manifest: Manifest, target: Location) -> None:
     if not all(any(rank in span for span in spans) for rank in whole.target.ranks):
         return
     whole_id = conversion_ids(whole)[0]
-    shares = [each for each in _manifests(target, keys) if conversion_ids(each.conversion)[1] == whole_id]
+    # A share whose manifest is broken is not finished; what this run has written is right all the same.
+    found = _manifests(target, keys, skip_broken=True)
+    shares = [each for each in found if conversion_ids(each.conversion)[1] == whole_id]
     if _missing(shares):
         return
     receipts = _joined(whole, shares)
@@ -69,13 +71,16 @@ def share_keys(target: Location) -> list[str]:
     return [key for key in keys if shared_ranks(key)]
 
 
-def _manifests(target: Location, keys: Iterable[str]) -> Iterator[Manifest]:
+def _manifests(target: Location, keys: Iterable[str], *, skip_broken: bool = False) -> Iterator[Manifest]:
     for key in keys:
         place = target.child(key)
         try:
             yield decode_manifest(read_object(place), place.url)
         except NotFound:  # a run that replaces the target has just removed it
             continue
+        except FormatError:
+            if not skip_broken:
+                raise
 
 
 def _missing(manifests: Iterable[Manifest]) -> tuple[int, ...]:

@@ -10,12 +10,15 @@ from ..planning.plan import Plan
 from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
 from ..storage import Location
+from .claim import claimed
 from .events import Listener, Noted
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
+from .run_record import RunRecord
 from .sources.strategy_files import read_object
 from .workers import working
 
+_USE_KEY = "reshard-staging-use.json"
 _SHOWN = 3  # objects that could not be removed that are named
 
 
@@ -25,13 +28,15 @@ def staged(
     locations: Locations,
     *,
     keep: bool,
+    keep_unfinished: bool,
     run: Callable[[Plan, Locations], Manifest],
     listener: Listener,
 ) -> Iterator[Plan]:
     """Write the staged tensors of a plan, and provide the plan that reads them.
 
     Chunks go to the last of the sources. Those that an earlier run kept of the same source, in the same shapes, are
-    used again. The listener gets a note of chunks that could not be removed: the conversion is complete all the same.
+    used again. With ``keep_unfinished`` they stay if the second pass fails. The listener gets a note of chunks that
+    could not be removed: the conversion is complete all the same.
     """
     if plan.staging is None:
         yield plan
@@ -40,24 +45,28 @@ def staged(
     *sources, place = locations.sources
     found = {name: (info.nbytes, info.etag) for name, info in place.named_objects()}
     manifest_key = first.conversion.manifest_key
-    ours = {manifest_key, record_key_of(manifest_key), *first.conversion.keys}
+    record_key = record_key_of(manifest_key)
+    ours = {manifest_key, record_key, _USE_KEY, *first.conversion.keys}
     raise_all(  # what others wrote there would be replaced, and removed
         TargetExists,
         f"{place.url}: objects are there that no staging has written",
-        sorted(name for name in found if name not in ours),
+        sorted(name for name in found if name not in ours and not name.startswith(record_key.removesuffix("json"))),
         hint=f"Choose another place with {option('staging_url')}, or remove them.",
     )
-    kept = _kept(first, place, found) if found else None
-    try:
-        manifest = kept or run(first, Locations(sources, place))
-        yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
-    except BaseException as error:
-        if not keep and not kept:
-            add_problems(error, _remove(first, place))
-        raise
-    if not keep:
-        for problem in _remove(first, place):
-            listener(Noted(problem))
+    # Who reads chunks holds them for both passes: nobody else writes or removes them meanwhile.
+    with claimed(place.child(_USE_KEY), RunRecord.of(plan.conversion), listener) as use:
+        kept = _kept(first, place, found) if found else None
+        try:
+            manifest = kept or run(first, Locations(sources, place))
+            yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
+        except BaseException as error:
+            if not keep and not kept and not keep_unfinished:
+                add_problems(error, _remove(first, place))
+            raise
+        if not keep:
+            for problem in _remove(first, place):
+                listener(Noted(problem))
+        use.release(is_finished=True)
 
 
 def _kept(first: Plan, place: Location, found: Mapping[str, tuple[int, str]]) -> Manifest | None:

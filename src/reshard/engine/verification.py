@@ -60,8 +60,8 @@ class Report:
 
     @property
     def is_ok(self) -> bool:
-        """Whether outputs and sources agree, as far as there are outputs."""
-        return not self.problems
+        """Whether the outputs are all there, and agree with the sources."""
+        return not self.problems and not self.missing_ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ class CopyRefusal:
 class PartWriter:
     """A sink that writes parts to the target's store. It needs nothing else of the run, so it can be in any process.
 
-    ``uploads`` has each key to write with its open upload, or with None if the object is PUT whole. ``should_stop``
+    ``uploads`` has each key to write with its open upload, or with None if the object is PUT whole. Parts that are
+    ``held`` by the store are not sent again, by key and number. ``should_stop``
     answers yes once the run is being undone; a writer in another process does not know.
     """
 
@@ -52,15 +53,17 @@ class PartWriter:
         uploads: Mapping[str, Upload | None],
         locations: Locations,
         should_stop: ShouldStop = never,
+        held: Mapping[tuple[str, int], PartReceipt] | None = None,
     ) -> None:
         self._plan = plan
         self._uploads = uploads
         self._locations = locations
+        self._held = held or {}
         self._store = locations.target.writable_store()
         self._should_stop = should_stop
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PartWriter, (self._plan, self._uploads, self._locations)
+        return PartWriter, (self._plan, self._uploads, self._locations, never, self._held)
 
     def keys(self, output: int) -> Sequence[str]:
         """Return those of an output's keys that are written."""
@@ -68,6 +71,8 @@ class PartWriter:
 
     def stream(self, key: str, part: StreamedPart, data: memoryview, _scratch: memoryview) -> PartReceipt:
         """Send one part, or PUT the object; StorageError if the store fails, or takes another number of bytes."""
+        if (held := self._held.get((key, part.number))) is not None:
+            return held
         crc, upload = crc32c(data), self._uploads[key]
         if upload is not None:
             etag = self._store.upload_part(upload, part.number, part.range.start, data)
@@ -82,6 +87,8 @@ class PartWriter:
 
     def copy(self, key: str, part: CopiedPart) -> PartReceipt | CopyRefusal:
         """Have the store copy one part from the source."""
+        if (held := self._held.get((key, part.number))) is not None:
+            return held
         item = self._plan.catalog.objects[part.object]
         place = self._locations.source(item)
         return self.copy_range(key, part.number, part.range.start, place, part.source_range, item.etag)

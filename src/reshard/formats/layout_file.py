@@ -131,7 +131,7 @@ class _LayoutReader:
         return axes
 
     def _rule(self, value: PlainValue, place: str, axes: set[str]) -> LayoutRule:
-        fields = self._fields(value, place, required=("match", "split"), optional=("optimizer_shard",))
+        fields = self._fields(value, place, required=("match", "split"), optional=("optimizer_shard", "optional"))
         split = tuple(
             self._axis(axis, f"{place}: split {n}", axes) for n, axis in self._items(fields.get("split", []), place)
         )
@@ -139,7 +139,10 @@ class _LayoutReader:
         self._problems += [f"{place}: axis {name} is used twice" for name in sorted(set(used)) if used.count(name) > 1]
         shard = fields.get("optimizer_shard", False)
         pieces = -int(shard) if isinstance(shard, bool) else self._number(shard, f"{place}: optimizer_shard", low=2)
-        return LayoutRule(self._globs(fields.get("match", []), place), split, pieces)
+        is_optional = fields.get("optional", False)
+        if not isinstance(is_optional, bool):
+            self._wrong(f"{place}: optional", "true or false", is_optional)
+        return LayoutRule(self._globs(fields.get("match", []), place), split, pieces, is_optional is True)
 
     def _axis(self, value: PlainValue, place: str, axes: set[str]) -> tuple[str, ...]:
         known: list[str] = []

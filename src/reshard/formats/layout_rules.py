@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from itertools import pairwise
@@ -17,6 +17,7 @@ PIPELINE_AXIS = "pp"
 _LAYER_WORDS = frozenset({"layers", "layer", "h", "blocks"})
 _LAYER_NUMBER = re.compile(r"[0-9]{1,9}")
 _WILDCARD = re.compile(r"[*?\[]")
+_SHOWN_GLOBS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class LayoutRule:
     """How the tensors are cut whose names match one of the globs.
 
     ``split`` has for each tensor axis the axes of the device grid that cut it, most significant first;
-    ``optimizer_shard`` is the number of pieces of a slice's first axis over its replicas, -1 for one a replica.
+    ``optimizer_shard`` is the number of pieces of a slice's first axis over its replicas, -1 for one a replica. Unless
+    a rule is ``optional`` it matches some tensor.
     """
 
     match: tuple[str, ...]
     split: tuple[tuple[str, ...], ...] = ()
     optimizer_shard: int = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,12 @@ class LayoutRules:
             return plain
         return Layout(sizes, tensor_map, optimizer_shard_size=rule.optimizer_shard)
 
-    def strategy(self, shapes: Mapping[str, Shape]) -> Strategy:
+    def strategy(self, shapes: Mapping[str, Shape], others: Collection[str] = ()) -> Strategy:
         """Apply the rules to the tensors of a model; of their shapes, only the number of axes counts.
 
-        Raise StrategyError for tensors that no rule matches, that no stage holds, or that have fewer axes than their
-        rule cuts.
+        ``others`` are names that rules may match as well, as of tensors that are left out. Raise StrategyError for
+        tensors that no rule matches, that no stage holds, or that have fewer axes than their rule cuts; and for rules
+        that match nothing and stages that hold nothing.
         """
         rule_of = _Globs([rule.match for rule in self.rules])
         stage_globs = _Globs([stage.match for stage in self.stages])
@@ -110,9 +114,22 @@ class LayoutRules:
                     continue
             for stage in holders:
                 stages[stage][name] = layout
+        problems += self._in_vain(rule_of, stage_globs, (*shapes, *others))
         hint = 'A last rule {match: "*", split: []} keeps all other tensors whole on every rank.'
         raise_all(StrategyError, "the layout file does not fit the tensors", problems, hint)
         return Strategy(math.prod(size for _, size in self.grid), tuple(stages))
+
+    def _in_vain(self, rule_globs: _Globs, stage_globs: _Globs, names: Sequence[str]) -> Iterator[str]:
+        """Yield a problem for what matches nothing: a misspelt rule leaves its tensors to another."""
+        used = {position for name in names for position in rule_globs.matches(name)}
+        for position, rule in enumerate(self.rules):
+            if position not in used and not rule.optional and names:
+                matches = ", ".join(rule.match[:_SHOWN_GLOBS]) + ", ..." * (len(rule.match) > _SHOWN_GLOBS)
+                yield f"rule {position + 1} ({matches}): it matches no tensor; add optional: true if it need not"
+        filled = {stage for name in names for stage in self._stages_of(name, stage_globs)}
+        for stage, chosen in enumerate(self.stages):
+            if stage not in filled and names and (chosen.match or chosen.layers):
+                yield f"stage {stage}: it holds no tensor"
 
     def _stages_of(self, name: str, globs: _Globs) -> Sequence[int]:
         if not self.stages:

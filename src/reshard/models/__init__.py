@@ -13,11 +13,13 @@ Where things go:
 - *An option or a size of a family*: the sections ``options`` and ``parameters`` of its file; ``settings`` gives
   them their values from ``config.json`` and from the request, ``inferring`` from names and shapes.
 - *An operation*: what only moves elements is written in a row's axes, and ``expansion`` makes patches of it.
-  Arithmetic (casts, scales) is decided in ``compiling``, a merge of adapters in ``lora`` and ``lora_config``; the
-  planner turns it into a computation, and the engine's kernels carry it out. Adapters that stay adapters:
-  ``carried_adapters``.
+  Arithmetic is decided in ``compiling`` (casts) and ``block_scales``, a merge of adapters in ``lora`` and
+  ``lora_config``; the planner turns it into a computation, and the engine's kernels carry it out. Adapters that stay
+  adapters: ``carried_adapters``.
 - *A parallel rule*: the section ``layouts`` of the family's file, read by ``parallel_rules``. A kind of parallelism is
   a field of ``parallel_config``, and ``parallel_strategy`` says what it does to a layout.
+- *Confirming what names suggest*: ``concatenated_runs`` compares strategies with tensors of several parts,
+  ``expected_shapes`` tensors with ``config.json``. ``docs/design/0027-decisions.md`` lists every such decision.
 - *Finding out what a checkpoint is*: ``detecting``. What training keeps beside weights: ``training_names``.
 
 Only the data file of the family in question is parsed. But for these files, everything here is values in, values out.

@@ -12,33 +12,22 @@ from fnmatch import translate
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
+from .block_scales import Scale, find_scales
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Family, Naming, OptionValue, Quantised, Row
+from .family import Family, Naming, OptionValue, Row
 from .inferring import keys_to_ask
 from .pattern import name_key
-from .settings import Settings, affects_elements, config_value, find_options, resolve_settings
-from .training_names import training_state_drops
+from .settings import Settings, affects_elements, find_options, resolve_settings
+from .training_names import is_counter, training_state_drops
 
 DIRECTIONS = ("to_ms", "to_hf")
 
 _FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
-_QUANTISED = frozenset({DType.F8_E4M3, DType.F8_E5M2})
 
 # A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
 _MAX_LISTED_COUNT = 1 << 14
 _MAX_PROBLEM_COUNT = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The source tensor with the scales of a quantised one, and the extent of a block on every axis.
-
-    Element (r, c) is multiplied by scale (r // block[0], c // block[1]); the last block of an axis may be shorter.
-    """
-
-    tensor: str
-    block: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +192,7 @@ class _Compilation:
         if lacking:
             self._raise_lacking(frozenset(lacking))
         self._add_adapters()
+        self._add_counters()
         self._add_ties()
         dropped = tuple(self._left_over())
         self._raise_problems()
@@ -297,6 +287,13 @@ class _Compilation:
             self._targets[name] = CompiledTarget(TensorSpec(name, self._dtype_for(name, parts), shape), parts)
         self.note(f"{len(self._adapters)} adapters stay adapters, beside their weights")
 
+    def _add_counters(self) -> None:
+        """Pass on what counts training; Hugging Face has no place for it."""
+        for name, spec in self._specs.items() if self._target_side == "ms" else ():
+            if is_counter(name, spec.shape) and name not in self._row_of:
+                self._row_of[name] = "counters of training"
+                self._targets[name] = CompiledTarget(spec, (SourcePart(name, plain_patch(spec.shape)),))
+
     def _add_ties(self) -> None:
         settings = self._settings
         for tie in self._naming.ties:
@@ -314,10 +311,7 @@ class _Compilation:
         """Yield what is dropped; report what no row, scale, tie or drop accounts for."""
         scales = {scale.tensor for scale in self._scales.values()}
         tied = {
-            tie.name.render(numbers): f"a copy of {tie.of.render(numbers)}"
-            for tie in self._naming.ties
-            if tie.side == self._source_side and self._settings.holds(tie.when)
-            for numbers in index_values(tie.name.names | tie.of.names, self._settings)
+            name: f"a copy of {of}" for name, of in _tied_names(self._naming, self._source_side, self._settings).items()
         }
         drops = [
             (re.compile("|".join(map(translate, drop.globs))), drop.why)
@@ -356,45 +350,31 @@ class _Compilation:
         raise_all(PlanError, message, list(self._problems), hint)
 
 
-def _text_of(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def copies_to_drop(
+    family: Family, direction: str, naming: str, options: Mapping[str, object], config: Mapping[str, object]
+) -> dict[str, str]:
+    """Return the tensors of a source that its config says repeat others, with those: they are dropped.
 
-
-def find_scales(
-    quantised: Quantised | None, config: Mapping[str, object], specs: Mapping[str, TensorSpec]
-) -> tuple[dict[str, Scale], list[str]]:
-    """Pair every quantised tensor with its scales; also return the scales that do not fit, in words.
+    Nothing in their names or shapes shows it, so their bytes must be compared.
 
     Examples
     --------
-    >>> specs = {"w": TensorSpec("w", DType.F8_E4M3, (300, 200)), "w_s": TensorSpec("w_s", DType.F32, (3, 2))}
-    >>> find_scales(Quantised("_s", "quantization_config.weight_block_size", (128, 128)), {}, specs)
-    ({'w': Scale(tensor='w_s', block=(128, 128))}, [])
+    >>> from reshard.models.family_file import load_family
+    >>> copies_to_drop(load_family("llama"), "to_ms", "legacy", {}, {"tie_word_embeddings": True})
+    {'lm_head.weight': 'model.embed_tokens.weight'}
     """
-    scales: dict[str, Scale] = {}
-    problems: list[str] = []
-    if quantised is None:
-        return scales, problems
-    block = _block(quantised, config)
-    for spec in specs.values():
-        if spec.dtype not in _QUANTISED or spec.name + quantised.suffix not in specs:
-            continue
-        scale = specs[spec.name + quantised.suffix]
-        scales[spec.name] = Scale(scale.name, block or ())
-        if block is None or len(block) != len(spec.shape):
-            key = f"{quantised.block} of {len(spec.shape)} axes"
-            problems.append(f"{spec.name}: shape {spec.shape}, but config.json has no {key}")
-            continue
-        expected = tuple(-(-extent // size) for extent, size in zip(spec.shape, block, strict=True))
-        if scale.shape != expected or scale.dtype not in _FLOATS:
-            found = f"{scale.dtype} of shape {scale.shape}"
-            problems.append(f"{scale.name}: {found}, expected F32 of shape {expected}: one for each block {block}")
-    return scales, problems
+    side = "hf" if direction == "to_ms" else "ms"
+    return _tied_names(family.naming(naming), side, resolve_settings(family, config, options))
 
 
-def _block(quantised: Quantised, config: Mapping[str, object]) -> Shape | None:
-    found = config_value(config, quantised.block)
-    if found is None:
-        return quantised.default
-    sizes = found if isinstance(found, list) else []
-    return tuple(sizes) if sizes and all(type(size) is int and size > 0 for size in sizes) else None
+def _tied_names(naming: Naming, side: str, settings: Settings) -> dict[str, str]:
+    return {
+        tie.name.render(numbers): tie.of.render(numbers)
+        for tie in naming.ties
+        if tie.side == side and settings.holds(tie.when)
+        for numbers in index_values(tie.name.names | tie.of.names, settings)
+    }
+
+
+def _text_of(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "scalar"

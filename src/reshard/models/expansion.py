@@ -68,7 +68,7 @@ def leaves_of(pattern: TensorPattern, sizes: Mapping[str, int]) -> tuple[Leaf, .
     gate (0, 0) [('f', 2), ('h', 1)]
     up (1, 0) [('f', 2), ('h', 1)]
     """
-    shape = _shape_of(pattern, sizes)
+    shape = shape_of(pattern, sizes)
     paths: list[tuple[str, Shape, tuple[_Digit, ...]]] = [(pattern.label, (), ())]
     for number, axis in enumerate(pattern.axes or ()):
         runs = list(_runs(axis, sizes, 1, number))
@@ -80,7 +80,8 @@ def leaves_of(pattern: TensorPattern, sizes: Mapping[str, int]) -> tuple[Leaf, .
     return tuple(Leaf(label, shape, offsets, digits) for label, offsets, digits in paths)
 
 
-def _shape_of(pattern: TensorPattern, sizes: Mapping[str, int]) -> Shape:
+def shape_of(pattern: TensorPattern, sizes: Mapping[str, int]) -> Shape:
+    """Return the shape of a pattern's tensors; one without axes has none."""
     return tuple(_extent(axis, sizes) for axis in pattern.axes or ())
 
 
@@ -290,7 +291,7 @@ class Expansion:
                     part = RowSource(source.name.render(numbers), None, source.text)
                     yield RowTarget(target.name.render(numbers), None, ((part, None),))
                 continue
-            shape = _shape_of(target, self.sizes)
+            shape = shape_of(target, self.sizes)
             makers = [_PartMaker(self, leaf, sources[leaf.label]) for leaf in leaves_of(target, self.sizes)]
             for numbers in every:
                 parts = tuple(part for maker in makers for part in maker.parts(numbers))
@@ -311,7 +312,7 @@ class _PartMaker:
     def __init__(self, expansion: Expansion, leaf: Leaf, source: TensorPattern) -> None:
         self._expansion, self._leaf, self._source = expansion, leaf, source
         self._source_leaf = next(one for one in leaves_of(source, expansion.sizes) if one.label == leaf.label)
-        self._shape = _shape_of(source, expansion.sizes)
+        self._shape = shape_of(source, expansion.sizes)
         digits = {digit.factor for digit in (*leaf.digits, *self._source_leaf.digits)}
         self._fixed = sorted(digits & expansion.positions.keys())
         self._patches: dict[tuple[int, ...], tuple[Patch, ...]] = {}

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _WILD = re.compile(r"\*\*|\*|\(")
 _MOST_WILD = 6
 _GRID = ("dp", "cp", "mp")
-_HEADS = ("num_attention_heads", "num_key_value_heads")
+_HEADS = ("num_attention_heads", "num_key_value_heads", "qkv_heads")
 
 
 def read_own_family(data: bytes, where: str) -> OwnFamily:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from ..errors import FormatError, UsageError, option, raise_all
 from .family import is_same_option
 from .family_file import FamilyKey, load_document
-from .training_names import weight_of
+from .training_names import is_counter, weight_of
 
 _LORA = re.compile(
     r"(?:base_model\.model\.)?(.+)\.(?:(?:mindpet_delta_|tk_delta_)?lora_(?P<small>[ab])|lora_(?P<large>[AB])\.weight)"
@@ -110,7 +110,7 @@ class NamingLayouts:
 
     def is_outside(self, name: str) -> bool:
         """Whether strategy files do not list the tensor."""
-        return any(pattern.fullmatch(weight_of(name)) for pattern in self.outside)
+        return is_counter(name) or any(pattern.fullmatch(weight_of(name)) for pattern in self.outside)
 
 
 @cache

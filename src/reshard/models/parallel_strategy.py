@@ -17,6 +17,7 @@ from .parallel_rules import CutRule, NamingLayouts, RuleMatch, load_layouts
 _LAYER_KEYS = ("num_hidden_layers", "num_layers")
 _TAIL_KEYS = ("num_nextn_predict_layers", "mtp_num_layers", "mtp_depth")
 _EXPERT_KEYS = ("num_local_experts", "n_routed_experts", "num_experts", "num_routed_experts", "expert_num")
+QKV_HEADS = "qkv_heads"
 _HEAD_KEYS = {
     "num_attention_heads": ("num_attention_heads", "num_heads"),
     "num_key_value_heads": ("num_key_value_heads", "n_kv_heads", "multi_query_group_num", "num_query_groups"),
@@ -41,7 +42,7 @@ def derive_strategy(
     ----------
     shapes
         Of every full tensor, in elements. Which tensors are present matters: without a head the
-        embedding counts as tied, and with adapters all other weights as frozen.
+        embedding counts as tied unless the config denies it, and with adapters all other weights as frozen.
     nbytes
         Size of each full tensor in bytes as training keeps it, for the threshold of the parallel
         optimizer; not needed if ``parallel.param_dtype`` is set or nothing is compared.
@@ -102,6 +103,34 @@ def compiler_for(
     return compiler
 
 
+def whole_embeddings(family: FamilyKey, naming: str, parallel: ParallelConfig, strategy: Strategy) -> list[str]:
+    """Note embeddings and heads that stay whole, where people may not expect it."""
+    if parallel.mp * parallel.cp == 1:
+        return []
+    reason = "vocab_emb_dp" if parallel.vocab_emb_dp and parallel.pp == 1 else "indivisible"
+    layouts = load_layouts(family)[naming]
+    cut = {name for stage in strategy.stages for name, layout in stage.items() if max(layout.cuts, default=1) > 1}
+    whole = ((name, layouts.match(name)) for name in sorted(strategy.names - cut))
+    names = [name for name, match in whole if match and not match.is_state and reason in match.rule.whole_if]
+    what = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} whole on every rank"
+    if not names:
+        return []
+    if reason == "indivisible":
+        return [f"{what}: the number of rows cannot be cut evenly"]
+    return [f"vocab_emb_dp is true, MindSpore Transformers' default: {what}; vocab_emb_dp=false cuts them"]
+
+
+def unchecked_heads(parallel: ParallelConfig, config: Mapping[str, object]) -> list[str]:
+    """Note that ranks may hold parts of heads, where nothing says how many heads there are."""
+    key = _HEAD_KEYS["num_attention_heads"]
+    if parallel.mp == 1 or any(type(config.get(each)) is int for each in key):
+        return []
+    return [
+        f"config.json does not say {key[0]}: that each of mp = {parallel.mp} ranks holds whole heads is not checked; "
+        f"give it with {option('config', f'{key[0]}=N')}"
+    ]
+
+
 def _misfit(family: FamilyKey, naming: str) -> str:
     return f"The parallel configuration does not fit {family} (naming {naming})."
 
@@ -122,7 +151,8 @@ class StrategyCompiler:
         found = [match for match in self._matches.values() if match is not None]
         self._has_lora = any(match.lora for match in found)
         self._has_experts = any(match.rule.grid == "experts" or "e" in match.numbers for match in found)
-        self._is_tied = not any(match.rule.stage == "last" and match.rule.tied == "head" for match in found)
+        has_head = any(match.rule.stage == "last" and match.rule.tied == "head" for match in found)
+        self._is_tied = not has_head and self.config.get("tie_word_embeddings") is not False
         self._tail_count = max((m.numbers["j"] + 1 for m in found if m.rule.stage == "tail"), default=0)
         named_count = max((match.numbers["i"] + 1 for match in found if "i" in match.numbers), default=1)
         self._layers = layer_stages(self._layer_count(named_count), self.parallel, self.naming.stages)
@@ -145,23 +175,30 @@ class StrategyCompiler:
         values = [self.config.get(key) for key in keys]
         return next((value for value in values if type(value) is int and value > 0), None)
 
+    def _head_count(self, key: str) -> int | None:
+        """Return how many heads tensors have: of queries, of keys, or in q, k and v together."""
+        if key != QKV_HEADS:
+            return self._number(*_HEAD_KEYS[key])
+        heads, groups = (self._number(*keys) for keys in _HEAD_KEYS.values())
+        return None if heads is None else heads + 2 * (groups or heads)
+
     def contradictions(self, options: Mapping[str, object]) -> Iterator[str]:
         """Yield what is wrong whatever the tensor."""
         parallel, naming = self.parallel, self.naming
         if None not in (parallel.use_legacy, naming.use_legacy) and parallel.use_legacy != naming.use_legacy:
             yield f"use_legacy: {parallel.use_legacy}, but networks with these names have {naming.use_legacy}"
         for key in naming.heads:
-            count, ways = self._number(*_HEAD_KEYS[key]), parallel.mp * parallel.ulysses_degree_in_cp
+            count, ways = self._head_count(key), parallel.mp * parallel.ulysses_degree_in_cp
             if count is not None and count % ways:
                 yield f"mp * ulysses_degree_in_cp: {ways} does not divide {key} = {count}"
         if self._has_experts:
             yield from self._wrong_experts()
         blocks = options.get("blocks", 1)
         has_runs = any(is_same_option(options.get(name), value) for name, value in naming.runs)
-        if (has_runs or blocks != 1) and (type(blocks) is not int or blocks % parallel.mp):
+        if (has_runs or blocks != 1) and str(blocks) != str(parallel.mp):
             yield (
-                f"blocks: expected a multiple of mp = {parallel.mp}, found {blocks}; each rank holds parts of every "
-                "run, so a plain cut needs as many runs"
+                f"blocks: expected mp = {parallel.mp}, found {blocks}; each rank holds one run, so a plain cut needs "
+                "as many runs"
             )
         has_threshold = parallel.optimizer_shard and parallel.optimizer_threshold_kib > 0
         if has_threshold and parallel.param_dtype is None and self.nbytes is None:
@@ -282,12 +319,12 @@ class StrategyCompiler:
                 raise StrategyError(f"{sizes} do not fit the {parallel.stage_rank_count} ranks of a stage")
             rest = parallel.stage_rank_count // math.prod(sizes.values())
             return {axis: sizes.get(axis, rest) for axis in self.naming.experts}
-        heads = self._number(*_HEAD_KEYS[rule.heads]) if rule.heads else None
+        heads = self._head_count(rule.heads) if rule.heads else None
         sizes = {"dp": parallel.dp, "cp": parallel.cp}
         if heads is None or heads % parallel.mp == 0 or not split:
             return {**sizes, "mp": parallel.mp}
         if not rule.replicate or parallel.mp % heads:
-            raise StrategyError(f"{parallel.mp} ranks cannot share {rule.heads} = {heads}")
+            raise StrategyError(f"{parallel.mp} ranks cannot share {rule.heads} = {heads}: each holds whole heads")
         return {**sizes, "mp": heads, "repeats": parallel.mp // heads}
 
     def _optimizer_pieces(self, plain: Layout, name: str, match: RuleMatch) -> int:

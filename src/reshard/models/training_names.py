@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..formats.strict_yaml import parse_yaml
+from ..tensor import Shape
 from .family import Drop
 
 _FILE = Path(__file__).with_name("training_state.yaml")
@@ -51,15 +52,17 @@ def weight_of(name: str) -> str:
     return state[1] if state else name
 
 
-def is_counter(name: str) -> bool:
+def is_counter(name: str, shape: Shape = ()) -> bool:
     """Whether a tensor counts training: no layout cuts it, and MindSpore keeps it among the hyper-parameters.
+
+    It has one axis at most, as learning rates of all steps have: a matrix that is called momentum is no counter.
 
     Examples
     --------
-    >>> is_counter("global_step"), is_counter("model.global_step")
-    (True, False)
+    >>> is_counter("global_step", (1,)), is_counter("model.global_step"), is_counter("momentum", (64, 64))
+    (True, False, False)
     """
-    return _pattern("counters").match(name) is not None
+    return len(shape) < 2 and _pattern("counters").match(name) is not None
 
 
 def is_of_network(name: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..formats.container_format import ContainerHeader, HeaderTensor
-from ..tensor import Box, TensorSpec
+from ..tensor import Box, Shape, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,15 @@ class SourceSharding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of the source; its placements tile ``extent_of(spec)``, each element once."""
+    """One tensor of the source; its placements tile ``extent_of(spec)``, each element once.
+
+    ``cuts`` are the pieces of each axis before the optimizer's, where a layout says so; plans do not keep them.
+    """
 
     spec: TensorSpec
     placements: tuple[Placement, ...]
     sharding: SourceSharding = SourceSharding.WHOLE
+    cuts: Shape = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

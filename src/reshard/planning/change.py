@@ -8,14 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError, option, raise_all
-from ..models.compiling import CompiledRules, Scale, compile_rules, find_scales
+from ..models.block_scales import Scale, find_scales
+from ..models.compiling import CompiledRules, compile_rules
 from ..models.family import Quantised
 from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
+from ..models.training_names import is_counter
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
-from .outputs.output import Computation, Piece, TargetTensor
+from .outputs.output import Computation, Piece, TargetTensor, sample
 
+OVERFLOWS = ("inf", "saturate", "refuse")
+"""What may become of finite values that a dtype cannot hold."""
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 """Dtypes that can be cast, to each other."""
 
@@ -40,6 +44,8 @@ class Change:
         Whether those weights are stored transposed.
     family_file
         The text of the family's file if the package does not have it, so that a plan needs no other file.
+    on_overflow
+        What becomes of finite values that a dtype cannot hold: ``inf``, ``saturate`` or ``refuse``.
     """
 
     family: str = ""
@@ -52,6 +58,7 @@ class Change:
     scalings: Mapping[str, float] = field(default_factory=dict)
     transposed: bool = False
     family_file: str = ""
+    on_overflow: str = "inf"
 
     @property
     def family_key(self) -> FamilyKey:
@@ -108,7 +115,7 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         notes += _rule_notes(compiled)
     else:
         tensors = tuple(_keep_or_cast(weights, change))
-    return ChangedTensors(tensors, (*notes, *_computation_notes(tensors, catalog)))
+    return ChangedTensors(tensors, (*notes, *_computation_notes(tensors, catalog), *_uncast_notes(tensors, change)))
 
 
 def _rename(catalog: Catalog, renamed: Mapping[str, str]) -> dict[str, _Weight]:
@@ -174,7 +181,7 @@ def _keep_or_cast(weights: Mapping[str, _Weight], change: Change) -> Iterable[Ta
         if scale is not None:
             dtype = change.dtype or DType.BF16
         elif change.dtype is not None and dtype in FLOATS and name not in change.kept:
-            dtype = change.dtype
+            dtype = dtype if is_counter(name, weight.spec.shape) else change.dtype
         spec, patch = TensorSpec(name, dtype, weight.spec.shape), plain_patch(extent_of(weight.spec)[0])
         yield _tensor(spec, [(weight, patch, scale)], weight.sharding, weights, change)
 
@@ -186,7 +193,8 @@ def _apply_rules(compiled: CompiledRules, weights: Mapping[str, _Weight], change
         if len(dtypes) == 1 and dtypes <= FLOATS:
             spec = TensorSpec(spec.name, dtypes.pop(), spec.shape)
         parts = [(weights[part.source], part.patch, part.scale) for part in target.parts]
-        yield _tensor(spec, parts, SourceSharding.WHOLE, weights, change)
+        sharding = parts[0][0].sharding if is_counter(spec.name, spec.shape) else SourceSharding.WHOLE
+        yield _tensor(spec, parts, sharding, weights, change)
 
 
 def _tensor(
@@ -224,9 +232,10 @@ def _computation(
     dtype: DType, weight: _Weight, scale: Scale | None, weights: Mapping[str, _Weight], change: Change
 ) -> Computation | None:
     if scale is not None:
-        return Computation("dequantise", dtype, (weights[scale.tensor].entry,), scale.block)
+        extras = (weights[scale.tensor].entry,)
+        return Computation("dequantise", dtype, extras, scale.block, on_overflow=change.on_overflow)
     if weight.pair is None:
-        return None if weight.spec.dtype is dtype else Computation("cast", dtype)
+        return None if weight.spec.dtype is dtype else Computation("cast", dtype, on_overflow=change.on_overflow)
     return Computation(
         "merge_lora",
         dtype,
@@ -235,6 +244,7 @@ def _computation(
         rank=weight.rank,
         working=weight.working,
         transposed=change.transposed,
+        on_overflow=change.on_overflow,
     )
 
 
@@ -251,6 +261,15 @@ def _rule_notes(compiled: CompiledRules) -> list[str]:
     if compiled.copied:
         notes.append(f"{len(compiled.copied)} tensors repeat another: {', '.join(a for a, _ in compiled.copied[:3])}")
     return [*notes, *compiled.notes]
+
+
+def _uncast_notes(tensors: Iterable[TargetTensor], change: Change) -> Iterable[str]:
+    """Yield which tensors keep a quantised dtype because nothing with the name of their scales is beside them."""
+    stay = [each.spec for each in tensors if each.spec.dtype.value.startswith("F") and each.spec.dtype not in FLOATS]
+    if stay and change.dtype is not None:
+        dtypes = ", ".join(sorted({spec.dtype.value for spec in stay}))
+        names = sample([spec.name for spec in stay], 5)
+        yield f"{len(stay)} tensors stay {dtypes}: no scales NAME{_QUANTISED.suffix} are beside them: {names}"
 
 
 def _computation_notes(tensors: Iterable[TargetTensor], catalog: Catalog) -> list[str]:

@@ -19,7 +19,7 @@ from ..models.family_file import OwnFamily
 from ..models.own_family import check_own_family
 from ..tensor import extent_of
 from .catalog import Catalog
-from .change import FLOATS
+from .change import FLOATS, OVERFLOWS
 from .conversion import MAX_ATTACHMENT_BYTES, Conversion
 from .outputs.output import Output, group_by_layout
 from .targets.target import check_count
@@ -49,6 +49,8 @@ def check_conversion(conversion: Conversion) -> None:
     catalog, dtype = conversion.catalog, conversion.change.dtype
     if dtype is not None and dtype not in FLOATS:
         raise PlanError(f"dtype of the change: expected one of {', '.join(sorted(FLOATS))}, found {dtype}")
+    if conversion.change.on_overflow not in OVERFLOWS:
+        raise PlanError(f"on_overflow: expected {', '.join(OVERFLOWS)}, found {shown(conversion.change.on_overflow)}")
     if isinstance(family := conversion.change.family_key, OwnFamily):
         check_own_family(family)
     tensors = conversion.tensors

@@ -60,7 +60,7 @@ class _Inputs:
         mode, target = self.staging.mode, self.staging.target
         if not isinstance(target, ZarrTarget):
             raise PlanError("tensors can only be staged in zarr chunks")
-        first = first_pass(self.conversion.catalog, target, mode, self.staging.limits, self.staging.copy_bases)
+        first = first_pass(self.conversion, target, mode, self.staging.limits, self.staging.copy_bases)
         second = second_pass(self.conversion, first, mode, self.limits, self.copy_bases)
         return second.after(first, mode, self.staging.note)
 

@@ -47,6 +47,17 @@ def record_key_of(manifest_key: str) -> str:
     return "run".join(manifest_key.rsplit("manifest", 1))
 
 
+def is_record_key(key: str) -> bool:
+    """Whether this is the key of the record of a run, of a share or of the whole.
+
+    Examples
+    --------
+    >>> is_record_key("reshard-run-ranks_0-7.json"), is_record_key("reshard-manifest.json")
+    (True, False)
+    """
+    return key.startswith("reshard-run")
+
+
 def shared_ranks(key: str) -> tuple[range, ...]:
     """Return the ranks that a share's manifest or record is about; none for any other key.
 

@@ -208,7 +208,7 @@ def stage(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> Plan:
 def _passes(plan: Plan, shapes: Mapping[str, Shape], mode: StagingMode) -> tuple[Plan, Grouping]:
     is_near = mode.is_near and REPLICAS in plan.copy_bases
     target = ZarrTarget(plan.limits.chunk_bytes, shapes)
-    first = first_pass(plan.catalog, target, mode, mode.limits or plan.limits, plan.copy_bases if is_near else ())
+    first = first_pass(plan.conversion, target, mode, mode.limits or plan.limits, plan.copy_bases if is_near else ())
     bases = (*plan.copy_bases, len(plan.catalog.others) + 1) if is_near else plan.copy_bases
     return first, group_outputs(plan.conversion, plan.limits, bases, with_chunks(plan.catalog, first))
 
@@ -219,14 +219,16 @@ def _combined(plan: Plan, first: Plan, second: Grouping, mode: StagingMode) -> P
 
 
 def first_pass(
-    catalog: Catalog, target: ZarrTarget, mode: StagingMode, limits: Limits, copy_bases: Sequence[int]
+    conversion: Conversion, target: ZarrTarget, mode: StagingMode, limits: Limits, copy_bases: Sequence[int]
 ) -> Plan:
-    """Plan to write chunks of those tensors of a catalog that the target has chunk shapes for."""
+    """Plan to write chunks of those tensors of a conversion's source that the target has chunk shapes for."""
+    catalog = conversion.catalog
     staged = tuple(entry for entry in catalog.entries if entry.spec.name in target.chunk_shapes)
     source = replace(catalog, entries=staged, metadata={}, texts={}, notes=(), dropped=())
-    # Chunks of other sources, and of other shapes, have other URLs.
+    # Chunks of other sources, of other shapes, and those of every share have URLs of their own.
+    share = "" if conversion.whole is conversion else conversion.manifest_key
     objects = [(item.key, item.nbytes, item.etag, item.base) for item in source.objects]
-    text = json.dumps([source.url, source.others, objects, sorted(target.chunk_shapes.items())])
+    text = json.dumps([source.url, source.others, objects, sorted(target.chunk_shapes.items()), share])
     url = f"{mode.url}/{_FOLDER}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return make_plan(Conversion(source, target, url), limits, copy_bases)
 

@@ -10,8 +10,10 @@ import re
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import Denied, NotFound, ReshardError, StorageError
@@ -89,7 +91,8 @@ class LocalStore(Store):
     def head(self, key: str) -> ObjectInfo:
         path = object_path(self._root, key)
         with _explained("find", path):
-            return _info(key, _regular(path.stat(), path))
+            found = _regular(path.stat(), path)
+            return replace(_info(key, found), age_s=time.time() - found.st_mtime)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with _explained("list", self._root):

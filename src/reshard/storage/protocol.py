@@ -7,7 +7,7 @@ package derive from them; wrappers and test doubles only have their methods.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ..tensor import ByteRange
@@ -19,11 +19,15 @@ Body = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object; its etag changes whenever the content does, and is never compared to a digest."""
+    """One stored object; its etag changes whenever the content does, and is never compared to a digest.
+
+    ``age_s`` is how long ago it was written, by the store's own clock, where a HEAD tells.
+    """
 
     key: str
     nbytes: int
     etag: str
+    age_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

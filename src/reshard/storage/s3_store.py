@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -107,7 +108,7 @@ class S3Store(Store):
             answer = self._call("head_object", key)
         except ReshardError as error:
             raise self._better_reason(key, error) from error
-        return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer))
+        return ObjectInfo(key, int(answer["ContentLength"]), bare_etag(answer), _age_s(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         operation, position = _LISTINGS[self._settings.provider.list_version]
@@ -332,3 +333,12 @@ class S3Store(Store):
     def _label(self, operation: str, key: str | None) -> RequestLabel:
         url = f"{self.url}/{key}" if key is not None else self.url
         return RequestLabel(_DOING[operation], url, self._settings.place)
+
+
+def _age_s(answer: Mapping[str, Any]) -> float | None:
+    """Return the seconds between when an object was written and when the store answered, both by its clock."""
+    try:
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - answer["LastModified"]).total_seconds())
+    except (LookupError, TypeError, ValueError):
+        return None

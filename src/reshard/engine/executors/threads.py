@@ -157,7 +157,8 @@ class _Transfer(Generic[Result]):
         first_result = len(leases) - len(step.tiles)  # parts, then inputs of tiles, then their results
         for tile, result in zip(step.tiles, leases[first_result:], strict=True):
             inputs = leases[tile.first_input : tile.first_input + len(tile.inputs)]
-            compute(tile, self._plan.catalog.entries, [lease.view for lease in inputs], result.view)
+            views = [lease.view for lease in inputs]
+            compute(tile, self._plan.catalog.entries, views, result.view, self._meter.overflows)
             for each in tile.scatters:
                 scatter(each.scatter, result.view, leases[each.buffer].view)
         for lease in leases[len(step.parts) :]:

@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from ...models.lora import adapter_boxes
 from ...planning.catalog import Entry
+from ...planning.outputs.output import Computation
 from ...planning.steps.steps import Tile
 from ...tensor import Box, DType, Shape
 from .lora_product import merge_block
+from .overflow import Overflows, can_overflow, in_whole, infinite, refusal, saturate
 
 _Array = npt.NDArray[Any]
 # Elements converted at a time: few enough for the processor's cache, enough for numpy to release the GIL.
@@ -69,12 +71,38 @@ class Kernel(Protocol):
         ...
 
 
-def compute(tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], result: memoryview) -> None:
-    """Fill ``result`` with the values of a step's tile from its gathered inputs, which may be overwritten."""
+def compute(
+    tile: Tile, entries: Sequence[Entry], inputs: Sequence[memoryview], result: memoryview, overflows: Overflows
+) -> None:
+    """Fill ``result`` with the values of a step's tile from its gathered inputs, which may be overwritten.
+
+    Finite values that the result's dtype cannot hold are counted, and become what the computation says; raise PlanError
+    if that is to refuse them.
+    """
     held = [
         DenseBox(box, entries[entry].spec.dtype, data) for (entry, box), data in zip(tile.inputs, inputs, strict=True)
     ]
     out, how = DenseBox(tile.box, tile.computation.dtype, result), tile.computation
+    is_merge = how.kernel == "merge_lora"
+    before = infinite(held[0].data, held[0].dtype) if is_merge else None  # merging overwrites it
+    _run(how, held, out)
+    if how.kernel == "cast" and not can_overflow(held[0].dtype, out.dtype):
+        return
+    found = infinite(result, out.dtype)
+    if len(found):
+        known = infinite(held[0].data, held[0].dtype) if before is None else before
+        found = np.setdiff1d(found, known, assume_unique=True)
+    if not len(found):
+        return
+    spec = entries[tile.source].spec
+    if how.on_overflow == "refuse":
+        raise refusal(spec.name, out.dtype, len(found))
+    if how.on_overflow == "saturate":
+        saturate(result, out.dtype, found)
+    overflows.add(spec.name, out.dtype, in_whole(found, tile.box, spec.shape).tolist())
+
+
+def _run(how: Computation, held: Sequence[DenseBox], out: DenseBox) -> None:
     if how.kernel == "cast":
         Cast().run(held, out)
     elif how.kernel == "dequantise":

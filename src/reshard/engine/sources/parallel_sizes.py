@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from ...models.concatenated_runs import BLOCKS, has_contiguous_runs
 from ...models.detecting import detect
 from ...models.family_file import FamilyKey
 from ...models.full_shapes import solve_full_shapes
@@ -25,7 +26,13 @@ class ParallelSizes(StrategySource):
     config: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
 
-    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
+    def strategy(
+        self,
+        specs: Mapping[str, TensorSpec],
+        *,
+        local: bool,
+        others: Collection[str] = (),  # noqa: ARG002 - no rule is the user's
+    ) -> Strategy:
         """Make the strategy of these tensors; see :meth:`StrategySource.strategy`.
 
         Raise PlanError if the family is not known, UsageError if the naming is not clear, and StrategyError if the
@@ -33,7 +40,10 @@ class ParallelSizes(StrategySource):
         """
         family = self.family or detect(self.config, specs).family.name
         naming = self.naming or naming_of(family, specs)
-        known = {"config": self.config, "options": self.options}
+        options = dict(self.options)
+        if BLOCKS not in options and has_contiguous_runs(family, naming, options):
+            options[BLOCKS] = self.sizes.mp  # each rank of that job held one run
+        known: dict[str, Mapping[str, object]] = {"config": self.config, "options": options}
         shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if local:
             shapes = solve_full_shapes(family, naming, self.sizes, specs, **known)

@@ -24,7 +24,7 @@ from ...tensor import TensorSpec
 from ..workers import Workers
 from .full_checkpoint import has_full_checkpoint
 from .headers import read_headers
-from .replica_check import check_replicas, compare_unlisted
+from .replica_check import check_replicas, compare_unlisted, find_twins
 from .shard_manifest import ShardManifest, read_shard_manifest
 from .source_format import Listing, SourceFormat, SourceOptions
 from .strategy_files import read_object
@@ -95,9 +95,20 @@ class RankShards(SourceFormat):
         else:
             catalog = self._join(source, options)
             check_replicas(catalog, self.base, workers)
+            catalog = self._check_twins(catalog, options, workers)
             keep = None if options.keep_rank is None else (options.keep_rank, self.keys[options.keep_rank])
             catalog = compare_unlisted(catalog, self.base, workers, _COMPARE_HINT, keep)
         return with_selection_notes(catalog, options.names)
+
+    def _check_twins(self, catalog: Catalog, options: SourceOptions, workers: Workers) -> Catalog:
+        """Refuse a strategy that takes copies for parts; training's own files, and the manifest, are believed."""
+        if self.manifest is not None or not (found := find_twins(catalog, self.base, workers)):
+            return catalog
+        problem = f"{found}, and by the source strategy they are different parts"
+        if options.strategy is not None and options.strategy.files:
+            return replace(catalog, notes=(*catalog.notes, problem))
+        hint = "Is this the strategy that these shards were written under? One with fewer cuts and more copies fits."
+        raise CatalogError(f"{self.base.url}: {problem}", hint=hint)
 
     def contents(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Join the shards without comparing copies, or list each rank's tensors where no strategy is given."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
+from ...models.pattern import name_key
 from ...planning.catalog import Catalog, Entry, Placement, SourceSharding
 from ...planning.outputs.output import sample
 from ...planning.sources.rank_source import take_copy_of_rank
@@ -18,6 +19,9 @@ from .headers import read_blocks
 _MOST_TENSORS = 16
 _MOST_COPIES = 4
 _SAMPLE_BYTES = 64 << 10
+_MOST_KINDS = 4
+_TWIN_BYTES = 4 << 10
+_LEAST_TWIN_BYTES = 256
 
 
 def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
@@ -45,6 +49,45 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
         sorted(problems),
         hint="Is this the strategy that these shards were written under, and are they all of one step?",
     )
+
+
+def find_twins(catalog: Catalog, base: Location, workers: Workers) -> str:
+    """Compare pieces that should be different parts of a tensor, a few of each of the largest kinds of tensors.
+
+    Where all of these kinds hold the same bytes twice, the strategy takes copies for parts, and its tensors are too
+    large. Return what was found then, else nothing; pieces of one value everywhere say nothing.
+    """
+    kinds: dict[str, Entry] = {}
+    for entry in sorted(catalog.entries, key=lambda entry: -entry.spec.nbytes):
+        if entry.sharding is SourceSharding.SHARDED and _nbytes(entry, entry.placements[0]) >= _LEAST_TWIN_BYTES:
+            kinds.setdefault(name_key(entry.spec.name), entry)
+    chosen = [*kinds.values()][:_MOST_KINDS]
+    jobs = [(entry, place) for entry in chosen for place in _likely_twins(len(entry.placements))]
+    contents: dict[tuple[str, int], bytes] = {}
+
+    def read(job: tuple[Entry, int]) -> None:
+        entry, place = job
+        index, first = entry.placements[place].holders[0]
+        item, nbytes = catalog.objects[index], min(_TWIN_BYTES, _nbytes(entry, entry.placements[place]))
+        data = b"".join(read_blocks(base.child(item.key), first, nbytes, item.etag))
+        contents[entry.spec.name, place] = data
+
+    workers.map(read, jobs)
+    found: list[str] = []
+    compared = 0
+    for entry in chosen:
+        pieces = [contents[entry.spec.name, place] for place in _likely_twins(len(entry.placements))]
+        itemsize = extent_of(entry.spec)[1]
+        telling = [data for data in pieces if data != data[:itemsize] * (len(data) // itemsize)]
+        compared += bool(telling)
+        if len(set(telling)) < len(telling):
+            found.append(entry.spec.name)
+    return f"pieces of {sample(found, 4)} are equal" if found and len(found) == compared else ""
+
+
+def _likely_twins(count: int) -> list[int]:
+    """Return the pieces that are copies of the first if ranks of another axis were taken for cuts."""
+    return sorted({0, 1, *(count // ways for ways in (2, 3, 5) if count % ways == 0)} & {*range(count)})
 
 
 def compare_unlisted(

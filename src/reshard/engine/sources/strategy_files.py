@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ...errors import CatalogError, FormatError, NotFound, SourceError
@@ -30,15 +30,18 @@ class StrategySource:
     files: tuple[StrategyFile, ...] = ()
     rules: LayoutRules | None = None
 
-    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool) -> Strategy:
+    def strategy(self, specs: Mapping[str, TensorSpec], *, local: bool, others: Collection[str] = ()) -> Strategy:
         """Make the strategy of these tensors, by name: as one rank holds them if ``local``, else whole.
 
-        Rules of a layout file have no say about training counters, whatever their globs match: as in MindSpore's own
-        strategies these have no layout. Raise StrategyError if the files do not make one of these tensors.
+        ``others`` are names of tensors that are left out. Rules of a layout file have no say about training counters,
+        whatever their globs match: as in MindSpore's own strategies these have no layout. Raise StrategyError if the
+        files do not make one of these tensors.
         """
         shapes: dict[str, Shape] = {name: spec.shape for name, spec in specs.items()}
         if self.rules is not None:
-            return self.rules.strategy({name: shape for name, shape in shapes.items() if not is_counter(name)})
+            counters = {name for name, shape in shapes.items() if is_counter(name, shape)}
+            cut = {name: shape for name, shape in shapes.items() if name not in counters}
+            return self.rules.strategy(cut, (*others, *counters))
         return to_strategy(self.files, shapes, local=local)
 
 

@@ -78,12 +78,13 @@ class RequestCounts:
         Of the source, and of an earlier run's manifest. A HEAD for each object proves that it is still the one that
         was planned.
     put, part, copy, open, complete
-        Single PUTs (the manifest and the run's record too), parts sent, parts copied, multipart uploads opened and
+        Single PUTs (also of manifest, run record and journal), parts sent, parts copied, multipart uploads opened and
         completed.
     list
-        Listings of the target and of the staged chunks, if they take one page each.
+        Listings of the target and of the staged chunks, if they take one page each: before and after the run claims
+        the target, and before the manifest is written.
     delete
-        Of the run's record, and of staged chunks once they have been read; no service charges for them.
+        Of the run's record and journal, and of staged chunks once they have been read; no service charges for them.
     """
 
     get: int = 0
@@ -102,18 +103,18 @@ class RequestCounts:
         return sum(asdict(self).values())
 
     @classmethod
-    def of(cls, cost: Cost, head_count: int = 0, list_count: int = 1, delete_count: int = 0) -> RequestCounts:
+    def of(cls, cost: Cost, head_count: int = 0, list_count: int = 3, delete_count: int = 0) -> RequestCounts:
         """Count those of one pass."""
         return cls(
             get=cost.get_count,
             head=head_count,
-            put=cost.put_count + 2,
+            put=cost.put_count + 3 + (cost.upload_count > 0),  # record, journal, uploads in the journal, manifest
             part=cost.part_count,
             copy=cost.copy_count,
             open=cost.upload_count,
             complete=cost.upload_count,
             list=list_count,
-            delete=delete_count + 1,
+            delete=delete_count + 2 + (cost.upload_count > 0),
         )
 
 
@@ -177,7 +178,7 @@ def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: E
         # Before it the target is looked at too, and whether chunks are there; after all they are removed.
         delete_count = len(plan.staging.conversion.keys) + 1
         staged = PassEstimate(
-            plan.staging.cost, *_pass(plan.staging, speeds, is_first=True, list_count=3, delete_count=delete_count)
+            plan.staging.cost, *_pass(plan.staging, speeds, is_first=True, list_count=5, delete_count=delete_count)
         )
         chunks, taken = _chunk_reads(plan), reading(staged.cost, staged.requests)
         charges["source"] = _sum(_sum(taken, charges["source"]), chunks, sign=-1)
@@ -206,7 +207,7 @@ def _item_count(plan: Plan) -> int:
 
 
 def _pass(
-    plan: Plan, speeds: Speeds, *, is_first: bool = False, list_count: int = 1, delete_count: int = 0
+    plan: Plan, speeds: Speeds, *, is_first: bool = False, list_count: int = 3, delete_count: int = 0
 ) -> tuple[RequestCounts, TimeEstimate]:
     chunk_base = len(plan.catalog.others) if plan.staging else None  # chunks have been written just before
     object_count = sum(item.base != chunk_base for item in plan.catalog.objects)
@@ -214,9 +215,13 @@ def _pass(
     # of the whole as well.
     head_count = object_count * (2 if plan.cost.copied_bytes else 1)
     is_share = plan.conversion.whole is not plan.conversion
-    head_count += 0 if is_first else 1 + is_share
+    head_count += 6 if is_first else 5 + is_share  # claims are looked at again and again
+    if len(plan.conversion.keys) == 1:  # which is looked at by itself, instead of in a listing
+        head_count, list_count = head_count + 1, list_count - 1
     list_count += is_share  # the manifests of other shares
     requests = RequestCounts.of(plan.cost, head_count, list_count, delete_count)
+    if is_first:  # chunks are claimed for both passes
+        requests = replace(requests, put=requests.put + 1, delete=requests.delete + 1)
     # The run's record, indices, companions and the manifest are written one after the other.
     serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 2
     return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)

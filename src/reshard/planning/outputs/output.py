@@ -37,6 +37,8 @@ class Computation:
     scaling, rank, working, transposed
         Of a LoRA: the factor of the product, the length of the axis that A and B share, the dtype of the
         computation, and whether the weight is stored transposed.
+    on_overflow
+        What becomes of finite values that the dtype cannot hold: ``inf``, ``saturate`` or ``refuse``.
     """
 
     kernel: str
@@ -47,6 +49,7 @@ class Computation:
     rank: int = 0
     working: DType | None = None
     transposed: bool = False
+    on_overflow: str = "inf"
 
 
 @dataclass(frozen=True, slots=True)

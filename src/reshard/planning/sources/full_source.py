@@ -27,7 +27,7 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
         key = header.object.key
         for tensor in header.tensors:
             name = tensor.spec.name
-            is_unlisted = key == HYPER_NAME or is_counter(name)
+            is_unlisted = key == HYPER_NAME or is_counter(name, tensor.spec.shape)
             sharding = SourceSharding.UNLISTED if is_unlisted else SourceSharding.WHOLE
             if weight_map.get(name, key) != key or not names.is_kept(name):
                 continue

@@ -104,7 +104,7 @@ class _RankJoin:
             else:
                 self._missing.setdefault(tuple(owning), []).append(name)
         sharding = SourceSharding.SHARDED if len(owners) > 1 else SourceSharding.WHOLE
-        self.found[name] = Entry(spec, tuple(placements), sharding)
+        self.found[name] = Entry(spec, tuple(placements), sharding, layout.cuts)
 
     def _whole(
         self, name: str, layout: Layout, specs: Mapping[int, TensorSpec]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from fnmatch import translate
+from functools import cache
 from itertools import zip_longest
 
 from ...errors import PlanError, StrategyError, option, raise_all
+from ...models.training_names import weight_of
 from ...tensor import Shape, Strategy
 from ..catalog import SourceSharding
 from ..outputs.output import TargetTensor, sample
@@ -70,9 +74,11 @@ def check_strategy_fits(strategy: Strategy, tensors: Sequence[TargetTensor], dro
     # What the source cut must not become whole on every rank unnoticed: nobody would look for it there.
     listed = strategy.names
     cut = [t.spec.name for t in tensors if t.sharding is SourceSharding.SHARDED and t.spec.name not in listed]
-    heads = sorted({name.split(".")[0] for name in cut})
-    drops = " ".join(str(option("drop", f"{head}.*")) for head in heads[:_SHOWN_DROPS])
-    drops += " ..." if len(heads) > _SHOWN_DROPS else ""
+    # Of an optimizer what is not cut may go along with what is; what the strategy lists, and weights, may not.
+    kept = [t.spec.name for t in tensors if t.spec.name in listed or weight_of(t.spec.name) == t.spec.name]
+    patterns = patterns_of_only(cut, kept)
+    drops = " ".join(str(option("drop", pattern)) for pattern in patterns[:_SHOWN_DROPS])
+    drops += " ..." if len(patterns) > _SHOWN_DROPS else ""
     hint = f"Leave them out ({drops}), or give the strategy of a network that has them."
     message = f"{len(cut)} tensors are cut over the source's ranks and have no layout in the target strategy"
     raise_all(PlanError, message, cut, hint)
@@ -110,6 +116,33 @@ def _check_names(strategy: Strategy, tensors: Sequence[TargetTensor], dropped: C
             f"{option('rename')} single ones. To leave tensors whole on every rank, add a rule "
             '{match: "*", split: []} to the layout file.',
         )
+
+
+def patterns_of_only(chosen: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Return few globs that match all the chosen names, and no other.
+
+    Examples
+    --------
+    >>> patterns_of_only(["adam_m.w", "adam_m.v"], ["adam_m.w", "adam_m.v", "w"])
+    ['adam_m.*']
+    >>> patterns_of_only(["model.0.extra", "model.1.extra"], ["model.0.extra", "model.1.extra", "model.0.w"])
+    ['model.*.extra']
+    """
+    others = set(names).difference(chosen)
+
+    @cache
+    def is_safe(pattern: str) -> bool:
+        matches = re.compile(translate(pattern)).match
+        return not any(map(matches, others))
+
+    patterns: dict[str, None] = {}
+    for name in sorted(chosen):
+        parts = [glob.escape(part) for part in name.split(".")]
+        numbered = ".".join("*" if _NUMBER.fullmatch(part) else part for part in parts)
+        heads = [".".join([*parts[:depth], "*"]) for depth in range(1, len(parts))]
+        tried = (*heads[:1], *[numbered] * (numbered != ".".join(parts)), *heads[1:])
+        patterns[next((each for each in tried if is_safe(each)), glob.escape(name))] = None
+    return list(patterns)
 
 
 def is_state(name: str, names: Collection[str]) -> bool:
