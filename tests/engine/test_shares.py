@@ -83,7 +83,7 @@ def test_in_any_order_they_end_as_one_checkpoint(source, target, order):
     whole = decode_manifest(stored(target)[MANIFEST_KEY], "whole")
     assert [receipt.key for receipt in whole.receipts] == [rank_key(rank) for rank in range(4)]
     assert not [key for key in stored(target) if "run" in key]
-    report = reshard.verify(target.url)
+    report = reshard.verify(target.url, source=source.url)
     assert (report.is_ok, report.object_count) == (True, 4)
 
 
@@ -95,7 +95,7 @@ def test_all_at_once_they_end_as_one_checkpoint(source, target):
         for thread in threads:
             thread.join()
         assert objects(target) == alone(source)
-        assert reshard.verify(target.url).is_ok
+        assert reshard.verify(target.url, source=source.url).is_ok
         for info in list(target.objects()):
             target.store.delete(info.key)
 
@@ -118,7 +118,7 @@ def test_a_record_that_goes_while_it_is_read_is_no_trouble(source, target, monke
     monkeypatch.setattr(destination, "_found", found_before)
     share(source, target, 2, 3)
     assert len(asked) > 1
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_the_joined_manifest_is_that_of_one_run(source, target):
@@ -130,7 +130,7 @@ def test_the_joined_manifest_is_that_of_one_run(source, target):
 
 def test_what_is_missing_is_reported(source, target):
     share(source, target, 1, 2)
-    report = reshard.verify(target.url)
+    report = reshard.verify(target.url, source=source.url)
     assert (report.is_ok, report.missing_ranks, report.problems) == (False, (0, 3), ())
     assert report.checked_bytes == report.total_bytes > 0
     assert "several runs write this target: ranks 0, 3 are missing" in reshard.inspect(target.url).notes
@@ -179,7 +179,7 @@ def test_shares_replace_a_whole_of_another_conversion(source, target):
     for ranks in SHARES:
         share(source, target, *ranks, overwrite=True)
     assert objects(target) == alone(source)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_a_whole_run_replaces_shares(source, target):
@@ -196,7 +196,7 @@ def test_a_share_that_is_repeated_joins_again(source, target):
     target.store.delete(f"to/{rank_key(1)}")
     share(source, target, 1, 2, overwrite=True)
     assert objects(target) == alone(source)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
     assert len(stored(target)[MANIFEST_KEY]) == len(whole)
 
 
@@ -220,7 +220,7 @@ def test_a_killed_share_is_repeated(source, target):
     share(source, target, 1, 2)
     assert objects(target) == alone(source)
     assert not [key for key in stored(target) if "run" in key]
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(source, target):
@@ -239,7 +239,7 @@ def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(sou
 
     share(source, Location(Slow(target.store), "to"), 3, overwrite=True)
     share(source, target, 1, 2, overwrite=True)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
     assert objects(target) == alone(source)
 
 
@@ -260,7 +260,7 @@ def test_a_dead_share_blocks_no_other_split(source, target):
     target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion).ended()))
     for rank in range(4):
         share(source, target, rank)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_a_neighbour_s_broken_manifest_does_not_fail_a_run(source, target):

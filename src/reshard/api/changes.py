@@ -26,6 +26,7 @@ from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
 from ..planning.sources.selection import NameFilter
+from ..planning.targets.written_keys import is_companion
 from ..storage import Location, open_location, open_source, read_object
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .contents import load_config, load_family_key, prefix_of
@@ -33,8 +34,6 @@ from .request import Request
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 _ADAPTER_CONFIG = "adapter_config.json"
-_COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja")
-_TOKENIZER = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens", "spiece", "chat_template")
 
 
 def change_of(
@@ -286,7 +285,7 @@ def attach_companions(request: Request, catalog: Catalog) -> tuple[Catalog, tupl
     """Find config.json and the tokenizer's objects, to be copied: the catalog with them, and where they go."""
     config = request.config
     place = open_location(config).parent if isinstance(config, str) else prefix_of(request.src)
-    infos = {name: info for name, info in place.named_objects() if "/" not in name and _is_companion(name)}
+    infos = {name: info for name, info in place.named_objects() if is_companion(name)}
     others = (*catalog.others, place.url) if infos else catalog.others
     objects, found = list(catalog.objects), []
     for name, info in infos.items():
@@ -294,7 +293,3 @@ def attach_companions(request: Request, catalog: Catalog) -> tuple[Catalog, tupl
             found.append(Attachment(name, len(objects), info.nbytes))
             objects.append(SourceObject(name, info.nbytes, info.etag, len(others)))
     return replace(catalog, objects=tuple(objects), others=others), tuple(found)
-
-
-def _is_companion(name: str) -> bool:
-    return name in _COMPANIONS or (name.startswith(_TOKENIZER) and name.endswith((".json", ".txt", ".model", ".jinja")))

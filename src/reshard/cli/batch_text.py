@@ -14,7 +14,7 @@ from ..errors import ReshardError
 from ..planning.cost.prices import total_money
 from .flags import OutputForm
 from .plan_text import in_money
-from .printing import in_bytes, in_time, print_facts, print_json, print_rows
+from .printing import in_bytes, in_time, plain, print_facts, print_json, print_rows, write
 from .spelling import spelled, spelled_error
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
@@ -81,12 +81,13 @@ def watching(*, quiet: bool) -> Iterator[OnChange]:
         return
     from rich.console import Console
     from rich.live import Live
+    from rich.markup import escape
     from rich.table import Table
 
     def table(statuses: Sequence[JobStatus]) -> Table:
         drawn = Table(*_TITLES, box=None, pad_edge=False)
         for row in _visible(statuses):
-            drawn.add_row(*row)
+            drawn.add_row(*(escape(plain(cell, is_line=True)) for cell in row))
         return drawn
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
@@ -102,7 +103,7 @@ def show_batch(statuses: Sequence[JobStatus], form: OutputForm) -> None:
         print_rows(_TITLES, [_row(status) for status in statuses], 0)
         for status in statuses:
             if isinstance(status.error, ReshardError):
-                sys.stderr.write(f"error: {status.job.name}: {spelled_error(status.error)}\n")
+                write(f"error: {status.job.name}: {spelled_error(status.error)}", sys.stderr)
     _exit_with([status.error for status in statuses if status.error], not all(s.state.is_right for s in statuses))
 
 
@@ -126,13 +127,13 @@ class _Log:
                 _, _, written, rate, took, why = _row(status)
                 figures = f", {written} in {took}, {rate}" if status.state == "done" else ""
                 why = "" if status.state == "running" else why
-                sys.stderr.write(f"{name}: {state}{figures}{f': {why}' if why else ''}\n")
+                write(f"{name}: {state}{figures}{f': {why}' if why else ''}", sys.stderr)
             self._seen[name] = state
         if time.monotonic() - self._last_s > _LOG_EVERY_S:
             self._last_s = time.monotonic()
             for status in statuses:
                 if status.state == "running":
-                    sys.stderr.write(f"{status.job.name}: {_row(status)[5]}\n")
+                    write(f"{status.job.name}: {_row(status)[5]}", sys.stderr)
 
 
 def _visible(statuses: Sequence[JobStatus]) -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import is_record_key, record_key_of, shared_ranks
 from ..planning.targets import is_checkpoint_object
 from ..planning.targets.rank_target import RankTarget
+from ..planning.targets.written_keys import is_written_key
 from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
 from .claim import Claim, in_use, is_dead
@@ -81,7 +82,8 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
     others = [key for key in found if key.startswith(scope) and key not in wanted]
     kept = neighbours.keys_of_shares(conversion, overwrite=overwrite)
     old = [*_own_manifest(conversion, before), *neighbours.foreign]
-    written = _written(target, old).difference(kept)
+    # Anyone can write a manifest: it cannot have objects removed that no conversion writes.
+    written = set(filter(is_written_key, _written(target, old))).difference(kept)
     leftovers = tuple(sorted(written.intersection(others)))
     raise_all(
         TargetExists,

@@ -10,6 +10,7 @@ from .local_store import LocalStore
 from .location import Location, read_object
 from .memory_store import MemoryStore
 from .open import (
+    connects_when_opened,
     open_location,
     open_source,
     open_store,
@@ -57,6 +58,7 @@ __all__ = [
     "StoreLimits",
     "Upload",
     "Wrapper",
+    "connects_when_opened",
     "never",
     "open_location",
     "open_source",

@@ -9,7 +9,8 @@ from ..errors import FormatError, NotFound, Unsupported, UsageError
 from ..tensor import ByteRange
 from .protocol import ObjectInfo, ReadStore, Store
 
-_MAX_DOCUMENT_BYTES = 256 << 20
+_MAX_DOCUMENT_BYTES = 64 << 20
+_LOCAL = "file://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,21 @@ class Location:
         """
         root = self.store.identity
         return f"{root}/{self.key}" if self.key else root
+
+    def shares_store(self, other: Location) -> bool:
+        """Whether two places are in one bucket of one service, on one host, or both on this machine.
+
+        Examples
+        --------
+        >>> from reshard.storage import open_location
+        >>> here = open_location("memory://lab/a")
+        >>> here.shares_store(open_location("memory://lab/b")), here.shares_store(open_location("memory://other/b"))
+        (True, False)
+        >>> open_location("/data/a").shares_store(open_location("/mnt/b"))
+        True
+        """
+        are_local = self.store.url.startswith(_LOCAL) and other.store.url.startswith(_LOCAL)
+        return are_local or self.store.identity == other.store.identity
 
     @property
     def prefix(self) -> str:

@@ -14,6 +14,7 @@ from ...errors import CatalogError, UsageError, option, raise_all
 from ...formats.containers import Container, container_of
 from ...formats.mindspore.rank_objects import RankMeta, choose, parse_meta
 from ...planning.catalog import Catalog
+from ...planning.sources.bounded_expression import BoundedExpression
 from ...planning.sources.full_source import full_catalog, tree_catalog
 from ...planning.sources.rank_source import rank_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
@@ -174,7 +175,11 @@ class RankShards(SourceFormat):
 
 
 def read_tree(
-    location: Location, container: Container, pattern: re.Pattern[str] | None, options: SourceOptions, workers: Workers
+    location: Location,
+    container: Container,
+    pattern: BoundedExpression | None,
+    options: SourceOptions,
+    workers: Workers,
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
@@ -190,7 +195,7 @@ def read_tree(
     names = [name for name in of_format if _TREE_OBJECT.fullmatch(name)] or flat
     chosen = sorted(name for name in names if pattern is None or pattern.search(name.rsplit("/", 1)[-1]))
     if not chosen:
-        asked = f" whose names match {pattern.pattern!r}" if pattern else ""
+        asked = f" whose names match {pattern.text!r}" if pattern else ""
         raise CatalogError(
             f"{location.url}: expected *{container.suffix} or rank*/*{container.suffix} objects{asked}, "
             f"found {len(names)} of that format among {len(infos)} objects",

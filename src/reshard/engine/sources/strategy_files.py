@@ -15,6 +15,7 @@ from ...storage import Location, read_object
 from ...tensor import Shape, Strategy, TensorSpec
 from ..workers import working
 
+_MAX_STRATEGY_BYTES = 32 << 20
 _EXPECTED = (
     "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
 )
@@ -55,7 +56,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     another format.
     """
     try:
-        return StrategySource((_parse(read_object(location), location),))
+        return StrategySource((_parse(read_object(location, _MAX_STRATEGY_BYTES), location),))
     except NotFound:
         names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
     if not names:
@@ -68,7 +69,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     contents: dict[str, bytes] = {}
 
     def read(name: str) -> None:
-        contents[name] = read_object(location.child(name))
+        contents[name] = read_object(location.child(name), _MAX_STRATEGY_BYTES)
 
     with working(concurrency, location.store) as workers:
         workers.map(read, names)

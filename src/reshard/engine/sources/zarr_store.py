@@ -18,7 +18,7 @@ from .headers import raise_together
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
 
 _VERSION_2 = (".zmetadata", ".zgroup", ".zarray")
-_MAX_DOCUMENT_BYTES = 100_000_000
+_MAX_DOCUMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
