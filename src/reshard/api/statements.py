@@ -14,6 +14,7 @@ from ..engine.execute import Policy, execute
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.outcome import find_outcome, finish_outcome
 from ..engine.shares import read_shares
+from ..engine.two_passes import remove_left_chunks
 from ..engine.verification import Report, Subset, join_reports, verify_manifest
 from ..engine.workers import working
 from ..engine.writer import check_length, checked_body
@@ -152,23 +153,26 @@ def check_plan_alone(options: Mapping[str, object]) -> None:
 def convert_resolved(resolved: Resolved, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a resolved request, unless its outcome is there already and may stay."""
     with connecting(request, on_event):
-        done, request = earlier_outcome(resolved.conversion, request, on_event)
+        staging_url = resolved.staging.url if resolved.staging else None
+        done, request = earlier_outcome(resolved.conversion, request, staging_url, on_event)
         return done or _run(plan_resolved(resolved), request, on_event)
 
 
 def run(plan: Plan, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan as the options of a request that concern runs say, unless its outcome is there already."""
     with connecting(request, on_event):
-        done, request = earlier_outcome(plan.conversion, request, on_event)
+        staging_url = plan.staging_mode.url if plan.staging_mode else None
+        done, request = earlier_outcome(plan.conversion, request, staging_url, on_event)
         return done or _run(plan, request, on_event)
 
 
 def earlier_outcome(
-    conversion: Conversion, request: Request, on_event: Listener = ignore
+    conversion: Conversion, request: Request, staging_url: str | None, on_event: Listener = ignore
 ) -> tuple[Manifest | None, Request]:
     """Return the manifest of an earlier run whose outcome stays, and the request that holds for a run if there is none.
 
-    Raise TargetExists if objects were changed since that run.
+    What that run has left unfinished after its manifest is done here: chunks that it had staged are removed. Raise
+    TargetExists if objects were changed since that run.
     """
     manifest, missing = find_finished(conversion, request) or (None, 0)
     if manifest is None:
@@ -177,6 +181,8 @@ def earlier_outcome(
         on_event(Noted(f"{missing} of {len(manifest.receipts)} outputs of an earlier run are missing: it is repeated"))
         return None, replace(request, overwrite=True)
     finish_outcome(manifest, open_target(conversion.target_url))
+    if staging_url is not None:
+        remove_left_chunks(open_target(staging_url), conversion)
     return manifest, request
 
 
