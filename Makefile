@@ -1,5 +1,5 @@
 # Every target makes what it needs first, so any of them works on a fresh clone.
-#   make test ARGS="-k layout -x"      passes arguments on to the tool (test, test-slow, bench, demo)
+#   make test ARGS="-k layout -x"      passes arguments on to the tool (test, test-slow, fuzz, bench, demo)
 #   make setup PYTHON=/opt/python3.12/bin/python3
 #   make test WORKERS=0                runs the tests in one process
 #   make test-random RANDOM_SEED=17 RANDOM_COUNT=1              runs one seed again, or as many as you like
@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-outage test-random test-oracle test-generate check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-outage test-random test-oracle test-generate fuzz check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -123,6 +123,10 @@ $(generate)/.setup: Makefile | $(stamp)
 test-generate: $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
 	$(bin)/python tests/generate/compare.py $(or $(GENERATE_PYTHON),$(generate)/bin/python)
 
+fuzz: setup  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
+	$(bin)/python tests/fuzz/run.py $(ARGS)
+	$(bin)/python tests/fuzz/dense.py
+
 check: setup  ## everything that a change must pass: lint, format, types, import direction, tests
 	$(bin)/ruff check
 	$(bin)/ruff format --check
@@ -147,5 +151,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .oracle .generate .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .fuzz .oracle .generate .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

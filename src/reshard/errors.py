@@ -53,12 +53,22 @@ __all__ = [
     "as_argument",
     "as_field",
     "counted",
+    "is_signed",
     "option",
     "raise_all",
+    "redacted",
     "write_options",
 ]
 
 _SHOWN_PROBLEMS = 50
+# Secrets in URLs: a user and a password (which may hold slashes, but "host:port/" is none), and signed queries.
+_PASSWORD = re.compile(r"(?<=://)([^\s/:@?#'\"]*):(?!\d{1,5}(?:[/\s]|$))[^\s'\"]*@")
+_TOKEN_AS_USER = re.compile(r"(?<=https://|.http://)[^\s/:@?#'\"]+@")
+_SIGNED = re.compile(
+    r"([?&;](?:[a-z-]*(?:signature|credential|token|secret|password|accesskeyid|access-key|apikey|api_key)|sig|key))"
+    r"=[^&;\s'\"]*",
+    re.IGNORECASE,
+)
 # Brackets that no key, tensor name or path of ours holds mark an option until someone writes the text for its reader.
 _OPTION = re.compile("\u27e6([a-z_]+)(?:=([^\u27e7]*))?\u27e7")
 
@@ -88,6 +98,30 @@ def as_field(name: str, value: str | None) -> str:
     dst_layout: l.yaml memory
     """
     return name if value is None else f"{name}: {value}"
+
+
+def redacted(text: str) -> str:
+    """Return a text without the secrets of the URLs in it: passwords, tokens and signatures.
+
+    Examples
+    --------
+    >>> redacted("s3://AKIA:se/cret@bucket/a"), redacted("https://host/a?X-Amz-Signature=ab12&x=1")
+    ('s3://***@bucket/a', 'https://host/a?X-Amz-Signature=***&x=1')
+    """
+    if "://" in text and "@" in text:
+        text = _TOKEN_AS_USER.sub("***@", _PASSWORD.sub("***@", text))
+    return _SIGNED.sub(r"\1=***", text) if "=" in text and "?" in text else text
+
+
+def is_signed(url: str) -> bool:
+    """Return whether a URL has a signature or a token in its query.
+
+    Examples
+    --------
+    >>> is_signed("s3://b/a?X-Amz-Signature=12"), is_signed("s3://b/a?versionId=12")
+    (True, False)
+    """
+    return _SIGNED.search(url) is not None
 
 
 def write_options(text: str, spell: Callable[[str, str | None], str] = as_argument) -> str:
@@ -127,11 +161,11 @@ class ReshardError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
-        super().__init__(write_options(message))
+        super().__init__(write_options(redacted(message)))
         # With options still marked: an error that carries this one's text on is spelled later, for its reader.
-        self.marked_message = message
-        self.marked_hint = hint
-        self.marked_problems = tuple(problems)
+        self.marked_message = redacted(message)
+        self.marked_hint = redacted(hint)
+        self.marked_problems = tuple(map(redacted, problems))
 
     @property
     def message(self) -> str:
@@ -279,7 +313,7 @@ class Interrupted(ReshardError):
 def add_problems(error: BaseException, problems: Sequence[str]) -> None:
     """Have an error on its way list more problems; an error of another package gets a note."""
     if isinstance(error, ReshardError):
-        error.marked_problems = (*error.marked_problems, *problems)
+        error.marked_problems = (*error.marked_problems, *map(redacted, problems))
     elif problems:
         error.add_note("\n".join(problems))
 

@@ -62,7 +62,7 @@ class Place:
 
     def read(self, name: str) -> bytes:
         place = open_target(self.at(name))
-        from reshard.engine.sources.strategy_files import read_object
+        from reshard.storage import read_object
 
         return read_object(place)
 

@@ -37,7 +37,7 @@ FLAGS = {
         "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
         "--fail-fast,--keep-going", "--if-exists",
     },
-    "verify": SHOWN | {"--subset", "--give-up-after"},
+    "verify": SHOWN | {"--source", "--subset", "--give-up-after"},
     "runs": {"--output", "--help"}, "abort": {"--output", "--help"},
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",

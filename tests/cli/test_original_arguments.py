@@ -241,6 +241,34 @@ def test_names_are_chosen_by_a_function(memory):
         compat.unified_safetensors(source, memory.at("strategy"), memory.at("b"), choice_func=lambda _: None)
 
 
+def test_a_function_is_asked_about_what_the_shared_options_leave(memory):
+    """It is asked once about each name, where headers are read, whatever options chose the objects."""
+    unlisted = {"adam_m.w": np.ones(1)}
+    source = shards(memory, extra=lambda rank: {"own": np.full(1, rank), **unlisted})
+    url, asked = strategy(memory), []
+
+    def choose(name):
+        asked.append(name)
+        return "mine" if name == "own" else True
+
+    compat.unified_safetensors(
+        source, url, memory.at("whole"), choice_func=choose, network_only=True, keep_rank=1, drop=["norm"]
+    )
+    assert sorted(asked) == ["own", "w"]
+    names = [tensors(memory, f"whole/{name}.safetensors").keys() for name in ("hyper_param", "part0")]
+    assert set().union(*names) == {"mine", "w"}
+
+
+def test_a_function_where_both_formats_lie(memory):
+    source = shards(memory)
+    for rank in range(4):
+        name = next(key for key in memory.keys("") if f"rank_{rank}/" in key)
+        put_model(memory.at(f"{name.rpartition('.')[0]}.ckpt"), {"w": np.zeros((1, 1), np.float32)})
+    choices = {"choice_func": lambda _: True, "load_ckpt_format": "safetensors"}
+    compat.unified_safetensors(source, strategy(memory), memory.at("whole"), **choices)
+    assert tensors(memory, "whole/part0.safetensors").keys() == {"w", "norm"}
+
+
 def test_the_format_of_the_output(memory):
     arguments = ["--unified_safetensors_dir", memory.full, "--predict_strategy", memory.strategy]
     ok("load-distributed-checkpoint", *arguments, "--dst_safetensors_dir", memory.at("out"), "--format", "safetensors",

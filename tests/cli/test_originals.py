@@ -15,11 +15,11 @@ from support.ckpt_parser import parse_ckpt
 
 from reshard import compat
 from reshard.cli.app import app
-from reshard.compat.imitation import requests_for
 from reshard.errors import UsageError
 from reshard.formats.containers import Container
 from reshard.formats.mindspore.strategy_file import OperatorItem, StrategyFile
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
+from reshard.planning.limits import requests_for
 from reshard.tensor import Layout
 
 MANIFEST = "reshard-manifest.json"

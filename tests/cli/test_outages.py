@@ -28,18 +28,20 @@ rules:
   - {match: "*norm.weight", split: []}
   - {match: "*", split: [mp, null]}
 """
-LENGTHS = [
-    pytest.param(20.0, marks=pytest.mark.slow),
-    pytest.param(60.0, marks=pytest.mark.slow),
-    pytest.param(300.0, marks=pytest.mark.outage),
+WEED, JUICEFS = "weed_server", "juicefs_server"
+OUTAGES = [
+    pytest.param(WEED, 20.0, marks=pytest.mark.slow),
+    pytest.param(WEED, 60.0, marks=pytest.mark.slow),
+    pytest.param(WEED, 300.0, marks=pytest.mark.outage),
+    pytest.param(JUICEFS, 20.0, marks=pytest.mark.slow),
 ]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
+def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
     """A server of its own: others are not to be stopped."""
     try:
-        with s3_servers.weed_server() as started:
+        with getattr(s3_servers, request.param)() as started:
             started.make_bucket("outages")
             yield started
     except s3_servers.NotInstalled as error:
@@ -84,7 +86,7 @@ def kill(switch: Switch) -> Callable[[], None]:
     return switch.start
 
 
-@pytest.mark.parametrize("seconds", LENGTHS)
+@pytest.mark.parametrize(("server", "seconds"), OUTAGES, indirect=["server"])
 @pytest.mark.parametrize("stop", [freeze, kill])
 def test_a_conversion_waits_for_a_store_that_comes_back(
     stop: Callable[[Switch], Callable[[], None]],
@@ -102,9 +104,13 @@ def test_a_conversion_waits_for_a_store_that_comes_back(
             wait_for(lambda: any(open_target(target).store.open_uploads("")), process)
             began = time.monotonic()
             come_back = stop(server.switch)
-            threading.Timer(seconds, come_back).start()
+            timer = threading.Timer(seconds, come_back)
+            timer.start()
             out, _ = process.communicate(timeout=seconds + 200)
             took = time.monotonic() - began
+            if took < seconds:  # it has failed; other tests need the server
+                timer.cancel()
+                come_back()
         finally:
             process.kill()
     told = log.read_text()
@@ -113,7 +119,7 @@ def test_a_conversion_waits_for_a_store_that_comes_back(
     assert out
     assert took > seconds
     waits = [int(each) for each in re.findall(r"waiting for the store, .*?(\d+) s", told)]
-    assert waits
+    assert waits or (stop is freeze and seconds < 30), "silence counts after 15 s without a byte sent"
     assert len(waits) <= seconds / 30 + 3
     assert "Traceback" not in told
     manifest = reshard.convert(source, target, dst_layout=layout, copy="never")
@@ -124,6 +130,7 @@ def test_a_conversion_waits_for_a_store_that_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", [WEED], indirect=True)
 def test_a_store_that_stays_away_ends_the_run_in_words(server: S3Server, source: str, layout: str) -> None:
     command = [*PROGRAM, "convert", source, "s3://outages/gone", "--dst-layout", layout, "--copy", "never"]
     command += ["--give-up-after", "5s"]

@@ -27,7 +27,8 @@ def check_same_bytes(place, *flags):
     assert json.loads(place.read("plan.json")) == {key: planned.json[key] for key in planned.json if key != "estimate"}
     made = ok("convert", "--plan", place.at("plan.json"), "--output", "json")
     assert made.json["conversion_id"] == planned.json["conversion_id"]
-    assert made.err.split() == ["transfer", "commit"]
+    assert made.err.splitlines()[1:] == ["transfer", "commit"]
+    assert "the plan writes to" in made.err.splitlines()[0]
     ok("convert", place.full, place.at("now"), *arguments[2:])
     assert objects(place, "later") == objects(place, "now")
     verdict = run("verify", place.at("later"))
@@ -78,9 +79,31 @@ def test_takes_no_second_opinion(memory):
     for extra in (["--memory", "1GiB"], ["--ranks", "0"], ["--dst-strategy", memory.strategy], ["--prefix", "x"]):
         done = run(*command, *extra)
         assert (done.code, "--plan cannot be combined with" in done.err) == (2, True)
-    done = run("convert", memory.full, memory.at("later"), "--plan", memory.at("plan.json"))
-    assert (done.code, "--plan cannot be combined with" in done.err) == (2, True)
     assert memory.keys("later") == []
+
+
+def test_refused_for_other_places_than_those_given(memory):
+    command = saved(memory)
+    for places, problem in (
+        ([memory.at("elsewhere")], f"it writes to {memory.at('later')}, not to {memory.at('elsewhere')}"),
+        ([memory.full, memory.url], f"it writes to {memory.at('later')}, not to {memory.url}"),
+        ([memory.at("other"), memory.at("later")], f"not {memory.at('other')}"),
+    ):
+        done = run(*command, *places)
+        assert (done.code, problem in done.err) == (2, True), done.err
+    assert memory.keys("later") == memory.keys("elsewhere") == []
+
+
+def test_places_that_are_those_of_the_plan(any_place):
+    command = saved(any_place)
+    ok(*command, any_place.at("later"))
+    ok(*command, any_place.full, any_place.at("later"), "--overwrite")
+
+
+def test_single_object_is_a_place_too(memory):
+    target = memory.at("one.safetensors")
+    ok("plan", memory.full, target, "--out", memory.at("plan.json"))
+    ok("convert", "--plan", memory.at("plan.json"), target)
 
 
 def test_outputs_that_exist(memory):

@@ -103,6 +103,26 @@ def test_to_hugging_face(model):
     assert "model.embed_tokens.weight" in arrays(model.read("hf2/model.safetensors"))
 
 
+def test_an_extent_of_another_axis_is_no_evidence(memory):
+    """A rank's 16 rows of wk may be a quarter of 64, which other tensors have: config.json must say."""
+    shapes = {name.replace("layers.1", "layers.0"): shape for name, shape in SHAPES.items()} | {
+        f"model.layers.0.attention.{w}.weight": (16, 32) for w in ("wk", "wv")
+    }
+    memory.put("ms/model.safetensors", encode(random_model({name: ("F32", shape) for name, shape in shapes.items()})))
+    sizes = "dp=2,vocab_emb_dp=false,po=true,po_threshold=4"
+    convert(memory.at("ms"), memory.at("ranks"), parallel=sizes)
+    ranks = forgotten(memory, "ranks")
+    with pytest.raises(StrategyError, match="do not say what the shards are pieces of") as caught:
+        convert(ranks, memory.at("x"), src_parallel=sizes)
+    wk = "model.layers.0.attention.wk.weight"
+    assert f"{wk}: a rank's [16, 32] may be its piece of [16, 32] or of [32, 32]" in caught.value.problems
+    assert "Give the model's config.json with `config`: " in str(caught.value)
+    assert "num_key_value_heads" in str(caught.value)
+    convert(ranks, memory.at("x"), src_parallel=sizes, config={"num_attention_heads": 8, "num_key_value_heads": 4})
+    ours, theirs = arrays(memory.read("x/model.safetensors")), arrays(memory.read("ms/model.safetensors"))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_sizes_that_contradict_the_manifest(model):
     ok("convert", model.at("ms"), model.at("ranks"), "--parallel", "mp=4")
     with pytest.raises(StrategyError, match="contradicts") as caught:

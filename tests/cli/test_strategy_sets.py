@@ -10,11 +10,10 @@ from models.test_parallel_compiled import COMPILED, read
 
 from reshard.api import convert_strategy, make_strategy, merge_strategies, read_strategy
 from reshard.api.strategies import save_strategy
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import StrategyError, TargetExists
 from reshard.formats.mindspore.strategy_merge import merge_strategy_files, parse_strategy_file
 from reshard.formats.safetensors import plan_header
-from reshard.storage import MemoryStore, open_location
+from reshard.storage import MemoryStore, open_location, read_object
 from reshard.tensor import DType, Layout, Strategy, TensorSpec
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"

@@ -8,12 +8,11 @@ import pytest
 from support.checkpoints import encode, random_model
 
 from reshard import convert, plan, verify
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import FormatError
 from reshard.formats.mindspore.rank_names import SavedAt, resumable
 from reshard.formats.safetensors import plan_header
 from reshard.planning.plan_json import decode_plan, encode_plan
-from reshard.storage import Location, MemoryStore
+from reshard.storage import Location, MemoryStore, read_object
 from reshard.tensor import DType, TensorSpec
 
 MODEL = random_model({"w": ("F32", (8, 6)), "adam_m.w": ("F32", (8, 6)), "b": ("F32", (6,))})

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from support.checkpoints import encode, random_model
 
 from reshard import convert, inspect
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import CatalogError, PlanError, StrategyError, UsageError
 from reshard.formats.mindspore.strategy_merge import from_strategy
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.conversion import MANIFEST_KEY
-from reshard.storage import Location, MemoryStore
+from reshard.storage import Location, MemoryStore, read_object
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model(
@@ -154,16 +153,67 @@ def test_another_number_of_ranks_is_refused(place):
     assert caught.value.problems == ("8 ranks in the manifest, 4 in the given strategy",)
 
 
-def test_a_copied_folder_is_read_by_its_lengths(place):
-    url = cut(place)
-    for key in [info.key for info in place.store.list("ranks/")]:
-        place.store.put(f"copy/{key.removeprefix('ranks/')}", read_object(place.child(key)))
-    etags = {info.etag for info in place.store.list("copy/rank_")} & {info.etag for info in place.store.list("ranks/")}
-    done, body = joined(place, place.child("copy").url)
+def put_again(place, src, dst, change=bytes):
+    """Put the objects of one place to another, or to itself: they have other etags there."""
+    for key in [info.key for info in place.store.list(f"{src}/")]:
+        body = read_object(place.child(key))
+        place.store.put(f"{dst}/{key.removeprefix(f'{src}/')}", change(body) if "/rank_" in key else body)
+    return place.child(dst).url
+
+
+def with_last_byte_changed(body):
+    return body[:-1] + bytes([body[-1] ^ 1])
+
+
+def test_a_copied_folder_is_compared_with_its_checksums(place):
+    cut(place)
+    url = put_again(place, "ranks", "copy")
+    done, body = joined(place, url)
     assert tensors(body) == tensors(read_object(place.child("full/model.safetensors")))
-    note = next(note for note in done.conversion.notes if "says how the shards are cut" in note)
-    assert ("their lengths agree" in note) is not bool(etags)
-    assert url
+    note = "8 of 8 have other etags than the manifest records, as copies may: "
+    assert f"{note}the CRC-32C of 8 was compared and is the same" in done.conversion.notes
+    assert any("as copies may: converting compares bytes" in note for note in inspect(url).notes)
+
+
+def test_exchanged_objects_in_a_copied_folder(place):
+    """Another run's shards of the same shapes, beside the manifest of the first."""
+    cut(place)
+    url = put_again(place, "ranks", "copy", with_last_byte_changed)
+    with pytest.raises(UsageError, match="no strategy says how they are cut") as caught:
+        convert(url, place.child("x").url)
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{MANIFEST_KEY} is not used: rank_")
+    assert " has the CRC-32C " in problem
+    done = convert(url, place.child("x").url, src_layout=place.child("stages.yaml").url)
+    assert not any("CRC-32C" in note for note in done.conversion.notes)
+
+
+def test_a_manifest_without_checksums_proves_nothing_of_a_copy(place):
+    """Where the store copied parts, no checksum of the whole is known."""
+    cut(place)
+    manifest = place.child(f"ranks/{MANIFEST_KEY}")
+    body = json.loads(read_object(manifest))
+    for output in body["outputs"]:
+        output["crc32c"] = None
+    place.store.put(manifest.key, json.dumps(body, separators=(",", ":")).encode())
+    assert joined(place, place.child("ranks").url)  # etags suffice where they are equal
+    with pytest.raises(UsageError) as caught:
+        convert(put_again(place, "ranks", "copy"), place.child("x").url)
+    assert "has another etag than it records, and it records no CRC-32C of any such" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("change", [bytes, with_last_byte_changed])
+def test_objects_replaced_where_they_were_written(place, change):
+    url = cut(place)
+    put_again(place, "ranks", "ranks", change)
+    with pytest.raises(UsageError, match="no strategy says how they are cut") as caught:
+        convert(url, place.child("x").url)
+    assert caught.value.problems == (
+        f"{MANIFEST_KEY} is not used: rank_0/checkpoint_0.safetensors has another etag than it records, so 8 of 8 "
+        "objects were replaced since",
+    )
+    assert caught.value.problems[0] in inspect(url).notes
+    convert(url, place.child("x").url, src_layout=place.child("stages.yaml").url)
 
 
 def test_objects_of_another_length_are_not_described(place):

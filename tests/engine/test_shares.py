@@ -8,6 +8,7 @@ import pytest
 from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import FaultyStore
+from support.recording_store import RecordingStore
 
 import reshard
 from reshard.api.shares import missing_ranks
@@ -15,6 +16,7 @@ from reshard.engine import destination
 from reshard.engine.execute import Policy, execute
 from reshard.engine.manifest import decode_manifest
 from reshard.engine.run_record import RunRecord, encode_record
+from reshard.engine.shares import unwritten_ranks
 from reshard.errors import TargetExists, TargetInUse, Transient
 from reshard.planning.conversion import MANIFEST_KEY
 from reshard.planning.limits import Limits
@@ -81,7 +83,7 @@ def test_in_any_order_they_end_as_one_checkpoint(source, target, order):
     whole = decode_manifest(stored(target)[MANIFEST_KEY], "whole")
     assert [receipt.key for receipt in whole.receipts] == [rank_key(rank) for rank in range(4)]
     assert not [key for key in stored(target) if "run" in key]
-    report = reshard.verify(target.url)
+    report = reshard.verify(target.url, source=source.url)
     assert (report.is_ok, report.object_count) == (True, 4)
 
 
@@ -93,7 +95,7 @@ def test_all_at_once_they_end_as_one_checkpoint(source, target):
         for thread in threads:
             thread.join()
         assert objects(target) == alone(source)
-        assert reshard.verify(target.url).is_ok
+        assert reshard.verify(target.url, source=source.url).is_ok
         for info in list(target.objects()):
             target.store.delete(info.key)
 
@@ -116,7 +118,7 @@ def test_a_record_that_goes_while_it_is_read_is_no_trouble(source, target, monke
     monkeypatch.setattr(destination, "_found", found_before)
     share(source, target, 2, 3)
     assert len(asked) > 1
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_the_joined_manifest_is_that_of_one_run(source, target):
@@ -128,13 +130,22 @@ def test_the_joined_manifest_is_that_of_one_run(source, target):
 
 def test_what_is_missing_is_reported(source, target):
     share(source, target, 1, 2)
-    report = reshard.verify(target.url)
+    report = reshard.verify(target.url, source=source.url)
     assert (report.is_ok, report.missing_ranks, report.problems) == (False, (0, 3), ())
     assert report.checked_bytes == report.total_bytes > 0
     assert "several runs write this target: ranks 0, 3 are missing" in reshard.inspect(target.url).notes
     share(source, target, 0)
     share(source, target, 3)
     assert not any("missing" in note for note in reshard.inspect(target.url).notes)
+
+
+def test_names_and_one_manifest_tell_what_is_missing(source, target):
+    for ranks in ((0,), (2,), (3,)):
+        share(source, target, *ranks)
+    store = RecordingStore(target.store)
+    assert unwritten_ranks(Location(store, target.key)) == (1,)
+    assert dict(store.figures.requests) == {"list": 1, "head": 1, "get": 1}
+    assert unwritten_ranks(source) == ()
 
 
 def test_another_conversion_is_refused(source, target):
@@ -168,7 +179,7 @@ def test_shares_replace_a_whole_of_another_conversion(source, target):
     for ranks in SHARES:
         share(source, target, *ranks, overwrite=True)
     assert objects(target) == alone(source)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_a_whole_run_replaces_shares(source, target):
@@ -185,7 +196,7 @@ def test_a_share_that_is_repeated_joins_again(source, target):
     target.store.delete(f"to/{rank_key(1)}")
     share(source, target, 1, 2, overwrite=True)
     assert objects(target) == alone(source)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
     assert len(stored(target)[MANIFEST_KEY]) == len(whole)
 
 
@@ -209,7 +220,7 @@ def test_a_killed_share_is_repeated(source, target):
     share(source, target, 1, 2)
     assert objects(target) == alone(source)
     assert not [key for key in stored(target) if "run" in key]
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(source, target):
@@ -228,7 +239,7 @@ def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(sou
 
     share(source, Location(Slow(target.store), "to"), 3, overwrite=True)
     share(source, target, 1, 2, overwrite=True)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
     assert objects(target) == alone(source)
 
 
@@ -249,7 +260,7 @@ def test_a_dead_share_blocks_no_other_split(source, target):
     target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion).ended()))
     for rank in range(4):
         share(source, target, rank)
-    assert reshard.verify(target.url).is_ok
+    assert reshard.verify(target.url, source=source.url).is_ok
 
 
 def test_a_neighbour_s_broken_manifest_does_not_fail_a_run(source, target):

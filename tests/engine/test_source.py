@@ -8,14 +8,14 @@ from support.conversions import Known, catalog_at
 from support.recording_store import RecordingStore
 
 from reshard.engine.sources import SourceOptions, read_catalog, read_contents
-from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
+from reshard.engine.sources.strategy_files import StrategySource, read_layout_file, read_strategy_files
 from reshard.engine.workers import working
 from reshard.errors import CatalogError, FormatError, NotFound, SourceChanged, SourceError, StrategyError, UsageError
 from reshard.formats.mindspore.strategy_json import encode_json
 from reshard.formats.mindspore.strategy_merge import from_strategy
 from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.planning.sources.selection import NameFilter
-from reshard.storage import Location, MemoryStore
+from reshard.storage import Location, MemoryStore, read_object
 from reshard.tensor import Layout, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6))})

@@ -298,7 +298,7 @@ def test_asked_for_by_name_or_by_form(url):
         assert isinstance(manifest.conversion.target, ZarrTarget)
         assert manifest.conversion.target.chunk_bytes == 100
         assert {"config.json", "zarr.json"} <= {receipt.key for receipt in manifest.receipts}
-        assert api.verify(target).is_ok
+        assert api.verify(target, source=url).is_ok
         assert api.inspect(target).kind == "zarr store"
     with pytest.raises(UsageError, match="plain chunks"):
         api.plan(url, f"{TARGET}/c", form="zarr", format="safetensors")
@@ -418,7 +418,7 @@ def test_rules_of_families_before_and_after():
     body = stored(Location(target, "back"))["model.safetensors"]
     assert decode(body)[0] == contents(llama())
     for name in ("plain.zarr", "ms.zarr", "around", "back"):
-        assert api.verify(f"{TARGET}/{name}").is_ok
+        assert api.verify(f"{TARGET}/{name}", source=url).is_ok
     clear("zarr-source", "zarr-target")
 
 
@@ -562,7 +562,7 @@ def test_zarr_python_opens_what_we_write(zarr, tmp_path):
     assert found["model.embed.weight"].dtype.name == "bfloat16"
     alone = zarr.open_array(f"{tmp_path}/m.zarr/model.layers.0.w", mode="r")
     assert alone[3:5].tobytes() == MODEL["model.layers.0.w"][2][3:5].tobytes()
-    api.verify(f"{tmp_path}/m.zarr")
+    api.verify(f"{tmp_path}/m.zarr", source="memory://zarr-source/m")
 
 
 ARRAYS = {

@@ -126,7 +126,7 @@ def test_layer_number(name, number):
         ("axes: [mp]\nrules: []", "axes: expected a mapping"),
         ("axes: {mp: 0}\nrules: []", "axes: mp: expected a number of at least 1, found 0"),
         ("axes: {mp: true}\nrules: []", "axes: mp: expected a number"),
-        ("axes: {a: 99999, b: 99999}\nrules: []", "axes: expected at most 64 axes, 2147483647 ranks"),
+        ("axes: {a: 99999, b: 99999}\nrules: []", "axes: expected at most 64 axes, 131072 ranks"),
         ("axes: {mp: 2, pp: 2}\nrules: []\nstages: [{layers: 0}, {layers: 1}]", "pp must be the first"),
         ("axes: {pp: 2}\nrules: []", "needs stages, a list of 2 entries"),
         ("axes: {pp: 2}\nrules: []\nstages: [{layers: 0}]", "expected 2 entries, like pp in axes, found 1"),

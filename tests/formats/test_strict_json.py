@@ -90,3 +90,10 @@ def test_what_is_shown_cannot_drive_a_terminal():
 def test_kinds_have_json_names():
     kinds = [json_kind(value) for value in ({}, [], "", True, None, 1, 1.5)]
     assert kinds == ["an object", "an array", "a string", "a boolean", "null", "a number", "a number"]
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b'{"a":0},', b"[0],"])
+def test_dense_text_is_refused_before_it_is_parsed(unit):
+    with pytest.raises(FormatError, match="too many values"):
+        parse_json_object(b'{"a":[' + unit * 2_000_000 + b"0]}", "f")
+    assert len(parse_json_object(b'{"a":[' + unit * 10_000 + b"0]}", "f")["a"]) == 10_001

@@ -27,12 +27,11 @@ from oracle.test_mindformers_scripts import files_of
 from support.ckpt_parser import parse_ckpt
 
 from reshard.api.strategies import read_strategy
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import UsageError
 from reshard.jobs.training_config import read_training_config
 from reshard.jobs.training_job import TrainingJob, decide
 from reshard.jobs.training_run import run_training_job
-from reshard.storage import open_location
+from reshard.storage import open_location, read_object
 
 FOLDER = Path(__file__).parent / "documents"
 

@@ -12,9 +12,8 @@ import reshard
 from reshard.api.request import Request
 from reshard.api.resolve import resolve
 from reshard.api.strategies import save_strategy
-from reshard.engine.sources.strategy_files import read_object
 from reshard.jobs.training_job import target_strategy
-from reshard.storage import open_location, open_target
+from reshard.storage import open_location, open_target, read_object
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 160,

@@ -9,7 +9,7 @@ from support.model_cases import read_tensors, specs_of
 from reshard.errors import PlanError, UsageError
 from reshard.models.compiling import compile_rules
 from reshard.models.family_file import load_family, parse_family
-from reshard.models.inferring import infer_sizes, keys_to_ask
+from reshard.models.inferring import ModelSide, infer_sizes, keys_to_ask
 from reshard.models.settings import find_options, resolve_settings
 from reshard.models.size_equations import solve
 from reshard.tensor import DType, TensorSpec
@@ -20,7 +20,7 @@ def inferred(case, side, config=None, **options):
     family = load_family(name)
     specs = specs_of(read_tensors(case) if side == "hf" else forward(case))
     found = {key: value for key, (value, _) in find_options(family, side, specs).items()}
-    return infer_sizes(family, naming, side, {**found, **given, **options}, config or {}, specs)
+    return infer_sizes(ModelSide(family, naming, side, {**found, **given, **options}, config or {}, specs))
 
 
 @pytest.mark.parametrize("side", ["hf", "ms"])
@@ -60,17 +60,17 @@ def moe(experts, dense):
     ("experts", "dense", "told"), [((0, 1, 2), (), None), ((1, 3), (0, 2), [0, 2]), ((0,), (1, 2), [1, 2])]
 )
 def test_layers_without_experts_are_listed(experts, dense, told):
-    found = infer_sizes(load_family("qwen3_moe"), "mcore", "ms", {}, {}, moe(experts, dense))
+    found = infer_sizes(ModelSide(load_family("qwen3_moe"), "mcore", "ms", {}, {}, moe(experts, dense)))
     assert found.get("mlp_only_layers") == told
     assert (found["num_hidden_layers"], found["num_experts"]) == (len(experts) + len(dense), 4)
 
 
 def test_no_layer_for_multi_token_prediction():
     names = {"model.layers.0.attention_norm.weight": (4,), "model.layers.1.attention_norm.weight": (4,)}
-    found = infer_sizes(load_family("deepseek_v3"), "legacy", "ms", {}, {}, shapes(**names))
+    found = infer_sizes(ModelSide(load_family("deepseek_v3"), "legacy", "ms", {}, {}, shapes(**names)))
     assert (found["num_hidden_layers"], found.get("num_nextn_predict_layers")) == (2, None)
     names |= {"model.mtp_norms.0.weight": (4,)}
-    found = infer_sizes(load_family("deepseek_v3"), "legacy", "ms", {}, {}, shapes(**names))
+    found = infer_sizes(ModelSide(load_family("deepseek_v3"), "legacy", "ms", {}, {}, shapes(**names)))
     assert (found["num_hidden_layers"], found["num_nextn_predict_layers"]) == (1, 1)
 
 
@@ -79,15 +79,15 @@ def test_one_number_tells_the_others():
     specs, family = specs_of(forward(case)), load_family("llama")
     needed = frozenset({"r", "g", "d", "heads"})
     asked = family, "legacy", "ms", {"qkv_concat": True}
-    assert keys_to_ask(*asked, {}, specs, needed) == ("num_attention_heads",)
-    config, found = config_of(case), infer_sizes(*asked, {"num_attention_heads": 8}, specs)
+    assert keys_to_ask(ModelSide(*asked, {}, specs), needed) == ("num_attention_heads",)
+    config, found = config_of(case), infer_sizes(ModelSide(*asked, {"num_attention_heads": 8}, specs))
     assert found["num_key_value_heads"] == config["num_key_value_heads"]
 
 
 def test_a_wrong_number_does_not_fit():
     case = "online160_llama_fp32_qkvconcat1"
     specs, family = specs_of(forward(case)), load_family("llama")
-    config = infer_sizes(family, "legacy", "ms", {"qkv_concat": True}, {"num_attention_heads": 7}, specs)
+    config = infer_sizes(ModelSide(family, "legacy", "ms", {"qkv_concat": True}, {"num_attention_heads": 7}, specs))
     with pytest.raises(PlanError, match="does not fit the rules of llama") as error:
         compile_rules(family, "to_hf", "legacy", {"qkv_concat": True}, config, specs, None)
     assert error.value.problems[0] == "config: d = h / heads: 64 / 7 is not a whole number"
@@ -97,7 +97,7 @@ def test_only_what_rows_need_is_asked_for():
     """Without q, k and v as one tensor no row needs the heads."""
     case = "llama_cli150_llama_fp32_nodtype"
     specs, family = specs_of(read_tensors(case)), load_family("llama")
-    config = infer_sizes(family, "legacy", "hf", {}, {}, specs)
+    config = infer_sizes(ModelSide(family, "legacy", "hf", {}, {}, specs))
     assert "num_attention_heads" not in config
     assert len(compile_rules(family, "to_ms", "legacy", {}, config, specs, None).targets) == len(specs)
 
@@ -105,7 +105,7 @@ def test_only_what_rows_need_is_asked_for():
 def test_hostile_names_and_shapes():
     names = {f"model.layers.{'9' * 5000}.attention_norm.weight": (4,), "model.norm_out.weight": (0,)}
     names |= {"model.layers.1.attention.wq.weight": (2**62, 3), "model.tok_embeddings.embedding_weight": ()}
-    found = infer_sizes(load_family("llama"), "legacy", "ms", {}, {}, shapes(**names))
+    found = infer_sizes(ModelSide(load_family("llama"), "legacy", "ms", {}, {}, shapes(**names)))
     assert found["num_hidden_layers"] == 2
 
 
@@ -130,12 +130,12 @@ def test_rows_of_tensors_that_are_not_there_need_nothing():
     """An optional bias of q, k and v as one tensor would need the heads."""
     shape = {"w.weight": (4,), "v.bias": (4,)}
     specs, family = shapes(**shape), parse_family(OPTIONAL, "o.yaml")
-    config = infer_sizes(family, "n", "hf", {}, {}, shapes(**{"w.weight": (4,)}))
+    config = infer_sizes(ModelSide(family, "n", "hf", {}, {}, shapes(**{"w.weight": (4,)})))
     del specs["v.bias"]
     assert len(compile_rules(family, "to_ms", "n", {}, config, specs, None).targets) == 1
     specs = shapes(**shape)
     with pytest.raises(UsageError, match=r"neither config\.json nor the tensors tell a, which the rules of o need"):
-        compile_rules(family, "to_ms", "n", {}, infer_sizes(family, "n", "hf", {}, {}, specs), specs, None)
+        compile_rules(family, "to_ms", "n", {}, infer_sizes(ModelSide(family, "n", "hf", {}, {}, specs)), specs, None)
 
 
 OPTIONAL = b"""

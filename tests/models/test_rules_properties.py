@@ -13,6 +13,7 @@ from reshard.models.compiling import compile_rules
 from reshard.models.detecting import detect
 from reshard.models.expansion import expand
 from reshard.models.family_file import family_names, load_family
+from reshard.models.inferring import ModelSide, infer_sizes
 from reshard.models.settings import resolve_settings
 from reshard.tensor import DType
 
@@ -69,6 +70,25 @@ def test_backwards_undoes_forwards(name, naming, data):
     assert all((made[name] == sources[name]).all() for name in sources)
     found = detect(config, middle)
     assert (found.family.name, found.direction) == (name, "to_hf")
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_llama_reads_the_mindspore_names_of_qwen2_5_alike(data):
+    """Without config.json these names are taken for those of llama: every element goes to the same place."""
+    qwen, llama = load_family("qwen2_5"), load_family("llama")
+    config, options = data.draw(models(qwen))
+    sources = sources_of(qwen, "legacy", config, options)
+    middle = apply(compile_rules(qwen, "to_ms", "legacy", options, config, specs_of(sources), None), sources)
+    assert detect({}, middle).family.name == "llama"
+    known = {"num_attention_heads": config["num_attention_heads"], "head_dim": config["head_dim"]}
+    ours, theirs = (
+        apply(compile_rules(family, "to_hf", "legacy", options, infer_sizes(model), model.specs, None), middle)
+        for family in (llama, qwen)
+        for model in [ModelSide(family, "legacy", "ms", options, known, specs_of(middle))]
+    )
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 @given(data=st.data())

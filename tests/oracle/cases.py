@@ -20,9 +20,8 @@ from safetensors import deserialize
 from support.ckpt_parser import parse_ckpt
 
 import reshard
-from reshard.engine.sources.strategy_files import read_object
 from reshard.errors import PlanError
-from reshard.storage import MemoryStore, open_location, open_target
+from reshard.storage import MemoryStore, open_location, open_target, read_object
 
 FOLDER = Path(__file__).parents[1] / "conformance" / "mindspore"
 

@@ -82,7 +82,7 @@ def convert(src: str | None, dst: str | None = "x", **arguments: object) -> Ours
         asked = {k: f"{BASE}/strategy/{v}" if k in of_strategies else v for k, v in arguments.items()}
         made = dst and f"{OUT}/{dst}"
         reshard.convert(src and f"{BASE}/in/{src}", made, **asked)
-        report = reshard.verify(made)
+        report = reshard.verify(made, source=BASE)
         assert report.is_ok, report.problems
         return made
 

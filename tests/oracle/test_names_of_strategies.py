@@ -60,7 +60,7 @@ def test_the_rules_that_the_strategy_asks_for(case):
     real = read_answer(case, "mf")
     assert whole.keys() == real.keys()
     assert [name for name in whole if whole[name][:2] == real[name][:2] and whole[name] != real[name]] == []
-    assert reshard.verify(f"{base}/a").is_ok
+    assert reshard.verify(f"{base}/a", source=source).is_ok
 
 
 def llama_with(strategy, *, config=True):

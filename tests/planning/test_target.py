@@ -17,7 +17,7 @@ from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.planning.targets.tree_target import TreeTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
-from reshard.tensor import Box, Layout, RowSplit, Strategy
+from reshard.tensor import MAX_RANK_COUNT, Box, Layout, RowSplit, Strategy
 
 MODEL = random_model({"embed": ("F32", (8, 6)), "norm": ("F32", (6,)), "head": ("BF16", (4, 6)), "step": ("I64", ())})
 ROWS, COLUMNS = Layout((2,), ((0,), ())), Layout((2,), ((), (0,)))
@@ -334,8 +334,8 @@ def test_targets_of_the_usual_size_are_within_bounds(kind):
 
 def vast(tensor_count):
     """A strategy of as many ranks as a saved plan may have."""
-    layout = Layout((1 << 20,), ((), ()))
-    return Strategy(1 << 20, ({f"t{number}": layout for number in range(tensor_count)},))
+    layout = Layout((MAX_RANK_COUNT,), ((), ()))
+    return Strategy(MAX_RANK_COUNT, ({f"t{number}": layout for number in range(tensor_count)},))
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,9 @@ def vast(tensor_count):
         (ranks(ALL, [0, 2]), "ranks: expected ascending ones below 2"),
         (ranks(ALL, [1, 0]), "ranks: expected ascending ones below 2"),
         (ranks(ALL, name="{rank!r}"), "expected no braces"),
-        (ranks(vast(129)), "tensors over all ranks"),
-        (replace(ranks(vast(17)), remove_redundancy=True), "tensors over all ranks"),
-        (IterationTarget(vast(5), 7), "tensors over all ranks"),
+        (ranks(vast(1025)), "tensors over all ranks"),
+        (replace(ranks(vast(129)), remove_redundancy=True), "tensors over all ranks"),
+        (IterationTarget(vast(33), 7), "tensors over all ranks"),
         (IterationTarget(Strategy(1 << 13, ({"embed": Layout((1 << 13,), ((), ()))},)), 7), "ranks in metadata.json"),
     ],
 )
@@ -358,8 +358,8 @@ def test_bounds_of_targets(target, problem):
 
 
 def test_ranks_that_differ_by_hand_are_examined_one_by_one():
-    counts = (1,) * (1 << 20)
-    by_hand = Layout((1 << 20,), ((0,), ()), row_split=RowSplit(counts, tuple(range(1 << 20))))
-    target = ranks(Strategy(1 << 20, ({"embed": by_hand, **{f"t{i}": by_hand for i in range(16)}},)))
+    counts = (1,) * (MAX_RANK_COUNT)
+    by_hand = Layout((MAX_RANK_COUNT,), ((0,), ()), row_split=RowSplit(counts, tuple(range(MAX_RANK_COUNT))))
+    target = ranks(Strategy(MAX_RANK_COUNT, ({"embed": by_hand, **{f"t{i}": by_hand for i in range(128)}},)))
     with pytest.raises(PlanError, match="tensors over all layouts"):
         target.check_bounds(TENSORS)

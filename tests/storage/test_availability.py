@@ -115,7 +115,7 @@ def test_silence_is_waiting_too(monkeypatch: pytest.MonkeyPatch) -> None:
     outage = availability.outage()
     assert outage
     assert outage.seconds > 0.1
-    availability.sign()
+    availability.sent()
     assert availability.outage() is None
     time.sleep(0.15)
     availability.answered(asked)

@@ -13,7 +13,7 @@ import pytest
 from storage.contract import ReadStoreContract, Reopen, Write
 from support.s3_servers import ACCESS_KEY, S3Server
 
-from reshard.errors import Denied, NotFound, Transient, Unsupported, UsageError
+from reshard.errors import Denied, NotFound, StorageError, Transient, Unsupported, UsageError
 from reshard.storage import RetryPolicy, Store, open_source
 from reshard.storage.fsspec_store import FsspecStore
 from reshard.tensor import ByteRange
@@ -174,5 +174,19 @@ def test_missing_package_is_named() -> None:
 
 def test_password_is_not_shown() -> None:
     store = FsspecStore("http://me:secret@host.example", policy=ONCE)
-    assert store.url == "http://me@host.example"
+    assert store.url == "http://host.example"
     assert "secret" not in repr(store)
+
+
+def test_user_who_may_be_a_token_is_not_shown() -> None:
+    assert FsspecStore("https://ghp_token@host.example", policy=ONCE).url == "https://host.example"
+
+
+def test_error_of_a_constructor_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", broken)
+    with pytest.raises(StorageError, match=r"Cannot open http://host\.example .*RuntimeError") as caught:
+        FsspecStore("http://host.example")
+    assert "hunter2" not in str(caught.value)

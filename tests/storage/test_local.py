@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from storage.contract import StoreContract, body, content
+from storage.contract import ODD_NAMES, StoreContract, body, content
 from storage.copy_contract import CopyContract
 
 from reshard.errors import Denied, NotFound, SourceChanged, StorageError, UsageError
@@ -14,6 +14,8 @@ from reshard.tensor import ByteRange
 
 
 class TestLocalStore(StoreContract, CopyContract):
+    odd_names = tuple(name for name in ODD_NAMES if not name.startswith("."))
+
     @pytest.fixture
     def store(self, tmp_path: Path) -> LocalStore:
         return LocalStore(tmp_path / "root", limits=StoreLimits(min_part_bytes=1000))
@@ -45,6 +47,29 @@ def test_writes_do_not_follow_links_out(store: LocalStore, tmp_path: Path) -> No
     with pytest.raises(Denied, match="symbolic link"):
         store.create_upload("link/deeper/b")
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_writes_do_not_follow_links_to_a_neighbour(store: LocalStore, tmp_path: Path) -> None:
+    store.put("precious/a", b"x")
+    (tmp_path / "root/out").mkdir()
+    (tmp_path / "root/out/rank_0").symlink_to(tmp_path / "root/precious")
+    for action in (lambda: store.put("out/rank_0/a", b"new"), lambda: store.delete("out/rank_0/a")):
+        with pytest.raises(Denied, match="symbolic link"):
+            action()
+    assert content(store, store.head("precious/a")) == b"x"
+
+
+@pytest.mark.parametrize("key", ["out/.ssh/authorized_keys", "out/.bashrc", "out/rank_0/.x"])
+def test_names_below_a_target_do_not_begin_with_a_dot(store: LocalStore, key: str) -> None:
+    for action in (lambda: store.put(key, b"x"), lambda: store.create_upload(key), lambda: store.delete(key)):
+        with pytest.raises(Denied, match="begin with a dot"):
+            action()
+    assert list(store.list("")) == []
+
+
+def test_target_of_the_user_may_begin_with_a_dot(store: LocalStore) -> None:
+    store.put(".cache/rank_0/a", b"x")
+    assert [info.key for info in store.list("")] == [".cache/rank_0/a"]
 
 
 def test_linked_object_is_replaced_not_followed(store: LocalStore, tmp_path: Path) -> None:

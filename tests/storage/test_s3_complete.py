@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -79,6 +80,17 @@ def test_lost_answer_of_a_done_complete_is_no_failure() -> None:
     for before in (None, "old-2", "of-one-put"):
         client = Scripted(LOST, failed("NoSuchUpload", 404), before=before)
         assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+
+
+def test_lost_answer_of_a_complete_that_ends_an_outage() -> None:
+    """The Complete is the one request that asks whether the store is back, and others follow from its answer."""
+    made = store(Scripted(LOST, LOST, LOST, LOST, failed("NoSuchUpload", 404), before="old-2"))
+    made._policy = RetryPolicy(give_up_after_s=5, first_delay_s=0)
+    done: list[object] = []
+    thread = threading.Thread(target=lambda: done.append(made.complete_upload(UPLOAD, PARTS).etag), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert done == ["abc-2"]
 
 
 DENIED = failed("403", 403)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ..engine.sources.strategy_files import read_object
 from ..engine.sources.tied_copies import compare_copies
 from ..engine.workers import working
 from ..errors import NotFound, PlanError, StrategyError, UsageError, option, raise_all
@@ -14,7 +13,7 @@ from ..models.concatenated_runs import BLOCKS, blocks_for_cuts, has_contiguous_r
 from ..models.detecting import Detection, detect
 from ..models.expected_shapes import expected_shapes, multiplied_shapes
 from ..models.family_file import FamilyKey, OwnFamily, load_family
-from ..models.inferring import infer_sizes
+from ..models.inferring import ModelSide, infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
@@ -27,15 +26,14 @@ from ..planning.change import Change, make_tensors
 from ..planning.conversion import MAX_ATTACHMENT_BYTES
 from ..planning.outputs.output import Attachment
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source
+from ..planning.targets.written_keys import is_companion
+from ..storage import Location, open_location, open_source, read_object
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .contents import load_config, load_family_key, prefix_of
 from .request import Request
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 _ADAPTER_CONFIG = "adapter_config.json"
-_COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja")
-_TOKENIZER = ("tokenizer", "special_tokens_map", "vocab", "merges", "added_tokens", "spiece", "chat_template")
 
 
 def change_of(
@@ -85,7 +83,8 @@ def _with_rules(
     naming = _naming(found, key or found.family.name, request, parallel) if request.to == "ms" else found.naming
     options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
     side = "hf" if request.to == "ms" else "ms"
-    config = infer_sizes(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    model = ModelSide(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
+    config = infer_sizes(model)
     told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
     change = replace(
         change,
@@ -286,7 +285,7 @@ def attach_companions(request: Request, catalog: Catalog) -> tuple[Catalog, tupl
     """Find config.json and the tokenizer's objects, to be copied: the catalog with them, and where they go."""
     config = request.config
     place = open_location(config).parent if isinstance(config, str) else prefix_of(request.src)
-    infos = {name: info for name, info in place.named_objects() if "/" not in name and _is_companion(name)}
+    infos = {name: info for name, info in place.named_objects() if is_companion(name)}
     others = (*catalog.others, place.url) if infos else catalog.others
     objects, found = list(catalog.objects), []
     for name, info in infos.items():
@@ -294,7 +293,3 @@ def attach_companions(request: Request, catalog: Catalog) -> tuple[Catalog, tupl
             found.append(Attachment(name, len(objects), info.nbytes))
             objects.append(SourceObject(name, info.nbytes, info.etag, len(others)))
     return replace(catalog, objects=tuple(objects), others=others), tuple(found)
-
-
-def _is_companion(name: str) -> bool:
-    return name in _COMPANIONS or (name.startswith(_TOKENIZER) and name.endswith((".json", ".txt", ".model", ".jinja")))

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..engine.shares import read_shares
+from ..engine.shares import unwritten_ranks
 from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.parallel_sizes import ParallelSizes
-from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_object, read_strategy_files
+from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_strategy_files
 from ..engine.workers import working
 from ..errors import NotFound
 from ..formats.containers import Container
@@ -22,7 +22,7 @@ from ..planning.conversion import MANIFEST_KEY
 from ..planning.limits import Limits
 from ..planning.share_documents import written_ranks
 from ..planning.sources.selection import NameFilter
-from ..storage import Location, open_location, open_source
+from ..storage import Location, open_location, open_source, read_object
 from .connecting import connecting
 from .option_field import read_config
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
@@ -71,10 +71,8 @@ def _unfinished(location: Location) -> str:
     """Return a note on the shares that are missing, where several runs write one target."""
     if location.key.endswith(OBJECT_SUFFIXES) or location.child(MANIFEST_KEY).head_or_none():
         return ""
-    shares = read_shares(location)
-    if shares is None or not shares.missing_ranks:
-        return ""
-    return f"several runs write this target: ranks {written_ranks(shares.missing_ranks)} are missing"
+    missing = unwritten_ranks(location)
+    return f"several runs write this target: ranks {written_ranks(missing)} are missing" if missing else ""
 
 
 def source_options(request: Request) -> SourceOptions:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ..engine.sources.strategy_files import read_object
 from ..planning.cost.estimate import Estimate, Speeds, estimate_plan
 from ..planning.cost.prices import Payee, choose_table, parse_prices
 from ..planning.plan import Plan
-from ..storage import open_location, provider_name
+from ..storage import open_location, provider_name, read_object
 from .assumptions import ASSUMPTIONS
 
 

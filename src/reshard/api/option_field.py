@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import UsageError, option
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_MAX_RANKS_LENGTH = 1 << 20
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _PATIENCE_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _PAIRS = re.compile(r"\s*[A-Za-z_]\w*=[^,=/]*(?:,\s*[A-Za-z_]\w*=[^,=/]*)*")
@@ -181,6 +182,8 @@ def read_ranks(value: object) -> tuple[range, ...]:
     >>> read_ranks("0-7,16"), read_ranks([3])
     ((range(0, 8), range(16, 17)), (range(3, 4),))
     """
+    if isinstance(value, str) and len(value) > _MAX_RANKS_LENGTH:
+        raise UsageError(f"expected at most {_MAX_RANKS_LENGTH} characters")
     spans = []
     for item in value.split(",") if isinstance(value, str) else map(str, value):  # type: ignore[call-overload]
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", item)

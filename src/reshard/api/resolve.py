@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..engine.events import Listener, PhaseStarted, ignore
 from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.saved_point import confirm_point, resumable_name
-from ..engine.sources.strategy_files import StrategySource, read_object
+from ..engine.sources.strategy_files import StrategySource
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
 from ..errors import FormatError, PlanError, StorageError, UsageError, option, raise_all
@@ -26,7 +26,7 @@ from ..planning.sources.full_source import with_adapters
 from ..planning.sources.selection import Renames
 from ..planning.steps.copies import REPLICAS
 from ..planning.targets.strategy_check import is_state
-from ..storage import Location, open_location, open_source, open_target, shared_connections
+from ..storage import Location, open_location, open_source, open_target, read_object, shared_connections
 from ..tensor import Strategy
 from .changes import (
     adapters_at,
@@ -70,6 +70,10 @@ class Hooks:
         """Choose what to read, knowing the files that cut the target."""
         return wanted
 
+    def choose_names(self, _names: Sequence[str]) -> Mapping[str, str]:
+        """Choose new names for some of the source's, before all rules of the request."""
+        return {}
+
     def choose_rules(
         self, request: Request, _catalog: Catalog, _target: StrategySource | None
     ) -> tuple[Request, Sequence[str]]:
@@ -99,6 +103,7 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     on_event(PhaseStarted("headers"))
     catalog = _read_proven_headers(request, wanted, limits.concurrency)
     names = [entry.spec.name for entry in catalog.entries]
+    renames = replace(renames, name_map={**renames.name_map, **hooks.choose_names(names)})
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
     renamed = renames.apply(names)
     request, chosen = hooks.choose_rules(request, catalog, target_files)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ..engine.outcome import conversion_at
-from ..engine.shares import share_keys
+from ..engine.shares import ranks_outside, share_keys
 from ..planning.conversion import Conversion
 from ..planning.plan_json import conversion_ids
-from ..planning.share_documents import shared_ranks
 from ..planning.targets.rank_target import RankTarget
 from ..storage import open_target, shared_connections
 
@@ -24,5 +23,4 @@ def missing_ranks(conversion: Conversion) -> tuple[int, ...] | None:
         return None
     if not isinstance(whole.target, RankTarget):
         return ()
-    spans = [span for key in share_keys(target) for span in shared_ranks(key)]
-    return tuple(rank for rank in whole.target.ranks if not any(rank in span for span in spans))
+    return tuple(ranks_outside(share_keys(target), whole.target.ranks))

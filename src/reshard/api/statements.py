@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from os import PathLike, fspath
 from typing import Any
 
@@ -12,17 +14,27 @@ from ..engine.execute import Policy, execute
 from ..engine.manifest import Manifest, decode_manifest
 from ..engine.outcome import find_outcome, finish_outcome
 from ..engine.shares import read_shares
-from ..engine.sources.strategy_files import read_object
+from ..engine.two_passes import remove_left_chunks
 from ..engine.verification import Report, Subset, join_reports, verify_manifest
 from ..engine.workers import working
 from ..engine.writer import check_length, checked_body
-from ..errors import NotFound, TargetExists, UsageError, option
+from ..errors import NotFound, ReshardError, TargetExists, UsageError, option, raise_all
+from ..formats.strict_json import shown
 from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.limits import Integrity, Limits
 from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import decode_plan
 from ..planning.staging import staged_plan
-from ..storage import Location, open_location, open_source, open_target, open_target_object, shared_connections
+from ..storage import (
+    Location,
+    connects_when_opened,
+    open_location,
+    open_source,
+    open_target,
+    open_target_object,
+    read_object,
+    shared_connections,
+)
 from .connecting import connecting
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, resolve
@@ -77,7 +89,7 @@ def convert(
     Parameters
     ----------
     src, dst
-        As for :func:`plan`; not together with a plan.
+        As for :func:`plan`. Beside a plan they decide nothing: the plan must have the same.
     plan
         A plan, or the URL of a saved one.
     on_event
@@ -97,16 +109,35 @@ def convert(
     A conversion that is finished already is left as it is, unless ``if_exists`` says otherwise: the manifest that is
     returned then has ``was_done`` set.
     """
-    options |= {"src": src, "dst": dst}
-    if plan is not None:
-        check_plan_alone(options)
-    elif src is None or dst is None:
+    if plan is None and (src is None or dst is None):
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
+    if plan is None:
+        request = Request.of(None, **options, src=src, dst=dst)
+        with connecting(request, on_event):
+            return convert_resolved(resolve(request, on_event), request, on_event)
+    check_plan_alone(options)
     request = Request.of(None, **options)
     with connecting(request, on_event):
-        if plan is None:
-            return convert_resolved(resolve(request, on_event), request, on_event)
-        return run(plan if isinstance(plan, Plan) else load_plan(fspath(plan)), request, on_event)
+        made = plan if isinstance(plan, Plan) else load_plan(fspath(plan))
+        check_places(made, src, dst)
+        on_event(Noted(f"the plan writes to {made.conversion.target_url}"))
+        return run(made, request, on_event)
+
+
+def check_places(plan: Plan, src: str | None, dst: str | None) -> None:
+    """Refuse a plan for another source or target than the caller names: a stranger may have written it."""
+    conversion, catalog, problems = plan.conversion, plan.catalog, list[str]()
+    if dst is not None:
+        target, keys = open_location(conversion.target_url), [key for each in conversion.outputs for key in each.keys]
+        written = [target, *(target.child(key) for key in keys if len(keys) == 1)]
+        if open_location(dst).identity not in {place.identity for place in written}:
+            problems.append(f"it writes to {conversion.target_url}, not to {dst}")
+    if src is not None:
+        source, given = open_location(catalog.url), open_location(src).identity
+        read = [source.identity, *(source.child(item.key).identity for item in catalog.objects if not item.base)]
+        if not any(each == given or each.startswith(f"{given}/") for each in read):
+            problems.append(f"it reads {catalog.url}, not {src}")
+    raise_all(UsageError, f"{option('plan')} is for other places", problems, "Make a new plan.")
 
 
 def check_plan_alone(options: Mapping[str, object]) -> None:
@@ -122,23 +153,26 @@ def check_plan_alone(options: Mapping[str, object]) -> None:
 def convert_resolved(resolved: Resolved, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a resolved request, unless its outcome is there already and may stay."""
     with connecting(request, on_event):
-        done, request = earlier_outcome(resolved.conversion, request, on_event)
+        staging_url = resolved.staging.url if resolved.staging else None
+        done, request = earlier_outcome(resolved.conversion, request, staging_url, on_event)
         return done or _run(plan_resolved(resolved), request, on_event)
 
 
 def run(plan: Plan, request: Request, on_event: Listener = ignore) -> Manifest:
     """Carry out a plan as the options of a request that concern runs say, unless its outcome is there already."""
     with connecting(request, on_event):
-        done, request = earlier_outcome(plan.conversion, request, on_event)
+        staging_url = plan.staging_mode.url if plan.staging_mode else None
+        done, request = earlier_outcome(plan.conversion, request, staging_url, on_event)
         return done or _run(plan, request, on_event)
 
 
 def earlier_outcome(
-    conversion: Conversion, request: Request, on_event: Listener = ignore
+    conversion: Conversion, request: Request, staging_url: str | None, on_event: Listener = ignore
 ) -> tuple[Manifest | None, Request]:
     """Return the manifest of an earlier run whose outcome stays, and the request that holds for a run if there is none.
 
-    Raise TargetExists if objects were changed since that run.
+    What that run has left unfinished after its manifest is done here: chunks that it had staged are removed. Raise
+    TargetExists if objects were changed since that run.
     """
     manifest, missing = find_finished(conversion, request) or (None, 0)
     if manifest is None:
@@ -147,6 +181,8 @@ def earlier_outcome(
         on_event(Noted(f"{missing} of {len(manifest.receipts)} outputs of an earlier run are missing: it is repeated"))
         return None, replace(request, overwrite=True)
     finish_outcome(manifest, open_target(conversion.target_url))
+    if staging_url is not None:
+        remove_left_chunks(open_target(staging_url), conversion)
     return manifest, request
 
 
@@ -172,7 +208,12 @@ def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:
 
 
 def verify(
-    url: str, *, subset: str | None = None, give_up_after: str | float | None = None, on_event: Listener = ignore
+    url: str,
+    *,
+    source: str | Sequence[str] = (),
+    subset: str | None = None,
+    give_up_after: str | float | None = None,
+    on_event: Listener = ignore,
 ) -> Report:
     """Compare a finished conversion with its source, bit for bit, in bounded memory; report every difference.
 
@@ -181,6 +222,10 @@ def verify(
     url
         Of the manifest, or of the target that holds it. Where only some shares of a target are finished, these are
         compared, and the report names the ranks that are missing.
+    source
+        URLs of the source, or of places in its stores, if it is in another store than the target: anyone can write a
+        manifest, so what it names elsewhere is not read unless the caller names it too. Local sources of local targets
+        are read.
     subset
         ``n/t``: only every t-th step, from the n-th.
     give_up_after
@@ -194,16 +239,20 @@ def verify(
         No manifest is there, not even that of a share: the conversion was not finished.
     SourceChanged
         The source is no longer the one that was converted.
+    UsageError
+        The manifest names a source elsewhere.
     """
     chosen = Subset.parse(subset) if subset else Subset()
     with connecting(Request.of(give_up_after=give_up_after), on_event):
-        return _verify(url, chosen, on_event)
+        return _verify(url, [source] if isinstance(source, str) else source, chosen, on_event)
 
 
-def _verify(url: str, chosen: Subset, on_event: Listener) -> Report:
+def _verify(url: str, sources: Sequence[str], chosen: Subset, on_event: Listener) -> Report:
     place = open_location(_manifest_url(url))
+    trusted = [place, *map(open_source, sources)]
+    verified = partial(_verified, place=place, trusted=trusted, subset=chosen, on_event=on_event)
     try:
-        return _verified(decode_manifest(read_object(place), place.url), place, chosen, on_event)
+        return verified(decode_manifest(read_object(place), place.url))
     except NotFound as error:
         shares = None if url.endswith(".json") else read_shares(open_target(url))
         if shares is None:
@@ -211,8 +260,7 @@ def _verify(url: str, chosen: Subset, on_event: Listener) -> Report:
                 f"{place.url}: no manifest there ({error.marked_message.rstrip('.')})",
                 hint="Pass a manifest, or the target of a finished conversion; the manifest is written last.",
             ) from error
-    reports = [_verified(each, place, chosen, on_event) for each in shares.manifests]
-    return join_reports(reports, shares.missing_ranks)
+    return join_reports(list(map(verified, shares.manifests)), shares.missing_ranks)
 
 
 def _manifest_url(url: str) -> str:
@@ -221,19 +269,29 @@ def _manifest_url(url: str) -> str:
     return f"{url}.manifest.json" if url.endswith(OBJECT_SUFFIXES) else f"{url.rstrip('/')}/{MANIFEST_KEY}"
 
 
-def _verified(manifest: Manifest, place: Location, subset: Subset, on_event: Listener) -> Report:
+def _verified(
+    manifest: Manifest, place: Location, trusted: Sequence[Location], subset: Subset, on_event: Listener
+) -> Report:
     """Verify the objects of a manifest that was read at a place, wherever the run believed to write them."""
-    target = place
+    target, catalog = place, manifest.conversion.catalog
     for _ in manifest.conversion.manifest_key.split("/"):
         target = target.parent
-    return verify_manifest(
-        manifest,
-        open_source(manifest.conversion.catalog.url),
-        target,
-        others=[open_source(url) for url in manifest.conversion.catalog.others],
-        subset=subset,
-        listener=on_event,
-    )
+    sources = [_trusted_source(url, place, trusted) for url in (catalog.url, *catalog.others)]
+    return verify_manifest(manifest, sources[0], target, others=sources[1:], subset=subset, listener=on_event)
+
+
+def _trusted_source(url: str, manifest: Location, trusted: Sequence[Location]) -> Location:
+    """Open a source that a manifest names; UsageError unless it is in a store that the caller named."""
+    source, is_named = None, any(url.startswith(f"{place.store.url}/") for place in trusted)
+    if is_named or not connects_when_opened(url):
+        with suppress(ReshardError):  # whatever is wrong with a URL of a stranger, it is not the caller's
+            source = open_source(url)
+    if source is None or not any(source.shares_store(place) for place in trusted):
+        raise UsageError(
+            f"{manifest.url} names the source {shown(url)}, outside {manifest.store.url}: "
+            f"give {option('source', url)} if it is to be read"
+        )
+    return source
 
 
 def load_plan(url: str) -> Plan:

@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..engine.sources.strategy_files import read_object
 from ..engine.workers import Workers, working
 from ..engine.writer import check_length, checked_body
 from ..errors import TargetExists, option, raise_all
 from ..formats.mindspore.strategy_file import StrategyFile
 from ..formats.mindspore.strategy_protobuf import encode_protobuf
 from ..planning.limits import Integrity, Limits
-from ..storage import Location, open_target
+from ..storage import Location, open_target, read_object
 
 _MERGED_NAME = "merged_ckpt_strategy.ckpt"
 _OF_A_SET = re.compile(rf"ckpt_strategy_rank_[0-9]+\.ckpt|{re.escape(_MERGED_NAME)}")

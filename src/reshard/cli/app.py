@@ -81,7 +81,9 @@ def _arguments() -> list[str]:
     try:
         return as_command(words)
     except ReshardError as error:
-        sys.stderr.write(f"error: {error.text(as_flag)}\n")
+        from .printing import write
+
+        write(f"error: {error.text(as_flag)}", sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -94,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(_arguments() if arguments is None else arguments, prog_name="reshard")
     except Stopped as stopped:
+        from .printing import write
+
         left = getattr(stopped, "__notes__", ["nothing of this run was left behind"])
-        sys.stderr.write("interrupted: " + "\n".join(left) + "\n")
+        write("interrupted: " + "\n".join(left), sys.stderr)
         sys.exit(INTERRUPTED)

@@ -14,7 +14,7 @@ from ..errors import ReshardError, as_field, counted, write_options
 from ..planning.cost.prices import total_money
 from .flags import OutputForm
 from .plan_text import in_money
-from .printing import Facts, in_bytes, in_time, print_facts, print_json, print_rows
+from .printing import Facts, in_bytes, in_time, plain, print_facts, print_json, print_rows, write
 from .signals import Stopped
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
@@ -97,12 +97,13 @@ def _drawing(*, quiet: bool) -> Iterator[OnChange]:
         return
     from rich.console import Console
     from rich.live import Live
+    from rich.markup import escape
     from rich.table import Table
 
     def table(statuses: Sequence[JobStatus]) -> Table:
         drawn = Table(*_TITLES, box=None, pad_edge=False)
         for row in _visible(statuses):
-            drawn.add_row(*row)
+            drawn.add_row(*(escape(plain(cell, is_line=True)) for cell in row))
         return drawn
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
@@ -134,7 +135,7 @@ def _note_facts(jobs: Sequence[JobStatus] | Sequence[PlannedJob]) -> Facts:
 def _write_errors(errors: Sequence[tuple[Job, BaseException | None]]) -> None:
     for job, error in errors:
         if isinstance(error, ReshardError):
-            sys.stderr.write(f"error: {job.name}: {error.text(as_field)}\n")
+            write(f"error: {job.name}: {error.text(as_field)}", sys.stderr)
 
 
 def _spelled(text: str) -> str:
@@ -162,13 +163,13 @@ class _Log:
                 _, _, written, rate, took, why = _row(status)
                 figures = f", {written} in {took}, {rate}" if status.state == "done" else ""
                 why = "" if status.state == "running" else why
-                sys.stderr.write(f"{name}: {state}{figures}{f': {why}' if why else ''}\n")
+                write(f"{name}: {state}{figures}{f': {why}' if why else ''}", sys.stderr)
             self._seen[name] = state
         if time.monotonic() - self._last_s > _LOG_EVERY_S:
             self._last_s = time.monotonic()
             for status in statuses:
                 if status.state == "running":
-                    sys.stderr.write(f"{status.job.name}: {_row(status)[5]}\n")
+                    write(f"{status.job.name}: {_row(status)[5]}", sys.stderr)
 
 
 def _visible(statuses: Sequence[JobStatus]) -> Iterator[tuple[str, ...]]:

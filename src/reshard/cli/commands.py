@@ -82,7 +82,9 @@ def convert(
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
-    """Convert a checkpoint."""
+    """Convert a checkpoint; with a plan, SRC and DST only check it, and one URL alone is DST."""
+    if plan is not None and dst is None:
+        src, dst = None, src
     from ..api.statements import convert as convert_checkpoint
     from .results import show_manifest
 
@@ -95,6 +97,10 @@ def convert(
 @with_flags(request_flags(["give_up_after"]))
 def verify(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL or path of a manifest, or of the target.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Read a source in this store too, not in the target's alone. Repeatable."),
+    ] = None,
     subset: Annotated[str | None, typer.Option(metavar="n/t", help="Every t-th step only, from the n-th.")] = None,
     output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
@@ -105,7 +111,7 @@ def verify(
     from .results import show_report
 
     with progress(quiet=quiet) as listener:
-        report = verify_target(url, subset=subset, on_event=listener, **options)
+        report = verify_target(url, source=source or (), subset=subset, on_event=listener, **options)
     show_report(report, output)
     if report.problems:
         hint = f"Convert again with {option('overwrite')}."

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 
+from .printing import plain
 from .spelling import spelled
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class JobLog:
@@ -31,6 +29,6 @@ class JobLog:
 
     def _write(self, level: str, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        for line in spelled(text).splitlines():
-            sys.stdout.write(f"{stamp} {level} {self.node}: {_CONTROL.sub('?', line)}\n")
+        for line in plain(spelled(text)).splitlines():
+            sys.stdout.write(f"{stamp} {level} {plain(str(self.node))}: {line}\n")
         sys.stdout.flush()

@@ -42,7 +42,9 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ReshardError as error:
-            sys.stderr.write(f"error: {error.text(self.spell)}\n")
+            from .printing import write  # seldom needed
+
+            write(f"error: {error.text(self.spell)}", sys.stderr)
             raise typer.Exit(error.exit_code) from error
 
     def spell(self, name: str, value: str | None) -> str:

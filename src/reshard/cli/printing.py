@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
 
+from ..errors import redacted
 from .spelling import spelled
 
 Facts = list[tuple[str, str]]
+
+# What a terminal obeys: control characters of either set, and those that turn the direction of text around. Halves of
+# surrogate pairs are here too: no stream can encode them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _UNIT, _MINUTE, _HOUR = 1024.0, 60, 3600
 
@@ -46,6 +53,26 @@ def in_time(seconds: float) -> str:
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
 
 
+def plain(text: str, *, is_line: bool = False) -> str:
+    """Escape what a terminal would obey, and leave out secrets of URLs: names and messages may be anybody's.
+
+    Line breaks and tabs stay, unless the text must be one line.
+
+    Examples
+    --------
+    >>> print(plain("a\\x1b[2Jb"), plain("one\\ntwo", is_line=True))
+    a\\x1b[2Jb one\\ntwo
+    """
+    if is_line:
+        text = text.replace("\n", "\\n").replace("\t", "\\t")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), redacted(text))
+
+
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Write a text and a line break, plainly; to standard output unless another stream is given."""
+    (stream or sys.stdout).write(plain(text) + "\n")
+
+
 def note_facts(notes: Iterable[str]) -> Facts:
     """Return notes as lines, with options spelled as flags."""
     return [("note", spelled(note)) for note in notes]
@@ -53,20 +80,33 @@ def note_facts(notes: Iterable[str]) -> Facts:
 
 def print_json(body: object) -> None:
     """Print one JSON value."""
-    sys.stdout.write(json.dumps(body, ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps(body, ensure_ascii=False, indent=1)
+    if redacted(text) != text:
+        text = json.dumps(_redacted_values(body), ensure_ascii=False, indent=1)
+    # JSON's own escapes cover only the first set of control characters.
+    sys.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def _redacted_values(body: object) -> object:
+    if isinstance(body, Mapping):
+        return {redacted(str(key)): _redacted_values(value) for key, value in body.items()}
+    if isinstance(body, list | tuple):
+        return [_redacted_values(value) for value in body]
+    return redacted(body) if isinstance(body, str) else body
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print named lines."""
     for name, value in facts:
-        sys.stdout.write(f"{name:<10} {value}\n")
+        sys.stdout.write(f"{name:<10} {plain(value, is_line=True)}\n")
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]], shown: int) -> None:
     """Print a table of at most ``shown`` rows, 0 for all; names are never shortened."""
     if not rows:
         return
-    visible = [titles, *(tuple(map(str, row)) for row in (rows[:shown] if shown else rows))]
+    chosen = rows[:shown] if shown else rows
+    visible = [titles, *(tuple(plain(str(cell), is_line=True) for cell in row) for row in chosen)]
     widths = [max(map(len, column)) for column in zip(*visible, strict=True)]
     sys.stdout.write("\n")
     for row in visible:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.events import Answered, Event, Listener, Noted, PhaseStarted, Waiting, ignore
 from ..engine.events import Progress as Moved
-from .printing import in_bytes, in_time
+from .printing import in_bytes, in_time, plain, write
 from .spelling import spelled
 
 _LINE_EVERY_S = 10.0
@@ -23,7 +23,7 @@ _COUNTED_FROM_ZERO = ("transfer", "verify")
 def progress(*, quiet: bool) -> Iterator[Listener]:
     """Listen to a run: a live line on a terminal, a line now and then in a log, or nothing."""
     if quiet or not sys.stderr.isatty():
-        yield ignore if quiet else LogLines(lambda line: sys.stderr.write(f"{line}\n"))
+        yield ignore if quiet else LogLines(lambda line: write(line, sys.stderr))
         return
     # rich takes a while to import, and only a terminal needs it.
     from rich.console import Console
@@ -56,7 +56,7 @@ class _Bar:
             self._bar.update(self._task, description=event.name)
             return
         if isinstance(event, Noted):
-            self._bar.console.print(f"note: {spelled(event.text)}", highlight=False, markup=False)
+            self._bar.console.print(plain(f"note: {spelled(event.text)}"), highlight=False, markup=False)
             return
         if isinstance(event, Waiting | Answered):
             self._waiting = _waiting(event) if isinstance(event, Waiting) else ""

@@ -34,10 +34,11 @@ class LeaveOutBuffers(Hooks):
 
 
 @dataclass(frozen=True, slots=True)
-class _NoBuffers(NameFilter):
+class NoBuffers(NameFilter):
     """Leaves out buffers too, without a word where there are none."""
 
     def unmatched_drop(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the patterns that leave out nothing, but for that of the buffers."""
         missed = NameFilter.unmatched_drop(self, frozenset(names))
         return tuple(pattern for pattern in missed if pattern != _DROP_BUFFERS)
 
@@ -45,4 +46,4 @@ class _NoBuffers(NameFilter):
 def without_buffers(wanted: SourceOptions) -> SourceOptions:
     """Leave out the buffers, whatever else is left out."""
     own = {each.name: getattr(wanted.names, each.name) for each in fields(wanted.names) if each.init}
-    return replace(wanted, names=_NoBuffers(**own | {"drop": (*wanted.names.drop, _DROP_BUFFERS)}))
+    return replace(wanted, names=NoBuffers(**own | {"drop": (*wanted.names.drop, _DROP_BUFFERS)}))

@@ -19,6 +19,7 @@ from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, option, raise_all
 from ..formats.containers import Container, container_of
 from ..planning.catalog import Catalog
+from ..planning.limits import requests_for
 from ..tensor import Strategy
 from .buffers import LeaveOutBuffers
 from .imitation import (
@@ -28,7 +29,6 @@ from .imitation import (
     format_option,
     imitation,
     processes_option,
-    requests_for,
     spelled_freely,
 )
 from .name_rules import with_rules

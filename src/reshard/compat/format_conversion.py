@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
@@ -18,12 +17,14 @@ from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.containers import Container, container_of
 from ..planning.catalog import Catalog
 from ..planning.conversion import MANIFEST_KEY, Conversion
+from ..planning.limits import requests_for
+from ..planning.sources.bounded_expression import BoundedExpression
 from ..planning.sources.selection import Renames
 from ..planning.targets.full_target import FullTarget
 from ..planning.targets.target import Target
 from ..planning.targets.tree_target import TreeTarget, tree_name
 from ..storage import open_source, open_target, open_target_object
-from .imitation import Processes, Translation, imitation, requests_for
+from .imitation import Processes, Translation, imitation
 
 _BETWEEN = tree_name("", "")
 
@@ -90,9 +91,9 @@ def _resolve(request: Request, on_event: Listener, *, old: Container, new: Conta
         needs = f"{option('file_name_regex')} chooses among objects below a prefix"
         raise UsageError(f"{request.src} is one object; {needs}")
     try:
-        chosen = None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"{option('file_name_regex', pattern)}: not a regular expression: {error}") from error
+        chosen = None if pattern is None else BoundedExpression(pattern)
+    except UsageError as error:
+        raise UsageError(f"{option('file_name_regex', pattern)}: {error.marked_message}") from error
     renames = Renames(load_name_map(request.name_map))
     if request.dst:
         base = open_target(request.dst)

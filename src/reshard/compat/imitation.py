@@ -14,7 +14,6 @@ from ..api.request import OPTIONS, Request
 from ..api.resolve import Resolved, with_notes
 from ..engine.events import Listener, ignore
 from ..errors import ReshardError, option, write_options
-from ..planning.limits import Limits
 from ..storage import shared_connections
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 Translation = tuple[Request, Callable[[Request, Listener], Resolved]]
 """The request that a command line stands for, and how it is resolved."""
 
-_MOST_REQUESTS = 64
 _R = TypeVar("_R")
 _IDLE = {
     "device_id": "nothing runs on a device",
@@ -185,14 +183,3 @@ def _rename_options(error: ReshardError, parameters: Mapping[str, str]) -> None:
 
     error.marked_message, error.marked_hint = renamed(error.marked_message), renamed(error.marked_hint)
     error.marked_problems = tuple(map(renamed, error.marked_problems))
-
-
-def requests_for(process_count: int | None) -> int | None:
-    """Return the requests in flight that stand for a number of processes; None, the default, for at most one.
-
-    Examples
-    --------
-    >>> requests_for(1), requests_for(2), requests_for(64)
-    (None, 16, 64)
-    """
-    return min(Limits().concurrency * process_count, _MOST_REQUESTS) if process_count and process_count > 1 else None

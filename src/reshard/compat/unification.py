@@ -6,13 +6,11 @@ differences.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
 
-from ..api.contents import inspect
 from ..api.option_field import OptionField, read_nullable, read_texts, read_truth
 from ..api.request import Request
 from ..api.resolve import Headers, resolve
@@ -21,8 +19,10 @@ from ..engine.sources.strategy_files import StrategySource
 from ..errors import UsageError, option, raise_all
 from ..formats.containers import Container
 from ..planning.catalog import SourceSharding
-from .buffers import LeaveOutBuffers, without_buffers
-from .imitation import FileSuffix, Processes, Translation, imitation, requests_for
+from ..planning.limits import requests_for
+from ..planning.sources.selection import NameFilter
+from .buffers import LeaveOutBuffers, NoBuffers, without_buffers
+from .imitation import FileSuffix, Processes, Translation, imitation
 
 
 @imitation(
@@ -85,30 +85,42 @@ def unified_safetensors(
         concurrency=requests_for(max_process_num),
         drop=[f"prefix:{prefix}" for prefix in filter_out_param_prefix or ()],
     )
-    if choice_func is not None:
-        request = _chosen_by(choice_func, request)
-    return request, partial(resolve, hooks=_Unify(has_redundancy))
+    return request, partial(resolve, hooks=_Unify(has_redundancy, choice_func))
 
 
-def _chosen_by(choose: Callable[[str], bool | str], request: Request) -> Request:
-    """Ask a function about every name of the source."""
-    asked = {name: getattr(request, name) for name in ("src_strategy", "file_suffix", "drop")}
-    answers = {entry.spec.name: choose(entry.spec.name) for entry in inspect(request.src, **asked).entries}
-    odd = [f"{name}: {answer!r}" for name, answer in answers.items() if not isinstance(answer, bool | str)]
-    raise_all(UsageError, "choice_func must return True, False or a name", odd)
-    # An expression is found anywhere in a name unless it is tied to the ends.
-    rejected = "|".join(re.escape(name) for name, answer in answers.items() if answer is False)
-    drop = (*request.drop, rf"regex:\A(?:{rejected})\Z") if rejected else request.drop
-    renamed = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
-    return replace(request, drop=drop, name_map=renamed or None)
+@dataclass(frozen=True, slots=True)
+class _AskedNames(NoBuffers):
+    """Leaves out the names that a function rejects; it is asked once about each that nothing else leaves out."""
+
+    choose: Callable[[str], object] = bool
+    answers: dict[str, object] = field(default_factory=dict, compare=False)
+
+    def is_kept(self, name: str) -> bool:
+        if not NameFilter.is_kept(self, name):
+            return False
+        if name not in self.answers:
+            self.answers[name] = self.choose(name)
+        return self.answers[name] is not False
 
 
 @dataclass(frozen=True)
 class _Unify(LeaveOutBuffers):
     has_redundancy: bool | None
+    choose: Callable[[str], bool | str] | None
+    answers: dict[str, object] = field(default_factory=dict)
 
     def select(self, wanted: SourceOptions, _target: StrategySource | None) -> SourceOptions:
-        return without_buffers(wanted)
+        wanted = without_buffers(wanted)
+        if self.choose is None:
+            return wanted
+        names = wanted.names
+        asked = _AskedNames(names.keep, names.drop, names.network_only, choose=self.choose, answers=self.answers)
+        return replace(wanted, names=asked)
+
+    def choose_names(self, _names: Sequence[str]) -> Mapping[str, str]:
+        odd = [f"{name}: {answer!r}" for name, answer in self.answers.items() if not isinstance(answer, bool | str)]
+        raise_all(UsageError, "choice_func must return True, False or a name", odd)
+        return {name: answer for name, answer in self.answers.items() if isinstance(answer, str)}
 
     def complete(self, request: Request, headers: Headers) -> tuple[Request, Sequence[str]]:
         request, notes = super().complete(request, headers)

@@ -16,7 +16,6 @@ from ..api.contents import YAML, load_config
 from ..api.option_field import OptionField, read_nullable, read_ratio, read_truth
 from ..api.request import OPTIONS, Request
 from ..api.resolve import resolve
-from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, UsageError, option, raise_all
 from ..formats.containers import Container, container_of
 from ..formats.strict_json import shown
@@ -24,10 +23,11 @@ from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..models.family import Family, Parameter
 from ..models.family_file import load_family
 from ..models.settings import config_value
-from ..storage import open_location
+from ..planning.limits import requests_for
+from ..storage import open_location, read_object
 from .buffers import LeaveOutBuffers
 from .checkpoints import Prefix, strategy_option
-from .imitation import Processes, Translation, format_option, imitation, requests_for
+from .imitation import Processes, Translation, format_option, imitation
 
 _PICKLED = (".bin", ".pt", ".pth")
 

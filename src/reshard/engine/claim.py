@@ -174,11 +174,8 @@ def _await_silence(place: Location, listener: Listener) -> RunRecord | None:
 
 
 def is_dead(place: Location, record: RunRecord) -> bool:
-    """Whether the run that has left a record is dead, as far as that shows at once."""
-    if record.has_ended:
-        return True
-    info = place.head_or_none()
-    return info is None or _is_old(info)
+    """Whether the run that has left a record is dead, as far as that shows at once; NotFound if the record is gone."""
+    return record.has_ended or _is_old(place.store.head(place.key))
 
 
 def in_use(target: Location, record: RunRecord) -> TargetInUse:

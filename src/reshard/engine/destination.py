@@ -12,13 +12,13 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import is_record_key, record_key_of, shared_ranks
 from ..planning.targets import is_checkpoint_object
 from ..planning.targets.rank_target import RankTarget
-from ..storage import Location, ObjectInfo
+from ..planning.targets.written_keys import is_written_key
+from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
 from .claim import Claim, in_use, is_dead
 from .locations import Locations
 from .manifest import START_BYTES, decode_manifest, ids_at_start
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record
-from .sources.strategy_files import read_object
 
 _LOOKS = 4
 """How often a target is looked at again because other shares changed between its listing and its reading."""
@@ -82,7 +82,8 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
     others = [key for key in found if key.startswith(scope) and key not in wanted]
     kept = neighbours.keys_of_shares(conversion, overwrite=overwrite)
     old = [*_own_manifest(conversion, before), *neighbours.foreign]
-    written = _written(target, old).difference(kept)
+    # Anyone can write a manifest: it cannot have objects removed that no conversion writes.
+    written = set(filter(is_written_key, _written(target, old))).difference(kept)
     leftovers = tuple(sorted(written.intersection(others)))
     raise_all(
         TargetExists,
@@ -105,12 +106,14 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
 class _Neighbours:
     """The documents of other runs at one target.
 
-    ``ranks`` are those of every share of the same conversion, finished or alive, by the key of its document;
-    ``foreign`` are keys of manifests of other conversions, and ``living`` are the records of runs of other conversions
-    that are alive. ``has_whole`` is whether the manifest of the same conversion's whole is there.
+    ``ranks`` are those of every share of the same conversion, by the key of its document: a manifest if it is finished,
+    else the record of its run; ``ended`` are keys of records whose runs are dead. ``foreign`` are keys of manifests of
+    other conversions, and ``living`` are the records of runs of other conversions that are alive. ``has_whole`` is
+    whether the manifest of the same conversion's whole is there.
     """
 
     ranks: Mapping[str, tuple[range, ...]]
+    ended: frozenset[str]
     foreign: tuple[str, ...]
     living: tuple[RunRecord, ...]
     has_whole: bool
@@ -121,17 +124,20 @@ class _Neighbours:
     ) -> _Neighbours:
         own = {conversion.manifest_key, record_key_of(conversion.manifest_key)}
         everyone = (range(len(rank_keys)),) if (rank_keys := _rank_of_key(conversion)) else ()
-        ranks, foreign, living, has_whole = dict[str, tuple[range, ...]](), list[str](), list[RunRecord](), False
+        ranks, ended = dict[str, tuple[range, ...]](), set[str]()
+        foreign, living, has_whole = list[str](), list[RunRecord](), False
         for key, info in found.items():
             if key in own or not (key in _OF_THE_WHOLE or shared_ranks(key)):
                 continue
             if is_record_key(key):
                 record = _record(target, info)
-                if record is None or is_dead(target.child(key), record):
-                    continue  # a dead run harms nobody
-                if record.whole_id == whole_id:
+                if record is None:
+                    continue
+                has_ended = is_dead(target.child(key), record)
+                if record.whole_id == whole_id:  # what a dead run of this conversion has left is right, too
                     ranks[key] = shared_ranks(key) or everyone
-                else:
+                    ended.update([key] * has_ended)
+                elif not has_ended:  # a dead run of another conversion harms nobody
                     living.append(record)
             elif _whole_id(target, info) != whole_id:
                 foreign.append(key)
@@ -139,7 +145,7 @@ class _Neighbours:
                 has_whole = True
             else:
                 ranks[key] = shared_ranks(key)
-        return cls(ranks, tuple(foreign), tuple(living), has_whole)
+        return cls(ranks, frozenset(ended), tuple(foreign), tuple(living), has_whole)
 
     def check_alive(self, conversion: Conversion, target: Location) -> None:
         """Refuse a target where other runs are writing what this one writes, or what readers would take for it."""
@@ -170,7 +176,8 @@ class _Neighbours:
             )
 
     def _overlapping(self, own: Collection[int]) -> list[str]:
-        return [key for key, spans in self.ranks.items() if any(rank in span for span in spans for rank in own)]
+        spans_of = {key: spans for key, spans in self.ranks.items() if key not in self.ended}
+        return [key for key, spans in spans_of.items() if any(rank in span for span in spans for rank in own)]
 
     def keys_of_shares(self, conversion: Conversion, *, overwrite: bool) -> Collection[str]:
         """Return the keys that other shares of the conversion write; with ``overwrite``, may be about to write."""

@@ -18,9 +18,8 @@ from ..errors import FormatError, NotFound
 from ..formats.strict_json import parse_json_object
 from ..planning.codec import decode
 from ..planning.limits import Integrity, Limits
-from ..storage import PROOFS, Location, Proof
+from ..storage import PROOFS, Location, Proof, read_object
 from .manifest import ObjectReceipt
-from .sources.strategy_files import read_object
 from .writer import PartReceipt, checked_body
 
 _FORMAT = "reshard-journal/1"

@@ -8,12 +8,11 @@ from ..errors import FormatError, NotFound, TargetExists, option, raise_all
 from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import record_key_of
-from ..storage import Location, ObjectInfo
+from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
 from .journal import journal_keys
 from .manifest import START_BYTES, Manifest, decode_manifest, ids_at_start
 from .shares import join_shares
-from .sources.strategy_files import read_object
 from .workers import Workers
 
 

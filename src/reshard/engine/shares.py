@@ -10,10 +10,9 @@ from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import shared_ranks
 from ..planning.targets.rank_target import RankTarget
-from ..storage import Location
+from ..storage import Location, read_object
 from .digest import ReadProof
 from .manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
-from .sources.strategy_files import read_object
 from .writer import checked_body
 
 _SHARE_MANIFEST = "reshard-manifest-ranks_"
@@ -43,6 +42,24 @@ def read_shares(target: Location) -> Shares | None:
     return Shares(manifests, _missing(manifests))
 
 
+def unwritten_ranks(target: Location) -> tuple[int, ...]:
+    """Return the ranks that no finished share is about; none where there are no shares.
+
+    Names tell, and one manifest how many ranks there are: they are long, and there may be hundreds.
+    """
+    keys = share_keys(target)
+    first = next(_manifests(target, keys), None)
+    if first is None or not isinstance(first.conversion.target, RankTarget):
+        return ()
+    return tuple(ranks_outside(keys, range(first.conversion.target.strategy.rank_count)))
+
+
+def ranks_outside(keys: Iterable[str], ranks: Iterable[int]) -> Iterator[int]:
+    """Yield the ranks that shares with these keys are not about."""
+    spans = [span for key in keys for span in shared_ranks(key)]
+    return (rank for rank in ranks if not any(rank in span for span in spans))
+
+
 def join_shares(manifest: Manifest, target: Location) -> None:
     """Write the manifest of the whole once all of its shares are finished; any share may come last, or several.
 
@@ -53,8 +70,7 @@ def join_shares(manifest: Manifest, target: Location) -> None:
         return
     # Names tell whether it is worth reading the manifests, which are long.
     keys = share_keys(target)
-    spans = [span for key in keys for span in shared_ranks(key)]
-    if not all(any(rank in span for span in spans) for rank in whole.target.ranks):
+    if [*ranks_outside(keys, whole.target.ranks)]:
         return
     whole_id = conversion_ids(whole)[0]
     # A share whose manifest is broken is not finished; what this run has written is right all the same.

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..errors import FormatError, NotFound, ReshardError, TargetExists, add_problems, option, raise_all
+from ..planning.conversion import Conversion
 from ..planning.plan import Plan
+from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
-from ..storage import Location, never
-from .claim import claimed
+from ..storage import Location, never, read_object
+from .claim import claimed, is_dead, read_record
 from .events import Listener, Noted
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .run_record import RunRecord
-from .sources.strategy_files import read_object
 from .workers import stopped_by, working
 
 _USE_KEY = "reshard-staging-use.json"
@@ -96,3 +97,15 @@ def _remove(first: Plan, place: Location) -> list[str]:
     remove(first.conversion.manifest_key)
     shown, more = sorted(problems)[:_SHOWN], len(problems) - _SHOWN
     return [*shown, f"could not delete {more} others below {place.url}"] if more > 0 else shown
+
+
+def remove_left_chunks(staging: Location, conversion: Conversion) -> None:
+    """Remove the chunks that a dead run of a conversion had staged, and held when it ended; others stay."""
+    own_id, names = conversion_ids(conversion)[0], [name for name, _ in staging.named_objects()]
+    for use in (name for name in names if name.rpartition("/")[2] == _USE_KEY):
+        record = read_record(staging.child(use))
+        if record is None or record.conversion_id != own_id or not is_dead(staging.child(use), record):
+            continue
+        folder = use.removesuffix(_USE_KEY)
+        for name in [*(name for name in names if name.startswith(folder) and name != use), use]:
+            staging.writable_store().delete(staging.child(name).key)

@@ -31,18 +31,19 @@ from itertools import pairwise
 import yaml
 
 from ..errors import FormatError, StrategyError, option, raise_all
-from ..tensor import Layout, Strategy
+from ..tensor import MAX_RANK_COUNT, Layout, Strategy
 from .device_grid import grid_dimensions
-from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, layer_number
+from .layout_rules import PIPELINE_AXIS, LayoutRule, LayoutRules, StageRule, is_wild, layer_number
 from .strict_json import shown
 from .strict_yaml import PlainValue, parse_yaml
 from .yaml_kinds import YamlKind, refuse_other_kinds
 
-_LARGEST_DEVICE_COUNT = 2**31 - 1
+_LARGEST_NUMBER = 2**31 - 1
 _LARGEST_AXIS_COUNT = 64
 _LAYERS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _NUMBER = re.compile(r"[0-9]+")
 _LARGEST_PATTERN_COUNT = 1000  # patterns are compared with each other
+_LARGEST_GLOB_COUNT = 2000  # with wildcards: every name is compared with them
 _WIDTH = 110
 
 
@@ -97,6 +98,10 @@ class _LayoutReader:
         rules = [self._rule(rule, f"rule {n}", names) for n, rule in self._items(fields.get("rules"), "rules")]
         stages = [self._stage(stage, f"stage {n - 1}") for n, stage in self._items(fields.get("stages", []), "stages")]
         self._check_stages(dict(axes), len(stages), "stages" in fields)
+        globs = [*(glob for rule in rules for glob in rule.match), *(glob for stage in stages for glob in stage.match)]
+        wild = sum(map(is_wild, globs))
+        if wild > _LARGEST_GLOB_COUNT:
+            self._problems.append(f"match: expected at most {_LARGEST_GLOB_COUNT} globs with wildcards, found {wild}")
         self._stop_if_broken()
         found = LayoutRules(tuple(axes), tuple(rules), tuple(stages))
         for n, rule in enumerate(rules, 1):
@@ -116,8 +121,8 @@ class _LayoutReader:
             self._wrong("axes", "a mapping of axis names to sizes, slowest first", value)
             return []
         axes = [(name, self._number(size, f"axes: {name}", low=1)) for name, size in value.items()]
-        if math.prod(size for _, size in axes) > _LARGEST_DEVICE_COUNT or len(axes) > _LARGEST_AXIS_COUNT:
-            self._problems.append(f"axes: expected at most {_LARGEST_AXIS_COUNT} axes, {_LARGEST_DEVICE_COUNT} ranks")
+        if len(axes) > _LARGEST_AXIS_COUNT or math.prod(size for _, size in axes) > MAX_RANK_COUNT:
+            self._problems.append(f"axes: expected at most {_LARGEST_AXIS_COUNT} axes, {MAX_RANK_COUNT} ranks")
             return []
         if any(name == PIPELINE_AXIS for name, _ in axes[1:]):
             self._problems.append(
@@ -204,7 +209,7 @@ class _LayoutReader:
         return {key: item for key, item in value.items() if key in known}
 
     def _number(self, value: PlainValue, place: str, low: int) -> int:
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST_DEVICE_COUNT:
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST_NUMBER:
             return value
         self._wrong(place, f"a number of at least {low}", value)
         return low

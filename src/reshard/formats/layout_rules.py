@@ -155,13 +155,24 @@ def layer_number(name: str) -> int | None:
     return None
 
 
+def is_wild(glob: str) -> bool:
+    """Return whether a glob may match several names.
+
+    Examples
+    --------
+    >>> is_wild("model.*"), is_wild("model.norm")
+    (True, False)
+    """
+    return _WILDCARD.search(glob) is not None
+
+
 class _Globs:
     """Lists of globs, compiled to find those that match a name; globs without wildcards cost one look-up."""
 
     def __init__(self, lists: Sequence[Sequence[str]]) -> None:
         self._lists: list[tuple[frozenset[str], re.Pattern[str] | None]] = []
         for globs in lists:
-            wild = [glob for glob in globs if _WILDCARD.search(glob)]
+            wild = [glob for glob in globs if is_wild(glob)]
             pattern = re.compile("|".join(map(translate, wild))) if wild else None
             self._lists.append((frozenset(globs).difference(wild), pattern))
 

@@ -13,6 +13,10 @@ from ..errors import FormatError
 
 _VARINT_BYTES = 10
 _LARGEST_FIELD_NUMBER = 2**29 - 1
+# A field takes some 200 bytes of memory, and may be two bytes long.
+_FIELD_COUNT = 250_000
+_BYTES_PER_FIELD = 64
+_NUMBER_COUNT = 1 << 17  # rows cut by hand have one a rank
 
 
 class Wire(IntEnum):
@@ -84,9 +88,12 @@ class Message:
             yield field
 
     def grouped(self) -> dict[int, list[Field]]:
-        """Return the fields by number, in the order of the bytes."""
+        """Return the fields by number, in the order of the bytes; raise FormatError for very many short ones."""
         fields: dict[int, list[Field]] = {}
-        for field in self.fields():
+        most = _FIELD_COUNT + (self.stop - self.start) // _BYTES_PER_FIELD
+        for count, field in enumerate(self.fields(), 1):
+            if count > most:
+                raise _error("too many fields", self.where, field.offset, f"at most {most}", "more")
             fields.setdefault(field.number, []).append(field)
         return fields
 
@@ -160,11 +167,13 @@ class Field:
         """Return the elements that this field adds to a repeated number, packed or not."""
         if self.wire is Wire.VARINT:
             return [self._in_bits(self.value, bits, is_signed)]
-        packed, numbers = self.message(), []
+        packed, numbers = self.message(), list[int]()
         offset = packed.start
         while offset < packed.stop:
             value, offset = read_varint(packed.data, offset, packed.stop, packed.where)
             numbers.append(self._in_bits(value, bits, is_signed))
+            if len(numbers) > _NUMBER_COUNT:
+                raise _error(f"field {self.number}", packed.where, offset, f"at most {_NUMBER_COUNT} numbers", "more")
         return numbers
 
     def _in_bits(self, value: int, bits: int, is_signed: bool) -> int:

@@ -38,6 +38,9 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_AXIS_COUNT = 64
 """Most axes of a tensor. Source: numpy 2 ``NPY_MAXDIMS``, PyTorch ``kVLRangeMaxDims``; older numpy has 32."""
 
+MAX_TENSOR_COUNT = 150_000
+"""Most tensors of one object: more than the largest models have in hundreds of objects."""
+
 METADATA_KEY = "__metadata__"
 """The one key of a header that is not a tensor's name."""
 
@@ -114,6 +117,10 @@ def parse_header(prefix: bytes, object_nbytes: int) -> ContainerHeader:
         found = shown(prefix[LENGTH_BYTES : LENGTH_BYTES + 4])
         raise FormatError("not a header", where=f"header, byte {LENGTH_BYTES}", expected="'{'", found=found)
     entries = parse_json_object(prefix[json_range.start : json_range.stop], "header", first_byte=json_range.start)
+    if len(entries) > MAX_TENSOR_COUNT:
+        raise FormatError(
+            "too many tensors", where="header", expected=f"at most {MAX_TENSOR_COUNT}", found=f"{len(entries)}"
+        )
     findings = Findings()
     metadata = _parse_metadata(entries.pop(METADATA_KEY, None), findings)
     placed = _parse_entries(entries, json_range.stop, object_nbytes, findings)

@@ -21,6 +21,12 @@ _REPR.maxstring = _REPR.maxother = _SHOWN_CHARACTERS
 _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 8
 _REPR.maxlevel = 2
 
+# What parsed values take at most, in bytes, by the characters that begin or divide them: an object, an array, a member,
+# one more value, half of a string. Dense text takes forty times its length.
+_VALUE_BYTES = {b"{": 72, b"[": 96, b":": 128, b",": 16, b'"': 26}
+_MEMORY_PER_BYTE = 10
+_MEMORY_BASE_BYTES = 64 << 20
+
 
 def shown(value: object) -> str:
     """Write a value of unknown size on one short line, for a message."""
@@ -37,7 +43,8 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     """Parse UTF-8 bytes that must be one JSON object and nothing else.
 
     Refused, though many parsers accept them: repeated keys at any level, NaN and infinities (spelled
-    out or by overflow), unpaired surrogates, a byte order mark, integers of thousands of digits.
+    out or by overflow), unpaired surrogates, a byte order mark, integers of thousands of digits, and text so dense that
+    its values could take more memory than ten times its length and 64 MiB.
 
     Errors name the text ``where``; their byte offsets count from the start of the object in which ``data`` begins at
     ``first_byte``. Strings of the result can be encoded, and its floats are finite.
@@ -55,6 +62,7 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     except UnicodeDecodeError as error:
         place, found = f"{where}, byte {first_byte + error.start}", shown(data[error.start : error.start + 4])
         raise FormatError("not text", where=place, expected="UTF-8", found=found) from error
+    _check_density(data, where)
     repeated: list[str] = []
     try:
         value = _load(text, repeated)
@@ -82,6 +90,17 @@ def parse_json_object(data: bytes, where: str, *, first_byte: int = 0) -> dict[s
     if not isinstance(value, dict):
         raise FormatError("wrong top level", where=where, expected="an object", found=json_kind(value))
     return value
+
+
+def _check_density(data: bytes, where: str) -> None:
+    """Refuse text whose values could take too much memory, before any is made."""
+    most = _MEMORY_PER_BYTE * len(data) + _MEMORY_BASE_BYTES
+    if len(data) * max(_VALUE_BYTES.values()) <= most:
+        return
+    needed = sum(data.count(mark) * nbytes for mark, nbytes in _VALUE_BYTES.items())
+    if needed > most:
+        expected, found = f"values that take at most {most >> 20} MiB", f"up to {needed >> 20} MiB"
+        raise FormatError(f"too many values for {len(data)} bytes", where=where, expected=expected, found=found)
 
 
 def _load(text: str, repeated: list[str]) -> object:

@@ -18,15 +18,16 @@ from .strict_json import shown
 YamlPath = tuple[str | int, ...]
 PlainValue = dict[str, "PlainValue"] | list["PlainValue"] | str | int | bool | None
 
-# PyYAML needs some 30 microseconds a value: these keep the worst text within seconds.
+# PyYAML needs some 40 microseconds and 850 bytes a value: these keep the worst text within seconds and 64 MiB.
 _LARGEST_NBYTES = 4 * 2**20
-_LARGEST_NODE_COUNT = 200_000
+_LARGEST_NODE_COUNT = 50_000
 _LARGEST_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = frozenset({"", "~", "null"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,7 +162,7 @@ class _PlainReader:
         try:
             return _scalar(node, self._where)
         except FormatError:
-            if self._foreign:
+            if self._foreign and (not isinstance(node.value, str) or not _SURROGATE.search(node.value)):
                 return str(node.value)
             raise
 
@@ -172,7 +173,7 @@ class _PlainReader:
         for key_node, value_node in node.value:
             if self._foreign and key_node.tag == _MERGE:
                 continue
-            key = str(key_node.value) if self._foreign else self.read(key_node)
+            key = _text(key_node, self._where) if self._foreign else self.read(key_node)
             if not isinstance(key, str):
                 raise _error("key", key_node, self._where, expected="a string", found=shown(key))
             if key in mapping and self._is_lined:
@@ -213,7 +214,7 @@ def _scalar(node: yaml.Node, where: str) -> PlainValue:
     tag, text = node.tag.removeprefix(_TAG), node.value
     if isinstance(node, yaml.ScalarNode):
         if tag == "str":
-            return str(text)
+            return _text(node, where)
         if tag == "null" and text.lower() in _NULLS:
             return None
         if tag == "bool" and text.lower() in _BOOLEANS:
@@ -222,6 +223,17 @@ def _scalar(node: yaml.Node, where: str) -> PlainValue:
             return int(text)
     expected = "a string, a decimal integer, true, false or null (quote text that looks like anything else)"
     raise _error("value", node, where, expected=expected, found=shown(text if isinstance(text, str) else node.tag))
+
+
+def _text(node: yaml.Node, where: str) -> str:
+    """Return a text; pairs of surrogates, as JSON escapes them, become one character."""
+    text = str(node.value)
+    if not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise _error("unpaired surrogate", node, where, expected="text that UTF-8 can encode") from None
 
 
 def _error(what: str, node: yaml.Node, where: str, expected: str = "", found: str = "") -> FormatError:

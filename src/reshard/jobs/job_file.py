@@ -16,12 +16,11 @@ from typing import Any
 
 from ..api.option_field import read_ranks, read_text, read_texts
 from ..api.request import OPTIONS, Request
-from ..engine.sources.strategy_files import read_object
 from ..errors import UsageError, as_field, counted, option, raise_all, write_options
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import LinedYaml, YamlPath, parse_lined_yaml
 from ..formats.yaml_kinds import YamlKind, refuse_other_kinds
-from ..storage import open_location, shared_connections
+from ..storage import open_location, read_object, shared_connections
 from .job_settings import BATCH_KEYS, with_options, with_settings
 from .matrix import MAX_JOBS, Choices, combinations, label_of
 from .places import PlaceIndex

@@ -9,11 +9,10 @@ from typing import Any
 from ..api.option_field import read_texts
 from ..api.request import OPTIONS, Request
 from ..engine.events import Listener, ignore
-from ..engine.sources.strategy_files import read_object
 from ..errors import UsageError, option
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..formats.yaml_kinds import YamlKind, kind_of
-from ..storage import open_location
+from ..storage import open_location, read_object
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
 from .job_file import Job, read_job_file
 from .nodes import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from ..api.option_field import find_truth, is_nothing
-from ..engine.sources.strategy_files import read_object
 from ..errors import FormatError, StrategyError, UsageError, option
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..formats.yaml_kinds import YamlKind, refuse_other_kinds
 from ..models.parallel_config import ParallelConfig, parse_parallel
-from ..storage import open_location, shared_connections
+from ..storage import open_location, read_object, shared_connections
 from .training_keys import CALLBACKS, KeyUse, find_known, flatten, sort_keys
 
 _NO_FILE = "hyper-parameters"

@@ -69,7 +69,7 @@ def _differences(
         if wanted is None:
             wanted = boxes[key] = layout.box_of(shape, device)
         if not _tile(pieces, wanted):
-            yield f"{name}: rank {rank} has {_text(_hull(pieces))}, and the job needs {_text(wanted)}"
+            yield f"{name}: rank {rank} has {_hull(pieces).text}, and the job needs {wanted.text}"
 
 
 def _rank_of(key: str) -> int | None:
@@ -93,8 +93,3 @@ def _is_whole(pieces: list[Box], shape: Shape) -> bool:
 
 def _count(box: Box) -> int:
     return prod(stop - start for start, stop in zip(box.start, box.stop, strict=True))
-
-
-def _text(box: Box) -> str:
-    """Write a box as people index arrays."""
-    return f"[{', '.join(f'{start}:{stop}' for start, stop in zip(box.start, box.stop, strict=True))}]"

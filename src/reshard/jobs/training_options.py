@@ -10,6 +10,7 @@ from ..errors import option
 from ..formats.containers import Container
 from ..formats.strict_yaml import PlainValue
 from ..models.family_file import family_names, load_config_names, load_family
+from ..planning.limits import requests_for
 from .training_config import TrainingConfig
 from .training_source import TrainingSource, family_of, load_model_config
 
@@ -17,7 +18,6 @@ TRANSFORMED = "transformed_checkpoint"
 STRATEGY = "strategy"
 PREFIX = "checkpoint_"
 
-_REQUESTS, _MOST_REQUESTS = 8, 64
 _MODEL = "model.model_config."
 # Options of families that have a key of the same name.
 _SAME = ("qkv_concat", "mlp_concat", "mla_qkv_concat", "use_rearrange_rope")
@@ -91,13 +91,12 @@ def full_options(config: TrainingConfig, source: TrainingSource) -> dict[str, An
 def _source_options(config: TrainingConfig, source: TrainingSource) -> dict[str, Any]:
     strategy = None if source.is_full else source.strategy_url
     is_layout = strategy is not None and strategy.endswith((".yaml", ".yml"))
-    processes = config.transform_process_num or 1
     return {
         "src": source.url,
         "src_layout" if is_layout else "src_strategy": strategy,
         "file_suffix": source.file_suffix,
         "load_ckpt_format": config.load_ckpt_format if len(source.formats) > 1 else None,
-        "concurrency": min(_REQUESTS * processes, _MOST_REQUESTS) if processes > 1 else None,
+        "concurrency": requests_for(config.transform_process_num),
     }
 
 

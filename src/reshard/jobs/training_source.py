@@ -10,7 +10,6 @@ from enum import StrEnum
 from ..api.contents import inspect, load_config
 from ..engine.sources import Listing
 from ..engine.sources.full_checkpoint import has_full_checkpoint
-from ..engine.sources.strategy_files import read_object
 from ..errors import NotFound, PlanError
 from ..formats.containers import Container, container_of
 from ..formats.mindspore.rank_names import epoch_step_of
@@ -18,7 +17,7 @@ from ..formats.mindspore.rank_objects import parse_meta
 from ..models.detecting import Detection, detect
 from ..planning.conversion import MANIFEST_KEY
 from ..planning.targets.full_target import HYPER_NAME
-from ..storage import Location, open_source
+from ..storage import Location, open_source, read_object
 from .training_config import TrainingConfig
 
 _STRATEGY = "strategy"

@@ -16,7 +16,7 @@ from .block_scales import Scale, find_scales
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
 from .family import Family, Naming, OptionValue, Row
-from .inferring import keys_to_ask
+from .inferring import ModelSide, keys_to_ask
 from .pattern import name_key
 from .settings import Settings, affects_elements, find_options, resolve_settings
 from .training_names import is_counter, training_state_drops
@@ -329,8 +329,8 @@ class _Compilation:
 
     def _raise_lacking(self, lacking: frozenset[str]) -> None:
         """Refuse to guess sizes that neither config.json nor the tensors tell."""
-        family, options = self._family, self._settings.options
-        keys = keys_to_ask(family, self._naming.name, self._source_side, options, self._config, self._specs, lacking)
+        family, side, options = self._family, self._source_side, self._settings.options
+        keys = keys_to_ask(ModelSide(family, self._naming.name, side, options, self._config, self._specs), lacking)
         stated = option("config", ",".join(f"{key}=N" for key in keys))
         raise UsageError(
             f"neither config.json nor the tensors tell {' and '.join(keys)}, which the rules of {family.name} need",

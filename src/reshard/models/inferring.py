@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..tensor import Shape, TensorSpec
@@ -22,14 +23,22 @@ _MOST_DIGITS = 10
 _MOST_NAMES = 1 << 16
 
 
-def infer_sizes(
-    family: Family,
-    naming: str,
-    side: str,
-    options: Mapping[str, object],
-    config: Mapping[str, object],
-    specs: Mapping[str, TensorSpec],
-) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class ModelSide:
+    """One side of a model as far as it is known: its family and naming, options that are told, and its tensors.
+
+    ``side`` is ``hf`` or ``ms``, ``config`` the contents of ``config.json``, which may lack anything.
+    """
+
+    family: Family
+    naming: str
+    side: str
+    options: Mapping[str, object]
+    config: Mapping[str, object]
+    specs: Mapping[str, TensorSpec]
+
+
+def infer_sizes(model: ModelSide) -> dict[str, object]:
     """Return ``config.json`` completed by the sizes that tensors of one side tell, under the family's first keys.
 
     Whatever ``config.json`` states stays: if tensors contradict it, applying the rules says so. What follows from it
@@ -41,52 +50,61 @@ def infer_sizes(
     >>> from reshard.tensor import DType
     >>> shapes = {"model.tok_embeddings.embedding_weight": (8, 4), "model.layers.1.feed_forward.w1.weight": (6, 4)}
     >>> specs = {name: TensorSpec(name, DType.F32, shape) for name, shape in shapes.items()}
-    >>> found = infer_sizes(load_family("llama"), "legacy", "ms", {}, {}, specs)
+    >>> found = infer_sizes(ModelSide(load_family("llama"), "legacy", "ms", {}, {}, specs))
     >>> [f"{key}={value}" for key, value in sorted(found.items())]  # doctest: +NORMALIZE_WHITESPACE
     ['hidden_size=4', 'intermediate_size=6', 'num_hidden_layers=2', 'tie_word_embeddings=True', 'vocab_size=8']
     """
-    return _Inference(family, naming, side, options, config, specs).completed()
+    return _Inference(model).completed()
 
 
-def keys_to_ask(
-    family: Family,
-    naming: str,
-    side: str,
-    options: Mapping[str, object],
-    config: Mapping[str, object],
-    specs: Mapping[str, TensorSpec],
-    needed: frozenset[str],
-) -> tuple[str, ...]:
+def keys_to_ask(model: ModelSide, needed: frozenset[str]) -> tuple[str, ...]:
     """Return the fewest keys of ``config.json`` that, with the tensors, tell all ``needed`` parameters.
 
     ``needed`` are names of parameters that have no value. A key comes before those that follow from it.
     """
-    return _Inference(family, naming, side, options, config, specs).asked(needed)
+    return _Inference(model).asked(needed)
+
+
+def stated_sizes(model: ModelSide) -> dict[str, int]:
+    """Return the parameters whose sizes ``config.json`` states itself, without any default."""
+    stated = ((p.name, _stated(p, model.config)) for p in model.family.parameters if p.config)
+    return {name: value for name, value in stated if type(value) is int and value > 0}
+
+
+def axis_sums(model: ModelSide) -> dict[str, tuple[Sum | None, ...]]:
+    """Write every axis of the model's tensors, by the key of their names, as the family's rows give it.
+
+    An axis is None where rows do not say, or where it depends on options that are not told. Only the numbers of axes
+    count here, not the extents: those may be of pieces.
+
+    Examples
+    --------
+    >>> from reshard.models.family_file import load_family
+    >>> from reshard.tensor import DType
+    >>> name = "model.layers.1.feed_forward.w1.weight"
+    >>> specs = {name: TensorSpec(name, DType.F32, (6, 4))}
+    >>> axis_sums(ModelSide(load_family("llama"), "legacy", "ms", {}, {}, specs))
+    {'model.layers.{}.feed_forward.w1.weight': ({(('f', 1),): Fraction(1, 1)}, {(('h', 1),): Fraction(1, 1)})}
+    """
+    return _Inference(model).axes()
 
 
 class _Inference:
     """One family's rows, and what the tensors of one side say about the parameters in them."""
 
-    def __init__(
-        self,
-        family: Family,
-        naming: str,
-        side: str,
-        options: Mapping[str, object],
-        config: Mapping[str, object],
-        specs: Mapping[str, TensorSpec],
-    ) -> None:
-        self._family, self._rules, self._side = family, family.naming(naming), side
-        settings = resolve_settings(family, config, options)
-        self._options, self._config, self._defaults = settings.options, config, settings.values
-        self._parameters = {p.name: p for p in family.parameters if p.config}
-        self._stated = {name: _stated(p, config) for name, p in self._parameters.items()}
+    def __init__(self, model: ModelSide) -> None:
+        self._family, self._side, self._config = model.family, model.side, model.config
+        self._rules, self._told = model.family.naming(model.naming), frozenset(model.options)
+        settings = resolve_settings(model.family, model.config, model.options)
+        self._options, self._defaults = settings.options, settings.values
+        self._parameters = {p.name: p for p in self._family.parameters if p.config}
+        self._stated = {name: _stated(p, self._config) for name, p in self._parameters.items()}
         self._absent = {name for name, value in self._stated.items() if value is None}
         self._found: dict[str, Any] = {}  # values of absent parameters
-        self._indices = {index.name: index for index in family.indices}
+        self._indices = {index.name: index for index in self._family.indices}
         self._shapes: dict[str, Shape] = {}
         self._numbers: dict[str, list[tuple[int, ...]]] = {}
-        for name, spec in specs.items():
+        for name, spec in model.specs.items():
             key, texts = name_key(name), _NUMBER.findall(name)
             self._shapes.setdefault(key, spec.shape)
             if all(len(text) < _MOST_DIGITS for text in texts):
@@ -154,6 +172,29 @@ class _Inference:
                     self._found[name] = value
 
     # Shapes.
+
+    def axes(self) -> dict[str, tuple[Sum | None, ...]]:
+        """See :func:`axis_sums`."""
+        quantities = self._quantities()
+        found: dict[str, tuple[Sum | None, ...]] = {}
+        for pattern in self._possible_patterns():
+            key, axes = pattern.name.key, pattern.axes
+            shape = self._shapes.get(key)
+            if shape is None or (axes is not None and len(axes) != len(shape)):
+                continue
+            sums = (None,) * len(shape) if axes is None else tuple(_extent(axis, quantities) or None for axis in axes)
+            before = found.get(key, sums)
+            found[key] = tuple(a if a == b else None for a, b in zip(before, sums, strict=True))
+        return found
+
+    def _possible_patterns(self) -> Iterator[TensorPattern]:
+        """Yield every form that a row may have: an option that is not told may have any value."""
+        values = {**{name: self._options[name] for name in self._told}, **self._stated}
+        for row in self._rules.rows:
+            for hf, ms in row.forms:
+                conditions = (*row.when, *hf.when, *ms.when)
+                if all(values.get(name) in (None, value) for name, value in conditions):
+                    yield from (hf if self._side == "hf" else ms).tensors
 
     def _equations(self) -> list[tuple[Sum, int]]:
         """Write what counts of names and extents of axes say about sizes."""

@@ -15,14 +15,14 @@ from ..errors import FormatError, StrategyError, UsageError, option, raise_all
 from ..formats.strict_json import shown
 from ..formats.strict_yaml import PlainValue, parse_yaml
 from ..formats.yaml_kinds import YamlKind, kind_of, refuse_other_kinds
-from ..tensor import DType
+from ..tensor import MAX_RANK_COUNT, DType
 
 Offset = int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 _DEGREES = ("dp", "mp", "cp", "pp", "ep", "pp_interleave_num", "ulysses_degree_in_cp")
 
 # No cluster has more ranks: a larger device matrix is a slip of the pen, and would cost memory for each rank.
-_MAX_RANK_COUNT = 2**20
+_MAX_LENGTH = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ class ParallelConfig:
             yield f"parallel_optimizer_threshold: expected 0 or more, found {self.optimizer_threshold_kib}"
 
     def _contradictions(self) -> Iterator[str]:
-        if self.rank_count > _MAX_RANK_COUNT:
-            yield f"dp * cp * mp * pp: expected at most {_MAX_RANK_COUNT} ranks, found {self.rank_count}"
+        if self.rank_count > MAX_RANK_COUNT:
+            yield f"dp * cp * mp * pp: expected at most {MAX_RANK_COUNT} ranks, found {self.rank_count}"
         if (self.dp * self.mp) % self.ep:
             yield f"ep: {self.ep} does not divide dp * mp = {self.dp * self.mp}"
         if self.cp % self.ulysses_degree_in_cp:
@@ -215,6 +215,8 @@ def parse_parallel(text: str, name: str = "parallel") -> ParallelConfig:
       - xp: unknown key
     Known: dp, mp, cp, pp, ep, sp, po, offset, vpp and more; see docs/howto/strategy.md.
     """
+    if len(text) > _MAX_LENGTH:
+        raise UsageError(f"{option(name, text[:80])} cannot be parsed: it has {len(text)} characters")
     values: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in _items(text, problems):

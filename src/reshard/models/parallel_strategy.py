@@ -250,6 +250,17 @@ class StrategyCompiler:
                     seen.add(whole)
                     yield whole
 
+    def lacking_key(self, name: str) -> str:
+        """Return the key of config.json that decides how ranks share a tensor, if it is absent; else an empty text.
+
+        Where there are fewer key/value heads than ranks, several ranks hold the same.
+        """
+        match = self._matches[name]
+        rule = match.rule if match is not None else None
+        if rule is None or not rule.replicate or rule.heads is None or self.parallel.mp == 1:
+            return ""
+        return rule.heads if self._number(*_HEAD_KEYS[rule.heads]) is None else ""
+
     def _stages(self, match: RuleMatch) -> tuple[int, ...]:
         rule = match.rule
         if "i" in match.numbers:

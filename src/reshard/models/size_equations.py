@@ -90,7 +90,7 @@ def sum_of(expression: Expression, known: Mapping[str, Sum]) -> Sum | None:
 
 
 def solve(equations: Iterable[tuple[Sum, int]], given: Mapping[str, int]) -> dict[str, Fraction]:
-    """Find the sizes that equations determine, besides those that are given.
+    """Find the sizes that equations determine, besides those that are given; see :func:`solve_products`.
 
     Equations that contradict others are left aside: the shapes are compared with what was found later.
 
@@ -101,6 +101,12 @@ def solve(equations: Iterable[tuple[Sum, int]], given: Mapping[str, int]) -> dic
     >>> {name: int(size) for name, size in sorted(found.items())}
     {'d': 4, 'g': 2}
     """
+    known = solve_products(equations, given)
+    return {p[0][0]: v for p, v in known.items() if len(p) == 1 and p[0][1] == 1 and p[0][0] not in given}
+
+
+def solve_products(equations: Iterable[tuple[Sum, int]], given: Mapping[str, int]) -> dict[Product, Fraction]:
+    """Find all products of sizes that equations determine, with those that are given."""
     known: dict[Product, Fraction] = {((name, 1),): Fraction(size) for name, size in given.items()}
     rows = list(dict.fromkeys((tuple(sorted(left.items())), right) for left, right in equations))
     while True:
@@ -109,14 +115,29 @@ def solve(equations: Iterable[tuple[Sum, int]], given: Mapping[str, int]) -> dic
             _take(dict(left), Fraction(right), known)
         _divide_pairs(known)
         if len(known) == before:
-            break
-    return {p[0][0]: v for p, v in known.items() if len(p) == 1 and p[0][1] == 1 and p[0][0] not in given}
+            return known
 
 
-def _take(left: Sum, right: Fraction, known: dict[Product, Fraction]) -> None:
-    """Take out what is known; one product that is left is then known too."""
+def value_of(total: Sum, known: Mapping[Product, Fraction]) -> Fraction | None:
+    """Compute a sum from products that are known; None if one is not.
+
+    Examples
+    --------
+    >>> value_of({(("d", 1), ("g", 1)): Fraction(2)}, {(("d", 1),): Fraction(4), (("g", 1),): Fraction(3)})
+    Fraction(24, 1)
+    """
+    found = Fraction(0)
+    for product, count in _substituted(total, known).items():
+        if product and product not in known:
+            return None
+        found += count * known.get(product, Fraction(1))
+    return found
+
+
+def _substituted(total: Sum, known: Mapping[Product, Fraction]) -> Sum:
+    """Put in the sizes that are known by themselves."""
     rest: Sum = {}
-    for product, count in left.items():
+    for product, count in total.items():
         value, unknown = count, []
         for name, power in product:
             found = known.get(((name, 1),))
@@ -125,6 +146,12 @@ def _take(left: Sum, right: Fraction, known: dict[Product, Fraction]) -> None:
             else:
                 unknown.append((name, power))
         rest = plus(rest, {tuple(unknown): value})
+    return rest
+
+
+def _take(left: Sum, right: Fraction, known: dict[Product, Fraction]) -> None:
+    """Take out what is known; one product that is left is then known too."""
+    rest = _substituted(left, known)
     right -= rest.pop((), Fraction(0))
     for product in [product for product in rest if product in known]:
         right -= rest.pop(product) * known[product]

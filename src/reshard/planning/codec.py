@@ -21,7 +21,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..errors import FormatError
 from ..formats.safetensors import MAX_AXIS_COUNT
 from ..formats.strict_json import json_kind, shown
-from ..tensor import Box, DType, Layout, RowSplit, Shape, Strategy, TensorSpec, extent_of
+from ..tensor import MAX_RANK_COUNT, Box, DType, Layout, RowSplit, Shape, Strategy, TensorSpec, extent_of
 from .catalog import Entry, Placement, SourceObject, SourceSharding
 from .outputs.output import MAX_NAME_LENGTH, Attachment
 from .targets import TARGETS, Target
@@ -29,8 +29,8 @@ from .targets import TARGETS, Target
 Decoder = Callable[[Any], Any]
 
 MAX_INTEGER = 2**63 - 1
-_MAX_RANK_COUNT = 1 << 20
 _MAX_CORNERS = 1 << 24
+_MAX_ENTRY_COUNT = 500_000  # planning takes some 1.4 KB and 40 microseconds a tensor
 _SHOWN_PLACE = 100
 _SCALARS = {bool: "a boolean", float: "a number with a point", str: "a string", types.NoneType: "null"}
 _SIGNED = frozenset({"copy_bases", "optimizer_shard_size", "optimizer_shard_step"})
@@ -282,6 +282,8 @@ def _encode_entries(entries: tuple[Entry, ...]) -> dict[str, Any]:
 def _decode_entries(value: object) -> tuple[Entry, ...]:
     found = fields_of(value, ("kinds", "tensors"))
     kinds: tuple[_EntryKind, ...] = at("kinds", partial(decode, tuple[_EntryKind, ...]), found["kinds"])
+    if len(at("tensors", items, found["tensors"])) > _MAX_ENTRY_COUNT:
+        raise FormatError("", where="tensors", expected=f"at most {_MAX_ENTRY_COUNT}", found=str(len(found["tensors"])))
     tilings = [kind.tiling() for kind in kinds]
     check_tilings(tilings)
     known = [(kind.dtype, kind.shape, kind.sharding, boxes) for kind, (_, boxes) in zip(kinds, tilings, strict=True)]
@@ -350,8 +352,8 @@ def _encode_strategy(strategy: Strategy) -> dict[str, Any]:
 def _decode_strategy(value: object) -> Strategy:
     found = fields_of(value, ("device_count", "layouts", "stages"))
     device_count, stages = at("device_count", integer, found["device_count"]), at("stages", items, found["stages"])
-    if not 0 < device_count * len(stages) <= _MAX_RANK_COUNT:
-        raise refused(f"1 to {_MAX_RANK_COUNT} ranks", device_count * len(stages))
+    if not 0 < device_count * len(stages) <= MAX_RANK_COUNT:
+        raise refused(f"1 to {MAX_RANK_COUNT} ranks", device_count * len(stages))
     layouts: tuple[Layout, ...] = at("layouts", partial(decode, tuple[Layout, ...]), found["layouts"])
     if any(max(len(layout.device_matrix), len(layout.tensor_map)) > MAX_AXIS_COUNT for layout in layouts):
         raise FormatError("", where="layouts", expected=f"at most {MAX_AXIS_COUNT} axes")

@@ -23,6 +23,7 @@ from .change import FLOATS, OVERFLOWS
 from .conversion import MAX_ATTACHMENT_BYTES, Conversion
 from .outputs.output import Output, group_by_layout
 from .targets.target import check_count
+from .targets.written_keys import has_hidden_step, is_companion
 from .targets.zarr_target import ChunkOutput
 
 _MAX_FILL_BYTES = 8
@@ -39,6 +40,8 @@ def check_conversion(conversion: Conversion) -> None:
     _check_catalog(conversion.catalog)
     objects = conversion.catalog.objects
     for each in conversion.attachments:
+        if not is_companion(each.key):
+            raise PlanError(f"attachment {shown(each.key)}: expected a config or an object of a tokenizer")
         found = objects[each.index].nbytes if each.index < len(objects) else None
         if found != each.nbytes or found > MAX_ATTACHMENT_BYTES:
             expected = f"expected an object of at most {MAX_ATTACHMENT_BYTES} bytes"
@@ -59,6 +62,8 @@ def check_conversion(conversion: Conversion) -> None:
     _check_headers(conversion.outputs)
     keys = [*conversion.keys, conversion.manifest_key]
     _check_keys(keys, "output")
+    if hidden := next(filter(has_hidden_step, keys), None):
+        raise PlanError(f"output {shown(hidden)}: expected no step that begins with a dot")
     known = set(keys)
     for key in keys:  # file systems cannot hold an object and others below it
         end = key.find("/")

@@ -9,6 +9,7 @@ from ..errors import UsageError
 
 KIB = 1 << 10
 MIB = 1 << 20
+_MOST_REQUESTS = 64
 KERNEL_BYTES = 3 * MIB
 """Most memory that a kernel takes for itself (measured: 2 MiB and little more)."""
 
@@ -122,3 +123,14 @@ class Limits:
                 raise UsageError(f"{name} must be at least {least}, found {value}")
             if value > _MOST.get(name, value):
                 raise UsageError(f"{name} must be at most {_MOST[name]}, found {value}")
+
+
+def requests_for(process_count: int | None) -> int | None:
+    """Return the requests in flight that stand for a number of processes; None, the default, for at most one.
+
+    Examples
+    --------
+    >>> requests_for(1), requests_for(2), requests_for(64)
+    (None, 16, 64)
+    """
+    return min(Limits().concurrency * process_count, _MOST_REQUESTS) if process_count and process_count > 1 else None

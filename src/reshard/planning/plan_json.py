@@ -28,6 +28,7 @@ _INPUTS = ("conversion", "limits", "copy_bases", "staging")
 _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE)
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
 _BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+_PIECE_COUNT = 4096
 Json = dict[str, Any]
 _FOR_PEOPLE = ("kind", "notes", "header_bytes")
 """Fields of a catalog that are shown and never decided upon."""
@@ -132,18 +133,41 @@ def decode_plan(data: bytes, where: str) -> Plan:
         raise FormatError("not a saved plan", where=where, expected=_FORMAT, found=shown(body.get("format")))
     with unreadable("the plan", where, "Make a new plan."):
         found = fields_of(body, ("format", "plan_id", *_INPUTS), _DERIVED)
+        plan_id = found["plan_id"]
         inputs: _Inputs = decode(_Inputs, {key: found[key] for key in _INPUTS})
+        del body, found  # planning and comparing take as much memory again
         check_conversion(inputs.conversion)
         plan = inputs.plan()
-        if found["plan_id"] != (made := plan_id_of(plan)):
+        if plan_id != (made := plan_id_of(plan)):
             what = "altered, or made by another version of reshard"
-            raise FormatError(what, where="plan_id", expected=made, found=shown(found["plan_id"]))
+            raise FormatError(what, where="plan_id", expected=made, found=shown(plan_id))
     return plan
 
 
 def _hash(body: Json) -> str:
-    canonical = json.dumps(body, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = hashlib.sha256()
+    for piece in _canonical(body):
+        digest.update(piece.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _canonical(value: object, depth: int = 4) -> Iterator[str]:
+    """Yield the canonical text of a document in pieces: as a whole it takes as much memory again."""
+    if depth and type(value) is dict:
+        for number, key in enumerate(sorted(value)):
+            yield f"{',' if number else '{'}{_dumps(key)}:"
+            yield from _canonical(value[key], depth - 1)
+        yield "}" if value else "{}"
+    elif type(value) is list and len(value) > _PIECE_COUNT:
+        for start in range(0, len(value), _PIECE_COUNT):
+            yield f"{',' if start else '['}{_dumps(value[start : start + _PIECE_COUNT])[1:-1]}"
+        yield "]"
+    else:
+        yield _dumps(value)
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ A new S3 service is a row in :mod:`reshard.storage.providers`.
 from .availability import Outage
 from .connections import report_outages, shared_connections
 from .local_store import LocalStore
-from .location import Location
+from .location import Location, read_object
 from .memory_store import MemoryStore
 from .open import (
+    connects_when_opened,
     open_location,
     open_source,
     open_store,
@@ -57,6 +58,7 @@ __all__ = [
     "StoreLimits",
     "Upload",
     "Wrapper",
+    "connects_when_opened",
     "never",
     "open_location",
     "open_source",
@@ -64,6 +66,7 @@ __all__ = [
     "open_target",
     "open_target_object",
     "provider_name",
+    "read_object",
     "report_outages",
     "shared_connections",
     "unwrapped",

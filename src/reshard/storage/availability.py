@@ -65,7 +65,9 @@ class Availability:
         self._round = 1
         self._reason = ""
         self._failing_since_s = 0.0
-        self._last_sign_s = 0.0
+        self._busy_since_s = 0.0
+        self._heard_s = 0.0
+        self._sent_s = 0.0
         self.has_answered = False
         """Whether the store has ever answered: its address is right then."""
 
@@ -76,22 +78,25 @@ class Availability:
 
     @property
     def down_since_s(self) -> float | None:
-        """When the store stopped answering, on the monotonic clock; None while it is up."""
+        """When the first request failed, on the monotonic clock; None while the store is up."""
         return self._failing_since_s if self._failures >= _DOWN_AFTER else None
 
     def outage(self) -> Outage | None:
         """Tell whether requests wait for the store: it is down, or silent while requests are in flight."""
-        now_s = time.monotonic()
         with self._changed:
-            if self.down_since_s is not None:
-                return Outage(now_s - self.down_since_s, self._reason)
-            begun_s = min((each.begun_s for each in self._in_flight), default=now_s)
-            silent_s = now_s - max(self._last_sign_s, begun_s)
-            return Outage(silent_s) if silent_s > _SILENT_S else None
+            since_s = max(self._heard_s, self._busy_since_s)
+            if not self._failures:  # what takes bytes is there; after a failure that may be this machine alone
+                since_s = max(since_s, self._sent_s)
+            seconds = time.monotonic() - since_s
+            is_silent = bool(self._in_flight) and seconds > _SILENT_S
+            is_down = self._failures >= _DOWN_AFTER
+            return Outage(seconds, self._reason if self._failures else "") if is_down or is_silent else None
 
     def admit(self, one: Try, on_wait: Callable[[], None]) -> Try:
         """Wait until a try may begin; ``on_wait`` is called often meanwhile, and an error in it ends the wait."""
         with self._changed:
+            if not (self._line or self._in_flight or self._failures):
+                self._busy_since_s = time.monotonic()
             self._line.append(one)
         try:
             while not self._begins(one):
@@ -123,18 +128,18 @@ class Availability:
             self._in_flight.add(one)
             return True
 
-    def sign(self) -> None:
-        """Note that bytes move."""
-        self._last_sign_s = time.monotonic()
+    def sent(self) -> None:
+        """Note that bytes are on their way."""
+        self._sent_s = time.monotonic()
 
     def progressed(self) -> None:
         """Note that the store answers, if not yet to the end: whoever waits goes on."""
         if self.has_answered and not self._failures:  # asked for every block
-            self._last_sign_s = time.monotonic()
+            self._heard_s = time.monotonic()
             return
         with self._changed:
             self._failures, self._round = 0, 1
-            self._last_sign_s = time.monotonic()
+            self._heard_s = time.monotonic()
             self.has_answered = True
             self._changed.notify_all()
 
@@ -149,7 +154,7 @@ class Availability:
             is_probe = one is self._probe
             self._end(one)
             if not self._failures:
-                self._failing_since_s = max(one.begun_s, self._last_sign_s)
+                self._failing_since_s = time.monotonic()
             self._failures += 1
             self._round += is_probe
             self._reason = reason

@@ -194,7 +194,7 @@ def _file_system(root: str, shown: str, options: dict[str, Any]) -> tuple[Any, s
         )
     scheme = root.partition("://")[0]
     try:
-        file_system, path = fsspec.core.url_to_fs(root, **options)
+        fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise UsageError(f"Reading {scheme}:// needs another package: {error}") from error
     except ValueError as error:
@@ -202,14 +202,23 @@ def _file_system(root: str, shown: str, options: dict[str, Any]) -> tuple[Any, s
             f"{shown}: the scheme {scheme}:// is unknown.",
             hint="Write s3://bucket/key, obs://bucket/key, a path, or a URL that fsspec reads.",
         ) from error
+    try:
+        file_system, path = fsspec.core.url_to_fs(root, **options)
+    except ImportError as error:
+        raise UsageError(f"Reading {scheme}:// needs another package: {error}") from error
+    except Exception as error:  # packages raise what they like; their texts may hold secrets
+        raise _explained(error, RequestLabel("open", shown, "fsspec")) from error
     return file_system, path
 
 
 def _without_password(url: str) -> str:
+    """Return a URL to show: without a password, and of the web without a user, which may be a token."""
     scheme, _, rest = url.partition("://")
     try:
-        password = urlsplit(url).password
+        urlsplit(url)
     except ValueError as error:
         raise UsageError(f"The URL is malformed ({scheme}://).") from error
-    shown = rest.replace(f":{password}@", "@", 1) if password else rest
-    return f"{scheme}://{shown}".rstrip("/")
+    host, slash, path = rest.partition("/")
+    user, at, name = host.rpartition("@")
+    user = "" if scheme in ("http", "https") else user.partition(":")[0]
+    return f"{scheme}://{f'{user}{at}' if user else ''}{name}{slash}{path}".rstrip("/")

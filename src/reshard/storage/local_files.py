@@ -88,11 +88,20 @@ def object_path(root: Path, key: str) -> Path:
 
 
 def writable_path(root: Path, key: str) -> Path:
-    """Return the path of an object to write; raise Denied if a symbolic link on the way leads out of the root."""
+    """Return the path of an object to write or to remove.
+
+    Whoever opens the store names the first step of a key, a target's folder mostly; the steps below it may come from a
+    document. Raise Denied if one of those begins with a dot, or if a symbolic link leads out of the root or of the
+    target's folder.
+    """
     path = object_path(root, key)
-    if not path.parent.resolve().is_relative_to(root):
+    first, *below = key.split("/")
+    if any(step.startswith(".") for step in below):
+        raise Denied(f"{path}: a name below a target must not begin with a dot.", hint="Rename what it is made of.")
+    folder = root / first if below else root
+    if not (path.parent.resolve().is_relative_to(folder.resolve()) and folder.resolve().is_relative_to(root)):
         raise Denied(
-            f"{path} is outside {root}: a folder on the way is a symbolic link.",
+            f"{path} is outside {folder}: a folder on the way is a symbolic link.",
             hint="Write to the folder that the link points to.",
         )
     return path

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..errors import NotFound, Unsupported, UsageError
+from ..errors import FormatError, NotFound, Unsupported, UsageError
+from ..tensor import ByteRange
 from .protocol import ObjectInfo, ReadStore, Store
+
+_MAX_DOCUMENT_BYTES = 64 << 20
+_LOCAL = "file://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,21 @@ class Location:
         root = self.store.identity
         return f"{root}/{self.key}" if self.key else root
 
+    def shares_store(self, other: Location) -> bool:
+        """Whether two places are in one bucket of one service, on one host, or both on this machine.
+
+        Examples
+        --------
+        >>> from reshard.storage import open_location
+        >>> here = open_location("memory://lab/a")
+        >>> here.shares_store(open_location("memory://lab/b")), here.shares_store(open_location("memory://other/b"))
+        (True, False)
+        >>> open_location("/data/a").shares_store(open_location("/mnt/b"))
+        True
+        """
+        are_local = self.store.url.startswith(_LOCAL) and other.store.url.startswith(_LOCAL)
+        return are_local or self.store.identity == other.store.identity
+
     @property
     def prefix(self) -> str:
         """The prefix of all keys below this place."""
@@ -83,6 +102,16 @@ class Location:
                 f"{self.url}: this store is read-only.", hint="Write to s3://, obs:// or a local path instead."
             )
         return self.store
+
+
+def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
+    """Read one small object whole; FormatError if it is too long to be a document."""
+    info = location.store.head(location.key)
+    if info.nbytes > max_nbytes:
+        raise FormatError(
+            "too long for a document", where=location.url, expected=f"<= {max_nbytes} bytes", found=str(info.nbytes)
+        )
+    return location.store.read(info.key, ByteRange(0, info.nbytes), info.etag) if info.nbytes else b""
 
 
 def normal_key(text: str) -> str:

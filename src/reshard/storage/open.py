@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ..errors import ReshardError, Unsupported, UsageError
+from ..errors import ReshardError, Unsupported, UsageError, is_signed
 from .location import Location, normal_key
 from .protocol import ReadStore
 from .providers import UPLOAD_CHECKS
@@ -117,6 +117,17 @@ def open_target_object(url: str) -> tuple[Location, str]:
     return place.parent, name
 
 
+def connects_when_opened(url: str) -> bool:
+    """Whether opening a URL may send something already, as some of fsspec's packages do.
+
+    Examples
+    --------
+    >>> connects_when_opened("s3://bucket/a"), connects_when_opened("sftp://host/a")
+    (False, True)
+    """
+    return _kind_of(url) is _ANY_OTHER
+
+
 def provider_name(url: str) -> str:
     """Name the service behind a URL, for price tables; its scheme if the service is unknown.
 
@@ -180,7 +191,16 @@ def _split(url: str) -> tuple[str, str]:
     host, _, key = rest.partition("/")
     if not host:
         raise UsageError(f"{url} has no name after its scheme.", hint=f"Write {scheme}://name/key.")
-    if scheme in ("http", "https") and ("?" in key or "#" in key):
+    if scheme in STORES and (":" in host or "@" in host):
+        raise UsageError(  # the URL is not shown: it holds a secret
+            f"{scheme}:// URLs hold no credentials and no port: a name and a key only.",
+            hint="Keys come from environment variables or a profile, endpoints from AWS_ENDPOINT_URL or OBS_ENDPOINT.",
+        )
+    port = host.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+    if port and not port.isdecimal():  # not shown either: a slash in a password ends the host too early
+        raise UsageError(f"The URL is malformed ({scheme}://): expected a name, or a host and a port.")
+    is_web = scheme in ("http", "https")
+    if (is_web and ("?" in rest or "#" in rest)) or is_signed(url):
         raise UsageError(  # the URL is not shown: its query is a secret
             f"{scheme}:// URLs with a query are not supported: a signed URL names one object for a short time only.",
             hint="Use the store's own scheme and credentials: s3://, obs://, gs:// ...",

@@ -25,7 +25,7 @@ class RetryPolicy:
 
     The wait before try ``n + 1`` is drawn evenly from 0 to ``first_delay_s * 2**(n - 1)``, never above
     ``longest_delay_s``: an overloaded store recovers only if the tries of many workers are spread over the
-    whole interval.
+    whole interval. The one request that probes a store that is down waits for ``longest_probe_delay_s`` at most.
 
     Source: "Exponential Backoff And Jitter", AWS Architecture Blog (full jitter).
 
@@ -39,6 +39,7 @@ class RetryPolicy:
     first_answer_s: float = 60.0
     first_delay_s: float = 0.25
     longest_delay_s: float = 20.0
+    longest_probe_delay_s: float = 5.0
 
     @classmethod
     def patient_for(cls, give_up_after_s: float | None) -> RetryPolicy:
@@ -88,14 +89,13 @@ class Retries:
         self._should_stop = should_stop
         self._on_wait = on_wait
         self._failures = 0
-        self._failing_since_s = self._progressed_s = 0.0
+        self._failing_since_s = 0.0
         self._next = self._try = Try()
         self.has_next = True
 
     def progressed(self) -> None:
         """Forget the failures so far: bytes have arrived since."""
         self._failures = 0
-        self._progressed_s = time.monotonic()
         self._availability.progressed()
 
     def __enter__(self) -> None:
@@ -124,15 +124,15 @@ class Retries:
     def _failed(self, error: Transient) -> None:
         now_s = time.monotonic()
         if not self._failures:
-            self._failing_since_s = max(self._try.begun_s, self._progressed_s)
+            self._failing_since_s = now_s
         self._failures += 1
         # A request that begins during an outage has no more time than those that have waited all along.
         down_since_s = self._availability.down_since_s
         since_s = self._failing_since_s if down_since_s is None else min(self._failing_since_s, down_since_s)
         limit_s = self._policy.limit_s(has_answered=self._availability.has_answered)
         left_s = limit_s - (now_s - since_s)
-        shared_wait_s = self._policy.longest_wait_s(self._availability.round)
-        self._availability.failed(self._try, error.marked_message, max(0.0, min(left_s, shared_wait_s)))
+        probe_wait_s = min(self._policy.longest_wait_s(self._availability.round), self._policy.longest_probe_delay_s)
+        self._availability.failed(self._try, error.marked_message, max(0.0, min(left_s, probe_wait_s)))
         if left_s <= 0:
             self.has_next = False
             raise self._given_up(error, now_s - since_s) from error
@@ -153,6 +153,8 @@ class Retries:
 
 def retrying(action: Callable[[], T], retries: Retries) -> T:
     """Return what ``action`` returns, calling it again after each Transient until the time has run out.
+
+    ``action`` must not try another request of the same store: that one would wait for the outcome of this one.
 
     Examples
     --------

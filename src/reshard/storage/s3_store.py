@@ -283,20 +283,21 @@ class S3Store(Store):
         checks = self._upload_check(upload.key) if crcs else UploadCheck("")
         joined, expected = joined_parts(checks, parts, crcs or {})
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
-        tries = 0
+        tries, gone = 0, None
 
         def complete() -> None:
-            nonlocal tries
+            nonlocal tries, gone
             tries += 1
             try:
                 self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, **joined)
             except NotFound as error:
                 if tries == 1:
                     raise
-                # Perhaps the answer to an earlier try was lost, not the try itself.
-                check_new(label, before, self._etag_seen(upload.key), len(parts), error)
+                gone = error
 
         retrying(complete, self._retries())
+        if gone is not None:  # perhaps the answer to an earlier try was lost, not the try itself
+            check_new(label, before, self._etag_seen(upload.key), len(parts), gone)
         info = self.head(upload.key)  # the answer to Complete has no length, and on Ceph no etag either
         check_whole(label, expected, info.checksum)
         return info
@@ -392,7 +393,7 @@ class S3Store(Store):
 
     def _is_over(self) -> bool:
         """Answer for a body, which asks before each of its blocks: the store has taken those before."""
-        self._availability.sign()
+        self._availability.sent()
         return self.should_stop()
 
     def _label(self, operation: str, key: str | None) -> RequestLabel:

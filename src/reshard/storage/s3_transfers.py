@@ -73,6 +73,7 @@ class PartBody:
     def __init__(self, body: Body, should_stop: ShouldStop = never) -> None:
         self._view = memoryview(body).cast("B")
         self._at = 0
+        self._block_bytes = _BLOCK_BYTES
         self._should_stop = should_stop
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class PartBody:
         """Return the next bytes; raise Interrupted if the transfer is to be broken off."""
         check(self._should_stop)
         left = self._view.nbytes - self._at
-        count = left if size is None or size < 0 else min(max(size, _BLOCK_BYTES), left)
+        count = left if size is None or size < 0 else min(max(size, self._block_bytes), left)
         view = self._view[self._at : self._at + count]
         self._at += count
         return view
@@ -94,6 +95,8 @@ class PartBody:
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to another byte, as files do."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._view.nbytes}[whence]
+        if self._at and not start + offset:  # to send it again: a slow line has a timeout's time for each block
+            self._block_bytes = _SLOW_BLOCK_BYTES
         self._at = max(0, start + offset)
         return self._at
 

@@ -2,11 +2,12 @@
 
 from .box import Box, ByteRange, Shape, TensorSpec, extent_of, row_major_boxes
 from .dtype import DType
-from .layout import Layout, RowSplit, Strategy
+from .layout import MAX_RANK_COUNT, Layout, RowSplit, Strategy
 from .patch import Patch, Views, plain_patch, view_boxes
 from .runs import Runs, Scatter, box_scatter, slice_scatters, strided
 
 __all__ = [
+    "MAX_RANK_COUNT",
     "Box",
     "ByteRange",
     "DType",

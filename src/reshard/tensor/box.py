@@ -88,6 +88,17 @@ class Box:
         """Whether no element is inside."""
         return any(b <= a for a, b in zip(self.start, self.stop, strict=True))
 
+    @property
+    def text(self) -> str:
+        """The box as people index arrays.
+
+        Examples
+        --------
+        >>> Box((0, 4), (2, 8)).text
+        '[0:2, 4:8]'
+        """
+        return f"[{', '.join(f'{start}:{stop}' for start, stop in zip(self.start, self.stop, strict=True))}]"
+
     def intersect(self, other: Box) -> Box | None:
         """Return the common region, or None if there is none."""
         start = tuple(map(max, self.start, other.start))

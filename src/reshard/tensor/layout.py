@@ -221,6 +221,10 @@ class Layout:
         return taken if remaining == 1 else None
 
 
+MAX_RANK_COUNT = 1 << 17
+"""Most ranks of a strategy: plans take some 20 microseconds a rank."""
+
+
 @dataclass(frozen=True, slots=True)
 class Strategy:
     """Layouts of every tensor on every pipeline stage; a tensor may be on several stages.
@@ -240,6 +244,8 @@ class Strategy:
     stages: tuple[Mapping[str, Layout], ...]
 
     def __post_init__(self) -> None:
+        if self.rank_count > MAX_RANK_COUNT:
+            raise StrategyError(f"a strategy of {self.rank_count} ranks: at most {MAX_RANK_COUNT} are supported")
         wrong = [
             f"{name} on stage {stage}: device matrix {list(layout.device_matrix)}"
             for stage, layouts in enumerate(self.stages)

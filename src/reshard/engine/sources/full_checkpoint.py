@@ -13,11 +13,10 @@ from ...planning.catalog import Catalog
 from ...planning.sources.full_source import full_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
 from ...planning.targets.full_target import HYPER_NAME, MAP_NAME
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ..workers import Workers
 from .headers import read_headers
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
-from .strategy_files import read_object
 
 _HF_INDEX = "model.safetensors.index.json"
 _INDEXES = {

@@ -25,13 +25,14 @@ from ...planning.catalog import Catalog
 from ...planning.sources.full_source import full_catalog
 from ...planning.sources.iteration_source import iteration_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ..workers import Workers
 from .headers import read_headers
 from .replica_check import compare_unlisted
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
-from .strategy_files import read_object
 
+# Metadata lists every shard of every tensor.
+_DOCUMENT_BYTES = {COMMON_NAME: 1 << 20, METADATA_NAME: 256 << 20}
 _MOST_NAMED = 10_000  # a hostile name may promise more objects than anyone could list
 
 
@@ -82,7 +83,9 @@ class IterationFolder(SourceFormat):
     def _open(
         cls, base: Location, infos: Mapping[str, ObjectInfo], notes: tuple[str, ...] = (), index_bytes: int = 0
     ) -> Self:
-        documents = {name: read_object(base.child(name)) for name in (COMMON_NAME, METADATA_NAME) if name in infos}
+        documents = {
+            name: read_object(base.child(name), most) for name, most in _DOCUMENT_BYTES.items() if name in infos
+        }
         training_state, metadata = {}, None
         names = sorted(name for name in infos if parse_object_name(name))
         if COMMON_NAME in documents:

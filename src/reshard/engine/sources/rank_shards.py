@@ -6,7 +6,7 @@ The strategy is the one that is given, else the one in the manifest that reshard
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -14,11 +14,12 @@ from ...errors import CatalogError, UsageError, option, raise_all
 from ...formats.containers import Container, container_of
 from ...formats.mindspore.rank_objects import RankMeta, choose, parse_meta
 from ...planning.catalog import Catalog
+from ...planning.sources.bounded_expression import BoundedExpression
 from ...planning.sources.full_source import full_catalog, tree_catalog
 from ...planning.sources.rank_source import rank_catalog
 from ...planning.sources.source_headers import SourceHeaders, with_selection_notes
 from ...planning.targets.tree_target import tree_name
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ...tensor import TensorSpec
 from ..workers import Workers
 from .full_checkpoint import has_full_checkpoint
@@ -26,7 +27,6 @@ from .headers import read_headers
 from .replica_check import check_replicas, compare_unlisted, find_twins
 from .shard_manifest import ShardManifest, read_shard_manifest
 from .source_format import Listing, SourceFormat, SourceOptions
-from .strategy_files import read_object
 
 _COMPARE_HINT = (
     "They were cut, or every rank has its own: add their layouts to the source strategy, leave them out with "
@@ -80,15 +80,19 @@ class RankShards(SourceFormat):
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Join the shards, and compare copies that must be equal; a lone rank 0 is a full checkpoint."""
-        is_cut = options.strategy is not None or self.manifest is not None
+        is_cut, notes = options.strategy is not None, list[str]()
+        if not is_cut and self.manifest is not None:
+            unused, compared = self.manifest.find_exchanged(self.base, self.objects, workers)
+            is_cut, notes = not unused, [note for note in (unused, compared) if note]
         if not is_cut and tuple(self.keys) != (0,):
             ways = f"{option('src_strategy')}, {option('src_layout')} or {option('src_parallel')}"
             raise UsageError(
                 f"{self.base.url}: these are shards of {len(self.keys)} ranks, and no strategy says how they are cut",
-                problems=[self.unused] * bool(self.unused),
+                problems=[why for why in (self.unused, *notes) if why],
                 hint=f"Give the source's strategy with {ways}.",
             )
         source = self._headers(options, workers)
+        source = replace(source, notes=(*source.notes, *notes))
         if not is_cut:
             catalog = full_catalog(source)
         else:
@@ -124,13 +128,19 @@ class RankShards(SourceFormat):
                 source = replace(source, notes=(*source.notes, *missing))
                 why = "parts are missing"
             else:
-                if unlisted := catalog.unlisted_copies:
-                    note = f"{len(unlisted)} unlisted tensors were not compared between ranks"
-                    catalog = replace(catalog, notes=(*catalog.notes, note))
+                catalog = replace(catalog, notes=(*catalog.notes, *self._not_compared(catalog, options)))
                 return with_selection_notes(catalog, options.names)
         elif tuple(self.keys) == (0,):
             return with_selection_notes(full_catalog(source), options.names)
         return self._apart(source, options, why)
+
+    def _not_compared(self, catalog: Catalog, options: SourceOptions) -> Iterator[str]:
+        """Yield notes on what is compared only when the source is converted."""
+        if unlisted := catalog.unlisted_copies:
+            yield f"{len(unlisted)} unlisted tensors were not compared between ranks"
+        if options.strategy is None and self.manifest is not None and self.manifest.copied:
+            count = f"{len(self.manifest.copied)} of {len(self.objects)}"
+            yield f"{count} have other etags than the manifest records, as copies may: converting compares bytes"
 
     def _apart(self, source: SourceHeaders, options: SourceOptions, why: str) -> Catalog:
         """List each rank's tensors."""
@@ -165,7 +175,11 @@ class RankShards(SourceFormat):
 
 
 def read_tree(
-    location: Location, container: Container, pattern: re.Pattern[str] | None, options: SourceOptions, workers: Workers
+    location: Location,
+    container: Container,
+    pattern: BoundedExpression | None,
+    options: SourceOptions,
+    workers: Workers,
 ) -> Catalog:
     """Describe every object of one format below ``rank*/``, each on its own; see :class:`TreeTarget`.
 
@@ -181,7 +195,7 @@ def read_tree(
     names = [name for name in of_format if _TREE_OBJECT.fullmatch(name)] or flat
     chosen = sorted(name for name in names if pattern is None or pattern.search(name.rsplit("/", 1)[-1]))
     if not chosen:
-        asked = f" whose names match {pattern.pattern!r}" if pattern else ""
+        asked = f" whose names match {pattern.text!r}" if pattern else ""
         raise CatalogError(
             f"{location.url}: expected *{container.suffix} or rank*/*{container.suffix} objects{asked}, "
             f"found {len(names)} of that format among {len(infos)} objects",

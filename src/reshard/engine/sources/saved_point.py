@@ -11,10 +11,9 @@ from ...formats.mindspore.rank_names import SavedAt, base_of, epoch_step_of, pat
 from ...formats.mindspore.rank_objects import parse_meta
 from ...planning.catalog import Catalog
 from ...planning.targets.iteration_target import SCALAR_CODES
-from ...storage import Location
+from ...storage import Location, read_object
 from ...tensor import ByteRange
 from ..workers import Workers
-from .strategy_files import read_object
 
 _IN_RANK = re.compile(r"(?:^|/)rank_([0-9]{1,9})/[^/]+$")
 _COUNTERS = ("epoch_num", "step_num")

@@ -12,12 +12,14 @@ from ...planning.conversion import MANIFEST_KEY
 from ...planning.plan_json import conversion_ids
 from ...planning.share_documents import shared_ranks
 from ...planning.targets.rank_target import RankTarget
-from ...storage import Location, ObjectInfo
-from ...tensor import Box, Layout, Shape, Strategy
+from ...storage import Location, ObjectInfo, read_object
+from ...tensor import Box, ByteRange, Layout, Shape, Strategy
 from ..manifest import Manifest, ObjectReceipt, decode_manifest
-from .strategy_files import read_object
+from ..workers import Workers
 
 _NUMBER = re.compile("[0-9]+")
+_MOST_COMPARED_BYTES = 64 << 20
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,46 @@ class ShardManifest:
     """What a manifest says of the shards beside it.
 
     ``strategy`` has the layouts of the tensors that were written, ``shapes`` the whole tensors of that conversion, also
-    of those without a layout. ``nbytes`` were read; ``note`` says what was relied on.
+    of those without a layout. ``nbytes`` were read from the objects ``called`` so. ``copied`` are the receipts of
+    objects with other etags, by name: whether they are what was written is for :meth:`find_exchanged` to say.
     """
 
     strategy: Strategy
     shapes: Mapping[str, Shape]
     nbytes: int
-    note: str
+    called: str
+    copied: Mapping[str, ObjectReceipt]
+
+    @property
+    def note(self) -> str:
+        """What is relied on, for the reader."""
+        return f"{self.called} {'say' if ' more' in self.called else 'says'} how the shards are cut"
+
+    def find_exchanged(self, base: Location, objects: Mapping[str, ObjectInfo], workers: Workers) -> tuple[str, str]:
+        """Compare bytes of copied objects with their receipts: the smallest are read whole, and at least one.
+
+        Return why the manifest is not used, if they are others than those that it describes, else an empty text; and a
+        note on what was compared.
+        """
+        if not self.copied:
+            return "", ""
+        recorded = sorted((r.nbytes, key) for key, r in self.copied.items() if r.crc32c is not None)
+        if not recorded:
+            why = f"{next(iter(self.copied))} has another etag than it records, and it records no CRC-32C of any such"
+            return f"{self.called} is not used: {why}", ""
+        sampled, total = list[str](), 0
+        for nbytes, key in recorded:
+            total += nbytes
+            if sampled and total > _MOST_COMPARED_BYTES:
+                break
+            sampled.append(key)
+        for key in sampled:
+            expected, found = self.copied[key].crc32c, _crc32c_of(base.child(key), objects[key], workers)
+            if found != expected:
+                why = f"{key} has the CRC-32C {found:08x} and not the {expected:08x} that it records"
+                return f"{self.called} is not used: {why}", ""
+        other = f"{len(self.copied)} of {len(objects)} have other etags than the manifest records, as copies may"
+        return "", f"{other}: the CRC-32C of {len(sampled)} was compared and is the same"
 
     def check_agrees(self, given: Strategy, url: str) -> None:
         """Raise StrategyError if a given strategy cuts any of these shards in another way, or has other ranks."""
@@ -92,17 +127,13 @@ class _Pair:
             except StrategyError as error:
                 return place, f"by the given strategy, {error.marked_message}"
             if own != other:
-                where = f"rank {{rank}} holds {_text(own)} of {list(self.shape)}"
-                return place, f"{where}, by the given strategy {_text(other)}"
+                where = f"rank {{rank}} holds {own.text} of {list(self.shape)}"
+                return place, f"{where}, by the given strategy {other.text}"
         return 0, ""
 
 
 def _box(layout: Layout | None, shape: Shape, device: int) -> Box:
     return Box.whole(shape) if layout is None else layout.box_of(shape, device)
-
-
-def _text(box: Box) -> str:
-    return f"[{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
 
 
 def read_shard_manifest(
@@ -112,7 +143,8 @@ def read_shard_manifest(
 
     Names are relative to the location, and ranks lie below ``root``. Several runs that each write a share of the ranks
     have manifests of their own until the last of them is done. Without manifests that describe these very objects
-    return None, and if there are any, the reason why they are not used. Nothing that they name elsewhere is opened.
+    return None, and if there are any, the reason why they are not used: where they were written, other etags show that
+    objects were replaced since. Nothing that they name elsewhere is opened.
     """
     keys = _manifest_names(root, names)
     if not keys:
@@ -134,16 +166,28 @@ def read_shard_manifest(
     receipts = {f"{root}{receipt.key}": receipt for manifest in manifests for receipt in manifest.receipts}
     if reason := _other_objects(receipts, objects):
         return None, f"{called} is not used: {reason}"
-    strange = [key for key, info in objects.items() if receipts[key].etag != info.etag]
+    copied = {key: receipts[key] for key, info in objects.items() if receipts[key].etag != info.etag}
+    if copied and location.child(root).url == manifests[0].conversion.target_url:
+        count = f"{len(copied)} of {len(objects)} objects were replaced since"
+        return None, f"{called} is not used: {next(iter(copied))} has another etag than it records, so {count}"
     shapes = {tensor.spec.name: tensor.spec.shape for tensor in manifests[0].conversion.tensors}
     stages = tuple({key: each for key, each in stage.items() if key in shapes} for stage in target.strategy.stages)
-    note = f"{called} {'says' if len(keys) == 1 else 'say'} how the shards are cut"
-    if strange:
-        note += (
-            f"; {len(strange)} of {len(objects)} have other etags than it records, as copies may: their lengths agree, "
-            "and that is relied on"
-        )
-    return ShardManifest(Strategy(target.strategy.device_count, stages), shapes, nbytes, note), ""
+    strategy = Strategy(target.strategy.device_count, stages)
+    return ShardManifest(strategy, shapes, nbytes, called, copied), ""
+
+
+def _crc32c_of(place: Location, info: ObjectInfo, workers: Workers) -> int:
+    """Read an object whole, in blocks that are held only while they are read."""
+    from ...storage.checksums import crc_of, joined_crc  # with their library: only copies need it
+
+    spans = [ByteRange(at, min(at + _BLOCK_BYTES, info.nbytes)) for at in range(0, info.nbytes, _BLOCK_BYTES)]
+    found: dict[int, int] = {}
+
+    def read(span: ByteRange) -> None:
+        found[span.start] = crc_of(place.store.read(info.key, span, info.etag))
+
+    workers.map(read, spans)
+    return joined_crc((found[span.start], span.stop - span.start) for span in spans)
 
 
 def _manifest_names(root: str, names: Collection[str]) -> list[str]:

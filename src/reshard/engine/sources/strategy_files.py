@@ -11,11 +11,11 @@ from ...formats.layout_rules import LayoutRules
 from ...formats.mindspore.strategy_file import StrategyFile
 from ...formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from ...models.training_names import is_counter
-from ...storage import Location
-from ...tensor import ByteRange, Shape, Strategy, TensorSpec
+from ...storage import Location, read_object
+from ...tensor import Shape, Strategy, TensorSpec
 from ..workers import working
 
-_MAX_DOCUMENT_BYTES = 256 << 20
+_MAX_STRATEGY_BYTES = 32 << 20
 _EXPECTED = (
     "Expected a MindSpore strategy file: JSON if its name ends in .json, else protobuf. Layout files end in .yaml."
 )
@@ -44,16 +44,6 @@ class StrategySource:
         return to_strategy(self.files, shapes, local=local)
 
 
-def read_object(location: Location, max_nbytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
-    """Read one small object whole; FormatError if it is too long to be a document."""
-    info = location.store.head(location.key)
-    if info.nbytes > max_nbytes:
-        raise FormatError(
-            "too long for a document", where=location.url, expected=f"<= {max_nbytes} bytes", found=str(info.nbytes)
-        )
-    return location.store.read(info.key, ByteRange(0, info.nbytes), info.etag) if info.nbytes else b""
-
-
 def read_layout_file(location: Location) -> StrategySource:
     """Read a layout file; see :func:`reshard.formats.layout_file.parse_layout_file`."""
     return StrategySource(rules=parse_layout_file(read_object(location), location.url))
@@ -66,7 +56,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     another format.
     """
     try:
-        return StrategySource((_parse(read_object(location), location),))
+        return StrategySource((_parse(read_object(location, _MAX_STRATEGY_BYTES), location),))
     except NotFound:
         names = [name for name, _ in location.named_objects() if "/" not in name and name.endswith(_STRATEGY_SUFFIXES)]
     if not names:
@@ -79,7 +69,7 @@ def read_strategy_files(location: Location, concurrency: int) -> StrategySource:
     contents: dict[str, bytes] = {}
 
     def read(name: str) -> None:
-        contents[name] = read_object(location.child(name))
+        contents[name] = read_object(location.child(name), _MAX_STRATEGY_BYTES)
 
     with working(concurrency, location.store) as workers:
         workers.map(read, names)

@@ -12,14 +12,13 @@ from ...formats.zarr_read import ZarrGroup, is_group, parse_array, parse_group, 
 from ...planning.catalog import Catalog, SourceObject
 from ...planning.sources.source_headers import with_selection_notes
 from ...planning.sources.zarr_source import zarr_catalog
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, read_object
 from ..workers import Workers
 from .headers import raise_together
 from .source_format import Listing, SourceFormat, SourceOptions, refuse_other_format, refuse_rank_options
-from .strategy_files import read_object
 
 _VERSION_2 = (".zmetadata", ".zgroup", ".zarray")
-_MAX_DOCUMENT_BYTES = 100_000_000
+_MAX_DOCUMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ _LONGEST_HEAD_BYTES = 2**16
 _SMALLEST_READ_BYTES = 512  # a head of usual size and no more: after a large tensor comes a large tensor
 _LARGEST_READ_BYTES = 2**20
 _NEAR_BYTES = 2**16  # a hop this short costs less when read through than as a request of its own
-_MAX_VALUE_COUNT = 1_000_000  # how much memory a header takes must not be a stranger's choice
+_MAX_VALUE_COUNT = 100_000  # how much memory a header takes must not be a stranger's choice
 _VARINT_BYTES = 10
 
 # Source: mindspore 2.10.0, the first four bytes that ``_encrypt`` writes.

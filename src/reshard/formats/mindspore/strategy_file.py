@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import FormatError, StrategyError
-from ...tensor import Layout, RowSplit, Shape
+from ...tensor import MAX_RANK_COUNT, Layout, RowSplit, Shape
 
 # A rank is a 32-bit number in MindSpore; the other bound keeps hostile files from costing more than they weigh.
-_LARGEST_DEVICE_COUNT = 2**31 - 1
 _LARGEST_AXIS_COUNT = 64
 
 _STAGE_PREFIX = re.compile(r"([0-9]{1,9})-(.+)", re.DOTALL)
@@ -105,8 +104,8 @@ def make_layout(
         found = f"{len(device_matrix)} in the device matrix, {entry_count} in the tensor map"
         raise FormatError("too many axes", where=where, expected=f"at most {_LARGEST_AXIS_COUNT}", found=found)
     device_count = math.prod(device_matrix)
-    if device_count > _LARGEST_DEVICE_COUNT:
-        expected = f"at most {_LARGEST_DEVICE_COUNT}"
+    if device_count > MAX_RANK_COUNT:
+        expected = f"at most {MAX_RANK_COUNT}"
         raise FormatError("too many devices", where=where, expected=expected, found=str(device_count))
     counts, offsets = map(tuple, row_split)
     entries = tuple(tuple(entry for entry in axis if entry != -1) for axis in tensor_map)

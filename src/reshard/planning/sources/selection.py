@@ -20,9 +20,9 @@ new names do; a new name with a ``=`` goes into a name map. A rename is one of
 Patterns and renames both see the names of the source. Renames happen all at once: ``a=b`` beside ``b=a``
 swaps two tensors.
 
-Expressions come from the command line or the caller, never from an object: how long one takes is its
-author's affair. A plan holds only the results, the names that were dropped and the new name of each
-other, so reading a stranger's plan compiles nothing.
+Expressions come from the command line or the caller, never from an object, but the names that they are compared with
+do: an expression that takes too long for them ends in an error, see :mod:`.bounded_expression`. A plan holds only the
+results, the names that were dropped and the new name of each other, so reading a stranger's plan compiles nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import TypeVar
 from ...errors import PlanError, UsageError, raise_all
 from ...formats.strict_json import shown
 from ...models.training_names import is_of_network
+from .bounded_expression import BoundedExpression
 
 _FORMS = ("glob", "prefix", "regex")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -199,7 +200,7 @@ def _pattern(text: str) -> str | _Matcher:
     if form == "prefix":
         return lambda name: name.startswith(body)
     if form == "regex":
-        return _expression(body).search
+        return BoundedExpression(body).search
     return re.compile(translate(body)).match if _WILDCARD.search(body) else body
 
 
@@ -216,7 +217,7 @@ def _rename(text: str) -> _Rename:
     if form == "prefix":
         return lambda name: new + name[len(body) :] if name.startswith(body) else None
     if form == "regex":
-        return _substitution(_expression(body), new)
+        return _substitution(BoundedExpression(body), new)
     if not new:
         raise UsageError("expected a new name after the =, found none")
     return {body: new}.get
@@ -227,24 +228,9 @@ def _form_and_body(text: str, default: str) -> tuple[str, str]:
     return (form, body) if divider and form in _FORMS else (default, text)
 
 
-def _substitution(expression: re.Pattern[str], template: str) -> _Rename:
-    try:
-        expression.sub(template, "")  # reads the template, whether or not there is a match
-    except (re.error, IndexError) as error:  # an IndexError for a group's name that is unknown
-        raise UsageError(f"the new name is not a template: {error}") from error
-
-    def replaced(name: str) -> str | None:
-        new, count = expression.subn(template, name)
-        return new if count else None
-
-    return replaced
-
-
-def _expression(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:  # repeated too often, nested too deeply
-        raise UsageError(f"not a regular expression: {error}") from error
+def _substitution(expression: BoundedExpression, template: str) -> _Rename:
+    expression.check_template(template)
+    return lambda name: expression.substitute(template, name)
 
 
 def _clashes(renamed: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reshard reads; see ``docs/security.md``."""

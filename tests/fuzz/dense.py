@@ -1,0 +1,103 @@
+"""Inputs of several MiB that are as dense as their format allows, each in a process of its own.
+
+``python tests/fuzz/dense.py [CASE ...]`` prints a line of JSON for each; exit 1 if one takes more than five seconds of
+the processor, or more memory than ten times its length and 64 MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fuzz.limits import peak_bytes, resident_bytes, run_one
+from fuzz.run import seeds_of
+from fuzz.targets import TARGETS
+
+_NBYTES = 8 << 20
+
+
+def _filled(start: bytes, unit: bytes, end: bytes, nbytes: int = _NBYTES) -> bytes:
+    return start + unit * ((nbytes - len(start) - len(end)) // len(unit)) + end
+
+
+def _members(form: str, count: int) -> bytes:
+    return ",".join(form.replace("#", str(number)) for number in range(count)).encode()
+
+
+def _header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _ckpt(count: int) -> bytes:
+    tensor = b"\x08\x01" + _field(2, b"Int8") + _field(3, b"x")
+    return b"".join(_field(1, _field(1, b"w%d" % number) + _field(2, tensor)) for number in range(count))
+
+
+_EMPTY = '"t#":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+_LONG = '"model.layers.0.mlp.experts.#.gate_proj.weight":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+_RULES = b"axes: {a: 2}\nrules:\n"
+
+CASES: Mapping[str, tuple[str, Callable[[], bytes]]] = {
+    "header_empty": ("safetensors", lambda: _header(b"{" + _members(_EMPTY, 1_000_000) + b"}")),
+    "header_most": ("safetensors", lambda: _header(b"{" + _members(_LONG, 150_000) + b"}")),
+    "header_axes": ("safetensors", lambda: _header(_filled(b'{"a":{"dtype":"U8","shape":[', b"1,", b"1]}}"))),
+    "header_metadata": ("safetensors", lambda: _header(b'{"__metadata__":{' + _members('"#":"#"', 500_000) + b"}}")),
+    "json_members": ("index", lambda: _filled(b'{"weight_map":{"a":[', b'{"a":0},', b"0]}}")),
+    "json_arrays": ("index", lambda: _filled(b'{"weight_map":{"a":[', b"[0],", b"0]}}")),
+    "json_objects": ("plan", lambda: _filled(b'{"format":"reshard-plan/2","a":[', b"{},", b"0]}")),
+    "json_names": ("index", lambda: b'{"weight_map":{' + _members('"#":"#"', 500_000) + b"}}"),
+    "json_repeated": ("index", lambda: b"{" + _members('"#":1,"#":1', 300_000) + b"}"),
+    "yaml_flow": ("layout", lambda: b"rules: [" + b"a," * 190_000 + b"]"),
+    "yaml_block": ("training", lambda: b"a:\n" + b"- x\n" * 190_000),
+    "yaml_aliases": ("training", lambda: b"a: &a [" + b"x," * 1000 + b"]\nb: [" + b"*a," * 190 + b"]"),
+    "yaml_long": ("training", lambda: _filled(b'a: "', b"x\\n", b'"', 4 << 20)),
+    "layout_rules": ("layout", lambda: _RULES + b"  - {match: 'x*', split: [a]}\n" * 7000),
+    "layout_globs": ("layout", lambda: _RULES + b"  - match: [" + b"'x*a*b*'," * 40_000 + b"]\n    split: [a]"),
+    "layout_ranks": ("layout", lambda: b"axes: {a: 1000000}\nrules: [{match: '*', split: []}]"),
+    "strategy_fields": ("strategy_protobuf", lambda: b"\x50\x01" * (_NBYTES // 2)),
+    "strategy_items": ("strategy_protobuf", lambda: _field(2, b"") * (_NBYTES // 2)),
+    "ckpt_values": ("ckpt", lambda: _ckpt(280_000)),
+    "parallel_long": ("parallel_text", lambda: b"mp=2," * (_NBYTES // 5)),
+    "ranks_long": ("options", lambda: b"0-7," * (_NBYTES // 4) + b"1"),
+    "slow_expression": ("patterns", lambda: b"x=y\nregex:(a|aa)+$b=c"),
+}
+"""Every case: a target, and what makes its input."""
+
+
+def measure(name: str) -> int:
+    """Run one case in this process, and print what it took; return whether it broke a limit."""
+    target, make = CASES[name]
+    data = make()
+    for seed in seeds_of(target):
+        run_one(TARGETS[target], seed, sys.maxsize)
+    outcome = run_one(TARGETS[target], data, max(resident_bytes(), peak_bytes()))
+    seen = {"case": name, "bytes": len(data), "seconds": round(outcome.seconds, 2)}
+    print(json.dumps({**seen, "mib": outcome.allocated_bytes >> 20, "end": outcome.kind, "problem": outcome.problem}))
+    return int(bool(outcome.problem))
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the cases, or all of them, each in a process of its own."""
+    if names[:1] == ["--here"]:
+        return measure(names[1])
+    broken = 0
+    for name in names or CASES:
+        broken += subprocess.run([sys.executable, __file__, "--here", name], check=False).returncode
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""Fuzz every target, or some: ``make fuzz ARGS="--only plan --count 100000"``.
+
+Mutated inputs come from the committed corpus. With ``--engine atheris``, where that is installed, libFuzzer chooses
+them by what code they reach. An input that breaks a limit is written to ``--found``, and the run ends with exit 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fuzz.documents import own_documents
+from fuzz.limits import peak_bytes, resident_bytes, run_one
+from fuzz.mutator import Mutator
+from fuzz.targets import TARGETS
+
+CORPUS = Path(__file__).parent / "corpus"
+_MAX_POOL = 2000
+
+
+def seeds_of(name: str) -> list[bytes]:
+    """Return the inputs of a target that others are made of: committed ones, or documents of this version."""
+    if not (CORPUS / name).is_dir():
+        return own_documents()[name]
+    return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
+
+
+def fuzz(name: str, count: int, seconds: float, seed: int, found: Path) -> dict[str, object]:
+    """Fuzz one target with so many inputs, or for so long; return what was seen."""
+    target, seeds = TARGETS[name], seeds_of(name)
+    for data in seeds:
+        run_one(target, data, sys.maxsize)
+    gc.collect()
+    baseline, mutator = max(resident_bytes(), peak_bytes()), Mutator(seeds, seed)
+    kinds: dict[str, int] = {}
+    problems: list[str] = []
+    done, slowest, started_s = 0, 0.0, time.monotonic()
+    while done < count and time.monotonic() - started_s < seconds:
+        data = mutator.make()
+        outcome = run_one(target, data, baseline)
+        done, slowest = done + 1, max(slowest, outcome.seconds)
+        kinds[outcome.kind] = kinds.get(outcome.kind, 0) + 1
+        # An input that ends in a way that is new, or that is read, leads further.
+        if kinds[outcome.kind] <= (500 if outcome.kind == "read" else 3) and len(mutator.pool) < _MAX_POOL:
+            mutator.pool.append(data)
+        if outcome.problem:
+            found.mkdir(parents=True, exist_ok=True)
+            path = found / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+            path.write_bytes(data)
+            problems.append(f"{path}: {outcome.problem}")
+            if len(problems) >= 20:
+                break
+            baseline = max(baseline, peak_bytes() - (16 << 20)) if "MiB" in outcome.problem else baseline
+    return {
+        "target": name,
+        "inputs": done,
+        "read": kinds.get("read", 0),
+        "ends": len(kinds),
+        "slowest_s": round(slowest, 3),
+        "grown_mib": max(0, peak_bytes() - baseline) >> 20,
+        "seconds": round(time.monotonic() - started_s, 1),
+        "problems": problems,
+    }
+
+
+def fuzz_by_coverage(name: str, count: int, seconds: float, seed: int, found: Path) -> None:
+    """Have libFuzzer choose the inputs of one target; it ends the process."""
+    import atheris
+
+    found.mkdir(parents=True, exist_ok=True)
+    target, baseline = TARGETS[name], max(resident_bytes(), peak_bytes())
+    atheris.instrument_all()
+
+    def one(data: bytes) -> None:
+        outcome = run_one(target, data, baseline)
+        if outcome.problem:
+            raise AssertionError(outcome.problem)
+
+    limits = [f"-runs={count}", f"-max_total_time={int(seconds)}", f"-seed={seed}", "-timeout=60", "-max_len=65536"]
+    with tempfile.TemporaryDirectory() as folder:  # libFuzzer adds what it finds
+        for number, data in enumerate(seeds_of(name)):
+            (Path(folder) / f"seed-{number}").write_bytes(data)
+        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={found}/{name}-", folder], one)
+        atheris.Fuzz()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fuzz, and print a line of JSON for each target."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=TARGETS, metavar="TARGET", help="fuzz this one; repeatable")
+    parser.add_argument("--count", type=int, default=5_000, help="inputs a target at most (5000)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time a target at most (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of randomness (0)")
+    parser.add_argument("--engine", choices=("mutator", "atheris"), default="mutator", help="what chooses inputs")
+    parser.add_argument("--found", type=Path, default=Path(".fuzz"), help="where inputs that break a limit go (.fuzz)")
+    chosen = parser.parse_args(arguments)
+    names = chosen.only or sorted(TARGETS)
+    bounds = chosen.count, chosen.seconds, chosen.seed, chosen.found
+    if chosen.engine == "atheris":
+        if len(names) != 1:
+            parser.error("libFuzzer takes the process over: name one target with --only")
+        fuzz_by_coverage(names[0], *bounds)
+        return 0
+    broken = 0
+    for name in names:
+        seen = fuzz(name, *bounds)
+        broken += bool(seen["problems"])
+        print(json.dumps(seen), flush=True)
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
