@@ -101,7 +101,10 @@ def test_staged_copies() -> None:
     with pytest.raises(UsageError, match="inside each node's own container: 2 nodes"):
         check_destination("/home/ma-user/modelarts/outputs/train_url_0/", Node(0, 2))
     check_destination("/home/ma-user/modelarts/outputs/train_url_0/", Node(0, 1))
+    with pytest.raises(UsageError, match="cannot write one checkpoint there"):
+        check_destination("./output/transformed_checkpoint", Node(0, 2))
     check_destination("obs://b/out", Node(0, 2))
+    check_destination("/mnt/shared/out", Node(0, 2))
 
 
 class Time:

@@ -561,6 +561,14 @@ def test_outputs_that_exist_are_not_replaced_unless_asked(place: str, full: str)
     assert not run_training_job(decide(job.config, if_exists="replace")).manifest.was_done
 
 
+def test_a_job_with_optimizer_shards_runs_again(place: str, full: str) -> None:
+    """Its strategy files say more than the sizes that they were made of."""
+    sizes = {"parallel.enable_parallel_optimizer": True, "parallel_config.data_parallel": 2, **MP2}
+    job = job_of(place, load_checkpoint=full, **AUTO, **sizes)
+    run_training_job(job)
+    assert run_training_job(job_of(place, load_checkpoint=full, **AUTO, **sizes)).manifest.was_done
+
+
 def test_strategy_files_of_another_job_are_not_replaced_unless_asked(place: str, full: str) -> None:
     run_training_job(job_of(place, load_checkpoint=full, **AUTO, **MP4))
     other = job_of(place, load_checkpoint=full, **AUTO, **MP2)

@@ -127,7 +127,8 @@ def staged_warnings(places: Mapping[str, str | None]) -> list[str]:
 
 def check_destination(url: str, node: Node) -> None:
     """Refuse a destination that every node has for itself: the shares would never meet."""
-    if node.count > 1 and STAGED.match(url):
+    is_relative = bool(url) and "://" not in url and not url.startswith("/")
+    if node.count > 1 and (STAGED.match(url) or is_relative):
         raise UsageError(
             f"{url} is inside each node's own container: {node.count} nodes cannot write one checkpoint there",
             hint="Name the bucket itself, obs://....",
@@ -138,7 +139,7 @@ def local_warnings(url: str, node: Node) -> list[str]:
     """Return what is odd about a destination of several nodes that is a path: it may be mounted on all of them."""
     if node.count == 1 or not url or "://" in url:
         return []
-    return [f"{url} is a path: it must be one folder that all {node.count} nodes share, or they wait in vain"]
+    return [f"{url} is a path: it must be one folder that all {node.count} nodes share, or every node waits until its time limit"]
 
 
 Missing = Callable[[], Sequence[int] | None]

@@ -13,6 +13,7 @@ from ..api.strategies import read_strategy, save_strategy_set
 from ..engine.events import Listener, ignore
 from ..engine.manifest import Manifest
 from ..errors import TargetExists, add_problems, option
+from ..formats.mindspore.strategy_merge import from_strategy
 from ..planning.plan import Plan
 from ..storage import shared_connections
 from ..tensor import Strategy
@@ -118,7 +119,8 @@ def _due_strategies(job: TrainingJob, on_event: Listener) -> _DueStrategies | No
     try:
         save_strategy_set(strategy, job.strategy_url, overwrite=request.replaces, is_dry=True)
     except TargetExists as error:
-        if read_strategy(job.strategy_url) != strategy:
+        # Compared as MindSpore writes them: a strategy from sizes leaves unsaid what its files say.
+        if from_strategy(read_strategy(job.strategy_url)) != from_strategy(strategy):
             hint = f"Move them, or give {option('if_exists', 'replace')}."
             message = f"{job.strategy_url}: strategy files of another job are there"
             raise TargetExists(message, hint=hint) from error
