@@ -17,6 +17,7 @@
     │   ├── NotFound           no such object or bucket
     │   ├── Denied             credentials missing, wrong or not enough
     │   ├── Unsupported        this store cannot do that
+    │   ├── Damaged            bytes did not arrive as they are stored
     │   └── Transient          worth another try
     ├── VerifyError            outputs differ from their sources              exit 6
     └── Interrupted            stopped by the user                            exit 130
@@ -32,6 +33,7 @@ from collections.abc import Callable, Sequence
 
 __all__ = [
     "CatalogError",
+    "Damaged",
     "Denied",
     "FormatError",
     "Interrupted",
@@ -292,6 +294,10 @@ class Denied(StorageError, PermissionError):
 
 class Unsupported(StorageError):
     """This store cannot do what was asked."""
+
+
+class Damaged(StorageError):
+    """Bytes did not arrive as they are stored."""
 
 
 class Transient(StorageError):

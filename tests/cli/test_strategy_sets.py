@@ -176,7 +176,7 @@ def test_functions(bucket):
 
 
 def test_a_store_that_fails_says_so(bucket, monkeypatch):
-    def full(self, key, data):
+    def full(self, key, data, *_more):
         raise OSError("no space")
 
     monkeypatch.setattr(MemoryStore, "put", full)

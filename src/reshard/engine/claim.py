@@ -59,10 +59,15 @@ class Claim:
         who = f"a run on {other.host} has taken over" if other else "its record is gone: someone removed what it wrote"
         raise TargetInUse(f"{self._place.parent.url}: {who}", hint="Let that run finish, or stop it and start again.")
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether another run has been seen to hold the target."""
-        return self._is_lost
+    def is_held(self) -> bool:
+        """Look whether the claim is still this run's; it is, as far as a store that does not answer can tell."""
+        try:
+            self.check()
+        except TargetInUse:
+            return False
+        except ReshardError:
+            return not self._is_lost
+        return True
 
     def beat(self) -> None:
         """Show that the run lives; another run's record is never written over."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import StorageError, option
+from ..errors import Damaged, StorageError, option
 from ..storage import KeptChecksum
 from ..storage.checksums import crc_of, joined_crc
 from ..tensor import ByteRange
@@ -107,9 +107,9 @@ def read_until_equal(target: memoryview, fetch: Callable[[], object], where: str
     )
 
 
-def damaged(urls: Iterable[str]) -> StorageError:
+def damaged(urls: Iterable[str]) -> Damaged:
     """Make the error for objects whose bytes did not arrive as they are stored."""
-    return StorageError(
+    return Damaged(
         "bytes that were read are not those that the store has",
         problems=[f"{url}: its checksum is not that of the bytes read" for url in sorted(urls)],
         hint=f"Run again; {option('verify')} reads every range until it comes twice the same.",

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import (
+    Damaged,
     Denied,
     Interrupted,
     NotFound,
     OverBudget,
     ReshardError,
+    SourceChanged,
     TargetExists,
     Unsupported,
     add_problems,
@@ -68,7 +70,9 @@ def upload_session(
             session.workers = workers
             yield session
     except BaseException as error:  # outside of `working`: no transfer runs any more, and stores take requests again
-        add_problems(error, session.leave())
+        # What was sent is of no use if it is damaged, or if its source is not there any more.
+        is_wrong = isinstance(error, Damaged | SourceChanged)
+        add_problems(error, session.leave(keeps=run.keeps and not is_wrong))
         raise
 
 
@@ -395,12 +399,12 @@ class UploadSession:
             self._store.abort_upload(upload)
             raise Interrupted("stopped")
 
-    def leave(self) -> Sequence[str]:
+    def leave(self, *, keeps: bool) -> Sequence[str]:
         """Undo what this run has written, or keep it for the next one; return what to know about that, in words."""
-        if self._run.claim.is_lost:  # whatever is there may be another run's
+        if not self._run.claim.is_held():  # whatever is there may be another run's
             return ()
         has_sent = any(self._parts.values()) or bool(self._objects)
-        if not self._run.keeps or not has_sent:
+        if not keeps or not has_sent:
             return self._undo()
         try:
             self._run.journal.write()

@@ -139,7 +139,8 @@ def local_warnings(url: str, node: Node) -> list[str]:
     """Return what is odd about a destination of several nodes that is a path: it may be mounted on all of them."""
     if node.count == 1 or not url or "://" in url:
         return []
-    return [f"{url} is a path: it must be one folder that all {node.count} nodes share, or every node waits until its time limit"]
+    consequence = "or every node waits until its time limit"
+    return [f"{url} is a path: it must be one folder that all {node.count} nodes share, {consequence}"]
 
 
 Missing = Callable[[], Sequence[int] | None]

@@ -211,8 +211,12 @@ def _split(url: str) -> tuple[str, str]:
 def _split_path(path: str) -> tuple[str, str]:
     if not path or "\0" in path:
         raise UsageError("The path is empty or has a NUL character.", hint="Write '.' for the current folder.")
-    full = Path(path).expanduser().absolute()
-    if full.is_dir():
+    try:
+        full = Path(path).expanduser().absolute()
+        is_folder = full.is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that nobody has
+        raise UsageError(f"{path[:100]!r} is not a path of this machine: {error}"[:300]) from error
+    if is_folder:
         # Outputs below a linked folder belong where the link points. A linked object keeps its own name: in a model
         # cache it points to a name without meaning.
         full = full.resolve()
