@@ -74,7 +74,7 @@ class Boto:
         assert isinstance(store, Store)
         if upload is None:
             return store.put(request["key"], body).etag
-        return store.upload_part(Upload(request["key"], upload), request["number"], 0, body)
+        return store.upload_part(Upload(request["key"], upload), request["number"], 0, body).etag
 
 
 class Bare:
