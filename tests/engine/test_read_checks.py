@@ -11,13 +11,13 @@ from support.checkpoints import encode, random_model, stored
 from support.faulty_store import FaultyStore
 
 import reshard
-from reshard.engine.digest import ReadLedger, ReadProof, read_until_equal
+from reshard.engine.digest import ReadLedger, ReadProof
 from reshard.engine.execute import execute
 from reshard.engine.manifest import decode_manifest, encode_manifest
 from reshard.errors import StorageError, UsageError
 from reshard.planning.limits import Integrity, Limits
 from reshard.storage import KeptChecksum, Location, MemoryStore
-from reshard.storage.checksums import crc_of
+from reshard.storage.checksums import crc_of, read_until_equal
 from reshard.tensor import ByteRange
 
 MODEL = random_model({f"block.{n}": ("F32", (64, 32)) for n in range(4)})

@@ -60,7 +60,7 @@ def inspect(url: str, **options: Any) -> Catalog:
     """
     request = Request.of(("src", *SOURCE_OPTIONS), **(options | {"src": url}))
     with connecting(request):
-        wanted, location = source_options(request), open_source(request.src)
+        wanted, location = replace(source_options(request), proof=""), open_source(request.src)
         with working(request.concurrency or Limits().concurrency, location.store) as workers:
             catalog = read_contents(location, wanted, workers)
         note = _unfinished(location)
@@ -93,6 +93,7 @@ def source_options(request: Request) -> SourceOptions:
         keep_rank=request.keep_rank,
         check_crc=request.check_crc,
         load_ckpt_format=Container(request.load_ckpt_format) if request.load_ckpt_format else None,
+        proof="twice" if request.reads_twice else "" if request.integrity == "off" else "kept",
     )
 
 

@@ -11,7 +11,7 @@ from ..engine.sources.saved_point import confirm_point, resumable_name
 from ..engine.sources.strategy_files import StrategySource
 from ..engine.sources.training_state import read_training_state
 from ..engine.workers import working
-from ..errors import FormatError, PlanError, StorageError, UsageError, option, raise_all
+from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.mindspore.rank_names import SavedAt
 from ..formats.name_map import parse_name_map
 from ..models.parallel_config import ParallelConfig
@@ -40,8 +40,6 @@ from .connecting import connecting
 from .contents import load_parallel, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
-
-_MOST_READS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     limits = limits_of(base, request)
     _check_apart(open_source(request.src), base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
-    catalog = _read_proven_headers(request, wanted, limits.concurrency)
+    catalog = _read_headers(request, wanted, limits.concurrency)
     names = [entry.spec.name for entry in catalog.entries]
     renames = replace(renames, name_map={**renames.name_map, **hooks.choose_names(names)})
     catalog = note_unmatched(catalog, (*renames.unmatched_map(names), *renames.unmatched_rules(names)))
@@ -127,35 +125,6 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     return Resolved(conversion, limits, copy_bases(base, catalog, request), _staging_mode(base, catalog, request))
 
 
-def _read_proven_headers(request: Request, wanted: SourceOptions, concurrency: int) -> Catalog:
-    """Read the source's headers; where what is read will be proven, until two reads in a row agree."""
-    before: Catalog | None = None
-    for left in reversed(range(_MOST_READS)):
-        try:
-            found = _read_headers(request, wanted, concurrency)
-        except FormatError:  # perhaps of a header that was damaged on its way
-            if not (request.reads_twice and left):
-                raise
-            continue
-        if found == before or (before is None and not _proves_reads(request, found)):
-            return found
-        before = found
-    raise StorageError(
-        f"{request.src}: no two of {_MOST_READS} reads of its headers in a row agree",
-        hint="It is being written, or something between here and the store changes bytes.",
-    )
-
-
-def _proves_reads(request: Request, catalog: Catalog) -> bool:
-    """Whether bytes that are read will be proven, so that headers, which decide what they mean, must be too."""
-    if request.reads_twice or request.integrity == "off":
-        return request.reads_twice
-    stored = next((item for item in catalog.objects if not item.fill), None)
-    place = stored and open_source((catalog.url, *catalog.others)[stored.base]).child(stored.key)
-    info = place.head_or_none() if place else None
-    return info is not None and info.checksum is not None
-
-
 def _target_strategy(
     files: StrategySource | None,
     parallel: ParallelConfig | None,
@@ -179,7 +148,7 @@ def _read_headers(request: Request, wanted: SourceOptions, concurrency: int) -> 
     with working(concurrency, *stores) as workers:
         catalog = read_catalog(location, wanted, workers)
         if adapters is not None:
-            catalog = with_adapters(catalog, read_catalog(adapters, SourceOptions(), workers))
+            catalog = with_adapters(catalog, read_catalog(adapters, SourceOptions(proof=wanted.proof), workers))
     if catalog.dropped and not catalog.entries:
         message = f"{request.src}: {option('keep')} and {option('drop')} leave no tensor"
         raise UsageError(message, hint="Run reshard inspect to list the names.")

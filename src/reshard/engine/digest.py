@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import Damaged, StorageError, option
+from ..errors import Damaged, option
 from ..storage import KeptChecksum
 from ..storage.checksums import crc_of, joined_crc
 from ..tensor import ByteRange
 
-_MOST_READS = 5
 _GAP_BYTES = 16 << 20
 """Most bytes of an object to read for nothing but its checksum: its header, and what lies between tensors."""
 
@@ -88,23 +87,6 @@ class ReadLedger:
                 parts.append((crc, stop - start))
             at = stop
         return joined_crc(parts, kept.algorithm) == kept.value
-
-
-def read_until_equal(target: memoryview, fetch: Callable[[], object], where: str) -> None:
-    """Fill a buffer again until two reads in a row bring the same bytes; it has been filled once.
-
-    Raise StorageError if there are no such two.
-    """
-    crc = crc_of(target)
-    for _ in range(_MOST_READS - 1):
-        fetch()
-        before, crc = crc, crc_of(target)
-        if before == crc:
-            return
-    raise StorageError(
-        f"{where}: no two of {_MOST_READS} reads in a row brought the same bytes",
-        hint="Something between here and the store changes bytes: a proxy, a network card, memory.",
-    )
 
 
 def damaged(urls: Iterable[str]) -> Damaged:

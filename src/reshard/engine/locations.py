@@ -10,8 +10,8 @@ from ..planning.catalog import SourceObject
 from ..planning.outputs.output import Attachment
 from ..planning.plan import Plan
 from ..storage import KeptChecksum, Location, ReadStore, open_source, open_target
+from ..storage.checksums import read_until_equal
 from ..tensor import ByteRange
-from .digest import read_until_equal
 from .workers import Workers
 
 
@@ -41,17 +41,24 @@ class Locations:
         """Read a small object of the source whole."""
         item = plan.catalog.objects[attachment.index]
         place = self.source(item)
-        if not item.nbytes:
-            return b""
-        span, data = ByteRange(0, item.nbytes), bytearray(item.nbytes)
+        read = read_agreed if plan.limits.read_count > 1 else read_once
+        return read(place, ByteRange(0, item.nbytes), item.etag)
 
-        def fetch() -> None:
-            data[:] = place.store.read(place.key, span, item.etag)
 
-        fetch()
-        if plan.limits.read_count > 1:
-            read_until_equal(memoryview(data), fetch, place.url)
-        return bytes(data)
+def read_once(place: Location, span: ByteRange, etag: str) -> bytes:
+    """Read a small range of an object that must still have its etag."""
+    return place.store.read(place.key, span, etag)
+
+
+def read_agreed(place: Location, span: ByteRange, etag: str) -> bytes:
+    """Read a small range until two reads in a row bring the same bytes: it decides what other bytes mean."""
+    data = bytearray(read_once(place, span, etag))
+
+    def fetch() -> None:
+        data[:] = read_once(place, span, etag)
+
+    read_until_equal(memoryview(data), fetch, place.url)
+    return bytes(data)
 
 
 def _opened(source_urls: Sequence[str], target_url: str) -> Locations:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Literal
 
+from ..errors import StorageError
 from .protocol import Body
 
 Algorithm = Literal["crc32c", "crc64nvme", "crc32"]
+
+_MOST_READS = 5
 
 Crc = Callable[[Body], int]
 Join = Callable[[int, int, int], int]
@@ -50,3 +53,20 @@ def joined_crc(parts: Iterable[tuple[int, int]], algorithm: Algorithm = "crc32c"
     for crc, nbytes in parts:
         total = int(join(total, crc, nbytes))
     return total
+
+
+def read_until_equal(target: memoryview, fetch: Callable[[], object], where: str) -> None:
+    """Fill a buffer again until two reads in a row bring the same bytes; it has been filled once.
+
+    Raise StorageError if there are no such two.
+    """
+    crc = crc_of(target)
+    for _ in range(_MOST_READS - 1):
+        fetch()
+        before, crc = crc, crc_of(target)
+        if before == crc:
+            return
+    raise StorageError(
+        f"{where}: no two of {_MOST_READS} reads in a row brought the same bytes",
+        hint="Something between here and the store changes bytes: a proxy, a network card, memory.",
+    )

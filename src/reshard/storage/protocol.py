@@ -135,6 +135,11 @@ class ReadStore(Protocol):
         """Name of the service, for price tables; sends no request."""
         ...
 
+    @property
+    def may_keep_checksums(self) -> bool:
+        """Whether :meth:`head` may tell the checksum of an object; sends no request."""
+        return False
+
     def head(self, key: str) -> ObjectInfo:
         """Describe one object; raise NotFound if there is none."""
         ...

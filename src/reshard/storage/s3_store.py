@@ -118,6 +118,10 @@ class S3Store(Store):
     def limits(self) -> StoreLimits:
         return self._settings.provider.limits
 
+    @property
+    def may_keep_checksums(self) -> bool:
+        return bool(self._settings.provider.head_arguments)
+
     def head(self, key: str) -> ObjectInfo:
         client, asked = self._connection.client, self._settings.provider.head_arguments
         try:
@@ -152,7 +156,7 @@ class S3Store(Store):
         return RangedRead(self._connection, self._bucket, key, span, target, etag, label, self._retries(), stop)
 
     def read(self, key: str, span: ByteRange, etag: str | None = None) -> bytes:
-        """Return the bytes of a small range; a whole object is read again if its etag is not the MD5 of its bytes."""
+        """Return the bytes of a small range; a whole object is read until they are proven."""
         return read_small(span, lambda target: self._reading(key, span, target, etag))
 
     def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:

@@ -13,7 +13,8 @@ from typing import Generic
 from ...errors import SourceChanged
 from ...planning.plan import Plan
 from ...planning.steps.steps import CopiedPart, Read, Step, StreamedPart
-from ..digest import ReadLedger, read_until_equal
+from ...storage.checksums import read_until_equal
+from ..digest import ReadLedger
 from ..kernels.compute import compute
 from ..kernels.scatter import repeat, scatter
 from ..locations import Locations, stored_since

@@ -42,7 +42,7 @@ def read_contents(location: Location, options: SourceOptions, workers: Workers) 
 
 
 def _detect(location: Location, options: SourceOptions, workers: Workers) -> SourceFormat:
-    listing = Listing(location, options.load_ckpt_format)
+    listing = Listing(location, options.load_ckpt_format, options.proof == "twice")
     for source_format in SOURCE_FORMATS:
         source = source_format.detect(listing, options, workers)
         if source is not None:

@@ -86,7 +86,7 @@ class FullCheckpoint(SourceFormat):
         """See :meth:`SourceFormat.read`."""
         refuse_rank_options(self.base.url, self.kind, options)
         refuse_other_format(self.base.url, self.kind, container_of(next(iter(self.objects))), options)
-        headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
+        headers = read_headers(self.base, self.objects, workers, options)
         source = SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes, self.index_bytes)
         return with_selection_notes(full_catalog(source, self.weight_map), options.names)
 

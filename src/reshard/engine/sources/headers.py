@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from ...errors import FormatError, raise_all
 from ...formats.containers import Container, container_of, read_header
 from ...planning.catalog import ObjectHeader, SourceObject
-from ...storage import Location, ObjectInfo
+from ...storage import Location, ObjectInfo, unwrapped
 from ...tensor import ByteRange
+from ..locations import read_agreed, read_once
 from ..workers import Workers
+from .source_format import SourceOptions
 
 _BLOCK_BYTES = 1 << 20
 _DAMAGED = "The object is damaged or truncated: copy it again from its origin."
 
 
 def read_headers(
-    base: Location, objects: Mapping[str, ObjectInfo], workers: Workers, *, check_crc: bool = False
+    base: Location, objects: Mapping[str, ObjectInfo], workers: Workers, options: SourceOptions
 ) -> list[ObjectHeader]:
     """Read the headers of objects, given by their names relative to ``base``, in their order.
 
@@ -30,7 +32,7 @@ def read_headers(
     def read(name: str) -> None:
         info, place = objects[name], base.child(name)
         try:
-            headers[name] = _read(place, info, SourceObject(name, info.nbytes, info.etag), check_crc=check_crc)
+            headers[name] = _read(place, info, SourceObject(name, info.nbytes, info.etag), options)
         except FormatError as error:
             problems[name] = error.at(place.url)
             problems[name].marked_hint = error.marked_hint or _DAMAGED
@@ -49,12 +51,14 @@ def raise_together(problems: Mapping[str, FormatError], message: str) -> None:
     raise_all(FormatError, message, lines, hints)
 
 
-def _read(location: Location, info: ObjectInfo, item: SourceObject, *, check_crc: bool) -> ObjectHeader:
+def _read(location: Location, info: ObjectInfo, item: SourceObject, options: SourceOptions) -> ObjectHeader:
+    read_range = read_agreed if _reads_twice(location, options) else read_once
+
     def read(span: ByteRange) -> bytes:
-        return location.store.read(info.key, span, info.etag)
+        return read_range(location, span, info.etag)
 
     header = read_header(container_of(info.key) or Container.SAFETENSORS, info.nbytes, read)
-    if check_crc and (checksum := header.checksum):
+    if options.check_crc and (checksum := header.checksum):
         found = 0
         for block in read_blocks(location, 0, checksum.nbytes, info.etag):
             found = zlib.crc32(block, found)
@@ -64,8 +68,17 @@ def _read(location: Location, info: ObjectInfo, item: SourceObject, *, check_crc
     return ObjectHeader.of(item, header)
 
 
+def _reads_twice(location: Location, options: SourceOptions) -> bool:
+    """Whether to prove a header by a second read: it decides what bytes mean that will be proven too."""
+    if options.proof != "kept":
+        return options.proof == "twice"
+    if not unwrapped(location.store).may_keep_checksums:
+        return False
+    info = location.head_or_none()
+    return info is not None and info.checksum is not None
+
+
 def read_blocks(location: Location, first: int, nbytes: int, etag: str) -> Iterator[bytes]:
     """Read a range in blocks that are held one at a time."""
     for start in range(first, first + nbytes, _BLOCK_BYTES):
-        span = ByteRange(start, min(first + nbytes, start + _BLOCK_BYTES))
-        yield location.store.read(location.key, span, etag)
+        yield read_once(location, ByteRange(start, min(first + nbytes, start + _BLOCK_BYTES)), etag)

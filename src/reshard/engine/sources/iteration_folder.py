@@ -131,7 +131,7 @@ class IterationFolder(SourceFormat):
             )
         refuse_rank_options(url, kind, options)
         refuse_other_format(url, kind, Container.SAFETENSORS, options)
-        headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
+        headers = read_headers(self.base, self.objects, workers, options)
         source = SourceHeaders(url, kind, headers, options.names, self.notes, self.index_bytes)
         catalog = full_catalog(source) if self.metadata is None else iteration_catalog(source, self.metadata)
         return replace(catalog, training_state={} if options.names.network_only else self.training_state)

@@ -155,7 +155,7 @@ class RankShards(SourceFormat):
         if options.keep_rank is not None and options.keep_rank not in self.keys:
             there = f"ranks {min(self.keys)}..{max(self.keys)}"
             raise UsageError(f"{self.base.url}: {option('keep_rank', options.keep_rank)}, but there are {there}")
-        headers = read_headers(self.base, self.objects, workers, check_crc=options.check_crc)
+        headers = read_headers(self.base, self.objects, workers, options)
         read_before = 0 if self.manifest is None else self.manifest.nbytes
         return SourceHeaders(self.base.url, self.kind, headers, options.names, self.notes, read_before)
 
@@ -201,7 +201,7 @@ def read_tree(
             f"found {len(names)} of that format among {len(infos)} objects",
             hint="Name one object, or the prefix that holds rank_0/.",
         )
-    headers = read_headers(location, {name: infos[name] for name in chosen}, workers, check_crc=options.check_crc)
+    headers = read_headers(location, {name: infos[name] for name in chosen}, workers, options)
     kind = f"{len(chosen)} {container.suffix} objects, each on its own"
     catalog = tree_catalog(SourceHeaders(location.url, kind, headers, options.names), tree_name)
     filled = {placement.holders[0][0] for entry in catalog.entries for placement in entry.placements}

@@ -13,6 +13,7 @@ from ...planning.catalog import Catalog
 from ...planning.targets.iteration_target import SCALAR_CODES
 from ...storage import Location, read_object
 from ...tensor import ByteRange
+from ..locations import read_agreed
 from ..workers import Workers
 
 _IN_RANK = re.compile(r"(?:^|/)rank_([0-9]{1,9})/[^/]+$")
@@ -76,6 +77,6 @@ def _count(catalog: Catalog, source: Location, name: str) -> int | None:
         return None
     index, first = entry.placements[0].holders[0]
     item = catalog.objects[index]
-    data = source.store.read(source.child(item.key).key, ByteRange(first, first + entry.spec.nbytes), item.etag)
+    data = read_agreed(source.child(item.key), ByteRange(first, first + entry.spec.nbytes), item.etag)
     [value] = struct.unpack(f"<{SCALAR_CODES[entry.spec.dtype]}", data)
     return int(value) if math.isfinite(value) and value == int(value) and value >= 0 else None

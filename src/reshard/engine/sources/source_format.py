@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
-from ...errors import UsageError, option
+from ...errors import StorageError, UsageError, option
 from ...formats.containers import Container, container_of
 from ...formats.mindspore.rank_objects import RankObjects, find_rank_objects
 from ...planning.catalog import Catalog
@@ -15,6 +15,12 @@ from ...planning.sources.selection import NameFilter
 from ...storage import Location, ObjectInfo
 from ..workers import Workers
 from .strategy_files import StrategySource
+
+_MOST_LISTINGS = 4
+
+
+HeaderProof = Literal["", "kept", "twice"]
+"""Which headers are read until two reads agree: none, those of objects whose store keeps a checksum, or all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +33,35 @@ class SourceOptions:
     keep_rank: int | None = None
     check_crc: bool = False
     load_ckpt_format: Container | None = None
+    proof: HeaderProof = ""
 
 
 @dataclass(frozen=True)
 class Listing:
     """A location and the objects below it; not slotted, so that the store is asked once, and only if need be.
 
-    With a container, tensors are looked for in objects of that format alone.
+    With a container, tensors are looked for in objects of that format alone. With ``is_proven`` two listings in a row
+    must agree: nobody would miss an object whose name was damaged on its way.
     """
 
     location: Location
     container: Container | None = None
+    is_proven: bool = False
 
     @cached_property
     def objects(self) -> Mapping[str, ObjectInfo]:
         """Every object below the location by its relative name."""
-        return dict(self.location.named_objects())
+        found = dict(self.location.named_objects())
+        for _ in range(_MOST_LISTINGS * self.is_proven):
+            before, found = found, dict(self.location.named_objects())
+            if found == before:
+                return found
+        if self.is_proven:
+            raise StorageError(
+                f"{self.location.url}: no two of {_MOST_LISTINGS + 1} listings in a row agree",
+                hint="It is being written, or something between here and the store changes bytes.",
+            )
+        return found
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ...planning.outputs.output import TargetTensor
 from ...planning.targets.iteration_target import SCALAR_CODES, is_training_state
 from ...storage import Location
 from ...tensor import ByteRange
+from ..locations import read_agreed
 from ..workers import Workers
 
 _REALS = frozenset({"loss_scale"})
@@ -33,7 +34,7 @@ def read_training_state(
         entry = catalog.entries[tensor.pieces[0].source]
         index, first = entry.placements[0].holders[0]
         item = catalog.objects[index]
-        data = source.store.read(source.child(item.key).key, ByteRange(first, first + entry.spec.nbytes), item.etag)
+        data = read_agreed(source.child(item.key), ByteRange(first, first + entry.spec.nbytes), item.etag)
         [value] = struct.unpack(f"<{SCALAR_CODES[entry.spec.dtype]}", data)
         name = tensor.spec.name
         known = found.get(name)
