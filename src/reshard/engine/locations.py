@@ -51,7 +51,7 @@ def read_once(place: Location, span: ByteRange, etag: str) -> bytes:
 
 
 def read_agreed(place: Location, span: ByteRange, etag: str) -> bytes:
-    """Read a small range until two reads in a row bring the same bytes: it decides what other bytes mean."""
+    """Read a small range until two reads bring the same bytes: it decides what other bytes mean."""
     data = bytearray(read_once(place, span, etag))
 
     def fetch() -> None:

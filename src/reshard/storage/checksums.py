@@ -56,17 +56,18 @@ def joined_crc(parts: Iterable[tuple[int, int]], algorithm: Algorithm = "crc32c"
 
 
 def read_until_equal(target: memoryview, fetch: Callable[[], object], where: str) -> None:
-    """Fill a buffer again until two reads in a row bring the same bytes; it has been filled once.
+    """Fill a buffer again until it has come twice with the same bytes; it has been filled once.
 
-    Raise StorageError if there are no such two.
+    Raise StorageError if no two reads agree.
     """
-    crc = crc_of(target)
+    seen = {crc_of(target)}
     for _ in range(_MOST_READS - 1):
         fetch()
-        before, crc = crc, crc_of(target)
-        if before == crc:
+        crc = crc_of(target)
+        if crc in seen:
             return
+        seen.add(crc)
     raise StorageError(
-        f"{where}: no two of {_MOST_READS} reads in a row brought the same bytes",
+        f"{where}: no two of {_MOST_READS} reads brought the same bytes",
         hint="Something between here and the store changes bytes: a proxy, a network card, memory.",
     )
