@@ -115,6 +115,11 @@ def redacted(text: str) -> str:
     return _SIGNED.sub(r"\1=***", text) if "=" in text and "?" in text else text
 
 
+def _showable(text: str) -> str:
+    """Return a text without secrets that every stream can encode: arguments may hold bytes that are no text."""
+    return redacted(text if text.isascii() else text.encode("utf-8", "backslashreplace").decode())
+
+
 def is_signed(url: str) -> bool:
     """Return whether a URL has a signature or a token in its query.
 
@@ -163,11 +168,11 @@ class ReshardError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
-        super().__init__(write_options(redacted(message)))
         # With options still marked: an error that carries this one's text on is spelled later, for its reader.
-        self.marked_message = redacted(message)
-        self.marked_hint = redacted(hint)
-        self.marked_problems = tuple(map(redacted, problems))
+        self.marked_message = _showable(message)
+        self.marked_hint = _showable(hint)
+        self.marked_problems = tuple(map(_showable, problems))
+        super().__init__(write_options(self.marked_message))
 
     @property
     def message(self) -> str:
@@ -319,7 +324,7 @@ class Interrupted(ReshardError):
 def add_problems(error: BaseException, problems: Sequence[str]) -> None:
     """Have an error on its way list more problems; an error of another package gets a note."""
     if isinstance(error, ReshardError):
-        error.marked_problems = (*error.marked_problems, *map(redacted, problems))
+        error.marked_problems = (*error.marked_problems, *map(_showable, problems))
     elif problems:
         error.add_note("\n".join(problems))
 

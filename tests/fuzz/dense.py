@@ -14,9 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.limits import peak_bytes, resident_bytes, run_one
+import reshard
+from fuzz.limits import forget_peak, peak_bytes, resident_bytes, run_one
 from fuzz.run import seeds_of
 from fuzz.targets import TARGETS
+from reshard.engine.manifest import encode_manifest
+from reshard.planning.plan_json import encode_plan
+from reshard.storage import open_target
 
 _NBYTES = 8 << 20
 
@@ -46,6 +50,22 @@ def _ckpt(count: int) -> bytes:
     return b"".join(_field(1, _field(1, b"w%d" % number) + _field(2, tensor)) for number in range(count))
 
 
+def _own(form: str, what: str, **options: str) -> bytes:
+    """Make a plan or a manifest of many tensors without bytes."""
+    source = open_target("memory://fuzz-dense/src/model.safetensors")
+    text = b"{" + _members(form, 100_000) + b"}"
+    source.writable_store().put(source.key, _header(text))
+    if what == "plan":
+        return encode_plan(reshard.plan("memory://fuzz-dense/src", "memory://fuzz-dense/dst", memory="4GiB", **options))
+    return encode_manifest(
+        reshard.convert("memory://fuzz-dense/src", "memory://fuzz-dense/dst", memory="4GiB", **options)
+    )
+
+
+_ANSWER = b"200\n\n<?xml version='1.0'?><ListBucketResult>#</ListBucketResult>"
+_ERROR = b"400\n\n<Error><Message>"
+_JOURNAL = b'{"format":"reshard-journal/1","entries":['
+_KEYS = b"<Contents><Key>p/a</Key><Size>1</Size></Contents>"
 _EMPTY = '"t#":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 _LONG = '"model.layers.0.mlp.experts.#.gate_proj.weight":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 _RULES = b"axes: {a: 2}\nrules:\n"
@@ -72,17 +92,39 @@ CASES: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "ckpt_values": ("ckpt", lambda: _ckpt(280_000)),
     "parallel_long": ("parallel_text", lambda: b"mp=2," * (_NBYTES // 5)),
     "ranks_long": ("options", lambda: b"0-7," * (_NBYTES // 4) + b"1"),
+    "plan_tensors": ("plan", lambda: _own(_EMPTY, "plan")),
+    "plan_long_names": ("plan", lambda: _own(_LONG, "plan")),
+    "manifest_tensors": ("manifest", lambda: _own(_EMPTY, "manifest")),
+    "manifest_long_names": ("manifest", lambda: _own(_LONG, "manifest")),
+    "journal_entries": (
+        "journal",
+        lambda: _filled(b'{"format":"reshard-journal/1","entries":[', b'["anew","a"],', b"0]}"),
+    ),
+    "answer_message": (
+        "answer_head",
+        lambda: _filled(b"400\n\n<Error><Message>", b"://a:", b"@</Message></Error>", 1 << 20),
+    ),
+    "answer_keys": ("answer_list", lambda: _ANSWER.replace(b"#", _KEYS * 10_000)),
+    "url_secrets": ("url", lambda: _filled(b"", b"://a:", b"@", 1 << 17)),
+    "terminal_secrets": ("terminal", lambda: _filled(b"", b"://a:", b"@", 1 << 17)),
+    "terminal_queries": ("terminal", lambda: _filled(b"?=", b"&token", b"", 1 << 17)),
+    "settings_deep": ("settings", lambda: b"jobs.a." + b"a." * 5000 + b"a=1"),
+    "parallel_deep": ("parallel_text", lambda: b"offset=" + b"[" * 4900 + b"]" * 4900),
+    "pattern_deep": ("pattern", lambda: b"(" * 100_000),
+    "variables_long": ("variables", lambda: b"${" * (1 << 19)),
+    "hyper_parameters_long": ("hyper_parameters", lambda: b"--a=b\n" * 20_000),
+    "local_parts": ("local_record", lambda: b"1 0+300\n" * 200_000),
     "slow_expression": ("patterns", lambda: b"x=y\nregex:(a|aa)+$b=c"),
 }
 """Every case: a target, and what makes its input."""
 
 
-def measure(name: str) -> int:
+def measure(name: str, data: bytes) -> int:
     """Run one case in this process, and print what it took; return whether it broke a limit."""
-    target, make = CASES[name]
-    data = make()
+    target = CASES[name][0]
     for seed in seeds_of(target):
         run_one(TARGETS[target], seed, sys.maxsize)
+    forget_peak()
     outcome = run_one(TARGETS[target], data, max(resident_bytes(), peak_bytes()))
     seen = {"case": name, "bytes": len(data), "seconds": round(outcome.seconds, 2)}
     print(json.dumps({**seen, "mib": outcome.allocated_bytes >> 20, "end": outcome.kind, "problem": outcome.problem}))
@@ -90,12 +132,16 @@ def measure(name: str) -> int:
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the cases, or all of them, each in a process of its own."""
+    """Run the cases, or all of them, each in a process of its own, and its input made in another."""
+    if names[:1] == ["--make"]:
+        sys.stdout.buffer.write(CASES[names[1]][1]())
+        return 0
     if names[:1] == ["--here"]:
-        return measure(names[1])
+        return measure(names[1], sys.stdin.buffer.read())
     broken = 0
     for name in names or CASES:
-        broken += subprocess.run([sys.executable, __file__, "--here", name], check=False).returncode
+        made = subprocess.run([sys.executable, __file__, "--make", name], stdout=subprocess.PIPE, check=True).stdout
+        broken += subprocess.run([sys.executable, __file__, "--here", name], input=made, check=False).returncode
     return int(broken > 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 _TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?|[A-Za-z_]+|[^\sA-Za-z0-9_]')
+_DIGITS = re.compile(rb"[0-9]+")
 _NUMBERS = (
     *(b"0", b"1", b"-1", b"2", b"3", b"7", b"8", b"64", b"65", b"255", b"256", b"4096", b"131072", b"1000000"),
     *(b"2147483647", b"4294967296", b"9223372036854775807", b"9223372036854775808", b"18446744073709551616"),
@@ -152,18 +153,21 @@ class Mutator:
         piece = data[start : start + self._random.randrange(1, 64)]
         return data[:start] + piece * self._random.choice((2, 2, 3, 50)) + data[start:]
 
+    def _found(self, pattern: re.Pattern[bytes], data: bytes) -> re.Match[bytes] | None:
+        """Find a match at random, without looking for all of them; tokens begin where words do, mostly."""
+        start = data.find(b" ", self._place(data)) if self._random.random() < 0.2 else self._place(data)
+        return pattern.search(data, max(0, start)) or pattern.search(data)
+
     def _number(self, data: bytes) -> bytes:
-        found = list(re.finditer(rb"[0-9]+", data[:_LARGEST]))
-        if not found:
+        chosen = self._found(_DIGITS, data)
+        if chosen is None:
             return self._token(data)
-        chosen = self._random.choice(found)
         return data[: chosen.start()] + self._random.choice(_NUMBERS) + data[chosen.end() :]
 
     def _token(self, data: bytes) -> bytes:
-        found = list(_TOKEN.finditer(data[:_LARGEST]))
-        if not found:
+        chosen, other = self._found(_TOKEN, data), self._found(_TOKEN, data)
+        if chosen is None or other is None:
             return data + self._random.choice(_TEXTS)
-        chosen, other = self._random.choice(found), self._random.choice(found)
         new = self._random.choice((other[0], b"", self._random.choice(_TEXTS), self._random.choice(_NUMBERS)))
         return data[: chosen.start()] + new + data[chosen.end() :]
 

@@ -6,12 +6,8 @@ A target takes any bytes. It may return, or raise a :class:`reshard.errors.Resha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
-from reshard.api.option_field import parse_duration, parse_rate, parse_size, read_pairs, read_ranks, read_ratio
-from reshard.engine.manifest import decode_manifest, ids_at_start
-from reshard.engine.run_record import decode_record
-from reshard.errors import ReshardError
+from reshard.engine.manifest import ids_at_start
 from reshard.formats.container_format import HeaderScan
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.mindspore.ckpt_read import scan_ckpt
@@ -35,15 +31,15 @@ from reshard.models.lora_config import parse_adapter_config
 from reshard.models.parallel_config import parse_parallel, parse_parallel_yaml
 from reshard.models.settings import resolve_settings
 from reshard.planning.cost.prices import parse_prices
-from reshard.planning.plan_json import decode_plan
 from reshard.planning.share_documents import shared_ranks
 from reshard.planning.sources.selection import NameFilter, Renames
-from reshard.storage.location import normal_key
+
+from .answers import ANSWERS, SEPARATOR
+from .stores import STORES
+from .texts import TEXTS, one_client
 
 Target = Callable[[bytes], object]
 
-SEPARATOR = b"\0--\0"
-"""Between the documents of an input that holds several."""
 _WHERE = "input"
 _SHAPES = {"w": (8, 8), "a.weight": (4, 16), "b": (8,)}
 _MODEL = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
@@ -122,12 +118,9 @@ def _patterns(data: bytes) -> object:
     return kept, Renames({}, texts).apply(_NAMES)
 
 
-def _options(data: bytes) -> object:
-    text, found = data.decode("utf-8", "replace"), list[object]()
-    for read in (parse_size, parse_rate, parse_duration, read_ranks, read_ratio, read_pairs, normal_key):
-        with suppress(ReshardError):
-            found.append(read(text))
-    return found
+def _job(data: bytes) -> object:
+    with one_client():
+        return parse_job_file(data, _WHERE, {"HOME": "/h"})
 
 
 TARGETS: Mapping[str, Target] = {
@@ -138,20 +131,16 @@ TARGETS: Mapping[str, Target] = {
     "family": lambda data: parse_family(data, _WHERE),
     "index": lambda data: parse_weight_index(data, _WHERE),
     "iteration_metadata": lambda data: parse_metadata(data, _WHERE),
-    "job": lambda data: parse_job_file(data, _WHERE, {"HOME": "/h"}),
+    "job": _job,
     "layout": _layout,
-    "manifest": lambda data: decode_manifest(data, _WHERE),
     "meta": lambda data: parse_meta(data, _WHERE),
     "name_map": lambda data: parse_name_map(data, _WHERE),
-    "options": _options,
     "parallel_text": lambda data: parse_parallel(data.decode("utf-8", "replace")),
     "parallel_yaml": lambda data: parse_parallel_yaml(data, _WHERE),
     "param_name_map": lambda data: parse_param_name_map(data, _WHERE),
     "patterns": _patterns,
-    "plan": lambda data: decode_plan(data, _WHERE),
     "prices": lambda data: parse_prices(data, _WHERE),
     "rank_names": _names,
-    "run_record": lambda data: decode_record(data, _WHERE),
     "safetensors": _scanned(scan_safetensors),
     "strategy_json": _strategy("s.json"),
     "strategy_merged": _merged,
@@ -159,5 +148,8 @@ TARGETS: Mapping[str, Target] = {
     "tracker": lambda data: parse_tracker(data, _WHERE),
     "training": _training,
     "zarr": _zarr,
+    **ANSWERS,
+    **STORES,
+    **TEXTS,
 }
 """Every target by its name, which is also that of its corpus."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .documents import own_documents
-from .limits import run_one
+from .limits import end_watch, run_one
 from .mutator import Mutator
 from .run import CORPUS, fuzz, seeds_of
 from .targets import TARGETS
@@ -19,9 +19,11 @@ _DENSE = Path(__file__).with_name("dense.py")
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_committed_inputs_are_read(name):
-    for data in seeds_of(name):
-        TARGETS[name](data)
+def test_committed_inputs_keep_the_limits_and_some_are_read(name):
+    ends = [run_one(TARGETS[name], data, sys.maxsize) for data in seeds_of(name)]
+    end_watch()
+    assert [end.problem for end in ends if end.problem] == []
+    assert "read" in [end.kind for end in ends]
 
 
 def test_every_corpus_has_a_target():

@@ -201,8 +201,8 @@ def merge_pipeline_strategys(
 def _rank_of_process() -> int:
     """Return the rank that starts the process: the script reads it where none, or 0, is given."""
     value = os.environ.get("RANK_ID", "").strip() or "0"
-    if not value.isdecimal():
-        raise UsageError(f"the environment variable RANK_ID is {value!r}: expected a rank", hint="Unset it.")
+    if not (value.isdecimal() and len(value) < 10):
+        raise UsageError(f"the environment variable RANK_ID is {value[:40]!r}: expected a rank", hint="Unset it.")
     return int(value)
 
 

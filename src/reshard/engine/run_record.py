@@ -67,7 +67,7 @@ class RunRecord:
         if not machine or machine != here:
             return False
         number = pid.partition(" ")[0]
-        return not number.isdecimal() or _identity(int(number)) != self.process
+        return not (number.isdecimal() and len(number) < 20) or _identity(int(number)) != self.process
 
     def ended(self) -> RunRecord:
         """Return the record of a run that has ended without finishing."""

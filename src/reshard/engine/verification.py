@@ -39,8 +39,9 @@ class Subset:
     def parse(cls, text: str) -> Subset:
         """Parse ``n/t``; UsageError if the text is not of that form, or n is not one of 1..t."""
         number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-            raise UsageError(f"subset {text!r}: expected n/t with 1 <= n <= t, like 1/10")
+        are_numbers = all(part.isdecimal() and len(part) < 19 for part in (number, of))
+        if not (are_numbers and 1 <= int(number) <= int(of)):
+            raise UsageError(f"subset {text[:40]!r}: expected n/t with 1 <= n <= t, like 1/10")
         return cls(int(number), int(of))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UsageError, counted, option, raise_all
 
 BATCH_KEYS = ("defaults", "jobs")
+_LARGEST_DEPTH = 32
 
 
 def with_settings(value: Any, settings: Sequence[str]) -> Any:
@@ -22,8 +23,8 @@ def with_settings(value: Any, settings: Sequence[str]) -> Any:
     for setting in settings:
         path, equals, text = setting.partition("=")
         keys = path.split(".")
-        if not equals or not all(keys):
-            problems.append(f"{setting}: expected PATH=VALUE, like jobs.a.dtype=bf16")
+        if not equals or not all(keys) or len(keys) > _LARGEST_DEPTH:
+            problems.append(f"{setting[:200]}: expected PATH=VALUE, like jobs.a.dtype=bf16")
             continue
         if isinstance(value, dict) and "jobs" in value and keys[0] not in BATCH_KEYS:
             jobs = value["jobs"] if isinstance(value["jobs"], dict) else {}

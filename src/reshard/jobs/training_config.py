@@ -214,7 +214,7 @@ def plain_value(value: object) -> PlainValue:
         return find_truth(text)
     if text.startswith(("[", "{")):
         try:
-            return parse_yaml(text.encode(), value, foreign=True)
+            return parse_yaml(text.encode("utf-8", "surrogateescape"), value, foreign=True)
         except FormatError:
             return value
     return None if text and is_nothing(text) else value

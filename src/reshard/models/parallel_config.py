@@ -282,7 +282,7 @@ def _offset(value: object) -> Offset:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(expected) from None
     if type(value) is int:
         return value

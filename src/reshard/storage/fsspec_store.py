@@ -162,8 +162,10 @@ def _object(key: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     if size is None:
         raise Unsupported(f"{key}: the server does not report its length.", hint="Ranges of it cannot be read.")
+    if not isinstance(size, int) or size < 0:
+        raise StorageError(f"{key}: the server reports a length that is none.")
     etag = next((str(info[name]) for name in _DIGESTS + _TIMES if info.get(name)), "")
-    return ObjectInfo(key, int(size), etag.strip('"') or f"length-{size}")
+    return ObjectInfo(key, size, etag.strip('"') or f"length-{size}")
 
 
 def _explained(error: Exception, label: RequestLabel) -> ReshardError:

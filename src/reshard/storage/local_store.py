@@ -36,7 +36,8 @@ from .stopping import ShouldStop, check, never
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # else opening a named pipe would wait for its writer
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-_PART = re.compile(r"(\d+) (\d+\+(\d+))\n")  # a line of the record: number and etag, which is offset and length
+# A line of the record: number and etag, which is offset and length.
+_PART = re.compile(r"([0-9]{1,9}) ([0-9]{1,18}\+([0-9]{1,18}))\n")
 
 _sync_data = getattr(os, "fdatasync", os.fsync)
 
@@ -197,7 +198,8 @@ class LocalStore(Store):
     def list_parts(self, upload: Upload) -> Iterable[PartInfo]:
         hidden = self._hidden(upload)
         with _explained("list the parts of", hidden.target):
-            lines = [_PART.fullmatch(line) for line in hidden.record.read_text().splitlines(keepends=True)]
+            text = hidden.record.read_bytes().decode("ascii", "replace")
+        lines = [_PART.fullmatch(line) for line in text.splitlines(keepends=True)]
         # A line that a crash cut short is no part. Of two lines for one part the later one counts.
         found = {int(line[1]): PartInfo(int(line[1]), line[2], int(line[3])) for line in lines if line}
         return [found[number] for number in sorted(found)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,9 +14,9 @@ from botocore.exceptions import ClientError
 
 from ..errors import ReshardError, StorageError, Transient
 from .checksums import Algorithm, crc_of, joined_crc
-from .protocol import Body, Checksum, KeptChecksum, PartInfo, Proof
+from .protocol import Body, Checksum, KeptChecksum, Proof
+from .s3_answers import bare_etag, told
 from .s3_errors import RequestLabel, explain, status_of
-from .s3_transfers import bare_etag
 
 _KEPT: tuple[tuple[str, Algorithm], ...] = (
     ("ChecksumCRC32C", "crc32c"),
@@ -88,7 +87,7 @@ def find_check(send: Callable[..., Any]) -> UploadCheck:
         answer = send("create_multipart_upload", ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT")
     except _Refused:
         answer = send("create_multipart_upload")
-    upload = {"UploadId": answer["UploadId"]}
+    upload = {"UploadId": told(answer, "UploadId", "Cannot ask which checksum is checked")}
 
     def part(**checksum: str) -> Any:
         return send("upload_part", PartNumber=1, Body=_PROBE, **upload, **checksum)
@@ -176,19 +175,9 @@ def kept_checksum(answer: Mapping[str, Any]) -> KeptChecksum | None:
         text = str(answer.get(name) or "")
         if text and "-" not in text:
             with suppress(ValueError):
-                return KeptChecksum(algorithm, int.from_bytes(base64.b64decode(text, validate=True), "big"))
+                value = base64.b64decode(text, validate=True)
+                return KeptChecksum(algorithm, int.from_bytes(value, "big")) if len(value) in (4, 8) else None
     return None
-
-
-def listed_parts(found: Iterable[Mapping[str, Any]]) -> Sequence[PartInfo]:
-    """Return the parts of a listing, by number."""
-    parts = {
-        PartInfo(int(each["PartNumber"]), bare_etag(each), int(each["Size"]), decoded_crc(each.get("ChecksumCRC32C")))
-        for each in found
-    }
-    # SeaweedFS lists every part that was sent under a number, in no order.
-    counts = Counter(part.number for part in parts)
-    return sorted((part for part in parts if counts[part.number] == 1), key=lambda part: part.number)
 
 
 def joined_parts(
@@ -232,21 +221,6 @@ def encoded_crc(crc: int) -> str:
     'yZRlqg=='
     """
     return _base64(crc.to_bytes(4, "big"))
-
-
-def decoded_crc(text: str | None) -> int | None:
-    """Read a CRC-32C of S3's answers; None if there is none.
-
-    Examples
-    --------
-    >>> decoded_crc("yZRlqg==") == crc_of(b"hello world"), decoded_crc(None)
-    (True, None)
-    """
-    if not text:
-        return None
-    with suppress(ValueError):
-        return int.from_bytes(base64.b64decode(text, validate=True), "big")
-    return None
 
 
 def _base64(data: bytes) -> str:

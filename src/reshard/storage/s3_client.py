@@ -7,6 +7,9 @@ import importlib.metadata
 import os
 import threading
 import warnings
+from contextlib import suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
@@ -14,6 +17,7 @@ import botocore.loaders
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from botocore.utils import parse_timestamp
 
 from ..errors import UsageError
 from .body_watch import BodyWatch
@@ -133,9 +137,20 @@ def _session() -> boto3.session.Session:
     try:
         session = botocore.session.Session()
         session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
         return boto3.session.Session(botocore_session=session)
     except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
         raise UsageError(f"The AWS configuration cannot be used: {error}") from error
+
+
+def _timestamp(text: Any) -> datetime | None:
+    """Read a date of an answer; one that cannot be read is no reason to refuse the rest."""
+    # Botocore's own reader guesses at texts, and takes ten times as long, for every key that is listed.
+    readers = (datetime.fromisoformat, parsedate_to_datetime) if isinstance(text, str) else (parse_timestamp,)
+    for read in readers:
+        with suppress(ValueError, TypeError, ArithmeticError, RuntimeError, LookupError):
+            return read(text)
+    return None
 
 
 @functools.lru_cache

@@ -138,8 +138,9 @@ _TRANSIENT_CODES = frozenset(
 )
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"})
 
-ClientFailure = (ClientError, BotoCoreError, ResponseParserError)
-"""What a client raises; the last for an answer that is no XML, or was cut off."""
+_UnreadAnswer = (ResponseParserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+ClientFailure = (ClientError, BotoCoreError, *_UnreadAnswer)
+"""What a client raises: for an answer that is no XML, or was cut off, also what a conversion in its parser raises."""
 
 BodyFailure = (BotoCoreError, urllib3.exceptions.HTTPError, OSError)
 """What reading a body raises: botocore translates some errors of the connection, and none of TLS."""
@@ -154,6 +155,9 @@ _TRANSIENT_KINDS: dict[type[BotoCoreError], str] = {
     exceptions.ConnectionClosedError: "the connection was closed before an answer came",
     exceptions.ConnectionError: "the connection broke",
 }
+
+_LONGEST_TEXT = 300
+"""Characters of a service's own words that a message repeats."""
 
 _KEYLESS = (
     exceptions.NoCredentialsError,
@@ -190,7 +194,7 @@ def explain(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
         return _answered(error, label)
-    if isinstance(error, ResponseParserError):
+    if isinstance(error, _UnreadAnswer):
         return Transient(f"{label}: the answer was cut off, or is not that of an S3 service.")
     if isinstance(error, exceptions.SSLError):
         return _tls(error, label)
@@ -211,19 +215,19 @@ def explain(error: Exception, label: RequestLabel) -> ReshardError:
 
 def _answered(error: ClientError, label: RequestLabel) -> ReshardError:
     answer: dict[str, Any] = error.response.get("Error", {})
-    code, status = str(answer.get("Code", "")), status_of(error)
+    code, status = str(answer.get("Code", ""))[:_LONGEST_TEXT], status_of(error)
     row = _CODES.get(code)
     # The code goes before the status: an error inside an answer of 200 reaches us as a 500.
     if code in _TRANSIENT_CODES or (row is None and status in _TRANSIENT_STATUS):
         return Transient(f"{label}: the store answered {code or status}.", hint="It is busy or failing; try later.")
     row = row or _STATUS.get(status)
     if row is None:
-        reason = answer.get("Message") or "no reason given"
+        reason = str(answer.get("Message") or "no reason given")[:_LONGEST_TEXT]
         return StorageError(f"{label}: the store answered {status} {code}: {reason}.")
     kind = f" [{code}]" if code and not code.isdecimal() else ""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = answer.get("Region") or headers.get("x-amz-bucket-region")
-    place = f"; the bucket is in {region}" if region and status in (301, 307, 400) else ""
+    place = f"; the bucket is in {str(region)[:_LONGEST_TEXT]}" if region and status in (301, 307, 400) else ""
     return row.error(f"{label}: {row.reason}{kind}{place}.", hint=row.hint)
 
 

@@ -164,7 +164,7 @@ def obs_settings(bucket: str, environ: Mapping[str, str], region: str | None = N
     elif name:
         endpoint = _endpoint(environ[name], name)
     elif environ.get("OBS_REGION"):
-        endpoint = f"https://obs.{environ['OBS_REGION']}.myhuaweicloud.com"
+        endpoint = _endpoint(f"https://obs.{environ['OBS_REGION']}.myhuaweicloud.com", "OBS_REGION")
     else:
         raise UsageError(
             f"No endpoint is known for obs://{bucket}.",
@@ -240,11 +240,11 @@ def _settings(
 
 def _endpoint(text: str, source: str, scheme: str = "https") -> str:
     """Normalise an endpoint to ``https://host[:port][/path]``; ``scheme`` is for one that has none."""
-    parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"{scheme}://{text}")
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        parts, valid = urlsplit(""), False
     if not valid or "@" in parts.netloc or parts.query or parts.fragment:
         raise UsageError(
             f"{source} is not the address of a store.", hint="It must look like https://host or http://host:port."

@@ -25,22 +25,21 @@ from .protocol import (
 )
 from .range_checks import SEND_INSTEAD, cannot_copy, check_buffer, check_copied_span
 from .retry import Retries, RetryPolicy, retrying
+from .s3_answers import age_of, bare_etag, decoded_crc, listed_objects, listed_parts, told
 from .s3_checksums import (
     CheckedBody,
     LearnedCheck,
     UploadCheck,
     check_whole,
-    decoded_crc,
     explain_question,
     find_check,
     joined_parts,
     kept_checksum,
-    listed_parts,
 )
 from .s3_client import Connection, credentials_source, find_settings
 from .s3_errors import DOING, ClientFailure, RequestLabel, explain, has_expired, is_refresh_failure
 from .s3_settings import S3Settings
-from .s3_transfers import PartBody, RangedRead, age_of, bare_etag, check_new, explain_copy, read_small
+from .s3_transfers import PartBody, RangedRead, check_new, explain_copy, read_small
 from .stopping import ShouldStop, check, never
 
 _SMALL_BYTES = 64 << 10
@@ -131,21 +130,19 @@ class S3Store(Store):
             if self._connection.client is client:
                 raise reason from error
             answer = self._call("head_object", key, **asked)  # only a GET says that credentials have expired
-        told = bare_etag(answer), kept_checksum(answer)
-        return ObjectInfo(key, int(answer["ContentLength"]), *told, age_s=age_of(answer))
+        nbytes = told(answer, "ContentLength", self._label("head_object", key))
+        return ObjectInfo(key, nbytes, bare_etag(answer), kept_checksum(answer), age_s=age_of(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         operation, position = _LISTINGS[self._settings.provider.list_version]
 
         def after(answer: Any) -> dict[str, Any]:
             found = answer.get("Contents")
-            return {position: answer.get("NextContinuationToken") or (found[-1]["Key"] if found else None)}
+            return {position: answer.get("NextContinuationToken") or (found[-1].get("Key") if found else None)}
 
         pages = self._pages(operation, None, after, Prefix=prefix)
-        found = [each for page in pages for each in page.get("Contents", ())]
-        # Stores that keep keys as trees list a/b before a.txt; hence all pages first, and the sort.
-        infos = (ObjectInfo(each["Key"], int(each["Size"]), bare_etag(each)) for each in found)
-        return iter(sorted(infos, key=lambda info: info.key))
+        found = (each for page in pages for each in page.get("Contents", ()))
+        return iter(listed_objects(found, prefix, self._label(operation, None)))
 
     def read_into(self, key: str, span: ByteRange, target: memoryview, etag: str | None = None) -> None:
         check_buffer(span, target)
@@ -177,7 +174,8 @@ class S3Store(Store):
                 hint="Write to another store and copy the finished objects from there.",
             )
         how = self._upload_check(key).of_upload() if is_checked else {}
-        return Upload(key, str(self._call("create_multipart_upload", key, **how)["UploadId"]))
+        answer = self._call("create_multipart_upload", key, **how)
+        return Upload(key, told(answer, "UploadId", self._label("create_multipart_upload", key)))
 
     def upload_part(
         self,
@@ -269,7 +267,8 @@ class S3Store(Store):
             lambda answer: {"PartNumberMarker": answer.get("NextPartNumberMarker")},
             UploadId=upload.upload_id,
         )
-        return listed_parts(each for page in pages for each in page.get("Parts", ()))
+        label = self._label("list_parts", upload.key)
+        return listed_parts((each for page in pages for each in page.get("Parts", ())), label)
 
     def complete_upload(
         self, upload: Upload, parts: Sequence[tuple[int, str]], crcs: Mapping[int, tuple[int, int]] | None = None
@@ -311,14 +310,15 @@ class S3Store(Store):
 
     def open_uploads(self, prefix: str) -> Iterable[Upload]:
         names = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        label = self._label("list_multipart_uploads", None)
 
         def after(answer: Any) -> dict[str, Any]:
             return {name: answer.get(of_next) for name, of_next in names.items()}
 
         for page in self._pages("list_multipart_uploads", None, after, Prefix=prefix):
             for found in page.get("Uploads", ()):
-                if found["Key"].startswith(prefix):
-                    yield Upload(found["Key"], found["UploadId"])
+                if (key := told(found, "Key", label)).startswith(prefix):
+                    yield Upload(key, told(found, "UploadId", label))
 
     def _etag_seen(self, key: str) -> str | None:
         """Ask for an object's etag: empty if there is no object, None if the store does not answer."""

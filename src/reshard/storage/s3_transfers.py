@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -18,6 +17,7 @@ from ..tensor import ByteRange
 from .protocol import Body
 from .range_checks import SEND_INSTEAD, beyond_end, changed, check_etag
 from .retry import Retries
+from .s3_answers import bare_etag
 from .s3_client import Connection
 from .s3_errors import BodyFailure, ClientFailure, RequestLabel, explain, explain_broken_body, has_expired, status_of
 from .stopping import ShouldStop, check, never
@@ -32,26 +32,6 @@ _SLOW_BLOCK_BYTES = 64 << 10
 asked for again, which meets another server perhaps. Above it, a slow line is a slow line."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-def bare_etag(answer: Mapping[str, Any]) -> str:
-    """Return the etag of an answer without quotes; empty if the store sent none.
-
-    Examples
-    --------
-    >>> bare_etag({"ETag": '"0123-4"'}), bare_etag({})
-    ('0123-4', '')
-    """
-    return str(answer.get("ETag") or "").strip('"')
-
-
-def age_of(answer: Mapping[str, Any]) -> float | None:
-    """Return the seconds between when an object was written and when the store answered, both by its clock."""
-    try:
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return float((now - answer["LastModified"]).total_seconds())
-    except (LookupError, TypeError, ValueError):
-        return None
 
 
 class PartBody:
