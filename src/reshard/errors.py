@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 __all__ = [
     "CatalogError",
@@ -174,6 +175,9 @@ class ReshardError(Exception):
         self.marked_problems = tuple(map(_showable, problems))
         super().__init__(write_options(self.marked_message))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), self.args, self.__dict__)
+
     @property
     def message(self) -> str:
         """What went wrong and where, with options spelled as arguments."""
@@ -199,6 +203,13 @@ class ReshardError(Exception):
         if len(problems) > _SHOWN_PROBLEMS:
             shown.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more")
         return write_options("\n".join([self.marked_message, *shown, *([hint] if hint else [])]), spell)
+
+
+def _remade(kind: type[ReshardError], args: tuple[Any, ...], state: dict[str, Any]) -> ReshardError:
+    """Make an error again that comes from another process, whatever its constructor asks for."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(ReshardError):

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from ..errors import UsageError, option
+from ..planning.limits import MOST_PROCESSES
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _MAX_RANKS_LENGTH = 1 << 20
@@ -86,6 +87,25 @@ def read_integer(value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,18}", str(value).strip()):
         raise UsageError("expected an integer")
     return int(str(value))
+
+
+def read_process_count(value: object) -> int | None:
+    """Read a number of processes; None for auto.
+
+    Examples
+    --------
+    >>> read_process_count("4"), read_process_count("auto")
+    (4, None)
+    """
+    if str(value).strip().lower() == "auto":
+        return None
+    try:
+        count = read_integer(value)
+    except UsageError:
+        count = 0
+    if not 1 <= count <= MOST_PROCESSES:
+        raise UsageError(f"expected auto, or a number from 1 to {MOST_PROCESSES}")
+    return count
 
 
 def read_ratio(value: object) -> float:

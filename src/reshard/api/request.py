@@ -20,6 +20,7 @@ from .option_field import (
     read_config,
     read_document,
     read_pairs,
+    read_process_count,
     read_ranks,
     read_ratio,
     read_texts,
@@ -200,7 +201,17 @@ class Request:
     overwrite: bool = _switch(f"Replace outputs that exist: {named('if_exists', 'replace')} in short.", TARGET)
 
     memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
-    concurrency: int | None = _field("Requests in flight at once.", "N", RUN, default="8", least=1)
+    concurrency: int | None = _field(
+        "Requests that each process has in flight at once.", "N", RUN, default="8", least=1
+    )
+    processes: int | None = _field(
+        "Processes that move bytes; auto starts more than one for conversions of 1 GiB and more, as the machine's "
+        "cores and the memory allow.",
+        "N|auto",
+        RUN,
+        default="auto",
+        read=read_process_count,
+    )
     give_up_after: float | None = _field(
         "How long to wait for a store that does not answer.",
         "TIME",

@@ -44,12 +44,16 @@ from .target_choice import choose_target, promised_point, target_place
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A conversion, and what planning needs besides it: limits, what the store can copy from, where to stage."""
+    """A conversion, and what planning needs besides it: limits, what the store can copy from, where to stage.
+
+    ``process_count`` is None if the number of processes is still to be chosen.
+    """
 
     conversion: Conversion
     limits: Limits
     copy_bases: tuple[int, ...] = ()
     staging: StagingMode | None = None
+    process_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,8 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     if target.has_companions:
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)
-    return Resolved(conversion, limits, copy_bases(base, catalog, request), _staging_mode(base, catalog, request))
+    bases, staging = copy_bases(base, catalog, request), _staging_mode(base, catalog, request)
+    return Resolved(conversion, limits, bases, staging, request.processes)
 
 
 def _target_strategy(

@@ -22,7 +22,7 @@ from ..errors import NotFound, ReshardError, TargetExists, UsageError, option, r
 from ..formats.strict_json import shown
 from ..planning.conversion import MANIFEST_KEY, Conversion
 from ..planning.limits import Integrity, Limits
-from ..planning.plan import Plan, make_plan
+from ..planning.plan import Plan
 from ..planning.plan_json import decode_plan
 from ..planning.staging import staged_plan
 from ..storage import (
@@ -36,6 +36,7 @@ from ..storage import (
     shared_connections,
 )
 from .connecting import connecting
+from .process_choice import plan_for_processes
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, resolve
 
@@ -69,7 +70,7 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
 @shared_connections()
 def plan_resolved(resolved: Resolved) -> Plan:
     """Make the plan of a resolved request, or refuse."""
-    made = make_plan(resolved.conversion, resolved.limits, resolved.copy_bases)
+    made = plan_for_processes(resolved.conversion, resolved.limits, resolved.copy_bases, resolved.process_count)
     if resolved.staging is not None:
         made = staged_plan(made, resolved.staging)
     check_sources_kept(made.conversion)

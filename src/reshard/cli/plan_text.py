@@ -20,7 +20,7 @@ from ..planning.explain import (
     TensorExplanation,
     explanation_to_json,
 )
-from ..planning.limits import Integrity
+from ..planning.limits import Integrity, Limits
 from ..planning.plan import Plan
 from ..planning.plan_json import plan_id_of, plan_to_json
 from ..storage import upload_check
@@ -69,13 +69,18 @@ def show_plan(
             *estimate_facts(plan.cost, estimate),
             ("memory", memory),
             ("integrity", _integrity(plan)),
-            ("steps", f"{cost.step_count}, {plan.limits.concurrency} requests in flight"),
+            ("steps", f"{cost.step_count}, {_in_flight(plan.limits)}"),
             *note_facts(plan.notes),
             *([("saved", saved_as)] if saved_as else []),
         ]
     )
     sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
     print_rows(("output", "tensors", "size"), sizes_of, 20)
+
+
+def _in_flight(limits: Limits) -> str:
+    requests = f"{limits.concurrency} requests in flight"
+    return f"{limits.process_count} processes with {requests} each" if limits.process_count > 1 else requests
 
 
 def _integrity(plan: Plan) -> str:

@@ -11,6 +11,9 @@ from ..storage import KeptChecksum
 from ..storage.checksums import crc_of, joined_crc
 from ..tensor import ByteRange
 
+ReadRanges = dict[int, dict[int, tuple[int, int]]]
+"""Of objects, by their position in the catalog: where ranges begin, where they stop, and their CRC."""
+
 _GAP_BYTES = 16 << 20
 """Most bytes of an object to read for nothing but its checksum: its header, and what lies between tensors."""
 
@@ -50,7 +53,7 @@ class ReadLedger:
     """
 
     kept: Mapping[int, KeptChecksum]
-    _read: dict[int, dict[int, tuple[int, int]]] = field(init=False)
+    _read: ReadRanges = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +65,27 @@ class ReadLedger:
             return
         crc = crc_of(data, self.kept[index].algorithm)
         with self._lock:
-            ranges = self._read[index]
-            # Of two ranges that begin together either would do; the longer one leaves less to be read.
-            if ranges.get(span.start, (0, 0))[0] < span.stop:
-                ranges[span.start] = span.stop, crc
+            self._keep_longer(index, span.start, span.stop, crc)
+
+    def take(self) -> ReadRanges:
+        """Return what was recorded since the last call, and forget it."""
+        with self._lock:
+            taken = {index: ranges for index, ranges in self._read.items() if ranges}
+            self._read = {index: {} for index in self.kept}
+        return taken
+
+    def add_all(self, taken: ReadRanges) -> None:
+        """Record what another process has read."""
+        with self._lock:
+            for index, ranges in taken.items():
+                for start, (stop, crc) in ranges.items():
+                    self._keep_longer(index, start, stop, crc)
+
+    def _keep_longer(self, index: int, start: int, stop: int, crc: int) -> None:
+        # Of two ranges that begin together either would do; the longer one leaves less to be read.
+        ranges = self._read[index]
+        if ranges.get(start, (0, 0))[0] < stop:
+            ranges[start] = stop, crc
 
     def settle(self, index: int, nbytes: int, read: Callable[[ByteRange], bytes]) -> bool | None:
         """Compare an object's checksum with those of its ranges joined; None if too few of its bytes were read.

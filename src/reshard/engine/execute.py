@@ -14,7 +14,8 @@ from .claim import Claim, claimed
 from .destination import Destination, check_target
 from .digest import ReadLedger
 from .events import Listener, Noted, PhaseStarted, ignore
-from .executors.threads import ThreadExecutor
+from .executors.choose import choose_executor, crew_for
+from .executors.crew import Crew
 from .journal import Journal, Progressed, journal_keys
 from .locations import Locations, check_source
 from .manifest import Manifest, encode_manifest
@@ -73,13 +74,16 @@ def execute(
         check_target(plan, locations, overwrite=policy.overwrite)
         listener(Noted(plan.staging_note))
     own = Policy(overwrite=True, keeps=policy.keeps, restarts=policy.restarts)
-    first_pass = partial(_execute, policy=own, listener=listener)
     keeps = policy.keeps_staging
-    with staged(plan, locations, keep=keeps, keep_unfinished=policy.keeps, run=first_pass, listener=listener) as ready:
-        return _execute(ready, locations, policy=policy, listener=listener)
+    with crew_for(plan, locations) as crew:
+        first_pass = partial(_execute, crew, policy=own, listener=listener)
+        with staged(
+            plan, locations, keep=keeps, keep_unfinished=policy.keeps, run=first_pass, listener=listener
+        ) as ready:
+            return _execute(crew, ready, locations, policy=policy, listener=listener)
 
 
-def _execute(plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
+def _execute(crew: Crew, plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
     """Carry out one pass."""
     target = locations.target
     target.writable_store()
@@ -97,7 +101,7 @@ def _execute(plan: Plan, locations: Locations, *, policy: Policy, listener: List
             listener(Noted(f"{adopted.nbytes} bytes were sent by an earlier run, and are not sent again"))
         run = Run(claim, journal, adopted, policy.keeps)
         with upload_session(made, locations, before, run, listener) as session:
-            manifest = _carry_out(session, locations, found, listener)
+            manifest = _carry_out(crew, session, locations, found, listener)
         # No failure of what follows takes back what is complete: any later run of this conversion does it, too.
         try:
             session.finish()
@@ -126,6 +130,7 @@ def _taken_over(
 
 
 def _carry_out(
+    crew: Crew,
     session: UploadSession,
     locations: Locations,
     found: Destination,
@@ -135,7 +140,7 @@ def _carry_out(
     plan, workers = session.plan, session.workers
     conversion = plan.conversion
     ledger = ReadLedger(kept_checksums(plan, check_source(plan, locations, workers)))
-    executor = ThreadExecutor(locations, workers, session.meter, ledger)
+    executor = choose_executor(crew, locations, workers, session.meter, ledger)
     session.begin()
     session.probe()
     listener(PhaseStarted("transfer"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..planning.cost.cost import Cost
-from .events import Listener, Progress
+from .events import Event, Listener, Progress
 from .kernels.overflow import Overflows
 
 
@@ -33,11 +33,12 @@ class Traffic:
                 self.in_flight -= 1
                 self.done_bytes += nbytes
 
-    def add(self, *, done_bytes: int = 0, expected_bytes: int = 0) -> None:
-        """Count bytes apart from their request."""
+    def add(self, *, done_bytes: int = 0, expected_bytes: int = 0, in_flight: int = 0) -> None:
+        """Count bytes apart from their request, or requests of another process."""
         with self._lock:
             self.done_bytes += done_bytes
             self.expected_bytes += expected_bytes
+            self.in_flight += in_flight
 
 
 class Meter:
@@ -56,6 +57,10 @@ class Meter:
         self.reads, self.writes = Traffic(), Traffic()
         self.reads.expected_bytes = cost.read_bytes
         self.writes.expected_bytes = cost.written_bytes + cost.copied_bytes
+
+    def tell(self, event: Event) -> None:
+        """Send another event to the listener."""
+        self._listener(event)
 
     def report(self, *, waits_for_memory: bool = False) -> None:
         """Send a :class:`Progress` to the listener."""

@@ -15,8 +15,8 @@ from ..planning.targets.zarr_target import ChunkOutput
 from ..storage import Location
 from ..tensor import ByteRange
 from .events import Listener, PhaseStarted, ignore
+from .executors.choose import choose_executor, core_count, crew_for
 from .executors.executor import StepId
-from .executors.threads import ThreadExecutor
 from .kernels.scatter import first_difference
 from .locations import Locations, check_source
 from .manifest import Manifest, ObjectReceipt
@@ -88,17 +88,19 @@ def verify_manifest(
     """
     # By streaming, however the run had filled the outputs: staged chunks are gone, and a plan that copies would compare
     # ranges with the places that it chose itself.
-    limits = replace(manifest.limits, read_count=1)  # what is damaged on its way differs from the outputs
+    process_count = min(manifest.limits.process_count, core_count())  # it may have been made on a larger machine
+    # What is damaged on its way differs from the outputs.
+    limits = replace(manifest.limits, read_count=1, process_count=process_count)
     try:
         plan = make_plan(manifest.conversion, limits)
     except OverBudget as error:  # the store had copied what the run's memory could not stream
         plan = make_plan(manifest.conversion, replace(limits, memory_bytes=error.needed_bytes))
     locations = Locations((source, *others), target)
-    with working(plan.limits.concurrency, *locations.stores) as workers:
+    with crew_for(plan, locations) as crew, working(plan.limits.concurrency, *locations.stores) as workers:
         check_source(plan, locations, workers, _SOURCE_HINT)
         wrong = _check_objects(manifest, target, workers)
         listener(PhaseStarted("verify"))
-        executor = ThreadExecutor(locations, workers, Meter(plan.cost, listener))
+        executor = choose_executor(crew, locations, workers, Meter(plan.cost, listener))
         parts = executor.run(plan, PartComparer(plan, locations, wrong), _chosen(plan, subset))
         checked_bytes, problems = 0, list[str]()
         for compared in chain(parts, _compare_documents(plan, locations, wrong, workers)):

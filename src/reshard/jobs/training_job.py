@@ -39,7 +39,7 @@ _DECIDED = {
     "form": "checkpoint",
     "to": "use_legacy",
 }
-_OF_RUNS = (*RUN_OPTIONS, "memory", "concurrency", "copy", "staging", "staging_url")
+_OF_RUNS = (*RUN_OPTIONS, "memory", "concurrency", "processes", "copy", "staging", "staging_url")
 """Options that say how to convert, not into what."""
 _DECIDED_OF_CONVERSIONS = {"src": "input_path", "dst": "output_path"}
 

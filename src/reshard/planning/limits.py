@@ -10,6 +10,7 @@ from ..errors import UsageError
 KIB = 1 << 10
 MIB = 1 << 20
 _MOST_REQUESTS = 64
+MOST_PROCESSES = 256
 KERNEL_BYTES = 3 * MIB
 """Most memory that a kernel takes for itself (measured: 2 MiB and little more)."""
 
@@ -42,6 +43,7 @@ _MOST = {
     "read_bytes": 1 << 30,
     "max_part_count": 1 << 16,
     "read_count": 2,
+    "process_count": MOST_PROCESSES,
 }
 
 
@@ -52,9 +54,9 @@ class Limits:
     Parameters
     ----------
     memory_bytes
-        For all buffers together; the interpreter itself is not counted.
+        For all buffers of all processes together; interpreters are not counted.
     concurrency
-        Requests in flight at once.
+        Requests that each process has in flight at once.
     read_bytes
         Longest ranged GET. Lowered if the memory is small.
     part_bytes
@@ -85,6 +87,8 @@ class Limits:
         How often each range is read: twice to prove that its bytes arrived as they are stored.
     integrity
         What must prove that bytes which are sent have arrived.
+    process_count
+        Processes that move bytes, each with an equal share of the memory.
     """
 
     memory_bytes: int = 512 * MIB
@@ -108,6 +112,12 @@ class Limits:
     min_copy_source_bytes: int = 5 * MIB + 1
     read_count: int = 1
     integrity: Integrity = Integrity.AUTO
+    process_count: int = 1
+
+    @property
+    def request_count(self) -> int:
+        """Requests in flight of all processes together."""
+        return self.concurrency * self.process_count
 
     @property
     def most_copied_bytes(self) -> int:

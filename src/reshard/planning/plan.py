@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from ..errors import OverBudget
 from .catalog import Catalog
@@ -64,6 +65,10 @@ class Plan:
     staging: Plan | None = None
     staging_mode: StagingMode | None = None
     staging_note: str = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process derives the rest again, which costs less than carrying it there.
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def tensors(self) -> tuple[TargetTensor, ...]:

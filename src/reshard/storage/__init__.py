@@ -4,8 +4,9 @@ A new store is a module with an ``open_store(url)`` and one line in the table :d
 A new S3 service is a row in :mod:`reshard.storage.providers`.
 """
 
-from .availability import Outage
-from .connections import report_outages, shared_connections
+from .availability import Outage, ToldOutage
+from .body_watch import WATCH_THREAD
+from .connections import current_policy, fresh_connections, report_outages, shared, shared_connections
 from .local_store import LocalStore
 from .location import Location, read_object
 from .memory_store import MemoryStore
@@ -16,6 +17,7 @@ from .open import (
     open_store,
     open_target,
     open_target_object,
+    opens_anywhere,
     provider_name,
     upload_check,
 )
@@ -40,6 +42,7 @@ from .stopping import ShouldStop, never
 
 __all__ = [
     "PROOFS",
+    "WATCH_THREAD",
     "Body",
     "Checksum",
     "KeptChecksum",
@@ -56,18 +59,23 @@ __all__ = [
     "ShouldStop",
     "Store",
     "StoreLimits",
+    "ToldOutage",
     "Upload",
     "Wrapper",
     "connects_when_opened",
+    "current_policy",
+    "fresh_connections",
     "never",
     "open_location",
     "open_source",
     "open_store",
     "open_target",
     "open_target_object",
+    "opens_anywhere",
     "provider_name",
     "read_object",
     "report_outages",
+    "shared",
     "shared_connections",
     "unwrapped",
     "upload_check",

@@ -28,6 +28,17 @@ class Outage:
 
 
 @dataclass(slots=True, eq=False)
+class ToldOutage:
+    """An outage that another process has told of, as it is now."""
+
+    now: Outage | None = None
+
+    def outage(self) -> Outage | None:
+        """Return the outage, or None if stores answer there."""
+        return self.now
+
+
+@dataclass(slots=True, eq=False)
 class Try:
     """One try of one request; ``may_begin_s`` is when it may begin by itself, while the store is up."""
 

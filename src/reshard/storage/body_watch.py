@@ -12,6 +12,9 @@ from typing import Any
 
 from .stopping import ShouldStop
 
+WATCH_THREAD = "reshard-body-watch"
+"""Name of the threads that look at bodies. They hold no lock that a forked process would need."""
+
 _LOOK_EVERY_S = 0.2
 _IDLE_S = 5.0
 
@@ -60,7 +63,7 @@ class BodyWatch:
         with self._lock:
             self._bodies.add(body)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="reshard-body-watch", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=WATCH_THREAD, daemon=True)
                 self._thread.start()
         try:
             yield body

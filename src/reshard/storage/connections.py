@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .availability import Availability, Outage
+from .availability import Availability, Outage, ToldOutage
 from .retry import RetryPolicy
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class _Sharing:
         if now_s - self.told_s < _TELL_EVERY_S:
             return
         self.told_s = now_s
-        stores = [each for each in list(self.made.values()) if isinstance(each, Availability)]
+        stores = [each for each in list(self.made.values()) if isinstance(each, Availability | ToldOutage)]
         outages = [outage for store in stores if (outage := store.outage())]
         if outages or self.is_waiting:
             self.is_waiting = bool(outages)
@@ -71,6 +71,17 @@ def shared_connections(policy: RetryPolicy | None = None, on_outage: OnOutage | 
         outer.is_waiting |= inner.is_waiting
     elif inner.is_waiting and inner.on_outage:
         inner.on_outage(None)
+
+
+@contextmanager
+def fresh_connections(policy: RetryPolicy, on_outage: OnOutage) -> Iterator[None]:
+    """Share connections as :func:`shared_connections` does, but none with what this process was forked from."""
+    token = _SHARING.set(None)
+    try:
+        with shared_connections(policy, on_outage):
+            yield
+    finally:
+        _SHARING.reset(token)
 
 
 def shared(name: Hashable, make: Callable[[], T]) -> T:

@@ -20,17 +20,18 @@ class StoreKind:
 
     ``module`` is one of this package with a function ``open_store(url)`` that opens the store whose root is ``url``.
     It is imported when a URL first asks for it: boto3 and fsspec take a while. ``provider`` is the most likely
-    service behind a URL that cannot be opened here.
+    service behind a URL that cannot be opened here. What a private store holds only this process has.
     """
 
     module: str
     is_writable: bool = True
+    is_private: bool = False
     provider: str = ""
 
 
 STORES: Mapping[str, StoreKind] = {
     "file": StoreKind("local_store"),
-    "memory": StoreKind("memory_store"),
+    "memory": StoreKind("memory_store", is_private=True),
     "s3": StoreKind("s3_store"),
     "obs": StoreKind("s3_store", provider="Huawei OBS"),
 }
@@ -126,6 +127,17 @@ def connects_when_opened(url: str) -> bool:
     (False, True)
     """
     return _kind_of(url) is _ANY_OTHER
+
+
+def opens_anywhere(url: str) -> bool:
+    """Whether another process of this machine finds the same objects at a URL.
+
+    Examples
+    --------
+    >>> opens_anywhere("s3://bucket/a"), opens_anywhere("memory://lab/a")
+    (True, False)
+    """
+    return not _kind_of(url).is_private
 
 
 def provider_name(url: str) -> str:

@@ -13,6 +13,7 @@ from ...errors import PlanError, option
 from ...tensor import Box, DType, Shape
 
 Positions = npt.NDArray[np.int64]
+Found = dict[tuple[str, DType], set[int]]
 
 _BLOCK = 1 << 16
 _MOST_POSITIONS = 100_000
@@ -95,7 +96,7 @@ class Overflows:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, DType], set[int]] = {}
+        self._found: Found = {}
 
     def add(self, name: str, dtype: DType, positions: Iterable[int]) -> None:
         """Note values of a tensor by their positions in it."""
@@ -105,6 +106,17 @@ class Overflows:
                 if len(found) > _MOST_POSITIONS:
                     break
                 found.add(position)
+
+    @property
+    def found(self) -> Found:
+        """Positions of values that did not fit, by tensor and dtype."""
+        with self._lock:
+            return dict(self._found)
+
+    def add_all(self, found: Found) -> None:
+        """Note what was found elsewhere: of one step, or in another process."""
+        for (name, dtype), positions in found.items():
+            self.add(name, dtype, positions)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Cost:
     get_count, put_count, part_count, copy_count, upload_count
         Ranged GETs, single PUTs, parts sent, parts copied, and multipart uploads (each is opened and completed).
     peak_bytes
-        Most bytes in buffers at once.
+        Most bytes in buffers at once, of all processes together.
     """
 
     needed_bytes: int
@@ -108,7 +108,7 @@ def count_cost(
         copy_count=total.copies,
         upload_count=total.uploads,
         step_count=total.steps,
-        peak_bytes=buffers.fixed_bytes + min(buffers.parts_bytes, total.filled),
+        peak_bytes=draft.limits.process_count * (buffers.fixed_bytes + min(buffers.parts_bytes, total.filled)),
     )
 
 

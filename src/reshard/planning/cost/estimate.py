@@ -224,7 +224,7 @@ def _pass(
         requests = replace(requests, put=requests.put + 1, delete=requests.delete + 1)
     # The run's record, indices, companions and the manifest are written one after the other.
     serial_count = len(plan.conversion.documents) + 2 * len(plan.conversion.attachments) + 2
-    return requests, estimate_time(plan.cost, requests, speeds, plan.limits.concurrency, serial_count)
+    return requests, estimate_time(plan.cost, requests, speeds, plan.limits.request_count, serial_count)
 
 
 def _chunk_reads(plan: Plan) -> Charge:

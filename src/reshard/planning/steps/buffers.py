@@ -14,7 +14,7 @@ _ITEM_BYTES = 5 * KIB
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Memory by use; sizes in bytes.
+    """Memory of one process by use; sizes in bytes.
 
     ``read_bytes`` is the largest ranged GET that fits, lowered from that of the ``given`` limits. ``fixed_bytes`` has
     one read and the client's own buffers for every request in flight; ``parts_bytes`` is the rest, for upload parts
@@ -33,7 +33,7 @@ class Buffers:
 
 
 def share_memory(limits: Limits) -> Buffers:
-    """Give an eighth of the memory to reads in flight and, after the clients, the rest to parts.
+    """Give an eighth of a process's memory to reads in flight and, after the clients, the rest to parts.
 
     More memory never leaves less for parts, so that there is one smallest limit that a step fits.
 
@@ -44,14 +44,15 @@ def share_memory(limits: Limits) -> Buffers:
     (4, 40, 216)
     """
     least, most = _reads_bytes(limits)
-    reads_bytes = min(most, max(least, limits.memory_bytes // 8))
+    memory_bytes = limits.memory_bytes // limits.process_count
+    reads_bytes = min(most, max(least, memory_bytes // 8))
     read_bytes = reads_bytes // limits.concurrency
     client_bytes = limits.concurrency * (limits.client_bytes + limits.kernel_bytes)
     return Buffers(
         limits,
         read_bytes,
         fixed_bytes=limits.concurrency * read_bytes + client_bytes,
-        parts_bytes=limits.memory_bytes - client_bytes - reads_bytes,
+        parts_bytes=memory_bytes - client_bytes - reads_bytes,
     )
 
 
@@ -68,7 +69,7 @@ def least_memory(limits: Limits, step_bytes: int) -> int:
     least, most = _reads_bytes(limits)
     rest = limits.concurrency * (limits.client_bytes + limits.kernel_bytes) + step_bytes
     with_an_eighth = (rest - 1) * 8 // 7 + 1  # the least memory of which seven eighths are the rest
-    return min(rest + most, max(rest + least, with_an_eighth))
+    return limits.process_count * min(rest + most, max(rest + least, with_an_eighth))
 
 
 def process_bytes(buffer_bytes: int, item_count: int) -> int:
