@@ -91,11 +91,13 @@ def over_budget(buffers: Buffers, step_bytes: int) -> OverBudget:
     """Return the error for a step that does not fit; it carries the limit that would suffice."""
     given = buffers.given
     needed_bytes = least_memory(given, step_bytes)
+    processes = f"{given.process_count} processes, each with " if given.process_count > 1 else ""
+    fewer = f"{option('processes')} or " if processes else ""
     return OverBudget(
         f"this conversion needs at least {needed_bytes} bytes of memory "
-        f"(concurrency {given.concurrency}), the limit is {given.memory_bytes}",
+        f"({processes}concurrency {given.concurrency}), the limit is {given.memory_bytes}",
         needed_bytes=needed_bytes,
-        hint=f"Allow {option('memory', f'{-(-needed_bytes >> 20)}MiB')}, or lower {option('concurrency')}.",
+        hint=f"Allow {option('memory', f'{-(-needed_bytes >> 20)}MiB')}, or lower {fewer}{option('concurrency')}.",
     )
 
 

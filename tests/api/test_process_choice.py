@@ -1,0 +1,73 @@
+"""How many processes a conversion gets."""
+
+import uuid
+
+import pytest
+from support.checkpoints import put_full, random_model
+
+import reshard
+from reshard.api import process_choice
+from reshard.errors import OverBudget, UsageError
+from reshard.storage import LocalStore, Location, MemoryStore, open_location
+
+MODEL = random_model({f"{i}.w": ("F32", (256, 1024)) for i in range(8)})
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _eight_cores(monkeypatch):
+    """And a conversion is large from one MiB on."""
+    monkeypatch.setattr(process_choice, "core_count", lambda: 8)
+    monkeypatch.setattr(process_choice, "_LEAST_TARGET_BYTES", MIB)
+    monkeypatch.setattr(process_choice, "_LEAST_MEMORY_BYTES", 32 * MIB)
+
+
+@pytest.fixture
+def source(tmp_path):
+    put_full(Location(LocalStore(tmp_path), "hf"), {"model.safetensors": MODEL})
+    return str(tmp_path / "hf")
+
+
+def count_of(source, target, **options):
+    return reshard.plan(source, str(target), **options).limits.process_count
+
+
+def test_cores_bytes_and_memory_bound_it(source, tmp_path, monkeypatch):
+    assert count_of(source, tmp_path / "to") == 8
+    assert count_of(source, tmp_path / "to", processes="auto", memory="100MiB") == 3
+    monkeypatch.setattr(process_choice, "_LEAST_TARGET_BYTES", 3 * MIB)
+    assert count_of(source, tmp_path / "to") == 2
+    monkeypatch.setattr(process_choice, "core_count", lambda: 1)
+    assert count_of(source, tmp_path / "to") == 1
+
+
+def test_a_number_is_taken_as_it_is(source, tmp_path):
+    assert count_of(source, tmp_path / "to", processes=3) == 3
+
+
+def test_small_conversions_have_one(source, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert count_of(source, tmp_path / "to") == 1
+
+
+def test_stores_of_this_process_alone_have_one(source, tmp_path):
+    assert count_of(source, f"memory://{uuid.uuid4().hex}/to") == 1
+    name = uuid.uuid4().hex
+    put_full(open_location(f"memory://{name}/hf"), {"model.safetensors": MODEL})
+    assert count_of(f"memory://{name}/hf", tmp_path / "to") == 1
+    assert MemoryStore(name).provider == "memory"
+
+
+def test_rather_fewer_than_a_refusal(source, tmp_path, monkeypatch):
+    """Each process needs room for a step."""
+    monkeypatch.setattr(process_choice, "_LEAST_MEMORY_BYTES", 1)
+    found = count_of(source, tmp_path / "to", memory="64MiB")
+    assert 1 < found < 8
+    with pytest.raises(OverBudget, match="8 processes"):
+        count_of(source, tmp_path / "to", memory="64MiB", processes=8)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "257", "1.5", True])
+def test_what_is_no_number_of_processes(source, tmp_path, value):
+    with pytest.raises(UsageError, match="expected auto, or a number from 1 to 256"):
+        count_of(source, tmp_path / "to", processes=value)
