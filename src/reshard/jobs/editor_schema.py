@@ -12,6 +12,7 @@ from ..api.option_field import (
     read_config,
     read_document,
     read_pairs,
+    read_process_count,
     read_ranks,
     read_ratio,
     read_text,
@@ -20,6 +21,7 @@ from ..api.option_field import (
 )
 from ..api.request import OPTIONS
 from ..errors import write_options
+from ..planning.limits import MOST_PROCESSES
 
 Json = dict[str, Any]
 
@@ -42,6 +44,10 @@ _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_config: [_TEXT, {"type": "object"}],
     read_ranks: [_TEXT, _TEXTS],
     read_ratio: [_TEXT],
+    read_process_count: [
+        {"type": "integer", "minimum": 1, "maximum": MOST_PROCESSES},
+        {"type": "string", "pattern": "^(auto|[0-9]+)$"},
+    ],
     parse_size: [{"type": "integer", "minimum": 1}, {"type": "string"}],
     parse_patience: [{"type": "number", "minimum": 0}, {"type": "string"}],
 }
