@@ -56,6 +56,10 @@ class FaultyStore:
         return self.inner.provider
 
     @property
+    def may_keep_checksums(self) -> bool:
+        return self.inner.may_keep_checksums
+
+    @property
     def limits(self) -> StoreLimits:
         return self.inner.limits
 

@@ -85,6 +85,10 @@ class RecordingReadStore(ReadStore):
     def provider(self) -> str:
         return self._inner.provider
 
+    @property
+    def may_keep_checksums(self) -> bool:
+        return self._inner.may_keep_checksums
+
     def head(self, key: str) -> ObjectInfo:
         self._count("head")
         return self._inner.head(key)
