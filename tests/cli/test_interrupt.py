@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_no_file(sparse: Path, tmp_path: Path):
     )
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
-    assert not target.exists()
+    assert not target.exists(), sorted(target.rglob("*"))
     assert [path.name for path in sparse.iterdir()] == ["model.safetensors"]
 
 
@@ -85,7 +85,7 @@ def test_impatience_leaves_nothing_either(sparse: Path, tmp_path: Path):
     )
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: nothing of this run was left behind"
-    assert not target.exists()
+    assert not target.exists(), sorted(target.rglob("*"))
 
 
 def test_what_was_sent_is_kept_and_the_same_command_goes_on(sparse: Path, s3):

@@ -64,6 +64,7 @@ class Journal:
         self._keys = list(earlier_keys)
         self._count = 0
         self._last_s = time.monotonic()
+        self._is_removed = False
 
     def begin(self, progressed: Progressed) -> None:
         """Write down where this run begins: what earlier ones have left, too."""
@@ -110,16 +111,20 @@ class Journal:
             with self._lock:
                 entries, self._entries = self._entries[:_MAX_ENTRIES], self._entries[_MAX_ENTRIES:]
                 self._last_s = time.monotonic()
-                if not entries:
+                if not entries or self._is_removed:
                     return
                 key = journal_key(self._place.key, self._run_id, self._count)
                 self._keys.append(key)
                 self._count += 1
             data = json.dumps({"format": _FORMAT, "entries": entries}, separators=(",", ":")).encode()
             self._store.put(key, *checked_body(data, Integrity.AUTO))
+            if self._is_removed:  # whoever removes it may have done so before the object was there
+                self._store.delete(key)
 
     def remove(self) -> None:
         """Remove the journal of this run, and those of the runs before it."""
+        with self._lock:
+            self._is_removed = True
         for key in self._keys:
             self._store.delete(key)
 
