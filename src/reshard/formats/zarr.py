@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from operator import add
 from typing import NamedTuple
 
 from ..errors import FormatError
@@ -219,9 +220,9 @@ class ZarrArray:
 
     def chunks(self) -> Iterator[tuple[str, Box]]:
         """Yield every chunk: its key, relative to the group, and its box, which may extend beyond the array."""
-        for index in product(*map(range, self.counts)):
-            start = tuple(i * size for i, size in zip(index, self.chunk_shape, strict=True))
-            yield f"{self.path}/{self.keys.name(index)}", Box((0,) * len(start), self.chunk_shape).shifted(start)
+        starts = [range(0, count * size, size) for count, size in zip(self.counts, self.chunk_shape, strict=True)]
+        for index, start in zip(product(*map(range, self.counts)), product(*starts), strict=True):
+            yield f"{self.path}/{self.keys.name(index)}", Box(start, tuple(map(add, start, self.chunk_shape)))
 
 
 def node_of(name: str) -> str:

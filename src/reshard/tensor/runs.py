@@ -225,11 +225,17 @@ def box_scatter(box_shape: Shape, source: tuple[Shape, Shape], target: tuple[Sha
     >>> box_scatter((2, 2), ((2, 4), (0, 1)), ((2, 2), (0, 0)), itemsize=2)
     Scatter(source=2, target=0, nbytes=4, counts=(2,), source_strides=(8,), target_strides=(4,))
     """
-    source_steps, target_steps = _strides(source[0], itemsize), _strides(target[0], itemsize)
-    first_source, first_target = sum(map(mul, source[1], source_steps)), sum(map(mul, target[1], target_steps))
+    source_steps, target_steps, moved = _from_corner(box_shape, source[0], target[0], itemsize)
+    return moved.moved(sum(map(mul, source[1], source_steps)), sum(map(mul, target[1], target_steps)))
+
+
+@lru_cache(1 << 12)  # a model has many boxes of few shapes, each somewhere else
+def _from_corner(box_shape: Shape, source: Shape, target: Shape, itemsize: int) -> tuple[list[int], list[int], Scatter]:
+    """Return the strides of two tensors, and how the box at the first element of both is moved."""
+    source_steps, target_steps = _strides(source, itemsize), _strides(target, itemsize)
     # Innermost first, as the sort of strided() leaves them.
     dims = zip(reversed(box_shape), reversed(source_steps), reversed(target_steps), strict=True)
-    return strided(dims, first_source, first_target, itemsize)
+    return source_steps, target_steps, strided(dims, 0, 0, itemsize)
 
 
 @lru_cache(1 << 12)  # a model has many tensors of few shapes

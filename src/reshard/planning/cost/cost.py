@@ -57,7 +57,7 @@ class Cost:
 
 @dataclass(slots=True)
 class _Total:
-    """The sums over all groups, or over what the streaming steps of one read and hold."""
+    """The sums over some steps and what they send."""
 
     needed: int = 0
     read: int = 0
@@ -72,27 +72,24 @@ class _Total:
     filled: int = 0
     largest: int = 0
 
+    def add(self, other: _Total) -> None:
+        """Add the sums of other steps."""
+        largest = max(self.largest, other.largest)
+        for name in _Total.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.largest = largest
+
 
 def count_cost(
     draft: Draft, groups: Sequence[Group], conversion: Conversion, buffers: Buffers, reader: RowReader
 ) -> Cost:
     """Add up what every step does; OverBudget if one does not fit the memory."""
-    total, known = _Total(), dict[Hashable, tuple[_Total, list[int]]]()
+    total, known = _Total(), dict[Hashable, _Total]()
     for index, group in enumerate(groups):
-        key = reader.equivalence.group(group)
+        key = reader.equivalence.group(group), tuple([len(draft.outputs[i].keys) for i in group.outputs])
         if key not in known:
-            steps = GroupSteps(draft, reader, index, group)
-            known[key] = _count_reads(steps, reader), steps.part_counts()
-        reads, part_counts = known[key]
-        _add_reads(total, reads)
-        if draft.has_copies(group.outputs):  # each part that the store copies is a step of its own
-            for part in GroupSteps(draft, reader, index, group).copied_parts():
-                key_count = len(draft.written_keys(group, part.output))
-                total.steps += 1
-                total.copied += key_count * part.range.nbytes
-                total.copies += key_count
-        for output, part_count in zip(group.outputs, part_counts, strict=True):
-            _add_output(total, draft, group, output, part_count)
+            known[key] = _count_group(draft, GroupSteps(draft, reader, index, group), group, reader)
+        total.add(known[key])
     if total.largest > buffers.parts_bytes:  # the size of tiles had been estimated
         raise over_budget(buffers, total.largest)
     documents, attachments = conversion.documents, conversion.attachments
@@ -112,6 +109,18 @@ def count_cost(
     )
 
 
+def _count_group(draft: Draft, steps: GroupSteps, group: Group, reader: RowReader) -> _Total:
+    total = _count_reads(steps, reader)
+    for part in steps.copied_parts():  # each is a step of its own
+        key_count = len(draft.written_keys(group, part.output))
+        total.steps += 1
+        total.copied += key_count * part.range.nbytes
+        total.copies += key_count
+    for output, part_count in zip(group.outputs, steps.part_counts(), strict=True):
+        _add_output(total, draft, group, output, part_count)
+    return total
+
+
 def _count_reads(steps: GroupSteps, reader: RowReader) -> _Total:
     counted = _Total()
     for number in steps.streaming:
@@ -125,15 +134,6 @@ def _count_reads(steps: GroupSteps, reader: RowReader) -> _Total:
             counted.read += block.range.nbytes
             counted.needed += block.needed_bytes
     return counted
-
-
-def _add_reads(total: _Total, reads: _Total) -> None:
-    total.needed += reads.needed
-    total.read += reads.read
-    total.gets += reads.gets
-    total.steps += reads.steps
-    total.filled += reads.filled
-    total.largest = max(total.largest, reads.largest)
 
 
 def _add_output(total: _Total, draft: Draft, group: Group, index: int, part_count: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..catalog import Catalog
@@ -10,6 +10,7 @@ from ..limits import Limits
 from ..outputs.output import Output, TargetTensor
 from ..outputs.streamed import CopiedRange, Streamed
 from ..outputs.walk import WalkItem, walk
+from .stored_boxes import StoredBoxes
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,6 +47,7 @@ class Draft:
     _walks: list[tuple[tuple[tuple[int, ...], tuple[WalkItem, ...]], ...]] = field(
         init=False, repr=False, compare=False, default_factory=lambda: [()]
     )
+    _stored: dict[int, StoredBoxes] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def walk(self, outputs: Sequence[int]) -> tuple[WalkItem, ...]:
         """Return the tensors of a group of outputs; see :func:`reshard.planning.outputs.walk.walk`."""
@@ -57,6 +59,13 @@ class Draft:
         self._walks[0] = (*kept[-1:], (key, items))
         return items
 
+    def stored(self, entry: int) -> StoredBoxes:
+        """Return the boxes that an entry is stored in."""
+        if entry not in self._stored:
+            placements = self.catalog.entries[entry].placements
+            self._stored[entry] = StoredBoxes.of([placement.box for placement in placements])
+        return self._stored[entry]
+
     def copied(self, output: int) -> tuple[CopiedRange, ...]:
         """Return the ranges of an output that the store copies from the source."""
         return self.copied_ranges[output] if self.copied_ranges else ()
@@ -64,6 +73,11 @@ class Draft:
     def streamed(self, output: int) -> Streamed:
         """Return what of an output passes through the client."""
         return Streamed(self.outputs[output].frame, self.copied(output))
+
+    def distinct_streamed(self, outputs: Iterable[int]) -> list[Streamed]:
+        """Return what of some outputs passes through the client, once for those that are framed and copied alike."""
+        distinct = {(id(self.outputs[i].frame), self.copied(i)): i for i in outputs}
+        return [self.streamed(i) for i in distinct.values()]
 
     def has_copies(self, outputs: Sequence[int]) -> bool:
         """Return whether the store copies some of these outputs from the source."""

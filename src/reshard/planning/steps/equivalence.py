@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from operator import sub
 
 from ..outputs.layouts import OutputLayout
 from ..outputs.output import Computation, TargetTensor
@@ -29,18 +30,23 @@ class Equivalence:
         self._entries: dict[int, int] = {}
         self._layouts: dict[int, int] = {}
         self._outputs: dict[int, int] = {}
+        self._shapes: dict[int, int] = {}
         slice_count = sum(len(output.tensors) for output in draft.outputs)
         # The sizes of tiles differ a little from place to place, and must fit the memory: there each group counts.
         self._is_exact = slice_count <= many_slices or any(tensor.tile_itemsize for tensor in draft.tensors)
 
     def group(self, group: Group) -> Hashable:
         """Return what groups have in common of which one is counted for all."""
-        if self._draft.has_copies(group.outputs) or (self._is_exact and not self._reads_one_box(group.outputs)):
+        if (moved := self._moved(group.outputs)) is not None:
+            return group.cuts, moved
+        if self._is_exact or self._draft.has_copies(group.outputs):
             return group.outputs
         return group.cuts, tuple(map(self.output, group.outputs))
 
     def together(self, outputs: Sequence[int]) -> Hashable:
         """Return the class of outputs that are written together, which decides where they can be cut."""
+        if (moved := self._moved(outputs)) is not None:
+            return moved
         first = self._draft.outputs[outputs[0]].tensors
         if all(self._draft.outputs[i].tensors == first for i in outputs[1:]):
             return tuple(map(self.output, outputs))
@@ -50,11 +56,19 @@ class Equivalence:
     def family(self, outputs: Sequence[int]) -> Hashable:
         """Return what families of outputs share that are divided into equal groups."""
         # Ranks read different boxes, which the class of their outputs does not say.
-        return tuple(outputs) if self._draft.outputs[outputs[0]].layout else self.together(outputs)
+        if self._draft.outputs[outputs[0]].layout:
+            return tuple(outputs)
+        return self.together(outputs)
 
     def is_many(self, outputs: Sequence[int]) -> bool:
         """Return whether outputs hold very many slices."""
         return sum(len(self._draft.outputs[i].tensors) for i in outputs) > self._many_slices
+
+    def scored(self, members: Sequence[int], *, is_many: bool) -> Hashable:
+        """Return the class of outputs by what they read; if slices are many, that of their layouts."""
+        if (moved := self._moved(members)) is not None:
+            return moved
+        return tuple(map(self.output, members)) if is_many else members[0]
 
     def tensor(self, tensor: int) -> int:
         """Return the class of a target's tensor."""
@@ -74,19 +88,40 @@ class Equivalence:
         return self._layout(layout)
 
     def member(self, output: int) -> Hashable:
-        """Return what outputs of one group share that always advance together: their layout and copied ranges."""
+        """Return what outputs of one group share that always advance together: their layout and copied ranges.
+
+        Chunks of a tensor that is stored in one piece, and so has no units, do if their shapes are equal.
+        """
         found = self._draft.outputs[output]
+        if found.layout is None and len(found.tensors) == 1 and whole_placement(self._draft, found.tensors[0]):
+            return found.tensors[0], self._shape(output)  # bands of a zarr array
         return id(found.layout or found), self._copied(output)
 
     def _copied(self, output: int) -> tuple[tuple[int, int], ...]:
         return tuple((run.start, run.stop) for run in self._draft.copied(output))
 
-    def _reads_one_box(self, outputs: Sequence[int]) -> bool:
-        """Return whether outputs hold one tensor, stored in one box: then no neighbour in the object matters."""
-        first = self._draft.outputs[outputs[0]].tensors
-        if len(first) != 1 or any(self._draft.outputs[i].tensors != first for i in outputs):
-            return False
-        return whole_placement(self._draft, first[0]) is not None
+    def _moved(self, outputs: Sequence[int]) -> Hashable | None:
+        """Return the class of outputs that hold boxes of one tensor, up to where in it they are; None for others.
+
+        The tensor is stored in one piece: what is read for boxes elsewhere is the same at other addresses, and no
+        neighbour in the object matters. So are the bands of chunks of a zarr array.
+        """
+        drafted = self._draft.outputs
+        first = drafted[outputs[0]]
+        if len(first.tensors) != 1 or whole_placement(self._draft, first.tensors[0]) is None:
+            return None
+        if any(drafted[i].tensors != first.tensors for i in outputs):
+            return None
+        origin = first.boxes[0].start
+        return tuple([(self._shape(i), *map(sub, drafted[i].boxes[0].start, origin)) for i in outputs])
+
+    def _shape(self, index: int) -> int:
+        """Return the class of an output of one tensor, up to where in the tensor its box is."""
+        if index not in self._shapes:
+            output = self._draft.outputs[index]
+            held = self.tensor(output.tensors[0]), output.boxes[0].shape, self._copied(index)
+            self._shapes[index] = self._number(("shape", held, output.frame.extents, output.frame.nbytes))
+        return self._shapes[index]
 
     def _alone(self, index: int) -> int:
         """Return the class of an output without a layout; those that hold several tensors have one each."""

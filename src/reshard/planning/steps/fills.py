@@ -8,8 +8,9 @@ the pieces, and the stored boxes. Steps, cost, copies, staging and explanations 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from operator import add, ge, sub
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from operator import add, sub
 from typing import NamedTuple
 
 from ...models.lora import adapter_boxes
@@ -29,6 +30,7 @@ from ..catalog import Entry, Placement
 from ..outputs.output import Computation, Piece
 from ..outputs.walk import Slice, WalkItem
 from .draft import Draft
+from .stored_boxes import AlikeBoxes
 
 OnComputed = Callable[[Piece, Patch], None]
 """Takes a piece whose values are computed, and the part of its patch that is in the box."""
@@ -74,6 +76,49 @@ def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnCom
             on_computed(piece, patch)
         else:
             yield from _stored(draft, piece.source, patch, held)
+
+
+def alike_fills(
+    draft: Draft, tensor: int, boxes: Sequence[tuple[Box, Box]]
+) -> Iterator[tuple[AlikeBoxes, list[Fill]]] | None:
+    """Find what stored boxes give to boxes of a target's tensor: those that give alike, and what the first one gives.
+
+    Each box comes with the one that its target buffer holds; what is computed counts as if it were moved. None where
+    boxes have to be looked at one by one: the entries are not stored in grids, or pieces are not plain or share one.
+    """
+    pieces = draft.tensors[tensor].pieces
+    if len({piece.source for piece in pieces}) < len(pieces):
+        return None
+    if not all(piece.patch.is_plain and draft.stored(piece.source).is_even_grid for piece in pieces):
+        return None
+    return _alike_fills(draft, pieces, boxes)
+
+
+def _alike_fills(
+    draft: Draft, pieces: Sequence[Piece], boxes: Sequence[tuple[Box, Box]]
+) -> Iterator[tuple[AlikeBoxes, list[Fill]]]:
+    for piece in pieces:
+        parts = [(patch, held) for box, held in boxes if (patch := piece.patch.within_target(box)) is not None]
+        entry = draft.catalog.entries[piece.source]
+        for alike, positions in draft.stored(piece.source).alike([patch.source_box for patch, _ in parts]):
+            place = (alike.first_place,)
+            some = (_stored_plainly(piece.source, entry, *parts[position], place) for position in positions)
+            yield alike, list(chain.from_iterable(some))
+
+
+def moved_boxes(draft: Draft, tensor: int, boxes: Sequence[Box]) -> tuple[tuple[Box, ...], int] | None:
+    """Move boxes of a target's tensor, in its entry, to where the first stored boxes give to them alike.
+
+    Return them, and the number of places that they were moved by; None if what fills them is not one grid that moves.
+    """
+    piece, *others = draft.tensors[tensor].pieces
+    if others or not boxes or piece.computation is not None or not piece.patch.is_plain:
+        return None
+    stored = draft.stored(piece.source)
+    if not stored.is_even_grid:
+        return None
+    offset = tuple(map(sub, piece.patch.source_start, piece.patch.target_start))
+    return stored.moved([box.shifted(offset) for box in boxes])
 
 
 def slice_fills(
@@ -128,29 +173,27 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     if len(placements) == 1:  # it holds all of the tensor
         yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
         return
+    places = draft.stored(index).near(patch.source_hull)
     if patch.is_plain:
-        yield from _stored_plainly(index, entry, patch, held)
+        yield from _stored_plainly(index, entry, patch, held, places)
         return
-    hull = patch.source_hull
-    for place, placement in enumerate(placements):
-        if placement.box.intersect(hull) is None:  # as of nearly all chunks of a zarr array
-            continue
+    for place in places:
+        placement = placements[place]
         for part in view_boxes(patch.source_views, placement.box):
             common = patch.within_source(part)
             if common is not None:
                 yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
 
 
-def _stored_plainly(index: int, entry: Entry, patch: Patch, held: Box) -> Iterator[Fill]:
-    """Find the stored boxes that a plain patch takes from: as :func:`_stored` does, without factors, and quicker."""
+def _stored_plainly(index: int, entry: Entry, patch: Patch, held: Box, places: Iterable[int]) -> Iterator[Fill]:
+    """Find what stored boxes give to a plain patch: as :func:`_stored` does, without factors, and quicker."""
     itemsize, held_shape = extent_of(entry.spec)[1], held.shape
     hull = patch.source_box
     # From an element of the entry to its place in the target's buffer.
     offset = tuple(a - b - c for a, b, c in zip(patch.target_start, patch.source_start, held.start, strict=True))
-    for place, placement in enumerate(entry.placements):
+    for place in places:
+        placement = entry.placements[place]
         box = placement.box
-        if any(map(ge, box.start, hull.stop)) or any(map(ge, hull.start, box.stop)):  # nearly all chunks of an array
-            continue
         start, stop = tuple(map(max, box.start, hull.start)), tuple(map(min, box.stop, hull.stop))
         source, target = tuple(map(sub, start, box.start)), tuple(map(add, start, offset))
         shape = tuple(map(sub, stop, start))

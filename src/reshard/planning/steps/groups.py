@@ -11,7 +11,7 @@ from ..outputs.output import Output, TargetTensor, group_by_layout
 from ..outputs.streamed import Streamed
 from .buffers import Buffers, least_memory, over_budget
 from .cuts import CutFinder, Cuts
-from .draft import Draft, Group
+from .draft import Cut, Draft, Group
 from .row_reads import RowReader
 
 _WORTH_SHARING = 1.01
@@ -25,16 +25,28 @@ def output_families(outputs: Sequence[Output], tensors: Sequence[TargetTensor]) 
     the same rows). Outputs that hold each box as one run go with those of the same tensors.
     """
     families: dict[Hashable, list[int]] = {}
+    known: dict[Hashable, tuple[tuple[int, ...], list[int]]] = {}  # of outputs of one tensor: chunks of few shapes
     for positions in group_by_layout(outputs):
         output = outputs[positions[0]]
-        boxes = zip(output.tensors, output.boxes, strict=True)
-        strided = [slot for slot, (t, box) in enumerate(boxes) if not _is_one_run(box, extent_of(tensors[t].spec)[0])]
-        slots = _row_slots(output, strided, tensors)
-        held = tuple(output.tensors[slot] for slot in strided) or output.tensors
+        if len(output.tensors) > 1 or output.layout is not None:
+            held, slots = _strided(output, tensors)
+        else:
+            key = output.tensors, output.boxes[0].shape if output.tensors else ()
+            held, slots = known.get(key) or known.setdefault(key, _strided(output, tensors))
         for position in positions:
-            rows = tuple(outputs[position].boxes[slot].start[0] for slot in slots)
+            rows = tuple([outputs[position].boxes[slot].start[0] for slot in slots])
             families.setdefault((held, rows), []).append(position)
     return sorted(map(sorted, families.values()))
+
+
+def _strided(output: Output, tensors: Sequence[TargetTensor]) -> tuple[tuple[int, ...], list[int]]:
+    """Return the tensors whose boxes have bytes of other outputs in between, and slots that decide which rows it holds.
+
+    If there are none, all of its tensors.
+    """
+    boxes = zip(output.tensors, output.boxes, strict=True)
+    strided = [slot for slot, (t, box) in enumerate(boxes) if not _is_one_run(box, extent_of(tensors[t].spec)[0])]
+    return tuple(output.tensors[slot] for slot in strided) or output.tensors, _row_slots(output, strided, tensors)
 
 
 def _row_slots(output: Output, slots: Sequence[int], tensors: Sequence[TargetTensor]) -> list[int]:
@@ -82,13 +94,15 @@ def form_groups(
     if least_memory(buffers.given, least_bytes) > buffers.given.memory_bytes:
         raise over_budget(buffers, least_bytes)
     best: dict[Hashable, int] = {}
+    cuts: dict[Hashable, list[tuple[Cut, ...]]] = {}
     for key, family in classes.items():
         fitting = [size for size, step_bytes in steps[key].items() if step_bytes <= buffers.parts_bytes]
         best[key] = _best_size(reader, family, fitting)
+        cuts[key] = [_cuts(draft, finder, members, buffers) for members in _divided(family, best[key])]
     return tuple(
-        _group(draft, finder, members, buffers)
+        Group(tuple(members), some)
         for key, family in zip(keys, families, strict=True)
-        for members in _divided(family, best[key])
+        for members, some in zip(_divided(family, best[key]), cuts[key], strict=True)
     )
 
 
@@ -126,19 +140,19 @@ def _best_size(reader: RowReader, family: Sequence[int], fitting: Sequence[int])
 
 
 def _score(reader: RowReader, family: Sequence[int], size: int) -> int:
-    """Return the score of what groups of a size read; if slices are many, one group is scored for all of its class."""
+    """Return the score of what groups of a size read."""
     is_many = reader.equivalence.is_many(family)
     found: dict[Hashable, int] = {}
     total = 0
     for members in _divided(family, size):
-        key: Hashable = tuple(map(reader.equivalence.output, members)) if is_many else members[0]
+        key = reader.equivalence.scored(members, is_many=is_many)
         if key not in found:
             found[key] = reader.scores.group(members)
         total += found[key]
     return total
 
 
-def _group(draft: Draft, finder: CutFinder, members: Sequence[int], buffers: Buffers) -> Group:
+def _cuts(draft: Draft, finder: CutFinder, members: Sequence[int], buffers: Buffers) -> tuple[Cut, ...]:
     limits = draft.limits
     # Enough steps in flight that reading one and sending another overlap, whatever the group's size.
     in_flight = max(2, -(-2 * limits.concurrency // len(members)))
@@ -147,13 +161,13 @@ def _group(draft: Draft, finder: CutFinder, members: Sequence[int], buffers: Buf
     cuts = finder.cut(members, max(least, wished))
     if cuts.step_bytes > buffers.parts_bytes or not _is_accepted(draft, members, cuts):
         cuts = finder.cut(members, least)
-    return Group(tuple(members), cuts.cuts)
+    return cuts.cuts
 
 
 def _least_part_bytes(draft: Draft, members: Sequence[int]) -> int:
     """Return the size of the smallest parts that are not too many."""
     most = draft.limits.max_part_count - 1
-    streamed = [draft.streamed(i) for i in members]
+    streamed = draft.distinct_streamed(members)
     fewest = max(-(-each.nbytes // max(1, most - _extra_parts(draft, each))) for each in streamed)
     return max(draft.limits.min_part_bytes, fewest)
 
@@ -166,5 +180,5 @@ def _extra_parts(draft: Draft, streamed: Streamed) -> int:
 def _is_accepted(draft: Draft, members: Sequence[int], cuts: Cuts) -> bool:
     """Return whether the store accepts parts of this length and number."""
     limits = draft.limits
-    extra = max(_extra_parts(draft, draft.streamed(i)) for i in members)
+    extra = max(_extra_parts(draft, each) for each in draft.distinct_streamed(members))
     return len(cuts.cuts) + extra < limits.max_part_count and cuts.part_bytes <= limits.max_part_bytes

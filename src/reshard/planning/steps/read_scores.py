@@ -14,14 +14,14 @@ from ..limits import Limits
 from ..outputs.layouts import OutputLayout
 from .draft import Draft
 from .equivalence import Equivalence
-from .fills import box_fills, slice_fills
+from .fills import alike_fills, box_fills, moved_boxes, slice_fills
 from .reads import NeededRange, bridge, check_work, join_runs, needed_ranges, score, spread
 
 _BoxRuns = tuple[tuple[tuple[int, int], Runs], ...]
 
 
 class BoxScore(NamedTuple):
-    """The score of what is read of one stored box of a tensor's ``slot``-th entry.
+    """The score of what is read of one stored box of a tensor's ``slot``-th entry, or of several that are alike.
 
     ``alone`` counts every request, ``shared`` not that of the first range, which may be joined to one for a neighbour
     in the object, and not those that limit the length of reads: they are the same for every grouping.
@@ -117,18 +117,37 @@ class ReadScores:
     def _score(self, key: Hashable, tensor: int, boxes: Iterable[Box]) -> tuple[BoxScore, ...]:
         """Return the scores of reading some boxes of a tensor together."""
         if key not in self._scores:
+            boxes = [box for box in boxes if not box.is_empty]
+            moved, _ = moved_boxes(self._draft, tensor, boxes) or (boxes, 0)
+            alike = self._equivalence.tensor(tensor), frozenset(moved)
+            if alike not in self._scores:
+                self._scores[alike] = tuple(self._find_scores(tensor, boxes))
+            self._scores[key] = self._scores[alike]
+        return self._scores[key]
+
+    def _find_scores(self, tensor: int, boxes: Iterable[Box]) -> Iterator[BoxScore]:
+        alike = alike_fills(self._draft, tensor, [(box, box) for box in boxes])
+        if alike is None:
             runs: dict[tuple[int, int], set[Runs]] = {}
             for box in boxes:
                 for at, some in self._box_runs(tensor, box):
                     runs.setdefault(at, set()).add(some)
-            self._scores[key] = tuple(self._box_score(slot, some) for (slot, _), some in runs.items())
-        return self._scores[key]
+            for (slot, _), wanted in runs.items():
+                yield self._box_score(slot, wanted)
+            return
+        slots = self._slots_of(tensor)
+        for cells, fills in alike:
+            slot, shared, alone = self._box_score(slots[fills[0].entry], {fill.scatter.source_runs for fill in fills})
+            yield BoxScore(slot, cells.place_count * shared, cells.place_count * alone)
+
+    def _slots_of(self, tensor: int) -> dict[int, int]:
+        return {entry: slot for slot, entry in enumerate(self._equivalence.entries(tensor))}
 
     def _box_runs(self, tensor: int, box: Box) -> _BoxRuns:
         """Return what fills a box: the slot of an entry, its placement, and runs there."""
         key = self._equivalence.tensor(tensor), box
         if key not in self._runs:  # every grouping asks for the same boxes
-            slots = {entry: slot for slot, entry in enumerate(self._equivalence.entries(tensor))}
+            slots = self._slots_of(tensor)
             fills = () if box.is_empty else box_fills(self._draft, tensor, box, box)
             self._runs[key] = tuple(((slots[fill.entry], fill.place), fill.scatter.source_runs) for fill in fills)
         return self._runs[key]

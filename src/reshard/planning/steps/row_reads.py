@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ...errors import PlanError
-from ...tensor import Box, ByteRange, Patch, Runs
+from ...tensor import Box, ByteRange, Patch, Runs, row_major_boxes
 from ..limits import Limits
 from ..outputs.layouts import DeviceBoxes
 from ..outputs.output import Output, Piece
@@ -20,9 +20,10 @@ from ..outputs.streamed import Streamed
 from ..outputs.walk import Slice, SliceGroup, WalkItem
 from .draft import Draft
 from .equivalence import MANY_SLICES, Equivalence
-from .fills import Fill, computation_inputs, input_fills, slice_fills
+from .fills import Fill, alike_fills, computation_inputs, input_fills, moved_boxes, slice_fills
 from .read_scores import ReadScores
 from .reads import NeededRange, bridge, check_range_count, coalesce, join_runs, split, spread
+from .stored_boxes import AlikeBoxes
 from .tiles import TileCollector, TileTarget
 
 Rows = tuple[WalkItem, int, int]
@@ -66,6 +67,10 @@ class RowReads:
     tile_bytes: int
     computed: tuple[int, ...] = ()
 
+    def moved(self, place_count: int) -> RowReads:
+        """Return the same reads of stored boxes so many places further on."""
+        return replace(self, boxes=tuple([(slot, place + place_count, one) for slot, place, one in self.boxes]))
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -86,7 +91,8 @@ class RowReader:
         self.equivalence = Equivalence(draft, many_slices)
         self.scores = ReadScores(draft, self.equivalence)
         self._draft = draft
-        self._found: dict[Hashable, RowReads] = {}
+        self._found: dict[Hashable, tuple[RowReads, int]] = {}
+        self._moved: dict[Hashable, tuple[Hashable, int]] = {}
         self._devices: dict[int, tuple[Sequence[int], Hashable]] = {}
         self._tokens: dict[Hashable, int] = {}
         self.work = 0
@@ -115,8 +121,7 @@ class RowReader:
             # Always the first replica: neighbours are together in it, and outputs share what is read.
             index, first_byte = self._draft.catalog.entries[entry].placements[place].holders[0]
             by_object.setdefault(index, []).append((first_byte, one))
-        limits = self._draft.limits
-        blocks = [block for index in sorted(by_object) for block in _blocks(index, by_object[index], limits)]
+        blocks = list(_all_blocks(by_object, self._draft.limits))
         self.work += len(boxes) + len(blocks)
         return blocks, tile_bytes
 
@@ -144,11 +149,23 @@ class RowReader:
             return self._find(item, first, last, streamed)
         # Who holds what of a tensor, whichever tensor it is.
         holders = tuple(self._holder(item.slices.outputs, group) for group in item.slices.groups)
-        key = self.equivalence.tensor(item.tensor), holders, first, last
-        found = self._found.get(key)
-        if found is None:
-            found = self._found[key] = self._find(item, first, last, None)
-        return found
+        held = self.equivalence.tensor(item.tensor), holders
+        if held not in self._moved:
+            self._moved[held] = self._towards_first(item, holders)
+        alike, moved = self._moved[held]
+        key = held[0], alike, first, last
+        if key not in self._found:
+            self._found[key] = self._find(item, first, last, None), moved
+        found, there = self._found[key]
+        return found if there == moved else found.moved(moved - there)
+
+    def _towards_first(self, item: WalkItem, holders: Hashable) -> tuple[Hashable, int]:
+        """Return what slices of a tensor have in common that take alike from a grid, and from which of its places on.
+
+        Ranks that hold other columns take from other chunks what these take from theirs.
+        """
+        boxes = [held.box for held in item.slices]
+        return moved_boxes(self._draft, item.tensor, boxes) or (holders, 0)
 
     def _find(self, item: WalkItem, first: int, last: int, streamed: Sequence[Streamed] | None) -> RowReads:
         found = _Collector(self._draft, streamed)
@@ -179,22 +196,49 @@ class _Collector:
         self._draft = draft
         self._streamed = streamed
         self._runs: dict[tuple[int, int], set[Runs]] = {}
+        self._alike: list[tuple[int, AlikeBoxes, set[Runs]]] = []  # of an entry that has no other runs
         self.tiles = TileCollector()
 
     def boxes(self) -> Iterator[tuple[int, int, BoxReads]]:
         """Yield what is read of each stored box, after its entry and its placement."""
         for (entry, place), runs in self._runs.items():
             yield entry, place, BoxReads.of(runs, self._draft.limits)
+        for entry, cells, runs in self._alike:
+            reads = BoxReads.of(runs, self._draft.limits)
+            for place in cells.places():
+                yield entry, place, reads
 
     def add_rows(self, item: WalkItem, first: int, last: int) -> None:
         """Add some rows of what all outputs hold."""
         seen: set[tuple[Box, int, int]] = set()
+        wanted: list[tuple[Slice, int, int]] = []
         for held in item.slices:
             start, stop = item.element_of(held, first), item.element_of(held, last)
             if start < stop and (self._streamed is not None or (held.box, start, stop) not in seen):
                 seen.add((held.box, start, stop))
-                for a, b in self._spans(item, held.member, held.slot, start, stop):
-                    self._add(item, held, a, b)
+                wanted += [(held, a, b) for a, b in self._spans(item, held.member, held.slot, start, stop)]
+        if not self._add_alike(item, wanted):
+            for held, a, b in wanted:
+                self._add(item, held, a, b)
+
+    def _add_alike(self, item: WalkItem, wanted: Sequence[tuple[Slice, int, int]]) -> bool:
+        """Add elements of slices, if what is read of many stored boxes is alike; return whether it is."""
+        if any(piece.computation for piece in self._draft.tensors[item.tensor].pieces):
+            return False
+        boxes = [
+            (local.shifted(held.box.start), held.box)
+            for held, a, b in wanted
+            for local in row_major_boxes(held.box.shape, a, b)
+        ]
+        alike = alike_fills(self._draft, item.tensor, boxes)
+        if alike is None:
+            return False
+        filled = 0
+        for cells, fills in alike:
+            self._alike.append((fills[0].entry, cells, {fill.scatter.source_runs for fill in fills}))
+            filled += cells.place_count * sum(fill.element_count for fill in fills)
+        self._check_filled(item, filled, sum(b - a for _, a, b in wanted))
+        return True
 
     def _spans(self, item: WalkItem, member: int, slot: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         if self._streamed is not None:
@@ -210,11 +254,13 @@ class _Collector:
             self.tiles.add(piece, TileTarget(patch, held.box, item.itemsize, 0, 0))
 
         filled = self._add_fills(slice_fills(self._draft, item, held, (start, stop), on_computed))
-        if filled + computed_count != stop - start:
+        self._check_filled(item, filled + computed_count, stop - start)
+
+    def _check_filled(self, item: WalkItem, filled: int, wanted: int) -> None:
+        if filled != wanted:
             name = self._draft.tensors[item.tensor].spec.name
             raise PlanError(
-                f"{name}: {filled + computed_count} of {stop - start} elements are filled: the boxes of the source "
-                "do not tile the tensor"
+                f"{name}: {filled} of {wanted} elements are filled: the boxes of the source do not tile the tensor"
             )
 
     def _add_fills(self, fills: Iterable[Fill]) -> int:
@@ -234,6 +280,21 @@ class _Collector:
                 nbytes += entries[entry].spec.dtype.nbytes(wanted.element_count)
                 self._add_fills(input_fills(self._draft, entry, wanted))
         return nbytes
+
+
+def _all_blocks(by_object: Mapping[int, Sequence[tuple[int, BoxReads]]], limits: Limits) -> Iterator[Block]:
+    """Join and divide what is read of each object; where it is one box, as of chunks, once for all that are alike."""
+    alone: dict[tuple[int, int], list[Block]] = {}
+    for index in sorted(by_object):
+        placed = by_object[index]
+        if len(placed) > 1:
+            yield from _blocks(index, placed, limits)
+            continue
+        [(first, reads)] = placed
+        if (first, id(reads)) not in alone:
+            alone[first, id(reads)] = list(_blocks(index, placed, limits))
+        for block in alone[first, id(reads)]:
+            yield Block(index, block.range, block.needed_bytes)
 
 
 def _blocks(index: int, placed: Sequence[tuple[int, BoxReads]], limits: Limits) -> Iterator[Block]:

@@ -12,10 +12,10 @@ from typing import ClassVar
 from ...errors import PlanError, option, raise_all
 from ...formats.frame import Extent, Frame
 from ...formats.zarr import DOCUMENT, MAX_NODE_LENGTH, ZarrArray, encode_array, encode_group, node_of
-from ...tensor import Shape, TensorSpec, extent_of
+from ...tensor import Box, Shape, TensorSpec, extent_of
 from ..catalog import SourceSharding
 from ..limits import MIB
-from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, local_spec, sample, whole_box
+from ..outputs.output import Document, Output, SourceMetadata, TargetTensor, local_spec, sample
 from .target import Target
 
 MAX_CHUNK_COUNT = 1 << 20
@@ -35,12 +35,16 @@ class ChunkOutput(Output):
     @cached_property
     def frame(self) -> Frame:
         """The box's elements from byte 0, then the padding."""
-        [spec] = self.specs
-        shape, itemsize = extent_of(spec)
-        elements = Extent(0, 0, math.prod(shape), itemsize, 0)
-        stop = elements.stop + self.padding_bytes
-        zeros = ((at, _ZEROS[: min(MIB, stop - at)]) for at in range(elements.stop, stop, MIB))
-        return Frame(tuple(zeros), (elements,), stop)
+        shape, itemsize = extent_of(self.specs[0])
+        return _chunk_frame(math.prod(shape), itemsize, self.padding_bytes)
+
+
+@lru_cache(1 << 10)  # most chunks are of a few lengths
+def _chunk_frame(element_count: int, itemsize: int, padding_bytes: int) -> Frame:
+    elements = Extent(0, 0, element_count, itemsize, 0)
+    stop = elements.stop + padding_bytes
+    zeros = ((at, _ZEROS[: min(MIB, stop - at)]) for at in range(elements.stop, stop, MIB))
+    return Frame(tuple(zeros), (elements,), stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +130,16 @@ class ZarrTarget(Target):
 
 
 def _chunks(array: ZarrArray, index: int, tensor: TargetTensor) -> Iterator[ChunkOutput]:
-    whole, itemsize = whole_box(tensor), extent_of(tensor.spec)[1]
+    extent, itemsize = extent_of(tensor.spec)
+    chunk_nbytes, tensors, metadata = array.chunk_nbytes, (index,), dict[str, str]()
+    known: dict[Shape, tuple[tuple[TensorSpec], int]] = {}  # nearly all chunks have one shape
     for key, box in array.chunks():
-        held = box.intersect(whole)
-        assert held is not None
-        spec = local_spec(tensor.spec, held)
-        padding_bytes = array.chunk_nbytes - held.element_count * itemsize
-        yield ChunkOutput((key,), (index,), (held,), (spec,), {}, padding_bytes=padding_bytes)
+        held = Box(box.start, tuple(map(min, box.stop, extent)))
+        shape = held.shape
+        if shape not in known:
+            known[shape] = (local_spec(tensor.spec, held),), chunk_nbytes - math.prod(shape) * itemsize
+        specs, padding_bytes = known[shape]
+        yield ChunkOutput((key,), tensors, (held,), specs, metadata, padding_bytes=padding_bytes)
 
 
 def _shape_problem(spec: TensorSpec, chunk_shape: Shape) -> str:
