@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from support.checkpoints import encode, random_model
-from support.damaging_proxy import Damage, Damages, Kind, damaging
+from support.fault_proxy import Damages, Kind, faulty
 from support.s3_servers import S3Server
 from support.settings import clear_settings
 
@@ -77,7 +78,7 @@ def reaching(server: S3Server) -> Iterator[None]:
 
 @contextmanager
 def damaged(server: S3Server, damages: Damages, folder: Path | None) -> Iterator[None]:
-    with damaging(server, damages, folder) as proxy, reaching(proxy):
+    with faulty(server, damages, folder) as proxy, reaching(proxy):
         yield
 
 
@@ -129,7 +130,7 @@ def check_writing(
 @pytest.mark.server
 @pytest.mark.parametrize(("server", "tls", "kind", "damage", "every"), QUICK)
 def test_damaged_on_the_way_to_a_store(
-    request, tmp_path, source, expected, server: str, tls: bool, kind: Kind, damage: Damage, every: int
+    request, tmp_path, source, expected, server: str, tls: bool, kind: Kind, damage: Literal["flip", "drop"], every: int
 ) -> None:
     folder = tmp_path if tls else None
     outcome = check_writing(request.getfixturevalue(server), Damages(kind, damage, every), source, expected, folder)
@@ -165,7 +166,7 @@ def test_a_store_that_checks_nothing_is_refused_if_it_must(moto_url, source, mon
 @pytest.mark.server
 @pytest.mark.parametrize(("server", "tls", "kind", "damage", "every"), ALL)
 def test_every_damage_on_the_way_to_a_store(
-    request, tmp_path, source, expected, server: str, tls: bool, kind: Kind, damage: Damage, every: int
+    request, tmp_path, source, expected, server: str, tls: bool, kind: Kind, damage: Literal["flip", "drop"], every: int
 ) -> None:
     damages = Damages(kind, damage, every)
     check_writing(request.getfixturevalue(server), damages, source, expected, tmp_path if tls else None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from reshard.errors import NotFound, StorageError, Unsupported, UsageError
+from reshard.errors import NotFound, StorageError, Transient, Unsupported, UsageError
 from reshard.storage import RetryPolicy, Upload
 from reshard.storage.s3_settings import S3Settings, s3_settings
 from reshard.storage.s3_store import S3Store
@@ -64,7 +64,7 @@ def test_length_and_etag_come_from_head() -> None:
 
 
 def test_error_inside_an_answer_of_200_is_tried_again() -> None:
-    client = Scripted(failed("InternalError", 500), {})
+    client = Scripted(failed("InternalError", 500), {"Key": "k"})
     store(client).complete_upload(UPLOAD, PARTS)
     assert client.completes == 2
 
@@ -107,14 +107,19 @@ def test_old_object_is_not_taken_for_the_new_one(before: object, after: object) 
 
 @pytest.mark.parametrize("before", [None, "old-2", DENIED])
 def test_complete_asks_for_the_object_once_before_and_once_after(before: object) -> None:
-    client = Scripted({}, before=before)
+    client = Scripted({"Key": "k"}, before=before)
     assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
     assert (client.heads, client.completes) == (2, 1)
 
 
 def test_upload_that_never_was_is_a_failure() -> None:
     with pytest.raises(NotFound, match="not open any more"):
-        store(Scripted(failed("NoSuchUpload", 404))).complete_upload(UPLOAD, PARTS)
+        store(Scripted(failed("NoSuchUpload", 404), etag=failed("404", 404))).complete_upload(UPLOAD, PARTS)
+
+
+def test_a_complete_that_was_delivered_twice_is_no_failure() -> None:
+    """Something between sent it again, and the answer is that to the second."""
+    assert store(Scripted(failed("NoSuchUpload", 404))).complete_upload(UPLOAD, PARTS).etag == "abc-2"
 
 
 @pytest.mark.parametrize("found", ["of-one-put", "abc-3", failed("404", 404)])
@@ -142,3 +147,32 @@ def test_stores_that_want_equal_parts_are_refused() -> None:
     r2 = S3Store(settings("https://account.r2.cloudflarestorage.com"))
     with pytest.raises(Unsupported, match="of equal length"):
         r2.create_upload("k")
+
+
+@pytest.mark.parametrize("lost", [{}, {"ServerSideEncryption": "AES256"}])
+def test_an_answer_that_says_nothing_is_lost(lost: dict[str, object]) -> None:
+    client = Scripted(lost, failed("NoSuchUpload", 404))
+    assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+    assert client.completes == 2
+
+
+def test_a_listing_that_says_nothing_is_not_empty() -> None:
+    class Silent(Scripted):
+        def list_objects(self, **_: Any) -> dict[str, object]:
+            return {}
+
+    with pytest.raises(Transient, match="not that of an S3 service"):
+        store(Silent()).list("")
+
+
+def test_the_reason_of_a_failed_head_is_asked_for_again() -> None:
+    """HEAD says 404 without a body, and the GET that would say why fails for a reason of its own."""
+
+    class Busy(Scripted):
+        gets = iter([failed("SlowDown", 503), failed("NoSuchKey", 404)])
+
+        def get_object(self, **_: Any) -> object:
+            raise next(self.gets)
+
+    with pytest.raises(NotFound, match="no such object"):
+        store(Busy()).head("k")

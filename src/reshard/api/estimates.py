@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from ..planning.cost.estimate import Estimate, Speeds, estimate_plan
+from ..errors import ReshardError
+from ..planning.cost.estimate import Estimate, ProofRequests, RequestCounts, Speeds, estimate_plan
 from ..planning.cost.prices import Payee, choose_table, parse_prices
+from ..planning.limits import Integrity
 from ..planning.plan import Plan
-from ..storage import open_location, provider_name, read_object
+from ..storage import open_location, provider_behind, provider_name, read_object
 from .assumptions import ASSUMPTIONS
+
+_QUESTION = RequestCounts(open=1, part=2, delete=1)
 
 
 def estimate(
@@ -61,4 +65,20 @@ def estimate(
     first = [plan.staging.conversion.target_url] if plan.staging else []
     providers = [provider_name(url) for url in (plan.catalog.url, plan.conversion.target_url, *first)]
     payees = [Payee(provider, choose_table(provider, own, price_table)) for provider in providers]
-    return estimate_plan(plan, speeds, payees, read.get("egress", "region"))
+    return estimate_plan(plan, speeds, payees, read.get("egress", "region"), _proofs(plan))
+
+
+def _proofs(plan: Plan) -> ProofRequests:
+    """Count what the services of a plan are asked for proofs."""
+    try:
+        source, target = map(provider_behind, (plan.catalog.url, plan.conversion.target_url))
+    except ReshardError:  # a saved plan can be shown where its stores cannot be reached
+        return ProofRequests()
+    is_off = plan.limits.integrity is Integrity.OFF
+    return ProofRequests(
+        heads_per_put=int(is_off) if target else 0,
+        heads_per_upload=2 if target else 0,
+        # What is put down of the run itself is checked always.
+        question=_QUESTION if target and target.upload_check == "asked" else RequestCounts(),
+        gets_per_object=1 if source and source.upload_check == "crc32c" and not is_off else 0,
+    )

@@ -18,6 +18,7 @@ from .open import (
     open_target,
     open_target_object,
     opens_anywhere,
+    provider_behind,
     provider_name,
     upload_check,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "open_target",
     "open_target_object",
     "opens_anywhere",
+    "provider_behind",
     "provider_name",
     "read_object",
     "report_outages",

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import ReshardError, Unsupported, UsageError, is_signed
 from .location import Location, normal_key
 from .protocol import ReadStore
-from .providers import UPLOAD_CHECKS
+from .providers import UPLOAD_CHECKS, Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +166,16 @@ def upload_check(url: str) -> str:
     'no network between'
     """
     try:
-        store = open_location(url).store
+        provider = provider_behind(url)
     except ReshardError:
         return "unknown here"
-    settings = getattr(store, "settings", None)
-    return UPLOAD_CHECKS[settings.provider.upload_check] if settings else "no network between"
+    return UPLOAD_CHECKS[provider.upload_check] if provider else "no network between"
+
+
+def provider_behind(url: str) -> Provider | None:
+    """Return the row of the service behind a URL, None if it is not one of S3's kind; sends no request."""
+    settings = getattr(open_location(url).store, "settings", None)
+    return settings.provider if settings else None
 
 
 def _scheme_of(url: str) -> str:

@@ -6,7 +6,7 @@ reason: some of its other messages quote whole URLs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ _STATUS: dict[int, _Row] = {
     501: _CODES["NotImplemented"],
 }
 
-_TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
+_TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
     {
         "InternalError",
@@ -183,6 +183,23 @@ def explain_broken_body(error: Exception, label: RequestLabel) -> Transient:
         found = explain(error, label)
         return found if isinstance(found, Transient) else Transient(found.marked_message, hint=found.marked_hint)
     return Transient(f"{label}: the connection broke during the answer ({type(error).__name__}).")
+
+
+_SAID: Mapping[str, frozenset[str]] = {
+    "list_objects": frozenset({"Name", "IsTruncated", "Contents", "MaxKeys"}),
+    "list_objects_v2": frozenset({"Name", "IsTruncated", "Contents", "KeyCount"}),
+    "create_multipart_upload": frozenset({"UploadId"}),
+    "complete_multipart_upload": frozenset({"Location", "Bucket", "Key", "ETag"}),
+    "list_parts": frozenset({"UploadId", "IsTruncated", "Parts"}),
+    "list_multipart_uploads": frozenset({"Bucket", "IsTruncated", "Uploads"}),
+}
+"""What answers say at least one of: botocore takes a body that was lost for one that says nothing."""
+
+
+def check_said(operation: str, answer: Mapping[str, Any], label: Callable[[], RequestLabel]) -> None:
+    """Raise Transient unless an answer says something of what it is about."""
+    if operation in _SAID and _SAID[operation].isdisjoint(answer):
+        raise Transient(f"{label()}: the answer was cut off, or is not that of an S3 service.")
 
 
 def status_of(error: ClientError) -> int:

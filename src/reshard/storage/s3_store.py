@@ -37,7 +37,7 @@ from .s3_checksums import (
     kept_checksum,
 )
 from .s3_client import Connection, credentials_source, find_settings
-from .s3_errors import DOING, ClientFailure, RequestLabel, explain, has_expired, is_refresh_failure
+from .s3_errors import DOING, ClientFailure, RequestLabel, check_said, explain, has_expired, is_refresh_failure
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody, RangedRead, check_new, explain_copy, read_small
 from .stopping import ShouldStop, check, never
@@ -286,20 +286,9 @@ class S3Store(Store):
         checks = self._upload_check(upload.key) if crcs else UploadCheck("")
         joined, expected = joined_parts(checks, parts, crcs or {})
         before = self._etag_seen(upload.key)  # of an old object, if any: ours is not visible yet
-        tries, gone = 0, None
-
-        def complete() -> None:
-            nonlocal tries, gone
-            tries += 1
-            try:
-                self._once("complete_multipart_upload", upload.key, UploadId=upload.upload_id, **joined)
-            except NotFound as error:
-                if tries == 1:
-                    raise
-                gone = error
-
-        retrying(complete, self._retries())
-        if gone is not None:  # perhaps the answer to an earlier try was lost, not the try itself
+        try:
+            self._call("complete_multipart_upload", upload.key, UploadId=upload.upload_id, **joined)
+        except NotFound as gone:  # perhaps an answer was lost, here or on the way, not the request
             check_new(label, before, self._etag_seen(upload.key), len(parts), gone)
         info = self.head(upload.key)  # the answer to Complete has no length, and on Ceph no etag either
         check_whole(label, expected, info.checksum)
@@ -362,7 +351,9 @@ class S3Store(Store):
                 body.seek(0)
             client = self._connection.client
             try:
-                return getattr(client, operation)(Bucket=self._bucket, **arguments)
+                answer = getattr(client, operation)(Bucket=self._bucket, **arguments)
+                check_said(operation, answer, lambda: self._label(operation, arguments.get("Key")))
+                return answer
             except ClientFailure as error:
                 check(self.should_stop)  # an Interrupted raised in a body comes back as an error of the HTTP library
                 if may_renew and has_expired(error) and self._connection.renew(client):
@@ -385,7 +376,7 @@ class S3Store(Store):
         if isinstance(error, Transient):
             return error
         try:
-            self._once("get_object", key, Range="bytes=0-0")["Body"].close()
+            self._call("get_object", key, Range="bytes=0-0")["Body"].close()
         except NotFound as reason:
             return reason
         except ReshardError as reason:

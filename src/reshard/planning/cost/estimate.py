@@ -75,8 +75,8 @@ class RequestCounts:
     Parameters
     ----------
     get, head
-        Of the source, and of an earlier run's manifest. A HEAD for each object proves that it is still the one that
-        was planned.
+        Of the source; HEADs also of the claim and an earlier manifest. A HEAD for each object proves that it is still
+        the one that was planned, two that an upload was completed as it was sent.
     put, part, copy, open, complete
         Single PUTs (also of manifest, run record and journal), parts sent, parts copied, multipart uploads opened and
         completed.
@@ -116,6 +116,32 @@ class RequestCounts:
             list=list_count,
             delete=delete_count + 2 + (cost.upload_count > 0),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ProofRequests:
+    """What a service is asked besides, so that bytes are proven; of one behind no network nothing is.
+
+    Parameters
+    ----------
+    heads_per_put, heads_per_upload
+        HEADs after a PUT whose body is not checked, and before and after an upload is completed.
+    question
+        The upload that finds out what a service checks of which nothing is known, once a pass; how many parts it takes
+        depends on the answer, mostly two.
+    gets_per_object
+        Reads of an object's header, to compare its checksum.
+    """
+
+    heads_per_put: int = 0
+    heads_per_upload: int = 0
+    question: RequestCounts = RequestCounts()
+    gets_per_object: int = 0
+
+    def of(self, cost: Cost, object_count: int) -> RequestCounts:
+        """Count those of one pass."""
+        head = self.heads_per_put * (cost.put_count + 1) + self.heads_per_upload * cost.upload_count  # and the manifest
+        return _sum(RequestCounts(head=head, get=self.gets_per_object * object_count), self.question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,20 +191,27 @@ class Estimate:
         return {**asdict(self), "bills": [asdict(bill) for bill in self.bills], "total": dict(total_money(self.bills))}
 
 
-def estimate_plan(plan: Plan, speeds: Speeds, payees: Sequence[Payee], egress: Egress = "region") -> Estimate:
+def estimate_plan(
+    plan: Plan,
+    speeds: Speeds,
+    payees: Sequence[Payee],
+    egress: Egress = "region",
+    proofs: ProofRequests = ProofRequests(),
+) -> Estimate:
     """Estimate time and money of a plan, its first pass included.
 
     ``payees`` are source, target and, where some tensors are staged, the store that chunks go to. Reads of chunks are
     charged to that one; ``egress`` is where the machine is as seen from there too.
     """
-    cost, (requests, time) = plan.cost, _pass(plan, speeds)
+    cost, (requests, time) = plan.cost, _pass(plan, speeds, proofs)
     charges = {"source": reading(cost, requests), "target": writing(requests, cost.written_bytes + cost.copied_bytes)}
     staged = None
     if plan.staging is not None:
         # Before it the target is looked at too, and whether chunks are there; after all they are removed.
         delete_count = len(plan.staging.conversion.keys) + 1
         staged = PassEstimate(
-            plan.staging.cost, *_pass(plan.staging, speeds, is_first=True, list_count=5, delete_count=delete_count)
+            plan.staging.cost,
+            *_pass(plan.staging, speeds, proofs, is_first=True, list_count=5, delete_count=delete_count),
         )
         chunks, taken = _chunk_reads(plan), reading(staged.cost, staged.requests)
         charges["source"] = _sum(_sum(taken, charges["source"]), chunks, sign=-1)
@@ -207,7 +240,13 @@ def _item_count(plan: Plan) -> int:
 
 
 def _pass(
-    plan: Plan, speeds: Speeds, *, is_first: bool = False, list_count: int = 3, delete_count: int = 0
+    plan: Plan,
+    speeds: Speeds,
+    proofs: ProofRequests,
+    *,
+    is_first: bool = False,
+    list_count: int = 3,
+    delete_count: int = 0,
 ) -> tuple[RequestCounts, TimeEstimate]:
     chunk_base = len(plan.catalog.others) if plan.staging else None  # chunks have been written just before
     object_count = sum(item.base != chunk_base for item in plan.catalog.objects)
@@ -220,6 +259,7 @@ def _pass(
         head_count, list_count = head_count + 1, list_count - 1
     list_count += is_share  # the manifests of other shares
     requests = RequestCounts.of(plan.cost, head_count, list_count, delete_count)
+    requests = _sum(requests, proofs.of(plan.cost, object_count))
     if is_first:  # chunks are claimed for both passes
         requests = replace(requests, put=requests.put + 1, delete=requests.delete + 1)
     # The run's record, indices, companions and the manifest are written one after the other.
