@@ -263,7 +263,7 @@ def test_every_fault(place: Place, tls: bool, capsys: pytest.CaptureFixture[str]
     assert not bad
 
 
-@pytest.mark.parametrize("integrity", ["auto", "off"])
+@pytest.mark.parametrize("integrity", ["auto", pytest.param("off", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("place", ["weed_server", "juicefs_server"], indirect=True)
 def test_a_plan_counts_the_requests_of_its_run(place: Place, workload: str, integrity: str) -> None:
