@@ -159,6 +159,37 @@ def integrity() -> str:
     return table(("server", "`--integrity`", "CPU seconds", "x `off`", "wall time x `off`"), rows)
 
 
+def fuzzing_run() -> str:
+    """Where and when the fuzzing ran, and what came of it."""
+    found = _read("fuzz.json")
+    machine, asked, targets = found["machine"], found["asked"], found["targets"]
+    versions = ", ".join(f"{name} {is_}" for name, is_ in found["versions"].items())
+    inputs, broken = (sum(each[name] for each in targets) for name in ("inputs", "broken"))
+    full = sum(each["inputs"] >= asked["count"] for each in targets)
+    return (
+        f"{found['date'][:10]}; {machine['cores']} cores ({machine['cpu']}), {versions}; one process at the lowest "
+        f"priority beside other work, {asked['minutes']:.0f} minutes for all targets, the fastest first. {inputs:,} "
+        f"inputs to {len(targets)} of {asked['targets']} targets; {full} had {asked['count']:,} each, the others what "
+        f"the time allowed. {broken} inputs broke a limit."
+    )
+
+
+def fuzzing() -> str:
+    """What each target was given, and what it did."""
+    titles = ("target", "inputs", "read without an error", "ways to end", "slowest, s", "memory grew", "broke a limit")
+    rows = [
+        (
+            f"`{each['target']}`",
+            *(f"{each[name]:,}" for name in ("inputs", "read", "ends")),
+            f"{each['slowest_s']:.3f}",
+            f"{each['grown_mib']} MiB",
+            each["broken"],
+        )
+        for each in sorted(_read("fuzz.json")["targets"], key=lambda each: str(each["target"]))
+    ]
+    return table(titles, rows)
+
+
 def _beside(workload: Mapping[str, Any], way: str) -> str:
     """Another way's seconds, and how many times reshard's they are: every byte through the client, and with copies."""
     ways = workload["ways"]
@@ -191,4 +222,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plans": plans,
     "tuning": tuning,
     "integrity": integrity,
+    "fuzzing_run": fuzzing_run,
+    "fuzzing": fuzzing,
 }

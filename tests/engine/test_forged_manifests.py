@@ -72,17 +72,17 @@ def test_attachments_are_of_known_names(base, name):
     put(f"{base}/src/config.json", b"{}")
     made = reshard.convert(f"{base}/src", f"{base}/out")
     body = conversion_to_json(made.conversion)
-    assert conversion_from_json(body) == made.conversion
+    assert conversion_from_json(body, 1000) == made.conversion
     body["attachments"][0][0] = name
     with pytest.raises((FormatError, PlanError), match="attachment"):
-        conversion_from_json(body)
+        conversion_from_json(body, 1000)
 
 
 def test_outputs_of_a_plan_are_not_hidden(base):
     plan = reshard.plan(f"{base}/src", f"{base}/out")
     target = replace(plan.conversion.target, name=".x.safetensors", single_name=".x.safetensors")
     with pytest.raises(PlanError, match="begins with a dot"):
-        conversion_from_json(conversion_to_json(replace(plan.conversion, target=target)))
+        conversion_from_json(conversion_to_json(replace(plan.conversion, target=target)), 1000)
 
 
 def test_objects_of_another_checkpoint_are_still_refused(base):

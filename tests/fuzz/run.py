@@ -119,7 +119,7 @@ def record(names: Sequence[str], asked: argparse.Namespace) -> int:
     """Fuzz targets, fastest first, within a time for all of them, and keep what was seen after each."""
     result = {
         "date": now(),
-        "asked": {"count": asked.count, "minutes": asked.minutes, "seed": asked.seed},
+        "asked": {"targets": len(names), "count": asked.count, "minutes": asked.minutes, "seed": asked.seed},
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "targets": _kept_targets(asked.record, names),

@@ -68,7 +68,7 @@ def read_manifest(data: bytes) -> Manifest:
 def _with_ids(data: bytes) -> bytes:
     try:
         body = json.loads(data)
-        own, whole = conversion_ids(conversion_from_json(body["conversion"]))
+        own, whole = conversion_ids(conversion_from_json(body["conversion"], len(data)))
     except (ReshardError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return data
     if (body.get("conversion_id"), body.get("whole_id")) == (own, whole):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, catalog_of_ranks, encode, header_of, random_model, shards
 from support.planning import plan_for
 
-from reshard.errors import FormatError
+from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container
 from reshard.planning.catalog import SourceObject
 from reshard.planning.change import Change
@@ -188,7 +188,17 @@ def test_there_and_back(kind):
 def test_conversions_there_and_back(kind):
     conversion = PLANS[kind]().conversion
     body = json.loads(json.dumps(conversion_to_json(conversion)))
-    assert conversion_from_json(body) == conversion
+    assert conversion_from_json(body, 1000) == conversion
+
+
+def test_documents_with_too_many_tensors_for_their_length_are_refused(monkeypatch):
+    plan = PLANS["full"]()
+    data = encode_plan(plan)
+    monkeypatch.setattr("reshard.planning.plan_json._TENSOR_BYTES", 64 << 20)
+    with pytest.raises(FormatError, match=rf"tensors: expected at most 1 in a document of {len(data)} bytes"):
+        decode_plan(data, "plan.json")
+    with pytest.raises(PlanError, match="in a document of 1000 bytes"):
+        conversion_from_json(json.loads(json.dumps(conversion_to_json(plan.conversion))), 1000)
 
 
 def test_changes_are_computed():

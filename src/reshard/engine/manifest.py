@@ -115,13 +115,14 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     body = parse_json_object(data, where)
     if body.get("format") != _FORMAT:
         raise FormatError("not a manifest", where=where, expected=_FORMAT, found=shown(body.get("format")))
+    body.pop("tensors", None)  # for people, and as long as all the rest
     with unreadable("the manifest", where, _HINT):
         receipts = tuple(at("outputs", lambda value: each_of(value, _receipt), body.get("outputs")))
         limits: Limits = at("limits", partial(decode, Limits), body.get("limits"))
         reads: ReadProof = at("reads", partial(decode, ReadProof), body.get("reads"))
         found = at("overflows", mapping, body.get("overflows", {}))
         overflows = {name: at("overflows", integer, count) for name, count in found.items()}
-        conversion = conversion_from_json(body.get("conversion"))
+        conversion = conversion_from_json(body.pop("conversion", None), len(data))
         if (body.get("conversion_id"), body.get("whole_id")) != conversion_ids(conversion):
             raise FormatError("the conversion was altered, or another version of reshard wrote it")
         keys, expected = [receipt.key for receipt in receipts], set(conversion.keys)

@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import FormatError
@@ -46,6 +46,7 @@ METADATA_KEY = "__metadata__"
 
 _MAX_COUNT = 2**63  # of a tensor's bits or an object's bytes: 64-bit arithmetic must hold in every reader
 _ALIGNMENT_BYTES = 8
+_BLOCK_COUNT = 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DTYPES = {dtype.value: dtype for dtype in DType}
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
@@ -131,12 +132,14 @@ def parse_header(prefix: bytes, object_nbytes: int) -> ContainerHeader:
 
 def plan_safetensors(specs: Sequence[TensorSpec], metadata: Mapping[str, str], texts: Mapping[str, str]) -> Frame:  # noqa: ARG001
     """Lay out an object as :func:`plan_header` does; the format has no place for text values."""
-    header = plan_header(specs, metadata).data
-    pieces = []
-    for slot, spec in enumerate(specs):
-        shape, itemsize = extent_of(spec)
-        pieces.append((slot, b"" if slot else header, 0, math.prod(shape), itemsize))
-    return make_frame(pieces, b"" if specs else header)
+    header = _encode(*_in_order(specs, metadata))
+
+    def pieces() -> Iterator[tuple[int, bytes, int, int, int]]:
+        for slot, spec in enumerate(specs):
+            shape, itemsize = extent_of(spec)
+            yield slot, b"" if slot else header, 0, math.prod(shape), itemsize
+
+    return make_frame(pieces(), b"" if specs else header)
 
 
 def plan_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> EncodedHeader:
@@ -159,13 +162,20 @@ def plan_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> Enc
     >>> [(tensor.spec.name, tensor.boxes[0][1] - len(encoded.data)) for tensor in encoded.header.tensors]
     [('a', 0), ('b', 8)]
     """
+    ordered, stops, in_order = _in_order(specs, metadata)
+    data = _encode(ordered, stops, in_order)
+    starts = (len(data) + first for first in stops)
+    return EncodedHeader(data, ContainerHeader(_stored(zip(starts, ordered, strict=False)), in_order))
+
+
+def _in_order(
+    specs: Iterable[TensorSpec], metadata: Mapping[str, str]
+) -> tuple[list[TensorSpec], list[int], dict[str, str]]:
+    """Return tensors in the order of their bytes, the bytes where they begin and end, and metadata by key."""
     ordered = sorted(specs, key=lambda spec: (-spec.dtype.order, spec.name))
     _check_plan(ordered, metadata)
     stops = list(itertools.accumulate((spec.nbytes for spec in ordered), initial=0))
-    in_order = dict(sorted(metadata.items()))
-    data = _encode(ordered, list(itertools.pairwise(stops)), in_order)
-    starts = (len(data) + first for first in stops)
-    return EncodedHeader(data, ContainerHeader(_stored(zip(starts, ordered, strict=False)), in_order))
+    return ordered, stops, dict(sorted(metadata.items()))
 
 
 def _stored(placed: Iterable[tuple[int, TensorSpec]]) -> tuple[HeaderTensor, ...]:
@@ -286,18 +296,34 @@ def _check_plan(ordered: list[TensorSpec], metadata: Mapping[str, str]) -> None:
     findings.raise_any("tensors that safetensors cannot store", where="planned header", expected=expected)
 
 
-def _encode(ordered: list[TensorSpec], offsets: list[tuple[int, int]], metadata: Mapping[str, str]) -> bytes:
-    document: dict[str, object] = {METADATA_KEY: metadata} if metadata else {}
-    for spec, where in zip(ordered, offsets, strict=True):
-        document[spec.name] = {"dtype": spec.dtype.value, "shape": spec.shape, "data_offsets": where}
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    padded = text + b" " * (-len(text) % _ALIGNMENT_BYTES)
-    if len(padded) > MAX_HEADER_BYTES:
+def _encode(ordered: list[TensorSpec], stops: list[int], metadata: Mapping[str, str]) -> bytes:
+    members = [_members({METADATA_KEY: metadata})] if metadata else []
+    # In blocks: a document of all of them takes many times the memory of its text.
+    for first in range(0, len(ordered), _BLOCK_COUNT):
+        some = ordered[first : first + _BLOCK_COUNT]
+        places = itertools.pairwise(stops[first : first + _BLOCK_COUNT + 1])
+        members.append(
+            _members(
+                {
+                    spec.name: {"dtype": spec.dtype.value, "shape": spec.shape, "data_offsets": place}
+                    for spec, place in zip(some, places, strict=True)
+                }
+            )
+        )
+    nbytes = 2 + sum(map(len, members)) + max(0, len(members) - 1)
+    padding = -nbytes % _ALIGNMENT_BYTES
+    if nbytes + padding > MAX_HEADER_BYTES:
         raise FormatError(
             "header too long",
             where="planned header",
             expected=f"at most {MAX_HEADER_BYTES} bytes",
-            found=f"{len(padded)} bytes for {len(ordered)} tensors",
+            found=f"{nbytes + padding} bytes for {len(ordered)} tensors",
             hint="Spread the tensors over more objects.",
         )
-    return len(padded).to_bytes(LENGTH_BYTES, "little") + padded
+    start = (nbytes + padding).to_bytes(LENGTH_BYTES, "little") + b"{"
+    return b"".join((start, b",".join(members), b"}", b" " * padding))
+
+
+def _members(document: Mapping[str, object]) -> bytes:
+    """Write the members of a JSON object, without its braces."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()

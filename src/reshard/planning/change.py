@@ -182,7 +182,8 @@ def _keep_or_cast(weights: Mapping[str, _Weight], change: Change) -> Iterable[Ta
             dtype = change.dtype or DType.BF16
         elif change.dtype is not None and dtype in FLOATS and name not in change.kept:
             dtype = dtype if is_counter(name, weight.spec.shape) else change.dtype
-        spec, patch = TensorSpec(name, dtype, weight.spec.shape), plain_patch(extent_of(weight.spec)[0])
+        spec = weight.spec if dtype is weight.spec.dtype else TensorSpec(name, dtype, weight.spec.shape)
+        patch = plain_patch(extent_of(weight.spec)[0])
         yield _tensor(spec, [(weight, patch, scale)], weight.sharding, weights, change)
 
 

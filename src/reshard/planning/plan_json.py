@@ -29,6 +29,7 @@ _DERIVED = ("conversion_id", "groups", "staged_groups", "cost", "notes", *BESIDE
 # Nothing but a FormatError may come of a document that someone forged. What the checks overlook ends here.
 _BROKEN = (ReshardError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 _PIECE_COUNT = 4096
+_TENSOR_BYTES = 1100  # what planning takes for each
 Json = dict[str, Any]
 _FOR_PEOPLE = ("kind", "notes", "header_bytes")
 """Fields of a catalog that are shown and never decided upon."""
@@ -87,11 +88,22 @@ def _conversion_id(body: Json) -> str:
     return _hash({**body, "catalog": decisive})
 
 
-def conversion_from_json(value: object) -> Conversion:
-    """Build the conversion that :func:`conversion_to_json` expressed, and check it; see :func:`unreadable`."""
+def conversion_from_json(value: object, document_nbytes: int) -> Conversion:
+    """Build the conversion that :func:`conversion_to_json` expressed, and check it; see :func:`unreadable`.
+
+    ``document_nbytes`` is the length of the document that it is from.
+    """
     conversion: Conversion = decode(Conversion, value)
+    _check_density(conversion, document_nbytes)
     check_conversion(conversion)
     return conversion
+
+
+def _check_density(conversion: Conversion, document_nbytes: int) -> None:
+    """Refuse more tensors than planning can hold in ten times the document and 64 MiB."""
+    most, found = (10 * document_nbytes + (64 << 20)) // _TENSOR_BYTES, len(conversion.catalog.entries)
+    if found > most:
+        raise PlanError(f"{found} tensors: expected at most {most} in a document of {document_nbytes} bytes")
 
 
 def plan_to_json(plan: Plan) -> Json:
@@ -136,6 +148,7 @@ def decode_plan(data: bytes, where: str) -> Plan:
         plan_id = found["plan_id"]
         inputs: _Inputs = decode(_Inputs, {key: found[key] for key in _INPUTS})
         del body, found  # planning and comparing take as much memory again
+        _check_density(inputs.conversion, len(data))
         check_conversion(inputs.conversion)
         plan = inputs.plan()
         if plan_id != (made := plan_id_of(plan)):

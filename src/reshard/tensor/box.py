@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import add, sub
 
 from .dtype import DType
@@ -71,7 +72,7 @@ class Box:
     @classmethod
     def whole(cls, shape: Shape) -> Box:
         """Return the box that covers a tensor of ``shape``."""
-        return cls((0,) * len(shape), shape)
+        return _whole_box(shape)
 
     @property
     def shape(self) -> Shape:
@@ -145,3 +146,8 @@ def row_major_boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
 def _in_row(shape: Shape, index: int, start: int, stop: int, row: int) -> Iterator[Box]:
     for box in row_major_boxes(shape[1:], start - index * row, stop - index * row):
         yield Box((index, *box.start), (index + 1, *box.stop))
+
+
+@lru_cache(1 << 12)  # a model has many tensors of few shapes
+def _whole_box(shape: Shape) -> Box:
+    return Box((0,) * len(shape), shape)

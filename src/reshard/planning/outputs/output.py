@@ -219,7 +219,9 @@ def whole_box(tensor: TargetTensor) -> Box:
 
 def local_spec(spec: TensorSpec, box: Box) -> TensorSpec:
     """Return a tensor's spec in an object that holds a box of it."""
-    return spec if spec.dtype.is_sub_byte else TensorSpec(spec.name, spec.dtype, box.shape)
+    if spec.dtype.is_sub_byte or (shape := box.shape) == spec.shape:
+        return spec
+    return TensorSpec(spec.name, spec.dtype, shape)
 
 
 def sample(names: Sequence[str], shown: int = 3) -> str:
