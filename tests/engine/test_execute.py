@@ -153,7 +153,8 @@ def recorded(location):
     [(ranks_of(STAGES), None), (ranks_of(SIX), None), (FULL, STAGES), (SINGLE, STAGES), (ranks_of(SIX), STAGES)],
     ids=["full to stages", "full to six", "stages to several", "stages to one", "stages to six"],
 )
-def test_requests_and_bytes_are_those_of_the_plan(source, wished, strategy):
+def test_requests_and_bytes_are_those_of_the_plan(source, wished, strategy, monkeypatch):
+    monkeypatch.setattr("reshard.engine.session.FRESH_S", 1e9)  # else a slow machine looks at the claim more often
     if strategy:
         source = new_place("from")
         put_ranks(source, shards(MODEL, strategy))
@@ -173,7 +174,7 @@ def test_requests_and_bytes_are_those_of_the_plan(source, wished, strategy):
         part=cost.part_count,
         complete=cost.upload_count,
         delete=2 + bool(cost.upload_count),
-        head=4 + is_one,
+        head=7 + is_one,  # of the record, and of the manifest right before it is written
     )
     assert 0 < written.written_bytes - cost.written_bytes - manifest_bytes <= 2 * MAX_RECORD_BYTES
     assert (
@@ -367,9 +368,9 @@ def test_a_fault_at_any_call_leaves_nothing(source, scenario, error):
     for side, calls in (("source", source_calls), ("target", target_calls)):
         assert set(calls) <= {*VERBS, "delete"}
         for verb, count in calls.items():
-            if verb == "delete":  # of the record, once all is complete
-                continue
-            for call in range(1, count + 1):
+            # After the manifest, the run looks twice at its record and removes it.
+            last = {"delete": 0, "head": count - 2 * (side == "target")}.get(verb, count)
+            for call in range(1, last + 1):
                 # A HEAD that finds nothing is an answer, and no fault comes after it.
                 for after in (False,) if verb == "head" else (False, True):
                     fault = Fault(verb, call, error, after)
@@ -514,6 +515,7 @@ def test_a_failure_while_overwriting_never_leaves_a_mix_behind_a_manifest(source
     _, calls = clean_calls(plan, source, existing)
     assert calls.pop("delete") == 4  # the old manifest, and the run's record and journal once all is complete
     calls["delete"] = 1
+    calls["head"] -= 2  # after the manifest, the run looks twice at its record
     kept = 0
     for verb, count in calls.items():
         for call in range(1, count + 1):

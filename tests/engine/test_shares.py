@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from support.beating import beating
 from support.checkpoints import put_full, random_model, rank_key, stored
 from support.conversions import planned, ranks_of
 from support.faulty_store import FaultyStore
@@ -232,7 +233,7 @@ def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(sou
     done = []
 
     class Slow(FaultyStore):
-        def put(self, key, body, checksum=None):
+        def put(self, key, body, checksum=None, replaces=None):
             if "rank_3/" in key and not done:
                 done.append(share(source, target, 0, overwrite=True))
             return super().put(key, body)
@@ -245,8 +246,10 @@ def test_shares_that_replace_an_older_conversion_keep_each_other_s_manifests(sou
 
 def test_a_live_run_of_another_conversion_is_not_disturbed(source, target):
     record = RunRecord.of(planned(source, target, replace(ranks_of(FOUR), remove_redundancy=True), LIMITS).conversion)
-    target.store.put("to/reshard-run.json", encode_record(record))
-    with pytest.raises(TargetInUse, match="is writing there"):
+    with (
+        beating(target.child("reshard-run.json"), record),
+        pytest.raises(TargetInUse, match="is writing there"),
+    ):
         share(source, target, 0)
     target.store.put("to/reshard-run.json", encode_record(record.ended()))
     share(source, target, 0)
@@ -254,8 +257,10 @@ def test_a_live_run_of_another_conversion_is_not_disturbed(source, target):
 
 def test_a_dead_share_blocks_no_other_split(source, target):
     conversion = planned(source, target, replace(ranks_of(FOUR), ranks=(0, 1)), LIMITS).conversion
-    target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion)))
-    with pytest.raises(TargetInUse, match="writing some of these ranks"):
+    with (
+        beating(target.child("reshard-run-ranks_0-1.json"), RunRecord.of(conversion)),
+        pytest.raises(TargetInUse, match="writing some of these ranks"),
+    ):
         share(source, target, 0)
     target.store.put("to/reshard-run-ranks_0-1.json", encode_record(RunRecord.of(conversion).ended()))
     for rank in range(4):

@@ -223,10 +223,10 @@ def test_nothing_is_left_by_a_second_pass_that_fails(lab, monkeypatch):
     plan = planned("two", staging="always")
     put = MemoryStore.put
 
-    def failing(store, key, body, checksum=None):
+    def failing(store, key, body, checksum=None, replaces=None):
         if key.startswith("two/"):
             raise RuntimeError("made up")
-        return put(store, key, body, checksum)
+        return put(store, key, body, checksum, replaces)
 
     monkeypatch.setattr(MemoryStore, "put", failing)
     monkeypatch.setattr(MemoryStore, "create_upload", lambda store, key, *, is_checked: failing(store, key, b""))
@@ -240,10 +240,10 @@ def test_chunks_are_kept_for_the_next_run_if_the_second_pass_fails(lab, monkeypa
     plan = planned("two", staging="always")
     put = MemoryStore.put
 
-    def failing(store, key, body, checksum=None):
+    def failing(store, key, body, checksum=None, replaces=None):
         if key.startswith("two/rank"):
             raise RuntimeError("made up")
-        return put(store, key, body, checksum)
+        return put(store, key, body, checksum, replaces)
 
     with monkeypatch.context() as context:
         context.setattr(MemoryStore, "put", failing)
@@ -304,6 +304,7 @@ def test_what_was_estimated_is_what_both_passes_ask(lab, monkeypatch):
 
     for name in ("open_source", "open_target"):
         monkeypatch.setattr(statements, name, counting(getattr(statements, name)))
+    monkeypatch.setattr("reshard.engine.session.FRESH_S", 1e9)  # else a slow machine looks at claims more often
     reshard.convert(plan=plan)
     asked = sum((store.figures.requests for store in opened), Counter())
     estimated = asdict(reshard.estimate(plan).requests)
@@ -403,10 +404,10 @@ def test_chunks_that_cannot_be_removed_after_a_failure_are_told(lab, monkeypatch
     plan = planned("two", staging="always")
     put, delete = MemoryStore.put, MemoryStore.delete
 
-    def failing(store, key, body, checksum=None):
+    def failing(store, key, body, checksum=None, replaces=None):
         if key.startswith("two/"):
             raise Denied("made up")
-        return put(store, key, body, checksum)
+        return put(store, key, body, checksum, replaces)
 
     def refused(store, key):
         if key.endswith("/c/0/0"):

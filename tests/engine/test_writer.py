@@ -13,7 +13,7 @@ from support.faulty_store import Fault, FaultyStore
 from reshard.engine.execute import execute
 from reshard.engine.locations import Locations
 from reshard.engine.writer import CopyRefusal, PartReceipt, PartWriter
-from reshard.errors import Interrupted, StorageError, Unsupported
+from reshard.errors import StorageError, TargetInUse, Unsupported
 from reshard.planning.limits import Limits
 from reshard.planning.steps.steps import StreamedPart
 from reshard.storage import LocalStore, Location, MemoryStore, StoreLimits
@@ -67,19 +67,19 @@ def test_only_keys_with_an_upload_are_written(lab):
     ]
 
 
-def test_an_object_that_is_put_too_late_is_removed(lab):
-    """Whoever undoes the run may have looked before it was there."""
+def test_who_leads_the_run_is_asked_before_an_object_becomes_visible(lab):
+    def refuse(key, data, checksum):
+        raise TargetInUse(f"{key}, {len(data)} bytes")
+
     plan, locations = lab
-    with pytest.raises(Interrupted):
-        PartWriter(plan, {rank_key(0): None}, locations, lambda: True).stream(
-            rank_key(0), PART, memoryview(b"abc"), SCRATCH
-        )
+    with pytest.raises(TargetInUse, match="3 bytes"):
+        PartWriter(plan, {rank_key(0): None}, locations, refuse).stream(rank_key(0), PART, memoryview(b"abc"), SCRATCH)
     assert not stored(locations.target)
 
 
 def test_a_shorter_object_than_was_put_is_an_error(lab):
     class Losing(MemoryStore):
-        def put(self, key, body, checksum=None):
+        def put(self, key, body, checksum=None, replaces=None):
             return super().put(key, body[:-1])
 
     plan, locations = lab

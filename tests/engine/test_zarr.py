@@ -349,7 +349,7 @@ class _Failing(MemoryStore):
 
     refused = ""
 
-    def put(self, key, body, checksum=None):
+    def put(self, key, body, checksum=None, replaces=None):
         if key.endswith(self.refused):
             raise StorageError("refused")
         return super().put(key, body)
@@ -369,7 +369,7 @@ def test_the_group_comes_last():
     keys = []
 
     class Recording(MemoryStore):
-        def put(self, key, body, checksum=None):
+        def put(self, key, body, checksum=None, replaces=None):
             keys.append(key)
             return super().put(key, body)
 

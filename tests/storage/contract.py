@@ -188,6 +188,7 @@ class StoreContract(ReadStoreContract):
     """Of :class:`reshard.storage.Store`."""
 
     knows_last_part = True
+    looks_before_writing = True
 
     @pytest.fixture
     def write(self, store: Store) -> Write:
@@ -222,6 +223,19 @@ class StoreContract(ReadStoreContract):
     def test_put_replaces(self, store: Store, base: str) -> None:
         store.put(f"{base}/a", b"a longer one")
         assert content(store, store.put(f"{base}/a", b"short")) == b"short"
+
+    def test_put_over_one_object_only(self, store: Store, base: str) -> None:
+        """A store refuses, or does not look: in no case may it do anything else."""
+        made = store.put(f"{base}/a", b"first", None, "")
+        again = store.put(f"{base}/a", b"second", None, made.etag)
+        assert content(store, again) == b"second"
+        for replaces in ("", made.etag):
+            try:
+                store.put(f"{base}/a", b"third", None, replaces)
+            except SourceChanged:
+                assert content(store, again) == b"second"
+            else:
+                assert not self.looks_before_writing
 
     def test_delete(self, store: Store, base: str) -> None:
         store.put(f"{base}/a", b"hello")

@@ -87,8 +87,8 @@ class FaultyStore:
 
         self._do("read_into", key, lambda: self.inner.read_into(key, span, target, etag), before_fault=cut)
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
-        return self._do("put", key, lambda: self.inner.put(key, body, checksum))
+    def put(self, key: str, body: Body, checksum: Checksum | None = None, replaces: str | None = None) -> ObjectInfo:
+        return self._do("put", key, lambda: self.inner.put(key, body, checksum, replaces))
 
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))

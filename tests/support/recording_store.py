@@ -134,9 +134,9 @@ class RecordingStore(RecordingReadStore, Store):
     def limits(self) -> StoreLimits:
         return self._writable.limits
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
+    def put(self, key: str, body: Body, checksum: Checksum | None = None, replaces: str | None = None) -> ObjectInfo:
         self._count("put")
-        info = self._writable.put(key, body, checksum)
+        info = self._writable.put(key, body, checksum, replaces)
         self._add(written_bytes=memoryview(body).nbytes)
         return info
 

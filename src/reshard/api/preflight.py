@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..engine.claim import Watch
 from ..engine.destination import check_target
+from ..engine.events import ignore
 from ..engine.locations import Locations
 from ..planning.plan import Plan
 from ..storage import open_source, open_target, shared_connections
@@ -26,5 +28,5 @@ def would_skip(plan: Plan, request: Request) -> bool:
     sources = [open_source(url) for url in (plan.catalog.url, *plan.catalog.others)]
     locations = Locations(sources, open_target(conversion.target_url))
     locations.target.writable_store()
-    check_target(plan, locations, overwrite=request.replaces or manifest is not None)
+    check_target(plan, locations, Watch(ignore, waits=False), overwrite=request.replaces or manifest is not None)
     return False

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..engine.claim import in_use, is_dead, read_record
-from ..engine.journal import Progressed, read_journal
-from ..engine.resume import remove_left
+from ..engine.claim import Watch, in_use, is_dead, read_record
+from ..engine.events import ignore
+from ..engine.journal import Progressed
+from ..engine.resume import left_by, remove_left
 from ..engine.run_record import RunRecord
 from ..errors import StorageError
 from ..storage import Location, open_target, open_target_object, shared_connections
@@ -58,8 +59,10 @@ def abort_run(url: str) -> tuple[LeftRun, ...]:
     target = _target_of(url)
     places = [target, *([target.parent.child(f"{target.key.rpartition('/')[2]}.staging")] if target.key else [])]
     found = [each for place in places for each in _records(place)]
+    watch = Watch(ignore)
     for place, record in found:
-        if not is_dead(place, record):
+        info = place.head_or_none()
+        if info is not None and not watch.is_dead(place, record, info.etag):
             raise in_use(place.parent, record)
     left, problems = [], list[str]()
     for place, record in found:
@@ -100,4 +103,4 @@ def _left(place: Location, record: RunRecord) -> LeftRun:
 
 
 def _progress(place: Location, record: RunRecord) -> Progressed:
-    return read_journal(place, record.run_id)
+    return left_by(place, record)

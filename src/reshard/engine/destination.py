@@ -15,7 +15,8 @@ from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.written_keys import is_written_key
 from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
-from .claim import Claim, in_use, is_dead
+from .claim import Claim, Watch, in_use, put_record
+from .journal import last_begun
 from .locations import Locations
 from .manifest import START_BYTES, decode_manifest, ids_at_start
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record
@@ -35,38 +36,40 @@ class Destination:
     obsolete
         Etags of manifests that must go before anything new becomes visible, by key: they vouch for what is replaced.
     leftovers
-        Keys that an earlier conversion wrote and this one does not: no reader may mix old and new.
+        Etags of objects that an earlier conversion wrote and this one does not, by key: no reader may mix old and new.
     """
 
     before: Mapping[str, str] = field(default_factory=dict)
     obsolete: Mapping[str, str] = field(default_factory=dict)
-    leftovers: tuple[str, ...] = ()
+    leftovers: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_target(plan: Plan, locations: Locations, *, overwrite: bool, claim: Claim | None = None) -> Destination:
+def check_target(
+    plan: Plan, locations: Locations, watch: Watch, *, overwrite: bool, claim: Claim | None = None
+) -> Destination:
     """Look at a target before a run.
 
     Objects of a run of the same conversion that ended early are this run's to replace; a ``claim`` of this run
-    has replaced that run's record, and knows it. Raise TargetExists if other
+    has replaced that run's record, and knows it. With a claim, runs of other records that are dead and in the way lose
+    theirs: if they were only slow, they notice. Raise TargetExists if other
     outputs exist and must not be replaced, another checkpoint's objects are there, or the source would be removed.
     """
     for _ in range(_LOOKS):
         try:
-            return _look_at(plan, locations, claim, overwrite=overwrite)
+            return _look_at(plan, locations, watch, claim, overwrite=overwrite)
         except (NotFound, SourceChanged):  # another share has just removed its record, or written its manifest
             continue
-    return _look_at(plan, locations, claim, overwrite=overwrite)
+    return _look_at(plan, locations, watch, claim, overwrite=overwrite)
 
 
-def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite: bool) -> Destination:
+def _look_at(plan: Plan, locations: Locations, watch: Watch, claim: Claim | None, *, overwrite: bool) -> Destination:
     target, conversion = locations.target, plan.conversion
     scope, wanted = conversion.target.scope, {*conversion.keys, conversion.manifest_key}
     found = _found(conversion, target, wanted)
     record_key = record_key_of(conversion.manifest_key)
     own_id, whole_id = conversion_ids(conversion)
     before = {key: info.etag for key, info in found.items() if key in wanted}
-    earlier = claim.earlier if claim else _record(target, found.get(record_key))
-    left_by = earlier.conversion_id if earlier else ""
+    left_by = claim.left[1] if claim else _owner(target.child(record_key), found.get(record_key))
     if before and not overwrite and left_by != own_id:
         raise TargetExists(
             f"{target.url}: {len(before)} of {len(wanted)} outputs exist already",
@@ -76,7 +79,7 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
     if scope is None:  # every object is independent of its neighbours
         return Destination(before, {key: before[key] for key in _own_manifest(conversion, before)})
     neighbours = _Neighbours.of(conversion, target, found, whole_id)
-    neighbours.check_alive(conversion, target)
+    neighbours.settle(conversion, target, watch, claim)
     if not overwrite:
         neighbours.check(conversion, target)
     others = [key for key in found if key.startswith(scope) and key not in wanted]
@@ -84,7 +87,7 @@ def _look_at(plan: Plan, locations: Locations, claim: Claim | None, *, overwrite
     old = [*_own_manifest(conversion, before), *neighbours.foreign]
     # Anyone can write a manifest: it cannot have objects removed that no conversion writes.
     written = set(filter(is_written_key, _written(target, old))).difference(kept)
-    leftovers = tuple(sorted(written.intersection(others)))
+    leftovers = {key: found[key].etag for key in sorted(written.intersection(others))}
     raise_all(
         TargetExists,
         f"{target.url}: another checkpoint's objects are there; readers could not tell them from the new ones",
@@ -107,15 +110,15 @@ class _Neighbours:
     """The documents of other runs at one target.
 
     ``ranks`` are those of every share of the same conversion, by the key of its document: a manifest if it is finished,
-    else the record of its run; ``ended`` are keys of records whose runs are dead. ``foreign`` are keys of manifests of
-    other conversions, and ``living`` are the records of runs of other conversions that are alive. ``has_whole`` is
-    whether the manifest of the same conversion's whole is there.
+    else the record of its run. ``foreign`` are keys of manifests of other conversions. ``records`` are those of runs
+    with their etags; ``strange`` are keys of the ones of other conversions. ``has_whole`` is whether the manifest of
+    the same conversion's whole is there.
     """
 
     ranks: Mapping[str, tuple[range, ...]]
-    ended: frozenset[str]
     foreign: tuple[str, ...]
-    living: tuple[RunRecord, ...]
+    records: Mapping[str, tuple[RunRecord, str]]
+    strange: frozenset[str]
     has_whole: bool
 
     @classmethod
@@ -124,8 +127,8 @@ class _Neighbours:
     ) -> _Neighbours:
         own = {conversion.manifest_key, record_key_of(conversion.manifest_key)}
         everyone = (range(len(rank_keys)),) if (rank_keys := _rank_of_key(conversion)) else ()
-        ranks, ended = dict[str, tuple[range, ...]](), set[str]()
-        foreign, living, has_whole = list[str](), list[RunRecord](), False
+        ranks, records = dict[str, tuple[range, ...]](), dict[str, tuple[RunRecord, str]]()
+        foreign, strange, has_whole = list[str](), set[str](), False
         for key, info in found.items():
             if key in own or not (key in _OF_THE_WHOLE or shared_ranks(key)):
                 continue
@@ -133,29 +136,42 @@ class _Neighbours:
                 record = _record(target, info)
                 if record is None:
                     continue
-                has_ended = is_dead(target.child(key), record)
+                records[key] = record, info.etag
                 if record.whole_id == whole_id:  # what a dead run of this conversion has left is right, too
                     ranks[key] = shared_ranks(key) or everyone
-                    ended.update([key] * has_ended)
-                elif not has_ended:  # a dead run of another conversion harms nobody
-                    living.append(record)
+                else:
+                    strange.add(key)
             elif _whole_id(target, info) != whole_id:
                 foreign.append(key)
             elif key == MANIFEST_KEY:
                 has_whole = True
             else:
                 ranks[key] = shared_ranks(key)
-        return cls(ranks, frozenset(ended), tuple(foreign), tuple(living), has_whole)
+        return cls(ranks, tuple(foreign), records, frozenset(strange), has_whole)
 
-    def check_alive(self, conversion: Conversion, target: Location) -> None:
-        """Refuse a target where other runs are writing what this one writes, or what readers would take for it."""
-        for record in self.living:
-            raise in_use(target, record)
-        own = _own_ranks(conversion)
+    def settle(self, conversion: Conversion, target: Location, watch: Watch, claim: Claim | None) -> None:
+        """Refuse a target where other runs are writing what this one writes, or what readers would take for it.
+
+        Who has a claim marks the records of those that are dead: one that was only slow finds its claim lost.
+        """
+        in_the_way = {*self.strange, *self._overlapping(_own_ranks(conversion))} & self.records.keys()
+        living = []
+        for key in sorted(in_the_way):
+            (record, etag), place = self.records[key], target.child(key)
+            if not watch.is_dead(place, record, etag):
+                # Of two that find each other before either has begun, one gives way.
+                if claim is None or claim.record.run_id > record.run_id or not watch.gives_way(place, record):
+                    living.append(key)
+            elif claim is not None and record.beat >= 0:
+                now = place.head_or_none()
+                if now is not None and now.etag == etag:
+                    put_record(place, record.pushed_out(), etag)
+        for key in self.strange.intersection(living):
+            raise in_use(target, self.records[key][0])
         raise_all(
             TargetInUse,
             f"{target.url}: other runs of this conversion are writing some of these ranks",
-            [key for key in self._overlapping(own) if is_record_key(key)],
+            living,
             hint="Give every run ranks of its own, or wait until those have ended.",
         )
 
@@ -171,13 +187,12 @@ class _Neighbours:
             raise_all(
                 TargetExists,
                 f"{target.url}: other runs of this conversion have written some of these ranks",
-                self._overlapping(_own_ranks(conversion)),
+                [key for key in self._overlapping(_own_ranks(conversion)) if not is_record_key(key)],
                 hint=f"Give every run ranks of its own, or {option('overwrite')} to write these again.",
             )
 
     def _overlapping(self, own: Collection[int]) -> list[str]:
-        spans_of = {key: spans for key, spans in self.ranks.items() if key not in self.ended}
-        return [key for key, spans in spans_of.items() if any(rank in span for span in spans for rank in own)]
+        return [key for key, spans in self.ranks.items() if any(rank in span for span in spans for rank in own)]
 
     def keys_of_shares(self, conversion: Conversion, *, overwrite: bool) -> Collection[str]:
         """Return the keys that other shares of the conversion write; with ``overwrite``, may be about to write."""
@@ -228,6 +243,14 @@ def _record(target: Location, info: ObjectInfo | None) -> RunRecord | None:
     if info is None or info.nbytes > MAX_RECORD_BYTES:
         return None
     return decode_record(target.store.read(info.key, ByteRange(0, info.nbytes), info.etag), info.key)
+
+
+def _owner(place: Location, info: ObjectInfo | None) -> str:
+    """Return the conversion whose objects a run has left: its own once it has begun, else that of the one before it."""
+    record = _record(place.parent, info)
+    if record is None:
+        return ""
+    return last_begun(place, record.runs)[1]
 
 
 def _whole_id(target: Location, info: ObjectInfo) -> str:

@@ -10,17 +10,17 @@ from ..errors import ReshardError
 from ..planning.plan import Plan
 from ..planning.share_documents import record_key_of
 from ..storage import Location
-from .claim import Claim, claimed
+from .claim import Claim, Watch, claimed
 from .destination import Destination, check_target
 from .digest import ReadLedger
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.choose import choose_executor, crew_for
 from .executors.crew import Crew
-from .journal import Journal, Progressed, journal_keys
+from .journal import Journal, Progressed, read_journal
 from .locations import Locations, check_source
-from .manifest import Manifest, encode_manifest
+from .manifest import Manifest
 from .read_checks import check_reads, kept_checksums
-from .resume import Adopted, adopt, left_by, plan_of_earlier, remove_left
+from .resume import Adopted, adopt, plan_of_earlier, remove_left
 from .run_record import RunRecord
 from .session import Run, UploadSession, upload_session
 from .shares import join_shares
@@ -71,7 +71,7 @@ def execute(
     locations = Locations((source, *others), target)
     if plan.staging:  # what would be refused in the second pass is refused before the first
         target.writable_store()
-        check_target(plan, locations, overwrite=policy.overwrite)
+        check_target(plan, locations, Watch(listener), overwrite=policy.overwrite)
         listener(Noted(plan.staging_note))
     own = Policy(overwrite=True, keeps=policy.keeps, restarts=policy.restarts)
     keeps = policy.keeps_staging
@@ -85,15 +85,15 @@ def execute(
 
 def _execute(crew: Crew, plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
     """Carry out one pass."""
-    target = locations.target
+    target, watch = locations.target, Watch(listener)
     target.writable_store()
-    check_target(plan, locations, overwrite=policy.overwrite)  # before a claim is written
+    check_target(plan, locations, watch, overwrite=policy.overwrite)  # before a claim is written
     record_place = target.child(record_key_of(plan.conversion.manifest_key))
-    with claimed(record_place, RunRecord.of(plan.conversion), listener) as claim:
-        journal = Journal(record_place, claim.record.run_id, journal_keys(record_place) if claim.earlier else ())
-        found = check_target(plan, locations, overwrite=policy.overwrite, claim=claim)
-        earlier = left_by(record_place, claim.earlier)
-        is_same = claim.earlier is not None and claim.earlier.conversion_id == claim.record.conversion_id
+    with claimed(record_place, RunRecord.of(plan.conversion), watch, listener) as claim:
+        journal = Journal(record_place, claim.record.run_id)
+        found = check_target(plan, locations, watch, overwrite=policy.overwrite, claim=claim)
+        earlier = read_journal(record_place, claim.left[0]) if claim.left[0] else Progressed()
+        is_same = claim.left[1] == claim.record.conversion_id
         # What was there before is what the first of several runs has found: the rest is theirs.
         before = earlier.before if is_same and earlier.beginning else dict(found.before)
         made, adopted = _taken_over(plan, earlier, claim, locations, before, policy)
@@ -117,7 +117,7 @@ def _taken_over(
     """Take over what earlier runs have left if this is the same conversion; else remove what they have left open."""
     if claim.earlier is None:
         return plan, Adopted()
-    is_same = claim.earlier.conversion_id == claim.record.conversion_id
+    is_same = claim.left[1] == claim.record.conversion_id
     again = plan_of_earlier(plan, earlier) if is_same and not policy.restarts else None
     place = locations.target.child(record_key_of(plan.conversion.manifest_key))
     if again is None:
@@ -150,7 +150,7 @@ def _carry_out(
     listener(PhaseStarted("commit"))
     session.check_claim()
     # Until the new one is written, no manifest vouches for a mix of old and new.
-    workers.map(lambda item: session.remove_unchanged(*item), list(found.obsolete.items()))
+    workers.map(lambda item: session.remove(*item), list(found.obsolete.items()))
     session.put_small(executor)
     session.complete()
     session.replicate(executor)
@@ -161,11 +161,11 @@ def _carry_out(
     workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
     for document in conversion.documents[-1:]:
         session.put_document(document.key, document.data)
-    workers.map(session.remove, found.leftovers)
+    workers.map(lambda item: session.remove(*item), list(found.leftovers.items()))
     overflows = session.meter.overflows
     if note := overflows.note(conversion.change.on_overflow):
         listener(Noted(note))
     session.compare()
     manifest = Manifest(conversion, plan.limits, session.receipts(), reads, overflows=overflows.counts)
-    session.put_document(conversion.manifest_key, encode_manifest(manifest))
+    session.put_manifest(manifest)
     return manifest

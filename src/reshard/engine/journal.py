@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,13 +55,13 @@ class Progressed:
 class Journal:
     """The journal of one run. Any thread may note; who leads the run has it written."""
 
-    def __init__(self, record_place: Location, run_id: str, earlier_keys: Sequence[str] = ()) -> None:
+    def __init__(self, record_place: Location, run_id: str) -> None:
         self._place = record_place
         self._store = record_place.writable_store()
         self._run_id = run_id
         self._lock = threading.Lock()
         self._entries: list[list[Any]] = []
-        self._keys = list(earlier_keys)
+        self._keys: list[str] = []
         self._count = 0
         self._last_s = time.monotonic()
         self._is_removed = False
@@ -121,11 +121,11 @@ class Journal:
             if self._is_removed:  # whoever removes it may have done so before the object was there
                 self._store.delete(key)
 
-    def remove(self) -> None:
-        """Remove the journal of this run, and those of the runs before it."""
+    def remove(self, *, only_own: bool = False) -> None:
+        """Remove the journal of this run, and those of all others at this target unless ``only_own``."""
         with self._lock:
             self._is_removed = True
-        for key in self._keys:
+        for key in self._keys if only_own else journal_keys(self._place):
             self._store.delete(key)
 
 
@@ -145,6 +145,16 @@ def journal_keys(record_place: Location, run_id: str = "") -> list[str]:
     start = f"{record_place.key.removesuffix('.json')}."
     keys = (info.key for info in record_place.store.list(start + run_id))
     return [key for key in keys if _NAME.fullmatch(key.removeprefix(start))]
+
+
+def has_journal(record_place: Location, run_id: str) -> bool:
+    """Whether a run has written down where it begins, and so has taken over what there was to take over."""
+    return Location(record_place.store, journal_key(record_place.key, run_id, 0)).head_or_none() is not None
+
+
+def last_begun(record_place: Location, runs: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """Return the first of some runs that has begun, and its conversion; both are empty if none has."""
+    return next((each for each in runs if has_journal(record_place, each[0])), ("", ""))
 
 
 def read_journal(record_place: Location, run_id: str) -> Progressed:

@@ -10,8 +10,11 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import record_key_of
 from ..storage import Location, ObjectInfo, read_object
 from ..tensor import ByteRange
+from .claim import Watch, read_record
+from .events import ignore
 from .journal import journal_keys
 from .manifest import START_BYTES, Manifest, decode_manifest, ids_at_start
+from .resume import drop_strangers
 from .shares import join_shares
 from .workers import Workers
 
@@ -47,10 +50,14 @@ def find_outcome(conversion: Conversion, target: Location, workers: Workers) -> 
 
 def finish_outcome(manifest: Manifest, target: Location) -> None:
     """Do what a run does after its manifest, in case that it ended right there."""
-    record = target.child(record_key_of(manifest.conversion.manifest_key))
-    if record.head_or_none():
-        for key in (*journal_keys(record), record.key):
-            record.writable_store().delete(key)
+    place = target.child(record_key_of(manifest.conversion.manifest_key))
+    info, record = place.head_or_none(), read_record(place)
+    own_id = conversion_ids(manifest.conversion)[0]
+    # A run that lives removes its record itself, and that of another conversion is about to replace this one.
+    if info and record and record.conversion_id == own_id and Watch(ignore).is_dead(place, record, info.etag):
+        drop_strangers(target, manifest.conversion.keys, ())  # it may have begun to write all this again
+        for key in (*journal_keys(place), place.key):
+            place.writable_store().delete(key)
     join_shares(manifest, target)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import NotFound, PlanError, ReshardError
@@ -10,7 +10,7 @@ from ..planning.plan import Plan, make_plan, without_copies
 from ..planning.plan_json import plan_id_of
 from ..storage import Location, Upload
 from ..storage.checksums import joined_crc
-from .journal import Progressed, journal_keys, read_journal
+from .journal import Progressed, journal_keys, last_begun, read_journal
 from .locations import Locations
 from .manifest import ObjectReceipt
 from .run_record import RunRecord
@@ -83,7 +83,7 @@ class _Adoption:
         workers.map(self._adopt_object, list(self._earlier.objects.values()))
         keys = [key for key in self._earlier.uploads if key in self._nbytes and key not in self._objects]
         workers.map(self._adopt_upload, keys)
-        self._drop_strangers()
+        drop_strangers(self._target, self._nbytes, self._uploads.values())
         return Adopted(self._uploads, self._parts, self._objects)
 
     def _adopt_object(self, receipt: ObjectReceipt) -> None:
@@ -120,23 +120,27 @@ class _Adoption:
             crc = joined_crc(crcs) if len(crcs) == len(parts) else None
             self._objects[key] = ObjectReceipt(key, info.nbytes, info.etag, crc, weakest(parts.values()))
 
-    def _drop_strangers(self) -> None:
-        keys = {self._target.child(key).key for key in self._nbytes}
-        known = {upload.upload_id for upload in self._uploads.values()}
-        for upload in self._store.open_uploads(self._target.prefix):
-            if upload.key in keys and upload.upload_id not in known:
-                self._store.abort_upload(upload)
+
+def drop_strangers(target: Location, keys: Iterable[str], uploads: Iterable[Upload]) -> None:
+    """Abort open uploads of some keys that are none of those known, as runs leave that end right after opening them."""
+    store, known = target.writable_store(), {upload.upload_id for upload in uploads}
+    full_keys = {target.child(key).key for key in keys}
+    for upload in store.open_uploads(target.prefix):
+        if upload.key in full_keys and upload.upload_id not in known:
+            store.abort_upload(upload)
 
 
-def left_by(record_place: Location, record: RunRecord | None) -> Progressed:
-    """Read the journal of a run that has left a record."""
-    return read_journal(record_place, record.run_id) if record is not None else Progressed()
+def left_by(record_place: Location, record: RunRecord) -> Progressed:
+    """Read what the run of a record has left; if it had not begun, what the one before it has left."""
+    run_id, _ = last_begun(record_place, record.runs)
+    return read_journal(record_place, run_id) if run_id else Progressed()
 
 
-def remove_left(target: Location, record_place: Location, progressed: Progressed) -> list[str]:
+def remove_left(target: Location, record_place: Location, progressed: Progressed, *, journals: str = "") -> list[str]:
     """Remove what a run has left at a target, except its record; return what could not be removed, in words.
 
-    Objects go only if they are as that run wrote them.
+    Objects go only if they are as that run wrote them. Of the journals only those of one run go if ``journals`` names
+    it.
     """
     store, problems = target.writable_store(), list[str]()
     for key, upload_id in progressed.uploads.items():
@@ -152,6 +156,6 @@ def remove_left(target: Location, record_place: Location, progressed: Progressed
                 store.delete(place.key)
         except ReshardError as error:
             problems.append(f"could not delete {place.url}: {error.marked_message}")
-    for key in [] if problems else journal_keys(record_place):
+    for key in [] if problems else journal_keys(record_place, journals):
         store.delete(key)
     return problems

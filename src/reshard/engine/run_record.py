@@ -15,8 +15,9 @@ from ..formats.strict_json import parse_json_object
 from ..planning.conversion import Conversion
 from ..planning.plan_json import conversion_ids
 
-_FORMAT = "reshard-run/2"
+_FORMAT = "reshard-run/3"
 MAX_RECORD_BYTES = 64 << 10
+_MAX_LEFT = 100  # runs in a row that have all ended right after their claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,11 @@ class RunRecord:
     started
         When it began, by the clock of that machine: for people.
     beat
-        A number that grows while the run is alive; -1 once it has ended without finishing.
+        A number that grows while the run is alive; -1 once it has ended without finishing, -2 once a run
+        with another record has pushed it out.
+    left
+        The runs before this one, as ``run_id/conversion_id`` with spaces between, the last one first. Until this run
+        has begun its journal, that of the first of them that has begun one counts.
     """
 
     conversion_id: str
@@ -47,6 +52,7 @@ class RunRecord:
     process: str
     started: str
     beat: int = 0
+    left: str = ""
 
     @classmethod
     def of(cls, conversion: Conversion) -> RunRecord:
@@ -69,9 +75,29 @@ class RunRecord:
         number = pid.partition(" ")[0]
         return not (number.isdecimal() and len(number) < 20) or _identity(int(number)) != self.process
 
+    def after(self, earlier: RunRecord, *, has_begun: bool) -> RunRecord:
+        """Return this record for a run that follows a dead one, which may have ended before its journal began."""
+        before = [] if has_begun else earlier.left.split(" ")[:_MAX_LEFT]
+        return replace(self, left=" ".join([f"{earlier.run_id}/{earlier.conversion_id}", *filter(None, before)]))
+
+    @property
+    def runs(self) -> tuple[tuple[str, str], ...]:
+        """This run and those before it, whose journals count in this order, each with the id of its conversion."""
+        before = [each.partition("/")[::2] for each in self.left.split(" ") if each]
+        return ((self.run_id, self.conversion_id), *before)
+
     def ended(self) -> RunRecord:
         """Return the record of a run that has ended without finishing."""
         return replace(self, beat=-1)
+
+    def pushed_out(self) -> RunRecord:
+        """Return the record of a run that seems to be dead, at whose target a run with another record begins."""
+        return replace(self, beat=-2)
+
+    @property
+    def is_pushed_out(self) -> bool:
+        """Whether another run has begun where this one was at work."""
+        return self.beat == -2
 
 
 def _identity(pid: int) -> str:

@@ -16,6 +16,7 @@ from ..errors import (
     OverBudget,
     ReshardError,
     SourceChanged,
+    StorageError,
     TargetExists,
     Unsupported,
     add_problems,
@@ -26,17 +27,17 @@ from ..planning.outputs.streamed import whole_copies
 from ..planning.plan import Plan, without_copies
 from ..planning.plan_json import plan_id_of
 from ..planning.steps.steps import CopiedPart
-from ..storage import ObjectInfo, Upload
+from ..storage import Body, Checksum, ObjectInfo, Upload, read_object
 from ..storage.checksums import crc_of, joined_crc
 from ..tensor import ByteRange
-from .claim import Claim
+from .claim import FRESH_S, Claim, put_document_over, put_over
 from .events import Listener, Noted
 from .executors.executor import Executor, StepId
-from .journal import Beginning, Journal, Progressed
+from .journal import Beginning, Journal, Progressed, has_journal, read_journal
 from .locations import Locations, check_source
-from .manifest import ObjectReceipt
+from .manifest import Manifest, ObjectReceipt, decode_manifest, encode_manifest
 from .meter import Meter
-from .resume import Adopted
+from .resume import Adopted, drop_strangers, remove_left
 from .workers import Task, Workers, working
 from .writer import CopyRefusal, PartReceipt, PartWriter, check_length, check_proof, checked_body, weakest
 
@@ -73,6 +74,8 @@ def upload_session(
         # What was sent is of no use if it is damaged, or if its source is not there any more.
         is_wrong = isinstance(error, Damaged | SourceChanged)
         add_problems(error, session.leave(keeps=run.keeps and not is_wrong))
+        if run.claim.is_lost and isinstance(error, StorageError):  # what another run has removed or changed
+            run.claim.check()
         raise
 
 
@@ -189,7 +192,7 @@ class UploadSession:
 
     def _writer(self, plan: Plan, uploads: Mapping[str, Upload | None]) -> PartWriter:
         held = {(key, number): receipt for key in uploads for number, receipt in self._parts[key].items()}
-        return PartWriter(plan, uploads, self._locations, lambda: self.workers.is_stopped, held)
+        return PartWriter(plan, uploads, self._locations, self.put, held)
 
     def _send(
         self, executor: Executor, plan: Plan, uploads: Mapping[str, Upload | None], skip: StepId | None = None
@@ -207,6 +210,8 @@ class UploadSession:
             elif self._parts[result.key].get(result.number) != result:
                 self._parts[result.key][result.number] = result
                 self._run.journal.part(result)
+            if self._run.claim.is_lost:  # seen by its beat: what is sent from now on is of no use
+                self.check_claim()
             if self._run.journal.is_due:
                 self.workers.submit(self._run.journal.write, urgency=_JOURNAL_URGENCY)
         return list(refusals.values())
@@ -219,7 +224,10 @@ class UploadSession:
         for index, group in enumerate(plan.groups):
             keys = [key for output in group.outputs for key in plan.outputs[output].keys if key in uploads]
             if keys:
-                self._touched.update(key for key in keys if uploads[key] is None)
+                put = [key for key in keys if uploads[key] is None]
+                if put:  # other processes do not look by themselves
+                    self._run.claim.check(within_s=FRESH_S)
+                    self._touched.update(put)
                 held = any(self._parts[key] for key in keys)
                 for number in plan.group_steps(index).numbers:
                     if (index, number) == skip or (held and self._is_sent(plan, (index, number), keys)):
@@ -306,23 +314,49 @@ class UploadSession:
         if key in self._objects:
             return
         place, integrity = self._locations.target.child(key), self.plan.limits.integrity
-        info = self._make_visible(key, len(data), lambda: self._store.put(place.key, *checked_body(data, integrity)))
+        info = self.put(key, *checked_body(data, integrity))
         check_proof(place, info.proof, integrity)
         self._record(ObjectReceipt(key, info.nbytes, info.etag, crc_of(data), info.proof))
 
-    def remove_unchanged(self, key: str, etag: str) -> None:
-        """Remove an object that existed before, unless another run has replaced it since."""
-        info = self._locations.target.child(key).head_or_none()
-        if info is not None and info.etag == etag:
-            self.remove(key)
+    def put(self, key: str, data: Body, checksum: Checksum | None) -> ObjectInfo:
+        """PUT an object whole, over the one that was there before and no other, as far as the store looks."""
+        place, replaces = self._locations.target.child(key), self._before.get(key, "")
+        try:
+            return self._make_visible(key, len(data), lambda: put_over(place, data, checksum, replaces))
+        except SourceChanged:  # an earlier run of this conversion has left it; or another run has taken over
+            info = place.head_or_none()
+            found = info.etag if info else ""
+            self.check_claim()
+            return self._make_visible(key, len(data), lambda: put_over(place, data, checksum, found))
 
-    def remove(self, key: str) -> None:
-        """Remove an object that existed before, for good."""
-        self._store.delete(self._locations.target.child(key).key)
-        self._before.pop(key, None)
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest; TargetExists if another run was faster, and wrote another one."""
+        key, data = manifest.conversion.manifest_key, encode_manifest(manifest)
+        place, integrity = self._locations.target.child(key), self.plan.limits.integrity
+        try:
+            if key not in self._objects and place.head_or_none() is not None:
+                raise SourceChanged(f"{place.url} is there already")
+            info = self._make_visible(key, len(data), lambda: put_document_over(place, data, integrity, ""))
+        except SourceChanged as error:
+            there = decode_manifest(read_object(place), place.url)
+            if (there.conversion, there.receipts) == (manifest.conversion, manifest.receipts):
+                return  # this run was taken for dead, or takes over from one that was: both have made the same
+            raise TargetExists(
+                f"{place.url}: another run has finished there", hint="Convert to another destination."
+            ) from error
+        check_proof(place, info.proof, integrity)
+        self._record(ObjectReceipt(key, info.nbytes, info.etag, crc_of(data), info.proof))
+
+    def remove(self, key: str, etag: str) -> None:
+        """Remove an object that existed before, for good, unless another run has replaced it since."""
+        info = self._locations.target.child(key).head_or_none()
+        self._run.claim.check(within_s=FRESH_S)
+        if info is not None and info.etag == etag:
+            self._store.delete(self._locations.target.child(key).key)
+            self._before.pop(key, None)
 
     def check_claim(self) -> None:
-        """Raise TargetInUse unless this run still holds the target, and TargetExists if others have written there."""
+        """Raise TargetInUse unless this run still holds the target."""
         self._run.claim.check()
 
     def compare(self) -> None:
@@ -344,7 +378,16 @@ class UploadSession:
 
     def finish(self) -> None:
         """Remove journal and record: all that they are about is complete, or gone."""
-        self._run.journal.remove()
+        claim = self._run.claim
+        other = None if claim.is_held() else claim.other()
+        if other is not None and other.run_id != claim.record.run_id:  # what is there may be that run's
+            if other.conversion_id != claim.record.conversion_id:
+                self._run.journal.remove(only_own=True)
+            return
+        is_first = claim.earlier is None
+        if not is_first:  # a run that was taken for dead may have gone on for a while
+            drop_strangers(self._locations.target, self._nbytes, ())
+        self._run.journal.remove(only_own=is_first)
         self._run.claim.release(is_finished=True)
 
     def receipts(self) -> tuple[ObjectReceipt, ...]:
@@ -363,12 +406,29 @@ class UploadSession:
         parts = [(receipt.number, receipt.etag) for receipt in receipts]
         crcs = {each.number: (each.crc32c, each.nbytes) for each in receipts if each.crc32c is not None}
         checked = crcs if self.plan.limits.integrity is not Integrity.OFF else None
-        info = self._make_visible(key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts, checked))
+        try:
+            info = self._make_visible(
+                key, self._nbytes[key], lambda: self._store.complete_upload(upload, parts, checked)
+            )
+        except NotFound:
+            info = self._completed_meanwhile(key)
         crc = joined_crc(crcs[each.number] for each in receipts) if len(crcs) == len(receipts) else None
         self._record(ObjectReceipt(key, info.nbytes, info.etag, crc, weakest(receipts)))
 
+    def _completed_meanwhile(self, key: str) -> ObjectInfo:
+        """Return an object whose upload an earlier run has completed that was not dead, only slow; else raise again."""
+        found = self._locations.target.child(key).head_or_none()
+        is_new = found is not None and found.etag != self._before.get(key) and found.nbytes == self._nbytes[key]
+        if found is None or not is_new or key not in self._run.adopted.uploads:
+            raise
+        return found
+
     def _make_visible(self, key: str, nbytes: int, request: Callable[[], ObjectInfo]) -> ObjectInfo:
-        """Send a request after which an object is visible, perhaps even if it seems to fail."""
+        """Send a request after which an object is visible, perhaps even if it seems to fail.
+
+        Right before, this run looks whether it still has its claim: it may have been stopped for minutes.
+        """
+        self._run.claim.check(within_s=FRESH_S)
         self._touched.add(key)
         info = request()
         if self._is_undone.is_set():  # undo may have looked before the object was there
@@ -401,14 +461,15 @@ class UploadSession:
 
     def leave(self, *, keeps: bool) -> Sequence[str]:
         """Undo what this run has written, or keep it for the next one; return what to know about that, in words."""
-        if not self._run.claim.is_held():  # whatever is there may be another run's
-            return ()
+        claim = self._run.claim
+        if not claim.is_held() and not self._is_alone():  # whatever is visible may be another run's
+            return self._give_way()
         has_sent = any(self._parts.values()) or bool(self._objects)
         if not keeps or not has_sent:
             return self._undo()
         try:
             self._run.journal.write()
-            self._run.claim.release(is_finished=False)
+            claim.release(is_finished=False)
         except ReshardError as error:
             return [f"could not write down what was sent: {error.marked_message}"]
         sent = sum(part.nbytes for parts in self._parts.values() for part in parts.values())
@@ -418,6 +479,41 @@ class UploadSession:
             f"{sent} bytes that were sent are kept: run the same command again to go on, "
             f"or `reshard abort {where}` to remove them"
         ]
+
+    def _is_alone(self) -> bool:
+        """Whether the run that took this one for dead has ended itself, and left what this one has made visible."""
+        claim, other = self._run.claim, self._run.claim.other()
+        if other is not None:
+            return other.run_id == claim.record.run_id and not other.is_pushed_out
+        manifest = self._locations.target.child(self.plan.conversion.manifest_key)
+        if not self._objects or manifest.head_or_none() is not None:
+            return False
+        claim.put_back()
+        return True
+
+    def _give_way(self) -> Sequence[str]:
+        """Remove uploads and journal of this run, unless the run that has its target goes on with them."""
+        claim = self._run.claim
+        try:
+            other = claim.other()
+            known = set[str]()
+            if other is not None and other.run_id == claim.record.run_id:  # pushed out, with all that came before it
+                for run_id, _ in claim.record.runs:
+                    uploads = read_journal(claim.place, run_id).uploads
+                    remove_left(self._locations.target, claim.place, Progressed(uploads=uploads), journals=run_id)
+                claim.release(is_finished=True)
+            elif other is not None and not has_journal(claim.place, other.run_id):
+                if self._objects or other.conversion_id == claim.record.conversion_id:
+                    return ()  # it may be about to take all this over; it removes what it does not know
+            elif other is not None:
+                known.update(read_journal(claim.place, other.run_id).uploads.values())
+            for upload in list(self._uploads.values()):
+                if upload.upload_id not in known:
+                    self._store.abort_upload(upload)
+            self._run.journal.remove(only_own=True)
+        except ReshardError as error:
+            return [f"could not remove what this run has sent: {error.marked_message}"]
+        return ()
 
     def _undo(self) -> Sequence[str]:
         """Remove all that this run has written; return what could not be removed, in words.

@@ -12,8 +12,8 @@ from ..planning.plan_json import conversion_ids
 from ..planning.share_documents import record_key_of
 from ..planning.staging import with_etags
 from ..storage import Location, never, read_object
-from .claim import claimed, is_dead, read_record
-from .events import Listener, Noted
+from .claim import Watch, claimed, read_record
+from .events import Listener, Noted, ignore
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .run_record import RunRecord
@@ -55,16 +55,16 @@ def staged(
         hint=f"Choose another place with {option('staging_url')}, or remove them.",
     )
     # Who reads chunks holds them for both passes: nobody else writes or removes them meanwhile.
-    with claimed(place.child(_USE_KEY), RunRecord.of(plan.conversion), listener) as use:
+    with claimed(place.child(_USE_KEY), RunRecord.of(plan.conversion), Watch(listener), listener) as use:
         kept = _kept(first, place, found) if found else None
         try:
             manifest = kept or run(first, Locations(sources, place))
             yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
         except BaseException as error:
-            if not keep and not kept and not keep_unfinished:
+            if not keep and not kept and not keep_unfinished and use.is_held():
                 add_problems(error, _remove(first, place))
             raise
-        if not keep:
+        if not keep and use.is_held():
             for problem in _remove(first, place):
                 listener(Noted(problem))
         use.release(is_finished=True)
@@ -102,9 +102,12 @@ def _remove(first: Plan, place: Location) -> list[str]:
 def remove_left_chunks(staging: Location, conversion: Conversion) -> None:
     """Remove the chunks that a dead run of a conversion had staged, and held when it ended; others stay."""
     own_id, names = conversion_ids(conversion)[0], [name for name, _ in staging.named_objects()]
+    watch = Watch(ignore)
     for use in (name for name in names if name.rpartition("/")[2] == _USE_KEY):
-        record = read_record(staging.child(use))
-        if record is None or record.conversion_id != own_id or not is_dead(staging.child(use), record):
+        record, info = read_record(staging.child(use)), staging.child(use).head_or_none()
+        if record is None or info is None or record.conversion_id != own_id:
+            continue
+        if not watch.is_dead(staging.child(use), record, info.etag):
             continue
         folder = use.removesuffix(_USE_KEY)
         for name in [*(name for name in names if name.startswith(folder) and name != use), use]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import Interrupted, StorageError, Unsupported, option
+from ..errors import StorageError, Unsupported, option
 from ..planning.limits import Integrity
 from ..planning.plan import Plan
 from ..planning.steps.steps import CopiedPart, StreamedPart
-from ..storage import PROOFS, Body, Checksum, Location, ObjectInfo, Proof, ShouldStop, Upload, never
+from ..storage import PROOFS, Body, Checksum, Location, ObjectInfo, Proof, Upload
 from ..storage.checksums import crc_of
 from ..tensor import ByteRange
 from .locations import Locations
+
+Put = Callable[[str, Body, Checksum | None], ObjectInfo]
+"""Stores an object by its key at the target, and checks its length."""
 
 _SMALL_BYTES = 1 << 20
 """Bodies whose MD5 costs nothing to speak of."""
@@ -49,8 +52,8 @@ class PartWriter:
     """A sink that writes parts to the target's store. It needs nothing else of the run, so it can be in any process.
 
     ``uploads`` has each key to write with its open upload, or with None if the object is PUT whole. Parts that are
-    ``held`` by the store are not sent again, by key and number. ``should_stop``
-    answers yes once the run is being undone; a writer in another process does not know.
+    ``held`` by the store are not sent again, by key and number. Objects are PUT by ``put`` where it is given, as they
+    become visible; a writer in another process sends them as they are.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class PartWriter:
         plan: Plan,
         uploads: Mapping[str, Upload | None],
         locations: Locations,
-        should_stop: ShouldStop = never,
+        put: Put | None = None,
         held: Mapping[tuple[str, int], PartReceipt] | None = None,
     ) -> None:
         self._plan = plan
@@ -66,10 +69,10 @@ class PartWriter:
         self._locations = locations
         self._held = held or {}
         self._store = locations.target.writable_store()
-        self._should_stop = should_stop
+        self._put = put or self._put_plainly
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PartWriter, (self._plan, self._uploads, self._locations, never, self._held)
+        return PartWriter, (self._plan, self._uploads, self._locations, None, self._held)
 
     def keys(self, output: int) -> Sequence[str]:
         """Return those of an output's keys that are written."""
@@ -86,13 +89,15 @@ class PartWriter:
             made = self._store.upload_part(upload, part.number, part.range.start, data, checksum)
             check_proof(place, made.proof, integrity)
             return PartReceipt(key, part.number, made.etag, len(data), crc, made.proof)
-        info = self._store.put(place.key, data, checksum)
-        if self._should_stop():  # whoever undoes the run may have looked before the object was there
-            self._store.delete(place.key)
-            raise Interrupted("stopped")
-        check_length(place, len(data), info)
+        info = self._put(key, data, checksum)
         check_proof(place, info.proof, integrity)
         return PartReceipt(key, part.number, info.etag, info.nbytes, crc, info.proof)
+
+    def _put_plainly(self, key: str, data: Body, checksum: Checksum | None) -> ObjectInfo:
+        place = self._locations.target.child(key)
+        info = self._store.put(place.key, data, checksum)
+        check_length(place, len(data), info)
+        return info
 
     def copy(self, key: str, part: CopiedPart) -> PartReceipt | CopyRefusal:
         """Have the store copy one part from the source."""

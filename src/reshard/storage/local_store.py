@@ -31,7 +31,7 @@ from .local_files import (
     writable_path,
 )
 from .protocol import Body, Checksum, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
-from .range_checks import beyond_end, cannot_copy, changed, check_buffer, check_copied_span, check_etag
+from .range_checks import beyond_end, cannot_copy, changed, check_buffer, check_copied_span, check_etag, check_replaced
 from .stopping import ShouldStop, check, never
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # else opening a named pipe would wait for its writer
@@ -119,11 +119,17 @@ class LocalStore(Store):
         if done < span.nbytes:
             raise beyond_end(f"{path}", span)
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:  # noqa: ARG002
+    def put(
+        self,
+        key: str,
+        body: Body,
+        checksum: Checksum | None = None,  # noqa: ARG002
+        replaces: str | None = None,
+    ) -> ObjectInfo:
         upload = self.create_upload(key)
         hidden = self._hidden(upload)
         try:
-            return self._finish(hidden, key, self._write(hidden, 0, body))
+            return self._finish(hidden, key, self._write(hidden, 0, body), replaces)
         except BaseException:
             self.abort_upload(upload)
             raise
@@ -268,8 +274,11 @@ class LocalStore(Store):
                 os.write(record, f"{number} {etag}\n".encode())
         return PartInfo(number, etag, nbytes, proof="local")
 
-    def _finish(self, hidden: HiddenFiles, key: str, nbytes: int) -> ObjectInfo:
-        """Give the hidden file its length and its name."""
+    def _finish(self, hidden: HiddenFiles, key: str, nbytes: int, replaces: str | None = None) -> ObjectInfo:
+        """Give the hidden file its length and its name.
+
+        No system call renames only over a certain file, so the one there is looked at right before.
+        """
         with _explained("complete", hidden.target):
             with _opened(hidden.data, os.O_RDWR) as file:
                 if os.fstat(file).st_size < nbytes:
@@ -277,12 +286,20 @@ class LocalStore(Store):
                 os.ftruncate(file, nbytes)
                 os.fsync(file)
                 info = replace(_info(key, os.fstat(file)), proof="local")
+            if replaces is not None:
+                check_replaced(f"{hidden.target}", replaces, self._etag(hidden.target))
             # The record goes first: without the bytes nothing would lead to it any more.
             hidden.record.unlink(missing_ok=True)
             hidden.data.replace(hidden.target)
             with _opened(hidden.target.parent, os.O_RDONLY) as folder:
                 os.fsync(folder)
         return info
+
+    def _etag(self, path: Path) -> str:
+        try:
+            return _info("", path.stat()).etag
+        except FileNotFoundError:
+            return ""
 
     def _remove_made(self, folder: Path) -> None:
         """Remove the folders from ``folder`` upwards that this store made and that are empty."""

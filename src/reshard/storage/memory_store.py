@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from ..errors import NotFound, StorageError, Unsupported
 from ..tensor import ByteRange
 from .protocol import Body, Checksum, ObjectInfo, PartInfo, ReadStore, Store, StoreLimits, Upload, unwrapped
-from .range_checks import SEND_INSTEAD, beyond_end, cannot_copy, check_buffer, check_copied_span, check_etag
+from .range_checks import (
+    SEND_INSTEAD,
+    beyond_end,
+    cannot_copy,
+    check_buffer,
+    check_copied_span,
+    check_etag,
+    check_replaced,
+)
 from .stopping import ShouldStop, check, never
 
 
@@ -100,9 +108,15 @@ class MemoryStore(Store):
                 raise beyond_end(f"{self.url}/{key}", span, len(body))
             target[:] = memoryview(body)[span.start : span.stop]
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:  # noqa: ARG002
+    def put(
+        self,
+        key: str,
+        body: Body,
+        checksum: Checksum | None = None,  # noqa: ARG002
+        replaces: str | None = None,
+    ) -> ObjectInfo:
         check(self.should_stop)
-        return self._store(key, bytes(body))
+        return self._store(key, bytes(body), replaces)
 
     def delete(self, key: str) -> None:
         with self._space.lock:
@@ -192,9 +206,11 @@ class MemoryStore(Store):
                 raise NotFound(f"{self.url}/{key} does not exist.")
             return self._space.objects[key]
 
-    def _store(self, key: str, body: bytes) -> ObjectInfo:
+    def _store(self, key: str, body: bytes, replaces: str | None = None) -> ObjectInfo:
         etag = f"{next(_numbers):08x}"
         with self._space.lock:
+            found = self._space.objects.get(key, ("", b""))[0]
+            check_replaced(f"{self.url}/{key}", replaces, found)
             self._space.objects[key] = (etag, body)
         return ObjectInfo(key, len(body), etag, proof="local")
 

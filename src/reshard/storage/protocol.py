@@ -247,10 +247,12 @@ class Store(ReadStore, PartCopier, Protocol):
         """Part and object sizes that this store accepts."""
         ...
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
+    def put(self, key: str, body: Body, checksum: Checksum | None = None, replaces: str | None = None) -> ObjectInfo:
         """Store one object in one request, replacing any other.
 
-        The length returned is the one that the store reports, unless it has checked the ``checksum``.
+        The length returned is the one that the store reports, unless it has checked the ``checksum``. With
+        ``replaces``, the object there must have that etag, or be absent if it is empty: raise SourceChanged if the
+        store finds that it is not so. Many services do not look; a caller that must know asks afterwards.
         """
         ...
 

@@ -1,7 +1,7 @@
 """How S3 services differ, as a table: one row per service, the first match wins.
 
-Only differences that change requests are here. No row relies on conditional writes (``If-None-Match``
-on PUT or Complete), multi-object deletes, or ETags that are MD5s: services disagree on all of them.
+Only differences that change requests are here. No row relies on conditional writes, multi-object deletes, or ETags
+that are MD5s: services disagree on all of them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ class Provider:
         What the service checks of a body that it receives: a CRC-32C in a header, which costs nothing and which it
         joins for the whole object, or Content-MD5 only. ``asked``: a first upload finds out
         (:func:`reshard.storage.s3_checksums.find_check`), as with servers that any address may name.
+    takes_conditions
+        Whether a PUT may have a condition (``If-None-Match``, ``If-Match``); the service keeps to it, or ignores it.
+        OSS refuses such a request; OBS and COS do not document the headers.
 
     Examples
     --------
@@ -65,11 +68,24 @@ class Provider:
     unequal_parts: bool = True
     list_version: Literal[1, 2] = 1
     upload_check: Literal["crc32c", "md5", "asked"] = "asked"
+    takes_conditions: bool = True
 
     @property
     def head_arguments(self) -> Mapping[str, str]:
         """Arguments of a HEAD that asks for an object's checksum, where the service may keep one."""
         return {} if self.upload_check == "md5" else {"ChecksumMode": "ENABLED"}
+
+    def condition(self, replaces: str | None) -> Mapping[str, str]:
+        """Arguments of a PUT that may replace one object only: that with an etag, or none if the etag is empty.
+
+        Examples
+        --------
+        >>> PROVIDERS[0].condition(""), PROVIDERS[0].condition("7f00"), PROVIDERS[1].condition("7f00")
+        ({'IfNoneMatch': '*'}, {'IfMatch': '"7f00"'}, {})
+        """
+        if replaces is None or not self.takes_conditions:
+            return {}
+        return {"IfMatch": f'"{replaces}"'} if replaces else {"IfNoneMatch": "*"}
 
     def region_of(self, host: str) -> str:
         """Return the signing region, or nothing if neither the host nor the row has one."""
@@ -93,6 +109,7 @@ PROVIDERS: tuple[Provider, ...] = (
         # It documents Content-MD5 of a body and tells a CRC-64/XZ of objects; x-amz-checksum headers it does not know.
         # Source: Huawei Cloud OBS API reference, "PUT Object" and "Uploading a Part".
         upload_check="md5",
+        takes_conditions=False,
     ),
     # Source: "Accessing OSS with the AWS SDK", Alibaba Cloud: virtual host, no chunked encoding.
     Provider(
@@ -100,9 +117,16 @@ PROVIDERS: tuple[Provider, ...] = (
         r"(?:.+\.)?(?:s3\.)?oss-(?P<region>[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com",
         "virtual",
         upload_check="md5",
+        takes_conditions=False,
     ),
     # Source: "COS Bucket Domain Security Management Notice", Tencent Cloud: no path style for buckets made since 2024.
-    Provider("Tencent COS", r"(?:.+\.)?cos\.(?P<region>[a-z0-9-]+)\.myqcloud\.com", "virtual", upload_check="md5"),
+    Provider(
+        "Tencent COS",
+        r"(?:.+\.)?cos\.(?P<region>[a-z0-9-]+)\.myqcloud\.com",
+        "virtual",
+        upload_check="md5",
+        takes_conditions=False,
+    ),
     # Source: "Multipart upload", Cloudflare R2 documentation: all parts but the last must be the same size.
     Provider("Cloudflare R2", r".+\.r2\.cloudflarestorage\.com", "path", region="auto", unequal_parts=False),
     # MinIO, Ceph, SeaweedFS, private OBS; IP addresses and private domains, where no wildcard DNS can be assumed.

@@ -32,6 +32,12 @@ def check_etag(url: str, expected: str | None, found: str) -> None:
         raise changed(url, expected, found)
 
 
+def check_replaced(url: str, replaces: str | None, found: str) -> None:
+    """Raise SourceChanged if an object is not the one that a write may replace; both etags are empty without one."""
+    if replaces is not None and replaces != found:
+        raise SourceChanged(f"{url} has changed: expected {replaces or 'no object'}, found {found or 'none'}.")
+
+
 def changed(url: str, expected: str, found: str = "") -> SourceChanged:
     """Make the error for an object that is no longer the same."""
     now = f", it is {found} now" if found else ""

@@ -156,8 +156,9 @@ class S3Store(Store):
         """Return the bytes of a small range; a whole object is read until they are proven."""
         return read_small(span, lambda target: self._reading(key, span, target, etag))
 
-    def put(self, key: str, body: Body, checksum: Checksum | None = None) -> ObjectInfo:
-        answer, proof = self._send_body("put_object", key, body, checksum)
+    def put(self, key: str, body: Body, checksum: Checksum | None = None, replaces: str | None = None) -> ObjectInfo:
+        condition = self._settings.provider.condition(replaces)
+        answer, proof = self._send_body("put_object", key, body, checksum, **condition)
         etag = bare_etag(answer)
         if etag and proof:
             return ObjectInfo(key, memoryview(body).nbytes, etag, proof=proof)

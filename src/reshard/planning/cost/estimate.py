@@ -254,7 +254,7 @@ def _pass(
     # of the whole as well.
     head_count = object_count * (2 if plan.cost.copied_bytes else 1)
     is_share = plan.conversion.whole is not plan.conversion
-    head_count += 6 if is_first else 5 + is_share  # claims are looked at again and again
+    head_count += 11 if is_first else 8 + is_share  # claims are looked at again and again
     if len(plan.conversion.keys) == 1:  # which is looked at by itself, instead of in a listing
         head_count, list_count = head_count + 1, list_count - 1
     list_count += is_share  # the manifests of other shares
