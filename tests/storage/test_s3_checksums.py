@@ -74,6 +74,9 @@ class Service:
 
     _upload_part = _put_object = _receive
 
+    def _complete_multipart_upload(self, **_: Any) -> dict[str, Any]:
+        return {"ETag": '"opaque"'}
+
     def _head_object(self, **_: Any) -> dict[str, Any]:
         return {"ContentLength": len(BODY), "ETag": '"opaque"', **self.kept}
 

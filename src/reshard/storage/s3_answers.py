@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import StorageError
 from .protocol import ObjectInfo, PartInfo
@@ -24,14 +24,20 @@ def bare_etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag") or "").strip('"')
 
 
-def told(answer: Mapping[str, Any], name: str, label: object) -> Any:
-    """Return what an answer must tell, a length or a name; StorageError if it does not, or tells a negative number.
+T = TypeVar("T", int, str)
+
+
+def told(answer: Mapping[str, Any], name: str, kind: type[T], label: object) -> T:
+    """Return what an answer must tell, a length or a name.
+
+    Raise StorageError if it does not, tells a negative number, or something else: botocore makes a list of an element
+    that is there twice.
 
     Examples
     --------
-    >>> told({"Size": 3}, "Size", "Cannot list s3://b")
+    >>> told({"Size": 3}, "Size", int, "Cannot list s3://b")
     3
-    >>> told({}, "Size", "Cannot list s3://b")
+    >>> told({}, "Size", int, "Cannot list s3://b")
     Traceback (most recent call last):
     ...
     reshard.errors.StorageError: Cannot list s3://b: the store's answer has no Size.
@@ -39,8 +45,8 @@ def told(answer: Mapping[str, Any], name: str, label: object) -> Any:
     found = answer.get(name)
     if found is None or found == "":
         raise StorageError(f"{label}: the store's answer has no {name}.")
-    if isinstance(found, int) and found < 0:
-        raise StorageError(f"{label}: the store's answer has a negative {name}.")
+    if not isinstance(found, kind) or (isinstance(found, int) and found < 0):
+        raise StorageError(f"{label}: the store's answer has a {name} that is none.")
     return found
 
 
@@ -58,7 +64,9 @@ def listed_objects(found: Iterable[Mapping[str, Any]], prefix: str, label: objec
 
     Stores that keep keys as trees list a/b before a.txt.
     """
-    infos = (ObjectInfo(told(each, "Key", label), told(each, "Size", label), bare_etag(each)) for each in found)
+    infos = (
+        ObjectInfo(told(each, "Key", str, label), told(each, "Size", int, label), bare_etag(each)) for each in found
+    )
     return sorted((info for info in infos if info.key.startswith(prefix)), key=lambda info: info.key)
 
 
@@ -66,7 +74,7 @@ def listed_parts(found: Iterable[Mapping[str, Any]], label: object) -> Sequence[
     """Return the parts of a listing, by number."""
     parts = set[PartInfo]()
     for each in found:
-        number, nbytes = (told(each, name, label) for name in ("PartNumber", "Size"))
+        number, nbytes = (told(each, name, int, label) for name in ("PartNumber", "Size"))
         parts.add(PartInfo(number, bare_etag(each), nbytes, decoded_crc(each.get("ChecksumCRC32C"))))
     # SeaweedFS lists every part that was sent under a number, in no order.
     counts = Counter(part.number for part in parts)
@@ -81,7 +89,7 @@ def decoded_crc(text: str | None) -> int | None:
     >>> decoded_crc("yZRlqg=="), decoded_crc("yZRl"), decoded_crc(None)
     (3381945770, None, None)
     """
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError):
         value = base64.b64decode(text or "", validate=True)
         return int.from_bytes(value, "big") if len(value) == 4 else None
     return None

@@ -87,7 +87,7 @@ def find_check(send: Callable[..., Any]) -> UploadCheck:
         answer = send("create_multipart_upload", ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT")
     except _Refused:
         answer = send("create_multipart_upload")
-    upload = {"UploadId": told(answer, "UploadId", "Cannot ask which checksum is checked")}
+    upload = {"UploadId": told(answer, "UploadId", str, "Cannot ask which checksum is checked")}
 
     def part(**checksum: str) -> Any:
         return send("upload_part", PartNumber=1, Body=_PROBE, **upload, **checksum)

@@ -130,7 +130,7 @@ class S3Store(Store):
             if self._connection.client is client:
                 raise reason from error
             answer = self._call("head_object", key, **asked)  # only a GET says that credentials have expired
-        nbytes = told(answer, "ContentLength", self._label("head_object", key))
+        nbytes = told(answer, "ContentLength", int, self._label("head_object", key))
         return ObjectInfo(key, nbytes, bare_etag(answer), kept_checksum(answer), age_s=age_of(answer))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -176,7 +176,7 @@ class S3Store(Store):
             )
         how = self._upload_check(key).of_upload() if is_checked else {}
         answer = self._call("create_multipart_upload", key, **how)
-        return Upload(key, told(answer, "UploadId", self._label("create_multipart_upload", key)))
+        return Upload(key, told(answer, "UploadId", str, self._label("create_multipart_upload", key)))
 
     def upload_part(
         self,
@@ -307,8 +307,8 @@ class S3Store(Store):
 
         for page in self._pages("list_multipart_uploads", None, after, Prefix=prefix):
             for found in page.get("Uploads", ()):
-                if (key := told(found, "Key", label)).startswith(prefix):
-                    yield Upload(key, told(found, "UploadId", label))
+                if (key := told(found, "Key", str, label)).startswith(prefix):
+                    yield Upload(key, told(found, "UploadId", str, label))
 
     def _etag_seen(self, key: str) -> str | None:
         """Ask for an object's etag: empty if there is no object, None if the store does not answer."""
