@@ -71,11 +71,12 @@ ROWS = (
             (500, "InternalError"),
             (503, "SlowDown"),
             (429, "TooManyRequests"),
-            (400, "RequestTimeout"),
             (409, "OperationAborted"),
-            (400, "BadDigest"),
         )
     ),
+    # A HEAD has no body that would tell what a 400 means.
+    passing("400 RequestTimeout", faults.status(400, "RequestTimeout"), ("get", "list", *WRITES)),
+    passing("400 BadDigest", faults.status(400, "BadDigest"), ("put", "part")),
     *(passing(f"{number}, no XML", faults.status(number)) for number in (408, 429, 500, 502, 503, 504)),
     passing("reset before the request", faults.reset_before),
     passing("reset while a body is sent", faults.reset_sending, ("put", "part")),
@@ -206,7 +207,8 @@ def outcome_of(place: Place, tls: bool, workload: str, rule: Rule, **how: object
 def outcomes(place: Place, tls: bool, number: int, row: Row) -> Iterator[tuple[str, str]]:
     """Run all of a row; yield what was struck, and how that ended."""
     # What a store decides is the same inside TLS: there a third of these requests are struck.
-    groups = [row.kinds] if row.at_once else [[kind] for kind in row.kinds[number % 3 * tls :: 1 + 2 * tls]]
+    struck = row.kinds[number % 3 :: 3] or row.kinds if tls else row.kinds
+    groups = [row.kinds] if row.at_once else [[kind] for kind in struck]
     for turn, kinds in enumerate(groups):
         names = [name for name in WORKLOADS if any(place.counts[name][kind] for kind in kinds)]
         if not names:

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+import urllib3.exceptions
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from reshard.errors import NotFound, StorageError, Transient, Unsupported, UsageError
@@ -154,6 +155,14 @@ def test_an_answer_that_says_nothing_is_lost(lost: dict[str, object]) -> None:
     client = Scripted(lost, failed("NoSuchUpload", 404))
     assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
     assert client.completes == 2
+
+
+def test_a_connection_that_breaks_inside_an_answer() -> None:
+    """botocore reads the XML of an answer, and translates nothing that happens then."""
+    broken = urllib3.exceptions.ProtocolError("Connection broken", ConnectionResetError(104, "reset by peer"))
+    client = Scripted(broken, ConnectionResetError(104, "reset by peer"), {"Key": "k"})
+    assert store(client).complete_upload(UPLOAD, PARTS).etag == "abc-2"
+    assert client.completes == 3
 
 
 def test_a_listing_that_says_nothing_is_not_empty() -> None:

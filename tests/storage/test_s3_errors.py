@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import urllib3.exceptions
 from botocore import exceptions as boto
 
 from reshard.errors import Denied, NotFound, ReshardError, StorageError, Transient, Unsupported, UsageError
@@ -34,6 +35,8 @@ def answered(code: str, status: int, headers: dict[str, str] | None = None, **er
         (answered("RequestTimeout", 400), Transient, "RequestTimeout"),
         (answered("", 502), Transient, "502"),
         (answered("TeapotError", 418, Message="short and stout"), StorageError, "418 TeapotError: short and stout"),
+        (answered("", 408), Transient, "408"),
+        (urllib3.exceptions.ProtocolError("reset"), Transient, "broke during the answer (ProtocolError)"),
         (boto.NoCredentialsError(), Denied, "no credentials were found"),
         (boto.PartialCredentialsError(provider="env", cred_var="x"), Denied, "incomplete"),
         (boto.EndpointConnectionError(endpoint_url="http://u?sig=1"), Transient, "no connection to the endpoint"),

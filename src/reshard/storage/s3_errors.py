@@ -6,6 +6,7 @@ reason: some of its other messages quote whole URLs.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,8 +140,10 @@ _TRANSIENT_CODES = frozenset(
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"})
 
 _UnreadAnswer = (ResponseParserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-ClientFailure = (ClientError, BotoCoreError, *_UnreadAnswer)
-"""What a client raises: for an answer that is no XML, or was cut off, also what a conversion in its parser raises."""
+_BrokenAnswer = (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, ssl.SSLError)
+ClientFailure = (ClientError, BotoCoreError, *_UnreadAnswer, *_BrokenAnswer)
+"""What a client raises: for an answer that is no XML, or was cut off, also what a conversion in its parser raises. A
+connection that breaks while it reads an answer's XML it does not translate."""
 
 BodyFailure = (BotoCoreError, urllib3.exceptions.HTTPError, OSError)
 """What reading a body raises: botocore translates some errors of the connection, and none of TLS."""
@@ -182,6 +185,10 @@ def explain_broken_body(error: Exception, label: RequestLabel) -> Transient:
     if isinstance(error, BotoCoreError):
         found = explain(error, label)
         return found if isinstance(found, Transient) else Transient(found.marked_message, hint=found.marked_hint)
+    return _broken(error, label)
+
+
+def _broken(error: Exception, label: RequestLabel) -> Transient:
     return Transient(f"{label}: the connection broke during the answer ({type(error).__name__}).")
 
 
@@ -211,6 +218,8 @@ def explain(error: Exception, label: RequestLabel) -> ReshardError:
     """Translate an error of botocore; errors that are worth another try become Transient."""
     if isinstance(error, ClientError):
         return _answered(error, label)
+    if isinstance(error, _BrokenAnswer):
+        return _broken(error, label)
     if isinstance(error, _UnreadAnswer):
         return Transient(f"{label}: the answer was cut off, or is not that of an S3 service.")
     if isinstance(error, exceptions.SSLError):
