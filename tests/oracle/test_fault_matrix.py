@@ -71,10 +71,10 @@ ROWS = (
             (500, "InternalError"),
             (503, "SlowDown"),
             (429, "TooManyRequests"),
-            (409, "OperationAborted"),
         )
     ),
-    # A HEAD has no body that would tell what a 400 means.
+    # A HEAD has no body that would tell what these mean.
+    passing("409 OperationAborted", faults.status(409, "OperationAborted"), ("get", "list", *WRITES)),
     passing("400 RequestTimeout", faults.status(400, "RequestTimeout"), ("get", "list", *WRITES)),
     passing("400 BadDigest", faults.status(400, "BadDigest"), ("put", "part")),
     *(passing(f"{number}, no XML", faults.status(number)) for number in (408, 429, 500, 502, 503, 504)),
