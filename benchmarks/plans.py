@@ -1,9 +1,10 @@
 """How long it takes to plan the largest models, from their numbers alone: no bytes, no store.
 
 Catalogs are built as Hugging Face publishes these models (names, shapes, dtypes, number of objects), and planned to
-MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024
-ranks. ``python benchmarks/plans.py`` plans all of them and writes ``results/plans.json``; with names of models, only
-those. Each is planned in a process of its own, and its saved plan read in another, so that each peak is its own.
+MindSpore Transformers' rank shards. Beside them are made-up models of 45 000 tensors on 1024 ranks, and single tensors
+whose inner axis is cut, streamed and staged. ``python benchmarks/plans.py`` plans all of them and writes
+``results/plans.json``; with names of models, only those. Each is planned in a process of its own, and its saved plan
+read in another, so that each peak is its own.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ from reshard.planning.catalog import Catalog, ObjectHeader, SourceObject
 from reshard.planning.change import NO_CHANGE, Change, make_tensors
 from reshard.planning.conversion import Conversion
 from reshard.planning.limits import Limits
-from reshard.planning.plan import make_plan
+from reshard.planning.plan import Plan, StagingMode, make_plan
 from reshard.planning.plan_json import decode_plan, encode_plan
 from reshard.planning.sources.full_source import full_catalog
 from reshard.planning.sources.source_headers import SourceHeaders
+from reshard.planning.staging import staged_plan
 from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import DType, Layout, Shape, Strategy, TensorSpec
@@ -233,22 +235,55 @@ MADE_UP = {
 
 
 @dataclass(frozen=True)
+class OneTensor:
+    """One tensor whose inner axis ranks cut: of each of its rows every rank has some bytes."""
+
+    rows: int
+    columns: int = 65_536
+    rank_count: int = 256
+
+    @property
+    def parallel(self) -> str:
+        """In words."""
+        return f"one tensor, its inner axis cut for {self.rank_count} ranks"
+
+    def specs(self) -> Specs:
+        """The tensor."""
+        yield TensorSpec("weight", DType.BF16, (self.rows, self.columns))
+
+    def strategy(self) -> Strategy:
+        """As many columns for every rank."""
+        return Strategy(self.rank_count, ({"weight": Layout((self.rank_count,), ((), (0,)))},))
+
+
+ONE_TENSOR = {"12-gib-tensor": OneTensor(100_000), "122-gib-tensor": OneTensor(1_000_000)}
+
+
+@dataclass(frozen=True)
 class Case:
-    """A model, the numbers of its target (its own, if None), and whether the plan looks for copies."""
+    """A model and its target, in numbers (its own, if None), and what the plan may do.
+
+    ``copies`` is whether it looks for copies, ``staged`` whether tensors are staged where that is cheaper. With
+    ``memory`` the limit is this one, whatever the command says.
+    """
 
     model: str
     parallel: str | None = None
     copies: bool = False
+    staged: bool = False
+    memory: str | None = None
 
     @property
     def says(self) -> str:
         """The numbers in words."""
-        return self.parallel or (MODELS.get(self.model) or MADE_UP[self.model]).parallel
+        made_up = MODELS.get(self.model) or MADE_UP.get(self.model) or ONE_TENSOR[self.model]
+        return (self.parallel or made_up.parallel) + (", staged" if self.staged else "")
 
 
 CASES = [
     *(Case("qwen2.5-72b", parallel, copies=True) for parallel in ("mp=8", "pp=4", "dp=8")),
     *(Case(model, copies=copies) for model in (*MODELS, *MADE_UP) for copies in (False, True)),
+    *(Case(model, staged=staged, memory="512MiB") for model in ONE_TENSOR for staged in (False, True)),
 ]
 
 
@@ -296,6 +331,8 @@ def chosen(name: str, parallel: str | None) -> tuple[Catalog, Strategy, Change]:
     if name in MADE_UP:
         made_up = MADE_UP[name]
         return catalog_of(list(made_up.specs()), 512), made_up.strategy(), NO_CHANGE
+    if name in ONE_TENSOR:
+        return catalog_of(list(ONE_TENSOR[name].specs()), 1), ONE_TENSOR[name].strategy(), NO_CHANGE
     model = replace(MODELS[name], parallel=parallel or MODELS[name].parallel)
     specs = list(model.tensors(model.config))  # type: ignore[arg-type]
     catalog = catalog_of(specs, model.object_count)
@@ -314,11 +351,12 @@ def measure(case: Case, limits: Limits, *, profiled: bool) -> Figures:
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
-    plan = timed(
-        figures,
-        "plan",
-        lambda: make_plan(Conversion(catalog, target, "s3://models/ranks", change=change), limits, copy_bases),
-    )
+
+    def planned() -> Plan:
+        plan = make_plan(Conversion(catalog, target, "s3://models/ranks", change=change), limits, copy_bases)
+        return staged_plan(plan, StagingMode("s3://models/ranks.staging")) if case.staged else plan
+
+    plan = timed(figures, "plan", planned)
     profile.disable()
     figures |= {"rss_bytes": peak_rss_bytes(), "plan_rss_bytes": peak_rss_bytes() - before_bytes}
     data = timed(figures, "encode", lambda: encode_plan(plan))
@@ -397,7 +435,7 @@ def main() -> None:
     import report  # here, because tests take models from this file
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join([*MODELS, *MADE_UP])}")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join([*MODELS, *MADE_UP, *ONE_TENSOR])}")
     parser.add_argument("--memory", default="1GiB", help="limit of the conversion's buffers")
     parser.add_argument("--parallel", help="numbers of the target, like mp=8; by default those of the model")
     parser.add_argument("--copy", choices=("auto", "never"), default="auto", help="whether the store copies")
@@ -410,11 +448,16 @@ def main() -> None:
     if asked.decode or asked.once:
         gc.freeze()  # as the command does
         gc.set_threshold(20_000)
-        limits = Limits(memory_bytes=parse_size(asked.memory))
-        once = lambda: measure(Case(**json.loads(asked.once)), limits, profiled=asked.profile)  # noqa: E731
-        print(json.dumps(decode(asked.decode) if asked.decode else once()))
+        if asked.decode:
+            print(json.dumps(decode(asked.decode)))
+            return
+        case = Case(**json.loads(asked.once))
+        limits = Limits(memory_bytes=parse_size(case.memory or asked.memory))
+        print(json.dumps(measure(case, limits, profiled=asked.profile)))
         return
-    cases = [Case(model, asked.parallel, copies=asked.copy == "auto") for model in asked.models] or CASES
+    copies = asked.copy == "auto"
+    named = [Case(model, asked.parallel, copies=copies) for model in asked.models if model not in ONE_TENSOR]
+    cases = [*named, *(case for case in CASES if case.model in ONE_TENSOR and case.model in asked.models)] or CASES
     flags = ["--memory", asked.memory, *(["--profile"] if asked.profile else [])]
     found = []
     for case in cases:

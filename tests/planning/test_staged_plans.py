@@ -4,9 +4,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 from support.checkpoints import catalog_of_objects, random_model
 from support.planning import plan_for
 
+from reshard.errors import PlanError
 from reshard.planning.limits import Limits
 from reshard.planning.staging import StagingMode, stage, staged_plan
 from reshard.planning.steps.copies import REPLICAS
@@ -68,19 +71,71 @@ def test_no_other_number_of_columns_is_much_cheaper(is_near):
     assert 1.2 * score_of(staged) < score_of(plan)
 
 
-def test_a_first_pass_counts_what_its_steps_do():
-    """Chunks of equivalent tensors are counted once for all layers."""
-    first = staged_plan(one_pass(layers=2), StagingMode("memory://target.staging")).staging
-    steps = list(itertools.chain.from_iterable(map(first.steps, range(len(first.groups)))))
+def check_counted(plan):
+    """What is counted once for all that is alike is what the steps do one by one."""
+    steps = list(itertools.chain.from_iterable(map(plan.steps, range(len(plan.groups)))))
     reads = [read for step in steps for read in step.reads]
     parts = [part for step in steps for part in step.parts]
-    cost = first.cost
+    cost, documents = plan.cost, plan.conversion.documents
     assert (cost.step_count, cost.get_count) == (len(steps), len(reads))
     assert cost.read_bytes == sum(read.range.nbytes for read in reads)
-    documents = first.conversion.documents
+    assert cost.needed_bytes == sum(len(needed_bytes_of(read)) for read in reads)
     assert cost.put_count + cost.part_count == len(parts) + len(documents)
     written = sum(part.range.nbytes for part in parts) + sum(len(document.data) for document in documents)
     assert cost.written_bytes == written
+
+
+def needed_bytes_of(read):
+    """The bytes of a read that go somewhere, each once."""
+    return {
+        byte
+        for _, scatter in read.scatters
+        for start in scatter.source_runs.starts()
+        for byte in range(start, start + scatter.nbytes)
+    }
+
+
+@st.composite
+def staged_plans(draw):
+    """Plans of two passes: tensors cut on an inner axis, of sizes that no number of chunks divides."""
+    rank_count = draw(st.sampled_from([2, 6, 16]))
+    cut_axis = draw(st.integers(1, 2))
+    shape = [draw(st.integers(1, 90)), draw(st.integers(1, 12)), draw(st.integers(1, 12))]
+    shape[cut_axis] = rank_count * draw(st.integers(1, 6))
+    layout = Layout((rank_count,), tuple((0,) if axis == cut_axis else () for axis in range(3)))
+    names = [f"layer.{number}" for number in range(draw(st.integers(1, 3)))]
+    model = random_model({name: ("BF16", tuple(shape)) for name in names})
+    target = RankTarget(Strategy(rank_count, (dict.fromkeys(model, layout),)), tuple(range(rank_count)), "r{rank}")
+    limits = replace(
+        LIMITS,
+        memory_bytes=draw(st.sampled_from([20_000, 60_000, 300_000])),
+        min_part_bytes=draw(st.sampled_from([500, 5000])),
+        max_gap_bytes=draw(st.sampled_from([0, 40, 1024])),
+        read_bytes=draw(st.sampled_from([300, 1 << 15])),
+        row_bytes=draw(st.sampled_from([50, 2048])),
+    )
+    plan = plan_for(catalog_of_objects({"m": model}), target, "memory://target", limits)
+    inner = [size for size in range(1, shape[2] + 1) if shape[2] % size == 0]
+    middle = [size for size in range(1, shape[1] + 1) if shape[1] % size == 0]
+    chunk = draw(st.integers(1, shape[0])), draw(st.sampled_from(middle)), draw(st.sampled_from(inner))
+    return stage(plan, dict.fromkeys(names, chunk), StagingMode("memory://target.staging"))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_both_passes_count_what_their_steps_do(data):
+    """Chunks, bands of chunks, rows and ranks that are alike are counted once."""
+    try:
+        plan = data.draw(staged_plans())
+    except PlanError:  # the memory is too small
+        reject()
+    check_counted(plan)
+    check_counted(plan.staging)
+
+
+def test_a_first_pass_counts_what_its_steps_do():
+    """Chunks of equivalent tensors are counted once for all layers."""
+    check_counted(staged_plan(one_pass(layers=2), StagingMode("memory://target.staging")).staging)
 
 
 def test_a_staged_plan_keeps_what_planning_found():

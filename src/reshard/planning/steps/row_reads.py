@@ -291,6 +291,12 @@ def _all_blocks(by_object: Mapping[int, Sequence[tuple[int, BoxReads]]], limits:
             yield from _blocks(index, placed, limits)
             continue
         [(first, reads)] = placed
+        if reads.is_dense and len(reads.ranges) == 1:  # as most are
+            start, stop, needed = reads.ranges[0]
+            check_range_count(-(-(stop - start) // limits.read_bytes))
+            for span in split([NeededRange(first + start, first + stop, needed)], limits.read_bytes):
+                yield Block(index, span, span.nbytes)
+            continue
         if (first, id(reads)) not in alone:
             alone[first, id(reads)] = list(_blocks(index, placed, limits))
         for block in alone[first, id(reads)]:
