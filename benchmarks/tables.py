@@ -166,11 +166,13 @@ def fuzzing_run() -> str:
     versions = ", ".join(f"{name} {is_}" for name, is_ in found["versions"].items())
     inputs, broken = (sum(each[name] for each in targets) for name in ("inputs", "broken"))
     full = sum(each["inputs"] >= asked["count"] for each in targets)
+    short = sum(each.get("pass") == "short" for each in targets)
     return (
         f"{found['date'][:10]}; {machine['cores']} cores ({machine['cpu']}), {versions}; one process at the lowest "
         f"priority beside other work, {asked['minutes']:.0f} minutes for all targets, the fastest first. {inputs:,} "
         f"inputs to {len(targets)} of {asked['targets']} targets; {full} had {asked['count']:,} each, the others what "
-        f"the time allowed. {broken} inputs broke a limit."
+        f"the time allowed{f', {short} of them in a short pass beside it' if short else ''}. "
+        f"{broken} inputs broke a limit."
     )
 
 
