@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.loaders
@@ -22,6 +22,9 @@ from botocore.utils import parse_timestamp
 from ..errors import UsageError
 from .body_watch import BodyWatch
 from .s3_settings import S3Settings, obs_settings, s3_settings
+
+if TYPE_CHECKING:
+    from .s3_direct import DirectClient
 
 
 class Connection:
@@ -35,7 +38,20 @@ class Connection:
         self._settings = settings
         self._lock = threading.Lock()
         self.client = make_client(settings)
+        self._direct: tuple[Any, DirectClient] | None = None
         self.watch = BodyWatch(settings.block_timeout_s)
+
+    def send_bytes(self, client: Any, operation: str, **arguments: Any) -> Any:
+        """Send a request that carries an object's bytes, by a client of boto3 or in its place; raise what it raises."""
+        if self._settings.transfers == "boto3":
+            return getattr(client, operation)(**arguments)
+        with self._lock:
+            if self._direct is None or self._direct[0] is not client:
+                from .s3_direct import DirectClient
+
+                self._direct = client, DirectClient(client, self._settings)
+            direct = self._direct[1]
+        return direct.send(operation, **arguments)
 
     def renew(self, expired: Any) -> bool:
         """Replace a client whose credentials have expired, unless that is done; False if nothing new can be read."""

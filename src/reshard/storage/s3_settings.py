@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import UsageError
 from .providers import AWS, Provider, provider_of
 
+TRANSFERS_VARIABLE = "RESHARD_S3_TRANSFERS"
 _DEFAULT_REGION = "us-east-1"  # what servers that have no regions expect in a signature
 
 
@@ -53,6 +55,8 @@ class S3Settings:
         Longest time for 64 KiB of a body.
     connection_count
         Connections kept open; more threads than this do not wait, but reconnect each time.
+    transfers
+        What sends the requests that carry objects' bytes: connections of our own, or boto3.
 
     Examples
     --------
@@ -71,6 +75,7 @@ class S3Settings:
     read_timeout_s: float = 60.0
     block_timeout_s: float = 60.0
     connection_count: int = 64
+    transfers: Literal["direct", "boto3"] = "direct"
 
     @property
     def place(self) -> str:
@@ -235,7 +240,16 @@ def _settings(
     region = region or provider.region_of(host) or fallback_region or (_DEFAULT_REGION if endpoint else None)
     if endpoint and provider.addressing == "virtual":
         endpoint = endpoint.replace(f"//{bucket}.", "//", 1)  # people paste the bucket's own domain name
-    return S3Settings(f"{scheme}://{bucket}", bucket, provider, endpoint, region, keys)
+    return S3Settings(f"{scheme}://{bucket}", bucket, provider, endpoint, region, keys, transfers=_transfers(environ))
+
+
+def _transfers(environ: Mapping[str, str]) -> Literal["direct", "boto3"]:
+    match environ.get(TRANSFERS_VARIABLE, "").strip().lower():
+        case "" | "direct":
+            return "direct"
+        case "boto3":
+            return "boto3"
+    raise UsageError(f"{TRANSFERS_VARIABLE} must be direct or boto3, not {environ[TRANSFERS_VARIABLE]!r}.")
 
 
 def _endpoint(text: str, source: str, scheme: str = "https") -> str:

@@ -45,6 +45,8 @@ from .stopping import ShouldStop, check, never
 _SMALL_BYTES = 64 << 10
 """Below this a body is sent as bytes: for a file boto3 waits for the server's leave to send."""
 
+_WITH_BYTES = frozenset({"put_object", "upload_part"})
+
 _LISTINGS = {1: ("list_objects", "Marker"), 2: ("list_objects_v2", "ContinuationToken")}
 
 
@@ -352,7 +354,10 @@ class S3Store(Store):
                 body.seek(0)
             client = self._connection.client
             try:
-                answer = getattr(client, operation)(Bucket=self._bucket, **arguments)
+                if operation in _WITH_BYTES:
+                    answer = self._connection.send_bytes(client, operation, Bucket=self._bucket, **arguments)
+                else:
+                    answer = getattr(client, operation)(Bucket=self._bucket, **arguments)
                 check_said(operation, answer, lambda: self._label(operation, arguments.get("Key")))
                 return answer
             except ClientFailure as error:

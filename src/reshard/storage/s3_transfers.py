@@ -132,7 +132,8 @@ class RangedRead:
         pinned = {"IfMatch": f'"{self.etag}"'} if self.etag else {}
         client = self.connection.client
         try:
-            return client.get_object(Bucket=self.bucket, Key=self.key, Range=span, **pinned)
+            place = {"Bucket": self.bucket, "Key": self.key}
+            return self.connection.send_bytes(client, "get_object", **place, Range=span, **pinned)
         except ClientFailure as error:
             check(self.should_stop)
             if has_expired(error) and not is_renewed and self.connection.renew(client):
