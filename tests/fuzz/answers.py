@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -34,8 +35,8 @@ SEPARATOR = b"\0--\0"
 _URL = "http://answers.invalid"
 _KEYS = {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "s"}
 _SETTINGS = {
-    "bucket": s3_settings("b", _KEYS, _URL),  # asked what it checks
-    "aws": s3_settings("b", _KEYS),  # listed by ListObjectsV2, checks CRC-32C
+    "bucket": replace(s3_settings("b", _KEYS, _URL), transfers="boto3"),  # asked what it checks
+    "aws": replace(s3_settings("b", _KEYS), transfers="boto3"),  # listed by ListObjectsV2, checks CRC-32C
 }
 _ONE_TRY = RetryPolicy(0.0, 0.0, 0.0, 0.0, 0.0)
 _BODY = b"some bytes"

@@ -190,6 +190,12 @@ class TestSeaweed(S3Contract):
         assert f"{store.settings.bucket}.s3.localhost" in asked
 
 
+class TestSeaweedThroughBoto3(TestSeaweed):
+    @staticmethod
+    def open(server: S3Server, bucket: str = "") -> S3Store:
+        return opened(server, server.environ | {"RESHARD_S3_TRANSFERS": "boto3"}, "s3", bucket)
+
+
 @pytest.mark.server
 class TestObsStandIn(S3Contract):
     """An obs:// URL, TLS, no checksum trailers, no DeleteObjects without Content-MD5, no conditional writes."""
@@ -222,3 +228,10 @@ class TestObsStandIn(S3Contract):
         with pytest.raises(StorageError, match="certificate") as caught:
             stranger.head("a")
         assert "AWS_CA_BUNDLE" in str(caught.value)
+
+
+@pytest.mark.slow
+class TestObsStandInThroughBoto3(TestObsStandIn):
+    @staticmethod
+    def open(server: S3Server, bucket: str = "") -> S3Store:
+        return opened(server, server.obs_environ | {"RESHARD_S3_TRANSFERS": "boto3"}, "obs", bucket)

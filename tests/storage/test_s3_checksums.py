@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ class Service:
 
 
 def opened(settings: S3Settings, client: Service) -> S3Store:
+    settings = replace(settings, transfers="boto3")  # the client stands for all that is sent
     connection = Connection(settings)
     connection.client = client
     return S3Store(settings, policy=RetryPolicy(give_up_after_s=0.3, first_delay_s=0.1), connection=connection)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import pytest
 from storage.contract import body
@@ -23,6 +24,14 @@ SPAN = ByteRange(100, len(DATA) - 100)
 QUICK = RetryPolicy(give_up_after_s=1, first_delay_s=0.01, longest_delay_s=0.05)
 
 
+TRANSFERS: list[Literal["direct", "boto3"]] = ["direct"]
+
+
+@pytest.fixture(autouse=True, params=["direct", "boto3"])
+def _each_path_of_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSFERS, 0, request.param)
+
+
 @contextmanager
 def misbehaving(*script: str, policy: RetryPolicy = QUICK, **how: object) -> Iterator[tuple[S3Store, FakeS3]]:
     with FakeS3(DATA, script or ("ok",), **how).running() as fake:
@@ -34,6 +43,7 @@ def misbehaving(*script: str, policy: RetryPolicy = QUICK, **how: object) -> Ite
             "us-east-1",
             Keys("AKNAME", "SKSECRET"),
             read_timeout_s=0.5,
+            transfers=TRANSFERS[0],
         )
         yield S3Store(settings, policy=policy), fake
 

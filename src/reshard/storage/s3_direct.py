@@ -39,6 +39,9 @@ _HEADERS = {
     "Range": "Range",
 }
 _QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId"}
+_SILENCE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What the end of the time for one system call is raised as."""
+
 _REDIRECTS = frozenset({301, 302, 307, 308})
 _OTHER_REGION = "AuthorizationHeaderMalformed"
 
@@ -88,7 +91,7 @@ class DirectClient:
         target = place.prefix + percent_encode(arguments["Key"], safe="/~") + f"?{query}" * bool(query)
         headers = {_HEADERS[name]: value for name, value in arguments.items() if name in _HEADERS}
         if body is not None:
-            headers |= {"Content-Length": str(len(body)), "Content-Type": "application/octet-stream"}
+            headers["Content-Length"] = str(len(body))
         try:
             return place.pool.request(method, target, self._signed(method, place.url + target, headers), _blocks(body))
         except (OSError, http.client.HTTPException) as error:
@@ -155,6 +158,8 @@ class DirectBody:
         """Fill a buffer; return how many bytes there were."""
         try:
             return self._answer.readinto(target)
+        except _SILENCE as error:
+            raise botocore.exceptions.ReadTimeoutError(endpoint_url="", error=error) from error
         except http.client.HTTPException as error:
             raise botocore.exceptions.ResponseStreamingError(error=error) from error
 
@@ -195,7 +200,7 @@ def _translated(error: Exception, url: str) -> BotoCoreError:
     kinds = botocore.exceptions
     about: dict[str, Any] = {"endpoint_url": url, "error": error}
     match error:
-        case BlockingIOError() | ssl.SSLWantReadError() | ssl.SSLWantWriteError():  # silent for too long
+        case _ if isinstance(error, _SILENCE):
             return kinds.ReadTimeoutError(**about)
         case ssl.SSLError():
             return kinds.SSLError(**about)
