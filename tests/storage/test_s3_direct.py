@@ -49,8 +49,8 @@ def sent_by(transfers: str) -> list[Request]:
 def about(request: Request) -> tuple[object, ...]:
     address = urlsplit(request.path)
     headers = {name: value for name, value in request.headers.items() if name not in {*ADDED_BY_BOTO3, "host"}}
-    headers.pop("authorization")
-    return request.method, address.path, parse_qs(address.query), headers, request.body
+    signed = set(headers.pop("authorization").partition("SignedHeaders=")[2].partition(",")[0].split(";"))
+    return request.method, address.path, parse_qs(address.query), headers, signed, request.body
 
 
 def test_requests_are_those_of_boto3() -> None:
@@ -132,23 +132,23 @@ def test_a_refusal_before_the_end_of_a_body() -> None:
         port = listener.getsockname()[1]
 
         def refuse() -> None:
-            for _ in range(2):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.recv(1000)
-                    text = b"<Error><Code>AccessDenied</Code></Error>"
-                    head = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text)
-                    connection.sendall(head + text)
-                    connection.shutdown(socket.SHUT_WR)
-                    with contextlib.suppress(OSError):
-                        while connection.recv(1 << 20):
-                            pass
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                text = b"<Error><Code>AccessDenied</Code></Error>"
+                head = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text)
+                connection.sendall(head + text)
+                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    while connection.recv(1 << 20):
+                        pass
 
         thread = threading.Thread(target=refuse, daemon=True)
         thread.start()
         store = store_at(f"http://127.0.0.1:{port}")
         with pytest.raises(Denied, match="access is denied"):
             store.upload_part(Upload("k", "id"), 1, 0, bytes(20 << 20))
+        thread.join(5)
 
 
 def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:

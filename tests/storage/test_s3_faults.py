@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,12 @@ SPAN = ByteRange(100, len(DATA) - 100)
 QUICK = RetryPolicy(give_up_after_s=1, first_delay_s=0.01, longest_delay_s=0.05)
 
 
-TRANSFERS: list[Literal["direct", "boto3"]] = ["direct"]
+TRANSFERS: Literal["direct", "boto3"] = "direct"
 
 
 @pytest.fixture(autouse=True, params=["direct", "boto3"])
 def _each_path_of_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TRANSFERS, 0, request.param)
+    monkeypatch.setattr(sys.modules[__name__], "TRANSFERS", request.param)
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def misbehaving(*script: str, policy: RetryPolicy = QUICK, **how: object) -> Ite
             "us-east-1",
             Keys("AKNAME", "SKSECRET"),
             read_timeout_s=0.5,
-            transfers=TRANSFERS[0],
+            transfers=TRANSFERS,
         )
         yield S3Store(settings, policy=policy), fake
 

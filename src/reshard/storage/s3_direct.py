@@ -90,14 +90,15 @@ class DirectClient:
         )
         target = place.prefix + percent_encode(arguments["Key"], safe="/~") + f"?{query}" * bool(query)
         headers = {_HEADERS[name]: value for name, value in arguments.items() if name in _HEADERS}
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
+        signed = self._signed(method, place.url + target, headers)
+        if body is not None:  # not signed, as boto3 does not: a proxy that sends a body on may say its length anew
+            signed["Content-Length"] = str(len(body))
         try:
-            return place.pool.request(method, target, self._signed(method, place.url + target, headers), _blocks(body))
+            return place.pool.request(method, target, signed, _blocks(body))
         except (OSError, http.client.HTTPException) as error:
             raise _translated(error, place.url) from error
 
-    def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
         config = self._client.meta.config
         request = AWSRequest(method, url, headers={"User-Agent": config.user_agent, **headers})
         request.context["client_config"] = config  # which says that bodies are not hashed
