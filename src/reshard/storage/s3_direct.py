@@ -36,9 +36,11 @@ _HEADERS = {
     "ContentMD5": "Content-MD5",
     "ChecksumCRC32C": "x-amz-checksum-crc32c",
     "IfMatch": "If-Match",
+    "IfNoneMatch": "If-None-Match",
     "Range": "Range",
 }
 _QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId"}
+_KNOWN = {"Bucket", "Key", "Body", *_HEADERS, *_QUERY}
 _SILENCE = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What the end of the time for one system call is raised as."""
 
@@ -71,7 +73,7 @@ class DirectClient:
     def send(self, operation: str, **arguments: Any) -> Any:
         """Send a request; raise what boto3 raises."""
         place = self._place
-        if place is not None:
+        if place is not None and arguments.keys() <= _KNOWN:
             answer = self._request(place, operation, arguments)
             if answer.status not in _REDIRECTS:
                 return self._understood(answer, operation)
