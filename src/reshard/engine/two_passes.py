@@ -14,6 +14,7 @@ from ..planning.staging import with_etags
 from ..storage import Location, never, read_object
 from .claim import Watch, claimed, read_record
 from .events import Listener, Noted, ignore
+from .journal import journal_keys
 from .locations import Locations
 from .manifest import Manifest, decode_manifest
 from .run_record import RunRecord
@@ -57,6 +58,9 @@ def staged(
     # Who reads chunks holds them for both passes: nobody else writes or removes them meanwhile.
     with claimed(place.child(_USE_KEY), RunRecord.of(plan.conversion), Watch(listener), listener) as use:
         kept = _kept(first, place, found) if found else None
+        if kept:  # a run that was killed right after its manifest has left these
+            for key in (*journal_keys(place.child(record_key)), place.child(record_key).key):
+                place.writable_store().delete(key)
         try:
             manifest = kept or run(first, Locations(sources, place))
             yield with_etags(plan, {receipt.key: receipt.etag for receipt in manifest.receipts})
