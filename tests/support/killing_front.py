@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 _BLOCK_BYTES = 256 << 10
 _HEAD_END = b"\r\n\r\n"
+_JOURNAL = re.compile(rb"PUT \S*reshard-run[^/ ]*\.[0-9a-f]{16}\.\d+\.json")
+_NOTED_S = 0.5
+"""How long it may take until a part that has been answered is noted in the journal."""
 
 
 class KillingFront:
     """Passes every request on; before the ``at``-th one that changes something it calls ``kill``.
 
     ``count`` has the requests that change something (PUT, POST, DELETE), ``sent_bytes`` the bodies of PUTs.
+    ``in_flight_bytes`` is what no journal could tell of at the kill: bodies of PUTs that had not been answered, or
+    after the last journal that had been written.
     """
 
     def __init__(self, backend_port: int) -> None:
@@ -25,12 +32,19 @@ class KillingFront:
         self.port: int = self._socket.getsockname()[1]
         self.count, self.sent_bytes, self.at = 0, 0, 0
         self.kill: Callable[[], object] = lambda: None
+        self.in_flight_bytes = 0
+        self._open: dict[socket.socket, tuple[float, int, bool]] = {}  # when begun, length, whether a journal
+        self._answered: list[tuple[float, int]] = []  # when, length
+        self._journalled_s = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def begin(self, at: int = 0, kill: Callable[[], object] = lambda: None) -> None:
         """Count from zero, and kill at a request; never if ``at`` is 0."""
         with self._lock:
             self.count, self.sent_bytes, self.at, self.kill = 0, 0, at, kill
+            self.in_flight_bytes, self._journalled_s = 0, 0.0
+            self._open.clear()
+            self._answered.clear()
 
     def close(self) -> None:
         self._socket.close()
@@ -43,7 +57,7 @@ class KillingFront:
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._backend_port)) as server:
-            threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
             with contextlib.suppress(OSError):
                 self._requests(client, server)
 
@@ -57,7 +71,7 @@ class KillingFront:
                 buffer += block
             head, _, buffer = buffer.partition(_HEAD_END)
             length = _length(head)
-            self._note(head.split(b" ", 1)[0], length)
+            self._note(head, length, client)
             server.sendall(head + _HEAD_END)
             left = length
             while left:
@@ -69,14 +83,36 @@ class KillingFront:
                 taken = min(left, len(buffer))
                 buffer, left = buffer[taken:], left - taken
 
-    def _note(self, verb: bytes, length: int) -> None:
+    def _note(self, head: bytes, length: int, client: socket.socket) -> None:
+        verb = head.split(b" ", 1)[0]
         if verb not in (b"PUT", b"POST", b"DELETE"):
             return
         with self._lock:
             self.count += 1
-            self.sent_bytes += length if verb == b"PUT" else 0
+            if verb == b"PUT":
+                self.sent_bytes += length
+                self._open[client] = time.monotonic(), length, _JOURNAL.match(head) is not None
             if self.count == self.at:
+                self.in_flight_bytes = sum(nbytes for _, nbytes, _ in self._open.values())
+                noted_s = self._journalled_s - _NOTED_S
+                self.in_flight_bytes += sum(nbytes for when_s, nbytes in self._answered if when_s > noted_s)
                 self.kill()
+
+    def _pump(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while block := server.recv(_BLOCK_BYTES):
+                if not block.startswith(b"HTTP/1.1 100"):
+                    self._end(client)
+                client.sendall(block)
+            client.shutdown(socket.SHUT_WR)
+
+    def _end(self, client: socket.socket) -> None:
+        with self._lock:
+            begun_s, length, is_journal = self._open.pop(client, (0.0, 0, False))
+            if is_journal:
+                self._journalled_s = max(self._journalled_s, begun_s)
+            elif length:
+                self._answered.append((time.monotonic(), length))
 
 
 def _length(head: bytes) -> int:
@@ -85,13 +121,6 @@ def _length(head: bytes) -> int:
         if name.strip().lower() == b"content-length":
             return int(value)
     return 0
-
-
-def _pump(server: socket.socket, client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while block := server.recv(_BLOCK_BYTES):
-            client.sendall(block)
-        client.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager
