@@ -53,7 +53,7 @@ def _ckpt(count: int) -> bytes:
 def _own(form: str, what: str, **options: str) -> bytes:
     """Make a plan or a manifest of many tensors without bytes."""
     source = open_target("memory://fuzz-dense/src/model.safetensors")
-    text = b"{" + _members(form, 100_000) + b"}"
+    text = b"{" + _members(form, 25_000) + b"}"
     source.writable_store().put(source.key, _header(text))
     if what == "plan":
         return encode_plan(reshard.plan("memory://fuzz-dense/src", "memory://fuzz-dense/dst", memory="4GiB", **options))
@@ -91,7 +91,7 @@ CASES: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "strategy_items": ("strategy_protobuf", lambda: _field(2, b"") * (_NBYTES // 2)),
     "ckpt_values": ("ckpt", lambda: _ckpt(280_000)),
     "parallel_long": ("parallel_text", lambda: b"mp=2," * (_NBYTES // 5)),
-    "ranks_long": ("options", lambda: b"0-7," * (_NBYTES // 4) + b"1"),
+    "ranks_long": ("request", lambda: b"ranks=" + b"0-7," * (1 << 19) + b"1"),
     "plan_tensors": ("plan", lambda: _own(_EMPTY, "plan")),
     "plan_long_names": ("plan", lambda: _own(_LONG, "plan")),
     "manifest_tensors": ("manifest", lambda: _own(_EMPTY, "manifest")),

@@ -148,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=TARGETS, metavar="TARGET", help="fuzz this one; repeatable")
     parser.add_argument("--count", type=int, default=5_000, help="inputs a target at most (5000)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time a target at most (20)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time a target at most (10)")
     parser.add_argument("--seed", type=int, default=0, help="of randomness (0)")
     parser.add_argument("--engine", choices=("mutator", "atheris"), default="mutator", help="what chooses inputs")
     parser.add_argument("--found", type=Path, default=Path(".fuzz"), help="where inputs that break a limit go (.fuzz)")
