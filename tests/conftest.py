@@ -25,6 +25,16 @@ settings.register_profile("random", settings.get_profile("reshard"), derandomize
 settings.load_profile("reshard")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables whose rows tests have recorded, whichever process they ran in."""
+    reports = (report for kind in terminalreporter.stats.values() for report in kind)
+    properties = (each for report in reports for each in getattr(report, "user_properties", ()))
+    rows = sorted({row for name, row in properties if name == "table"})
+    if rows:
+        terminalreporter.section("tables")
+        terminalreporter.write_line("\n".join(rows))
+
+
 @pytest.fixture(scope="session")
 def moto_url() -> Iterator[S3Server]:
     """moto in this process."""
