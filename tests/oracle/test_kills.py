@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -56,7 +55,7 @@ class Row:
     def __str__(self) -> str:
         """Return the line; bytes are those of the worst share of runs."""
         cells = (self.store, self.workload, self.requests, self.kills, self.again_bytes, self.in_flight_bytes)
-        return f"kills: | {' | '.join(map(str, cells))} |"
+        return f"| kills: {' | '.join(map(str, cells))} |"
 
 
 WORKLOADS = {
@@ -97,7 +96,8 @@ class Lab:
 
     def command(self, target: str) -> list[str]:
         urls = [f"{self.base}/{self._source}", f"{self.base}/{target}"]
-        return [*PROGRAM, "convert", *urls, *self._flags, "--memory", "96MiB", "--quiet"]
+        program = [PROGRAM[0], PROGRAM[1], QUICK + PROGRAM[2]]
+        return [*program, "convert", *urls, *self._flags, "--memory", "96MiB", "--quiet"]
 
     def run(self, target: str) -> None:
         """Run the command to its end, which must be a good one."""
@@ -143,6 +143,7 @@ def test_killed_on_a_server_and_started_again(
     workload: str,
     request: pytest.FixtureRequest,
     clean_environ: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
     folder: Path,
 ) -> None:
     found = request.getfixturevalue(f"{server}_server")
@@ -168,14 +169,16 @@ def test_killed_on_a_server_and_started_again(
             assert again_bytes <= in_flight_bytes + SLACK_BYTES, said
             if again_bytes > row.again_bytes:
                 row.again_bytes, row.in_flight_bytes = again_bytes, in_flight_bytes
-        sys.stderr.write(f"\n{row}\n")
+        record_property("table", str(row))
         assert row.kills >= KILLS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("workload", ["full to ranks"])
-def test_killed_in_a_folder_and_started_again(workload: str, folder: Path) -> None:
+def test_killed_in_a_folder_and_started_again(
+    workload: str, record_property: Callable[[str, object], None], folder: Path
+) -> None:
     lab = Lab(f"{folder}/data", workload, folder)
     begun_s = time.monotonic()
     lab.run("timed")
@@ -187,7 +190,7 @@ def test_killed_in_a_folder_and_started_again(workload: str, folder: Path) -> No
         lab.check(f"killed-{number}", f"{row} killed after {wait_s:.2f} of {whole_s:.2f} s")
         files = [path.name for path in (folder / "data" / f"killed-{number}").rglob(".*")]
         assert not files
-    sys.stderr.write(f"\n{row}\n")
+    record_property("table", str(row))
     assert row.kills >= KILLS // 2
 
 
@@ -207,7 +210,7 @@ def test_stopped_for_so_long_that_another_run_has_finished(
         count = front.count
         for number, at in enumerate((4, count // 2, count - 6)):
             target = f"stopped-{number}"
-            command = [PROGRAM[0], PROGRAM[1], QUICK + PROGRAM[2], *lab.command(target)[len(PROGRAM) :]]
+            command = lab.command(target)
             with tempfile.TemporaryFile() as log:
                 slow = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
                 front.begin(at, lambda pid=slow.pid: os.kill(pid, signal.SIGSTOP))
