@@ -7,7 +7,9 @@ from support.checkpoints import put_full, random_model
 
 import reshard
 from reshard.api import process_choice
+from reshard.api.option_field import MOST_PROCESSES
 from reshard.errors import OverBudget, UsageError
+from reshard.planning.limits import Limits
 from reshard.storage import LocalStore, Location, MemoryStore, open_location
 
 MODEL = random_model({f"{i}.w": ("F32", (256, 1024)) for i in range(8)})
@@ -71,3 +73,9 @@ def test_rather_fewer_than_a_refusal(source, tmp_path, monkeypatch):
 def test_what_is_no_number_of_processes(source, tmp_path, value):
     with pytest.raises(UsageError, match="expected auto, or a number from 1 to 256"):
         count_of(source, tmp_path / "to", processes=value)
+
+
+def test_plans_may_have_as_many_as_requests():
+    assert Limits(process_count=MOST_PROCESSES).process_count == MOST_PROCESSES
+    with pytest.raises(UsageError, match="process_count must be at most"):
+        Limits(process_count=MOST_PROCESSES + 1)

@@ -20,7 +20,7 @@ CONVERSION = SOURCE | {
     "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
-    "--iteration", "--integrity", "--verify", "--on-overflow",
+    "--iteration", "--integrity", "--verify", "--on-overflow", "--processes",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}

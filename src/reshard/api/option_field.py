@@ -13,7 +13,9 @@ from decimal import Decimal
 from typing import Any
 
 from ..errors import UsageError, option
-from ..planning.limits import MOST_PROCESSES
+
+MOST_PROCESSES = 256
+"""As many as plans may have. Help is shown without planning's rooms, so the number stands here too."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 _MAX_RANKS_LENGTH = 1 << 20

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..api.option_field import (
+    MOST_PROCESSES,
     OptionField,
     parse_patience,
     parse_size,
@@ -21,7 +22,6 @@ from ..api.option_field import (
 )
 from ..api.request import OPTIONS
 from ..errors import write_options
-from ..planning.limits import MOST_PROCESSES
 
 Json = dict[str, Any]
 

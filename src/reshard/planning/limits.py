@@ -10,7 +10,6 @@ from ..errors import UsageError
 KIB = 1 << 10
 MIB = 1 << 20
 _MOST_REQUESTS = 64
-MOST_PROCESSES = 256
 KERNEL_BYTES = 3 * MIB
 """Most memory that a kernel takes for itself (measured: 2 MiB and little more)."""
 
@@ -43,7 +42,7 @@ _MOST = {
     "read_bytes": 1 << 30,
     "max_part_count": 1 << 16,
     "read_count": 2,
-    "process_count": MOST_PROCESSES,
+    "process_count": 256,
 }
 
 
