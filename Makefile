@@ -82,11 +82,14 @@ demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, ve
 	@$(bin)/python demo/run.py $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes, then those that measure memory, one at a time
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
 	$(bin)/python -m pytest -m memory $(ARGS)
+
+test-matrix: setup  ## every kill, fault and damage against real servers; prints the tables of docs/reliability.md
+	$(bin)/python -m pytest -n $(WORKERS) -m matrix $(ARGS)
 
 test-outage: setup  ## stores that stay away for 5 minutes in the middle of a conversion
 	$(bin)/python -m pytest -s -m outage $(ARGS)

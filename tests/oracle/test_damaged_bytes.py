@@ -162,7 +162,7 @@ def test_a_store_that_checks_nothing_is_refused_if_it_must(moto_url, source, mon
         written(moto_url, Damages("get", "flip", 1000), source, None, integrity="strict")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.server
 @pytest.mark.parametrize(("server", "tls", "kind", "damage", "every"), ALL)
 def test_every_damage_on_the_way_to_a_store(
@@ -215,7 +215,7 @@ def test_damaged_reads_are_read_again(request, tmp_path, bare, server: str, tls:
     assert check_reading(request.getfixturevalue(server), every, bare, folder, verify=True) == "right"
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.server
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("tls", [False, True])

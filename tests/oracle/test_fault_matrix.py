@@ -246,7 +246,7 @@ def test_some_faults(place: Place, tls: bool, request: pytest.FixtureRequest) ->
     assert not ended
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.name for row in ROWS])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("place", ["weed_server", "juicefs_server"], indirect=True)
@@ -260,7 +260,7 @@ def test_every_fault(place: Place, tls: bool, number: int, record_property: Call
     assert not {where: outcome for where, outcome in ended if is_bad(row, outcome)}
 
 
-@pytest.mark.parametrize("integrity", ["auto", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("integrity", ["auto", pytest.param("off", marks=pytest.mark.matrix)])
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("place", ["weed_server", "juicefs_server"], indirect=True)
 def test_a_plan_counts_the_requests_of_its_run(

@@ -134,7 +134,7 @@ class Lab:
         return {key: crc for key, crc in found.items() if key != "reshard-manifest.json"}
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.server
 @pytest.mark.timeout(1500)  # some forty processes, one after the other
 @pytest.mark.parametrize(("server", "workload"), ON_SERVERS)
@@ -173,7 +173,7 @@ def test_killed_on_a_server_and_started_again(
         assert row.kills >= KILLS
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("workload", ["full to ranks"])
 def test_killed_in_a_folder_and_started_again(
@@ -194,7 +194,7 @@ def test_killed_in_a_folder_and_started_again(
     assert row.kills >= KILLS // 2
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.server
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", ["weed"])
