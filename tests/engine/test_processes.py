@@ -31,8 +31,16 @@ from reshard.engine.workers import working
 from reshard.engine.writer import PartWriter
 from reshard.errors import FormatError, OverBudget, ReshardError, StorageError
 from reshard.planning.plan import make_plan
-from reshard.storage import KeptChecksum, LocalStore, Location, MemoryStore
+from reshard.storage import WATCH_THREAD, KeptChecksum, LocalStore, Location, MemoryStore
 from reshard.storage.checksums import crc_of
+
+CAN_FORK = crews._can_fork
+
+
+@pytest.fixture(autouse=True)
+def _forks(monkeypatch):
+    """Whatever threads of its own the program has that runs the tests."""
+    monkeypatch.setattr(crews, "_can_fork", lambda: True)
 
 
 def for_two(work):
@@ -250,16 +258,16 @@ def test_a_plan_for_one_process_runs_here(work, tmp_path):
     assert {pid for *_, pid in results} == {os.getpid()}
 
 
-def test_threads_forbid_forks():
-    assert crews._can_fork()
-    ending = threading.Event()
-    other = threading.Thread(target=ending.wait)
-    other.start()
-    try:
-        assert not crews._can_fork()
-    finally:
-        ending.set()
-        other.join()
+def test_threads_forbid_forks(monkeypatch):
+    others = [threading.Thread(name=name) for name in (WATCH_THREAD, "another")]
+    for count, allowed in ((0, True), (1, True), (2, False)):
+        running = [threading.main_thread(), *others[:count]]
+        monkeypatch.setattr(threading, "enumerate", lambda running=running: running)
+        monkeypatch.setattr(threading, "current_thread", threading.main_thread)
+        assert CAN_FORK() == allowed
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
+    monkeypatch.setattr(threading, "current_thread", lambda: others[1])
+    assert not CAN_FORK()
 
 
 def test_cores_are_counted_within_the_quota_of_a_container(tmp_path, monkeypatch):
