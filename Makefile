@@ -88,7 +88,7 @@ test-slow: setup  ## the tests that take minutes, then those that measure memory
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
 	$(bin)/python -m pytest -m memory $(ARGS)
 
-test-matrix: setup  ## every kill, fault and damage against real servers; prints the tables of docs/reliability.md
+test-matrix: setup  ## every kill, fault, damage and order of runs; prints the tables of docs/reliability.md
 	$(bin)/python -m pytest -n $(WORKERS) -m matrix $(ARGS)
 
 test-outage: setup  ## stores that stay away for 5 minutes in the middle of a conversion

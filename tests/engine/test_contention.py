@@ -277,7 +277,7 @@ def test_two_runs_in_some_orders(name, pulse):
         lab.check(lab.run([chosen.randrange(2) for _ in range(12)]))
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.looks])
 def test_two_runs_in_all_orders(name, pulse):
     lab, count, won = Lab(CASES[name], 2), 0, set()
@@ -290,7 +290,7 @@ def test_two_runs_in_all_orders(name, pulse):
     print(f"contention: {name}: {count} orders")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_more_runs_in_many_orders(name, pulse, count):

@@ -49,13 +49,6 @@ def test_what_breaks_a_limit_is_seen():
     assert "MiB" in run_one(lambda data: None, b"x", -(1 << 40)).problem
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["all"])
-def test_dense_inputs_keep_the_limits(case):
-    done = subprocess.run([sys.executable, str(_DENSE)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_dense_header_keeps_the_limits():
     done = subprocess.run(
         [sys.executable, str(_DENSE), "header_empty", "json_members"], capture_output=True, text=True, check=False
