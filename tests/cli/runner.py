@@ -16,6 +16,9 @@ from reshard.cli.app import main
 
 # What the command ``reshard`` runs, for tests that need a process of its own.
 PROGRAM = [sys.executable, "-c", "from reshard.cli.app import main; main()"]
+_QUICK = "from reshard.engine import claim; claim.BEAT_S, claim.SILENCE_S, claim._LOOK_S = 0.3, 3.0, 0.2; "
+QUICK_PROGRAM = [*PROGRAM[:2], _QUICK + PROGRAM[2]]
+"""The same, with runs that are silent dead soon."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from cli.runner import PROGRAM
+from cli.runner import QUICK_PROGRAM
 from support.checkpoints import put_full, put_ranks, random_model, shards
 from support.s3_servers import S3Server
 
@@ -73,7 +73,7 @@ def test_killed_at_random_and_started_again(
     assert len(jobs) == 20
 
     numbers, finished = random.Random(20261130), dict[str, tuple[str, str]]()
-    command = [*PROGRAM, "run", str(file), "--jobs", "2", "--output", "json"]
+    command = [*QUICK_PROGRAM, "run", str(file), "--jobs", "2", "--output", "json"]
     for _ in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ))
         assert any(b": running" in line for line in process.stderr)

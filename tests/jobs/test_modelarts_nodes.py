@@ -154,6 +154,7 @@ def test_a_node_that_is_killed_and_started_again(job: Job) -> None:
     assert reshard.verify(job.target.url).is_ok
 
 
+@pytest.mark.timeout(900)  # what a killed node has claimed is waited for, half a minute each time
 def test_a_node_that_is_killed_at_any_moment(job: Job) -> None:
     moments = [("transfer", 0.0), ("transfer", 0.3), ("commit", 0.0), ("commit", 0.1), ("commit", 0.2), ("commit", 0.3)]
     for number, (phase, delay_s) in enumerate(moments):

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from cli.runner import PROGRAM
+from cli.runner import QUICK_PROGRAM
 from support.checkpoints import put_full, put_ranks, random_model, shards
 from support.killing_front import KillingFront, killing_front
 from support.s3_servers import S3Server
@@ -34,10 +34,6 @@ MODEL = random_model({f"layers.{i}.w": ("BF16", (4096, 1536)) for i in range(4)}
 FOUR = Strategy(4, ({f"layers.{i}.w": Layout((4,), ((0,), ())) for i in range(4)},))
 LAYOUT = "axes: {mp: 4}\nrules:\n  - {match: '*.w', split: [mp]}\n  - {match: '*', split: []}\n"
 INNER = "axes: {mp: 16}\nrules:\n  - {match: '*.w', split: [null, mp]}\n  - {match: '*', split: []}\n"
-QUICK = "from reshard.engine import claim; claim.BEAT_S, claim.SILENCE_S, claim._LOOK_S = 0.3, 3.0, 0.2; "
-"""Has a run that is silent be dead soon."""
-
-
 RECORDS = ("reshard-run.json", "reshard-staging-use.json")
 
 
@@ -96,8 +92,7 @@ class Lab:
 
     def command(self, target: str) -> list[str]:
         urls = [f"{self.base}/{self._source}", f"{self.base}/{target}"]
-        program = [PROGRAM[0], PROGRAM[1], QUICK + PROGRAM[2]]
-        return [*program, "convert", *urls, *self._flags, "--memory", "96MiB", "--quiet"]
+        return [*QUICK_PROGRAM, "convert", *urls, *self._flags, "--memory", "96MiB", "--quiet"]
 
     def run(self, target: str) -> None:
         """Run the command to its end, which must be a good one."""
