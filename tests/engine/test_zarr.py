@@ -40,7 +40,7 @@ from reshard.storage import Location, MemoryStore, StoreLimits
 from reshard.tensor import ByteRange, DType, Layout, Strategy, TensorSpec
 
 slow = settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -158,11 +158,13 @@ def test_what_a_conversion_notes_is_in_its_status(source):
 
 def test_so_many_at_a_time_and_no_more(source, monkeypatch):
     running, most, lock = [0], [0], threading.Lock()
+    three = threading.Barrier(3)
 
     def convert(*_):
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+        three.wait(60)
         time.sleep(0.02)
         with lock:
             running[0] -= 1
@@ -171,6 +173,7 @@ def test_so_many_at_a_time_and_no_more(source, monkeypatch):
     monkeypatch.setattr(batch_module, "convert_resolved", convert)
     run_jobs([job(f"j{n}", source) for n in range(12)], at_once=3)
     assert most[0] == 3
+    assert not three.broken
 
 
 def test_what_stops_the_caller_stops_every_job(source, monkeypatch):

@@ -22,6 +22,7 @@ from ..tensor import ByteRange
 from .events import Listener, Noted
 from .journal import has_journal, last_begun
 from .run_record import MAX_RECORD_BYTES, RunRecord, decode_record, encode_record
+from .workers import working
 from .writer import checked_body
 
 BEAT_S = 10.0
@@ -85,6 +86,7 @@ class Claim:
         self._store = place.writable_store()
         self._lock = threading.Lock()
         self._is_over = threading.Event()
+        self._is_withdrawn = threading.Event()
         self._written = ""  # the etag of the record as this run wrote it last
         self._seen_s = 0.0  # when a request was sent whose answer has shown that the claim is held
         self.is_lost = False
@@ -98,7 +100,8 @@ class Claim:
                 text = f"This goes on with what a run on {self.earlier.host} has left ({self.earlier.started})."
                 listener(Noted(text))
         try:
-            self._write(etag)
+            with working(1, self._store) as workers:
+                workers.call(lambda: self._write_first(etag))
         except SourceChanged:  # another run was faster
             self.is_lost = True
         self.check()
@@ -191,6 +194,7 @@ class Claim:
 
     def withdraw(self) -> None:
         """Leave the record as it was found, if it may be this run's although no answer has said so."""
+        self._is_withdrawn.set()
         try:
             info, found = self.place.head_or_none(), read_record(self.place)
             if info is not None and found is not None and found.run_id == self.record.run_id:
@@ -205,6 +209,11 @@ class Claim:
             info = self.place.head_or_none()
             self.is_lost = info is None or info.etag != self._written
         return not self.is_lost
+
+    def _write_first(self, replaces: str) -> None:
+        self._write(replaces)
+        if self._is_withdrawn.is_set():  # whoever withdrew it may have looked before the record was there
+            self.withdraw()
 
     def _write(self, replaces: str) -> None:
         self._written = put_record(self.place, self.record, replaces).etag

@@ -156,16 +156,14 @@ def _carry_out(
     session.replicate(executor)
     reads = check_reads(plan, locations, workers, ledger)
     for attachment in conversion.attachments:
-        session.put_document(attachment.key, locations.read(plan, attachment))
-    # The last document makes a checkpoint of the other objects.
-    workers.map(lambda document: session.put_document(document.key, document.data), conversion.documents[:-1])
-    for document in conversion.documents[-1:]:
-        session.put_document(document.key, document.data)
+        workers.call(partial(session.put_document, attachment.key, locations.read(plan, attachment)))
+    for documents in (conversion.documents[:-1], conversion.documents[-1:]):  # the last makes a checkpoint of the rest
+        workers.map(lambda document: session.put_document(document.key, document.data), documents)
     workers.map(lambda item: session.remove(*item), list(found.leftovers.items()))
     overflows = session.meter.overflows
     if note := overflows.note(conversion.change.on_overflow):
         listener(Noted(note))
     session.compare()
     manifest = Manifest(conversion, plan.limits, session.receipts(), reads, overflows=overflows.counts)
-    session.put_manifest(manifest)
+    workers.call(lambda: session.put_manifest(manifest))
     return manifest

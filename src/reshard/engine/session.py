@@ -125,7 +125,8 @@ class UploadSession:
         begun = Beginning(plan_id_of(plan), plan.limits, plan.copy_bases)
         uploads = {key: upload.upload_id for key, upload in self._uploads.items()}
         parts = {key: dict(held) for key, held in self._parts.items() if held}
-        self._run.journal.begin(Progressed(begun, dict(self._before), uploads, parts, dict(self._objects)))
+        progressed = Progressed(begun, dict(self._before), uploads, parts, dict(self._objects))
+        self.workers.call(lambda: self._run.journal.begin(progressed))
 
     def probe(self) -> None:
         """Have the store copy one part before anything else is sent: mostly this shows whether it copies.
@@ -163,7 +164,7 @@ class UploadSession:
                 written = (key for output in group.outputs for key in plan.draft.written_keys(group, output))
                 sent += [key for key in written if key not in self._objects]
         self._open(opened)
-        self._run.journal.write()
+        self.workers.call(self._run.journal.write)
         refusals = self._send(executor, plan, {key: self._uploads[key] for key in sent}, skip=self._probed)
         self._stream(executor, refusals)
 

@@ -88,6 +88,13 @@ class Workers:
             self.submit(lambda item=item: function(item))  # type: ignore[misc]
         self.wait()
 
+    def call(self, task: Callable[[], T]) -> T:
+        """Run a task and return its result. A signal that ends the wait here does not break the task off halfway."""
+        results: list[T] = []
+        self.submit(lambda: results.append(task()))
+        self.wait()
+        return results[0]
+
     def stop(self) -> None:
         """Drop queued tasks and ask running ones to end."""
         self._stopped.set()
