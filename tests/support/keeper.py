@@ -54,17 +54,19 @@ def keeper(folder: Path) -> Iterator[Keeper]:
 def _look_after(folder: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    kept: dict[int, None] = {}
+    kept: dict[int, str] = {}
     patterns = []
     for line in sys.stdin:
         what, rest = line[0], line[1:].rstrip("\n")
         if what == "x":
             patterns.append(rest)
         elif what == "+":
-            kept[int(rest)] = None
+            kept[int(rest)] = _begun(int(rest))
         else:
             kept.pop(int(rest), None)
-    for pid in kept:
+    for pid, begun in kept.items():
+        if _begun(pid) != begun:  # the number is another's by now, perhaps that of a thread
+            continue
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
     for path in (path for pattern in patterns for path in Path("/").glob(pattern.lstrip("/"))):
@@ -73,6 +75,14 @@ def _look_after(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if not Path(folder).exists():
             return
+
+
+def _begun(pid: int) -> str:
+    """Return when a process began, as the system counts; empty if it is gone, or the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":
