@@ -75,13 +75,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         """Tell an object's length and etag."""
         if (body := self.held.objects.get(self.key)) is None:
             return self._answer(404)
         return self._answer(200, length=body.nbytes, ETag=f'"{body.etag}"')
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Send a range of an object, or list objects or uploads."""
         if "list-type" in self.query or "uploads" in self.query or "uploadId" in self.query:
             return self._list()
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
                 start += len(data)
         return None
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         """Take an object or a part, or make a bucket."""
         nbytes = int(self.headers.get("Content-Length") or 0)
         if "x-amz-copy-source" in self.headers:
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         told = {"x-amz-checksum-crc32c": checksum} if checksum else {}
         return self._answer(200, ETag=f'"{body.etag}"', **told)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Open or complete an upload."""
         document = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "uploads" in self.query:
@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         self.held.objects[key] = body
         return self._answer(200, _xml("CompleteMultipartUploadResult", f'<ETag>"{body.etag}"</ETag>'))
 
-    def do_DELETE(self) -> None:  # noqa: N802
+    def do_DELETE(self) -> None:
         """Remove an object or an upload."""
         if "uploadId" in self.query:
             self.held.uploads.pop(self.query["uploadId"], None)
