@@ -30,7 +30,7 @@ REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_r
 FLAGS = {
     "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists", "--on-failure", "--restart"},
     "plan": CONVERSION | SHOWN | {
-        "--out", "--plan", "--explain", "--bandwidth", "--latency", "--egress", "--prices", "--price-table",
+        "--out", "--plan", "--explain", "--bandwidth", "--latency", "--nodes", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
     "run": SHOWN | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,27 @@ def test_time_tells_what_it_assumes(memory):
     [told] = line(ok("plan", *arguments(memory), "--bandwidth", "2GB/s", "--latency", "3s"), "time")
     assert "limited by latency" in told
     assert told.endswith("2 GB/s, 3000 ms a request)")
+
+
+def test_machines_share_the_time(memory):
+    slow = [*arguments(memory), "--bandwidth", "800kbit/s"]
+    [told] = line(ok("plan", *slow, "--nodes", "4"), "time")
+    assert " on 4 machines (limited by steps; " in told  # there is one
+    [alone] = line(ok("plan", *slow, "--nodes", "1"), "time")
+    assert [alone] == line(ok("plan", *slow), "time")
+    assert "machines" not in alone
+    assert run("plan", *slow, "--nodes", "0").code == 2
+
+
+def test_what_a_service_allows_an_account_counts(memory):
+    [told] = line(ok("plan", *arguments(memory)), "time")
+    assert "account" not in told
+    made = reshard.plan(memory.full, memory.at("ranks"), dst_strategy=memory.strategy)
+    obs = replace(made, conversion=replace(made.conversion, target_url="s3://bucket/ranks"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "https://obs.cn-north-4.myhuaweicloud.com")
+        [account] = reshard.estimate(obs).speeds.accounts
+    assert (account.bytes_s, account.has_source, account.has_target) == (2e9, False, True)
 
 
 def test_money_by_a_table(memory):

@@ -9,20 +9,27 @@ from hypothesis import strategies as st
 
 from reshard.errors import UsageError
 from reshard.planning.cost.cost import Cost
-from reshard.planning.cost.estimate import Estimate, RequestCounts, Speeds, estimate_time, reading, writing
+from reshard.planning.cost.duration import Account, Machines, Speeds, estimate_time
+from reshard.planning.cost.estimate import Estimate, reading, writing
 from reshard.planning.cost.prices import Payee, bill, built_in_prices, total_money
+from reshard.planning.cost.requests import RequestCounts
 
 GIB = 1 << 30
 COST = Cost(
     needed_bytes=100 * GIB, read_bytes=100 * GIB, written_bytes=100 * GIB, copied_bytes=0, get_count=12800,
-    put_count=0, part_count=6400, copy_count=0, upload_count=8, step_count=800, peak_bytes=GIB,
+    put_count=0, part_count=6400, copy_count=0, upload_count=8, step_count=800, streamed_step_count=800,
+    filled_bytes=100 * GIB, largest_step_bytes=GIB // 8, peak_bytes=GIB,
 )  # fmt: skip
-IDLE = replace(COST, read_bytes=0, written_bytes=0, get_count=0, part_count=0, upload_count=0)
+IDLE = replace(
+    COST, read_bytes=0, written_bytes=0, get_count=0, part_count=0, upload_count=0, streamed_step_count=0,
+    filled_bytes=0, largest_step_bytes=0,
+)  # fmt: skip
 AWS, OBS, FREE = (built_in_prices()[name] for name in ("aws-us-east-1", "obs-cn-north-4", "free"))
 
 
-def time(cost=COST, concurrency=8, **speeds):
-    return estimate_time(cost, RequestCounts.of(cost), Speeds(**speeds), concurrency)
+def time(cost=COST, concurrency=8, machine_count=1, process_count=1, parts_bytes=GIB, **speeds):
+    machines = Machines(machine_count, process_count, concurrency, parts_bytes)
+    return estimate_time(cost, RequestCounts.of(cost), Speeds(**speeds), machines)
 
 
 def money(cost, providers, tables, egress="region", object_count=0, kept_bytes=0):
@@ -46,7 +53,35 @@ def test_the_narrowest_place_is_named():
 def test_a_copy_is_told_by_its_speed_and_concurrency():
     copying = replace(IDLE, copied_bytes=8 * 10**9, copy_count=16)
     assert time(copying, latency_s=0, copy_bytes_s=1e8).seconds == pytest.approx(10)
-    assert time(copying, concurrency=80, latency_s=0, copy_bytes_s=1e8).seconds == pytest.approx(1)
+    assert time(copying, concurrency=80, latency_s=0, copy_bytes_s=1e8).seconds == pytest.approx(5)  # one alone
+
+
+def test_machines_help_until_the_account_or_the_steps_limit():
+    one, many, most = (time(machine_count=count, latency_s=0.001) for count in (1, 8, 1600))
+    assert many.seconds == pytest.approx(one.seconds / 8, rel=0.05)
+    assert (one.limited_by, many.limited_by, most.limited_by) == ("bandwidth", "bandwidth", "steps")
+    allowed = time(machine_count=8, latency_s=0.001, accounts=(Account(bytes_s=2e9),))
+    assert (allowed.limited_by, allowed.seconds) == ("account", pytest.approx(200 * GIB / 2e9, rel=0.05))
+    reading = time(machine_count=8, latency_s=0.001, accounts=(Account(bytes_s=1e9, has_target=False),))
+    assert (reading.limited_by, reading.seconds) == ("account", pytest.approx(100 * GIB / 1e9, rel=0.05))
+    asking = time(machine_count=8, latency_s=0.001, accounts=(Account(gets_s=100, puts_s=10_000),))
+    assert (asking.limited_by, asking.seconds) == ("account", pytest.approx(128, rel=0.05))
+
+
+def test_little_memory_leaves_steps_waiting_for_each_other():
+    assert time(parts_bytes=GIB // 8, latency_s=0.05).limited_by == "memory"
+    assert time(parts_bytes=GIB // 8, latency_s=0.05).seconds > time(latency_s=0.05).seconds
+
+
+def test_processes_share_the_cores_of_a_machine():
+    fast = {"bandwidth_bytes_s": 1e11, "process_count": 8}
+    assert time(**fast).client_s == pytest.approx(200 / 8)
+    assert time(**fast, core_count=4).client_s == pytest.approx(200 / 4)
+    assert time(**fast, core_count=16).client_s == time(**fast).client_s
+
+
+def test_failed_requests_are_made_again():
+    assert time(latency_s=0.2, error_rate=0.5).requests_s > 2 * time(latency_s=0.2).requests_s
 
 
 def test_both_ways_may_have_a_bandwidth_each():
@@ -59,17 +94,20 @@ def test_both_ways_may_have_a_bandwidth_each():
 def test_no_bound_is_broken(bandwidth, latency, concurrency, nbytes, count):
     cost = replace(COST, read_bytes=nbytes, get_count=count)
     found = time(cost, concurrency, bandwidth_bytes_s=bandwidth, latency_s=latency)
-    assert found.seconds >= (nbytes + cost.written_bytes) / bandwidth
-    assert found.seconds >= count * latency / concurrency
-    assert found.seconds <= found.line_s + found.requests_s + found.client_s + found.commit_s
-    assert time(cost, concurrency + 1, bandwidth_bytes_s=bandwidth, latency_s=latency).seconds <= found.seconds
-    assert time(cost, concurrency, bandwidth_bytes_s=2 * bandwidth, latency_s=latency).seconds <= found.seconds
+    above = found.seconds * (1 + 1e-9)
+    assert above >= (nbytes + cost.written_bytes) / bandwidth
+    assert above >= count * latency / concurrency
+    longest = max(found.line_s, found.requests_s, found.client_s, found.memory_s)
+    assert found.seconds == pytest.approx(longest + found.tail_s + found.commit_s)
+    assert time(cost, concurrency + 1, bandwidth_bytes_s=bandwidth, latency_s=latency).seconds <= above
+    assert time(cost, concurrency, bandwidth_bytes_s=2 * bandwidth, latency_s=latency).seconds <= above
+    assert time(cost, concurrency, 2, bandwidth_bytes_s=bandwidth, latency_s=latency).seconds <= above
 
 
 @pytest.mark.parametrize(
     "wrong",
     [{"bandwidth_bytes_s": 0}, {"latency_s": -1}, {"copy_bytes_s": float("nan")}, {"connection_bytes_s": 0},
-     {"core_count": 0}, {"latency_s": float("inf")}],
+     {"core_count": 0}, {"error_rate": 1}, {"latency_s": float("inf")}],
 )  # fmt: skip
 def test_speeds_that_make_no_sense(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
@@ -109,6 +147,5 @@ def test_currencies_are_not_added():
 def test_an_estimate_is_json():
     requests = RequestCounts.of(COST)
     bills = money(COST, ("AWS S3", "gs://"), (AWS, None))
-    time = estimate_time(COST, requests, Speeds(), 8)
-    found = Estimate(requests, Speeds(), time, "region", bills, COST, 1).to_json()
+    found = Estimate(requests, Speeds(), time(), "region", bills, COST, 1).to_json()
     assert json.loads(json.dumps(found))["bills"][0]["currency"] == "USD"

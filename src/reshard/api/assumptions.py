@@ -11,6 +11,9 @@ ESTIMATE = "Estimate"
 ASSUMPTIONS: Mapping[str, OptionField] = {
     "bandwidth": OptionField("Bandwidth of the line, for the time estimate.", "RATE", ESTIMATE, "1GB/s", parse_rate),
     "latency": OptionField("Latency of a request, for the time estimate.", "TIME", ESTIMATE, "20ms", parse_duration),
+    "nodes": OptionField(
+        "Machines like this one that would share the work, for the time estimate.", "N", ESTIMATE, "1", least=1
+    ),
     "egress": OptionField(
         "Where this machine is, seen from the source: in its region, or outside.",
         "region|internet",

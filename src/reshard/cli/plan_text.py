@@ -8,7 +8,8 @@ from decimal import Decimal
 
 from ..errors import option
 from ..planning.cost.cost import Cost
-from ..planning.cost.estimate import Estimate, PassEstimate, Speeds
+from ..planning.cost.duration import Speeds
+from ..planning.cost.estimate import Estimate, PassEstimate
 from ..planning.cost.prices import total_money
 from ..planning.explain import (
     Explanation,
@@ -112,6 +113,8 @@ def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
     if estimate.staged is not None:
         first = estimate.staged.time.seconds
         passes += f": {in_time(first)} + {in_time(whole - first)} in two passes"
+    if estimate.machine_count > 1:
+        passes += f" on {estimate.machine_count} machines"
     return [
         ("filled", f"{copied:.1%} copied by the store, {1 - copied:.1%} streamed through this machine"),
         ("requests", _requests(estimate)),
@@ -135,7 +138,8 @@ def _assumed(estimate: Estimate) -> str:
         "latency" * (speeds.latency_s == defaults.latency_s),
     ]
     names = " and ".join(name for name in assumed if name)
-    return f"{bandwidth}, {latency}" + (f"; default {names}" if names else "")
+    allowed = (f", {_rate(each.bytes_s)} for an account of the store" for each in speeds.accounts if each.bytes_s)
+    return f"{bandwidth}, {latency}" + "".join(allowed) + (f"; default {names}" if names else "")
 
 
 def _rate(bytes_s: float) -> str:

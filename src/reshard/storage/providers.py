@@ -23,6 +23,15 @@ AWS = "AWS S3"
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """Bytes in both directions together, GETs and PUTs, a second; None where no figure is published."""
+
+    bytes_s: float | None = None
+    gets_s: float | None = None
+    puts_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """One S3 service.
 
@@ -53,6 +62,8 @@ class Provider:
     takes_conditions
         Whether a PUT may have a condition (``If-None-Match``, ``If-Match``); the service keeps to it, or ignores it.
         OSS refuses such a request; OBS and COS do not document the headers.
+    allowance
+        What the service lets an account have at once, in all; of AWS it is what it lets a prefix have.
 
     Examples
     --------
@@ -69,6 +80,7 @@ class Provider:
     list_version: Literal[1, 2] = 1
     upload_check: Literal["crc32c", "md5", "asked"] = "asked"
     takes_conditions: bool = True
+    allowance: Allowance = Allowance()
 
     @property
     def head_arguments(self) -> Mapping[str, str]:
@@ -95,7 +107,15 @@ class Provider:
 
 PROVIDERS: tuple[Provider, ...] = (
     # boto3's "auto" means virtual here, but a path for bucket names with dots, which no certificate covers.
-    Provider(AWS, r"|.*\.amazonaws\.com(?:\.cn)?", "auto", list_version=2, upload_check="crc32c"),
+    # Source of the allowance: "Optimizing Amazon S3 performance", S3 User Guide.
+    Provider(
+        AWS,
+        r"|.*\.amazonaws\.com(?:\.cn)?",
+        "auto",
+        list_version=2,
+        upload_check="crc32c",
+        allowance=Allowance(gets_s=5500, puts_s=3500),
+    ),
     # Path style on the public names was withdrawn from 2023-12-30 on: the answer is SecondLevelDomainForbidden, or a
     # misleading 404. A part has at least 100 KiB, the last one any length; at most 10 000 parts of 5 GiB: 48.8 TiB.
     # No shortest object to copy ranges of is documented; copies stay within a region, which is one endpoint.
@@ -110,6 +130,9 @@ PROVIDERS: tuple[Provider, ...] = (
         # Source: Huawei Cloud OBS API reference, "PUT Object" and "Uploading a Part".
         upload_check="md5",
         takes_conditions=False,
+        # 16 Gbit/s, unless an account has asked for more; read here as of both directions together.
+        # Source: Huawei Cloud OBS user guide, "Notes and Constraints".
+        allowance=Allowance(bytes_s=2e9, gets_s=10_000, puts_s=6000),
     ),
     # Source: "Accessing OSS with the AWS SDK", Alibaba Cloud: virtual host, no chunked encoding.
     Provider(

@@ -33,6 +33,10 @@ class Cost:
         Bytes sent, replicas included; and bytes that the store copies, from the source or from an equal output.
     get_count, put_count, part_count, copy_count, upload_count
         Ranged GETs, single PUTs, parts sent, parts copied, and multipart uploads (each is opened and completed).
+    step_count, streamed_step_count
+        All steps, and those that read or send bytes: in each of the others the store copies one part.
+    filled_bytes, largest_step_bytes
+        Lengths of the buffers of all steps together, and of those of the largest.
     peak_bytes
         Most bytes in buffers at once, of all processes together.
     """
@@ -47,6 +51,9 @@ class Cost:
     copy_count: int
     upload_count: int
     step_count: int
+    streamed_step_count: int
+    filled_bytes: int
+    largest_step_bytes: int
     peak_bytes: int
 
     @property
@@ -69,6 +76,7 @@ class _Total:
     copies: int = 0
     uploads: int = 0
     steps: int = 0
+    streamed_steps: int = 0
     filled: int = 0
     largest: int = 0
 
@@ -105,6 +113,9 @@ def count_cost(
         copy_count=total.copies,
         upload_count=total.uploads,
         step_count=total.steps,
+        streamed_step_count=total.streamed_steps,
+        filled_bytes=total.filled,
+        largest_step_bytes=total.largest,
         peak_bytes=draft.limits.process_count * (buffers.fixed_bytes + min(buffers.parts_bytes, total.filled)),
     )
 
@@ -127,6 +138,7 @@ def _count_reads(steps: GroupSteps, reader: RowReader) -> _Total:
         size = steps.size(number)
         check_work(reader.work)
         counted.steps += 1
+        counted.streamed_steps += 1
         counted.filled += size.nbytes
         counted.largest = max(counted.largest, size.nbytes)
         counted.gets += len(size.blocks)

@@ -159,6 +159,12 @@ class GroupSteps:
         parts_bytes = sum(span.nbytes * len(self._classes[class_number]) for (class_number, _), span in spans.items())
         return StepSize(blocks, parts_bytes + tile_bytes)
 
+    def part_sizes(self, number: int) -> Iterator[tuple[int, int]]:
+        """Yield the output and the length of each part of a streaming step."""
+        for (class_number, _), span in self._spans[number - 1].items():
+            for member in self._classes[class_number]:
+                yield self._group.outputs[member], span.nbytes
+
     def step(self, number: int) -> Step:
         """Derive one step."""
         if number > len(self._spans):
