@@ -6,8 +6,10 @@ import pytest
 from engine.source_contract import MODEL, NONE, SourceContract
 from support.checkpoints import encode, encode_ckpt, put_full, random_model, rank_key, shards, stored
 from support.conversions import Known, convert
+from support.dcp_writer import write_dcp
 
 from reshard.engine.sources import SOURCE_FORMATS, SourceOptions, read_catalog
+from reshard.engine.sources.distributed_checkpoint import DistributedCheckpoint
 from reshard.engine.sources.full_checkpoint import FullCheckpoint, SingleObject
 from reshard.engine.sources.iteration_folder import IterationFolder
 from reshard.engine.sources.rank_shards import RankShards
@@ -18,7 +20,7 @@ from reshard.planning.limits import Limits
 from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
 from reshard.storage import Location, MemoryStore
-from reshard.tensor import Layout, Strategy
+from reshard.tensor import Box, Layout, Strategy
 
 ROWS, COLUMNS, WHOLE = Layout((2,), ((0,), ())), Layout((2,), ((), (0,))), Layout((2,), ((),))
 REPEATED = Layout((2, 2), ((0,), ()))
@@ -163,6 +165,24 @@ class TestIterationOfOneDevice(SourceContract):
         put(place, "model-0000000-0000002.safetensors", encode(FIRST))
         put(place, "model-0000001-0000002.safetensors", encode(SECOND))
         return place
+
+
+class TestDistributedCheckpoint(SourceContract):
+    source_format = DistributedCheckpoint
+
+    def write(self, place):
+        boxes = {name: [(Box.whole(shape), 0)] for name, (_, shape, _) in MODEL.items()}
+        boxes["embed.weight"] = [(Box((5, 0), (8, 6)), 1), (Box((0, 0), (5, 6)), 0)]
+        boxes["layers.0.weight"] = [(Box((0, 0), (4, 2)), 0), (Box((0, 2), (4, 6)), 1)]
+        for name, body in write_dcp(MODEL, boxes).items():
+            put(place, name, body)
+        return place
+
+    def break_headers(self, place):
+        names = [name for name in stored(place) if name.endswith(".distcp")]
+        for name in names:
+            put(place, name, b"\xff" * len(stored(place)[name]))
+        return names
 
 
 class TestZarr(SourceContract):

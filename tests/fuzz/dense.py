@@ -75,6 +75,8 @@ CASES: Mapping[str, tuple[str, Callable[[], bytes]]] = {
     "header_most": ("safetensors", lambda: _header(b"{" + _members(_LONG, 150_000) + b"}")),
     "header_axes": ("safetensors", lambda: _header(_filled(b'{"a":{"dtype":"U8","shape":[', b"1,", b"1]}}"))),
     "header_metadata": ("safetensors", lambda: _header(b'{"__metadata__":{' + _members('"#":"#"', 500_000) + b"}}")),
+    "pickle_dictionaries": ("dcp_metadata", lambda: _filled(b"\x80\x04(", b"}", b".")),
+    "pickle_memo": ("dcp_metadata", lambda: _filled(b"\x80\x04(", b"N\x94", b".", 4 << 20)),
     "json_members": ("index", lambda: _filled(b'{"weight_map":{"a":[', b'{"a":0},', b"0]}}")),
     "json_arrays": ("index", lambda: _filled(b'{"weight_map":{"a":[', b"[0],", b"0]}}")),
     "json_objects": ("plan", lambda: _filled(b'{"format":"reshard-plan/2","a":[', b"{},", b"0]}")),

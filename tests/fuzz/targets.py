@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from reshard.engine.manifest import ids_at_start
 from reshard.formats.container_format import HeaderScan
+from reshard.formats.dcp_metadata import join_metadata, parse_dcp_metadata
 from reshard.formats.layout_file import parse_layout_file
 from reshard.formats.mindspore.ckpt_read import scan_ckpt
 from reshard.formats.mindspore.iteration import parse_common, parse_iteration_name, parse_object_name, parse_tracker
@@ -21,6 +22,7 @@ from reshard.formats.name_map import parse_name_map
 from reshard.formats.safetensors import scan_safetensors
 from reshard.formats.strict_json import parse_json_object
 from reshard.formats.strict_yaml import parse_yaml
+from reshard.formats.torch_zip import ArchiveScan, scan_torch_zip
 from reshard.formats.weight_index import parse_param_name_map, parse_weight_index
 from reshard.formats.zarr_read import is_group, parse_array, parse_group, parse_node
 from reshard.jobs.job_file import parse_job_file
@@ -33,6 +35,7 @@ from reshard.models.settings import resolve_settings
 from reshard.planning.cost.prices import parse_prices
 from reshard.planning.share_documents import shared_ranks
 from reshard.planning.sources.selection import NameFilter, Renames
+from reshard.planning.sources.tiling import find_flaw
 
 from .answers import ANSWERS, SEPARATOR
 from .stores import STORES
@@ -46,7 +49,7 @@ _MODEL = ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight",
 _NAMES = ("model.layers.0.w", "model.embed", "a" * 200, "", "λ.b\n")
 
 
-def _scanned(scan: Callable[[int], HeaderScan]) -> Target:
+def _scanned(scan: Callable[[int], HeaderScan | ArchiveScan]) -> Target:
     def target(data: bytes) -> object:
         steps = scan(len(data))
         try:
@@ -57,6 +60,12 @@ def _scanned(scan: Callable[[int], HeaderScan]) -> Target:
             return done.value
 
     return target
+
+
+def _dcp(data: bytes) -> object:
+    several = data.split(SEPARATOR)[:4]
+    metadata = join_metadata({f"{n}": parse_dcp_metadata(each, f"{n}") for n, each in enumerate(several)})
+    return [find_flaw(each.spec.shape, [piece.box for piece in each.pieces]) for each in metadata.tensors.values()]
 
 
 def _strategy(name: str) -> Target:
@@ -128,6 +137,7 @@ TARGETS: Mapping[str, Target] = {
     "ckpt": _scanned(scan_ckpt),
     "common": lambda data: parse_common(data, _WHERE),
     "config": _config,
+    "dcp_metadata": _dcp,
     "family": lambda data: parse_family(data, _WHERE),
     "index": lambda data: parse_weight_index(data, _WHERE),
     "iteration_metadata": lambda data: parse_metadata(data, _WHERE),
@@ -145,6 +155,7 @@ TARGETS: Mapping[str, Target] = {
     "strategy_json": _strategy("s.json"),
     "strategy_merged": _merged,
     "strategy_protobuf": _strategy("s.ckpt"),
+    "torch_zip": _scanned(scan_torch_zip),
     "tracker": lambda data: parse_tracker(data, _WHERE),
     "training": _training,
     "zarr": _zarr,

@@ -6,6 +6,7 @@ from ...errors import CatalogError, option
 from ...planning.catalog import Catalog
 from ...storage import Location
 from ..workers import Workers
+from .distributed_checkpoint import DistributedCheckpoint
 from .full_checkpoint import FullCheckpoint, SingleObject
 from .iteration_folder import IterationFolder
 from .rank_shards import RankShards, read_tree
@@ -17,6 +18,7 @@ __all__ = ["SOURCE_FORMATS", "Listing", "SourceFormat", "SourceOptions", "read_c
 SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
     SingleObject,
     ZarrStore,
+    DistributedCheckpoint,
     IterationFolder,
     RankShards,
     FullCheckpoint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ...errors import FormatError, raise_all
 from ...formats.containers import Container, container_of, read_header
@@ -52,7 +52,7 @@ def raise_together(problems: Mapping[str, FormatError], message: str) -> None:
 
 
 def _read(location: Location, info: ObjectInfo, item: SourceObject, options: SourceOptions) -> ObjectHeader:
-    read_range = read_agreed if _reads_twice(location, options) else read_once
+    read_range = range_reader(location, options)
 
     def read(span: ByteRange) -> bytes:
         return read_range(location, span, info.etag)
@@ -66,6 +66,11 @@ def _read(location: Location, info: ObjectInfo, item: SourceObject, options: Sou
             expected, recorded = f"{found:08x}", f"{checksum.crc32:08x}"
             raise FormatError("wrong checksum", where=f"byte {checksum.nbytes}", expected=expected, found=recorded)
     return ObjectHeader.of(item, header)
+
+
+def range_reader(location: Location, options: SourceOptions) -> Callable[[Location, ByteRange, str], bytes]:
+    """Return what reads the parts of an object that say what its other bytes mean."""
+    return read_agreed if _reads_twice(location, options) else read_once
 
 
 def _reads_twice(location: Location, options: SourceOptions) -> bool:

@@ -18,6 +18,7 @@ from .headers import read_blocks
 
 _MOST_TENSORS = 16
 _MOST_COPIES = 4
+_MOST_PIECES = 4096
 _SAMPLE_BYTES = 64 << 10
 _MOST_KINDS = 4
 _TWIN_BYTES = 4 << 10
@@ -49,6 +50,34 @@ def check_replicas(catalog: Catalog, base: Location, workers: Workers) -> None:
         sorted(problems),
         hint="Is this the strategy that these shards were written under, and are they all of one step?",
     )
+
+
+def compare_pieces(catalog: Catalog, base: Location, workers: Workers) -> Catalog:
+    """Compare the beginnings of pieces that are stored several times, and note how many.
+
+    Raise CatalogError if they differ: nothing says which is right.
+    """
+    repeated = [
+        (entry, replace(placement, holders=placement.holders[:_MOST_COPIES]))
+        for entry in catalog.entries
+        for placement in entry.placements
+        if len(placement.holders) > 1 and _nbytes(entry, placement)
+    ]
+    if not repeated:
+        return catalog
+    chosen = repeated[:: -(-len(repeated) // _MOST_PIECES)]
+    contents = _distinct_contents(catalog, chosen, base, workers, _SAMPLE_BYTES)
+    problems = [
+        f"{entry.spec.name}: {placement.box.text} differs between {' and '.join(keys[0] for keys in found)}"
+        for (entry, placement), found in zip(chosen, contents, strict=True)
+        if len(found) > 1
+    ]
+    hint = "Are all objects of one save? Keep those of one, without files that an earlier save left."
+    raise_all(CatalogError, f"{catalog.url}: pieces that are stored twice, with different bytes", problems, hint)
+    note = (
+        f"{len(repeated)} pieces are stored more than once; of {len(chosen)} the first {_SAMPLE_BYTES} bytes are equal"
+    )
+    return replace(catalog, notes=(*catalog.notes, note))
 
 
 def find_twins(catalog: Catalog, base: Location, workers: Workers) -> str:
