@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .access import describe_access as describe_access
     from .contents import inspect as inspect
     from .estimates import estimate as estimate
+    from .loads import load as load
     from .request import Request as Request
     from .statements import convert as convert
     from .statements import load_plan as load_plan
@@ -23,6 +24,7 @@ _MODULES = {
     "access": ["describe_access"],
     "contents": ["inspect"],
     "estimates": ["estimate"],
+    "loads": ["load"],
     "request": ["Request"],
     "statements": ["convert", "load_plan", "plan", "save", "verify"],
     "strategies": ["convert_strategy", "make_strategy", "merge_strategies", "read_strategy"],

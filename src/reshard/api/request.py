@@ -318,6 +318,9 @@ SOURCE_OPTIONS = (
 )
 """Options that concern the source alone."""
 
+CHANGE_OPTIONS = tuple(name for name, each in OPTIONS.items() if each.group == CHANGES)
+"""Options that concern names and values."""
+
 RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart", "give_up_after")
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 

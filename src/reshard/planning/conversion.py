@@ -53,6 +53,13 @@ class Conversion:
         target = self.target.whole
         return self if target is self.target else replace(self, target=target, manifest_key=MANIFEST_KEY)
 
+    def for_target(self, target: Target) -> Conversion:
+        """Return the conversion of the same source, with the same changes, to another target; without attachments."""
+        other = replace(self, target=target, attachments=())
+        if "_made" in vars(self):  # the same tensors
+            vars(other)["_made"] = self._made
+        return other
+
     @cached_property
     def _made(self) -> ChangedTensors:
         return make_tensors(self.catalog, self.renamed, self.change)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -21,29 +20,19 @@ from ...planning.outputs.output import Computation
 from ...planning.steps.steps import Tile
 from ...tensor import Box, DType, Shape
 from .lora_product import merge_block
+from .numpy_dtypes import FLOATING
 from .overflow import Overflows, can_overflow, in_whole, infinite, refusal, saturate
 
 _Array = npt.NDArray[Any]
 # Elements converted at a time: few enough for the processor's cache, enough for numpy to release the GIL.
 _BLOCK = 1 << 16
-_NUMPY = {
-    DType.F8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
-    DType.F8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
-    DType.F8_E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
-    DType.F8_E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
-    DType.F8_E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
-    DType.F16: np.dtype(np.float16),
-    DType.BF16: np.dtype(ml_dtypes.bfloat16),
-    DType.F32: np.dtype(np.float32),
-    DType.F64: np.dtype(np.float64),
-}
 _BITS: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.uint16),
     4: np.dtype(np.uint32),
     8: np.dtype(np.uint64),
 }
-_FLOATS = frozenset(_NUMPY) - {DType.F8_E8M0}
+_FLOATS = frozenset(FLOATING) - {DType.F8_E8M0}
 _QUANTISED = {dtype for dtype in _FLOATS if dtype.itemsize == 1}
 _SCALES = {DType.F64, DType.F32, DType.BF16, DType.F16, DType.F8_E8M0}
 _MERGED = {DType.F32, DType.BF16, DType.F16}
@@ -128,7 +117,7 @@ def can_cast(source: DType, target: DType) -> bool:
     >>> can_cast(DType.I32, DType.F32), can_cast(DType.F32, DType.F8_E8M0), can_cast(DType.F4, DType.F32)
     (False, False, False)
     """
-    return source == target or (source in _NUMPY and target in _FLOATS)
+    return source == target or (source in FLOATING and target in _FLOATS)
 
 
 def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dtype: DType) -> None:
@@ -151,7 +140,7 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
     if source_dtype == target_dtype:
         target[:] = source
         return
-    read, write = np.frombuffer(source, _NUMPY[source_dtype]), np.frombuffer(target, _NUMPY[target_dtype])
+    read, write = np.frombuffer(source, FLOATING[source_dtype]), np.frombuffer(target, FLOATING[target_dtype])
     if len(read) != len(write):
         raise ValueError(f"cast: expected a buffer of {len(read)} elements, found {len(write)}")
     for start in range(0, len(read), _BLOCK):
@@ -263,13 +252,13 @@ class MergeLora:
         _expect_dtype("result", out.dtype, {weight.dtype})
         _expect_dtype("working type", self.working, {DType.F32, DType.F16})
         left, right = (_array(a).T, _array(b).T) if self.transposed else (_array(b), _array(a))
-        working = _NUMPY[self.working]
+        working = FLOATING[self.working]
         merge_block(_array(weight), left, right, working.type(self.scaling), _array(out))
 
 
 def _convert(source: _Array, target: _Array) -> None:
     """Round at most a block of elements from ``source`` into ``target``."""
-    narrow = target.dtype.itemsize == 1 or target.dtype == _NUMPY[DType.BF16]
+    narrow = target.dtype.itemsize == 1 or target.dtype == FLOATING[DType.BF16]
     if source.dtype == np.float64 and narrow:  # the documented double rounding, whatever ml_dtypes does inside
         with np.errstate(all="ignore"):
             source = source.astype(np.float32)
@@ -329,7 +318,7 @@ def _scale_rows(codes: _Array, factors: _Array, result: _Array, columns: slice, 
 
 
 def _array(dense: DenseBox) -> _Array:
-    return np.frombuffer(dense.data, _NUMPY[dense.dtype]).reshape(dense.box.shape)
+    return np.frombuffer(dense.data, FLOATING[dense.dtype]).reshape(dense.box.shape)
 
 
 def _expect(what: str, found: Box, expected: Box) -> None:

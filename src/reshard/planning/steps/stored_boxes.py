@@ -109,10 +109,14 @@ class StoredBoxes:
         >>> rows = StoredBoxes.of([Box((row,), (row + 10,)) for row in range(0, 100, 10)])
         >>> list(rows.near(Box((35,), (51,))))
         [3, 4, 5]
+        >>> list(StoredBoxes.of([Box((0,), (2,)), Box((2,), (2,)), Box((2,), (5,))]).near(Box((1,), (4,))))
+        [0, 2]
         """
         if not self.axes:
             for place, box in enumerate(self.boxes):
-                if not any(map(ge, box.start, hull.stop)) and not any(map(ge, hull.start, box.stop)):
+                if any(map(ge, box.start, hull.stop)) or any(map(ge, hull.start, box.stop)):
+                    continue
+                if not box.is_empty:  # as of a rank that a split by hand gives no rows
                     yield place
             return
         cells = map(_Axis.cells, self.axes, hull.start, hull.stop)

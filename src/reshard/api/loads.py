@@ -1,0 +1,144 @@
+"""Tensors of a target without the target: read from the source into memory."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import Any
+
+from ..engine.events import Listener, ignore
+from ..errors import UsageError, option
+from ..loading.boxes import WantedBox
+from ..loading.frameworks import open_framework
+from ..loading.loader import Loader
+from ..loading.reading import BoxReader, limits_for
+from ..planning.conversion import Conversion
+from ..planning.outputs.output import whole_box
+from ..planning.plan import Plan
+from ..planning.targets.iteration_target import IterationTarget
+from ..planning.targets.rank_target import RankTarget
+from .connecting import connecting
+from .option_field import parse_size
+from .request import CHANGE_OPTIONS, SOURCE_OPTIONS, Request
+from .resolve import resolve
+from .statements import load_plan
+
+# Where a target would go that is never written.
+_RANKS, _OBJECT = "memory://nowhere/ranks", "memory://nowhere/model.safetensors"
+
+READING_OPTIONS = ("memory", "concurrency", "verify", "give_up_after")
+"""Options that say how to read."""
+
+LOAD_OPTIONS = (
+    *SOURCE_OPTIONS,
+    *CHANGE_OPTIONS,
+    *("dst_strategy", "dst_layout", "parallel", "remove_redundancy"),
+    *READING_OPTIONS,
+)
+"""Options that concern what is loaded."""
+
+
+def load(
+    src: str | None = None,
+    *,
+    rank: int | None = None,
+    plan: Plan | str | PathLike[str] | None = None,
+    framework: str = "numpy",
+    max_gap: int | str = 0,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> Loader:
+    """Open what one rank, or a full checkpoint, would hold after a conversion; nothing is written.
+
+    Headers are read now, tensors when they are asked for: see :class:`reshard.loading.loader.Loader`.
+
+    Parameters
+    ----------
+    src
+        URL of the source.
+    rank
+        The rank, for a target that a strategy, a layout file or parallel sizes cut. With ``remove_redundancy`` it holds
+        what it would write.
+    plan
+        A plan, or the URL of a saved one, instead of ``src`` and of options that describe a conversion.
+    framework
+        ``numpy``, ``torch``, ``mindspore`` or ``dlpack``: what tensors are made of.
+    max_gap
+        Most bytes between two pieces of an object to read for nothing, rather than sending another request, like
+        ``64KiB``. With 0 nothing is read that is not needed.
+    on_event
+        Is called with the events of reading headers and tensors.
+    options
+        Those of :class:`reshard.api.Request` that concern the source, names and values, what cuts the target, and
+        ``memory``, ``concurrency``, ``verify`` and ``give_up_after``. The memory comes on top of the tensors.
+
+    Raises
+    ------
+    UsageError
+        The rank does not exist, the framework is not installed, or options contradict each other.
+    SourceError, PlanError, StorageError
+        As for :func:`reshard.plan`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from reshard.formats.safetensors import plan_header
+    >>> from reshard.storage import MemoryStore
+    >>> from reshard.tensor import DType, TensorSpec
+    >>> header = plan_header([TensorSpec("w", DType.F32, (4, 3))], {}).data
+    >>> _ = MemoryStore("doc").put("m/model.safetensors", header + np.arange(12, dtype=np.float32).tobytes())
+    >>> with load("memory://doc/m") as full:
+    ...     full.keys(), full.get_slice("w")[1:3, 2].tolist()
+    (['w'], [5.0, 8.0])
+    """
+    made = open_framework(framework)
+    request = request_of(src, rank, plan, options)
+    with connecting(request, on_event):
+        conversion = conversion_of(request, plan, on_event)
+        reader = reader_of(conversion, request, max_gap, on_event)
+        return Loader(reader, held_by(conversion, rank), made)
+
+
+def request_of(src: str | None, rank: int | None, plan: object, options: dict[str, Any]) -> Request:
+    """Read the options of a statement that loads; UsageError unless there is either a source or a plan."""
+    if (src is None) == (plan is None):
+        raise UsageError(f"expected either {option('src')} or {option('plan')}")
+    if plan is not None:
+        return Request.of(READING_OPTIONS, **options)
+    request = Request.of(("src", "ranks", *LOAD_OPTIONS), src=src, **options)
+    ranks = None if rank is None else (range(rank, rank + 1),)
+    if ranks is not None and not request.is_sharded:
+        message = f"{option('rank')} {rank} needs a target strategy, a layout file or parallel sizes"
+        raise UsageError(message, hint="A full checkpoint has no ranks.")
+    return replace(request, dst=_RANKS if request.is_sharded else _OBJECT, copy="never", staging="never", ranks=ranks)
+
+
+def conversion_of(request: Request, plan: Plan | str | PathLike[str] | None, on_event: Listener) -> Conversion:
+    """Return what a request or a plan makes."""
+    if plan is None:
+        return resolve(request, on_event).conversion
+    return (plan if isinstance(plan, Plan) else load_plan(fspath(plan))).conversion
+
+
+def reader_of(conversion: Conversion, request: Request, max_gap: int | str, on_event: Listener) -> BoxReader:
+    """Make the reader of a conversion's tensors, with the connections of the block that runs."""
+    gap_bytes = max_gap if isinstance(max_gap, int) else parse_size(max_gap)
+    limits = limits_for(request.memory, request.concurrency, gap_bytes, 2 if request.reads_twice else 1)
+    return BoxReader(conversion, limits, copy_context(), on_event)
+
+
+def held_by(conversion: Conversion, rank: int | None) -> tuple[WantedBox, ...]:
+    """Return what a rank holds, or all tensors if the target has no ranks; UsageError if there is no such rank."""
+    tensors, target = conversion.tensors, conversion.target
+    if not isinstance(target, RankTarget | IterationTarget):
+        if rank is not None:
+            raise UsageError(f"{option('rank')} {rank}: the target is a full checkpoint, which has no ranks")
+        return tuple((index, whole_box(tensor)) for index, tensor in enumerate(tensors))
+    count = target.strategy.rank_count
+    if rank is None or not 0 <= rank < count:
+        found = "is missing" if rank is None else f"{rank} does not exist"
+        raise UsageError(f"{option('rank')} {found}: expected one of 0..{count - 1}, those of the target")
+    alone = RankTarget(target.strategy, (rank,), "{rank}", remove_redundancy=target.remove_redundancy)
+    [output] = alone.outputs(tensors, conversion.source_metadata)
+    return tuple(zip(output.tensors, output.boxes, strict=True))

@@ -1,0 +1,1 @@
+"""What a target would hold, read into memory through the same plans, steps and executors that write it."""
