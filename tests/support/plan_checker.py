@@ -96,7 +96,8 @@ def _run(plan, objects, counted):
             assert {part.output for part in (*step.parts, *step.copies)} <= set(group.outputs)
             assert step.nbytes <= arena_bytes, "a step does not fit the arena"
             assert bool(step.nbytes) == bool(step.parts) != bool(step.copies)
-            counted.update(steps=1, filled=step.nbytes)
+            counted.update(steps=1, streamed=bool(step.parts), filled=step.nbytes)
+            counted["largest"] = max(counted["largest"], step.nbytes)
             bodies = _filled(plan, step, objects, counted)
             for part, body in zip(step.parts, bodies, strict=True):
                 parts[part.output].append((part, body))
@@ -431,6 +432,9 @@ def _check_cost(plan, counted):
         "copy_count": counted["copies"],
         "upload_count": counted["uploads"],
         "step_count": counted["steps"],
+        "streamed_step_count": counted["streamed"],
+        "filled_bytes": counted["filled"],
+        "largest_step_bytes": counted["largest"],
         "peak_bytes": plan.cost.peak_bytes,
     }
     assert asdict(plan.cost) == expected, f"{plan.cost} is not what the steps sum to: {expected}"
