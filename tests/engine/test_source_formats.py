@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from engine.source_contract import MODEL, NONE, SourceContract
 from support.checkpoints import encode, encode_ckpt, put_full, random_model, rank_key, shards, stored
@@ -13,9 +14,11 @@ from reshard.engine.sources.distributed_checkpoint import DistributedCheckpoint
 from reshard.engine.sources.full_checkpoint import FullCheckpoint, SingleObject
 from reshard.engine.sources.iteration_folder import IterationFolder
 from reshard.engine.sources.rank_shards import RankShards
+from reshard.engine.sources.sharded_safetensors import ShardedSafetensors
 from reshard.engine.sources.zarr_store import ZarrStore
 from reshard.engine.workers import working
 from reshard.errors import CatalogError
+from reshard.formats.sharding_info import SHARDING_KEY, ShardName, encode_sharding_info
 from reshard.planning.limits import Limits
 from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
@@ -183,6 +186,36 @@ class TestDistributedCheckpoint(SourceContract):
         for name in names:
             put(place, name, b"\xff" * len(stored(place)[name]))
         return names
+
+
+class TestShardedSafetensors(SourceContract):
+    source_format = ShardedSafetensors
+    metadata = AUTHOR
+
+    def write(self, place):
+        cuts = {"embed.weight": (0, 5), "layers.0.weight": (1, 2)}
+        for rank in range(2):
+            held, offsets = {}, {}
+            for name, (dtype, shape, array) in MODEL.items():
+                if name in cuts:
+                    axis, at = cuts[name]
+                    part = np.split(array, [at], axis)[rank]
+                    held[name] = (dtype, part.shape[:-1], part)
+                    offsets[name] = tuple(at * rank * (axis == each) for each in range(len(shape)))
+                elif rank == 1:
+                    held[name], offsets[name] = (dtype, shape, array), (0,) * len(shape)
+            metadata = {**AUTHOR, SHARDING_KEY: encode_sharding_info(offsets), "DCP_VERSION": "1.0"}
+            put(place, str(ShardName(rank + 1, 1, 1)), encode(held, metadata))
+        return place
+
+    def test_other_names_will_do(self, source, place):
+        for name, body in stored(source).items():
+            put(place, f"other/{name.replace('shard', 'piece')}", body)
+        assert self.read(source.child("other")).entries == self.read(source).entries
+
+    def test_a_piece_alone_is_no_checkpoint(self, source):
+        with pytest.raises(CatalogError, match="has a piece of it, from"):
+            self.read(source.child(str(ShardName(2, 1, 1))))
 
 
 class TestZarr(SourceContract):

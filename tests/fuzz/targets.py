@@ -20,6 +20,7 @@ from reshard.formats.mindspore.rank_objects import choose, find_rank_objects, pa
 from reshard.formats.mindspore.strategy_merge import merge_strategy_files, parse_strategy_file, to_strategy
 from reshard.formats.name_map import parse_name_map
 from reshard.formats.safetensors import scan_safetensors
+from reshard.formats.sharding_info import parse_sharding_info
 from reshard.formats.strict_json import parse_json_object
 from reshard.formats.strict_yaml import parse_yaml
 from reshard.formats.torch_zip import ArchiveScan, scan_torch_zip
@@ -152,6 +153,7 @@ TARGETS: Mapping[str, Target] = {
     "prices": lambda data: parse_prices(data, _WHERE),
     "rank_names": _names,
     "safetensors": _scanned(scan_safetensors),
+    "sharding_info": lambda data: parse_sharding_info(data.decode("utf-8", "replace"), _WHERE),
     "strategy_json": _strategy("s.json"),
     "strategy_merged": _merged,
     "strategy_protobuf": _strategy("s.ckpt"),

@@ -10,6 +10,7 @@ from .distributed_checkpoint import DistributedCheckpoint
 from .full_checkpoint import FullCheckpoint, SingleObject
 from .iteration_folder import IterationFolder
 from .rank_shards import RankShards, read_tree
+from .sharded_safetensors import ShardedSafetensors
 from .source_format import Listing, SourceFormat, SourceOptions
 from .zarr_store import ZarrStore
 
@@ -21,6 +22,7 @@ SOURCE_FORMATS: tuple[type[SourceFormat], ...] = (
     DistributedCheckpoint,
     IterationFolder,
     RankShards,
+    ShardedSafetensors,
     FullCheckpoint,
 )
 """Every kind of source, in the order in which they are tried: the first that detects itself is taken."""

@@ -28,9 +28,12 @@ _INDEXES = {
 def has_full_checkpoint(listing: Listing) -> bool:
     """Return whether a full checkpoint lies beside rank shards, where a ``.ckpt`` is a strategy."""
     direct = (name for name in listing.tensor_names if "/" not in name)
-    return any(container_of(name) is not Container.CKPT for name in direct) or any(
-        name in listing.objects for name in _indexes(listing)
-    )
+    return any(container_of(name) is not Container.CKPT for name in direct) or has_index(listing)
+
+
+def has_index(listing: Listing) -> bool:
+    """Return whether an index lies there that says which objects belong together."""
+    return any(name in listing.objects for name in _indexes(listing))
 
 
 def _indexes(listing: Listing) -> Iterable[str]:

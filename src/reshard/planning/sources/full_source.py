@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from ...errors import CatalogError, raise_all
+from ...formats.sharding_info import SHARDING_KEY, parse_sharding_info
 from ...models.training_names import is_counter
-from ..catalog import Catalog, Entry, Placement, SourceSharding
+from ..catalog import Catalog, Entry, ObjectHeader, Placement, SourceSharding
 from ..targets.full_target import HYPER_NAME
 from .source_headers import SourceHeaders, placements_of
 
@@ -22,7 +23,7 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
     weight_map, names = weight_map or {}, source.names
     entries: dict[str, Entry] = {}
     taken_from: dict[str, str] = {}
-    problems = []
+    problems = [problem for header in source.headers for problem in _pieces(header)]
     for index, header in enumerate(source.headers):
         key = header.object.key
         for tensor in header.tensors:
@@ -47,6 +48,14 @@ def full_catalog(source: SourceHeaders, weight_map: Mapping[str, str] | None = N
     flagged = sum(header.metadata.get("remove_redundancy") == "True" for header in source.headers)
     note = f"remove_redundancy is True in {flagged} of {len(source.headers)} headers: other ranks may hold more tensors"
     return source.catalog(entries.values(), texts, [note] if flagged else [])
+
+
+def _pieces(header: ObjectHeader) -> Iterator[str]:
+    """Yield the tensors of an object that begin elsewhere than their whole tensors."""
+    if SHARDING_KEY in header.metadata:
+        for name, start in parse_sharding_info(header.metadata[SHARDING_KEY], header.object.key).items():
+            if any(start):
+                yield f"{name}: {header.object.key} has a piece of it, from {list(start)} on"
 
 
 def tree_catalog(source: SourceHeaders, entry_name: Callable[[str, str], str]) -> Catalog:

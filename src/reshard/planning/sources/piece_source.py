@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import CatalogError, option, raise_all
 from ...models.training_names import is_counter
-from ...tensor import Box, TensorSpec
+from ...tensor import Box, TensorSpec, extent_of
 from ..catalog import Catalog, Entry, Placement, SourceObject, SourceSharding
 from .selection import NameFilter
 from .tiling import find_flaw
@@ -55,7 +55,7 @@ def piece_catalog(
         for piece in sorted(some, key=lambda piece: (piece.box.start, piece.box.stop)):
             if not piece.box.is_empty:
                 holders.setdefault(piece.box, []).append((indexes[piece.key], piece.start))
-        if flaw := find_flaw(spec.shape, list(holders)):
+        if flaw := find_flaw(extent_of(spec)[0], list(holders)):
             problems.append(f"{spec.name} {list(spec.shape)}: {flaw}")
         placements = tuple(Placement(box, tuple(places)) for box, places in holders.items())
         is_whole = SourceSharding.UNLISTED if is_counter(spec.name, spec.shape) else SourceSharding.WHOLE

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import UsageError, option, raise_all
 from ...formats.container_format import HeaderTensor
+from ...formats.sharding_info import SHARDING_METADATA
 from ...tensor import Shape
 from ..catalog import Catalog, Entry, ObjectHeader, Placement
 from ..outputs.output import sample
@@ -30,8 +31,9 @@ class SourceHeaders:
     index_bytes: int = 0
 
     def metadata(self) -> dict[str, str]:
-        """Return the metadata that no two objects disagree on."""
-        return _common(header.metadata for header in self.headers)[0]
+        """Return the metadata that no two objects disagree on; where pieces are is no longer true of what is made."""
+        common = _common(header.metadata for header in self.headers)[0]
+        return {key: value for key, value in common.items() if key not in SHARDING_METADATA}
 
     def texts(self) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return the texts to take, and the names of those that objects disagree on."""
