@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .engine.manifest import ObjectReceipt as ObjectReceipt
     from .engine.verification import Report as Report
     from .errors import ReshardError as ReshardError
+    from .jobs.training_load import load_for as load_for
     from .planning.catalog import Catalog as Catalog
     from .planning.cost.estimate import Estimate as Estimate
     from .planning.explain import ObjectExplanation as ObjectExplanation
@@ -50,6 +51,7 @@ _MODULES = {
     "engine.manifest": ["Manifest", "ObjectReceipt"],
     "engine.verification": ["Report"],
     "errors": ["ReshardError"],
+    "jobs.training_load": ["load_for"],
     "planning.catalog": ["Catalog"],
     "planning.cost.estimate": ["Estimate"],
     "planning.explain": ["ObjectExplanation", "TensorExplanation", "explain"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any
 
@@ -92,12 +93,11 @@ def load(
     ...     full.keys(), full.get_slice("w")[1:3, 2].tolist()
     (['w'], [5.0, 8.0])
     """
-    made = open_framework(framework)
     request = request_of(src, rank, plan, options)
+    reading = Reading(request, framework, max_gap, on_event)
     with connecting(request, on_event):
         conversion = conversion_of(request, plan, on_event)
-        reader = reader_of(conversion, request, max_gap, on_event)
-        return Loader(reader, held_by(conversion, rank), made)
+        return reading.loader(conversion, held_by(conversion, rank))
 
 
 def request_of(src: str | None, rank: int | None, plan: object, options: dict[str, Any]) -> Request:
@@ -121,24 +121,52 @@ def conversion_of(request: Request, plan: Plan | str | PathLike[str] | None, on_
     return (plan if isinstance(plan, Plan) else load_plan(fspath(plan))).conversion
 
 
-def reader_of(conversion: Conversion, request: Request, max_gap: int | str, on_event: Listener) -> BoxReader:
-    """Make the reader of a conversion's tensors, with the connections of the block that runs."""
-    gap_bytes = max_gap if isinstance(max_gap, int) else parse_size(max_gap)
-    limits = limits_for(request.memory, request.concurrency, gap_bytes, 2 if request.reads_twice else 1)
-    return BoxReader(conversion, limits, copy_context(), on_event)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How tensors are read, and what is made of them; see :func:`load`. The request says within which limits."""
+
+    request: Request
+    framework: str
+    max_gap: int | str = 0
+    on_event: Listener = ignore
+
+    def __post_init__(self) -> None:
+        open_framework(self.framework)  # before headers are read
+
+    def reader(self, conversion: Conversion) -> BoxReader:
+        """Make the reader of a conversion's tensors, with the connections of the block that runs."""
+        gap_bytes = self.max_gap if isinstance(self.max_gap, int) else parse_size(self.max_gap)
+        read_count = 2 if self.request.reads_twice else 1
+        limits = limits_for(self.request.memory, self.request.concurrency, gap_bytes, read_count)
+        return BoxReader(conversion, limits, copy_context(), self.on_event)
+
+    def loader(
+        self, conversion: Conversion, held: Sequence[WantedBox], names: Mapping[str, str] | None = None
+    ) -> Loader:
+        """Make a loader of some tensors; ``names`` are those that the caller shall know them by."""
+        return Loader(self.reader(conversion), held, open_framework(self.framework), names)
 
 
-def held_by(conversion: Conversion, rank: int | None) -> tuple[WantedBox, ...]:
-    """Return what a rank holds, or all tensors if the target has no ranks; UsageError if there is no such rank."""
+def held_by(conversion: Conversion, rank: int | None, *, keeps_redundancy: bool = False) -> tuple[WantedBox, ...]:
+    """Return what a rank holds, or all tensors if the target has no ranks; UsageError if there is no such rank.
+
+    With ``keeps_redundancy`` also what another rank would write for it.
+    """
     tensors, target = conversion.tensors, conversion.target
     if not isinstance(target, RankTarget | IterationTarget):
         if rank is not None:
             raise UsageError(f"{option('rank')} {rank}: the target is a full checkpoint, which has no ranks")
-        return tuple((index, whole_box(tensor)) for index, tensor in enumerate(tensors))
+        return whole_tensors(conversion)
     count = target.strategy.rank_count
     if rank is None or not 0 <= rank < count:
         found = "is missing" if rank is None else f"{rank} does not exist"
         raise UsageError(f"{option('rank')} {found}: expected one of 0..{count - 1}, those of the target")
-    alone = RankTarget(target.strategy, (rank,), "{rank}", remove_redundancy=target.remove_redundancy)
+    is_reduced = target.remove_redundancy and not keeps_redundancy
+    alone = RankTarget(target.strategy, (rank,), "{rank}", remove_redundancy=is_reduced)
     [output] = alone.outputs(tensors, conversion.source_metadata)
     return tuple(zip(output.tensors, output.boxes, strict=True))
+
+
+def whole_tensors(conversion: Conversion) -> tuple[WantedBox, ...]:
+    """Return every tensor of a conversion, whole."""
+    return tuple((index, whole_box(tensor)) for index, tensor in enumerate(conversion.tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
 
@@ -32,14 +32,25 @@ class Loader:
     ----------
     held
         The tensors by index, each with the box of it that is loaded.
+    names
+        Other names for some of them, by those that they have in the conversion.
     """
 
-    def __init__(self, reader: BoxReader, held: Sequence[WantedBox], framework: Framework) -> None:
+    def __init__(
+        self,
+        reader: BoxReader,
+        held: Sequence[WantedBox],
+        framework: Framework,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         self._reader = reader
         self._framework = framework
-        tensors = reader.conversion.tensors
-        self._held = {tensors[index].spec.name: (index, box) for index, box in held}
-        self._specs = {tensors[index].spec.name: local_spec(tensors[index].spec, box) for index, box in held}
+        self._held: dict[str, WantedBox] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        for index, box in held:
+            spec = local_spec(reader.conversion.tensors[index].spec, box)
+            name = (names or {}).get(spec.name, spec.name)
+            self._held[name], self._specs[name] = (index, box), replace(spec, name=name)
         self._is_closed = False
 
     def __enter__(self) -> Loader:
