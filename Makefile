@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-outage test-random test-oracle test-generate fuzz check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -24,6 +24,9 @@ oracle_stamp := .oracle/.setup
 
 # An environment of its own: MindSpore is built for numpy 1, and needs a safetensors that minds strides.
 oracle_packages := mindspore==2.10.0 'numpy<2' safetensors==0.7.0
+# Ray pins packages of its own. The rest is what its tests need.
+ray_packages := hypothesis 'moto[server]>=5.1' psutil pytest pytest-timeout
+
 ORACLE_PYTHON ?=
 ORACLE_SEED ?=
 ORACLE_COUNT ?=
@@ -82,7 +85,7 @@ demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, ve
 	@$(bin)/python demo/run.py $(ARGS)
 
 test: setup  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray" $(ARGS)
 
 test-slow: setup  ## the tests that take minutes, then those that measure memory, one at a time
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
@@ -127,6 +130,18 @@ $(generate)/.setup: Makefile | $(stamp)
 test-generate: $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
 	$(bin)/python tests/generate/compare.py $(or $(GENERATE_PYTHON),$(generate)/bin/python)
 
+ray_environment := .ray/venv
+$(ray_environment)/.setup: Makefile pyproject.toml | $(stamp)
+	@echo "making $(ray_environment) with Ray: 300 MB"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear $(ray_environment); } \
+		|| $(bin)/python -m venv --clear $(ray_environment)
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(ray_environment)/bin/python --editable '.[ray]' $(ray_packages); } \
+		|| $(ray_environment)/bin/python -m pip install --quiet --editable '.[ray]' $(ray_packages)
+	@touch $@
+
+test-ray: setup $(ray_environment)/.setup  ## conversions on the simulated machines of a Ray cluster, some of them killed
+	$(ray_environment)/bin/python -m pytest -s --show-capture=no -m ray tests/cluster $(ARGS)
+
 fuzz: setup  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
 	$(bin)/python tests/fuzz/run.py $(ARGS)
 	$(bin)/python tests/fuzz/dense.py
@@ -155,5 +170,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .fuzz .oracle .generate .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .fuzz .oracle .generate .ray .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

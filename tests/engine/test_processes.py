@@ -19,9 +19,9 @@ from engine.executor_contract import LIMITS, ExecutorContract, Watcher
 from reshard.engine.digest import ReadLedger
 from reshard.engine.events import Noted, ignore
 from reshard.engine.execute import execute
-from reshard.engine.executors import crew as crews
+from reshard.engine.executors import local_crew as crews
 from reshard.engine.executors.choose import choose_executor, core_count, crew_for
-from reshard.engine.executors.crew import started
+from reshard.engine.executors.local_crew import started
 from reshard.engine.executors.processes import ProcessExecutor
 from reshard.engine.executors.threads import ThreadExecutor
 from reshard.engine.locations import Locations

@@ -22,7 +22,7 @@ class KillingFront:
 
     ``count`` has the requests that change something (PUT, POST, DELETE), ``sent_bytes`` the bodies of PUTs.
     ``in_flight_bytes`` is what no journal could tell of at the kill: bodies of PUTs that had not been answered, or
-    after the last journal that had been written.
+    after the last journal that had been written. Each PUT is held up for ``pause_s``.
     """
 
     def __init__(self, backend_port: int) -> None:
@@ -33,6 +33,7 @@ class KillingFront:
         self.count, self.sent_bytes, self.at = 0, 0, 0
         self.kill: Callable[[], object] = lambda: None
         self.in_flight_bytes = 0
+        self.pause_s = 0.0
         self._open: dict[socket.socket, tuple[float, int, bool]] = {}  # when begun, length, whether a journal
         self._answered: list[tuple[float, int]] = []  # when, length
         self._journalled_s = 0.0
@@ -72,6 +73,7 @@ class KillingFront:
             head, _, buffer = buffer.partition(_HEAD_END)
             length = _length(head)
             self._note(head, length, client)
+            time.sleep(self.pause_s if head.startswith(b"PUT") else 0.0)
             server.sendall(head + _HEAD_END)
             left = length
             while left:

@@ -200,17 +200,35 @@ class Request:
     )
     overwrite: bool = _switch(f"Replace outputs that exist: {named('if_exists', 'replace')} in short.", TARGET)
 
-    memory: int | None = _field("Limit for all buffers, like 256MiB.", "SIZE", RUN, default="512MiB", read=parse_size)
+    memory: int | None = _field(
+        "Limit for all buffers, like 256MiB; on a Ray cluster those of each machine.",
+        "SIZE",
+        RUN,
+        default="512MiB",
+        read=parse_size,
+    )
     concurrency: int | None = _field(
         "Requests that each process has in flight at once.", "N", RUN, default="8", least=1
     )
     processes: int | None = _field(
         "Processes that move bytes; auto starts more than one for conversions of 1 GiB and more, as the machine's "
-        "cores and the memory allow.",
+        "cores and the memory allow, and on a Ray cluster at least one on each machine.",
         "N|auto",
         RUN,
         default="auto",
         read=read_process_count,
+    )
+    engine: str | None = _choice(
+        "What moves the bytes: this machine, or the workers of a Ray cluster, which this command leads.",
+        RUN,
+        *("local", "ray"),
+        default="local",
+    )
+    ray_address: str | None = _field(
+        "Address of the Ray cluster, like 10.0.0.1:6379.",
+        "HOST:PORT",
+        RUN,
+        default="RAY_ADDRESS, or the cluster that runs on this machine",
     )
     give_up_after: float | None = _field(
         "How long to wait for a store that does not answer.",
@@ -321,13 +339,15 @@ SOURCE_OPTIONS = (
 CHANGE_OPTIONS = tuple(name for name, each in OPTIONS.items() if each.group == CHANGES)
 """Options that concern names and values."""
 
-RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart", "give_up_after")
+_WHERE = ("engine", "ray_address", "give_up_after")
+
+RUN_OPTIONS = ("if_exists", "overwrite", "keep_staging", "on_failure", "restart", *_WHERE)
 """Options that concern a run alone, so that they may be given beside a saved plan."""
 
 PLAN_OPTIONS = tuple(name for name in OPTIONS if name not in RUN_OPTIONS)
 """Options that a plan depends on."""
 
-PLANNING_OPTIONS = (*PLAN_OPTIONS, "give_up_after")
+PLANNING_OPTIONS = (*PLAN_OPTIONS, *_WHERE)
 """Options that concern making a plan."""
 
 STRATEGY_OPTIONS = ("parallel", "to", "family", "naming", "config", "option")
@@ -395,6 +415,8 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         yield UsageError(f"{named('verify')} and {named('integrity', 'off')} contradict each other")
     if request.overwrite and request.if_exists not in (None, "replace"):
         yield UsageError(f"{named('overwrite')} and {named('if_exists', request.if_exists)} contradict each other")
+    if request.ray_address and request.engine != "ray":
+        yield UsageError(f"{named('ray_address')} needs {named('engine', 'ray')}")
     if request.staging == "never" and request.staging_url:
         yield UsageError(f"{named('staging_url')} is for staging, but {named('staging', 'never')} is given")
 

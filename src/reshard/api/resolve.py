@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..engine.events import Listener, PhaseStarted, ignore
+from ..engine.executors.cluster import Cluster
 from ..engine.sources import SourceOptions, read_catalog
 from ..engine.sources.saved_point import confirm_point, resumable_name
 from ..engine.sources.strategy_files import StrategySource
@@ -46,7 +47,8 @@ from .target_choice import choose_target, promised_point, target_place
 class Resolved:
     """A conversion, and what planning needs besides it: limits, what the store can copy from, where to stage.
 
-    ``process_count`` is None if the number of processes is still to be chosen.
+    ``process_count`` is None if the number of processes is still to be chosen; they are this machine's, or those of a
+    ``cluster``, whose machines each have the memory of the limits.
     """
 
     conversion: Conversion
@@ -54,6 +56,7 @@ class Resolved:
     copy_bases: tuple[int, ...] = ()
     staging: StagingMode | None = None
     process_count: int | None = None
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
         catalog, attachments = attach_companions(request, catalog)
     conversion = Conversion(catalog, target, base.url, manifest_key, renamed, change, attachments)
     bases, staging = copy_bases(base, catalog, request), _staging_mode(base, catalog, request)
-    return Resolved(conversion, limits, bases, staging, request.processes)
+    return Resolved(conversion, limits, bases, staging, request.processes, cluster_of(request))
 
 
 def _target_strategy(
@@ -217,6 +220,13 @@ def _with_resume_point(
 
 
 # Limits and places.
+
+
+def cluster_of(request: Request) -> Cluster | None:
+    """Return the Ray cluster whose workers move the bytes; None if this machine does."""
+    if request.engine != "ray":
+        return None
+    return Cluster(request.ray_address or "auto", request.memory or Limits().memory_bytes)
 
 
 def limits_of(target: Location, request: Request) -> Limits:

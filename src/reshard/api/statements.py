@@ -38,7 +38,7 @@ from ..storage import (
 from .connecting import connecting
 from .process_choice import plan_for_processes
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
-from .resolve import Resolved, check_sources_kept, resolve
+from .resolve import Resolved, check_sources_kept, cluster_of, resolve
 
 
 def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> Plan:
@@ -70,9 +70,16 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
 @shared_connections()
 def plan_resolved(resolved: Resolved) -> Plan:
     """Make the plan of a resolved request, or refuse."""
-    made = plan_for_processes(resolved.conversion, resolved.limits, resolved.copy_bases, resolved.process_count)
-    if resolved.staging is not None:
-        made = staged_plan(made, resolved.staging)
+    conversion, staging = resolved.conversion, resolved.staging
+    found = resolved.cluster.machines(conversion.urls) if resolved.cluster else ()
+    cores = [machine.core_count for machine in found]
+    made = plan_for_processes(conversion, resolved.limits, resolved.copy_bases, resolved.process_count, cores)
+    if staging is not None and staging.limits is not None and cores:  # both passes have all machines
+        count, memory_bytes = made.limits.process_count, made.limits.memory_bytes
+        limits = replace(staging.limits, process_count=count, memory_bytes=memory_bytes)
+        staging = replace(staging, limits=limits)
+    if staging is not None:
+        made = staged_plan(made, staging)
     check_sources_kept(made.conversion)
     return made
 
@@ -204,6 +211,7 @@ def _run(plan: Plan, request: Request, on_event: Listener) -> Manifest:
         open_target(plan.conversion.target_url),
         others=[open_source(url) for url in plan.catalog.others],
         policy=Policy(request.replaces, request.on_failure != "undo", request.restart, request.keep_staging),
+        cluster=cluster_of(request),
         listener=on_event,
     )
 

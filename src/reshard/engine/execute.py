@@ -15,7 +15,8 @@ from .destination import Destination, check_target
 from .digest import ReadLedger
 from .events import Listener, Noted, PhaseStarted, ignore
 from .executors.choose import choose_executor, crew_for
-from .executors.crew import Crew
+from .executors.cluster import Cluster
+from .executors.crew import AnyCrew
 from .journal import Journal, Progressed, read_journal
 from .locations import Locations, check_source
 from .manifest import Manifest
@@ -57,12 +58,14 @@ def execute(
     *,
     others: Sequence[Location] = (),
     policy: Policy = Policy(),
+    cluster: Cluster | None = None,
     listener: Listener = ignore,
 ) -> Manifest:
     """Make every output of a plan, then the manifest.
 
     The plan's keys count from ``source``, ``target`` and ``others``, which are those of the catalog. The listener gets
-    the run's events in this thread.
+    the run's events in this thread. The bytes are moved by workers of the cluster, if one is given, and the
+    run is led from here.
 
     Raise SourceChanged if an object is not the one that the plan was made from, TargetExists if outputs exist and must
     not be replaced, TargetInUse if another run writes there, and StorageError if a store fails or refuses. Whatever is
@@ -75,7 +78,7 @@ def execute(
         listener(Noted(plan.staging_note))
     own = Policy(overwrite=True, keeps=policy.keeps, restarts=policy.restarts)
     keeps = policy.keeps_staging
-    with crew_for(plan, locations) as crew:
+    with crew_for(plan, locations, cluster) as crew:
         first_pass = partial(_execute, crew, policy=own, listener=listener)
         with staged(
             plan, locations, keep=keeps, keep_unfinished=policy.keeps, run=first_pass, listener=listener
@@ -83,7 +86,7 @@ def execute(
             return _execute(crew, ready, locations, policy=policy, listener=listener)
 
 
-def _execute(crew: Crew, plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
+def _execute(crew: AnyCrew, plan: Plan, locations: Locations, *, policy: Policy, listener: Listener) -> Manifest:
     """Carry out one pass."""
     target, watch = locations.target, Watch(listener)
     target.writable_store()
@@ -130,7 +133,7 @@ def _taken_over(
 
 
 def _carry_out(
-    crew: Crew,
+    crew: AnyCrew,
     session: UploadSession,
     locations: Locations,
     found: Destination,

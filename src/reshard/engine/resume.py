@@ -53,7 +53,9 @@ def plan_of_earlier(plan: Plan, earlier: Progressed) -> Plan | None:
             made = without_copies(made)
     except (PlanError, ReshardError):
         return None
-    fits = made.cost.peak_bytes <= plan.limits.memory_bytes
+    # Each process has the memory that its plan gives to one, however many of them this run has.
+    count = min(made.limits.process_count, plan.limits.process_count)
+    fits = made.cost.peak_bytes // made.limits.process_count * count <= plan.limits.memory_bytes
     return made if fits and begun.plan_id == plan_id_of(made) else None
 
 

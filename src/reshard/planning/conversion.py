@@ -48,6 +48,11 @@ class Conversion:
         object.__setattr__(self, "renamed", {old: new for old, new in self.renamed.items() if old != new})
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Every place that is read from or written to."""
+        return (self.catalog.url, *self.catalog.others, self.target_url)
+
+    @property
     def whole(self) -> Conversion:
         """The conversion that this one is a share of: that of all ranks. It is itself unless it is a share."""
         target = self.target.whole

@@ -53,7 +53,7 @@ class Limits:
     Parameters
     ----------
     memory_bytes
-        For all buffers of all processes together; interpreters are not counted.
+        For all buffers of all processes together, on a Ray cluster those of all machines; interpreters are not counted.
     concurrency
         Requests that each process has in flight at once.
     read_bytes
@@ -87,7 +87,7 @@ class Limits:
     integrity
         What must prove that bytes which are sent have arrived.
     process_count
-        Processes that move bytes, each with an equal share of the memory.
+        Processes that move bytes, each with an equal share of the memory; on a Ray cluster on all machines together.
     """
 
     memory_bytes: int = 512 * MIB

@@ -133,7 +133,7 @@ _OF_PROFILES = ("shared-credentials-file", "config-file", "assume-role", "custom
 def _config(settings: S3Settings) -> Config:
     return Config(
         region_name=settings.region,
-        user_agent_extra=f"reshard/{_version()}",
+        user_agent_extra=f"reshard/{package_version()}",
         max_pool_connections=settings.connection_count,
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
@@ -186,7 +186,8 @@ def _client(session: boto3.session.Session, **arguments: Any) -> Any:
         ) from error
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the version of reshard that is installed; 0 if none is."""
     try:
         return importlib.metadata.version("reshard")
     except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ...errors import Interrupted, ReshardError
 from ...storage import fresh_connections
@@ -38,20 +38,35 @@ def serve(connection: Connection) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the leader decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         gc.freeze()  # or collecting garbage would copy every page that is shared with the leader
-        line = _Line(connection)
-        while not line.is_stopped.is_set() and (data := line.receive()) != STOP:
-            _carry_out(pickle.loads(data), line)  # noqa: S301 - as its leader has pickled it
+        attend(connection)
         code = 0
     finally:
         os._exit(code)  # whatever the leader has registered for its own end must not run here
 
 
+class Pipe(Protocol):
+    """What leads to the leader: its methods raise OSError, or EOFError, once that is gone."""
+
+    def send_bytes(self, data: bytes, /) -> None:
+        """Send a message."""
+
+    def recv_bytes(self) -> bytes:
+        """Wait for a message, and return it."""
+
+
+def attend(pipe: Pipe) -> None:
+    """Do the steps of one run after another, until the leader says stop. If it is gone, the process ends."""
+    line = _Line(pipe)
+    while not line.is_stopped.is_set() and (data := line.receive()) != STOP:
+        _carry_out(pickle.loads(data), line)  # noqa: S301 - as its leader has pickled it
+
+
 class _Line:
     """The pipe to the leader. One thread receives, so that a stop is seen at once; any thread may send."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, pipe: Pipe) -> None:
         self.is_stopped = threading.Event()
-        self._connection = connection
+        self._pipe = pipe
         self._lock = threading.Lock()
         self._received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True, name="reshard-leader").start()
@@ -65,14 +80,14 @@ class _Line:
         data = pickle.dumps(message)
         try:
             with self._lock:
-                self._connection.send_bytes(data)
+                self._pipe.send_bytes(data)
         except OSError:
             os._exit(1)
 
     def _listen(self) -> None:
         while True:
             try:
-                data = self._connection.recv_bytes()
+                data = self._pipe.recv_bytes()
             except (EOFError, OSError):
                 os._exit(1)  # the leader is gone: what is in flight is in flight
             if data == STOP:

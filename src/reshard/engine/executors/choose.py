@@ -1,4 +1,4 @@
-"""Which executor a run has: threads of this process, or processes."""
+"""Which executor a run has: threads of this process, processes of this machine, or those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from ..digest import ReadLedger
 from ..locations import Locations
 from ..meter import Meter
 from ..workers import Workers
-from .crew import Crew, started
+from .cluster import Cluster
+from .crew import AnyCrew
 from .executor import Executor
+from .local_crew import started
 from .processes import ProcessExecutor
 from .threads import ThreadExecutor
 
@@ -24,12 +26,18 @@ _QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quot
 
 
 @contextmanager
-def crew_for(plan: Plan, locations: Locations) -> Iterator[Crew]:
-    """Provide the processes that a plan asks for; none if it asks for one, or others would not find its stores.
+def crew_for(plan: Plan, locations: Locations, cluster: Cluster | None = None) -> Iterator[AnyCrew]:
+    """Provide the processes that a plan asks for, on this machine or those of a cluster.
 
-    Enter it before anything that starts threads.
+    There are none on this one if the plan asks for one, or others would not find its stores. Enter it before anything
+    that starts threads. Raise UsageError if the cluster cannot be used.
     """
     places = (*locations.sources, locations.target)
+    if cluster is not None:
+        count = plan.limits.process_count
+        with cluster.crew([place.url for place in places], count, plan.limits.memory_bytes // count) as workers:
+            yield workers
+        return
     finds_all = all(opens_anywhere(place.url) and not isinstance(place.store, Wrapper) for place in places)
     can_start = os.name == "posix" and bool(sys.executable)
     count = plan.limits.process_count if finds_all and can_start else 1
@@ -38,10 +46,10 @@ def crew_for(plan: Plan, locations: Locations) -> Iterator[Crew]:
 
 
 def choose_executor(
-    crew: Crew, locations: Locations, workers: Workers, meter: Meter, ledger: ReadLedger | None = None
+    crew: AnyCrew, locations: Locations, workers: Workers, meter: Meter, ledger: ReadLedger | None = None
 ) -> Executor:
     """Return the executor that has a crew's processes move the bytes, or this one's threads if there are none."""
-    if crew.members:
+    if crew.members or not crew.is_here:
         return ProcessExecutor(crew, locations, workers, meter, ledger)
     return ThreadExecutor(locations, workers, meter, ledger)
 

@@ -1,150 +1,55 @@
-"""The processes of a run, as its leader has them: started, asked, stopped, and waited for."""
+"""Crews: the processes that a leader has move the bytes of a run, on this machine or on others."""
 
 from __future__ import annotations
 
-import multiprocessing.connection
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from pathlib import Path
-
-from ...storage import WATCH_THREAD
-from .child import serve
-from .messages import STOP
-
-_STOP_WAIT_S = 12.0  # a little longer than a process waits for its own requests in flight
-_END_WAIT_S = 2.0
-_LOOK_S = 0.01
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, TypeVar
 
 
-@dataclass(slots=True, eq=False)
-class Member:
-    """One process, and the end of its pipe."""
-
-    pid: int
-    connection: Connection
-    _process: subprocess.Popen[bytes] | None = None
-    _status: int | None = None
+class Member(Protocol):
+    """One process that moves bytes, as its leader has it: messages go there and come from there."""
 
     @property
-    def status(self) -> int | None:
-        """Exit code, or minus the signal that ended the process; None while it lives, 0 if nobody can tell."""
-        if self._status is None and self._process is not None:
-            self._status = self._process.poll()
-        elif self._status is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # someone else has waited for it
-                self._status = 0
-            else:
-                self._status = os.waitstatus_to_exitcode(status) if pid else None
-        return self._status
+    def name(self) -> str:
+        """What sets it apart from all others, for messages."""
 
-    def end(self, wait_s: float) -> int:
-        """Wait until the process ends, kill it after ``wait_s``, and return its status."""
-        deadline_s = time.monotonic() + wait_s
-        while self.status is None:
-            if time.monotonic() > deadline_s:
-                with suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-            time.sleep(_LOOK_S)
-        return self.status
+    def send(self, data: bytes) -> None:
+        """Tell it something; raise OSError if it is gone."""
+
+    def receive(self) -> bytes | None:
+        """Return the next message that has arrived, None if there is none; raise EOFError once it is gone."""
 
 
-@dataclass(slots=True, eq=False)
-class Crew:
-    """Processes that do the steps of one run; none if its threads do them here."""
-
-    members: list[Member] = field(default_factory=list)
-
-    def ready(self, members: Collection[Member], wait_s: float) -> Sequence[Member]:
-        """Return those members that have something to tell, or have ended; wait for one at most ``wait_s``."""
-        found = multiprocessing.connection.wait([member.connection for member in members], wait_s)
-        return [member for member in members if member.connection in found]
-
-    def lose(self, member: Member) -> int:
-        """Give up a member whose pipe has ended; return its exit code, or minus the signal that ended it."""
-        self.members.remove(member)
-        member.connection.close()
-        return member.end(_END_WAIT_S)
-
-    def stop(self) -> None:
-        """Have all processes break off what they do, and wait for that: nothing of theirs must arrive afterwards."""
-        for member in self.members:
-            with suppress(OSError):
-                member.connection.send_bytes(STOP)
-        self._end(_STOP_WAIT_S)
-
-    def close(self) -> None:
-        """End processes that have nothing to do."""
-        for member in self.members:
-            member.connection.close()
-        self._end(_END_WAIT_S)
-
-    def _end(self, wait_s: float) -> None:
-        deadline_s = time.monotonic() + wait_s
-        for member in self.members:
-            member.end(max(0.0, deadline_s - time.monotonic()))
-            member.connection.close()
-        self.members.clear()
+AnyMember = TypeVar("AnyMember", bound=Member)
 
 
-@contextmanager
-def started(count: int) -> Iterator[Crew]:
-    """Provide so many processes for the length of a block.
+class Crew(Protocol[AnyMember]):
+    """Processes that do the steps of runs, one run after another. Others may join while a run is under way."""
 
-    They are forked where no other thread runs in this one, which takes some milliseconds; a fork would otherwise
-    inherit locks that nobody releases. Else each is a new interpreter.
-    """
-    crew = Crew()
-    try:
-        for _ in range(count):
-            crew.members.append(_fork(crew.members) if _can_fork() else _start())
-        yield crew
-    except BaseException:
-        crew.stop()
-        raise
-    finally:
-        crew.close()
+    @property
+    def members(self) -> Sequence[AnyMember]:
+        """Those that are at work."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its processes are on this machine, so that this one could do the work of a single one."""
 
-def _can_fork() -> bool:
-    others = [each for each in threading.enumerate() if each.name != WATCH_THREAD]
-    return sys.platform == "linux" and others == [threading.main_thread()] == [threading.current_thread()]
+    @property
+    def second_try_s(self) -> float | None:
+        """How long a step is under way before an idle member tries it too, at the least; None for never."""
 
+    @property
+    def grows(self) -> bool:
+        """Whether another member may still join."""
 
-def _fork(before: Sequence[Member]) -> Member:
-    ours, theirs = multiprocessing.Pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which have been looked at
-        pid = os.fork()
-    if not pid:
-        for connection in (ours, *(member.connection for member in before)):
-            connection.close()  # or the others would not see the end of their leader
-        serve(theirs)
-    theirs.close()
-    return Member(pid, ours)
+    def ready(self, members: Collection[AnyMember], wait_s: float) -> Sequence[AnyMember]:
+        """Return those members that have something to tell, or are gone; wait for one at most ``wait_s``."""
+
+    def lose(self, member: AnyMember) -> str:
+        """Give up a member that is gone; return in words how it ended."""
+
+    def break_off(self, members: Collection[AnyMember]) -> None:
+        """Have members break off what they do and end, and wait for that: nothing of theirs must arrive afterwards."""
 
 
-def _start() -> Member:
-    ours, theirs = multiprocessing.Pipe()
-    package = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    number = theirs.fileno()
-    process = subprocess.Popen(  # noqa: S603 - this very interpreter
-        [sys.executable, "-m", f"{__package__}.child", str(number)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=[number],
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    theirs.close()
-    return Member(process.pid, ours, process)
+AnyCrew = Crew[Any]
