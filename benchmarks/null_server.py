@@ -95,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
             start, stop, status = int(first), min(stop, int(last) + 1), 206
         told = {"ETag": f'"{body.etag}"', "Content-Range": f"bytes {start}-{stop - 1}/{body.nbytes}"}
         self._answer(status, length=stop - start, **told)
+        if start == stop:
+            return None
         with body.path.open("rb") as file:
             if not isinstance(self.connection, ssl.SSLSocket):
                 self.connection.sendfile(file, start, stop - start)
