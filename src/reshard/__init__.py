@@ -16,6 +16,7 @@ from .doors import lazy_names as _lazy_names
 if TYPE_CHECKING:
     from .api.contents import inspect as inspect
     from .api.estimates import estimate as estimate
+    from .api.file_system import filesystem as filesystem
     from .api.loads import load as load
     from .api.statements import convert as convert
     from .api.statements import load_plan as load_plan
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "api.contents": ["inspect"],
     "api.estimates": ["estimate"],
+    "api.file_system": ["filesystem"],
     "api.loads": ["load"],
     "api.statements": ["convert", "load_plan", "plan", "verify"],
     "engine.events": ["Answered", "Event", "Noted", "PhaseStarted", "Progress", "Waiting"],

@@ -5,10 +5,8 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.checkpoints import decode, put_full, put_ranks, shards, stored
-from support.conversions import convert
-from support.random_plans import cases, full_targets, rank_targets
+from loading.carried_out import conversions
+from support.checkpoints import decode
 from support.recording_store import recording
 from support.small_llama import small_llama
 from support.stores import arrays_at, new_place, put, put_model
@@ -16,10 +14,9 @@ from support.stores import arrays_at, new_place, put, put_model
 import reshard
 from reshard.errors import SourceChanged, StrategyError, UsageError
 from reshard.loading import reading
-from reshard.planning.limits import Limits
 from reshard.planning.plan_json import encode_plan
 from reshard.planning.targets.rank_target import RankTarget
-from reshard.storage import Location, MemoryStore, StoreLimits, open_source
+from reshard.storage import Location, open_source
 
 LAYOUT = b"""
 axes: {dp: 2, mp: 2}
@@ -77,21 +74,11 @@ def same(found, expected):
 
 
 @settings(max_examples=12)
-@given(st.data())
-def test_what_is_loaded_is_what_a_conversion_writes(data):
-    case = data.draw(cases())
-    before, after = case.strategies
-    store = MemoryStore(limits=StoreLimits(min_part_bytes=300))
-    source, target = Location(store, "from"), Location(store, "to")
-    if data.draw(st.booleans()):
-        put_full(source, {"model.safetensors": case.model})
-        before = None
-    else:
-        put_ranks(source, shards(case.model, before))
-    wished = data.draw(st.one_of(rank_targets(after), full_targets()))
-    small = Limits(concurrency=2, min_part_bytes=300, part_bytes=300, read_bytes=200)
-    plan, _ = convert(source, target, wished, small, before)
-    written = {key: decode(body)[0] for key, body in stored(target).items() if key.endswith(".safetensors")}
+@given(conversions())
+def test_what_is_loaded_is_what_a_conversion_writes(carried_out):
+    plan, objects = carried_out
+    wished = plan.conversion.target
+    written = {key: decode(body)[0] for key, body in objects.items() if key.endswith(".safetensors")}
     if isinstance(wished, RankTarget):
         for rank in wished.ranks:
             assert loaded(plan, rank=rank) == written[wished.name.replace("{rank}", str(rank))]

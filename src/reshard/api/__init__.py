@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .access import describe_access as describe_access
     from .contents import inspect as inspect
     from .estimates import estimate as estimate
+    from .file_system import filesystem as filesystem
     from .loads import load as load
     from .request import Request as Request
     from .statements import convert as convert
@@ -24,6 +25,7 @@ _MODULES = {
     "access": ["describe_access"],
     "contents": ["inspect"],
     "estimates": ["estimate"],
+    "file_system": ["filesystem"],
     "loads": ["load"],
     "request": ["Request"],
     "statements": ["convert", "load_plan", "plan", "save", "verify"],

@@ -26,7 +26,7 @@ from .resolve import resolve
 from .statements import load_plan
 
 # Where a target would go that is never written.
-_RANKS, _OBJECT = "memory://nowhere/ranks", "memory://nowhere/model.safetensors"
+_FILES, _OBJECT = "memory://nowhere/target", "memory://nowhere/model.safetensors"
 
 READING_OPTIONS = ("memory", "concurrency", "verify", "give_up_after")
 """Options that say how to read."""
@@ -100,21 +100,28 @@ def load(
         return reading.loader(conversion, held_by(conversion, rank))
 
 
-def request_of(src: str | None, rank: int | None, plan: object, options: dict[str, Any]) -> Request:
-    """Read the options of a statement that loads; UsageError unless there is either a source or a plan."""
+def request_of(
+    src: str | None, rank: int | None, plan: object, options: dict[str, Any], more: Sequence[str] = ()
+) -> Request:
+    """Read the options of a statement that loads; UsageError unless there is either a source or a plan.
+
+    ``more`` are options that it takes besides, about the objects that a target has.
+    """
     if (src is None) == (plan is None):
         raise UsageError(f"expected either {option('src')} or {option('plan')}")
     if plan is not None:
         return Request.of(READING_OPTIONS, **options)
-    request = Request.of(("src", "ranks", *LOAD_OPTIONS), src=src, **options)
-    ranks = None if rank is None else (range(rank, rank + 1),)
-    if ranks is not None and not request.is_sharded:
+    ranks = {} if rank is None or rank < 0 else {"ranks": str(rank)}
+    is_sharded = any(options.get(name) for name in ("dst_strategy", "dst_layout", "parallel"))
+    if rank is not None and not is_sharded:
         message = f"{option('rank')} {rank} needs a target strategy, a layout file or parallel sizes"
         raise UsageError(message, hint="A full checkpoint has no ranks.")
-    return replace(request, dst=_RANKS if request.is_sharded else _OBJECT, copy="never", staging="never", ranks=ranks)
+    own = {"src": src, "copy": "never", "staging": "never", **ranks}
+    request = Request.of(("src", *LOAD_OPTIONS, *own, *more), **options, **own)
+    return replace(request, dst=_FILES if is_sharded or more else _OBJECT)
 
 
-def conversion_of(request: Request, plan: Plan | str | PathLike[str] | None, on_event: Listener) -> Conversion:
+def conversion_of(request: Request, plan: Plan | str | PathLike[str] | None, on_event: Listener = ignore) -> Conversion:
     """Return what a request or a plan makes."""
     if plan is None:
         return resolve(request, on_event).conversion
