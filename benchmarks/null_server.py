@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a range of an object, or list objects or uploads."""
-        if "list-type" in self.query or "uploads" in self.query or "uploadId" in self.query:
+        if "/" not in self.key or "uploadId" in self.query:
             return self._list()
         body = self.held.objects.get(self.key)
         if body is None or body.path is None:
