@@ -39,6 +39,7 @@ from reshard.planning.steps.copies import REPLICAS
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.sharded_target import ShardedTarget
 from reshard.planning.targets.tree_target import TreeTarget, tree_name
 from reshard.planning.targets.zarr_target import ZarrTarget
 from reshard.tensor import Box, DType, Layout, RowSplit, Strategy
@@ -64,6 +65,7 @@ TARGETS = {
     "no redundancy": RankTarget(CUT, (0, 1), "rank_{rank}/c{rank}.ckpt", Container.CKPT, remove_redundancy=True),
     "iteration": IterationTarget(CUT, 7, "p", common={"global_step": 7, "loss_scale": 2.0, "epoch_num": None}),
     "parts": PartsTarget(100),
+    "sharded": ShardedTarget(CUT),
     "full ckpt": FullTarget("m.ckpt", "m.ckpt", "", "pt", 10, Container.CKPT),
     "zarr": ZarrTarget(100, {"w": (4, 3)}),
     "tree": TreeTarget(Container.CKPT),

@@ -15,6 +15,7 @@ from reshard.planning.targets import TARGETS, is_checkpoint_object
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.sharded_target import ShardedTarget
 from reshard.planning.targets.tree_target import TreeTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
 from reshard.tensor import MAX_RANK_COUNT, Box, Layout, RowSplit, Strategy
@@ -276,6 +277,7 @@ KINDS = {
     "parts": PartsTarget(100),
     "ranks": ranks(ALL),
     "iteration": IterationTarget(ALL, 7),
+    "sharded": ShardedTarget(ALL),
     "tree": TreeTarget(Container.CKPT),
     "zarr": ZarrTarget(100),
 }
@@ -289,6 +291,7 @@ KINDS = {
         ("parts", "", False),
         ("ranks", "", False),
         ("iteration", "iteration_00000007/", False),
+        ("sharded", "", True),
         ("tree", None, False),
         ("zarr", "", True),
     ],
@@ -301,7 +304,7 @@ def test_every_kind_is_tried_above():
     assert {type(target) for target in KINDS.values()} == set(TARGETS.values())
 
 
-@pytest.mark.parametrize("kind", ["full", "parts", "ranks", "iteration", "zarr"])
+@pytest.mark.parametrize("kind", ["full", "parts", "ranks", "iteration", "sharded", "zarr"])
 def test_readers_take_what_a_target_writes_for_a_checkpoint(kind):
     target = KINDS[kind]
     outputs = target.outputs(TENSORS, NOTHING)
@@ -329,7 +332,7 @@ def test_other_objects_are_no_checkpoint(key):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_of_the_usual_size_are_within_bounds(kind):
-    assert KINDS[kind].check_bounds(TENSORS) == {"ranks": 2, "iteration": 2}.get(kind, 4)
+    assert KINDS[kind].check_bounds(TENSORS) == {"ranks": 2, "iteration": 2, "sharded": 2}.get(kind, 4)
 
 
 def vast(tensor_count):

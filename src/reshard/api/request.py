@@ -28,6 +28,7 @@ from .option_field import (
 )
 
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
+_FORMS_OF_RANKS = ("iteration", "dcp")
 """Ends of URLs that name a single object."""
 
 SOURCE, CHANGES, TARGET, RUN = "Source", "Names and values", "Target", "Run"
@@ -161,9 +162,9 @@ class Request:
         "Cut the target by parallel sizes, or as a training job's YAML does.", "dp=2,mp=4,...|URL.yaml", TARGET
     )
     form: str | None = _choice(
-        "Form of a full checkpoint (hf, mindspore, zarr) or of rank shards (iteration).",
+        "Form of a full checkpoint (hf, mindspore, zarr) or of rank shards (iteration, dcp).",
         TARGET,
-        *("hf", "mindspore", "zarr", "iteration"),
+        *("hf", "mindspore", "zarr", *_FORMS_OF_RANKS),
         default="hf, or zarr if DST ends in .zarr",
     )
     format: str | None = _choice("Format of the objects.", TARGET, "safetensors", "ckpt", default="safetensors")
@@ -399,7 +400,7 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
     is_for_rules = request.to or request.src_parallel
     if request.option and not is_for_rules and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
-    if request.is_sharded and request.form not in (None, "iteration"):
+    if request.is_sharded and request.form not in (None, *_FORMS_OF_RANKS):
         yield UsageError(
             f"{named('form', request.form)} writes a full checkpoint; a target strategy or layout cannot cut it"
         )
@@ -408,9 +409,9 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
             if getattr(request, name):
                 hint = "A full checkpoint has no ranks."
                 yield UsageError(f"{named(name)} needs a target strategy or layout", hint=hint)
-        if request.form == "iteration":
+        if request.form in _FORMS_OF_RANKS:
             hint = "It is one object per rank."
-            yield UsageError(f"{named('form', 'iteration')} needs a target strategy or layout", hint=hint)
+            yield UsageError(f"{named('form', request.form)} needs a target strategy or layout", hint=hint)
     if request.verify and request.integrity == "off":
         yield UsageError(f"{named('verify')} and {named('integrity', 'off')} contradict each other")
     if request.overwrite and request.if_exists not in (None, "replace"):
@@ -428,6 +429,8 @@ def _object_contradictions(request: Request) -> Iterator[UsageError]:
         yield UsageError(f"{named('iteration')} needs {named('form', 'iteration')}")
     if request.form == "iteration" and request.ranks is not None:
         yield UsageError(f"{named('ranks')} with {form} would leave out what its metadata.json promises")
+    if request.form == "dcp" and request.ranks is not None:
+        yield UsageError(f"{named('ranks')} with {form} would leave out pieces that no other rank has")
     if request.form is not None and request.prefix is not None and request.form != "iteration":
         yield UsageError(f"{named('prefix')} is for rank shards, but {form} has names of its own")
     if request.part_size is not None and (

@@ -204,7 +204,7 @@ def _with_resume_point(
     saved at the epoch and step that the names tell.
     """
     names = {tensor.spec.name for tensor in tensors}
-    if request.form == "iteration" or not any(is_state(name, names) for name in names):
+    if request.form is not None or not any(is_state(name, names) for name in names):
         return catalog, None
     point = promised_point(request)
     if point is None:

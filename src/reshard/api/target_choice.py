@@ -12,6 +12,7 @@ from ..planning.limits import Limits
 from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
+from ..planning.targets.sharded_target import ShardedTarget
 from ..planning.targets.target import Target
 from ..planning.targets.zarr_target import ZarrTarget
 from ..storage import Location, open_target, open_target_object
@@ -50,6 +51,8 @@ def choose_target(
         return _full_target(request, place, limits)
     if request.form == "iteration":
         return _iteration_target(request, strategy, training_state)
+    if request.form == "dcp":
+        return ShardedTarget(strategy)
     container = Container(request.format or Container.SAFETENSORS)
     name, ranks = f"rank_{{rank}}/{_rank_name(request.prefix, container)}", _ranks(request, strategy.rank_count)
     return RankTarget(strategy, ranks, name, container, request.remove_redundancy, saved_at)

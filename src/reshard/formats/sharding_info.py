@@ -21,7 +21,10 @@ from .strict_json import parse_json_object, shown
 SHARDING_KEY = "DCP_SHARDING_INFO"
 """The key of the metadata under which the offsets are."""
 
-SHARDING_METADATA = frozenset({SHARDING_KEY, "DCP_VERSION"})
+VERSION_KEY, VERSION = "DCP_VERSION", "1.0"
+"""The key and the value of the version of this form."""
+
+SHARDING_METADATA = frozenset({SHARDING_KEY, VERSION_KEY})
 """All keys of the metadata that are about pieces."""
 
 _NAME = re.compile(r"shard-(\d{1,9})-model-(\d{1,9})-of-(\d{1,9})\.safetensors")

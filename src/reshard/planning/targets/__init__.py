@@ -7,6 +7,7 @@ hints say, see :mod:`reshard.planning.codec`.
 from .full_target import FullTarget, PartsTarget
 from .iteration_target import IterationTarget
 from .rank_target import RankTarget
+from .sharded_target import ShardedTarget
 from .target import Target
 from .tree_target import TreeTarget
 from .zarr_target import ZarrTarget
@@ -18,6 +19,7 @@ TARGETS: dict[str, type[Target]] = {
     "iteration": IterationTarget,
     "parts": PartsTarget,
     "ranks": RankTarget,
+    "sharded": ShardedTarget,
     "tree": TreeTarget,
     "zarr": ZarrTarget,
 }
