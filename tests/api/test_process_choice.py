@@ -8,6 +8,8 @@ from support.checkpoints import put_full, random_model
 import reshard
 from reshard.api import process_choice
 from reshard.api.option_field import MOST_PROCESSES
+from reshard.api.request import Request
+from reshard.api.resolve import resolve
 from reshard.errors import OverBudget, UsageError
 from reshard.planning.limits import Limits
 from reshard.storage import LocalStore, Location, MemoryStore, open_location
@@ -79,3 +81,24 @@ def test_plans_may_have_as_many_as_requests():
     assert Limits(process_count=MOST_PROCESSES).process_count == MOST_PROCESSES
     with pytest.raises(UsageError, match="process_count must be at most"):
         Limits(process_count=MOST_PROCESSES + 1)
+
+
+def on_machines(source, target, *cores, processes=None, memory="256MiB"):
+    """Of each machine of a cluster, the cores; the limits of the plan for it."""
+    resolved = resolve(Request.of(src=source, dst=str(target), memory=memory))
+    args = resolved.conversion, resolved.limits, resolved.copy_bases, processes, cores
+    return process_choice.plan_for_processes(*args).limits
+
+
+def test_each_machine_of_a_cluster_has_the_memory_of_the_limit(source, tmp_path, monkeypatch):
+    found = on_machines(source, tmp_path / "to", 8, 8)
+    assert (found.process_count, found.memory_bytes) == (8, 8 * 64 * MIB), "8 MiB to write, four on each"
+    assert on_machines(source, tmp_path / "to", 8, 8, processes=3).memory_bytes == 3 * 128 * MIB
+    monkeypatch.setattr(process_choice, "_LEAST_TARGET_BYTES", 1 << 30)
+    assert on_machines(source, tmp_path / "to", 8, 1, 2).process_count == 3, "one on each at least"
+    monkeypatch.setattr(process_choice, "_LEAST_TARGET_BYTES", 1)
+    assert on_machines(source, tmp_path / "to", 1, 2).process_count == 3, "one for each core at most"
+    monkeypatch.setattr(process_choice, "_LEAST_MEMORY_BYTES", 1)
+    assert on_machines(source, tmp_path / "to", 8, 8, memory="64MiB").process_count in range(2, 16), "rather fewer"
+    with pytest.raises(OverBudget):
+        on_machines(source, tmp_path / "to", 8, 8, memory="64MiB", processes=16)

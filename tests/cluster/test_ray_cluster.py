@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -171,3 +174,30 @@ def test_the_library_and_what_it_refuses(machines, front, bucket, tmp_path):
         reshard.plan(f"{bucket}/hf", "memory://lab/to", **where)
     with pytest.raises(UsageError, match="no Ray cluster at"):
         reshard.plan(f"{bucket}/hf", f"{bucket}/full", engine="ray", ray_address="127.0.0.1:1")
+
+
+def test_nodes_of_a_modelarts_job_make_a_cluster(front, bucket, tmp_path):
+    """On one machine: the first starts Ray and leads, the other joins, waits, and ends well."""
+    arguments = [f"--src={bucket}/hf", f"--dst={bucket}/ray", f"--dst_layout={tmp_path}/layout.yaml", "--engine=ray"]
+    logs = []
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for index in ("0", "1"):
+            place = {
+                "VC_WORKER_HOSTS": "127.0.0.1,127.0.0.1",
+                "VC_TASK_INDEX": index,
+                "RAY_enable_worker_prestart": "0",
+            }
+            node = subprocess.Popen(
+                [sys.executable, "-m", "reshard.modelarts", *arguments, "--wait=200"],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **place},
+            )  # fmt: skip
+            nodes.append(stack.enter_context(node))
+            stack.callback(node.terminate)  # with the Ray that it has started
+        for node in nodes:
+            logs.append(node.communicate(timeout=250)[0])
+            assert node.returncode == 0, logs
+    assert "nodes have joined the Ray cluster" in logs[0]
+    assert "wrote 4 objects" in logs[0]
+    assert "nothing of it is this node's" in logs[1]
+    check_bytes(bucket, tmp_path)

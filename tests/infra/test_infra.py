@@ -128,6 +128,42 @@ class TestDockerfile:
         assert yaml.safe_load(command)[:3] == ["python", "-m", "reshard.modelarts"]
 
 
+class TestRay:
+    """What starts conversions on Ray clusters, as far as it can be looked at without one."""
+
+    def test_the_leader_runs_where_no_worker_does(self) -> None:
+        job = yaml.safe_load((INFRA / "ray" / "rayjob.yaml").read_text())["spec"]
+        cluster = job["rayClusterSpec"]
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        words = shlex.split(job["entrypoint"])
+        assert words[:2] == ["reshard", "convert"]
+        assert words[words.index("--engine") + 1] == "ray"
+        (workers,) = cluster["workerGroupSpecs"]
+        images = {
+            container["image"]
+            for group in (cluster["headGroupSpec"], workers)
+            for container in group["template"]["spec"]["containers"]
+        }
+        assert len(images) == 1, "one version everywhere"
+        version = re.search(r"rayproject/ray:([\d.]+)-", (INFRA / "ray" / "Dockerfile").read_text())
+        assert version
+        assert version[1] == cluster["rayVersion"]
+
+    @pytest.mark.parametrize("name", ["slurm.sh", "machines.sh"])
+    def test_scripts_are_scripts(self, name: str) -> None:
+        script = INFRA / "ray" / name
+        assert script.stat().st_mode & 0o111
+        if bash := shutil.which("bash"):
+            subprocess.run([bash, "-n", script], check=True, timeout=10)
+
+    def test_the_image_has_what_it_installs(self) -> None:
+        instructions = instructions_of(INFRA / "ray" / "Dockerfile")
+        copied = {path for path in copied_from_tree(instructions) if (ROOT / path).exists()}
+        assert copied == {"pyproject.toml", "README.md", "LICENSE", "src"}
+        lines = (INFRA / "ray" / "Dockerfile.dockerignore").read_text().splitlines()
+        assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+
+
 class TestModelArtsJob:
     """The job definition, as the API "creating a training job" takes it."""
 

@@ -81,7 +81,7 @@ def _run(arguments: list[str], log: JobLog) -> tuple[int, str]:
 
 def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
     """Return what writes a line for each event of a job."""
-    from ..jobs.service_run import JobStarted, SharesMissing, ShareStarted, ShareWritten, StrategiesWritten
+    from ..jobs.service_run import JobStarted, NodesJoined, SharesMissing, ShareStarted, ShareWritten, StrategiesWritten
 
     def write(event: ServiceEvent) -> None:
         match event:
@@ -95,7 +95,7 @@ def _listener(log: JobLog, lines: LogLines) -> Callable[[ServiceEvent], None]:
                 log.info(f"{_written(event)}, as an earlier run left them" if event.was_done else _written(event))
                 for note in event.notes:
                     log.info(f"note: {note}")
-            case SharesMissing():
+            case SharesMissing() | NodesJoined():
                 log.info(event.text)
             case StrategiesWritten():
                 log.info(f"strategy files of {counted(event.rank_count, 'rank')}: {event.url}")

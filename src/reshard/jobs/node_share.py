@@ -42,6 +42,8 @@ class NodeShare:
         if not isinstance(target, RankTarget):
             return cls(resolved, request, node.index > 0)
         rank_count = target.strategy.rank_count
+        if request.engine == "ray":  # the first node leads the workers of all
+            return cls(resolved, request, node.index > 0, rank_count=rank_count)
         if node.count == 1:
             return cls(resolved, request, rank_count=rank_count)
         ranks = node.share(rank_count)

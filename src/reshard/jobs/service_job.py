@@ -16,6 +16,7 @@ from ..storage import open_location, read_object
 from .hyper_parameters import SERVICE_OPTIONS, WAIT_S, HyperParameters
 from .job_file import Job, read_job_file
 from .nodes import Node, check_destination, find_node, local_warnings, npu_warnings, staged_warnings
+from .ray_nodes import RayNode, without_ray
 from .training_config import TrainingConfig, read_training_config
 from .training_job import TrainingJob, decide
 from .training_keys import find_known
@@ -38,6 +39,8 @@ class ServiceJob:
         The decision on a training YAML, if it is one that asks.
     warnings, notes
         What is odd, and what else a person should know.
+    ray
+        This node's part of a Ray cluster that all nodes make; None if each node works for itself.
     """
 
     node: Node
@@ -46,6 +49,7 @@ class ServiceJob:
     training: TrainingJob | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
+    ray: RayNode | None = None
 
 
 def is_hyper_parameter(name: str) -> bool:
@@ -74,7 +78,8 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
         name: field.parse(name, given.texts[name][-1]) for name, field in SERVICE_OPTIONS.items() if name in given
     }
     find_node(environ, service.get("npu_num_per_node"))  # mistakes in it show before anything is read
-    training, warnings = None, list[str]()
+    training = None
+    given, warnings = without_ray(given, environ)
     npu_count = service.get("npu_num_per_node")
     jobs = _jobs_of_file(given, warnings)
     if jobs is None and _is_training(given):
@@ -86,15 +91,22 @@ def read_service_job(given: HyperParameters, environ: Mapping[str, str], on_even
     node = find_node(environ, npu_count)
     for job in jobs:
         check_destination(job.request.dst, node)
-        if job.request.ranks is not None and node.count > 1:
+        if job.request.ranks is not None and node.count > 1 and job.request.engine != "ray":
             raise UsageError(f"{option('ranks')} is for one node; of {node.count} nodes each writes its own ranks")
     warnings += staged_warnings({name: given.text(name) for name in _PLACES})
     warnings += npu_warnings(environ, node)
     warnings += [text for job in jobs for text in local_warnings(job.request.dst, node)]
     warnings += _training_warnings(training)
     notes = [] if training is None else [training.verdict, *training.notes]
-    wait_s = service.get("wait", WAIT_S)
-    return ServiceJob(node=node, wait_s=wait_s, jobs=jobs, training=training, warnings=warnings, notes=notes)
+    return ServiceJob(
+        node=node,
+        wait_s=service.get("wait", WAIT_S),
+        jobs=jobs,
+        training=training,
+        warnings=warnings,
+        notes=notes,
+        ray=next((found for job in jobs if (found := RayNode.of(node, job.request, environ))), None),
+    )
 
 
 def ignored_names(given: HyperParameters) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,7 +63,14 @@ class JobStarted:
     name: str
 
 
-ServiceEvent = Event | ShareStarted | ShareWritten | SharesMissing | StrategiesWritten | JobStarted
+@dataclass(frozen=True, slots=True)
+class NodesJoined:
+    """The Ray cluster of all nodes is there, or what there will be of it."""
+
+    text: str
+
+
+ServiceEvent = Event | NodesJoined | ShareStarted | ShareWritten | SharesMissing | StrategiesWritten | JobStarted
 ServiceListener = Callable[[ServiceEvent], None]
 
 
@@ -84,6 +92,11 @@ def run_service_job(job: ServiceJob, on_event: ServiceListener) -> ServiceOutcom
 
     The errors of a single conversion are raised; those of a batch are in the outcome, and hold up only what needs them.
     """
+    with job.ray.joined(lambda text: on_event(NodesJoined(text))) if job.ray else nullcontext():
+        return _run(job, on_event)
+
+
+def _run(job: ServiceJob, on_event: ServiceListener) -> ServiceOutcome:
     if job.training is not None:
         run = _ShareRun(job.node, job.wait_s, on_event)
         is_first = not job.node.index

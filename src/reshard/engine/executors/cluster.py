@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .ray_crew import RayCrew
 
 _LOCAL = "local"
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,16 @@ class Cluster:
         check_reach(urls, found)
         if not found:
             raise UsageError("no machine of the Ray cluster has a CPU for a worker", hint="Look at `ray status`.")
+        return found
+
+    def wait_for(self, count: int, wait_s: float) -> int:
+        """Wait until a cluster that is being started has so many machines for workers; return how many there are."""
+        ray, deadline_s, found = _ray_crew(), time.monotonic() + wait_s, 0
+        while found < count and time.monotonic() < deadline_s:
+            time.sleep(_LOOK_S)
+            with suppress(UsageError), ray.connected(self.address):
+                while (found := len(ray.machines())) < count and time.monotonic() < deadline_s:
+                    time.sleep(_LOOK_S)
         return found
 
     def crew(self, urls: Sequence[str], count: int, member_bytes: int) -> AbstractContextManager[RayCrew]:
