@@ -65,12 +65,12 @@ def _group_works(plan: Plan, group: Group, steps: GroupSteps) -> Iterator[StepWo
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Machines that are lost: this share of those that are left, each minute; fractions add up until they make one.
+    """Machines that are lost: a sixtieth of this share of those that are left, a second; fractions add up.
 
     The others hear of it after ``notice_s``. The last machine is never lost.
     """
 
-    share: float
+    share_a_minute: float
     notice_s: float = 30.0
 
 
@@ -111,7 +111,7 @@ class _Process:
 
 
 class Simulation:
-    """One run. ``handout_s`` is what the leader needs for one step: it hears of it, and hands out the next."""
+    """One run."""
 
     def __init__(
         self,
@@ -119,11 +119,8 @@ class Simulation:
         speeds: Speeds,
         machines: Machines,
         losses: Losses | None = None,
-        *,
-        handout_s: float = 0.0,
     ) -> None:
         self._works, self._speeds, self._machines, self._losses = works, speeds, machines, losses
-        self._handout_s = handout_s
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._now_s = 0.0
@@ -150,7 +147,7 @@ class Simulation:
         for process in self._processes:
             self._ask(process)
         if self._losses:
-            self._after(60.0, self._lose_some)
+            self._after(1.0, self._lose_some)
         while self._left_count:
             self._now_s, _, happen = heapq.heappop(self._events)
             happen()
@@ -162,7 +159,7 @@ class Simulation:
     # The leader.
 
     def _ask(self, process: _Process) -> None:
-        self._leader_free_s = max(self._leader_free_s, self._now_s) + self._handout_s
+        self._leader_free_s = max(self._leader_free_s, self._now_s) + self._speeds.handout_s
         self._after(self._leader_free_s - self._now_s, lambda: self._hand_out(process))
 
     def _hand_out(self, process: _Process) -> None:
@@ -178,7 +175,7 @@ class Simulation:
 
     def _lose_some(self) -> None:
         assert self._losses
-        self._lost_share += self._losses.share * len(self._nodes_left)
+        self._lost_share += self._losses.share_a_minute / 60 * len(self._nodes_left)
         while self._lost_share >= 1 and len(self._nodes_left) > 1:
             self._lost_share -= 1
             # They are all alike; one from the middle.
@@ -187,7 +184,7 @@ class Simulation:
             for process in lost:
                 process.is_lost = True
             self._after(self._losses.notice_s, lambda lost=lost: self._notice(lost))  # type: ignore[misc]
-        self._after(60.0, self._lose_some)
+        self._after(1.0, self._lose_some)
 
     def _notice(self, lost: Sequence[_Process]) -> None:
         for process in lost:

@@ -139,6 +139,61 @@ def tuning() -> str:
     return table(("", *waits), rows)
 
 
+def simulated_setting() -> str:
+    """Which machines and stores were simulated."""
+    found = _read("simulate.json")
+    limits, speeds = found["limits"], found["cases"][0]["speeds"]
+    cpu = " and ".join(f"{each:.2f}" for each in sorted({case["speeds"]["cpu_s_per_gib"] for case in found["cases"]}))
+    return (
+        f"{found['date'][:10]}, python {found['versions']['python']}, reshard {found['versions']['reshard']}. "
+        "Each machine: "
+        f"{speeds['core_count']} cores, {speeds['bandwidth_bytes_s'] * 8 / 1e9:g} Gbit/s in each direction, "
+        f"`--processes {limits['process_count']} --concurrency {limits['concurrency']} "
+        f"--memory {limits['memory_bytes'] >> 30}GiB`. The store: {speeds['latency_s'] * 1e3:g} ms a request, "
+        f"{speeds['connection_bytes_s'] / 1e6:g} MB/s a connection, {speeds['error_rate'] * 1e4:g} in 10 000 requests "
+        "fail. "
+        f"CPU seconds a GiB: {cpu}, as measured then for bytes that only move (Llama) and for FP8 to bf16 (DeepSeek). "
+        f"The leader needs {speeds['handout_s'] * 1e3:.2f} ms for a step."
+    )
+
+
+def simulated() -> str:
+    """How long many machines take, what limits them, and what losing some costs."""
+    titles = (
+        "model", "allowed as on", "machines", "time", "limited by", "with losses", "lost", "moved again",
+        "formula / simulation",
+    )  # fmt: skip
+    rows = [
+        (
+            case["model"],
+            case["service"],
+            row["nodes"],
+            _minutes(row["seconds"]),
+            row["formula"]["limited_by"],
+            _minutes(row["with_losses"]["seconds"]),
+            row["with_losses"]["lost_count"],
+            f"{row['with_losses']['redone_bytes'] / 1e9:.0f} GB",
+            f"{row['formula']['seconds'] / row['seconds']:.2f}",
+        )
+        for case in _read("simulate.json")["cases"]
+        for row in case["rows"]
+    ]
+    return table(titles, rows)
+
+
+def enough_machines() -> str:
+    """From how many machines on more hardly help."""
+    cases = _read("simulate.json")["cases"]
+    services = list(dict.fromkeys(case["service"] for case in cases))
+    found = {(case["model"], case["service"]): case["enough_nodes"] for case in cases}
+    models = dict.fromkeys(case["model"] for case in cases)
+    return table(("model", *services), [(model, *(found[model, each] for each in services)) for model in models])
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
 _OWN = ("", "source", "read and written", "roofline", "reshard", "with copies")
 
 
@@ -224,6 +279,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plans": plans,
     "tuning": tuning,
     "integrity": integrity,
+    "simulated_setting": simulated_setting,
+    "simulated": simulated,
+    "enough_machines": enough_machines,
     "fuzzing_run": fuzzing_run,
     "fuzzing": fuzzing,
 }

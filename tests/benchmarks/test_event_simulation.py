@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from support.planning import plan_for
 
+from reshard.planning.cost.cost import Cost
 from reshard.planning.cost.duration import Account, Machines, Speeds, estimate_time
 from reshard.planning.cost.estimate import machines_for
 from reshard.planning.cost.requests import RequestCounts
@@ -17,6 +20,8 @@ from reshard.planning.targets.rank_target import RankTarget
 from reshard.tensor import DType, Layout, Strategy, TensorSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import report
+import simulate
 from event_simulation import Losses, Simulation, StepWork, works_of
 from plans import catalog_of
 
@@ -89,11 +94,11 @@ def test_steps_are_those_of_the_plan():
 
 
 READING = StepWork(reads=(10**8,), parts=((10**8, 1),), copies=(), held_bytes=10**8)  # a second each, of 10**8 bytes/s
-SLOW = Speeds(1e8, latency_s=0, is_shared=False, cpu_s_per_gib=0)
+SLOW = Speeds(1e8, latency_s=0, is_shared=False, cpu_s_per_gib=0, handout_s=0)
 
 
-def seconds(works, machines, losses=None, speeds=SLOW, **options):
-    return Simulation(works, speeds, machines, losses, **options).run()
+def seconds(works, machines, losses=None, **speeds):
+    return Simulation(works, replace(SLOW, **speeds), machines, losses).run()
 
 
 def test_by_hand():
@@ -113,7 +118,33 @@ def test_steps_of_a_lost_machine_are_done_again():
     machines, works = Machines(20, 1, 8, 10**8), [READING] * 2000
     assert seconds(works, machines).seconds == pytest.approx(200)
     lost = seconds(works, machines, Losses(0.05, notice_s=30))
-    assert lost.lost_count == 2  # after one minute, and after three: 1 + 0.95 + 0.95 make two and a bit
-    assert lost.redone_bytes == 2 * 2 * READING.moved_bytes  # of each a step under way, and one that waits for memory
-    assert lost.seconds == pytest.approx(60 * 3 + 30 + 2)  # the steps of the second are known to be lost then
+    assert lost.lost_count == 3  # after 60 s, 60 / 0.95 s more, and 60 / 0.9 s more
+    assert lost.redone_bytes == 3 * 2 * READING.moved_bytes  # of each a step under way, and one that waits for memory
+    assert lost.seconds == pytest.approx(60 + 60 / 0.95 + 60 / 0.9 + 30 + 2, abs=3)  # of the third the others hear then
     assert seconds([READING] * 100, Machines(1, 1, 8, 10**8), Losses(0.5)).lost_count == 0  # the last is never lost
+
+
+def test_results_are_those_of_the_model_today():
+    found = json.loads((report.RESULTS / "simulate.json").read_text())
+    for case in found["cases"]:
+        # What was measured is that of the day: other results may have been measured since.
+        measured = {name: case["speeds"][name] for name in ("cpu_s_per_gib", "handout_s")}
+        speeds = replace(simulate.speeds_of(case["model"], case["service"]), **measured)
+        assert case["speeds"] == json.loads(json.dumps(asdict(speeds)))
+        cost, requests = Cost(**case["cost"]), RequestCounts(**case["requests"])
+        for row in case["rows"]:
+            told = estimate_time(cost, requests, speeds, Machines(**row["machines"]))
+            assert asdict(told) == pytest.approx(row["formula"])
+            assert told.seconds == pytest.approx(row["seconds"], rel=0.15)
+
+
+def test_a_case_is_simulated_as_results_hold_it():
+    made = PLANS["4 ranks"]()
+    speeds = simulate.speeds_of("deepseek-v3", "Huawei OBS")
+    alone, many = simulate.simulated(made, works_of(made), speeds, (1, 8))
+    [case, *_] = json.loads((report.RESULTS / "simulate.json").read_text())["cases"]
+    assert alone.keys() == many.keys() == case["rows"][0].keys()
+    assert alone["seconds"] == pytest.approx(alone["formula"]["seconds"], rel=0.15)
+    slow = replace(speeds, accounts=(Account(bytes_s=1e6),))
+    assert simulate.enough_nodes(made, slow) == 1
+    assert simulate.enough_nodes(made, speeds) > 1

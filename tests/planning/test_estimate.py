@@ -80,6 +80,12 @@ def test_processes_share_the_cores_of_a_machine():
     assert time(**fast, core_count=16).client_s == time(**fast).client_s
 
 
+def test_one_leader_hands_out_all_steps():
+    found = time(machine_count=100, handout_s=0.1)
+    assert (found.limited_by, found.leader_s) == ("leader", pytest.approx(80))
+    assert found.seconds > 80
+
+
 def test_failed_requests_are_made_again():
     assert time(latency_s=0.2, error_rate=0.5).requests_s > 2 * time(latency_s=0.2).requests_s
 
