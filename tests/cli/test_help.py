@@ -20,7 +20,7 @@ CONVERSION = SOURCE | {
     "--name-map",
     "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
-    "--iteration", "--integrity", "--verify", "--on-overflow", "--processes",
+    "--iteration", "--integrity", "--verify", "--on-overflow", "--processes", "--engine", "--ray-address",
 }  # fmt: skip
 SHOWN = {"--output", "--quiet", "--help"}
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
@@ -33,6 +33,10 @@ FLAGS = {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--nodes", "--egress", "--prices", "--price-table",
     },
     "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
+    "cat": SOURCE | {
+        "--family", "--naming", "--option", "--config", "--memory", "--verify", "--out", "--overwrite", "--output",
+        "--help",
+    },
     "run": SHOWN | {
         "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
         "--fail-fast,--keep-going", "--if-exists",
@@ -82,7 +86,7 @@ FLAGS = {
     },
 }  # fmt: skip
 ARGUMENTS = {
-    "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "verify": ["url"],
+    "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "cat": ["url", "tensor"], "verify": ["url"],
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
@@ -124,7 +128,7 @@ def test_every_flag_is_explained_in_a_sentence(command):
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
     assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
-        "inspect", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "strategy",
+        "inspect", "cat", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "strategy",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",

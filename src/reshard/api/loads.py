@@ -10,10 +10,11 @@ from typing import Any
 
 from ..engine.events import Listener, ignore
 from ..errors import UsageError, option
-from ..loading.boxes import WantedBox
+from ..loading.boxes import BoxesTarget, WantedBox
 from ..loading.frameworks import open_framework
 from ..loading.loader import Loader
 from ..loading.reading import BoxReader, limits_for
+from ..planning.catalog import Catalog
 from ..planning.conversion import Conversion
 from ..planning.outputs.output import whole_box
 from ..planning.plan import Plan
@@ -177,3 +178,8 @@ def held_by(conversion: Conversion, rank: int | None, *, keeps_redundancy: bool 
 def whole_tensors(conversion: Conversion) -> tuple[WantedBox, ...]:
     """Return every tensor of a conversion, whole."""
     return tuple((index, whole_box(tensor)) for index, tensor in enumerate(conversion.tensors))
+
+
+def as_stored(catalog: Catalog) -> Conversion:
+    """Return a conversion of which nothing is asked but the tensors of a source, as they are."""
+    return Conversion(catalog, BoxesTarget(()), catalog.url)

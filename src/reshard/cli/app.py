@@ -27,6 +27,7 @@ _STRATEGY = {
 _COMMANDS = {
     "Commands": {
         "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
+        "cat": Listed("cat_command", "Show one tensor or a piece of it, or save it as .npy."),
         "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
         "run": Listed("run_command", "Run a job file: one conversion, or a batch of them."),

@@ -7,20 +7,16 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any, cast
 
-from ..api.contents import source_options
-from ..api.loads import READING_OPTIONS, Reading, held_by, whole_tensors
+from ..api.contents import inspect
+from ..api.loads import READING_OPTIONS, Reading, as_stored, held_by, whole_tensors
 from ..api.request import Request
 from ..api.resolve import resolve
 from ..engine.events import Listener, Noted, ignore
-from ..engine.sources import read_contents
-from ..engine.workers import working
 from ..errors import UsageError, option
 from ..formats.strict_yaml import PlainValue
-from ..loading.boxes import BoxesTarget
 from ..loading.loader import Loader
 from ..planning.conversion import Conversion
-from ..planning.limits import Limits
-from ..storage import open_source, shared_connections
+from ..storage import shared_connections
 from .training_config import TrainingConfig, config_of, read_training_config
 from .training_job import decide
 from .training_options import sharded_options
@@ -116,14 +112,11 @@ def _conversion(
 
 def _own_shard(source: TrainingSource, rank: int, reading: Reading, given: Mapping[str, Any]) -> Loader:
     """Open a rank's own objects, of shards that nothing says the layouts of."""
-    wanted = source_options(Request.of(None, src=source.url, file_suffix=source.file_suffix, **given))
-    place = open_source(source.url)
-    with working(reading.request.concurrency or Limits().concurrency, place.store) as workers:
-        catalog = read_contents(place, wanted, workers)
+    catalog = inspect(source.url, file_suffix=source.file_suffix, **given)
     if catalog.metadata.get("remove_redundancy") == "True":
         hint = "Set src_strategy_path_or_dir to the strategy files of the run that wrote the shards."
         raise UsageError(f"{source.url}: each rank lacks what another has, and no strategy says which", hint=hint)
-    conversion, above = Conversion(catalog, BoxesTarget(()), _NOWHERE), f"rank_{rank}/"
+    conversion, above = as_stored(catalog), f"rank_{rank}/"
     names = [entry.spec.name for entry in catalog.entries if entry.spec.name.startswith(above)]
     held = [box for box in whole_tensors(conversion) if conversion.tensors[box[0]].spec.name.startswith(above)]
     return reading.loader(conversion, held, {name: name.removeprefix(above) for name in names})
