@@ -16,6 +16,7 @@ import psutil
 import pytest
 from engine.executor_contract import LIMITS, ExecutorContract, Watcher
 
+from reshard.engine import verification
 from reshard.engine.digest import ReadLedger
 from reshard.engine.events import Noted, ignore
 from reshard.engine.execute import execute
@@ -302,7 +303,24 @@ def test_a_run_and_its_verification(work, tmp_path):
     assert len(report.problems) == 1
 
 
-def test_a_failed_run_is_continued_with_another_number(work, tmp_path):
+def test_verified_on_a_smaller_machine_a_process_has_no_more_memory(work, tmp_path, monkeypatch):
+    source, target = work.locations.sources[0], Location(LocalStore(tmp_path / "whole"), "made")
+    manifest, planned = execute(work.plan, source, target), []
+
+    def plan(conversion, limits):
+        planned.append((limits.process_count, limits.memory_bytes))
+        return make_plan(conversion, limits)
+
+    monkeypatch.setattr(verification, "core_count", lambda: 1)
+    monkeypatch.setattr(verification, "make_plan", plan)
+    assert verify_manifest(manifest, source, target).is_ok
+    assert planned == [(1, LIMITS.memory_bytes)]
+
+
+@pytest.mark.parametrize(
+    ("count", "memory_bytes"), [(4, 2 * LIMITS.memory_bytes), (1, LIMITS.memory_bytes)], ids=["more", "fewer"]
+)
+def test_a_failed_run_is_continued_with_another_number(work, tmp_path, count, memory_bytes):
     """What the plan of the first was made for is kept, and so is the memory of each process."""
     from reshard.engine.execute import Policy
 
@@ -316,9 +334,9 @@ def test_a_failed_run_is_continued_with_another_number(work, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         execute(work.plan, source, target, policy=Policy(keeps=True), listener=stop)
-    four = make_plan(work.plan.conversion, replace(work.plan.limits, process_count=4))
-    manifest = execute(four, source, target, policy=Policy(keeps=True))
-    assert manifest.limits.process_count in (2, 4)
+    other = make_plan(work.plan.conversion, replace(work.plan.limits, process_count=count, memory_bytes=memory_bytes))
+    manifest = execute(other, source, target, policy=Policy(keeps=True))
+    assert manifest.limits.process_count == 2
     for key, data in work.expected.items():
         assert (tmp_path / "whole" / "made" / key).read_bytes() == data
     assert Path(tmp_path / "whole" / "made").exists()

@@ -88,9 +88,12 @@ def verify_manifest(
     """
     # By streaming, however the run had filled the outputs: staged chunks are gone, and a plan that copies would compare
     # ranges with the places that it chose itself.
-    process_count = min(manifest.limits.process_count, core_count())  # it may have been made on a larger machine
+    # It may have been made on a larger machine, or on many: each process has the memory that it had there.
+    made = manifest.limits
+    process_count = min(made.process_count, core_count())
+    memory_bytes = made.memory_bytes // made.process_count * process_count
     # What is damaged on its way differs from the outputs.
-    limits = replace(manifest.limits, read_count=1, process_count=process_count)
+    limits = replace(made, read_count=1, process_count=process_count, memory_bytes=memory_bytes)
     try:
         plan = make_plan(manifest.conversion, limits)
     except OverBudget as error:  # the store had copied what the run's memory could not stream

@@ -299,32 +299,53 @@ def started(address: str, urls: Sequence[str], count: int, member_bytes: int, mo
             crew.close()
 
 
+@dataclass(slots=True)
+class _Connection:
+    """That of this program, which several jobs of a batch may use at once; one that the caller has made stays."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    user_count: int = 0
+    is_ours: bool = False
+
+
+_CONNECTION = _Connection()
+
+
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """Connect with a cluster for the length of a block, unless the program is connected already."""
-    if ray.is_initialized():
+    with _CONNECTION.lock:
+        if not _CONNECTION.user_count:
+            _CONNECTION.is_ours = not ray.is_initialized()
+            if _CONNECTION.is_ours:
+                _connect(address)
+        _CONNECTION.user_count += 1
+    try:
         yield
-        return
+    finally:
+        with _CONNECTION.lock:
+            _CONNECTION.user_count -= 1
+            if not _CONNECTION.user_count and _CONNECTION.is_ours:
+                ray.shutdown()
+
+
+def _connect(address: str) -> None:
     if address.startswith("ray://"):
         raise UsageError(
-            f"{option('ray_address', address)} is for Ray Client, which has no workers that outlive a message",
+            f"{option('ray_address', address)} is for Ray Client, which is not supported",
             hint="Start the command on a machine of the cluster, by `ray job submit` for example.",
         )
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _look_at(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, at_sigterm)  # Ray takes it over
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         raise UsageError(
             f"no Ray cluster at {option('ray_address', address)}: {_first_line(error)}",
             hint="Start one with `ray start --head`, and this command on one of its machines.",
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_sigterm)  # Ray takes it over
 
 
 def _look_at(address: str) -> None:
