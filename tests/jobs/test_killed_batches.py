@@ -74,9 +74,10 @@ def test_killed_at_random_and_started_again(
 
     numbers, finished = random.Random(20261130), dict[str, tuple[str, str]]()
     command = [*QUICK_PROGRAM, "run", str(file), "--jobs", "2", "--output", "json"]
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(os.environ))
-        assert any(b": running" in line for line in process.stderr)
+        told = b": done" if kill % 2 else b": running"  # however slow the machine is, some jobs get to their end
+        assert any(told in line for line in process.stderr)
         time.sleep(numbers.uniform(0.1, 2.5))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)

@@ -29,7 +29,7 @@ from reshard.formats.mindspore.strategy_protobuf import encode_protobuf
 from reshard.storage import Location, MemoryStore
 from reshard.tensor import Layout, Strategy
 
-QUICK_COUNT, SLOW_COUNT = 50, 300
+QUICK_COUNT, SLOW_COUNT = 50, 150
 DTYPES = ("F32", "F32", "BF16", "BF16", "F16", "I8", "U8", "I64", "BOOL", "F64")
 CONTAINERS = ("safetensors", "ckpt")
 
@@ -217,6 +217,7 @@ def test_there_and_back(seed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_there_and_back_many_times():
     for seed in range(QUICK_COUNT, QUICK_COUNT + SLOW_COUNT):
         try:
