@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from loading.carried_out import conversions
-from support.checkpoints import decode
+from support.checkpoints import decode, encode, random_model
 from support.recording_store import recording
 from support.small_llama import small_llama
 from support.stores import arrays_at, new_place, put, put_model
@@ -17,6 +17,7 @@ from reshard.loading import reading
 from reshard.planning.plan_json import encode_plan
 from reshard.planning.targets.rank_target import RankTarget
 from reshard.storage import Location, open_source
+from reshard.tensor import DType
 
 LAYOUT = b"""
 axes: {dp: 2, mp: 2}
@@ -190,13 +191,28 @@ def test_any_framework_takes_dlpack(base):
     assert same(state, MODEL)
 
 
-def test_torch_tensors(base):
+def test_torch_tensors_of_every_dtype(base):
     torch = pytest.importorskip("torch")
-    shard = reshard.load(f"{base}/hf", framework="torch", dtype="bf16", keep="wide")
-    assert torch.equal(shard["wide"], torch.from_numpy(MODEL["wide"]).to(torch.bfloat16))
-    state = {"wide": torch.empty(12, 20, dtype=torch.bfloat16)}
+    every = {dtype.value: (dtype.value, (4, 8)) for dtype in DType if dtype is not DType.BOOL}
+    url = put(f"{base}/every/model.safetensors", encode(random_model(every)))
+    expected = reshard.load(url).tensors()
+    for framework, take in (("torch", torch.clone), ("dlpack", torch.from_dlpack)):
+        for name, tensor in reshard.load(url, framework=framework):
+            taken = take(tensor)
+            assert taken.view(torch.uint8).numpy().tobytes() == expected[name].tobytes()
+            assert taken.shape == expected[name].shape
+
+
+def test_torch_tensors_that_exist_are_filled(base):
+    torch = pytest.importorskip("torch")
+    shard = reshard.load(f"{base}/hf", framework="torch", dtype="bf16", keep=["wide", "none"])
+    state = {name: torch.ones_like(tensor) for name, tensor in shard}
+    state["wide"].requires_grad_()
     shard.into(state)
-    assert torch.equal(state["wide"], shard["wide"])
+    assert torch.equal(state["wide"], torch.from_numpy(MODEL["wide"]).to(torch.bfloat16))
+    assert state["none"].shape == (0, 3)
+    with pytest.raises(UsageError, match="wide: expected BF16"):
+        shard.into(state | {"wide": torch.ones(12, 20)})
 
 
 def test_mindspore_parameters(base):

@@ -86,13 +86,14 @@ class TorchFramework(Framework):
 
     def make(self, spec: TensorSpec, data: Bytes) -> Any:
         """View the bytes as a tensor."""
-        flat = self._torch.from_numpy(data)
         if spec.dtype.is_sub_byte:
-            return flat
+            return self._torch.from_numpy(data)
         dtype = getattr(self._torch, self.names[spec.dtype], None)
         if dtype is None:
             raise UsageError(f"{spec.name}: this release of torch has no {self.names[spec.dtype]}")
-        return flat.view(dtype).reshape(spec.shape)
+        if not data.nbytes:  # torch views no empty array as another dtype
+            return self._torch.empty(spec.shape, dtype=dtype)
+        return self._torch.from_numpy(data).view(dtype).reshape(spec.shape)
 
     def fill(self, tensor: Any, made: Any) -> None:
         """Copy into a tensor, on whatever device it is."""

@@ -76,7 +76,8 @@ class BoxReader:
         locations = self.open()
         meter = Meter(plan.cost, self.listener)
         with working(plan.limits.concurrency, *locations.stores) as workers:
-            for complete in ThreadExecutor(locations, workers, meter).run(plan, sink, steps):
+            results, context = ThreadExecutor(locations, workers, meter).run(plan, sink, steps), self.context.copy()
+            while (complete := context.run(next, results, None)) is not None:  # there someone hears of outages
                 yield from complete
         if note := meter.overflows.note(self.conversion.change.on_overflow):
             self.listener(Noted(note))
