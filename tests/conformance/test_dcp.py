@@ -24,8 +24,6 @@ REFUSED = {
     "mcore12_flat_optimizer_4": ("optimizer.state.exp_avg.w", "flattened blocks"),
     "odd_hf_value_in_front": ("header length",),
     "odd_dcp_zstd_1": ("w [0:50, 0:4]", "stream.zstd/1"),
-    "dcp_strided_1": ("'transposed'", "strides [1, 6]"),
-    "dcp_old_strided_1": ("'transposed'", "strides [1, 6]"),
 }
 
 

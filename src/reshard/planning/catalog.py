@@ -42,8 +42,9 @@ class ObjectHeader:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One box of a tensor and every place that holds its bytes, row-major and contiguous.
+    """One box of a tensor and every place that holds its bytes, contiguous and row-major.
 
+    Or in the order that :attr:`Entry.axes` says.
     ``holders`` are ``(index of the object in the catalog, first byte)``; they hold equal bytes. A box may hang
     over its tensor's end, as the last chunks of zarr do: the elements beyond are padding, and never read.
     """
@@ -69,12 +70,14 @@ class Entry:
     """One tensor of the source; its placements tile ``extent_of(spec)``, each element once.
 
     ``cuts`` are the pieces of each axis before the optimizer's, where a layout says so; plans do not keep them.
+    ``axes`` is the order of the axes in which each box is stored, outermost first, unless it is row-major.
     """
 
     spec: TensorSpec
     placements: tuple[Placement, ...]
     sharding: SourceSharding = SourceSharding.WHOLE
     cuts: Shape = field(default=(), compare=False)
+    axes: Shape = ()
 
 
 @dataclass(frozen=True, slots=True)

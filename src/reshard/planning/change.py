@@ -87,6 +87,7 @@ class _Weight:
     pair: tuple[int, int] | None = None
     rank: int = 0
     working: DType | None = None
+    is_permuted: bool = False
 
 
 _Part = tuple[_Weight, Patch, Scale | None]
@@ -123,7 +124,7 @@ def _rename(catalog: Catalog, renamed: Mapping[str, str]) -> dict[str, _Weight]:
     for index, entry in enumerate(catalog.entries):
         name = renamed.get(entry.spec.name, entry.spec.name)
         spec = entry.spec if name == entry.spec.name else TensorSpec(name, entry.spec.dtype, entry.spec.shape)
-        weights[name] = _Weight(spec, index, entry.sharding)
+        weights[name] = _Weight(spec, index, entry.sharding, is_permuted=bool(entry.axes))
     return weights
 
 
@@ -148,7 +149,8 @@ def _merge_adapters(
         weight, a, b = weights[pair.weight], weights[pair.a], weights[pair.b]
         working = working_dtype(a.spec.dtype, b.spec.dtype)
         ends = a.entry, b.entry
-        merged[pair.weight] = _Weight(weight.spec, weight.entry, weight.sharding, ends, pair.rank, working)
+        ranks = pair.rank, working, weight.is_permuted
+        merged[pair.weight] = _Weight(weight.spec, weight.entry, weight.sharding, ends, *ranks)
     for name, replacement in adapters.replaced:
         merged[name] = _Weight(merged[name].spec, weights[replacement].entry, merged[name].sharding)
     scalings = sorted({change.scalings[pair.weight] for pair in adapters.pairs})
@@ -217,6 +219,8 @@ def _tensor(
         if piece.computation is not None
     ]
     unit = pieces[0].patch.unit if pieces else (0, 1)
+    if any(weight.is_permuted for weight, _, _ in parts):
+        unit = 0, max(1, spec.shape[0])  # of any row, elements are spread over all that is stored
     return TargetTensor(spec, pieces, sharding, max(tile_itemsizes, default=0), unit)
 
 

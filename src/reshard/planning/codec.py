@@ -245,6 +245,7 @@ class _EntryKind:
     shape: Shape
     sharding: SourceSharding
     boxes: tuple[Box, ...] | None
+    axes: Shape = ()
 
     def tiling(self) -> tuple[Shape, tuple[Box, ...]]:
         """Return the extent and the boxes, unless no reader could hold such a tensor."""
@@ -255,6 +256,8 @@ class _EntryKind:
         if math.prod(self.shape) * self.dtype.bits % 8:
             raise refused("elements that fill whole bytes", self.shape)
         extent, _ = extent_of(TensorSpec("", self.dtype, self.shape))
+        if self.axes and (len(extent) != len(self.axes) or sorted(self.axes) != list(range(len(extent)))):
+            raise refused(f"an order of {len(extent)} axes", self.axes)
         return extent, (Box.whole(extent),) if self.boxes is None else self.boxes
 
 
@@ -270,23 +273,28 @@ def _encode_entries(entries: tuple[Entry, ...]) -> dict[str, Any]:
         spec, boxes = entry.spec, tuple([placement.box for placement in entry.placements])
         is_whole = len(boxes) == 1 and boxes[0].stop == extent_of(spec)[0] and not any(boxes[0].start)
         # Members of enumerations compute their hashes in Python; their ids are faster.
-        key = id(spec.dtype), spec.shape, id(entry.sharding), is_whole or boxes
+        key = id(spec.dtype), spec.shape, id(entry.sharding), is_whole or boxes, entry.axes
         number = numbers.get(key)
         if number is None:
             number = numbers[key] = len(kinds)
-            kinds.append(_EntryKind(spec.dtype, spec.shape, entry.sharding, None if is_whole else boxes))
+            kinds.append(_EntryKind(spec.dtype, spec.shape, entry.sharding, None if is_whole else boxes, entry.axes))
         tensors.append([spec.name, number, *[[n for pair in p.holders for n in pair] for p in entry.placements]])
-    return {"kinds": encode(kinds), "tensors": tensors}
+    # Nearly every tensor is row-major: only the others say how they are stored.
+    written = [encode(kind) for kind in kinds]
+    return {"kinds": [each if each[-1] else each[:-1] for each in written], "tensors": tensors}
 
 
 def _decode_entries(value: object) -> tuple[Entry, ...]:
     found = fields_of(value, ("kinds", "tensors"))
-    kinds: tuple[_EntryKind, ...] = at("kinds", partial(decode, tuple[_EntryKind, ...]), found["kinds"])
+    written = at("kinds", items, found["kinds"])
+    without = len(fields(_EntryKind)) - 1
+    full = [[*kind, []] if type(kind) is list and len(kind) == without else kind for kind in written]
+    kinds: tuple[_EntryKind, ...] = at("kinds", partial(decode, tuple[_EntryKind, ...]), full)
     if len(at("tensors", items, found["tensors"])) > _MAX_ENTRY_COUNT:
         raise FormatError("", where="tensors", expected=f"at most {_MAX_ENTRY_COUNT}", found=str(len(found["tensors"])))
     tilings = [kind.tiling() for kind in kinds]
     check_tilings(tilings)
-    known = [(kind.dtype, kind.shape, kind.sharding, boxes) for kind, (_, boxes) in zip(kinds, tilings, strict=True)]
+    known = [(kind, boxes) for kind, (_, boxes) in zip(kinds, tilings, strict=True)]
     numbers: list[object] = []
 
     def decode_tensor(value: object) -> Entry:
@@ -297,7 +305,7 @@ def _decode_entries(value: object) -> tuple[Entry, ...]:
             raise refused(f"a name of at most {MAX_NAME_LENGTH} characters", name)
         if type(number) is not int or not 0 <= number < len(known):
             raise refused(f"an index below {len(known)}", number)
-        dtype, shape, sharding, boxes = known[number]
+        kind, boxes = known[number]
         if len(places) != len(boxes):
             raise refused(f"holders of {len(boxes)} boxes", len(places))
         placements = []
@@ -306,7 +314,7 @@ def _decode_entries(value: object) -> tuple[Entry, ...]:
                 raise refused("holders, each an object and a first byte", holders)
             numbers.extend(holders)
             placements.append(Placement(box, tuple(zip(holders[::2], holders[1::2], strict=True))))
-        return Entry(TensorSpec(name, dtype, shape), tuple(placements), sharding)
+        return Entry(TensorSpec(name, kind.dtype, kind.shape), tuple(placements), kind.sharding, axes=kind.axes)
 
     entries = tuple(at("tensors", lambda value: each_of(value, decode_tensor), found["tensors"]))
     at("holders", integers, numbers)  # all at once: one by one they would take as long as all the rest

@@ -249,7 +249,9 @@ def with_chunks(catalog: Catalog, first: Plan) -> Catalog:
         placements.setdefault(name, []).append(Placement(output.boxes[0], ((len(objects), 0),)))
         objects.append(SourceObject(output.keys[0], output.nbytes, "", len(others)))
     entries = tuple(
-        replace(entry, placements=tuple(placements[entry.spec.name])) if entry.spec.name in placements else entry
+        replace(entry, placements=tuple(placements[entry.spec.name]), axes=())
+        if entry.spec.name in placements
+        else entry
         for entry in catalog.entries
     )
     return replace(catalog, others=others, objects=tuple(objects), entries=entries)

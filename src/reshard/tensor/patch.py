@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 
 from .box import Box, Shape, row_major_boxes
 from .runs import Scatter, strided
@@ -149,10 +149,11 @@ class Patch:
                 shape[index] = common.stop[factor] - common.start[factor]
         return replace(self, target_start=tuple(start), shape=tuple(shape), source_start=common.start)
 
-    def scatter(self, source: Box, target: Box, itemsize: int) -> Scatter:
+    def scatter(self, source: Box, target: Box, itemsize: int, axes: Shape = ()) -> Scatter:
         """Describe moving this patch between two row-major buffers that hold all of it.
 
-        ``source`` and ``target`` are the boxes of each tensor's axes that the buffers hold.
+        ``source`` and ``target`` are the boxes of each tensor's axes that the buffers hold. The source's buffer is in
+        the order of ``axes``, outermost first, if they are given.
 
         Examples
         --------
@@ -160,7 +161,7 @@ class Patch:
         >>> rows.scatter(Box((0, 0), (3, 4)), Box((0, 0), (6, 4)), itemsize=2)
         Scatter(source=0, target=8, nbytes=8, counts=(3,), source_strides=(8,), target_strides=(16,))
         """
-        from_steps, first_source = _steps(self.source_views, source, self.source_start, itemsize)
+        from_steps, first_source = _steps_along(axes, self.source_views, source, self.source_start, itemsize)
         to_steps, first_target = _steps(self.target_views, target, self.target_start, itemsize)
         dims = [
             (extent, from_steps[factor], step)
@@ -184,6 +185,18 @@ def view_boxes(views: Views, box: Box) -> Iterator[Box]:
             tuple(extent for part in parts for extent in part.start),
             tuple(extent for part in parts for extent in part.stop),
         )
+
+
+def _steps_along(axes: Shape, views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[int], int]:
+    """Return what :func:`_steps` does, for a buffer whose axes are in another order than a tensor's."""
+    if not axes:
+        return _steps(views, held, start, itemsize)
+    ends = list(accumulate(map(len, views), initial=0))
+    factors = [factor for axis in axes for factor in range(ends[axis], ends[axis + 1])]
+    box = Box(tuple(held.start[axis] for axis in axes), tuple(held.stop[axis] for axis in axes))
+    ordered = tuple(views[axis] for axis in axes)
+    steps, first = _steps(ordered, box, tuple(start[factor] for factor in factors), itemsize)
+    return [steps[factors.index(factor)] for factor in range(len(factors))], first
 
 
 def _steps(views: Views, held: Box, start: Shape, itemsize: int) -> tuple[list[int], int]:

@@ -209,10 +209,12 @@ def _located(reader: ItemReader, key: str, nbytes: int, jobs: Sequence[_Job]) ->
         if (stored.dtype, stored.shape) != (spec.dtype, piece.box.shape):
             found = f"{stored.dtype} {list(stored.shape)}"
             raise FormatError("piece differs from the metadata", where=place, expected=expected, found=found)
-        if stored.axes != tuple(range(len(stored.shape))):
+        axes = stored.axes
+        if axes is None:
             found = f"strides {list(stored.strides)}"
-            raise FormatError("unsupported order of elements", where=place, expected="row-major elements", found=found)
-        yield HeldPiece(piece.box, key, piece.start + stored.start if piece.nbytes >= 0 else stored.start)
+            raise FormatError("gaps between elements", where=place, expected="elements side by side", found=found)
+        start = piece.start + stored.start if piece.nbytes >= 0 else stored.start
+        yield HeldPiece(piece.box, key, start, () if axes == tuple(range(len(axes))) else axes)
 
 
 def _tensors_of(reader: ItemReader, nbytes: int) -> Mapping[str, StoredTensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...errors import CatalogError, option, raise_all
 from ...planning.catalog import Catalog, Entry
 from ...storage import Location
-from ...tensor import Box, ByteRange, box_scatter, extent_of
+from ...tensor import Box, ByteRange, extent_of, plain_patch
 from ..kernels.scatter import repeat, scatter
 from ..workers import Workers
 
@@ -95,9 +95,9 @@ class _Reader:
                 continue
             index, first = placement.holders[0]
             item, held = self.catalog.objects[index], placement.box
-            within = tuple(a - b for a, b in zip(part.start, held.start, strict=True))
-            into = tuple(a - b for a, b in zip(part.start, box.start, strict=True))
-            move = box_scatter(part.shape, (held.shape, within), (box.shape, into), itemsize)
+            patch = plain_patch(extent_of(self.entry.spec)[0]).within_target(part)
+            assert patch is not None
+            move = patch.scatter(held, box, itemsize, self.entry.axes)
             start, stop = move.source, move.source_stop
             if item.fill:
                 data = bytearray(stop - start)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import CatalogError, option, raise_all
 from ...models.training_names import is_counter
-from ...tensor import Box, TensorSpec, extent_of
+from ...tensor import Box, Shape, TensorSpec, extent_of
 from ..catalog import Catalog, Entry, Placement, SourceObject, SourceSharding
 from .selection import NameFilter
 from .tiling import find_flaw
@@ -15,11 +15,18 @@ from .tiling import find_flaw
 
 @dataclass(frozen=True, slots=True)
 class HeldPiece:
-    """A box of a tensor, row-major in one object from a byte on."""
+    """A box of a tensor, in one object from a byte on; row-major, or with its axes in another order."""
 
     box: Box
     key: str
     start: int
+    axes: Shape = ()
+
+    def is_in_order(self, axes: Shape) -> bool:
+        """Whether its elements are in the order of some axes, too: one that is one element long can be anywhere."""
+        shape = self.box.shape
+        own, others = (each or range(len(shape)) for each in (self.axes, axes))
+        return [axis for axis in own if shape[axis] > 1] == [axis for axis in others if shape[axis] > 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,8 @@ def piece_catalog(
 ) -> Catalog:
     """Describe a source whose tensors are in pieces; equal boxes are copies of one another.
 
-    Raise CatalogError for tensors that their pieces do not fill, or fill twice, naming the region; all are listed.
+    Raise CatalogError for tensors that their pieces do not fill, or fill twice, naming the region, and for those whose
+    pieces are in different orders; all are listed.
     """
     held = {piece.key for each in pieces.values() for piece in each}
     objects = [item for key, item in source.objects.items() if key in held]
@@ -57,9 +65,16 @@ def piece_catalog(
                 holders.setdefault(piece.box, []).append((indexes[piece.key], piece.start))
         if flaw := find_flaw(extent_of(spec)[0], list(holders)):
             problems.append(f"{spec.name} {list(spec.shape)}: {flaw}")
+        axes = next((piece.axes for piece in some if piece.axes), ())
+        problems += [
+            f"{spec.name} {piece.box.text}: elements in another order than those of other pieces"
+            for piece in some
+            if not piece.is_in_order(axes)
+        ]
         placements = tuple(Placement(box, tuple(places)) for box, places in holders.items())
         is_whole = SourceSharding.UNLISTED if is_counter(spec.name, spec.shape) else SourceSharding.WHOLE
-        entries.append(Entry(spec, placements, SourceSharding.SHARDED if len(placements) > 1 else is_whole))
+        sharding = SourceSharding.SHARDED if len(placements) > 1 else is_whole
+        entries.append(Entry(spec, placements, sharding, axes=axes))
     raise_all(
         CatalogError,
         f"{source.url}: the pieces of these tensors do not fill them",

@@ -62,8 +62,10 @@ class Draft:
     def stored(self, entry: int) -> StoredBoxes:
         """Return the boxes that an entry is stored in."""
         if entry not in self._stored:
-            placements = self.catalog.entries[entry].placements
-            self._stored[entry] = StoredBoxes.of([placement.box for placement in placements])
+            found = self.catalog.entries[entry]
+            boxes = [placement.box for placement in found.placements]
+            # What a grid gives is counted for row-major boxes only.
+            self._stored[entry] = StoredBoxes(boxes) if found.axes else StoredBoxes.of(boxes)
         return self._stored[entry]
 
     def copied(self, output: int) -> tuple[CopiedRange, ...]:

@@ -165,7 +165,7 @@ class Equivalence:
         if index not in self._entries:
             entry = self._draft.catalog.entries[index]
             boxes = tuple(placement.box for placement in entry.placements)
-            self._entries[index] = self._number(("entry", entry.spec.dtype, entry.spec.shape, boxes))
+            self._entries[index] = self._number(("entry", entry.spec.dtype, entry.spec.shape, boxes, entry.axes))
         return self._entries[index]
 
     def _number(self, key: Hashable) -> int:

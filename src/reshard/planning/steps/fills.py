@@ -162,7 +162,7 @@ def whole_placement(draft: Draft, tensor: int) -> Placement | None:
     placements = draft.catalog.entries[pieces[0].source].placements
     # A single zarr chunk may extend past the tensor's end: its rows are then longer than the tensor's.
     is_whole = len(placements) == 1 and pieces[0].patch.shape == placements[0].box.shape
-    return placements[0] if is_whole else None
+    return placements[0] if is_whole and not draft.catalog.entries[pieces[0].source].axes else None
 
 
 def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]:
@@ -171,10 +171,11 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
     itemsize = extent_of(entry.spec)[1]
     placements = entry.placements
     if len(placements) == 1:  # it holds all of the tensor
-        yield Fill(index, 0, placements[0], patch.scatter(placements[0].box, held, itemsize), patch.element_count)
+        scatter = patch.scatter(placements[0].box, held, itemsize, entry.axes)
+        yield Fill(index, 0, placements[0], scatter, patch.element_count)
         return
     places = draft.stored(index).near(patch.source_hull)
-    if patch.is_plain:
+    if patch.is_plain and not entry.axes:
         yield from _stored_plainly(index, entry, patch, held, places)
         return
     for place in places:
@@ -182,7 +183,8 @@ def _stored(draft: Draft, index: int, patch: Patch, held: Box) -> Iterator[Fill]
         for part in view_boxes(patch.source_views, placement.box):
             common = patch.within_source(part)
             if common is not None:
-                yield Fill(index, place, placement, common.scatter(placement.box, held, itemsize), common.element_count)
+                scatter = common.scatter(placement.box, held, itemsize, entry.axes)
+                yield Fill(index, place, placement, scatter, common.element_count)
 
 
 def _stored_plainly(index: int, entry: Entry, patch: Patch, held: Box, places: Iterable[int]) -> Iterator[Fill]:
