@@ -78,3 +78,50 @@ def test_every_case_is_right_or_refused(case, tmp_path, monkeypatch):
         reshard.convert(source, target)
         assert tensors_of(objects_at(target)) == about["tensors"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("case", "note"),
+    [
+        ("dcp_optim_nested_3", "tensors by their first key: optim 21, model 8, tokens 1"),
+        ("dcp_small_2", "1 values that are no tensors are not read: step"),
+        ("dcp_stale_files_2", "objects that the metadata does not name are ignored: __"),
+        ("dcp_per_rank_metadata_2", "2 documents of ranks are joined"),
+        (
+            "hyper_oldms_own_metadata_2",
+            "ranks disagree on the size of w: their pieces are joined in the order of the ranks",
+        ),
+        ("hf_tp_2", "sizes of tensors are stored nowhere and are inferred"),
+    ],
+)
+def test_what_is_left_out_or_inferred_is_in_a_note(case, note):
+    catalog = reshard.inspect(put_case(case))
+    assert [text for text in catalog.notes if note in text]
+
+
+def test_what_is_dropped_is_not_missed():
+    target = f"{new_place()}/out"
+    reshard.convert(put_case("bad_dcp_hole"), target, drop="a.f64")
+    right = cases()["dcp_small_2"][0]["tensors"]
+    assert tensors_of(objects_at(target)) == {name: tensor for name, tensor in right.items() if name != "a.f64"}
+
+
+def without(case, *lost):
+    source = f"{new_place()}/{case}"
+    for name, data in cases()[case][1].items():
+        if name not in lost:
+            put(f"{source}/{name}", data)
+    return source
+
+
+def test_a_file_that_no_rank_has_is_missed():
+    lost = [f"shard-0000{rank}-model-00002-of-00003.safetensors" for rank in (1, 2)]
+    with pytest.raises(ReshardError, match="file 2 of 3"):
+        reshard.inspect(without("hf_files_2", *lost))
+
+
+def test_the_metadata_of_a_rank_is_missed():
+    with pytest.raises(ReshardError, match=r"expected ranks from 0 on, found __1\.metadata"):
+        reshard.inspect(without("dcp_per_rank_metadata_2", "__0.metadata"))
+    with pytest.raises(ReshardError, match="no piece has"):
+        reshard.inspect(without("dcp_per_rank_metadata_2", "__1.metadata"))

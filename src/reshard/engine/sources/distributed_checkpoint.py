@@ -174,8 +174,9 @@ def _megatron_kind(place: Location) -> str:
 
 
 def _notes(metadata: DcpMetadata, infos: Mapping[str, ObjectInfo]) -> Iterator[str]:
-    parts = Counter(str(metadata.paths[name][0]) for name in metadata.tensors if metadata.paths.get(name))
-    if len(parts) > 1:
+    nested = (path for name in metadata.tensors if len(path := metadata.paths.get(name, ())) > 1)
+    parts = Counter(str(path[0]) for path in nested)
+    if parts:
         yield f"tensors by their first key: {', '.join(f'{part} {n}' for part, n in parts.most_common(_SHOWN))}"
     if metadata.inferred:
         some = sample(metadata.inferred, _SHOWN)
