@@ -70,6 +70,7 @@ def test_files_have_the_bytes_that_a_conversion_writes(carried_out, data):
         {"form": "zarr", "part_size": "1KB"},
         {"form": "mindspore"},
         {"dst_layout": "l.yaml", "form": "iteration", "iteration": 5},
+        {"dst_layout": "l.yaml", "form": "dcp"},
     ],
     ids=lambda options: "-".join(options),
 )

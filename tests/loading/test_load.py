@@ -170,11 +170,36 @@ def test_rules_dtypes_and_names_are_those_of_a_conversion(base, stores):
         assert same(reshard.load(f"{base}/qwen", rank=rank, **options).tensors(), written)
 
 
-def test_saved_plans_are_loaded(base):
-    plan = reshard.plan(f"{base}/hf", f"{base}/ranks", dst_layout=f"{base}/l.yaml")
+@pytest.mark.parametrize(
+    ("form", "how"),
+    [
+        ({"form": "zarr"}, {}),
+        ({"format": "ckpt"}, {}),
+        ({"form": "mindspore"}, {}),
+        ({"dst_layout": "l.yaml"}, {"src_layout": "l.yaml"}),
+        ({"dst_layout": "l.yaml", "format": "ckpt"}, {"src_layout": "l.yaml"}),
+        ({"dst_layout": "l.yaml", "form": "iteration", "iteration": 1}, {}),
+    ],
+    ids=str,
+)
+def test_every_kind_of_source_is_loaded(base, form, how):
+    form, how = (
+        {name: f"{base}/{value}" if value == "l.yaml" else value for name, value in each.items()}
+        for each in (form, how)
+    )
+    reshard.convert(f"{base}/hf", f"{base}/source", drop="none", **form)
+    options = {"rank": 1, "dst_layout": f"{base}/l.yaml"}
+    found = reshard.load(f"{base}/source", **how, **options).tensors()
+    assert same(found, reshard.load(f"{base}/hf", drop="none", **options).tensors())
+
+
+@pytest.mark.parametrize("form", [None, "dcp", "iteration"])
+def test_saved_plans_are_loaded(base, form):
+    how = {"dst_layout": f"{base}/l.yaml", "drop": "none"}
+    plan = reshard.plan(f"{base}/hf", f"{base}/ranks", form=form, iteration=3 if form == "iteration" else None, **how)
     put(f"{base}/plan.json", encode_plan(plan))
     found = reshard.load(plan=f"{base}/plan.json", rank=3).tensors()
-    assert same(found, reshard.load(f"{base}/hf", rank=3, dst_layout=f"{base}/l.yaml").tensors())
+    assert same(found, reshard.load(f"{base}/hf", rank=3, **how).tensors())
 
 
 # Frameworks.

@@ -20,6 +20,7 @@ from ..planning.outputs.output import whole_box
 from ..planning.plan import Plan
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
+from ..planning.targets.sharded_target import ShardedTarget
 from .connecting import connecting
 from .option_field import parse_size
 from .request import CHANGE_OPTIONS, SOURCE_OPTIONS, Request
@@ -161,7 +162,7 @@ def held_by(conversion: Conversion, rank: int | None, *, keeps_redundancy: bool 
     With ``keeps_redundancy`` also what another rank would write for it.
     """
     tensors, target = conversion.tensors, conversion.target
-    if not isinstance(target, RankTarget | IterationTarget):
+    if not isinstance(target, RankTarget | IterationTarget | ShardedTarget):
         if rank is not None:
             raise UsageError(f"{option('rank')} {rank}: the target is a full checkpoint, which has no ranks")
         return whole_tensors(conversion)
@@ -169,7 +170,7 @@ def held_by(conversion: Conversion, rank: int | None, *, keeps_redundancy: bool 
     if rank is None or not 0 <= rank < count:
         found = "is missing" if rank is None else f"{rank} does not exist"
         raise UsageError(f"{option('rank')} {found}: expected one of 0..{count - 1}, those of the target")
-    is_reduced = target.remove_redundancy and not keeps_redundancy
+    is_reduced = isinstance(target, RankTarget | IterationTarget) and target.remove_redundancy and not keeps_redundancy
     alone = RankTarget(target.strategy, (rank,), "{rank}", remove_redundancy=is_reduced)
     [output] = alone.outputs(tensors, conversion.source_metadata)
     return tuple(zip(output.tensors, output.boxes, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -18,6 +19,9 @@ from .reading import BoxReader
 
 Index = int | slice | EllipsisType
 """One axis of an index, as numpy takes them; slices have step 1."""
+
+
+_LARGE_BYTES = 1 << 20
 
 
 class Loader:
@@ -149,7 +153,7 @@ class Loader:
         arrays: dict[int, Bytes] = {}
 
         def allocate(position: int) -> memoryview:
-            arrays[position] = np.empty(self._specs[wanted[position][0]].nbytes, np.uint8)
+            arrays[position] = _new_bytes(self._specs[wanted[position][0]].nbytes)
             return arrays[position].data
 
         for position in self._reader.read([held for _, held in wanted], allocate):
@@ -211,6 +215,15 @@ class TensorSlice:
             if isinstance(one, slice):
                 shape.append(last - first)
         return self.loader.read_box(spec.name, tuple(start), tuple(stop), tuple(shape))
+
+
+def _new_bytes(nbytes: int) -> Bytes:
+    """Return memory for one tensor; that of a large one goes back to the system as soon as the tensor does.
+
+    What a worker's thread takes from the heap stays with the thread, so tensors that are dropped one by one would
+    pile up.
+    """
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8) if nbytes >= _LARGE_BYTES else np.empty(nbytes, np.uint8)
 
 
 def _for_all_axes(spec: TensorSpec, given: tuple[Index, ...]) -> Iterator[int | slice]:
