@@ -24,9 +24,6 @@ oracle_stamp := .oracle/.setup
 
 # An environment of its own: MindSpore is built for numpy 1, and needs a safetensors that minds strides.
 oracle_packages := mindspore==2.10.0 'numpy<2' safetensors==0.7.0
-# Ray pins packages of its own. The rest is what its tests need.
-ray_packages := hypothesis 'moto[server]>=5.1' psutil pytest pytest-timeout
-
 ORACLE_PYTHON ?=
 ORACLE_SEED ?=
 ORACLE_COUNT ?=
@@ -130,6 +127,8 @@ $(generate)/.setup: Makefile | $(stamp)
 test-generate: $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
 	$(bin)/python tests/generate/compare.py $(or $(GENERATE_PYTHON),$(generate)/bin/python)
 
+# Ray pins packages of its own. The rest is what its tests need.
+ray_packages := hypothesis 'moto[server]>=5.1' psutil pytest pytest-timeout
 ray_environment := .ray/venv
 $(ray_environment)/.setup: Makefile pyproject.toml | $(stamp)
 	@echo "making $(ray_environment) with Ray: 300 MB"

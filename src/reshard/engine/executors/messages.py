@@ -1,4 +1,4 @@
-"""What the leader of a run and the processes that move its bytes tell each other, over a pipe.
+"""What the leader of a run and the processes that move its bytes tell each other, over a pipe or by Ray.
 
 The leader sends :class:`Begin`, then :class:`Steps` whenever it is asked for some, and at last none; ``STOP`` ends the
 process. A process sends :class:`Wanting`, :class:`Done` for each step, :class:`Ended` once all its steps are done, or
