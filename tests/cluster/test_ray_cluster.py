@@ -31,10 +31,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
 MIB = 1 << 20
-MODEL = random_model({f"{i}.w": ("F32", (1024, 1024)) for i in range(32)})
-MODEL_BYTES = 128 * MIB
-FLAGS = ("--memory", "64MiB", "--concurrency", "2", "--processes", "3", "--copy", "never", "--staging", "never")
-NAMES = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(4)]
+MODEL = random_model({f"{i}.w": ("F32", (1024, 1024)) for i in range(30)})
+MODEL_BYTES = 120 * MIB
+FLAGS = ("--memory", "24MiB", "--concurrency", "2", "--processes", "3", "--copy", "never", "--staging", "never")
+NAMES = [f"rank_{rank}/checkpoint_{rank}.safetensors" for rank in range(2)]
 
 
 def patiently(start: Callable[[], Any]) -> Any:
@@ -98,7 +98,7 @@ def front(moto_url: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Killi
 
 @pytest.fixture
 def bucket(front: KillingFront, moto_url: S3Server, tmp_path: Path) -> str:
-    (tmp_path / "layout.yaml").write_text("axes: {mp: 4}\nrules:\n  - {match: '*', split: [null, mp]}\n")
+    (tmp_path / "layout.yaml").write_text("axes: {mp: 2}\nrules:\n  - {match: '*', split: [null, mp]}\n")
     base = f"s3://{moto_url.make_bucket(f'ray-{time.monotonic_ns()}')}"
     put_full(open_target(f"{base}/hf"), {"model.safetensors": MODEL})
     return base
@@ -234,6 +234,6 @@ def test_nodes_of_a_modelarts_job_make_a_cluster(front, bucket, tmp_path):
             logs.append(node.communicate(timeout=250)[0])
             assert node.returncode == 0, logs
     assert "nodes have joined the Ray cluster" in logs[0]
-    assert "wrote 4 objects" in logs[0]
+    assert "wrote 2 objects" in logs[0]
     assert "nothing of it is this node's" in logs[1]
     check_bytes(bucket, tmp_path)
