@@ -91,7 +91,7 @@ test-slow: setup  ## the tests that take minutes, then those that measure memory
 test-matrix: setup  ## every kill, fault, damage and order of runs; prints the tables of docs/reliability.md
 	$(bin)/python -m pytest -n $(WORKERS) -m matrix $(ARGS)
 
-test-outage: setup  ## stores that stay away for 5 minutes in the middle of a conversion
+test-outage: setup  ## stores that stay away for 60 s and for 5 minutes in the middle of a conversion
 	$(bin)/python -m pytest -s -m outage $(ARGS)
 
 test-random: setup  ## the tests of random examples, with new examples: RANDOM_COUNT times as many

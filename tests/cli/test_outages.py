@@ -31,7 +31,7 @@ rules:
 WEED, JUICEFS = "weed_server", "juicefs_server"
 OUTAGES = [
     pytest.param(WEED, 20.0, marks=pytest.mark.slow),
-    pytest.param(WEED, 60.0, marks=pytest.mark.slow),
+    pytest.param(WEED, 60.0, marks=pytest.mark.outage),
     pytest.param(WEED, 300.0, marks=pytest.mark.outage),
     pytest.param(JUICEFS, 20.0, marks=pytest.mark.slow),
 ]
