@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -123,7 +122,9 @@ def _measure(
             found.append(_timed(bench, job, way, server, requests))
             print(f"{server.endpoint} {way}: {found[-1]['wall_s']:.2f} s, {found[-1]['cpu_s']:.2f} CPU s", flush=True)
     moved = [r["received_bytes"] + r["sent_bytes"] for r in json.loads(requests.read_text())]
-    return [{"way": way, "moved_bytes": sum(moved), **_medians(found, runs["bare"])} for way, found in runs.items()]
+    return [
+        {"way": way, "moved_bytes": sum(moved), **report.medians(found, runs["bare"])} for way, found in runs.items()
+    ]
 
 
 def _timed(bench: run.Bench, job: Job, way: str, server: Server, requests: Path) -> dict[str, float]:
@@ -138,18 +139,6 @@ def _timed(bench: run.Bench, job: Job, way: str, server: Server, requests: Path)
     bench.job = replace(job, workload=replace(job.workload, options=(*job.workload.options, *_OPTIONS[way])))
     found = bench.timed("reshard")
     return {name: found[name] for name in ("wall_s", "cpu_s", "start_s")}
-
-
-def _medians(found: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    medians: dict[str, Any] = {}
-    for name in ("cpu_s", "wall_s"):
-        ratios = [mine[name] / its[name] for mine, its in zip(found, base, strict=True)]
-        medians |= {
-            name: statistics.median(each[name] for each in found),
-            f"{name}_ratio": statistics.median(ratios),
-            f"{name}_runs": [each[name] for each in found],
-        }
-    return medians
 
 
 if __name__ == "__main__":

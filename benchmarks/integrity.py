@@ -8,7 +8,6 @@ receives, JuiceFS an MD5 only. Writes ``results/integrity.json``.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,19 +58,7 @@ def _measure(server: str, usual: argparse.Namespace, asked: argparse.Namespace) 
                 bench.job = replace(plain, workload=replace(plain.workload, options=options))
                 runs[level].append(bench.timed("reshard"))
                 print(f"{server}, {level}: {runs[level][-1]['cpu_s']:.2f} CPU s", flush=True)
-    return [{"server": server, "level": level, **_medians(found, runs["off"])} for level, found in runs.items()]
-
-
-def _medians(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    medians: dict[str, Any] = {}
-    for name in ("cpu_s", "wall_s"):
-        ratios = [mine[name] / its[name] for mine, its in zip(found, base, strict=True)]
-        medians |= {
-            name: statistics.median(each[name] for each in found),
-            f"{name}_ratio": statistics.median(ratios),
-            f"{name}_runs": [each[name] for each in found],
-        }
-    return medians
+    return [{"server": server, "level": level, **report.medians(found, runs["off"])} for level, found in runs.items()]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import platform
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +37,19 @@ def head(asked: argparse.Namespace, interpreters: Mapping[str, str | None], *, c
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "workloads": [],
     }  # fmt: skip
+
+
+def medians(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return medians of seconds, and of their ratios to another way's in the same round; and all runs."""
+    told: dict[str, Any] = {}
+    for name in ("cpu_s", "wall_s"):
+        ratios = [mine[name] / its[name] for mine, its in zip(found, base, strict=True)]
+        told |= {
+            name: statistics.median(each[name] for each in found),
+            f"{name}_ratio": statistics.median(ratios),
+            f"{name}_runs": [each[name] for each in found],
+        }
+    return told
 
 
 def now() -> str:
