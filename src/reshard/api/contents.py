@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..engine.shares import unwritten_ranks
@@ -11,7 +13,7 @@ from ..engine.sources import SourceOptions, read_contents
 from ..engine.sources.parallel_sizes import ParallelSizes
 from ..engine.sources.strategy_files import StrategySource, read_layout_file, read_strategy_files
 from ..engine.workers import working
-from ..errors import NotFound
+from ..errors import CatalogError, NotFound
 from ..formats.containers import Container
 from ..formats.strict_json import parse_json_object
 from ..models.family_file import MAX_FAMILY_BYTES, FamilyKey
@@ -28,6 +30,7 @@ from .option_field import read_config
 from .request import OBJECT_SUFFIXES, SOURCE_OPTIONS, Request
 
 YAML = (".yaml", ".yml")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
 
 
 def inspect(url: str, **options: Any) -> Catalog:
@@ -60,11 +63,31 @@ def inspect(url: str, **options: Any) -> Catalog:
     """
     request = Request.of(("src", *SOURCE_OPTIONS), **(options | {"src": url}))
     with connecting(request):
-        wanted, location = replace(source_options(request), proof=""), open_source(request.src)
+        wanted, location = replace(source_options(request), proof=""), open_checkpoint(request.src)
         with working(request.concurrency or Limits().concurrency, location.store) as workers:
             catalog = read_contents(location, wanted, workers)
         note = _unfinished(location)
     return replace(catalog, notes=(*catalog.notes, note)) if note else catalog
+
+
+def open_checkpoint(url: str) -> Location:
+    """Open the place that a person names as a source, without sending a request.
+
+    Raise CatalogError if nothing is there, but it may be the id of a repository of Hugging Face.
+
+    Examples
+    --------
+    >>> open_checkpoint("HuggingFaceTB/SmolLM2-135M")
+    Traceback (most recent call last):
+    ...
+    reshard.errors.CatalogError: HuggingFaceTB/SmolLM2-135M: no such file or folder on this machine
+    For the repository of that name on Hugging Face write hf://HuggingFaceTB/SmolLM2-135M.
+    """
+    is_id = _REPOSITORY.fullmatch(url) and not url.endswith(OBJECT_SUFFIXES)
+    if is_id and not Path(url).parent.exists():
+        hint = f"For the repository of that name on Hugging Face write hf://{url}."
+        raise CatalogError(f"{url}: no such file or folder on this machine", hint=hint)
+    return open_source(url)
 
 
 def _unfinished(location: Location) -> str:

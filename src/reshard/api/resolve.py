@@ -38,7 +38,7 @@ from .changes import (
     with_runs_of_target,
 )
 from .connecting import connecting
-from .contents import load_parallel, source_options, strategy_source
+from .contents import load_parallel, open_checkpoint, source_options, strategy_source
 from .request import Request
 from .target_choice import choose_target, promised_point, target_place
 
@@ -104,7 +104,7 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     parallel = None if request.parallel is None else load_parallel(request.parallel)
     base, name = place = target_place(request)
     limits = limits_of(base, request)
-    _check_apart(open_source(request.src), base if name is None else base.child(name))
+    _check_apart(open_checkpoint(request.src), base if name is None else base.child(name))
     on_event(PhaseStarted("headers"))
     catalog = _read_headers(request, wanted, limits.concurrency)
     names = [entry.spec.name for entry in catalog.entries]
