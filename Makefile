@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check site bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -174,6 +174,18 @@ check: setup  ## everything that a change must pass: lint, format, types, import
 	$(bin)/lint-imports
 	@$(MAKE) --no-print-directory test
 
+# Its tools have a place of their own, so no other target needs them.
+site_constraints := requirements-docs.txt
+.site/venv/.setup: $(site_constraints) | $(stamp)
+	@echo "making .site/venv with the tools that build the site: 140 MB"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear .site/venv; } || $(bin)/python -m venv --clear .site/venv
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python .site/venv/bin/python --requirement $(site_constraints); } \
+		|| .site/venv/bin/python -m pip install --quiet --requirement $(site_constraints)
+	@touch $@
+
+site: .site/venv/.setup  ## the pages of docs/ as a site with search, in site/; broken links are errors
+	@.site/venv/bin/python docs/make_site.py
+
 # MindSpore's tools and torch are measured where ORACLE_PYTHON and GENERATE_PYTHON, or the environments of
 # test-oracle and test-generate, have them
 bench: $(tests)  ## speed, memory and requests beside a roofline and other tools (--only hf_to_mp4 --repeats 1 --size 64MiB: quick)
@@ -191,5 +203,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .fuzz .oracle .generate .ray .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .demo .fuzz .oracle .generate .ray .site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

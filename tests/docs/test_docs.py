@@ -154,6 +154,12 @@ def test_every_statement_of_the_library_is_explained(name: str) -> None:
     assert f"`{name}(" in (DOCS / "howto" / "library.md").read_text()
 
 
+def test_api_reference_is_current() -> None:
+    script = runpy.run_path(str(DOCS / "make_api_reference.py"))
+    for path, text in script["pages"]():
+        assert path.read_text() == text, f"{path.name}: run docs/make_api_reference.py"
+
+
 def test_command_line_reference_is_current() -> None:
     script = runpy.run_path(str(DOCS / "make_cli_reference.py"))
     assert script["PAGE"].read_text() == script["reference"](), "run docs/make_cli_reference.py"
