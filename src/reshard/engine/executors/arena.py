@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ class Arena:
 
     def __init__(self, nbytes: int) -> None:
         self._nbytes = nbytes
-        self._memory = memoryview(mmap.mmap(-1, max(1, nbytes)))
+        self._memory = _map(nbytes)
         self._free = [(0, nbytes)]
         self._changed = threading.Condition()
 
@@ -101,6 +102,17 @@ class ThreadBuffers:
     def mine(self) -> memoryview:
         """Return the calling thread's buffer."""
         if not hasattr(self._local, "view"):
-            self._local.view = memoryview(mmap.mmap(-1, self._nbytes))
+            self._local.view = _map(self._nbytes)
         view: memoryview = self._local.view
         return view
+
+
+def _map(nbytes: int) -> memoryview:
+    """Map private memory: what mmap gives by default is shared, and the kernel has no huge pages for that."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return memoryview(mmap.mmap(-1, max(1, nbytes)))
+    memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
