@@ -54,9 +54,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def null_server(folder: Path, *, is_tls: bool) -> Iterator[Server]:
+def null_server(folder: Path, *flags: str, is_tls: bool = False) -> Iterator[Server]:
     """Start the barest server, and end it with the block."""
-    tls, environ = [], {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
+    asked, environ = (
+        list(flags),
+        {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"},
+    )
     if is_tls:
         import trustme
 
@@ -65,11 +68,11 @@ def null_server(folder: Path, *, is_tls: bool) -> Iterator[Server]:
         certificate = authority.issue_cert("127.0.0.1")
         certificate.private_key_pem.write_to_path(folder / "key.pem")
         certificate.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
-        tls = [str(folder / "certificate.pem"), str(folder / "key.pem")]
+        asked += ["--tls", str(folder / "certificate.pem"), str(folder / "key.pem")]
         environ["AWS_CA_BUNDLE"] = str(folder / "ca.pem")
     objects = folder / "objects"
     objects.mkdir()
-    command = [sys.executable, str(HERE / "null_server.py"), str(objects), *tls]
+    command = [sys.executable, str(HERE / "null_server.py"), str(objects), *asked]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -3,11 +3,13 @@
 Beside it nearly all CPU of a transfer is the client's. It keeps bodies of its bucket ``source``, and small ones; of all
 others it keeps lengths only, and tells the kernel to drop their bytes unseen. It checks no signature, and a checksum
 only of small bodies: that is how a client finds out what it checks.
-``python benchmarks/null_server.py FOLDER [CERTIFICATE KEY]`` prints its port.
+``python benchmarks/null_server.py FOLDER [--tls CERTIFICATE KEY]`` prints its port. ``--delay-ms`` holds every request
+back, and ``--rate`` bounds the bytes a second of each connection, in both directions, as a far store does.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -16,8 +18,10 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import urllib.parse
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,9 +29,11 @@ from typing import Any
 
 from sources import BUCKET
 
+from reshard.api.option_field import parse_size
 from reshard.storage.checksums import crc_of
 
 SMALL_BYTES = 64 << 10
+_STEP_BYTES = 256 << 10
 _BLOCK_BYTES = 1 << 20
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 
@@ -55,6 +61,14 @@ class Held:
         return Body(nbytes, f"{next(self.numbers):032x}", path)
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far away the store seems: seconds before an answer, and bytes a second of a connection (0: any)."""
+
+    delay_s: float = 0.0
+    rate: int = 0
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
@@ -70,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         self.key = urllib.parse.unquote(address.path).strip("/")
         self.query = dict(urllib.parse.parse_qsl(address.query, keep_blank_values=True))
         self.held = self.server.held
+        time.sleep(self.server.distance.delay_s)
         return True
 
     def log_message(self, *_: Any) -> None:
@@ -99,7 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         with body.path.open("rb") as file:
             if not isinstance(self.connection, ssl.SSLSocket):
-                self.connection.sendfile(file, start, stop - start)
+                for first, nbytes in self._steps(start, stop):
+                    self.connection.sendfile(file, first, nbytes)
                 return None
             file.seek(start)
             while start < stop:
@@ -164,14 +180,23 @@ class Handler(BaseHTTPRequestHandler):
             body.path.write_bytes(data)
             crc = crc_of(data) if nbytes <= SMALL_BYTES else None
             return body, b64encode(crc.to_bytes(4, "big")).decode() if crc is not None else ""
-        left = nbytes - len(self.rfile.read(min(nbytes, len(self.rfile.peek()))))  # type: ignore[attr-defined]
-        if isinstance(self.connection, ssl.SSLSocket):
+        here = len(self.rfile.read(min(nbytes, len(self.rfile.peek()))))  # type: ignore[attr-defined]
+        flags = 0 if isinstance(self.connection, ssl.SSLSocket) else socket.MSG_TRUNC
+        for _, left in self._steps(here, nbytes):
             while left:
-                left -= self.connection.recv_into(self.server.sinks.mine(), min(left, _BLOCK_BYTES))
-        else:
-            while left:
-                left -= self.connection.recv_into(self.server.sinks.mine(), min(left, _BLOCK_BYTES), socket.MSG_TRUNC)
+                left -= self.connection.recv_into(self.server.sinks.mine(), min(left, _BLOCK_BYTES), flags)
         return self.held.new(nbytes), ""
+
+    def _steps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Divide a body into stretches, given as first byte and length, that keep to the rate of a connection."""
+        if not (rate := self.server.distance.rate):
+            yield start, stop - start
+            return
+        begun_s = time.monotonic()
+        for first in range(start, stop, _STEP_BYTES):
+            end = min(stop, first + _STEP_BYTES)
+            yield first, end - first
+            time.sleep(max(0.0, begun_s + (end - start) / rate - time.monotonic()))
 
     def _list(self) -> None:
         if "uploadId" in self.query:
@@ -218,19 +243,23 @@ class Sinks(threading.local):
         return self._block
 
 
+NEAR = Distance()
+
+
 class NullServer(ThreadingHTTPServer):
     """The server; plain, or behind TLS with a certificate and its key."""
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, folder: Path, certificate: str = "", key: str = "") -> None:
+    def __init__(self, folder: Path, tls: tuple[str, str] | None = None, distance: Distance = NEAR) -> None:
         self.held = Held(folder)
+        self.distance = distance
         self.sinks = Sinks()
         self._context = None
-        if certificate:
+        if tls is not None:
             self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            self._context.load_cert_chain(certificate, key)
+            self._context.load_cert_chain(*tls)
         super().__init__(("127.0.0.1", 0), Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -252,8 +281,13 @@ def _xml(name: str, content: str) -> bytes:
 
 def main() -> None:
     """Serve until standard input ends, as it does with whoever started this."""
-    folder, *tls = sys.argv[1:]
-    server = NullServer(Path(folder), *tls)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
+    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--rate", type=parse_size, default=0)
+    asked = parser.parse_args()
+    server = NullServer(asked.folder, asked.tls, Distance(asked.delay_ms / 1000, asked.rate))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
     sys.stdin.read()

@@ -40,9 +40,9 @@ def head(asked: argparse.Namespace, interpreters: Mapping[str, str | None], *, c
 
 
 def medians(found: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return medians of seconds, and of their ratios to another way's in the same round; and all runs."""
+    """Return medians of the seconds that were measured, and of their ratios to another way's in the same round."""
     told: dict[str, Any] = {}
-    for name in ("cpu_s", "wall_s"):
+    for name in [name for name in ("cpu_s", "wall_s") if name in found[0]]:
         ratios = [mine[name] / its[name] for mine, its in zip(found, base, strict=True)]
         told |= {
             name: statistics.median(each[name] for each in found),

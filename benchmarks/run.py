@@ -58,7 +58,7 @@ class Bench:
 
     def cost(self, way: str) -> dict[str, Any]:
         """What reshard plans."""
-        with self._target() as target:
+        with self.target() as target:
             return self.job.cost(way, target, self._server.environ)
 
     def counted(self, ways: Sequence[str], expected: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ class Bench:
         found = {}
         with proxy(self._server.endpoint) as front:
             for way in sorted(ways, key=lambda way: way != "reshard"):  # the others make its requests again
-                with self._target() as target:
+                with self.target() as target:
                     front.take()
                     figures = self._run(way, target, front.endpoint, is_deep=True)
                     seen = front.take()
@@ -80,7 +80,7 @@ class Bench:
 
     def timed(self, way: str, endpoint: str | None = None) -> dict[str, Any]:
         """One way once."""
-        with self._target() as target:
+        with self.target() as target:
             return self._run(way, target, endpoint or self._server.endpoint, is_deep=False)
 
     @contextlib.contextmanager
@@ -107,7 +107,8 @@ class Bench:
         raise AssertionError("one try returns or raises")
 
     @contextlib.contextmanager
-    def _target(self) -> Iterator[str]:
+    def target(self) -> Iterator[str]:
+        """Make a bucket for a run, and remove it afterwards."""
         target = f"target-{next(self._numbers)}"
         self.client.create_bucket(Bucket=target)
         try:
