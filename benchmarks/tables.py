@@ -11,6 +11,14 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 
 
+_CLIENTS = {
+    "bare": "the barest client",
+    "boto3": "reshard, boto3's transfers, one process",
+    "one": "reshard, one process",
+    "two": "reshard, two processes",
+}
+
+
 @lru_cache
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text())
@@ -214,6 +222,22 @@ def integrity() -> str:
     return table(("server", "`--integrity`", "CPU seconds", "x `off`", "wall time x `off`"), rows)
 
 
+def client_limit() -> str:
+    """CPU and wall time of each way, as multiples of those of the barest client."""
+    found = _read("client_limit.json")
+    rows = [
+        (
+            row["protocol"],
+            _CLIENTS[row["way"]],
+            *(f"{row[name]:.2f}" for name in ("cpu_s", "cpu_s_ratio", "wall_s", "wall_s_ratio")),
+            f"{row['cpu_s'] / row['moved_bytes'] * (1 << 30):.2f}",
+        )
+        for row in found["rows"]
+    ]
+    titles = ("", "way", "CPU seconds", "x barest", "seconds", "x barest", "CPU seconds a GiB moved")
+    return table(titles, rows)
+
+
 def fuzzing_run() -> str:
     """Where and when the fuzzing ran, and what came of it."""
     found = _read("fuzz.json")
@@ -282,6 +306,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "simulated_setting": simulated_setting,
     "simulated": simulated,
     "enough_machines": enough_machines,
+    "client_limit": client_limit,
     "fuzzing_run": fuzzing_run,
     "fuzzing": fuzzing,
 }
