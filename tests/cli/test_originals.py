@@ -9,7 +9,7 @@ import pytest
 import typer
 from cli.conftest import CASES
 from cli.runner import ok, run
-from oracle.cases import read_content
+from oracle.cases import Case, read_content
 from safetensors.numpy import save
 from support.ckpt_parser import parse_ckpt
 
@@ -249,11 +249,11 @@ def test_the_name_map_is_the_other_way_round(memory):
     ok("load_distributed_checkpoint", "--unified_safetensors_dir", memory.at(f"case/{call['unified_safetensors_dir']}"),
        "--predict_strategy", memory.at(f"case/{call['predict_strategy']}"), "--dst_safetensors_dir", memory.at("out"),
        "--name_map", names)  # fmt: skip
-    expected = sorted((case / "expected").rglob("net.safetensors"))
+    expected = Case.named(case.name).below("expected")
     assert len(expected) == 2
-    for path in expected:
-        made = tensors(memory, f"out/{path.parent.name}/net.safetensors")
-        assert made == read_content(path.read_bytes()).tensors
+    for name in expected:
+        made = tensors(memory, f"out/{name.removeprefix('expected/')}")
+        assert made == Case.named(case.name).content(name).tensors
 
 
 def test_two_names_for_one_tensor_are_refused(memory):

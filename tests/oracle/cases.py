@@ -1,8 +1,9 @@
 """The oracle's cases as data: what MindSpore was asked to do, the same asked of reshard, and both answers compared.
 
-A case is a folder with ``in/``, ``strategy/``, ``expected/`` and ``case.json``, which has the exact
-call. A file that several cases share lies in one of them; ``copies.json`` tells where. Nothing here knows
-a single case but for the tables of answers that are known to be wrong.
+A case is a folder with ``in/``, ``strategy/`` and ``case.json``, which has the exact call and what every file of the
+answer says: names, dtypes, shapes and hashes. ``expected/`` holds only what tests need the bytes of. A file that
+several cases share lies in one of them; ``copies.json`` tells where. Nothing here knows a single case but for the
+tables of answers that are known to be wrong.
 """
 
 from __future__ import annotations
@@ -162,12 +163,21 @@ class Case:
         return self.paths[name].read_bytes()
 
     def content(self, name: str) -> Content:
-        """What one of the case's files says, by a reader that knows nothing of the package."""
-        return read_any(name, self.read(name))
+        """What one of the case's files says: by a reader that knows nothing of the package, or by ``case.json``."""
+        return read_any(name, self.read(name)) if name in self.paths else self.told(name)
+
+    def told(self, name: str) -> Content | object:
+        """What ``case.json`` says of a file."""
+        file = self.json["files"][name]
+        if "json" in file:
+            return file["json"]
+        tensors = self.listed(name)
+        return Content({tensor: tensors[tensor] for tensor in file["order"]}, file.get("metadata", {}))
 
     def below(self, folder: str) -> list[str]:
-        """Names of the case's files in a folder."""
-        return [name for name in self.paths if name.startswith(f"{folder}/")]
+        """Names of the case's files in a folder, and of answers that only ``case.json`` tells."""
+        told = [name for name in self.json["files"] if name.startswith("expected/")]
+        return [name for name in sorted({*self.paths, *told}) if name.startswith(f"{folder}/")]
 
     @property
     def prepared(self) -> list[dict]:

@@ -103,7 +103,7 @@ def test_cut_while_converting(case):
     asked = {"parallel": NUMBERS[case], "naming": "mcore", "option": pairs(options)}
     reshard.convert(f"{base}/hf", f"{base}/ranks", to="ms", dtype="fp32", **asked)  # as that loader has it
     found = arrays_at(f"{base}/ranks", [f"{rank}/checkpoint_{rank.removeprefix('rank_')}.safetensors"])
-    assert summary_of(found) == summary_of(read_rank(case, rank))
+    assert summary_of(found) == read_rank(case, rank)
     assert reshard.verify(f"{base}/ranks").is_ok
 
 

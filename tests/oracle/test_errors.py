@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import pytest
-from oracle.cases import FOLDER, memory_url, objects_below, read_content
+from oracle.cases import FOLDER, Case, memory_url, objects_below, read_content
 from safetensors import deserialize
 from safetensors.numpy import save
 from support.checkpoints import crc_tail, header_in, owned
@@ -353,17 +353,17 @@ ROWS = {
 def _inputs() -> None:
     """Every input and strategy of the case in memory, and those of inputs that were made and thrown away."""
     store = MemoryStore(memory_url("errors").removeprefix("memory://"))
-    for folder in ("in", "strategy"):
-        for path in sorted((ERRORS / folder).rglob("*")):
-            if path.is_file():
-                store.put(path.relative_to(ERRORS).as_posix(), path.read_bytes())
+    case = Case.named("errors")
+    for name in (*case.below("in"), *case.below("strategy")):
+        store.put(name, case.read(name))
     for key, data in made_inputs().items():
         store.put(key, data)
 
 
 def made_inputs() -> dict[str, bytes]:
     """Inputs that the oracle's folder does not hold: its calls made them in passing, or deleted them."""
-    pp_shards = {path.parent.name: path.read_bytes() for path in (ERRORS / "in" / "pp_shards").glob("*/*")}
+    case = Case.named("errors")
+    pp_shards = {name.split("/")[2]: case.read(name) for name in case.below("in/pp_shards")}
     pp_shards["rank_5"] = pp_shards["rank_7"]  # deleted for the call after this one; data parallel, so equal
     nested = FOLDER.parent / "strategies" / "layout222" / "ckpt" / "strategy_rank_0.ckpt"
     texts = FOLDER / "fmt_ckpt_all_types" / "expected" / "plain.ckpt"

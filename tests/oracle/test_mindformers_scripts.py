@@ -1,8 +1,8 @@
 """What MindSpore Transformers' own scripts made, and the same command lines given to reshard.
 
-A case is a folder with ``mf/in``, what the script was given, ``mf/out``, what it made of it, and
-``case.json``, which has the command. A file that several cases share lies in one of them;
-``copies.json`` tells where.
+A case is a folder with ``mf/in``, what the script was given, and ``case.json``, which has the command.
+``script_outputs.json`` says what the scripts made of it: names, dtypes, shapes and hashes. A file that several
+cases share lies in one of them; ``copies.json`` tells where.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli.runner import Done, run
-from oracle.cases import memory_url, objects_below, read_content
-from support.ckpt_parser import parse_ckpt
+from oracle.cases import Content, Tensor, memory_url, objects_below, read_any, read_content
 
 from reshard.storage import open_target
 
@@ -63,26 +62,35 @@ def ask(name: str, *more: str) -> tuple[Done, dict[str, bytes]]:
     return done, objects_below(f"{base}/mf/out")
 
 
-def expected_of(name: str) -> dict[str, bytes]:
+def expected_of(name: str) -> dict[str, Content | object]:
     """What the script wrote, without the folders that its documents do not promise."""
-    made = {file.removeprefix("mf/out/"): data for file, data in files_of(name).items() if file.startswith("mf/out/")}
-    return {file.partition("unified_safe/" if "unified_safe/" in file else "/")[2]: made[file] for file in made}
+    made = json.loads((FOLDER / "script_outputs.json").read_text())[name]
+    return {
+        file.partition("unified_safe/" if "unified_safe/" in file else "/")[2]: told_of(file, said)
+        for file, said in made.items()
+    }
 
 
-def compare(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
+def told_of(file: str, said: dict) -> Content | object:
+    """What ``script_outputs.json`` says of a file: its tensors, or itself."""
+    if file.endswith(".json"):
+        return said
+    tensors = {name: Tensor(dtype, tuple(shape), sha) for name, (dtype, shape, sha) in said["tensors"].items()}
+    return Content(tensors, said.get("metadata", {}), said.get("texts", {}))
+
+
+def compare(found: Mapping[str, bytes], expected: Mapping[str, Content | object]) -> None:
     """Compare names of objects, and what each says."""
     assert sorted({*found} - {MANIFEST}) == sorted(expected)
     assert MANIFEST in found
-    for key, data in expected.items():
-        if key.endswith(".ckpt"):
-            theirs, ours = parse_ckpt(data), parse_ckpt(found[key])
-            assert ours.values == theirs.values, key
-            assert ours.texts == theirs.texts, key
-        elif key.endswith(".json"):
-            assert json.loads(found[key]) == json.loads(data)
-        else:
-            theirs, ours = read_content(data), read_content(found[key])
-            assert ours.tensors == theirs.tensors, key
+    for key, theirs in expected.items():
+        ours = read_any(key, found[key])
+        if not isinstance(theirs, Content):
+            assert ours == theirs
+            continue
+        assert ours.tensors == theirs.tensors, key
+        assert ours.texts == theirs.texts, key
+        if not key.endswith(".ckpt"):
             # That redundancy was not removed goes without saying.
             assert theirs.metadata | {"remove_redundancy": "False"} == ours.metadata | {"remove_redundancy": "False"}
 
@@ -99,7 +107,7 @@ def test_as_the_script_does_it(name):
     expected = expected_of(name)
     if name == "unify160_filter_layer0":
         # Rank 0's slices of what was filtered out: the script takes them for hyper-parameters.
-        raw = read_content(expected.pop("hyper_param.safetensors"))
+        raw = expected.pop("hyper_param.safetensors")
         assert all(tensor.startswith("model.layers.0") for tensor in raw.tensors)
     compare(found, expected)
 
@@ -140,7 +148,7 @@ def test_what_is_filtered_out_is_nowhere():
 def test_adam_can_be_filtered_out_without_a_trace():
     done, found = ask("unify160_adam_all", "--filter_out_param_prefix", "adam_m", "--filter-out-param-prefix", "adam_v")
     assert done.code == 0, done.err
-    whole = read_content(expected_of("unify160_adam_all")["part0.safetensors"]).tensors
+    whole = expected_of("unify160_adam_all")["part0.safetensors"].tensors
     left = {name: tensor for name, tensor in whole.items() if not name.startswith("adam_")}
     assert 0 < len(left) < len(whole)
     assert read_content(found["part0.safetensors"]).tensors == left

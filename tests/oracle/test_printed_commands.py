@@ -20,7 +20,7 @@ from cli.runner import ok
 from models.test_oracle_conversions import config_of
 from oracle import test_lora_merges as lora
 from oracle import test_mindformers_scripts as scripts
-from oracle.cases import Case, read_ckpt, read_content
+from oracle.cases import Case, Content, read_any, read_ckpt, read_content
 from oracle.test_conversions import made_forwards
 from support.ckpt_parser import parse_ckpt
 from support.model_cases import FOLDER, read_answer, read_tensors, summary_of
@@ -151,14 +151,14 @@ def of_script(case: str) -> Callable[[str], Check]:
     return fill
 
 
-def without_adam(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> dict[str, bytes]:
+def without_adam(expected: Mapping[str, Content | object], found: Mapping[str, bytes]) -> dict[str, Content | object]:
     """Check the part and the map, which the script writes with the optimizer's states; return the rest."""
-    whole = read_content(expected["part0.safetensors"]).tensors
+    whole = expected["part0.safetensors"].tensors
     left = {name: tensor for name, tensor in whole.items() if not name.startswith("adam_")}
     assert len(whole) > len(left) > 0
     assert read_content(found["part0.safetensors"]).tensors == left
     assert json.loads(found["param_name_map.json"])["weight_map"].keys() == left.keys()
-    kept = {"part0.safetensors": found["part0.safetensors"], "param_name_map.json": found["param_name_map.json"]}
+    kept = {name: read_any(name, found[name]) for name in ("part0.safetensors", "param_name_map.json")}
     return {**expected, **kept}
 
 
@@ -187,7 +187,7 @@ def unified(base: str) -> Check:
         found = objects_at(f"{base}/out")
         assert found.keys() == {f"rank_{rank}/net.safetensors" for rank in range(8)}
         for rank in range(8):
-            expected = read_ckpt((folder / f"expected/rank_{rank}/net.ckpt").read_bytes()).tensors
+            expected = Case.named("lds_pp2_ckpt").content(f"expected/rank_{rank}/net.ckpt").tensors
             assert read_content(found[f"rank_{rank}/net.safetensors"]).tensors == expected
 
     return check

@@ -54,9 +54,10 @@ def case_names() -> set[str]:
     return {folder.name for folder in FOLDER.iterdir() if folder.name.startswith(kinds)}
 
 
-def read_rank(case: str, rank: str) -> dict[str, np.ndarray]:
-    """What the real loader gave one rank."""
-    return _read(FOLDER / case / "mf" / f"{rank}.safetensors")
+def read_rank(case: str, rank: str) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    """Dtype, shape and hash of every tensor that the real loader gave one rank."""
+    told = json.loads((FOLDER / case / "ranks.json").read_text())[rank]
+    return {name: (dtype, tuple(shape), sha) for name, (dtype, shape, sha) in told.items()}
 
 
 def read_answer(case: str, side: str, only: str = "") -> dict[str, tuple[str, tuple[int, ...], str]]:
