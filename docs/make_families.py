@@ -7,7 +7,7 @@ Run it after a change of a data file::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reshard.models.expansion import Leaf, leaves_of
@@ -79,7 +79,10 @@ def _naming(naming: Naming, family: Family) -> Iterator[str]:
         )
     if naming.drops:
         yield "Dropped:"
-        yield _table(("tensors", "why"), ((_codes(drop.globs), drop.why) for drop in naming.drops))
+        yield _table(
+            ("tensors", "when", "why"),
+            ((_codes(map(str, drop.globs)), _when(drop.when), drop.why) for drop in naming.drops),
+        )
     if naming.dtypes:
         yield "Fixed dtypes, whatever dtype is requested:"
         rules = naming.dtypes
@@ -144,7 +147,7 @@ def _joins(case: Case, other: Case, plain: str, in_turn: str) -> Iterator[str]:
 
 def _option(option: Option) -> tuple[str, ...]:
     values = ", ".join(f"`{str(value).lower()}`" for value in option.values) or "`1`, or any count"
-    side = {"hf": "Hugging Face", "ms": "MindSpore"}[option.side]
+    side = {"hf": "Hugging Face", "ms": "MindSpore", "both": "both"}[option.side]
     found = "Names reveal it." if option.detect else "Names do not reveal it: set it."
     return f"`{option.name}`", values, side, f"{option.description}. {found}"
 
@@ -179,7 +182,7 @@ def _code(value: object) -> str:
     return f"`{value}`".replace("|", r"\|")
 
 
-def _codes(values: tuple[str, ...]) -> str:
+def _codes(values: Iterable[str]) -> str:
     return ", ".join(map(_code, values))
 
 

@@ -138,8 +138,8 @@ def test_detection_explains_itself():
     with pytest.raises(PlanError, match="gpt2"):
         detect({"model_type": "gpt2"}, names)
     with pytest.raises(PlanError) as error:
-        detect({"model_type": "chatglm"}, ["decoder.layers.0.self_attention.linear_qkv.weight"])
-    assert "qwen3" in error.value.hint
+        detect({"model_type": "mixtral"}, ["decoder.layers.0.self_attention.linear_qkv.weight"])
+    assert "naming mcore" in error.value.hint
     options = {"qkv_concat": True}
     specs = specs_for("llama", "legacy", QWEN3)
     result = compile_rules(load_family("llama"), "to_ms", "legacy", options, QWEN3, specs, None)
@@ -152,9 +152,9 @@ def test_detection_explains_itself():
 def test_the_largest_model_compiles_in_no_time(naming):
     specs = specs_for("deepseek_v3", naming, DEEPSEEK)
     assert len(specs) > 45_000
-    start = time.perf_counter()
+    start = time.process_time()
     result = compiled(specs, DEEPSEEK, "deepseek_v3", naming)
-    assert time.perf_counter() - start < 5  # takes half a second; machines that test may be busy
+    assert time.process_time() - start < 5  # takes half a second; machines that test may be busy
     assert sum(len(target.parts) for target in result.targets) < 1.01 * len(specs)
 
 

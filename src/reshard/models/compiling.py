@@ -15,7 +15,7 @@ from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
 from .block_scales import Scale, find_scales
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Family, Naming, OptionValue, Row
+from .family import Drop, Family, Naming, OptionValue, Row
 from .inferring import ModelSide, keys_to_ask
 from .pattern import name_key
 from .settings import Settings, affects_elements, find_options, resolve_settings
@@ -129,8 +129,10 @@ def compile_rules(
     settings = resolve_settings(family, config, {**found, **options})
     compilation = _Compilation(family, namings[naming], direction, settings, config, specs, dtype)
     for choice in family.options:
-        known = choice.name in found or choice.name in options
-        if choice.side == source_side and not known and affects_elements(choice, family):
+        shown_by = {value for value, _ in choice.detect}
+        is_told_by_absence = bool(shown_by) and choice.default not in shown_by
+        known = choice.name in found or choice.name in options or is_told_by_absence
+        if choice.is_about(source_side) and not known and affects_elements(choice, family, namings[naming]):
             value = str(choice.default).lower()
             compilation.note(f"{choice.name}: {value}, the default; names do not reveal it: {choice.description}")
     return compilation.run()
@@ -314,9 +316,9 @@ class _Compilation:
             name: f"a copy of {of}" for name, of in _tied_names(self._naming, self._source_side, self._settings).items()
         }
         drops = [
-            (re.compile("|".join(map(translate, drop.globs))), drop.why)
+            (re.compile("|".join(map(translate, _globs_of(drop, self._settings)))), drop.why)
             for drop in (*self._naming.drops, *training_state_drops())
-            if drop.side == self._source_side
+            if drop.side == self._source_side and self._settings.holds(drop.when)
         ]
         for name, spec in self._specs.items():
             if name in self._row_of or name in scales or name in self._halves:
@@ -374,6 +376,11 @@ def _tied_names(naming: Naming, side: str, settings: Settings) -> dict[str, str]
         if tie.side == side and settings.holds(tie.when)
         for numbers in index_values(tie.name.names | tie.of.names, settings)
     }
+
+
+def _globs_of(drop: Drop, settings: Settings) -> Iterator[str]:
+    for glob in drop.globs:
+        yield from (glob.render(numbers) for numbers in index_values(glob.names, settings))
 
 
 def _text_of(shape: Shape) -> str:

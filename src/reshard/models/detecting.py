@@ -120,7 +120,7 @@ def detect_side(names: Collection[str]) -> str | None:
 
 def _patterns(names: Iterable[str]) -> frozenset[str]:
     """Return the patterns of names; training state is of no family."""
-    globs = [glob for drop in training_state_drops() for glob in drop.globs]
+    globs = [str(glob) for drop in training_state_drops() for glob in drop.globs]
     keys = set(map(name_key, names))
     return frozenset(key for key in keys if not any(fnmatchcase(key, glob) for glob in globs))
 

@@ -55,10 +55,10 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A choice about one side that shapes or names depend on.
+    """A choice about one side, or both, that shapes or names depend on.
 
     The default is the first of its values; without values it is any count from 1 on, with 1 as the default. ``detect``
-    are values, each with a glob over that side's names that reveals it.
+    are values, each with a glob over that side's names, or the source's, that reveals it.
     """
 
     name: str
@@ -66,6 +66,10 @@ class Option:
     side: str
     detect: tuple[tuple[OptionValue, str], ...]
     description: str
+
+    def is_about(self, side: str) -> bool:
+        """Whether the choice is about a side."""
+        return self.side in (side, "both")
 
     @property
     def default(self) -> OptionValue:
@@ -133,11 +137,12 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Names, as globs, without a counterpart on the other side, and why they have none."""
+    """Names, as globs with indices, without a counterpart on the other side, and why they have none."""
 
     side: str
-    globs: tuple[str, ...]
+    globs: tuple[NamePattern, ...]
     why: str
+    when: Condition = ()
 
 
 @dataclass(frozen=True, slots=True)

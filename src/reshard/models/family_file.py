@@ -161,8 +161,8 @@ def _index(name: str, value: PlainValue, where: str) -> Index:
 
 def _option(name: str, value: PlainValue, where: str) -> Option:
     fields = _keys(value, where, ("values", "side", "description"), ("detect",))
-    if fields["side"] not in SIDES:
-        raise FormatError("side", where=where, expected=" or ".join(SIDES), found=repr(fields["side"]))
+    if fields["side"] not in (*SIDES, "both"):
+        raise FormatError("side", where=where, expected=f"{' or '.join(SIDES)}, or both", found=repr(fields["side"]))
     values = () if fields["values"] == "count" else tuple(_value(v, where) for v in _list(fields["values"], where))
     by_text = {str(value).lower(): value for value in values}
     detect = _keys(fields.get("detect", {}), f"{where}, detect", (), tuple(by_text))
@@ -251,8 +251,9 @@ def _tie(value: PlainValue, where: str) -> Tie:
 
 
 def _drop(value: PlainValue, where: str) -> Drop:
-    side, fields = _sided(value, where, ("why",))
-    return Drop(side, _texts(fields[side], where), _text(fields["why"], where))
+    side, fields = _sided(value, where, ("why",), ("when",))
+    globs = tuple(parse_name(glob, where) for glob in _texts(fields[side], where))
+    return Drop(side, globs, _text(fields["why"], where), _condition(fields.get("when", {}), where))
 
 
 def _dtype(value: PlainValue, where: str) -> DtypeRule:
@@ -354,14 +355,17 @@ def _wrong_naming(family: Family, naming: Naming) -> Iterator[str]:
     names = options.keys() | {parameter.name for parameter in family.parameters}
     conditions = [when for row in naming.rows for when in (row.when, *(c.when for c in (*row.hf, *row.ms)))]
     conditions += [condition for tie in naming.ties for condition in (tie.when, tie.write)]
-    conditions += [rule.when for rule in naming.dtypes]
+    conditions += [*(rule.when for rule in naming.dtypes), *(drop.when for drop in naming.drops)]
     for name, value in sorted({item for condition in conditions for item in condition}, key=str):
         if name not in names:
             yield f"condition on {name}, which is not declared"
         elif name in options and value not in options[name].values:
             yield f"condition {name}: {value}, which is not one of its values"
+    known = names | {index.name for index in family.indices}
+    globs = [glob for drop in naming.drops for glob in drop.globs]
+    yield from (f"{glob}: {name} is not declared" for glob in globs for name in sorted(glob.names - known))
     for row in naming.rows:
-        yield from _wrong_row(row, names | {index.name for index in family.indices})
+        yield from _wrong_row(row, known)
 
 
 def _wrong_row(row: Row, known: set[str]) -> Iterator[str]:

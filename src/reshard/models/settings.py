@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..formats.strict_json import shown
-from .family import Condition, Family, Index, Option, OptionValue, Parameter, is_same_option
+from .family import Condition, Family, Index, Naming, Option, OptionValue, Parameter, is_same_option
 from .pattern import Expression
 
 Value = int | bool | str | tuple[int, ...]
@@ -66,21 +66,24 @@ def find_options(family: Family, side: str, names: Collection[str]) -> dict[str,
     """Find the options that the names of one side reveal, each with a name that does."""
     found: dict[str, tuple[OptionValue, str]] = {}
     for choice in family.options:
-        for value, glob in choice.detect if choice.side == side else ():
+        for value, glob in choice.detect if choice.is_about(side) else ():
             name = next((name for name in names if fnmatchcase(name, glob)), None)
             if name is not None and choice.name not in found:
                 found[choice.name] = (value, name)
     return found
 
 
-def affects_elements(choice: Option, family: Family) -> bool:
-    """Whether an option changes where elements are, and not only which copies are written beside them."""
-    rows = [row for naming in family.namings for row in naming.rows]
-    conditions = [row.when for row in rows] + [case.when for row in rows for case in (*row.hf, *row.ms)]
-    return any(name == choice.name for condition in conditions for name, _ in condition) or any(
-        parameter.by == choice.name or any(choice.name in expression.names for expression in parameter.expressions)
-        for parameter in family.parameters
-    )
+def affects_elements(choice: Option, family: Family, naming: Naming) -> bool:
+    """Whether an option changes where elements of a naming are, and not only which copies are written beside them."""
+    cases = [case for row in naming.rows for case in (*row.hf, *row.ms)]
+    conditions = [row.when for row in naming.rows] + [case.when for case in cases]
+    used = {name for case in cases for tensor in case.tensors for name in (*tensor.factors, *tensor.name.names)}
+    used |= {name for condition in conditions for name, _ in condition}
+    used |= {name for index in family.indices if index.name in used for name in index.names}
+    for parameter in reversed(family.parameters):  # what follows from others is declared behind them
+        if parameter.name in used:
+            used |= {parameter.by, *(name for expression in parameter.expressions for name in expression.names)}
+    return choice.name in used
 
 
 def resolve_settings(family: Family, config: Mapping[str, object], options: Mapping[str, object]) -> Settings:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from ..formats.strict_yaml import parse_yaml
 from ..tensor import Shape
 from .family import Drop
+from .pattern import parse_name
 
 _FILE = Path(__file__).with_name("training_state.yaml")
 _OUTSIDE = ("optimizer", "gradients", "counters", "statistics")
@@ -25,7 +26,7 @@ def _rows() -> tuple[dict[str, Any], ...]:
 @cache
 def training_state_drops() -> tuple[Drop, ...]:
     """Read what becomes of the training state that a checkpoint of any family may hold."""
-    return tuple(Drop("ms", tuple(row["ms"]), row["why"]) for row in _rows())
+    return tuple(Drop("ms", tuple(parse_name(glob, _FILE.name) for glob in row["ms"]), row["why"]) for row in _rows())
 
 
 @cache
