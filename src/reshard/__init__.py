@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .api.statements import load_plan as load_plan
     from .api.statements import plan as plan
     from .api.statements import verify as verify
+    from .api.zarr_groups import open_zarr as open_zarr
     from .engine.events import Answered as Answered
     from .engine.events import Event as Event
     from .engine.events import Noted as Noted
@@ -49,6 +50,7 @@ _MODULES = {
     "api.file_system": ["filesystem"],
     "api.loads": ["load"],
     "api.statements": ["convert", "load_plan", "plan", "verify"],
+    "api.zarr_groups": ["open_zarr"],
     "engine.events": ["Answered", "Event", "Noted", "PhaseStarted", "Progress", "Waiting"],
     "engine.manifest": ["Manifest", "ObjectReceipt"],
     "engine.verification": ["Report"],

@@ -23,8 +23,7 @@ _ARRAY_KEYS = frozenset(
     ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs")
 )
 _OTHER_KEYS = frozenset(("attributes", "dimension_names", "storage_transformers"))
-# Beside zarr's own types: names of ml_dtypes' types in tensorstore and the zarr-extensions registry.
-_TYPES = {name: dtype for dtype, name in DATA_TYPES.items()} | {
+EXTENSION_TYPES = {
     "bfloat16": DType.BF16,
     "float8_e4m3fn": DType.F8_E4M3,
     "float8_e4m3fnuz": DType.F8_E4M3FNUZ,
@@ -32,6 +31,9 @@ _TYPES = {name: dtype for dtype, name in DATA_TYPES.items()} | {
     "float8_e5m2fnuz": DType.F8_E5M2FNUZ,
     "float8_e8m0fnu": DType.F8_E8M0,
 }
+"""Names of ml_dtypes' types, beside zarr's own, in tensorstore and the zarr-extensions registry."""
+
+_TYPES = {name: dtype for dtype, name in DATA_TYPES.items()} | EXTENSION_TYPES
 _DTYPES = {dtype.value: dtype for dtype in DType}
 
 
