@@ -29,8 +29,9 @@ BUILT = ROOT / "site"
 
 # Pages as users come to them, in sections and what these hold; a pattern takes what no entry before it names.
 NAVIGATION: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "Start": {"": ("index.md", "original-commands.md")},
+    "Start": {"": ("index.md", "start.md", "coming-from-mindspore-transformers.md", "faq.md", "glossary.md")},
     "Tasks": {
+        "": tuple(f"tasks/{name}.md" for name in ("download-to-job", "recipes", "layouts", "clusters")),
         "Convert": tuple(
             f"howto/{name}.md"
             for name in ("inspect", "plan", "convert", "verify", "models", "names", "sources", "other-trainers", "zarr")
@@ -41,14 +42,14 @@ NAVIGATION: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Tune": ("howto/memory.md", "howto/copies.md", "howto/staging.md"),
         "More": ("howto/*.md",),
     },
-    "Concepts": {"": ("architecture.md", "reliability.md", "security.md")},
+    "Concepts": {"": ("concepts.md", "reliability.md", "security.md")},
     "Reference": {
-        "": ("reference/cli.md", "reference/api.md", "reference/options.md", "errors.md"),
+        "": ("reference/cli.md", "reference/api.md", "reference/options.md", "errors.md", "original-commands.md"),
         "Formats and stores": ("formats.md", "storage.md", "bad-sources.md"),
         "Families of models": ("families/*.md",),
     },
     "Performance": {"": ("performance.md",)},
-    "Design": {"": ("design/*.md",)},
+    "Design": {"": ("architecture.md",), "Decisions": ("design/*.md",)},
 }
 
 _PUBLISHED = (".md", ".svg", ".png", ".json", ".css")

@@ -118,6 +118,14 @@ def put_llama(url: str) -> None:
         _put(f"{url}/{key}", json.dumps(content).encode())
 
 
+def put_quantised(url: str) -> None:
+    """Write weights of FP8 with a scale for each block, as DeepSeek publishes them."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    specs = [TensorSpec(name, DType.F8_E4M3, (128, 256)), TensorSpec(f"{name}_scale_inv", DType.F32, (1, 2))]
+    _put(f"{url}/fp8/model.safetensors", plan_header(specs, {}).data + bytes(sum(spec.nbytes for spec in specs)))
+    _put(f"{url}/fp8/config.json", b"{}\n")
+
+
 def _put_zeros(url: str, dtype: DType, shapes: Mapping[str, tuple[int, ...]]) -> None:
     specs = [TensorSpec(name, dtype, shape) for name, shape in shapes.items()]
     _put(url, plan_header(specs, {"format": "pt"}).data + bytes(sum(spec.nbytes for spec in specs)))

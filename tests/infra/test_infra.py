@@ -24,6 +24,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from support.keeper import keeper
 
+from reshard.api.option_field import parse_size
+from reshard.api.request import Request
 from reshard.jobs.service_job import is_hyper_parameter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +164,19 @@ class TestRay:
         assert copied == {"pyproject.toml", "README.md", "LICENSE", "src"}
         lines = (INFRA / "ray" / "Dockerfile.dockerignore").read_text().splitlines()
         assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+
+
+def test_kubernetes_job_asks_for_what_it_may_have() -> None:
+    pod = yaml.safe_load((INFRA / "kubernetes" / "job.yaml").read_text())["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command, src, dst, *rest = container["args"]
+    options = {flag.removeprefix("--"): value for flag, value in zip(rest[::2], rest[1::2], strict=True)}
+    request = Request.of(src=src, dst=dst, **options)
+    assert command == "convert"
+    assert request.is_sharded
+    limit = parse_size(f"{container['resources']['limits']['memory']}B")
+    assert request.memory < limit - (512 << 20), "room for the interpreter, catalog and plan"
+    assert pod["restartPolicy"] == "Never"  # each try is a pod of its own, whose log stays
 
 
 class TestModelArtsJob:
