@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support.recording_store import recording
 from support.s3_servers import S3Server
@@ -30,6 +33,9 @@ MIB = 1 << 20
 HIDDEN, INNER, LAYERS = 2048, 5632, 25
 SLACK_BYTES = 24 * MIB
 """What a run takes besides its buffers: stacks of threads, the plan's objects, pages of the client."""
+
+SLACK_OF_A_PROCESS_BYTES = 16 * MIB
+"""What each of several processes takes besides: pages of objects that it shares with its leader until one writes."""
 
 LAYOUT = b"""
 axes: {mp: 4}
@@ -129,6 +135,45 @@ def test_peak_stays_within_the_plan(bucket: str) -> None:
     found = _measured(bucket, "merge-small", "merge")
     assert found["peak"] - found["before"] <= merge.cost.peak_bytes + SLACK_BYTES
     assert reshard.verify(f"{bucket}/large-full", subset="1/8").is_ok
+
+
+def test_all_processes_together_stay_within_the_plan(bucket: str) -> None:
+    count = 3
+    layout = f"{bucket}/mp4.yaml"
+    _save_plan(bucket, "processes-small", "small", "processes-small-mp4", dst_layout=layout, processes="1")
+    plan = _save_plan(bucket, "processes", "large", "processes-mp4", dst_layout=layout, processes=str(count))
+    assert plan.limits.process_count == count
+    command = [sys.executable, "-c", CHILD, f"{bucket}/processes-small.json", f"{bucket}/processes.json", ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as leader:
+        peak_bytes, most_processes = 0, 0
+        while leader.poll() is None:
+            tree = _tree(leader.pid)
+            peak_bytes = max(peak_bytes, sum(map(_anonymous_bytes, tree)))
+            most_processes = max(most_processes, len(tree))
+            time.sleep(0.02)
+        assert leader.returncode == 0
+        assert leader.stdout is not None
+        before_bytes = json.loads(leader.stdout.read().splitlines()[-1])["before"]
+    grown_bytes = peak_bytes - before_bytes
+    print(f"{most_processes} processes: {grown_bytes / MIB:.0f} MiB, {plan.cost.peak_bytes / MIB:.0f} planned")
+    assert most_processes > count  # the leader, too
+    assert grown_bytes <= plan.cost.peak_bytes + most_processes * SLACK_OF_A_PROCESS_BYTES
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(pid)
+        return [leader, *leader.children(recursive=True)]
+    return []
+
+
+def _anonymous_bytes(process: psutil.Process) -> int:
+    """Memory that no file stands behind; of pages that processes share, each has its part."""
+    with contextlib.suppress(OSError):  # it has ended
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        if found := re.search(r"Pss_Anon:\s+(\d+) kB", rollup):
+            return int(found[1]) << 10
+    return 0
 
 
 def test_too_little_memory_is_refused_before_a_tensor_byte_moves(bucket: str) -> None:
