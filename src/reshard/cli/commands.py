@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,25 @@ from .progress import progress
 from .signals import signals
 
 Source = Annotated[str | None, typer.Argument(metavar="SRC", help=OPTIONS["src"].help, show_default=False)]
+Html = Annotated[
+    str | None,
+    typer.Option(metavar="URL.html", show_default=False, help="Write a page to explore in a browser; replaces one."),
+]
 Target = Annotated[str | None, typer.Argument(metavar="DST", help=OPTIONS["dst"].help, show_default=False)]
+
+
+def page_saver(url: str | None) -> Callable[[str], None] | None:
+    """Return what writes a page, over an earlier one; None without a URL.
+
+    Raise UsageError unless it ends in ``.html``: what is there is replaced, and must not be data.
+    """
+    if url is None:
+        return None
+    if not url.endswith(".html"):
+        raise UsageError(f"{option('html', url)}: expected a name that ends in .html")
+    from ..api.statements import save
+
+    return lambda page: save(url, page.encode(), overwrite=True)
 
 
 @with_flags(request_flags(SOURCE_OPTIONS))
@@ -24,6 +43,7 @@ def inspect(
         int,
         typer.Option(metavar="N", min=0, show_default=False, help="Tensors to list in text; 0 for all.  [default: 20]"),
     ] = 20,
+    html: Html = None,
     output: Output = OutputForm.TEXT,
     **options: Any,
 ) -> None:
@@ -32,7 +52,13 @@ def inspect(
     from ..api.contents import inspect as inspect_checkpoint
     from .results import show_catalog
 
-    show_catalog(inspect_checkpoint(url, **options), output, tensors)
+    save_page = page_saver(html)
+    catalog = inspect_checkpoint(url, **options)
+    if save_page:
+        from .pages.catalog_page import catalog_page
+
+        save_page(catalog_page(catalog))
+    show_catalog(catalog, output, tensors)
 
 
 @with_flags([*request_flags(PLANNING_OPTIONS), *(flag(name, field) for name, field in ASSUMPTIONS.items())])
@@ -47,6 +73,7 @@ def plan(
         typer.Option(metavar="NAME", help="Show how an output or a tensor is made, part by part. Repeatable."),
     ] = None,
     output: Output = OutputForm.TEXT,
+    html: Html = None,
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
@@ -57,6 +84,7 @@ def plan(
     from ..planning.plan_json import encode_plan
     from .plan_text import show_plan
 
+    save_page = page_saver(html)
     assumed = {name: options.pop(name) for name in ASSUMPTIONS}
     if plan is not None:
         statements.check_plan_alone({"src": src, "dst": dst, **options})
@@ -70,6 +98,10 @@ def plan(
     explained = [explain_name(made, name) for name in explain or ()]
     if out is not None:
         statements.save(out, encode_plan(made), overwrite=overwrite)
+    if save_page:
+        from .pages.plan_page import plan_page
+
+        save_page(plan_page(made, estimated))
     show_plan(made, output, saved_as=out, estimate=estimated, explained=explained)
 
 
@@ -102,6 +134,7 @@ def verify(
         typer.Option(metavar="URL", help="Read a source in this store too, not in the target's alone. Repeatable."),
     ] = None,
     subset: Annotated[str | None, typer.Option(metavar="n/t", help="Every t-th step only, from the n-th.")] = None,
+    html: Html = None,
     output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
     **options: Any,
@@ -110,8 +143,13 @@ def verify(
     from ..api.statements import verify as verify_target
     from .results import show_report
 
+    save_page = page_saver(html)
     with progress(quiet=quiet) as listener:
         report = verify_target(url, source=source or (), subset=subset, on_event=listener, **options)
+    if save_page:
+        from .pages.report_page import report_page
+
+        save_page(report_page(report, url))
     show_report(report, output)
     if report.problems:
         hint = f"Convert again with {option('overwrite')}."

@@ -49,6 +49,13 @@ def show_plan(
             print_facts(explanation_facts(explanation))
             print_rows(*explanation_rows(explanation), 0)
         return
+    print_facts([*plan_facts(plan, estimate), *([("saved", saved_as)] if saved_as else [])])
+    sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
+    print_rows(("output", "tensors", "size"), sizes_of, 20)
+
+
+def plan_facts(plan: Plan, estimate: Estimate) -> Facts:
+    """Return the lines about a plan as a whole."""
     cost, needed_bytes = estimate.cost, plan.cost.needed_bytes
     over_read = cost.read_bytes / needed_bytes if needed_bytes else 1.0
     distinct = f"{len(plan.outputs)} distinct, in {len(plan.groups)} groups"
@@ -56,27 +63,22 @@ def show_plan(
     copies = f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
     sizes = cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
     memory = "{} of buffers at most, limit {}; the process grows by about {}".format(*map(in_bytes, sizes))
-    print_facts(
-        [
-            ("plan", plan_id_of(plan)[:16]),
-            ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
-            ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
-            ("target", plan.conversion.target_url),
-            ("outputs", f"{len(plan.conversion.keys)} objects, {distinct}"),
-            ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
-            ("write", f"{in_bytes(cost.written_bytes)} in {writes}"),
-            *([("copy", copies)] if cost.copied_bytes else []),
-            *([("stage", _first_pass(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
-            *estimate_facts(plan.cost, estimate),
-            ("memory", memory),
-            ("integrity", _integrity(plan)),
-            ("steps", f"{cost.step_count}, {_in_flight(plan.limits)}"),
-            *note_facts(plan.notes),
-            *([("saved", saved_as)] if saved_as else []),
-        ]
-    )
-    sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
-    print_rows(("output", "tensors", "size"), sizes_of, 20)
+    return [
+        ("plan", plan_id_of(plan)[:16]),
+        ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
+        ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
+        ("target", plan.conversion.target_url),
+        ("outputs", f"{len(plan.conversion.keys)} objects, {distinct}"),
+        ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
+        ("write", f"{in_bytes(cost.written_bytes)} in {writes}"),
+        *([("copy", copies)] if cost.copied_bytes else []),
+        *([("stage", _first_pass(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
+        *estimate_facts(plan.cost, estimate),
+        ("memory", memory),
+        ("integrity", _integrity(plan)),
+        ("steps", f"{cost.step_count}, {_in_flight(plan.limits)}"),
+        *note_facts(plan.notes),
+    ]
 
 
 def _in_flight(limits: Limits) -> str:

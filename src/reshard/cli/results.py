@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..planning.share_documents import written_ranks
 from .flags import OutputForm
-from .printing import in_bytes, note_facts, print_facts, print_json, print_rows
+from .modules import module_rows
+from .printing import Facts, in_bytes, note_facts, print_facts, print_json, print_rows
 from .spelling import spelled
+
+_MODULES = 40  # lines of the summary by module, unless all is asked for
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
     from ..engine.manifest import Manifest
@@ -24,27 +27,35 @@ def show_catalog(catalog: Catalog, form: OutputForm, shown: int) -> None:
     if form is OutputForm.JSON:
         print_json(_catalog_json(catalog))
         return
+    print_facts(catalog_facts(catalog))
+    specs = [entry.spec for entry in catalog.entries]
+    modules = module_rows(specs)
+    if len(modules) < len(specs):
+        print_rows(("module", "tensors", "size", "dtypes"), modules, _MODULES if shown else 0)
+    stored = [item for item in catalog.objects if not item.fill]
+    print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
+    rows = [(spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs]
+    print_rows(("tensor", "dtype", "shape", "size"), rows, shown)
+
+
+def catalog_facts(catalog: Catalog) -> Facts:
+    """Return the lines about a source as a whole."""
     stored = [item for item in catalog.objects if not item.fill]
     specs = [entry.spec for entry in catalog.entries]
     dtypes = Counter(spec.dtype.value for spec in specs)
     # .ckpt has no table of contents: what stands between headers was read too.
     has_ckpt = any(item.key.endswith(".ckpt") for item in catalog.objects)
-    print_facts(
-        [
-            ("source", catalog.url),
-            ("kind", catalog.kind),
-            ("objects", f"{len(stored)}, {in_bytes(sum(item.nbytes for item in stored))}"),
-            ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
-            ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
-            ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
-            ("read", f"{catalog.header_bytes} bytes of headers and indices{'' if has_ckpt else ', no tensor bytes'}"),
-            *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
-            *note_facts(catalog.notes),
-        ]
-    )
-    print_rows(("object", "size"), [(item.key, in_bytes(item.nbytes)) for item in stored], shown)
-    rows = [(spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs]
-    print_rows(("tensor", "dtype", "shape", "size"), rows, shown)
+    return [
+        ("source", catalog.url),
+        ("kind", catalog.kind),
+        ("objects", f"{len(stored)}, {in_bytes(sum(item.nbytes for item in stored))}"),
+        ("tensors", f"{len(catalog.entries)}, {in_bytes(catalog.nbytes)}"),
+        ("dtypes", ", ".join(f"{dtype} x {count}" for dtype, count in dtypes.most_common())),
+        ("metadata", ", ".join(f"{key}={value}" for key, value in sorted(catalog.metadata.items())) or "none"),
+        ("read", f"{catalog.header_bytes} bytes of headers and indices{'' if has_ckpt else ', no tensor bytes'}"),
+        *(("text", f"{name}: {text}") for name, text in catalog.texts.items()),
+        *note_facts(catalog.notes),
+    ]
 
 
 def show_manifest(manifest: Manifest, form: OutputForm) -> None:
@@ -112,14 +123,23 @@ def show_report(report: Report, form: OutputForm) -> None:
     if form is OutputForm.JSON:
         print_json({"is_ok": report.is_ok, **asdict(report)})
         return
-    verdict = "all compared bytes match" if report.checked_bytes else "nothing was compared"
-    if report.missing_ranks:
-        verdict = f"incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
-    if report.problems:
-        verdict = f"{len(report.problems)} differences"
-    compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
-    print_facts([("verdict", verdict), ("compared", compared), ("conversion", report.conversion_id[:16])])
+    print_facts([("verdict", verdict_of(report)), *report_facts(report)])
     print_rows(("difference",), [(problem,) for problem in report.problems], 50)
+
+
+def verdict_of(report: Report) -> str:
+    """Say in a few words what a verification found."""
+    if report.problems:
+        return f"{len(report.problems)} differences"
+    if report.missing_ranks:
+        return f"incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
+    return "all compared bytes match" if report.checked_bytes else "nothing was compared"
+
+
+def report_facts(report: Report) -> Facts:
+    """Return the lines about a verification, besides the verdict."""
+    compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
+    return [("compared", compared), ("conversion", report.conversion_id[:16])]
 
 
 def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = None) -> None:

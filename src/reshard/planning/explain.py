@@ -9,11 +9,11 @@ from typing import Literal
 
 from ..errors import UsageError
 from ..formats.strict_json import shown
-from ..tensor import Box, ByteRange, Patch
-from .outputs.output import Piece, sample
+from ..tensor import Box, ByteRange
+from .outputs.output import sample
 from .outputs.streamed import whole_copies
 from .plan import Plan
-from .steps.fills import box_fills, computation_inputs, input_fills
+from .steps.fills import made_of
 from .steps.steps import Step, StreamedPart
 
 _NEAR = 3
@@ -289,15 +289,7 @@ def _common(a: ByteRange, b: ByteRange) -> int:
 
 def _box_sources(plan: Plan, tensor: int, box: Box) -> Iterator[SourceBytes]:
     """Yield the bytes of the source that a box of a tensor is made of, one range for each stored box it touches."""
-    if box.is_empty:
-        return
-    computed: list[tuple[Piece, Patch]] = []
-    fills = list(box_fills(plan.draft, tensor, box, box, lambda piece, patch: computed.append((piece, patch))))
-    for piece, patch in computed:
-        assert piece.computation is not None
-        for entry, wanted in computation_inputs(piece.source, piece.computation, patch.source_hull):
-            fills += input_fills(plan.draft, entry, wanted)
-    for fill in fills:
+    for fill, _ in made_of(plan.draft, tensor, box):
         index, first = fill.placement.holders[0]
         runs = fill.scatter.source_runs
         yield _source_bytes(plan, index, ByteRange(first + runs.first, first + runs.stop), runs.total_nbytes)

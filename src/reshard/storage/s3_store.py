@@ -160,7 +160,8 @@ class S3Store(Store):
 
     def put(self, key: str, body: Body, checksum: Checksum | None = None, replaces: str | None = None) -> ObjectInfo:
         condition = self._settings.provider.condition(replaces)
-        answer, proof = self._send_body("put_object", key, body, checksum, **condition)
+        kind = {"ContentType": "text/html; charset=utf-8"} if key.endswith(".html") else {}  # browsers save others
+        answer, proof = self._send_body("put_object", key, body, checksum, **kind, **condition)
         etag = bare_etag(answer)
         if etag and proof:
             return ObjectInfo(key, memoryview(body).nbytes, etag, proof=proof)

@@ -78,6 +78,23 @@ def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnCom
             yield from _stored(draft, piece.source, patch, held)
 
 
+def made_of(draft: Draft, tensor: int, box: Box) -> Iterator[tuple[Fill, str]]:
+    """Find all stored bytes that a box of a target's tensor is made of, scales and adapters included.
+
+    Each fill comes with the kernel that takes it, empty where it is moved unchanged.
+    """
+    if box.is_empty:
+        return
+    computed: list[tuple[Piece, Patch]] = []
+    for fill in box_fills(draft, tensor, box, box, lambda piece, patch: computed.append((piece, patch))):
+        yield fill, ""
+    for piece, patch in computed:
+        assert piece.computation is not None
+        for entry, wanted in computation_inputs(piece.source, piece.computation, patch.source_hull):
+            for fill in input_fills(draft, entry, wanted):
+                yield fill, piece.computation.kernel
+
+
 def alike_fills(
     draft: Draft, tensor: int, boxes: Sequence[tuple[Box, Box]]
 ) -> Iterator[tuple[AlikeBoxes, list[Fill]]] | None:
