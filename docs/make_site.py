@@ -50,6 +50,19 @@ NAVIGATION: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Performance": {"": ("performance.md",)},
     "Design": {"": ("architecture.md",), "Decisions": ("design/*.md",)},
+    "中文": {
+        "": tuple(
+            f"zh/{name}.md"
+            for name in (
+                "start",
+                "coming-from-mindspore-transformers",
+                "download-to-job",
+                "recipes",
+                "layouts",
+                "clusters",
+            )
+        ),
+    },
 }
 
 _PUBLISHED = (".md", ".svg", ".png", ".json", ".css")
