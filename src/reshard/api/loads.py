@@ -22,6 +22,7 @@ from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
 from ..planning.targets.sharded_target import ShardedTarget
 from .connecting import connecting
+from .notebook_progress import listening
 from .option_field import parse_size
 from .request import CHANGE_OPTIONS, SOURCE_OPTIONS, Request
 from .resolve import resolve
@@ -49,7 +50,7 @@ def load(
     plan: Plan | str | PathLike[str] | None = None,
     framework: str = "numpy",
     max_gap: int | str = 0,
-    on_event: Listener = ignore,
+    on_event: Listener | None = None,
     **options: Any,
 ) -> Loader:
     """Open what one rank, or a full checkpoint, would hold after a conversion; nothing is written.
@@ -71,7 +72,7 @@ def load(
         Most bytes between two pieces of an object to read for nothing, rather than sending another request, like
         ``64KiB``. With 0 nothing is read that is not needed.
     on_event
-        Is called with the events of reading headers and tensors.
+        Is called with the events of reading headers and tensors; as for :func:`reshard.convert`.
     options
         Those of :class:`reshard.api.Request` that concern the source, names and values, what cuts the target, and
         ``memory``, ``concurrency``, ``verify`` and ``give_up_after``. The memory comes on top of the tensors.
@@ -96,9 +97,10 @@ def load(
     (['w'], [5.0, 8.0])
     """
     request = request_of(src, rank, plan, options)
-    reading = Reading(request, framework, max_gap, on_event)
-    with connecting(request, on_event):
-        conversion = conversion_of(request, plan, on_event)
+    listener = listening(on_event)
+    reading = Reading(request, framework, max_gap, listener)
+    with connecting(request, listener):
+        conversion = conversion_of(request, plan, listener)
         return reading.loader(conversion, held_by(conversion, rank))
 
 

@@ -36,12 +36,13 @@ from ..storage import (
     shared_connections,
 )
 from .connecting import connecting
+from .notebook_progress import listening
 from .process_choice import plan_for_processes
 from .request import OBJECT_SUFFIXES, PLAN_OPTIONS, PLANNING_OPTIONS, RUN_OPTIONS, Request
 from .resolve import Resolved, check_sources_kept, cluster_of, resolve
 
 
-def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> Plan:
+def plan(src: str, dst: str, *, on_event: Listener | None = None, **options: Any) -> Plan:
     """Decide how to convert, from headers alone; nothing is written.
 
     Parameters
@@ -53,7 +54,7 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
         else Hugging Face's form with an index where needed, or the form that ``form`` names; a prefix
         that ends in ``.zarr`` becomes a zarr store.
     on_event
-        Is called with the events of reading headers.
+        Is called with the events of reading headers; as for :func:`convert`.
     options
         See :class:`reshard.api.Request`.
 
@@ -63,8 +64,9 @@ def plan(src: str, dst: str, *, on_event: Listener = ignore, **options: Any) -> 
         As the tree in :mod:`reshard.errors` says; an OverBudget has the memory that is needed.
     """
     request = Request.of(PLANNING_OPTIONS, **(options | {"src": src, "dst": dst}))
-    with connecting(request, on_event):
-        return plan_resolved(resolve(request, on_event))
+    listener = listening(on_event)
+    with connecting(request, listener):
+        return plan_resolved(resolve(request, listener))
 
 
 @shared_connections()
@@ -89,7 +91,7 @@ def convert(
     dst: str | None = None,
     *,
     plan: Plan | str | PathLike[str] | None = None,
-    on_event: Listener = ignore,
+    on_event: Listener | None = None,
     **options: Any,
 ) -> Manifest:
     """Convert a checkpoint, streaming; returns the manifest, which is also written beside the outputs.
@@ -101,7 +103,7 @@ def convert(
     plan
         A plan, or the URL of a saved one.
     on_event
-        Is called with the events of the run, a few times a second.
+        Is called with the events of the run, a few times a second. If None, a notebook shows a progress bar.
     options
         See :class:`reshard.api.Request`; with a plan only ``if_exists``, ``overwrite``, ``keep_staging`` and
         ``give_up_after``.
@@ -119,17 +121,18 @@ def convert(
     """
     if plan is None and (src is None or dst is None):
         raise UsageError(f"convert needs {option('src')} and {option('dst')}, or {option('plan')}")
+    listener = listening(on_event)
     if plan is None:
         request = Request.of(None, **options, src=src, dst=dst)
-        with connecting(request, on_event):
-            return convert_resolved(resolve(request, on_event), request, on_event)
+        with connecting(request, listener):
+            return convert_resolved(resolve(request, listener), request, listener)
     check_plan_alone(options)
     request = Request.of(None, **options)
-    with connecting(request, on_event):
+    with connecting(request, listener):
         made = plan if isinstance(plan, Plan) else load_plan(fspath(plan))
         check_places(made, src, dst)
-        on_event(Noted(f"the plan writes to {made.conversion.target_url}"))
-        return run(made, request, on_event)
+        listener(Noted(f"the plan writes to {made.conversion.target_url}"))
+        return run(made, request, listener)
 
 
 def check_places(plan: Plan, src: str | None, dst: str | None) -> None:
@@ -222,7 +225,7 @@ def verify(
     source: str | Sequence[str] = (),
     subset: str | None = None,
     give_up_after: str | float | None = None,
-    on_event: Listener = ignore,
+    on_event: Listener | None = None,
 ) -> Report:
     """Compare a finished conversion with its source, bit for bit, in bounded memory; report every difference.
 
@@ -240,7 +243,7 @@ def verify(
     give_up_after
         As in :class:`reshard.api.Request`.
     on_event
-        Is called with the events of the comparison, a few times a second.
+        Is called with the events of the comparison, a few times a second; as for :func:`convert`.
 
     Raises
     ------
@@ -252,8 +255,9 @@ def verify(
         The manifest names a source elsewhere.
     """
     chosen = Subset.parse(subset) if subset else Subset()
-    with connecting(Request.of(give_up_after=give_up_after), on_event):
-        return _verify(url, [source] if isinstance(source, str) else source, chosen, on_event)
+    listener = listening(on_event)
+    with connecting(Request.of(give_up_after=give_up_after), listener):
+        return _verify(url, [source] if isinstance(source, str) else source, chosen, listener)
 
 
 def _verify(url: str, sources: Sequence[str], chosen: Subset, on_event: Listener) -> Report:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..planning.share_documents import written_ranks
 from .flags import OutputForm
 from .modules import module_rows
 from .printing import Facts, in_bytes, note_facts, print_facts, print_json, print_rows
@@ -123,23 +122,13 @@ def show_report(report: Report, form: OutputForm) -> None:
     if form is OutputForm.JSON:
         print_json({"is_ok": report.is_ok, **asdict(report)})
         return
-    print_facts([("verdict", verdict_of(report)), *report_facts(report)])
+    print_facts([("verdict", report.verdict), *report_facts(report)])
     print_rows(("difference",), [(problem,) for problem in report.problems], 50)
-
-
-def verdict_of(report: Report) -> str:
-    """Say in a few words what a verification found."""
-    if report.problems:
-        return f"{len(report.problems)} differences"
-    if report.missing_ranks:
-        return f"incomplete: no run has finished ranks {written_ranks(report.missing_ranks)}"
-    return "all compared bytes match" if report.checked_bytes else "nothing was compared"
 
 
 def report_facts(report: Report) -> Facts:
     """Return the lines about a verification, besides the verdict."""
-    compared = f"{in_bytes(report.checked_bytes)} of {in_bytes(report.total_bytes)} in {report.object_count} objects"
-    return [("compared", compared), ("conversion", report.conversion_id[:16])]
+    return [("compared", report.compared), ("conversion", report.conversion_id[:16])]
 
 
 def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = None) -> None:

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from ..errors import FormatError
+from ..figures import in_bytes
 from ..formats.strict_json import parse_json_object, shown
+from ..notebook import Picture, Shown, Table
 from ..planning.codec import at, choice, decode, each_of, fields_of, integer, mapping, refused, text
 from ..planning.conversion import Conversion
 from ..planning.limits import Limits
@@ -42,8 +44,8 @@ class ObjectReceipt:
     proof: Proof = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+@dataclass(frozen=True, slots=True, repr=False)
+class Manifest(Shown):
     """A finished conversion. It is written last, so every object that it names is complete.
 
     Verifying keeps to the limits that the run kept to. ``was_done`` is set if an earlier run had finished it; it is
@@ -57,6 +59,18 @@ class Manifest:
     reads: ReadProof = field(default_factory=ReadProof)
     was_done: bool = field(default=False, compare=False)
     overflows: Mapping[str, int] = field(default_factory=dict)
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        made, written = self.conversion, sum(receipt.nbytes for receipt in self.receipts)
+        line = f"{made.catalog.url} -> {made.target_url}: {len(self.receipts)} objects, {in_bytes(written)}"
+        rows = (
+            (each.key, in_bytes(each.nbytes), "" if each.crc32c is None else f"{each.crc32c:08x}", each.etag)
+            for each in self.receipts
+        )
+        overflows = Table("overflows", ("tensor", "values"), self.overflows.items(), len(self.overflows))
+        objects = Table("objects", ("key", "size", "crc32c", "etag"), rows, len(self.receipts))
+        return Picture(f"{line}{', done by an earlier run' * self.was_done}", (objects, overflows), made.notes)
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..errors import OverBudget, UsageError
+from ..figures import in_bytes
+from ..notebook import Picture, Shown, Table
 from ..planning.outputs.output import Attachment, Document
 from ..planning.plan import Plan, make_plan
 from ..planning.plan_json import conversion_ids
+from ..planning.share_documents import written_ranks
 from ..planning.steps.steps import CopiedPart, StreamedPart
 from ..planning.targets.zarr_target import ChunkOutput
 from ..storage import Location
@@ -45,8 +48,8 @@ class Subset:
         return cls(int(number), int(of))
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Shown):
     """Findings of a verification: bytes of the outputs, objects that were looked at, every difference in words.
 
     ``missing_ranks`` are those that no run has finished, where several runs write one target.
@@ -63,6 +66,25 @@ class Report:
     def is_ok(self) -> bool:
         """Whether the outputs are all there, and agree with the sources."""
         return not self.problems and not self.missing_ranks
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words."""
+        if self.problems:
+            return f"{len(self.problems)} differences"
+        if self.missing_ranks:
+            return f"incomplete: no run has finished ranks {written_ranks(self.missing_ranks)}"
+        return "all compared bytes match" if self.checked_bytes else "nothing was compared"
+
+    @property
+    def compared(self) -> str:
+        """What was compared, in words."""
+        return f"{in_bytes(self.checked_bytes)} of {in_bytes(self.total_bytes)} in {self.object_count} objects"
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        problems = Table("differences", ("difference",), ((each,) for each in self.problems), len(self.problems))
+        return Picture(f"{self.verdict}: {self.compared}", (problems,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from ..api.contents import inspect
 from ..api.loads import READING_OPTIONS, Reading, as_stored, held_by, whole_tensors
+from ..api.notebook_progress import listening
 from ..api.request import Request
 from ..api.resolve import resolve
-from ..engine.events import Listener, Noted, ignore
+from ..engine.events import Listener, Noted
 from ..errors import UsageError, option
 from ..formats.strict_yaml import PlainValue
 from ..loading.loader import Loader
@@ -34,7 +35,7 @@ def load_for(
     rank: int = 0,
     framework: str = "mindspore",
     max_gap: int | str = 0,
-    on_event: Listener = ignore,
+    on_event: Listener | None = None,
     **options: Any,
 ) -> Loader:
     """Open what one rank of a MindSpore Transformers job starts with; nothing is written.
@@ -65,13 +66,14 @@ def load_for(
     job_config = _read(config)
     given: dict[str, Any] = {} if job_config.resume_training else {"network_only": True}
     request = Request.of(READING_OPTIONS, **options)
-    reading = Reading(request, framework, max_gap, on_event)
+    listener = listening(on_event)
+    reading = Reading(request, framework, max_gap, listener)
     count = job_config.rank_count
     if not 0 <= rank < count:
         raise UsageError(f"{option('rank')} {rank} does not exist: expected one of 0..{count - 1}, those of the job")
-    job = decide(job_config, on_event=on_event, **options, **given)  # refuses what does not fit
+    job = decide(job_config, on_event=listener, **options, **given)  # refuses what does not fit
     for note in (job.verdict, *job.contradictions):
-        on_event(Noted(note))
+        listener(Noted(note))
     source = find_source(job_config)
     if source is None:
         raise UsageError(f"{job_config.where}: no weights to load", hint="Set load_checkpoint or pretrained_model_dir.")
@@ -80,7 +82,7 @@ def load_for(
     elif source.kind is SourceKind.RANKS and not source.knows_strategy:
         return _own_shard(source, rank, reading, given)
     else:
-        conversion = _conversion(job_config, source, {**options, **given}, on_event)
+        conversion = _conversion(job_config, source, {**options, **given}, listener)
     return reading.loader(conversion, held_by(conversion, rank if count > 1 else None, keeps_redundancy=True))
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError, raise_all
+from ..figures import in_bytes
+from ..notebook import Picture, Shown, Table
 from ..planning.outputs.output import local_spec
 from ..tensor import Box, Shape, TensorSpec, extent_of
 from .boxes import WantedBox
@@ -24,7 +26,7 @@ Index = int | slice | EllipsisType
 _LARGE_BYTES = 1 << 20
 
 
-class Loader:
+class Loader(Shown):
     """Tensors of a target by name, each read when it is asked for and then owned by whoever asked.
 
     Loaders are made by :func:`reshard.load`. Iterating reads every tensor, many at once, and yields names with tensors
@@ -98,6 +100,14 @@ class Loader:
     def training_state(self) -> Mapping[str, object]:
         """Counters of training that the source keeps apart from its tensors (``global_step``)."""
         return self._reader.conversion.catalog.training_state
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        specs = self._specs.values()
+        rows = ((spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs)
+        tensors = Table("tensors", ("name", "dtype", "shape", "size"), rows, len(specs))
+        url = self._reader.conversion.catalog.url
+        return Picture(f"{url}: {len(specs)} tensors, {in_bytes(self.nbytes)}", (tensors,), self.notes)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self._check_open()

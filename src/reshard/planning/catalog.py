@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..figures import in_bytes
 from ..formats.container_format import ContainerHeader, HeaderTensor
+from ..notebook import Picture, Shown, Table
 from ..tensor import Box, Shape, TensorSpec
 
 
@@ -80,8 +82,8 @@ class Entry:
     axes: Shape = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Catalog:
+@dataclass(frozen=True, slots=True, repr=False)
+class Catalog(Shown):
     """A checkpoint as its headers describe it.
 
     Parameters
@@ -118,6 +120,20 @@ class Catalog:
     def nbytes(self) -> int:
         """Bytes of all tensors; copies on several ranks count once."""
         return sum(entry.spec.nbytes for entry in self.entries)
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        stored = [item for item in self.objects if not item.fill]
+        line = f"{self.url}: {self.kind}, {len(self.entries)} tensors, {in_bytes(self.nbytes)}, {len(stored)} objects"
+        specs = (entry.spec for entry in self.entries)
+        tensors = ((spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs)
+        objects = ((item.key, in_bytes(item.nbytes), item.etag) for item in stored)
+        tables = (
+            Table("tensors", ("name", "dtype", "shape", "size"), tensors, len(self.entries)),
+            Table("objects", ("key", "size", "etag"), objects, len(stored)),
+            Table("dropped", ("name",), ((name,) for name in self.dropped), len(self.dropped)),
+        )
+        return Picture(line, tables, self.notes)
 
     @property
     def unlisted_copies(self) -> tuple[Entry, ...]:

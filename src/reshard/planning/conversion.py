@@ -8,6 +8,7 @@ from functools import cached_property
 
 from ..formats.containers import Container
 from ..formats.mindspore.ckpt import INT4
+from ..notebook import Picture, Shown, Table
 from .catalog import Catalog
 from .change import NO_CHANGE, Change, ChangedTensors, make_tensors
 from .outputs.output import (
@@ -26,8 +27,8 @@ MAX_ATTACHMENT_BYTES = 64 << 20
 """Most bytes of an attachment: it is held in memory whole."""
 
 
-@dataclass(frozen=True)
-class Conversion:
+@dataclass(frozen=True, repr=False)
+class Conversion(Shown):
     """A source, a target, and the changes of tensors in between.
 
     Keys of outputs, and that of the manifest, are relative to ``target_url``. ``renamed`` has new names of tensors by
@@ -94,6 +95,12 @@ class Conversion:
         """Key of every object that will be written, except the manifest."""
         others = (*(document.key for document in self.documents), *(each.key for each in self.attachments))
         return (*(key for output in self.outputs for key in output.keys), *others)
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        line = f"{self.catalog.url} -> {self.target_url}: {len(self.catalog.entries)} tensors"
+        renamed = Table("renamed", ("from", "to"), self.renamed.items(), len(self.renamed))
+        return Picture(line, (renamed,))
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

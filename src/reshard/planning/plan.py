@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from ..errors import OverBudget
+from ..figures import in_bytes
+from ..notebook import Picture, Shown, Table
 from .catalog import Catalog
 from .conversion import Conversion
 from .cost.cost import Cost, count_cost
@@ -36,8 +38,8 @@ class StagingMode:
     limits: Limits | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """How a conversion is carried out. Steps are derived on demand.
 
     Parameters
@@ -84,6 +86,24 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """Remarks for people, to read before the conversion starts."""
         return (*self.conversion.notes, *([self.staging_note] if self.staging_note else []))
+
+    def picture(self) -> Picture:
+        """Return what a notebook shows of it."""
+        made, cost = self.conversion, self.cost
+        line = (
+            f"{made.catalog.url} -> {made.target_url}: {len(self.outputs)} outputs, reads {in_bytes(cost.read_bytes)} "
+            f"and writes {in_bytes(cost.written_bytes)} in {cost.request_count} requests"
+        )
+        outputs = ((", ".join(each.keys), in_bytes(each.nbytes), len(each.specs)) for each in self.outputs)
+        specs = (tensor.spec for tensor in self.tensors)
+        tensors = ((spec.name, spec.dtype.value, list(spec.shape), in_bytes(spec.nbytes)) for spec in specs)
+        figures = [(name.replace("_", " "), value) for name, value in asdict(cost).items()]
+        tables = (
+            Table("outputs", ("keys", "size", "tensors"), outputs, len(self.outputs)),
+            Table("tensors", ("name", "dtype", "shape", "size"), tensors, len(self.tensors)),
+            Table("cost", ("figure", "value"), figures, len(figures)),
+        )
+        return Picture(line, tables, self.notes)
 
     @cached_property
     def draft(self) -> Draft:

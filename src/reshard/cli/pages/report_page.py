@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...engine.verification import Report
 from ...tensor.numbered_names import split_numbers
 from ..printing import in_bytes
-from ..results import report_facts, verdict_of
+from ..results import report_facts
 from .document import bar_html, facts_html, html, make_page, section
 
 _SHOWN = 1000  # findings of one kind
@@ -14,7 +14,7 @@ _SHOWN = 1000  # findings of one kind
 def report_page(report: Report, url: str) -> str:
     """Return the page of a report on the target at a URL."""
     mark = "good" if report.is_ok else "bad"
-    verdict = f'<p class="verdict {mark}">{"✓" if report.is_ok else "✗"} {html(verdict_of(report))}</p>'
+    verdict = f'<p class="verdict {mark}">{"✓" if report.is_ok else "✗"} {html(report.verdict)}</p>'
     checked, total = report.checked_bytes, report.total_bytes
     facts = facts_html(report_facts(report))
     shares = [("compared and equal", float(checked), f"{in_bytes(checked)} of {in_bytes(total)}")]
