@@ -18,7 +18,7 @@ CONVERSION = SOURCE | {
     "--to", "--family", "--naming", "--option", "--config", "--dtype", "--keep-dtype", "--merge-lora", "--lora",
     "--lora-scaling", "--parallel", "--dst-strategy,--dst-strategy-path-or-dir", "--dst-layout", "--rename",
     "--name-map",
-    "--form", "--format", "--prefix", "--ranks",
+    "--serve", "--vllm", "--form", "--format", "--prefix", "--ranks",
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
     "--iteration", "--integrity", "--verify", "--on-overflow", "--processes", "--engine", "--ray-address",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from reshard.planning.targets import TARGETS, is_checkpoint_object
 from reshard.planning.targets.full_target import FullTarget, PartsTarget
 from reshard.planning.targets.iteration_target import IterationTarget
 from reshard.planning.targets.rank_target import RankTarget
+from reshard.planning.targets.serving_target import ServingTarget
 from reshard.planning.targets.sharded_target import ShardedTarget
 from reshard.planning.targets.tree_target import TreeTarget
 from reshard.planning.targets.zarr_target import ZarrTarget
@@ -277,6 +278,7 @@ KINDS = {
     "parts": PartsTarget(100),
     "ranks": ranks(ALL),
     "iteration": IterationTarget(ALL, 7),
+    "serving": ServingTarget(ALL, tuple(range(ALL.rank_count)), "model-rank-{rank}-part-0.safetensors"),
     "sharded": ShardedTarget(ALL),
     "tree": TreeTarget(Container.CKPT),
     "zarr": ZarrTarget(100),
@@ -291,6 +293,7 @@ KINDS = {
         ("parts", "", False),
         ("ranks", "", False),
         ("iteration", "iteration_00000007/", False),
+        ("serving", "", True),
         ("sharded", "", True),
         ("tree", None, False),
         ("zarr", "", True),
@@ -300,11 +303,16 @@ def test_what_belongs_to_a_target(kind, scope, has_companions):
     assert (KINDS[kind].scope, KINDS[kind].has_companions) == (scope, has_companions)
 
 
+def test_headers_of_an_engines_ranks_have_no_metadata():
+    outputs = KINDS["serving"].outputs(TENSORS, SourceMetadata({"author": "x"}))
+    assert [dict(output.metadata) for output in outputs] == [{}] * len(outputs)
+
+
 def test_every_kind_is_tried_above():
     assert {type(target) for target in KINDS.values()} == set(TARGETS.values())
 
 
-@pytest.mark.parametrize("kind", ["full", "parts", "ranks", "iteration", "sharded", "zarr"])
+@pytest.mark.parametrize("kind", ["full", "parts", "ranks", "iteration", "serving", "sharded", "zarr"])
 def test_readers_take_what_a_target_writes_for_a_checkpoint(kind):
     target = KINDS[kind]
     outputs = target.outputs(TENSORS, NOTHING)
@@ -332,7 +340,7 @@ def test_other_objects_are_no_checkpoint(key):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_of_the_usual_size_are_within_bounds(kind):
-    assert KINDS[kind].check_bounds(TENSORS) == {"ranks": 2, "iteration": 2, "sharded": 2}.get(kind, 4)
+    assert KINDS[kind].check_bounds(TENSORS) == {"ranks": 2, "iteration": 2, "serving": 2, "sharded": 2}.get(kind, 4)
 
 
 def vast(tensor_count):

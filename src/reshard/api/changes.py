@@ -20,6 +20,7 @@ from ..models.parallel_config import ParallelConfig
 from ..models.parallel_rules import load_layouts, naming_of
 from ..models.parallel_strategy import derive_strategy, unchecked_heads, whole_embeddings
 from ..models.pattern import name_key
+from ..models.serving_rules import float32_names
 from ..models.training_names import weight_of
 from ..planning.catalog import Catalog, Entry, SourceObject, SourceSharding
 from ..planning.change import Change, make_tensors
@@ -31,6 +32,7 @@ from ..storage import Location, open_location, open_source, read_object
 from ..tensor import DType, Shape, Strategy, TensorSpec
 from .contents import load_config, load_family_key, prefix_of
 from .request import Request
+from .serving import serving_of
 
 _DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -52,37 +54,44 @@ def change_of(
     if request.lora or request.merge_lora:
         scaled, transposed = _adapters(request, catalog, specs)
         change = replace(change, scalings=scaled, transposed=transposed)
-    if request.to:
-        change, told = _with_rules(change, request, specs, parallel)
+    to = request.to
+    if request.serve:
+        serving, to = serving_of(request, config, specs)
+        change = replace(change, serving=serving)
+    if to:
+        change, told = _with_rules(change, request, to, specs, parallel)
         notes += told
         if change.direction == "to_hf":
             cut = ((renamed[entry.spec.name], entry) for entry in catalog.entries)
             change, told = _with_runs_of_source(change, dict(cut))
             notes += told
+    elif change.serving is not None and change.dtype is not None:
+        change = replace(change, kept=float32_names(change.serving, specs))
     if request.keep_dtype:
-        names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, change).tensors]
+        cast = replace(change, serving=None)  # networks that serve hold what is made of these
+        names = [tensor.spec.name for tensor in make_tensors(catalog, renamed, cast).tensors]
         chosen = NameFilter(keep=request.keep_dtype)
         if missed := chosen.unmatched_keep(names):
             raise UsageError(f"{option('keep_dtype', ', '.join(missed))} matches no tensor of the target")
-        change = replace(change, kept=frozenset(name for name in names if chosen.is_kept(name)))
+        change = replace(change, kept=change.kept | frozenset(name for name in names if chosen.is_kept(name)))
     if change == Change(config=config, on_overflow=change.on_overflow):
         return Change(), notes  # a plan does not depend on what no option asks for
     return change, notes
 
 
 def _with_rules(
-    change: Change, request: Request, specs: Mapping[str, TensorSpec], parallel: ParallelConfig | None
+    change: Change, request: Request, to: str, specs: Mapping[str, TensorSpec], parallel: ParallelConfig | None
 ) -> tuple[Change, list[str]]:
-    """Choose the family's rules by the source's names and the request."""
+    """Choose the family's rules by the source's names and the request, for the names of one side."""
     names = [name for name in specs if not is_adapter_name(name)]
     key = load_family_key(request.family)
     found = detect(change.config, names, family=key)
-    if found.direction != f"to_{request.to}":
-        message = f"{option('to', request.to)}, but the source has {request.to} names already"
+    if found.direction != f"to_{to}":
+        message = f"{option('to', to)}, but the source has {to} names already"
         raise UsageError(message, hint="; ".join(found.reasons))
-    naming = _naming(found, key or found.family.name, request, parallel) if request.to == "ms" else found.naming
+    naming = _naming(found, key or found.family.name, request, parallel) if to == "ms" else found.naming
     options: dict[str, int | str | bool] = {**dict(found.options), **(request.option or {})}
-    side = "hf" if request.to == "ms" else "ms"
+    side = "hf" if to == "ms" else "ms"
     model = ModelSide(found.family, naming, side, options, change.config, {name: specs[name] for name in names})
     config = infer_sizes(model)
     told = [f"{key} {str(value).lower()}" for key, value in config.items() if key not in change.config]
@@ -184,10 +193,14 @@ def check_whole_shapes(catalog: Catalog, config: Mapping[str, object]) -> list[s
 
 def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, concurrency: int) -> list[str]:
     """Compare what the rules drop as copies of other tensors, and note it; raise CatalogError for what differs."""
-    if not change.family:
+    if change.family:
+        family = load_family(change.family_key)
+        copies = copies_to_drop(family, change.direction, change.naming, change.options, change.config)
+    elif change.serving is not None:
+        family = load_family(change.serving.family)
+        copies = copies_to_drop(family, "to_ms", family.namings[0].name, {}, change.config)
+    else:
         return []
-    family = load_family(change.family_key)
-    copies = copies_to_drop(family, change.direction, change.naming, change.options, change.config)
     own = {new: old for old, new in renamed.items()}
     held = {own[name]: own[of] for name, of in copies.items() if name in own and of in own}
     if not held:

@@ -37,7 +37,7 @@ READING_OPTIONS = ("memory", "concurrency", "verify", "give_up_after")
 LOAD_OPTIONS = (
     *SOURCE_OPTIONS,
     *CHANGE_OPTIONS,
-    *("dst_strategy", "dst_layout", "parallel", "remove_redundancy"),
+    *("dst_strategy", "dst_layout", "parallel", "serve", "vllm", "remove_redundancy"),
     *READING_OPTIONS,
 )
 """Options that concern what is loaded."""
@@ -116,7 +116,7 @@ def request_of(
     if plan is not None:
         return Request.of(READING_OPTIONS, **options)
     ranks = {} if rank is None or rank < 0 else {"ranks": str(rank)}
-    is_sharded = any(options.get(name) for name in ("dst_strategy", "dst_layout", "parallel"))
+    is_sharded = any(options.get(name) for name in ("dst_strategy", "dst_layout", "parallel", "serve"))
     if rank is not None and not is_sharded:
         message = f"{option('rank')} {rank} needs a target strategy, a layout file or parallel sizes"
         raise UsageError(message, hint="A full checkpoint has no ranks.")

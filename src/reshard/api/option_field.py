@@ -236,6 +236,21 @@ def read_pairs(value: object) -> dict[str, int | str]:
     return found
 
 
+def read_serving(value: object) -> dict[str, int]:
+    """Read how many ranks serve a model: a mapping, or text.
+
+    Examples
+    --------
+    >>> read_serving("tp=4,ep=4"), read_serving({"tp": 2})
+    ({'tp': 4, 'ep': 4}, {'tp': 2})
+    """
+    pairs = read_pairs([item.strip() for item in value.split(",")] if isinstance(value, str) else value)
+    wrong = [name for name, count in pairs.items() if name not in ("tp", "ep") or type(count) is not int or count < 1]
+    if wrong or "tp" not in pairs:
+        raise UsageError("expected tp=N or tp=N,ep=N, numbers of ranks")
+    return {name: int(count) for name, count in pairs.items()}
+
+
 def read_document(value: object) -> Any:
     """Read a mapping, or the URL of a JSON object that holds it."""
     return dict(value) if isinstance(value, Mapping) else read_text(value)

@@ -23,12 +23,13 @@ from .option_field import (
     read_process_count,
     read_ranks,
     read_ratio,
+    read_serving,
     read_texts,
     read_truth,
 )
 
 OBJECT_SUFFIXES = (".safetensors", ".ckpt")
-_FORMS_OF_RANKS = ("iteration", "dcp")
+_FORMS_OF_RANKS = ("iteration", "dcp", "vllm")
 """Ends of URLs that name a single object."""
 
 SOURCE, CHANGES, TARGET, RUN = "Source", "Names and values", "Target", "Run"
@@ -161,8 +162,18 @@ class Request:
     parallel: str | None = _field(
         "Cut the target by parallel sizes, or as a training job's YAML does.", "dp=2,mp=4,...|URL.yaml", TARGET
     )
+    serve: Mapping[str, int] | None = _field(
+        "Write what each rank of the networks holds that serve the model: MindSpore Transformers', or another engine's "
+        f"with {named('form', 'vllm')}. With ep=N ranks share out whole experts.",
+        "tp=N[,ep=N]",
+        TARGET,
+        read=read_serving,
+    )
+    vllm: str | None = _field(
+        f"Version of vLLM whose names {named('form', 'vllm')} writes.", "VERSION", TARGET, default="0.32"
+    )
     form: str | None = _choice(
-        "Form of a full checkpoint (hf, mindspore, zarr) or of rank shards (iteration, dcp).",
+        "Form of a full checkpoint (hf, mindspore, zarr) or of rank shards (iteration, dcp, vllm).",
         TARGET,
         *("hf", "mindspore", "zarr", *_FORMS_OF_RANKS),
         default="hf, or zarr if DST ends in .zarr",
@@ -313,7 +324,7 @@ class Request:
     @property
     def is_sharded(self) -> bool:
         """Whether the target is rank shards."""
-        return bool(self.dst_strategy or self.dst_layout or self.parallel)
+        return bool(self.dst_strategy or self.dst_layout or self.parallel or self.serve)
 
     @property
     def replaces(self) -> bool:
@@ -389,7 +400,8 @@ def _raise(problems: list[UsageError]) -> None:
 
 def _contradictions(request: Request) -> Iterator[UsageError]:
     """Yield an error for each contradiction between options."""
-    for names in (("src_strategy", "src_layout", "src_parallel"), ("dst_strategy", "dst_layout", "parallel")):
+    cuts = ("dst_strategy", "dst_layout", "parallel", "serve")
+    for names in (("src_strategy", "src_layout", "src_parallel"), cuts):
         given = [named(name, getattr(request, name)) for name in names if getattr(request, name)]
         if len(given) > 1:
             yield UsageError(f"{' and '.join(given)} cannot be used together", hint="Choose one.")
@@ -397,7 +409,8 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         yield UsageError(f"{named('lora_scaling')} needs {named('lora')} or {named('merge_lora')}")
     if request.on_overflow and not (request.dtype or request.to or request.lora or request.merge_lora):
         yield UsageError(f"{named('on_overflow')} needs {named('dtype')}: nothing else makes values smaller")
-    is_for_rules = request.to or request.src_parallel
+    yield from _serving_contradictions(request)
+    is_for_rules = request.to or request.src_parallel or request.serve
     if request.option and not is_for_rules and request.dst:  # a strategy may be made for a checkpoint as it is
         yield UsageError(f"{named('option')} belongs to a family's rules: it needs {named('to')}")
     if request.is_sharded and request.form not in (None, *_FORMS_OF_RANKS):
@@ -420,6 +433,22 @@ def _contradictions(request: Request) -> Iterator[UsageError]:
         yield UsageError(f"{named('ray_address')} needs {named('engine', 'ray')}")
     if request.staging == "never" and request.staging_url:
         yield UsageError(f"{named('staging_url')} is for staging, but {named('staging', 'never')} is given")
+
+
+def _serving_contradictions(request: Request) -> Iterator[UsageError]:
+    """Yield an error for each contradiction about networks that serve the model."""
+    if request.form == "vllm" and not request.serve:
+        yield UsageError(f"{named('form', 'vllm')} needs {named('serve', 'tp=N')}")
+    if request.vllm and request.form != "vllm":
+        yield UsageError(f"{named('vllm', request.vllm)} needs {named('form', 'vllm')}")
+    if not request.serve:
+        return
+    if request.form not in (None, "vllm"):
+        yield UsageError(f"{named('form', request.form)} is no form that {named('serve')} writes")
+    if request.to:
+        yield UsageError(f"{named('to', request.to)} and {named('serve')}: the networks decide the names")
+    if request.remove_redundancy:
+        yield UsageError(f"{named('remove_redundancy')} and {named('serve')}: each rank loads its own object alone")
 
 
 def _object_contradictions(request: Request) -> Iterator[UsageError]:

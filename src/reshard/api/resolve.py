@@ -40,6 +40,7 @@ from .changes import (
 from .connecting import connecting
 from .contents import load_parallel, open_checkpoint, source_options, strategy_source
 from .request import Request
+from .serving import with_serving
 from .target_choice import choose_target, promised_point, target_place
 
 
@@ -113,11 +114,13 @@ def _resolve(request: Request, on_event: Listener, hooks: Hooks) -> Resolved:
     renamed = renames.apply(names)
     request, chosen = hooks.choose_rules(request, catalog, target_files)
     change, notes = change_of(request, catalog, renamed, parallel)
+    catalog, served = with_serving(catalog, renamed, change)
     tensors = make_tensors(catalog, renamed, change).tensors if request.is_sharded else ()
     compared = check_copies(catalog, renamed, change, limits.concurrency)
     catalog = with_notes(catalog, *chosen, *notes, *compared)
     catalog = _with_training_state(catalog, request, tensors, limits.concurrency)
     strategy, notes = _target_strategy(target_files, parallel, change, tensors, catalog, request)
+    strategy = served or strategy
     change, more = with_runs_of_target(change, strategy)
     catalog = with_notes(catalog, *notes, *more)
     # Now that the source is known, an original command may decide the rest.

@@ -12,6 +12,7 @@ from ..planning.limits import Limits
 from ..planning.targets.full_target import FullTarget, PartsTarget
 from ..planning.targets.iteration_target import IterationTarget
 from ..planning.targets.rank_target import RankTarget
+from ..planning.targets.serving_target import ServingTarget
 from ..planning.targets.sharded_target import ShardedTarget
 from ..planning.targets.target import Target
 from ..planning.targets.zarr_target import ZarrTarget
@@ -53,6 +54,8 @@ def choose_target(
         return _iteration_target(request, strategy, training_state)
     if request.form == "dcp":
         return ShardedTarget(strategy)
+    if request.form == "vllm":
+        return ServingTarget(strategy, _ranks(request, strategy.rank_count), "model-rank-{rank}-part-0.safetensors")
     container = Container(request.format or Container.SAFETENSORS)
     name, ranks = f"rank_{{rank}}/{_rank_name(request.prefix, container)}", _ranks(request, strategy.rank_count)
     return RankTarget(strategy, ranks, name, container, request.remove_redundancy, saved_at)

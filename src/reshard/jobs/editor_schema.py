@@ -16,6 +16,7 @@ from ..api.option_field import (
     read_process_count,
     read_ranks,
     read_ratio,
+    read_serving,
     read_text,
     read_texts,
     read_truth,
@@ -44,6 +45,7 @@ _TYPES: Mapping[Callable[..., Any], list[Json]] = {
     read_config: [_TEXT, {"type": "object"}],
     read_ranks: [_TEXT, _TEXTS],
     read_ratio: [_TEXT],
+    read_serving: [_TEXT, {"type": "object"}],
     read_process_count: [
         {"type": "integer", "minimum": 1, "maximum": MOST_PROCESSES},
         {"type": "string", "pattern": "^(auto|[0-9]+)$"},

@@ -9,7 +9,7 @@ leaf over its counterpart gives the patches, the only thing that planning sees o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import product
 from operator import attrgetter
@@ -22,8 +22,11 @@ from .settings import Settings
 
 _MAX_UNROLLED_COUNT = 4096
 _MAX_NAME_COUNT = 1 << 20
+_COPIES = "_copies"
 
 Positions = range | tuple[int, ...]
+Parted = tuple[Shape, Shape]
+"""A part of a tensor: the tensor's shape, and the part's offset on each axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,8 @@ def patches_between(target: Leaf, source: Leaf) -> tuple[Patch, ...]:
     """Lay a part of the source over the same part of the target, which has the same factors in any order.
 
     One patch is enough unless offsets do not fit the strides (a rotary part that begins at an odd row, say):
-    then there is one for each position of the smallest factor in the way.
+    then there is one for each position of the smallest factor in the way. Along factors that are called copies the
+    source is repeated.
 
     Examples
     --------
@@ -144,12 +148,33 @@ def patches_between(target: Leaf, source: Leaf) -> tuple[Patch, ...]:
     (((3, 2), (4,)), (0, 1, 0), (3, 1, 4), (0, -1, 1))
     """
     other = {digit.factor: digit for digit in source.digits}
+    repeated = [digit for digit in target.digits if digit.factor.endswith(_COPIES) and digit.factor not in other]
+    if repeated:
+        names, counts = [digit.factor for digit in repeated], [range(digit.extent) for digit in repeated]
+        copies = (target.at(dict(zip(names, positions, strict=True))) for positions in product(*counts))
+        return tuple(patch for copy in copies for patch in patches_between(copy, source))
     atoms = [
         _Atom(digit.extent, digit.axis, digit.stride, other[digit.factor].axis, other[digit.factor].stride)
         for digit in target.digits
         if digit.extent > 1
     ]
     return tuple(_patches(target, source, _merged(atoms)))
+
+
+def patches_along(target: Parted, source: Parted, steps: Iterable[tuple[int, int, int, int, int]]) -> tuple[Patch, ...]:
+    """Return the patches that lay a part of one tensor over a part of another, for parts given by numbers.
+
+    A part is a tensor's shape and its offset on each axis; a step is an extent, then axis and stride in the target,
+    axis and stride in the source.
+
+    Examples
+    --------
+    >>> patch, = patches_along(((6, 4), (1, 0)), ((3, 4), (0, 0)), [(3, 0, 2, 0, 1), (4, 1, 1, 1, 1)])
+    >>> patch.target_views, patch.target_start, patch.along
+    (((3, 2), (4,)), (0, 1, 0), (0, -1, 1))
+    """
+    atoms = [_Atom(*step) for step in steps if step[0] > 1]
+    return tuple(_patches(Leaf("", *target, ()), Leaf("", *source, ()), _merged(atoms)))
 
 
 def _merged(atoms: list[_Atom]) -> tuple[_Atom, ...]:

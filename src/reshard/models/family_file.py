@@ -81,7 +81,7 @@ def load_document(family: FamilyKey) -> PlainValue:
 @cache
 def load_family(key: FamilyKey) -> Family:
     """Read the rules of one family; raise UsageError if there is none of this name."""
-    return _family(load_document(key), f"{key}.yaml")
+    return make_family(load_document(key), f"{key}.yaml")
 
 
 @cache
@@ -102,10 +102,11 @@ def load_config_names(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def parse_family(data: bytes, where: str) -> Family:
     """Parse the data file of a family; raise FormatError if it breaks the format or contradicts itself."""
-    return _family(parse_yaml(data, where), where)
+    return make_family(parse_yaml(data, where), where)
 
 
-def _family(document: PlainValue, where: str) -> Family:
+def make_family(document: PlainValue, where: str) -> Family:
+    """Make a family of the plain values of its document; raise FormatError as :func:`parse_family` does."""
     required = ("family", "title", "detect", "parameters", "indices", "options", "namings")
     top = _keys(document, where, required, ("quantised", "layouts"))
     model_types, architectures = _config_names(top, where)

@@ -169,6 +169,12 @@ class AxisPattern:
                 yield from item.factors if isinstance(item, AxisPattern) else [item]
 
     @property
+    def leading(self) -> str:
+        """The outermost factor; empty if the axis consists of parts that follow one another."""
+        first = self.alternatives[0].items[0] if len(self.alternatives) == 1 and self.alternatives[0].items else ""
+        return first if isinstance(first, str) else first.leading
+
+    @property
     def labels(self) -> Iterator[str]:
         """Every label, nested ones included."""
         for alternative in self.alternatives:

@@ -13,10 +13,12 @@ from ..models.compiling import CompiledRules, compile_rules
 from ..models.family import Quantised
 from ..models.family_file import FamilyKey, OwnFamily, load_family
 from ..models.lora import find_adapters, working_dtype
+from ..models.serving_rules import Serving
 from ..models.training_names import is_counter
 from ..tensor import DType, Patch, TensorSpec, extent_of, plain_patch
 from .catalog import Catalog, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor, sample
+from .serving import is_fill, model_of, serve
 
 OVERFLOWS = ("inf", "saturate", "refuse")
 """What may become of finite values that a dtype cannot hold."""
@@ -46,6 +48,8 @@ class Change:
         The text of the family's file if the package does not have it, so that a plan needs no other file.
     on_overflow
         What becomes of finite values that a dtype cannot hold: ``inf``, ``saturate`` or ``refuse``.
+    serving
+        The networks that are to hold the tensors, which then have Hugging Face's names after all other changes.
     """
 
     family: str = ""
@@ -59,6 +63,7 @@ class Change:
     transposed: bool = False
     family_file: str = ""
     on_overflow: str = "inf"
+    serving: Serving | None = None
 
     @property
     def family_key(self) -> FamilyKey:
@@ -96,8 +101,8 @@ _Part = tuple[_Weight, Patch, Scale | None]
 def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -> ChangedTensors:
     """Make the target's tensors of a source's, by their new names.
 
-    Raise PlanError for tensors that do not fit the family's rules, and adapters that do not fit their weights; all are
-    listed.
+    Raise PlanError for tensors that do not fit the family's rules or those of networks that serve it, and adapters that
+    do not fit their weights; all are listed.
     """
     weights, notes = _rename(catalog, renamed), list[str]()
     if change.scalings:
@@ -116,12 +121,18 @@ def make_tensors(catalog: Catalog, renamed: Mapping[str, str], change: Change) -
         notes += _rule_notes(compiled)
     else:
         tensors = tuple(_keep_or_cast(weights, change))
+    if change.serving is not None:
+        model = model_of(tensors, change.serving, change.config)
+        tensors = tuple(serve(model, tensors, catalog))
+        notes += model.notes
     return ChangedTensors(tensors, (*notes, *_computation_notes(tensors, catalog), *_uncast_notes(tensors, change)))
 
 
 def _rename(catalog: Catalog, renamed: Mapping[str, str]) -> dict[str, _Weight]:
     weights: dict[str, _Weight] = {}
     for index, entry in enumerate(catalog.entries):
+        if is_fill(entry.spec.name):
+            continue
         name = renamed.get(entry.spec.name, entry.spec.name)
         spec = entry.spec if name == entry.spec.name else TensorSpec(name, entry.spec.dtype, entry.spec.shape)
         weights[name] = _Weight(spec, index, entry.sharding, is_permuted=bool(entry.axes))

@@ -80,6 +80,9 @@ class RankShards(SourceFormat):
 
     def read(self, options: SourceOptions, workers: Workers) -> Catalog:
         """Join the shards, and compare copies that must be equal; a lone rank 0 is a full checkpoint."""
+        if self.manifest is not None and self.manifest.is_served:
+            message = f"{self.base.url}: these ranks were written for networks that serve a model, which repeat heads"
+            raise CatalogError(message, hint="Convert the checkpoint that they were made of.")
         is_cut, notes = options.strategy is not None, list[str]()
         if not is_cut and self.manifest is not None:
             unused, compared = self.manifest.find_exchanged(self.base, self.objects, workers)

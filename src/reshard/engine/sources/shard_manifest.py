@@ -28,7 +28,8 @@ class ShardManifest:
 
     ``strategy`` has the layouts of the tensors that were written, ``shapes`` the whole tensors of that conversion, also
     of those without a layout. ``nbytes`` were read from the objects ``called`` so. ``copied`` are the receipts of
-    objects with other etags, by name: whether they are what was written is for :meth:`find_exchanged` to say.
+    objects with other etags, by name: whether they are what was written is for :meth:`find_exchanged` to say. Ranks of
+    networks that serve (``is_served``) are no parts of a model that could be joined.
     """
 
     strategy: Strategy
@@ -36,6 +37,7 @@ class ShardManifest:
     nbytes: int
     called: str
     copied: Mapping[str, ObjectReceipt]
+    is_served: bool = False
 
     @property
     def note(self) -> str:
@@ -173,7 +175,8 @@ def read_shard_manifest(
     shapes = {tensor.spec.name: tensor.spec.shape for tensor in manifests[0].conversion.tensors}
     stages = tuple({key: each for key, each in stage.items() if key in shapes} for stage in target.strategy.stages)
     strategy = Strategy(target.strategy.device_count, stages)
-    return ShardManifest(strategy, shapes, nbytes, called, copied), ""
+    served = manifests[0].conversion.change.serving is not None
+    return ShardManifest(strategy, shapes, nbytes, called, copied, served), ""
 
 
 def _crc32c_of(place: Location, info: ObjectInfo, workers: Workers) -> int:

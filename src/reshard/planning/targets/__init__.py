@@ -7,6 +7,7 @@ hints say, see :mod:`reshard.planning.codec`.
 from .full_target import FullTarget, PartsTarget
 from .iteration_target import IterationTarget
 from .rank_target import RankTarget
+from .serving_target import ServingTarget
 from .sharded_target import ShardedTarget
 from .target import Target
 from .tree_target import TreeTarget
@@ -19,6 +20,7 @@ TARGETS: dict[str, type[Target]] = {
     "iteration": IterationTarget,
     "parts": PartsTarget,
     "ranks": RankTarget,
+    "serving": ServingTarget,
     "sharded": ShardedTarget,
     "tree": TreeTarget,
     "zarr": ZarrTarget,

@@ -35,6 +35,8 @@ class RankTarget(Target):
     """
 
     object_names: ClassVar[re.Pattern[str]] = re.compile(r"rank_\d+/[^/]+\.(safetensors|ckpt)")
+    format: ClassVar[str] = "ms"
+    """The header's ``format``; empty for headers without metadata."""
 
     strategy: Strategy
     ranks: tuple[int, ...]
@@ -99,7 +101,8 @@ class RankTarget(Target):
         boxes = DeviceBoxes(share.partitions, device)
         specs = tuple(local_spec(tensors[index].spec, box) for index, box in zip(share.tensors, boxes, strict=True))
         own = {"remove_redundancy": "True"} if self.remove_redundancy else {}
-        metadata = source_metadata.metadata_for([spec.name for spec in specs], format="ms", **own)
+        names = [spec.name for spec in specs]
+        metadata = source_metadata.metadata_for(names, format=self.format, **own) if self.format else {}
         return OutputLayout(share.tensors, share.partitions, specs, metadata, self.container, source_metadata.texts)
 
     def _shares(self, tensors: Sequence[TargetTensor]) -> dict[int, _StageTensors]:
