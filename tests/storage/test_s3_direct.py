@@ -6,15 +6,18 @@ import contextlib
 import hashlib
 import hmac
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from storage.contract import body
 from support.fake_s3 import FakeS3, Request
 from support.settings import clear_settings
+from support.tls_front import tls_front
 
 from reshard.errors import Denied, StorageError, UsageError
 from reshard.storage import Checksum, RetryPolicy, Upload, open_location
@@ -249,3 +252,18 @@ def test_silence_is_named() -> None:
         store = store_at(fake.endpoint, read_timeout_s=0.3)
         with pytest.raises(StorageError, match="the store stopped answering"):
             store.read_into("k", ByteRange(0, len(DATA)), memoryview(bytearray(len(DATA))))
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.timeout(20)
+def test_a_server_that_never_answers_is_given_up(is_tls: bool, tmp_path: Path) -> None:
+    """Inside TLS too, where the kernel's own timeout of a socket only makes OpenSSL try again."""
+    with contextlib.ExitStack() as opened:
+        silent = opened.enter_context(socket.create_server(("127.0.0.1", 0)))  # the kernel takes connections
+        port, context = silent.getsockname()[1], None
+        if is_tls:
+            port, ca_file = opened.enter_context(tls_front(port, tmp_path))
+            context = ssl.create_default_context(cafile=ca_file)
+        pool = HttpPool(Server("127.0.0.1", port, context, connect_timeout_s=5.0, silence_s=0.3), most_idle=1)
+        with pytest.raises(OSError, match=r"timed out|without response"):
+            pool.request("PUT", "/b/k", {"Content-Length": "3"}, [b"abc"])

@@ -34,8 +34,8 @@ class Server:
 class HttpPool:
     """Idle connections to one server, the last used first: it is the least likely to have been closed there.
 
-    Any thread may take and give back. Sockets block, so that a whole block moves in one system call; the kernel ends a
-    call after ``silence_s``.
+    Any thread may take and give back. Plain sockets block, so that a whole block moves in one system call, and the
+    kernel ends a call after ``silence_s``. Inside TLS that would only be tried again, without end: there Python waits.
     """
 
     def __init__(self, server: Server, most_idle: int) -> None:
@@ -99,10 +99,9 @@ class HttpPool:
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if server.tls is not None:
                 found = server.tls.wrap_socket(found, server_hostname=server.host)
-            found.settimeout(None)
-            wait = struct.pack("ll", int(server.silence_s), int(server.silence_s % 1 * 1e6))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                found.setsockopt(socket.SOL_SOCKET, option, wait)
+                found.settimeout(server.silence_s)
+            else:
+                _let_the_kernel_wait(found, server.silence_s)
         except BaseException:
             found.close()
             raise
@@ -178,6 +177,13 @@ class Answer:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _let_the_kernel_wait(sock: socket.socket, longest_s: float) -> None:
+    sock.settimeout(None)
+    wait = struct.pack("ll", int(longest_s), int(longest_s % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, wait)
 
 
 def _close_all(connections: list[http.client.HTTPConnection]) -> None:
