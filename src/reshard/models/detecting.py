@@ -77,7 +77,7 @@ def detect(
     families: Sequence[FamilyKey]
     families, reason = ([family], f"the family {family} was given") if family is not None else _families(config)
     patterns = _patterns(names)
-    ranked = sorted(_candidates(families, patterns, naming), key=lambda one: one.rank, reverse=True)
+    ranked = sorted(_leading(_candidates(families, patterns, naming)), key=lambda one: one.rank, reverse=True)
     if not ranked:
         raise UsageError(
             f"No naming {naming!r} exists.", hint=f"The families searched: {', '.join(map(str, families))}."
@@ -148,6 +148,13 @@ def _candidates(families: Iterable[FamilyKey], patterns: frozenset[str], naming:
                 required, known = _keys(key, one.name, side)
                 present = len(required & patterns) / max(1, len(required))
                 yield _Candidate(family, side, one, len(patterns & known), round(present, 6), len(patterns))
+
+
+def _leading(candidates: Iterable[_Candidate]) -> list[_Candidate]:
+    """Leave out families with the names of another that matches as many: nothing here tells the two apart."""
+    every = list(candidates)
+    most = {(one.family.name, one.side, one.matched) for one in every}
+    return [one for one in every if (one.family.names_of, one.side, one.matched) not in most]
 
 
 @cache

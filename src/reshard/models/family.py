@@ -183,7 +183,10 @@ class Quantised:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rules of one data file; the default naming is the first."""
+    """The rules of one data file; the default naming is the first.
+
+    ``names_of`` is the family whose tensors have the same names: what nothing tells apart is taken for that one.
+    """
 
     name: str
     title: str
@@ -194,6 +197,7 @@ class Family:
     options: tuple[Option, ...]
     namings: tuple[Naming, ...]
     quantised: Quantised | None = None
+    names_of: str = ""
 
     def naming(self, name: str) -> Naming:
         """Return the naming of this name; StopIteration if there is none."""

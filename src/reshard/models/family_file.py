@@ -125,14 +125,19 @@ def make_family(document: PlainValue, where: str) -> Family:
         options=tuple(_option(*item) for item in _named(top, "options", where)),
         namings=tuple(_naming(*item) for item in _named(top, "namings", where)),
         quantised=quantised,
+        names_of=_text(_detection(top, where).get("names_of", ""), f"{where}, detect"),
     )
     _check(family, where)
     return family
 
 
 def _config_names(top: _Map, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    detect = _keys(top["detect"], f"{where}, detect", ("model_type", "architectures"))
+    detect = _detection(top, where)
     return _texts(detect["model_type"], where), _texts(detect["architectures"], where)
+
+
+def _detection(top: _Map, where: str) -> _Map:
+    return _keys(top["detect"], f"{where}, detect", ("model_type", "architectures"), ("names_of",))
 
 
 def _parameter(name: str, value: PlainValue, where: str) -> Parameter:
