@@ -28,7 +28,10 @@ DOORS = {
     "reshard.jobs": "[Job files](../howto/run.md) and [training configurations](../howto/training-yaml.md).",
     "reshard.compat": "[MindSpore's own functions](../original-commands.md), under their names.",
 }
-_ORDER = ("inspect", "plan", "estimate", "explain", "convert", "verify", "load", "load_for", "filesystem", "load_plan")
+_ORDER = (
+    *("inspect", "plan", "estimate", "explain", "load_plan", "convert", "verify"),
+    *("load", "load_for", "filesystem", "open_zarr"),
+)
 _WIDTH = 100
 _TYPES = {
     option_field.read_texts: "list of `str`",

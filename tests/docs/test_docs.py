@@ -32,8 +32,6 @@ README = ROOT / "README.md"
 ORIGINALS = DOCS / "original-commands.md"
 """Explains the commands that are called as MindSpore's own tools are."""
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
-CHINESE = sorted((DOCS / "zh").glob("*.md"))
-"""Their blocks are those of English pages, and run there."""
 BUCKET = "models"
 
 _LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(([^)\s]+)\)")
@@ -77,26 +75,14 @@ def _client(server) -> Any:
     return boto3.client("s3", endpoint_url=server.endpoint)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in CHINESE], ids=name_of)
-def test_blocks_run(page: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "zh"], ids=name_of)
+def test_blocks_run(page: Path, request: pytest.FixtureRequest) -> None:  # test_chinese.py compares those of zh/
     blocks = list(blocks_of(page.read_text()))
     if not any(block.language in ("console", "bash", "python") and block.note != "not run" for block in blocks):
         return
     session = request.getfixturevalue("session")
     for block in blocks:
         session.run(block)
-
-
-@pytest.mark.parametrize("page", CHINESE, ids=name_of)
-def test_chinese_pages_have_the_blocks_of_the_english_ones(page: Path) -> None:
-    english = next(path for path in (DOCS / page.name, DOCS / "tasks" / page.name) if path.exists())
-    assert f"[English](../{english.relative_to(DOCS)})" in page.read_text()
-    assert without_comments(page) == without_comments(english)
-
-
-def without_comments(page: Path) -> list[tuple[str, ...]]:
-    blocks = blocks_of(page.read_text())
-    return [(each.note, each.value, each.language, re.sub(r" +# .*", "", each.body)) for each in blocks]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
