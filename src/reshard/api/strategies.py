@@ -32,7 +32,13 @@ def read_strategy(url: str, *, checkpoint: str | None = None) -> Strategy:
     A layout file has rules, which are applied to the tensors of the full checkpoint at a URL; without one, raise
     UsageError.
     """
-    return _strategy(load_strategy_source(url), url, _specs(checkpoint))
+    return read_strategy_of(url, checkpoint=checkpoint)[0]
+
+
+def read_strategy_of(url: str, *, checkpoint: str | None = None) -> tuple[Strategy, dict[str, TensorSpec]]:
+    """Read a strategy as :func:`read_strategy` does; return it and the tensors of the checkpoint, if one is named."""
+    specs = _specs(checkpoint)
+    return _strategy(load_strategy_source(url), url, specs), specs
 
 
 @shared_connections()

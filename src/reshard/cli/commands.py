@@ -10,7 +10,7 @@ import typer
 from ..api.assumptions import ASSUMPTIONS
 from ..api.request import OPTIONS, PLANNING_OPTIONS, SOURCE_OPTIONS
 from ..errors import UsageError, VerifyError, option
-from .flags import Output, OutputForm, Quiet, flag, request_flags, with_flags
+from .flags import Output, OutputForm, Picture, Quiet, flag, request_flags, with_flags
 from .progress import progress
 from .signals import signals
 
@@ -72,8 +72,9 @@ def plan(
         list[str] | None,
         typer.Option(metavar="NAME", help="Show how an output or a tensor is made, part by part. Repeatable."),
     ] = None,
-    output: Output = OutputForm.TEXT,
+    picture: Picture = None,
     html: Html = None,
+    output: Output = OutputForm.TEXT,
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
@@ -102,6 +103,12 @@ def plan(
         from .pages.plan_page import plan_page
 
         save_page(plan_page(made, estimated))
+    if picture:
+        from ..planning.ownership import plan_grid
+        from .pictures import show_pictures
+
+        show_pictures([plan_grid(made, name) for name in picture])
+        return
     show_plan(made, output, saved_as=out, estimate=estimated, explained=explained)
 
 

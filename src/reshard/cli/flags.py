@@ -27,6 +27,10 @@ Output = Annotated[
     OutputForm,
     typer.Option("--output", metavar="text|json", show_default=False, help="How to print the result.  [default: text]"),
 ]
+Picture = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TENSOR", help="Draw which rank holds which box of a tensor instead. Repeatable."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress on stderr.")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
@@ -18,6 +19,8 @@ Facts = list[tuple[str, str]]
 # What a terminal obeys: control characters of either set, and those that turn the direction of text around. Halves of
 # surrogate pairs are here too: no stream can encode them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_LEAST_COLUMN = 12
 
 
 def plain(text: str, *, is_line: bool = False) -> str:
@@ -68,13 +71,38 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         sys.stdout.write(f"{name:<10} {plain(value, is_line=True)}\n")
 
 
+def _narrowed(widths: Sequence[int], most: int) -> list[int]:
+    """Make the widest columns of a table narrower until its lines fit, as far as something is still to be read."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > most and max(found) > _LEAST_COLUMN:
+        found[found.index(max(found))] -= 1
+    return found
+
+
+def _shortened(cell: str, width: int) -> str:
+    """Return a cell of a table, the middle of it left out where it is too long: names differ at their ends.
+
+    Examples
+    --------
+    >>> _shortened("model.layers.0.weight", 12)
+    'model…weight'
+    """
+    if len(cell) <= width:
+        return cell
+    tail = width // 2
+    return f"{cell[: width - tail - 1]}…{cell[len(cell) - tail :]}"
+
+
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]], shown: int) -> None:
-    """Print a table of at most ``shown`` rows, 0 for all; names are never shortened."""
+    """Print a table of at most ``shown`` rows, 0 for all; cells are shortened only to fit a terminal."""
     if not rows:
         return
     chosen = rows[:shown] if shown else rows
     visible = [titles, *(tuple(plain(str(cell), is_line=True) for cell in row) for row in chosen)]
     widths = [max(map(len, column)) for column in zip(*visible, strict=True)]
+    if sys.stdout.isatty():
+        widths = _narrowed(widths, shutil.get_terminal_size().columns)
+        visible = [tuple(map(_shortened, row, widths)) for row in visible]
     sys.stdout.write("\n")
     for row in visible:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

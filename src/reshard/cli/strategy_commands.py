@@ -8,7 +8,9 @@ import typer
 
 from ..api import strategies
 from ..api.request import STRATEGY_OPTIONS
-from .flags import Output, OutputForm, Overwrite, request_flags, with_flags
+from ..planning.ownership import strategy_grids
+from .flags import Output, OutputForm, Overwrite, Picture, request_flags, with_flags
+from .pictures import show_pictures
 from .results import show_strategy
 
 Source = Annotated[
@@ -21,9 +23,18 @@ Made = Annotated[
 _FOR = typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.")
 
 
-def show(src: Source, checkpoint: Annotated[str | None, _FOR] = None, output: Output = OutputForm.TEXT) -> None:
+def show(
+    src: Source,
+    checkpoint: Annotated[str | None, _FOR] = None,
+    picture: Picture = None,
+    output: Output = OutputForm.TEXT,
+) -> None:
     """Show every tensor's layout, stage by stage."""
-    show_strategy(strategies.read_strategy(src, checkpoint=checkpoint), output)
+    strategy, specs = strategies.read_strategy_of(src, checkpoint=checkpoint)
+    if not picture:
+        show_strategy(strategy, output)
+        return
+    show_pictures([grid for name in picture for grid in strategy_grids(strategy, name, specs.get(name))])
 
 
 def merge(
