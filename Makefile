@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray fuzz check site bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-pages images fuzz check site bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -104,7 +104,7 @@ serve: $(demo)  ## a trial S3 server on this machine: prints the variables to ex
 	@$(bin)/python demo/serve.py $(ARGS)
 
 test: $(tests)  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray and not pages" $(ARGS)
 
 test-slow: $(tests)  ## the tests that take minutes, then those that measure memory, one at a time
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
@@ -162,6 +162,12 @@ $(ray_environment)/.setup: Makefile pyproject.toml | $(stamp)
 
 test-ray: $(tests) $(ray_environment)/.setup  ## conversions on the simulated machines of a Ray cluster, some of them killed
 	$(ray_environment)/bin/python -m pytest -s --show-capture=no -m ray tests/cluster $(ARGS)
+
+test-pages: $(tests)  ## pages, and the site if it is built, in Chromium: they fit, log nothing, and can be used by keys
+	$(bin)/python -m pytest -m pages tests/pages $(ARGS)
+
+images: $(tests)  ## the pictures of pages in docs/images, taken with Chromium
+	$(bin)/python docs/make_images.py
 
 fuzz: $(tests)  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
 	$(bin)/python tests/fuzz/run.py $(ARGS)
