@@ -160,7 +160,7 @@ class _Picture:
         return line + f"{self._grid.stop[axis]}"
 
     def _rule(self, row: int, corners: str) -> str:
-        left, middle, right = corners
+        left, middle, right = tuple(corners)
         cells = middle.join(
             "─" * self._cell if column is not None else " ⋯ ".center(self._cell) for column in self._columns
         )
