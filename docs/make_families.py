@@ -28,8 +28,14 @@ OPERATIONS = {
     "unstack": ("makes a tensor for each position of a factor", "stack"),
     "permute": ("changes the order of axes", "permute"),
     "reshape by grouping": ("changes the order of an axis's factors (rotary pairs, say)", "reshape by grouping"),
-    "cast": ("changes the dtype, rounding to nearest even", "none: rounding loses information"),
-    "block dequantise": ("multiplies blocks by their scales", "none: the result is rounded, and nothing quantises"),
+    "cast": (
+        "changes the dtype, rounding to nearest even; whole numbers must fit",
+        "none: rounding loses information; of whole numbers, cast",
+    ),
+    "block dequantise": (
+        "multiplies blocks by their scales, FP4 of two elements a byte too",
+        "none: the result is rounded, and nothing quantises",
+    ),
     "drop": ("leaves a tensor out", "none: the tensor is gone; what the network computes needs no inverse"),
     "tie": ("writes a copy of another tensor", "drop of the copy"),
 }
@@ -57,11 +63,14 @@ def page(family: Family) -> str:
         *(text for naming in family.namings for text in _naming(naming, family)),
     ]
     if family.quantised:
-        block = " x ".join(map(str, family.quantised.default))
+        block, packed = (" x ".join(map(str, b)) for b in (family.quantised.default, family.quantised.packed))
+        weight, scale = f"X{family.quantised.of}", f"X{family.quantised.suffix}"
         parts += [
             "## Quantised sources",
-            f"A one-byte tensor `X` is multiplied by `X{family.quantised.suffix}`, a scale for each block of "
-            f"`{family.quantised.block}` ({block} if `config.json` has none), in float32, and then cast.",
+            f"A one-byte tensor `{weight}` is multiplied by `{scale}`, a scale for each block of "
+            f"`{family.quantised.block}` ({block} if `config.json` has none), in float32, and then cast."
+            + f" One of whole numbers with scales is FP4 (E2M1), two elements a byte, in blocks of {packed}."
+            * bool(packed),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -165,7 +174,8 @@ def _parameter(parameter: Parameter) -> tuple[str, ...]:
 def _index(index: Index) -> tuple[str, ...]:
     step = f", every {index.step.text}" * (index.step.text != "1")
     excluded = f", without `{index.excluded}`" * bool(index.excluded)
-    return f"`{index.name}`", index.start.text, f"{index.stop.text}{step}{excluded}", index.description
+    listed = f", where `{index.listed}` has {index.wanted}" * bool(index.listed)
+    return f"`{index.name}`", index.start.text, f"{index.stop.text}{step}{excluded}{listed}", index.description
 
 
 def _operations_page() -> str:

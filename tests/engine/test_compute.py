@@ -16,7 +16,8 @@ from support.checkpoints import content_of, header_in
 from support.model_cases import read_answer, summary_of
 
 from reshard.engine.kernels import lora_product as compute_product
-from reshard.engine.kernels.compute import Cast, DenseBox, Dequantise, MergeLora, can_cast, cast, scale_box
+from reshard.engine.kernels.compute import Cast, DenseBox, Dequantise, MergeLora, can_cast, cast
+from reshard.errors import PlanError
 from reshard.formats.containers import Container
 from reshard.models.lora import adapter_boxes, find_adapters
 from reshard.planning.limits import KERNEL_BYTES
@@ -103,7 +104,10 @@ def test_ties_go_to_even_and_what_is_too_large_has_a_name():
 
 def test_what_can_be_cast():
     assert [(a, b) for a in DType for b in DType if can_cast(a, b) and a != b] == [
-        (a, b) for a in DType for b in DType if a in NUMPY and b in FLOATS and a != b
+        (a, b)
+        for a in DType
+        for b in DType
+        if a != b and ((a in NUMPY and b in FLOATS) or {a, b} == {DType.I32, DType.I64})
     ]
     assert all(can_cast(dtype, dtype) for dtype in DType)
 
@@ -153,12 +157,57 @@ def test_any_box_of_scaled_weights_is_that_box_of_all(case):
     box, shape, block, weight_dtype, scale_dtype, target = case
     draw = np.random.default_rng(math.prod(shape))
     weights = draw.integers(0, 256, shape, np.uint8).view(NUMPY[weight_dtype])
-    scales = np.exp2(draw.uniform(-9, 9, scale_box(Box.whole(shape), block).shape)).astype(np.float32)
+    scales = np.exp2(draw.uniform(-9, 9, Box.whole(shape).in_blocks(block).shape)).astype(np.float32)
     scales = scales.astype(NUMPY[scale_dtype])
     out = empty(box, target)
-    Dequantise(block).run([tile(weights, box), tile(scales, scale_box(box, block))], out)
+    Dequantise(block).run([tile(weights, box), tile(scales, box.in_blocks(block))], out)
     with np.errstate(all="ignore"):
         assert same(numbers(out), dequantised(weights, scales, block, NUMPY[target])[slices(box)].copy())
+
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+@given(scaled_tensors())
+def test_any_box_of_packed_weights_is_that_box_of_all(case):
+    box, shape, block, _, scale_dtype, target = case
+    draw = np.random.default_rng(math.prod(shape))
+    codes = draw.integers(0, 256, (*shape[:-1], -(-shape[-1] // 2)), np.uint8)
+    weights = np.array(E2M1 + [-value for value in E2M1], np.float32)[np.stack([codes % 16, codes // 16], -1)]
+    weights = weights.reshape(*shape[:-1], -1)
+    if scale_dtype == DType.F8_E8M0:
+        scales = draw.integers(0, 256, Box.whole(weights.shape).in_blocks(block).shape, np.uint8)
+        scales = scales.view(NUMPY[scale_dtype])
+    else:
+        scales = np.exp2(draw.uniform(-9, 9, Box.whole(weights.shape).in_blocks(block).shape))
+        scales = scales.astype(np.float32).astype(NUMPY[scale_dtype])
+    held = box.in_blocks((*(1,) * (len(shape) - 1), 2))
+    packed = DenseBox(held, DType.I8, raw(codes[slices(held)]))
+    out = empty(box, target)
+    Dequantise(block, packed=2).run([packed, tile(scales, box.in_blocks(block))], out)
+    with np.errstate(all="ignore"):
+        assert same(numbers(out), dequantised(weights, scales, block, NUMPY[target])[slices(box)].copy())
+
+
+def test_codes_that_are_no_number_stay_none():
+    codes = np.array([[0x7F, 0xFF, 0x7E, 0x38, 0x80]], np.uint8).view(NUMPY[DType.F8_E4M3])
+    scales = np.array([[127, 127, 254, 255, 0]], np.uint8).view(NUMPY[DType.F8_E8M0])
+    out = empty(Box.whole((1, 5)), DType.F32)
+    Dequantise((1, 1)).run([tile(codes), tile(scales)], out)
+    assert str(numbers(out)) == "[[nan nan inf nan -0.]]"
+    smallest = empty(Box.whole((1, 1)), DType.BF16)
+    Dequantise((1, 1)).run([tile(codes[:, 3:4]), tile(scales[:, 4:])], smallest)
+    assert numbers(smallest).astype(np.float64) == 2.0**-127  # by the format: this scale is no zero
+
+
+def test_whole_numbers_are_cast_if_they_fit():
+    wide = np.array([-(2**31), 0, 2**31 - 1], np.int64)
+    out, back = bytearray(12), bytearray(24)
+    cast(raw(wide), DType.I64, memoryview(out), DType.I32)
+    cast(memoryview(out), DType.I32, memoryview(back), DType.I64)
+    assert back == bytearray(raw(wide))
+    with pytest.raises(PlanError, match="values from -2147483648 to 2147483648 do not fit int32"):
+        cast(raw(wide + np.array([0, 0, 1])), DType.I64, memoryview(out), DType.I32)
 
 
 @pytest.mark.parametrize(("prefix", "dtype"), [("", DType.BF16), ("f32.", DType.F32)])
@@ -169,7 +218,7 @@ def test_block_scales_as_the_original(prefix, dtype, name):
     made = np.empty(weights.shape, NUMPY[dtype])
     for box in tiles(weights.shape, 77, 131):
         out = empty(box, dtype)
-        Dequantise((128, 128)).run([tile(weights, box), tile(scales, scale_box(box, (128, 128)))], out)
+        Dequantise((128, 128)).run([tile(weights, box), tile(scales, box.in_blocks((128, 128)))], out)
         made[slices(box)] = numbers(out)
     answer = read_answer("fp8_dequant_blocks", "mf")[prefix + name]
     assert summary_of({name: made})[name] == answer
@@ -343,7 +392,7 @@ def test_kernels_take_little_memory_of_their_own(rank, height, width):
     a, b = np.ones((rank, width), np.float32), np.ones((height, rank), NUMPY[DType.BF16])
     box = Box.whole(weight.shape)
     codes = tile(np.zeros(weight.shape, np.uint8).view(NUMPY[DType.F8_E4M3]))
-    scales = tile(np.ones(scale_box(box, (128, 128)).shape, np.float32))
+    scales = tile(np.ones(box.in_blocks((128, 128)).shape, np.float32))
     work = [
         (MergeLora(1, rank), [tile(weight), tile(a), tile(b)], empty(box, DType.BF16)),
         (Cast(), [tile(weight)], empty(box, DType.F8_E4M3)),

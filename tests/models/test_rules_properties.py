@@ -35,7 +35,9 @@ def models(draw, family):
         "decoder_sparse_step": draw(st.integers(1, 2)), "first_k_dense_replace": 1, "q_lora_rank": draw(count),
         "kv_lora_rank": draw(count), "qk_nope_head_dim": draw(count), "qk_rope_head_dim": 2 * half,
         "v_head_dim": draw(count), "tie_word_embeddings": draw(st.booleans()),
-        "model_type": family.model_types[-1],
+        "model_type": family.model_types[-1], "num_experts_per_tok": draw(count), "hc_mult": draw(count),
+        "o_groups": groups, "o_lora_rank": draw(count), "index_n_heads": draw(count), "index_head_dim": draw(count),
+        "num_hash_layers": draw(st.integers(0, 1)), "compress_ratios": draw(st.permutations([0, 4, 128])),
     }  # fmt: skip
     options = {option.name: draw(st.sampled_from(option.values or (blocks,))) for option in family.options}
     return config, {**options, **dict.fromkeys(options.keys() & {"ms_lm_head", "hf_lm_head"}, "omit")}
@@ -46,7 +48,7 @@ def sources_of(family, naming, config, options):
     chosen = resolve_settings(family, config, options)
     expansions = [expand(row, "to_ms", chosen) for row in family.naming(naming).rows if not row.optional]
     wanted = [part for expansion in expansions if expansion for one in expansion.targets() for part, _ in one.parts]
-    shapes = {part.name: part.shape for part in wanted}
+    shapes = {part.name: (2, 3) if part.shape is None else part.shape for part in wanted}
     starts = reduce(lambda done, shape: [*done, done[-1] + int(np.prod(shape))], shapes.values(), [1])
     return {
         name: np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)

@@ -21,6 +21,7 @@ NUMPY = {
     DType.F32: np.float32, DType.F16: np.float16, DType.BF16: ml_dtypes.bfloat16,
     DType.F8_E4M3: ml_dtypes.float8_e4m3fn,
     DType.F8_E5M2: ml_dtypes.float8_e5m2, DType.F64: np.float64, DType.I64: np.int64, DType.I32: np.int32,
+    DType.F8_E8M0: ml_dtypes.float8_e8m0fnu, DType.I8: np.int8,
 }  # fmt: skip
 _CKPT_DTYPES = {"Float32": "F32", "Float16": "F16", "BFloat16": "BF16"}
 
@@ -94,7 +95,8 @@ def _made(target: CompiledTarget, sources: dict[str, np.ndarray]) -> np.ndarray:
     for part in target.parts:
         source = sources[part.source]
         if part.scale:
-            source = dequantise(source, sources[part.scale.tensor], part.scale.block)
+            codes = unpacked(source) if part.scale.packed == 2 else source
+            source = dequantise(codes, sources[part.scale.tensor], part.scale.block)
         lay(made, part.patch, source if source.dtype == made.dtype else cast(source, made.dtype))
         once = np.zeros_like(filled)
         lay(once, part.patch, np.ones(source.shape, np.uint8))
@@ -104,8 +106,16 @@ def _made(target: CompiledTarget, sources: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Round to the nearest even, once."""
+    """Round to the nearest even, once; whole numbers are exact."""
+    if values.dtype.kind == "i":
+        return values.astype(dtype)
     return values.astype(np.float32).astype(dtype) if dtype != np.float64 else values.astype(dtype)
+
+
+def unpacked(codes: np.ndarray) -> np.ndarray:
+    """FP4 of two elements a byte, the lower half first."""
+    pairs = np.stack([codes.view(np.uint8) % 16, codes.view(np.uint8) // 16], -1)
+    return pairs.reshape(*codes.shape[:-1], -1).view(ml_dtypes.float4_e2m1fn)
 
 
 def dequantise(values: np.ndarray, scales: np.ndarray, block: tuple[int, ...]) -> np.ndarray:

@@ -12,10 +12,10 @@ from fnmatch import translate
 
 from ..errors import PlanError, UsageError, option, raise_all
 from ..tensor import DType, Patch, Shape, TensorSpec, plain_patch
-from .block_scales import Scale, find_scales
+from .block_scales import Scale, find_scales, unpack
 from .carried_adapters import UsedWeight, adapters_among, carried_names
 from .expansion import Expansion, RowSource, RowTarget, expand, index_values
-from .family import Drop, Family, Naming, OptionValue, Row
+from .family import Drop, DtypeRule, Family, Naming, OptionValue, Row
 from .inferring import ModelSide, keys_to_ask
 from .pattern import name_key
 from .settings import Settings, affects_elements, find_options, resolve_settings
@@ -24,6 +24,7 @@ from .training_names import is_counter, training_state_drops
 DIRECTIONS = ("to_ms", "to_hf")
 
 _FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+_WHOLE_NUMBERS = frozenset({DType.I32, DType.I64})
 
 # A hostile config.json may ask for millions of tensors: beyond this their absence is one problem, not one each.
 _MAX_LISTED_COUNT = 1 << 14
@@ -153,7 +154,8 @@ class _Compilation:
     ) -> None:
         self._family, self._naming, self._direction, self._settings = family, naming, direction, settings
         self._source_side, self._target_side = ("hf", "ms") if direction == "to_ms" else ("ms", "hf")
-        self._specs, self._dtype, self._config = specs, dtype, config
+        self._specs = unpack(family.quantised, specs) if direction == "to_ms" else specs
+        self._dtype, self._config = dtype, config
         # Ordered sets: the same problem or note is found once a layer.
         self._problems: dict[str, None] = {}
         self._notes: dict[str, None] = {}
@@ -259,6 +261,9 @@ class _Compilation:
         own = {DType.BF16 if part.scale else self._specs[part.source].dtype for part in parts}
         if own.isdisjoint(_FLOATS) and len(own) == 1:
             (only,) = own
+            fixed = self._fixed_dtype(name)
+            if {only, fixed.dtype if fixed else only} <= _WHOLE_NUMBERS and fixed is not None:
+                return fixed.dtype
             if only.value.startswith("F"):
                 self._report(f"{parts[0].source}: {only} without a tensor of scales")
             return only
@@ -266,12 +271,15 @@ class _Compilation:
             self._report(f"{name}: its sources have dtypes that cannot be combined: {', '.join(sorted(own))}")
         if self._dtype is None:  # F32 holds every value of both half types
             return next(iter(own)) if len(own) == 1 else DType.F64 if DType.F64 in own else DType.F32
-        for pattern, rule in self._dtype_rules:
-            if pattern.match(name):
-                if rule.dtype is not self._dtype:
-                    self.note(f"{', '.join(rule.globs)}: {rule.dtype}; {rule.why}")
-                return rule.dtype
-        return self._dtype
+        rule = self._fixed_dtype(name)
+        if rule is None:
+            return self._dtype
+        if rule.dtype is not self._dtype:
+            self.note(f"{', '.join(rule.globs)}: {rule.dtype}; {rule.why}")
+        return rule.dtype
+
+    def _fixed_dtype(self, name: str) -> DtypeRule | None:
+        return next((rule for pattern, rule in self._dtype_rules if pattern.match(name)), None)
 
     def _add_adapters(self) -> None:
         """Convert adapters beside weights that are only renamed; with other problems around they are left aside."""

@@ -38,7 +38,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Numbers that occur in names: ``start``, ``start + step``, ... below ``stop``, except those of ``excluded``."""
+    """Numbers that occur in names: ``start``, ``start + step``, ... below ``stop``, except those of ``excluded``.
+
+    With ``listed`` only those at which the list of this name has the value ``wanted``.
+    """
 
     name: str
     start: Expression
@@ -46,11 +49,13 @@ class Index:
     step: Expression
     excluded: str = ""
     description: str = ""
+    listed: str = ""
+    wanted: int = 0
 
     @property
     def names(self) -> frozenset[str]:
         """Parameters and indices that the numbers depend on."""
-        return self.start.names | self.stop.names | self.step.names | ({self.excluded} - {""})
+        return self.start.names | self.stop.names | self.step.names | ({self.excluded, self.listed} - {""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +175,22 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """How blocks of one-byte weights are scaled.
+    """How blocks of quantised weights are scaled.
 
-    ``suffix`` is what the name of the tensor of scales has after the weight's name, ``block`` the key of
-    ``config.json`` with the extents of a block, and ``default`` those extents if the key is absent.
+    ``suffix`` is what the name of the tensor of scales has after the weight's name, or instead of ``of`` at its end,
+    ``block`` the key of ``config.json`` with the extents of a block, and ``default`` those extents if the key is
+    absent. Weights of whole numbers are FP4, two a byte, if ``packed`` has the extents of their blocks.
     """
 
     suffix: str
     block: str
     default: tuple[int, ...]
+    of: str = ""
+    packed: tuple[int, ...] = ()
+
+    def scale_of(self, name: str) -> str:
+        """Return the name of a weight's scales."""
+        return name.removesuffix(self.of) + self.suffix
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 from ..errors import FormatError, UsageError, raise_all
 from ..formats.strict_yaml import PlainValue, parse_yaml
@@ -113,8 +114,11 @@ def make_family(document: PlainValue, where: str) -> Family:
     quantised = None
     if "quantised" in top:
         at = f"{where}, quantised"
-        fields = _keys(top["quantised"], at, ("suffix", "block", "default"))
-        quantised = Quantised(_text(fields["suffix"], at), _text(fields["block"], at), _integers(fields["default"], at))
+        fields = _keys(top["quantised"], at, ("suffix", "block", "default"), ("of", "packed"))
+        texts = (_text(fields.get(key, ""), at) for key in ("suffix", "block", "of"))
+        default, packed = (_integers(fields.get(key, []), at) for key in ("default", "packed"))
+        suffix, block, replaced = texts
+        quantised = Quantised(suffix, block, default, replaced, packed)
     family = Family(
         name=_text(top["family"], f"{where}, family"),
         title=_text(top["title"], f"{where}, title"),
@@ -159,10 +163,14 @@ def _parameter(name: str, value: PlainValue, where: str) -> Parameter:
 
 
 def _index(name: str, value: PlainValue, where: str) -> Index:
-    fields = _keys(value, where, ("to",), ("from", "step", "except", "description"))
+    fields = _keys(value, where, ("to",), ("from", "step", "except", "where", "description"))
     start, stop, step = (_expression(fields.get(*key), where) for key in (("from", 0), ("to", None), ("step", 1)))
     excluded, description = (_text(fields.get(key, ""), where) for key in ("except", "description"))
-    return Index(name, start, stop, step, excluded, description)
+    wanted = fields.get("where", {})
+    if not isinstance(wanted, dict) or len(wanted) > 1 or not all(type(item) is int for item in wanted.values()):
+        raise FormatError("where", where=where, expected="{list: value}", found=repr(wanted))
+    listed, number = next(iter(wanted.items()), ("", 0))
+    return Index(name, start, stop, step, excluded, description, listed, cast("int", number))
 
 
 def _option(name: str, value: PlainValue, where: str) -> Option:

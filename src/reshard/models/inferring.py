@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..tensor import Shape, TensorSpec
+from .block_scales import unpack
 from .family import Condition, Family, Index, Parameter
 from .pattern import AxisPattern, Expression, NamePattern, TensorPattern, name_key
 from .settings import config_value, resolve_settings
@@ -104,7 +105,8 @@ class _Inference:
         self._indices = {index.name: index for index in self._family.indices}
         self._shapes: dict[str, Shape] = {}
         self._numbers: dict[str, list[tuple[int, ...]]] = {}
-        for name, spec in model.specs.items():
+        specs = unpack(model.family.quantised, model.specs) if model.side == "hf" else model.specs
+        for name, spec in specs.items():
             key, texts = name_key(name), _NUMBER.findall(name)
             self._shapes.setdefault(key, spec.shape)
             if all(len(text) < _MOST_DIGITS for text in texts):
@@ -223,7 +225,7 @@ class _Inference:
                 known[name] = written
         for index in self._indices.values():
             start, stop, step = (sum_of(bound, known) for bound in (index.start, index.stop, index.step))
-            if start is not None and stop is not None and step == number(1) and not index.excluded:
+            if None not in (start, stop) and step == number(1) and not (index.excluded or index.listed):
                 known[index.name] = plus(stop, start, -1)
         return known
 
@@ -272,7 +274,7 @@ class _Inference:
     def _count_equations(self, quantities: Mapping[str, Sum]) -> Iterator[tuple[Sum, int]]:
         for name, numbers in self._seen.items():
             index = self._indices[name]
-            if not numbers or index.excluded or index.step.text != "1":
+            if not numbers or index.excluded or index.listed or index.step.text != "1":
                 continue
             for bound, value in ((index.stop, max(numbers) + 1), (index.start, min(numbers))):
                 written = sum_of(bound, quantities)

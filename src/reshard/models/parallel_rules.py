@@ -23,7 +23,9 @@ _TOKEN = re.compile(r"\{[ije]\}|\*\*|[*()|]")
 _REGEX = {"**": ".+", "*": "[^.]+", "(": "(?:", ")": ")", "|": "|"}
 _PLAIN_KEYS = ("grid", "optimizer", "stage", "tied", "heads", "replicate", "uncuttable")
 _RULE_KEYS = frozenset({"in", "names", "when", "split", "whole_if", *_PLAIN_KEYS})
-_PLAIN_ENTRY_KEYS = ("stages", "use_legacy", "extra_layers", "expert_parallel", "seq_parallel_with_experts")
+_PLAIN_ENTRY_KEYS = (
+    "stages", "use_legacy", "extra_layers", "expert_parallel", "seq_parallel_with_experts", "no_optimizer_shard",
+)  # fmt: skip
 _ENTRY_KEYS = frozenset({"extends", "blocks", "rules", "outside", "experts", "heads", "runs", *_PLAIN_ENTRY_KEYS})
 
 StageRules = Literal["legacy", "mcore", "even"]
@@ -82,6 +84,7 @@ class NamingLayouts:
     runs: tuple[tuple[str, object], ...] = ()
     expert_parallel: bool = True
     seq_parallel_with_experts: bool = False
+    no_optimizer_shard: str = ""
 
     def match(self, name: str) -> RuleMatch | None:
         """Find the rule for a tensor, or for the weight that its optimizer state or adapter belongs to."""

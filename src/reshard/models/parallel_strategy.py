@@ -153,6 +153,7 @@ class StrategyCompiler:
         self._has_experts = any(match.rule.grid == "experts" or "e" in match.numbers for match in found)
         has_head = any(match.rule.stage == "last" and match.rule.tied == "head" for match in found)
         self._is_tied = not has_head and self.config.get("tie_word_embeddings") is not False
+        self._has_predicted = any("j" in match.numbers for match in found)
         self._tail_count = max((m.numbers["j"] + 1 for m in found if m.rule.stage == "tail"), default=0)
         named_count = max((match.numbers["i"] + 1 for match in found if "i" in match.numbers), default=1)
         self._layers = layer_stages(self._layer_count(named_count), self.parallel, self.naming.stages)
@@ -191,6 +192,8 @@ class StrategyCompiler:
             count, ways = self._head_count(key), parallel.mp * parallel.ulysses_degree_in_cp
             if count is not None and count % ways:
                 yield f"mp * ulysses_degree_in_cp: {ways} does not divide {key} = {count}"
+        if parallel.optimizer_shard and naming.no_optimizer_shard:
+            yield f"optimizer_shard: {naming.no_optimizer_shard}"
         if self._has_experts:
             yield from self._wrong_experts()
         blocks = options.get("blocks", 1)
@@ -270,6 +273,8 @@ class StrategyCompiler:
             return (self._layers[len(self._layers) - self._tail_count + match.numbers["j"]],)
         if rule.stage != "first":
             return (self._last_stage,)
+        if rule.tied == "predicted" and self._has_predicted:
+            return tuple({0: None, self._last_stage: None})
         again = self._is_tied and (rule.tied == "weights" or (rule.tied == "states" and match.is_state))
         return tuple({0: None, self._last_stage: None}) if again else (0,)
 

@@ -49,6 +49,10 @@ class Settings:
         every = range(index.start.value(numbers), index.stop.value(numbers), max(1, index.step.value(numbers)))
         if every[_MAX_POSITION_COUNT:]:
             raise PlanError(f"{name} runs to {every[-1]}: more than any model has")
+        if index.listed:
+            values = self.values.get(index.listed)
+            known = values if isinstance(values, tuple) else ()
+            return tuple(number for number in every if known[number : number + 1] == (index.wanted,))
         if not index.excluded:
             return every
         listed = self.positions if index.excluded in self.indices else self.values.get

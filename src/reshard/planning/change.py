@@ -249,7 +249,7 @@ def _computation(
 ) -> Computation | None:
     if scale is not None:
         extras = (weights[scale.tensor].entry,)
-        return Computation("dequantise", dtype, extras, scale.block, on_overflow=change.on_overflow)
+        return Computation("dequantise", dtype, extras, scale.block, scale.packed, on_overflow=change.on_overflow)
     if weight.pair is None:
         return None if weight.spec.dtype is dtype else Computation("cast", dtype, on_overflow=change.on_overflow)
     return Computation(

@@ -22,7 +22,7 @@ from .limits import Limits
 from .outputs.output import Output, group_by_layout
 from .plan import Grouping, Plan, StagingMode, group_outputs, make_plan
 from .steps.copies import REPLICAS
-from .steps.fills import pieces_in
+from .steps.fills import pieces_in, stored_hull
 from .steps.read_scores import alone_score
 from .steps.reads import score
 from .targets.zarr_target import ZarrTarget, chunk_shape_for
@@ -106,7 +106,7 @@ def _cut_axes(plan: Plan) -> dict[int, int]:
                 continue
             for piece, patch in pieces_in(plan.draft, tensor, box):
                 shape = extent_of(plan.catalog.entries[piece.source].spec)[0]
-                axis = _cut_axis(patch.source_hull, shape) if patch.keeps_order else len(shape) - 1
+                axis = _cut_axis(stored_hull(piece, patch), shape) if patch.keeps_order else len(shape) - 1
                 if axis > found.get(piece.source, 0):
                     found[piece.source] = axis
     return found

@@ -109,6 +109,17 @@ class Box:
                 return None
         return Box(start, stop)
 
+    def in_blocks(self, block: Shape) -> Box:
+        """Return the box of blocks that it touches, of a grid from the origin on.
+
+        Examples
+        --------
+        >>> Box((100, 0), (300, 128)).in_blocks((128, 128))
+        Box(start=(0, 0), stop=(3, 1))
+        """
+        start = tuple(a // size for a, size in zip(self.start, block, strict=True))
+        return Box(start, tuple(-(-b // size) for b, size in zip(self.stop, block, strict=True)))
+
     def shifted(self, offset: Shape) -> Box:
         """Return the region moved by ``offset``."""
         return Box(tuple(map(add, self.start, offset)), tuple(map(add, self.stop, offset)))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import PlanError
 from ...models.lora import adapter_boxes
 from ...planning.catalog import Entry
 from ...planning.outputs.output import Computation
@@ -35,6 +37,9 @@ _BITS: dict[int, np.dtype[Any]] = {
 _FLOATS = frozenset(FLOATING) - {DType.F8_E8M0}
 _QUANTISED = {dtype for dtype in _FLOATS if dtype.itemsize == 1}
 _SCALES = {DType.F64, DType.F32, DType.BF16, DType.F16, DType.F8_E8M0}
+_PACKED = {DType.I8, DType.U8}
+_FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+_INTEGERS: dict[DType, Any] = {DType.I32: np.int32, DType.I64: np.int64}
 _MERGED = {DType.F32, DType.BF16, DType.F16}
 
 
@@ -95,7 +100,7 @@ def _run(how: Computation, held: Sequence[DenseBox], out: DenseBox) -> None:
     if how.kernel == "cast":
         Cast().run(held, out)
     elif how.kernel == "dequantise":
-        Dequantise(how.blocks).run(held, out)
+        Dequantise(how.blocks, how.packed).run(held, out)
     else:
         merge = MergeLora(how.scaling, how.rank, how.working or DType.F32, how.transposed)
         if held[0].dtype is out.dtype:
@@ -106,7 +111,7 @@ def _run(how: Computation, held: Sequence[DenseBox], out: DenseBox) -> None:
 
 
 def can_cast(source: DType, target: DType) -> bool:
-    """Whether a tensor can be cast: to its own type, or from one floating type to another.
+    """Whether a tensor can be cast: to its own type, or from one floating type, or one of I32 and I64, to another.
 
     Nothing is cast to F8_E8M0, which has neither sign nor zero and is read as a scale only.
 
@@ -117,7 +122,7 @@ def can_cast(source: DType, target: DType) -> bool:
     >>> can_cast(DType.I32, DType.F32), can_cast(DType.F32, DType.F8_E8M0), can_cast(DType.F4, DType.F32)
     (False, False, False)
     """
-    return source == target or (source in FLOATING and target in _FLOATS)
+    return source == target or (source in FLOATING and target in _FLOATS) or {source, target} <= _INTEGERS.keys()
 
 
 def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dtype: DType) -> None:
@@ -127,6 +132,7 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
     - Results below the normal range are rounded, not flushed to zero. NaN stays NaN, without its payload where
       the target has no room for it.
     - F64 becomes BF16 and the 8-bit types by way of F32, so it is rounded twice; everything else is rounded once.
+    - Whole numbers are refused with PlanError if they do not fit.
 
     Examples
     --------
@@ -136,15 +142,28 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
     array([ 1., inf], dtype=float16)
     """
     if not can_cast(source_dtype, target_dtype):
-        raise ValueError(f"no cast from {source_dtype} to {target_dtype}: both must be floating types")
+        raise ValueError(f"no cast from {source_dtype} to {target_dtype}: both must be floating types, or I32 and I64")
     if source_dtype == target_dtype:
         target[:] = source
         return
-    read, write = np.frombuffer(source, FLOATING[source_dtype]), np.frombuffer(target, FLOATING[target_dtype])
+    if source_dtype in _INTEGERS:
+        read, write = (np.frombuffer(a, _INTEGERS[kind]) for a, kind in ((source, source_dtype), (target, target_dtype)))
+    else:
+        read, write = np.frombuffer(source, FLOATING[source_dtype]), np.frombuffer(target, FLOATING[target_dtype])
     if len(read) != len(write):
         raise ValueError(f"cast: expected a buffer of {len(read)} elements, found {len(write)}")
+    if source_dtype in _INTEGERS:
+        _cast_integers(read, write)
+        return
     for start in range(0, len(read), _BLOCK):
         _convert(read[start : start + _BLOCK], write[start : start + _BLOCK])
+
+
+def _cast_integers(read: _Array, write: _Array) -> None:
+    limits = np.iinfo(write.dtype)
+    if len(read) and not limits.min <= read.min() <= read.max() <= limits.max:
+        raise PlanError(f"values from {read.min()} to {read.max()} do not fit {write.dtype}")
+    write[:] = read
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,25 +177,16 @@ class Cast:
         cast(source.data, source.dtype, out.data, out.dtype)
 
 
-def scale_box(box: Box, block: Shape) -> Box:
-    """Return the box of scales that a box of weights needs: one for each block it touches.
-
-    Examples
-    --------
-    >>> scale_box(Box((100, 0), (300, 128)), (128, 128))
-    Box(start=(0, 0), stop=(3, 1))
-    """
-    start = tuple(a // size for a, size in zip(box.start, block, strict=True))
-    return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, block, strict=True)))
-
-
 @dataclass(frozen=True, slots=True)
 class Dequantise:
-    """8-bit floating weights times the scale of their block. Inputs: the same box, and its ``scale_box``.
+    """Floating weights of 8 or 4 bits times the scale of their block. Inputs: the same box, and the box of its blocks.
 
     Weight and scale are cast to F32, their product is rounded to F32, and again to the target if that is narrower.
     ``block`` has the elements that share a scale, on each axis; blocks at the ends may be smaller. It is 1 along an
-    axis whose every index has its own scales (stacked experts).
+    axis whose every index has its own scales (stacked experts, rows of FP4).
+
+    With ``packed`` 2 the weights are FP4 (E2M1), two a byte, and their box counts bytes: the lower half of a byte is the
+    first of two neighbours on the last axis.
 
     Examples
     --------
@@ -187,26 +197,31 @@ class Dequantise:
     >>> np.frombuffer(out.data, np.float32)
     array([0.5, 3. , 6. ], dtype=float32)
 
-    Source: research/deepseek3/convert_weight.py (weight_dequant) of MindSpore Transformers 1.5.
+    Source: research/deepseek3/convert_weight.py (weight_dequant) of MindSpore Transformers 1.5; OCP Microscaling
+    Formats 1.0 for E2M1 and E8M0.
     """
 
     block: Shape
+    packed: int = 1
 
     def run(self, inputs: Sequence[DenseBox], out: DenseBox) -> None:
         """Multiply the weights by their scales."""
         weights, scales = inputs
-        _expect("weights", weights.box, out.box)
-        _expect("scales", scales.box, scale_box(out.box, self.block))
-        _expect_dtype("weights", weights.dtype, _QUANTISED)
+        packs = (*(1,) * (len(self.block) - 1), self.packed)
+        _expect("weights", weights.box, out.box.in_blocks(packs))
+        _expect("scales", scales.box, out.box.in_blocks(self.block))
+        _expect_dtype("weights", weights.dtype, _PACKED if self.packed == 2 else _QUANTISED)
         _expect_dtype("scales", scales.dtype, _SCALES)
         _expect_dtype("result", out.dtype, _FLOATS)
         coarse, codes, result = _array(scales), _array(weights), _array(out)
-        wide = np.empty(_BLOCK, np.float32)
+        wide, skipped = np.empty(_BLOCK, np.float32), out.box.start[-1] % self.packed
         for scale_rows, rows in _row_bands(out.box, self.block):
             for start, columns in _column_blocks(out.box, self.block):
-                factors = np.empty(len(columns), np.float32)
-                _convert(coarse[scale_rows][columns], factors)
-                _scale_rows(codes[rows], factors, result[rows], slice(start, start + len(columns)), wide)
+                some = coarse[scale_rows][..., columns]
+                factors = np.empty(some.shape, np.float32)
+                _convert(some, factors)
+                held = slice(start + skipped, start + skipped + len(columns))
+                _scale_rows(codes[rows], held, factors, result[rows][..., start : start + len(columns)], wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +296,24 @@ def _table(source: np.dtype[Any], target: np.dtype[Any]) -> _Array:
         return every.astype(np.float32).astype(target).view(_BITS[target.itemsize])
 
 
-def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...]]]:
-    """Yield the place of a row of scales in its box, with the rows of weights that share it."""
+def _row_bands(box: Box, block: Shape) -> Iterator[tuple[tuple[int | slice, ...], tuple[int | slice, ...]]]:
+    """Yield the place of a row of scales in its box, with the rows of weights that share it.
+
+    Where each row has scales of its own, as many rows of both as a block holds.
+    """
     if len(block) == 1:
         yield (), ()
         return
     *outer, size = block[:-1]
-    first = scale_box(box, block).start
+    first = box.in_blocks(block).start
+    most = max(1, _BLOCK // box.shape[-1]) if size == 1 else 1
     for index in np.ndindex(box.shape[:-2]):
         place = tuple((a + i) // s - f for a, i, s, f in zip(box.start, index, outer, first, strict=False))
         low, high = box.start[-2], box.stop[-2]
-        for band in range(low // size, -(-high // size)):
-            rows = slice(max(low, band * size) - low, min(high, (band + 1) * size) - low)
-            yield (*place, band - first[-2]), (*index, rows)
+        for band in range(low // size, -(-high // size), most):
+            rows = slice(max(low, band * size) - low, min(high, (band + most) * size) - low)
+            shared = band - first[-2]
+            yield (*place, shared if size > 1 else slice(shared, shared + most)), (*index, rows)
 
 
 def _column_blocks(box: Box, block: Shape) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
@@ -304,21 +324,35 @@ def _column_blocks(box: Box, block: Shape) -> Iterator[tuple[int, npt.NDArray[np
         yield start - low, columns // size - low // size
 
 
-def _scale_rows(codes: _Array, factors: _Array, result: _Array, columns: slice, wide: _Array) -> None:
-    """Multiply rows of codes by one factor per column, as many rows at a time as a block holds."""
-    codes, result = np.atleast_2d(codes)[:, columns], np.atleast_2d(result)[:, columns]
-    step = max(1, _BLOCK // len(factors))
+def _scale_rows(codes: _Array, columns: slice, factors: _Array, result: _Array, wide: _Array) -> None:
+    """Multiply columns of rows of codes by a factor each, as many rows at a time as a block holds."""
+    codes, result = np.atleast_2d(codes), np.atleast_2d(result)
+    factors = np.broadcast_to(factors, result.shape)
+    step = max(1, _BLOCK // result.shape[1])
     for start in range(0, len(codes), step):
-        some = codes[start : start + step]
+        some = _unpacked(codes[start : start + step], columns)
         product = wide[: some.size].reshape(some.shape)
         _convert(some, product)
         with np.errstate(all="ignore"):
-            np.multiply(product, factors, out=product)
+            np.multiply(product, factors[start : start + step], out=product)
         _convert(product, result[start : start + step])
 
 
+def _unpacked(codes: _Array, columns: slice) -> _Array:
+    """Return columns of rows of codes, those of FP4 as a byte each."""
+    if codes.dtype != np.uint8:
+        return codes[:, columns]
+    first = columns.start // 2
+    pairs = codes[:, first : -(-columns.stop // 2)]
+    each = np.empty((*pairs.shape, 2), np.uint8)
+    np.bitwise_and(pairs, 15, out=each[..., 0])
+    np.right_shift(pairs, 4, out=each[..., 1])
+    return each.reshape(len(pairs), -1)[:, columns.start - 2 * first : columns.stop - 2 * first].view(_FP4)
+
+
 def _array(dense: DenseBox) -> _Array:
-    return np.frombuffer(dense.data, FLOATING[dense.dtype]).reshape(dense.box.shape)
+    kind = np.dtype(np.uint8) if dense.dtype in _PACKED else FLOATING[dense.dtype]
+    return np.frombuffer(dense.data, kind).reshape(dense.box.shape)
 
 
 def _expect(what: str, found: Box, expected: Box) -> None:

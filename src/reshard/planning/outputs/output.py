@@ -31,9 +31,10 @@ class Computation:
     ----------
     kernel, dtype
         ``cast``, ``dequantise`` or ``merge_lora``, and the dtype of the result, which has the source's shape.
-    extras, blocks
-        Other entries of the catalog that the kernel takes: block scales, or the adapters A and B; and the shape of
-        the block that one scale applies to, in elements.
+    extras, blocks, packed
+        Other entries of the catalog that the kernel takes: block scales, or the adapters A and B; the shape of
+        the block that one scale applies to, in elements; and how many elements each of the source's own holds, side
+        by side on the last axis. Patches count those.
     scaling, rank, working, transposed
         Of a LoRA: the factor of the product, the length of the axis that A and B share, the dtype of the
         computation, and whether the weight is stored transposed.
@@ -45,6 +46,7 @@ class Computation:
     dtype: DType
     extras: tuple[int, ...] = ()
     blocks: Shape = ()
+    packed: int = 1
     scaling: float = 0.0
     rank: int = 0
     working: DType | None = None

@@ -74,6 +74,8 @@ def box_fills(draft: Draft, tensor: int, box: Box, held: Box, on_computed: OnCom
     for piece, patch in pieces_in(draft, tensor, box):
         if piece.computation is not None and on_computed is not None:
             on_computed(piece, patch)
+        elif piece.computation is not None and piece.computation.packed > 1:
+            yield from input_fills(draft, piece.source, stored_hull(piece, patch))
         else:
             yield from _stored(draft, piece.source, patch, held)
 
@@ -104,6 +106,8 @@ def alike_fills(
     boxes have to be looked at one by one: the entries are not stored in grids, or pieces are not plain or share one.
     """
     pieces = draft.tensors[tensor].pieces
+    if any(piece.computation is not None and piece.computation.packed > 1 for piece in pieces):
+        return None
     if len({piece.source for piece in pieces}) < len(pieces):
         return None
     if not all(piece.patch.is_plain and draft.stored(piece.source).is_even_grid for piece in pieces):
@@ -162,13 +166,20 @@ def input_fills(draft: Draft, entry: int, box: Box) -> Iterator[Fill]:
 def computation_inputs(source: int, computation: Computation, box: Box) -> tuple[tuple[int, Box], ...]:
     """Return what a kernel needs to compute a box: a box of each entry, that of the tensor itself first."""
     if computation.kernel == "dequantise":
-        start = tuple(a // n for a, n in zip(box.start, computation.blocks, strict=True))
-        stop = tuple(-(-b // n) for b, n in zip(box.stop, computation.blocks, strict=True))
-        return (source, box), (computation.extras[0], Box(start, stop))
+        packs = (*(1,) * (len(box.start) - 1), computation.packed)
+        stored = box if computation.packed == 1 else box.in_blocks(packs)
+        return (source, stored), (computation.extras[0], box.in_blocks(computation.blocks))
     if computation.kernel == "merge_lora":
         boxes = adapter_boxes(box, computation.rank, transposed=computation.transposed)
         return (source, box), *zip(computation.extras, boxes, strict=True)
     return ((source, box),)
+
+
+def stored_hull(piece: Piece, patch: Patch) -> Box:
+    """Return the box of a piece's own entry that a part of its patch takes from."""
+    if piece.computation is None or piece.computation.packed == 1:
+        return patch.source_hull
+    return computation_inputs(piece.source, piece.computation, patch.source_hull)[0][1]
 
 
 def whole_placement(draft: Draft, tensor: int) -> Placement | None:
