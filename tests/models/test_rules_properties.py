@@ -51,9 +51,13 @@ def sources_of(family, naming, config, options):
     shapes = {part.name: (2, 3) if part.shape is None else part.shape for part in wanted}
     starts = reduce(lambda done, shape: [*done, done[-1] + int(np.prod(shape))], shapes.values(), [1])
     return {
-        name: np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
+        name: np.arange(start, start + np.prod(shape), dtype=kind_of(name)).reshape(shape)
         for (name, shape), start in zip(shapes.items(), starts, strict=False)
     }
+
+
+def kind_of(name):
+    return np.int64 if name.endswith(".tid2eid") else np.float32
 
 
 @pytest.mark.parametrize(("name", "naming"), NAMINGS)

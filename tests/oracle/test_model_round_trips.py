@@ -25,7 +25,7 @@ NAMINGS = [
 DTYPES = {None: DType.F32, "fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 # What layers that predict further tokens repeat of the model.
 COPIES = (".embed_tokens.weight", ".shared_head.head.weight")
-EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3", "deepseek_v4", "glm4_moe")
 
 
 @st.composite
@@ -38,7 +38,7 @@ def numbers(draw, family):
     }
     if family in EXPERTS:
         said |= {"ep": draw(st.sampled_from([1, said["dp"]])), "sp": "true"}
-    if draw(st.booleans()):
+    if family != "deepseek_v4" and draw(st.booleans()):
         said |= {"po": "true", "parallel_optimizer_threshold": 0}
     said["vocab_emb_dp"] = draw(st.sampled_from(["true", "false"]))
     return said
@@ -57,7 +57,9 @@ def models(draw, family, mp):
         "num_nextn_predict_layers": draw(st.integers(0, 1)), "decoder_sparse_step": 1, "first_k_dense_replace": 1,
         "q_lora_rank": draw(even), "kv_lora_rank": draw(even), "qk_nope_head_dim": draw(even),
         "qk_rope_head_dim": draw(even), "v_head_dim": draw(even), "tie_word_embeddings": draw(st.booleans()),
-        "model_type": family.model_types[-1],
+        "model_type": family.model_types[-1], "num_experts_per_tok": draw(count), "hc_mult": draw(count),
+        "o_groups": groups, "o_lora_rank": draw(even), "index_n_heads": draw(count), "index_head_dim": draw(count),
+        "num_hash_layers": draw(st.integers(0, 1)), "compress_ratios": draw(st.permutations([0, 4, 128])),
     }  # fmt: skip
     free = {option.name: option.values for option in family.options if option.name in FREE}
     options = {name: draw(st.sampled_from(values)) for name, values in free.items()}
@@ -73,7 +75,7 @@ def random_tensors(family, naming, config, options, seed):
     """As on Hugging Face, of random values that fp16 and bf16 have to round."""
     made = np.random.default_rng(seed)
     shapes = sources_of(family, naming, config, options)
-    return {name: made.standard_normal(array.shape).astype(np.float32) for name, array in shapes.items()}
+    return {name: (9 * made.standard_normal(array.shape)).astype(array.dtype) for name, array in shapes.items()}
 
 
 @pytest.mark.parametrize(("name", "naming"), NAMINGS)
@@ -106,6 +108,8 @@ def test_to_ranks_and_back(name, naming, data):
     assert found.keys() - copies == sources.keys()
     for tensor in sources:
         array = found[tensor]
-        assert array.dtype in (NUMPY[DTYPES[dtype]], np.float32)  # norms of some families are float32 always
+        # Norms of some families are float32 always, tables int64, and experts of DeepSeek-V4 bfloat16.
+        fixed = (np.float32, np.int64, *[NUMPY[DType.BF16]] * (name == "deepseek_v4"))
+        assert array.dtype in (NUMPY[DTYPES[dtype]], *fixed)
         assert array.tobytes() == cast(sources[tensor], array.dtype).tobytes(), tensor
     assert len(objects_at(f"{base}/ranks")) == said["dp"] * said["mp"] * said["pp"]

@@ -57,7 +57,9 @@ def find_scales(
         expected = tuple(-(-extent // size) for extent, size in zip(spec.shape, block, strict=True))
         if scale.shape != expected or scale.dtype not in _SCALES:
             found = f"{scale.dtype} of shape {scale.shape}"
-            problems.append(f"{scale.name}: {found}, expected floating-point numbers of shape {expected}: one for each block {block}")
+            problems.append(
+                f"{scale.name}: {found}, expected floating numbers of shape {expected}: one for each block {block}"
+            )
     return scales, problems
 
 

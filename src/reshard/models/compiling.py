@@ -261,9 +261,9 @@ class _Compilation:
         own = {DType.BF16 if part.scale else self._specs[part.source].dtype for part in parts}
         if own.isdisjoint(_FLOATS) and len(own) == 1:
             (only,) = own
-            fixed = self._fixed_dtype(name)
-            if {only, fixed.dtype if fixed else only} <= _WHOLE_NUMBERS and fixed is not None:
-                return fixed.dtype
+            if only in _WHOLE_NUMBERS:
+                rule = self._fixed_dtype(name)
+                return rule.dtype if rule is not None else only
             if only.value.startswith("F"):
                 self._report(f"{parts[0].source}: {only} without a tensor of scales")
             return only
@@ -274,6 +274,8 @@ class _Compilation:
         rule = self._fixed_dtype(name)
         if rule is None:
             return self._dtype
+        if rule.dtype in _WHOLE_NUMBERS:
+            self._report(f"{name}: its sources are {', '.join(sorted(own))}, expected whole numbers")
         if rule.dtype is not self._dtype:
             self.note(f"{', '.join(rule.globs)}: {rule.dtype}; {rule.why}")
         return rule.dtype

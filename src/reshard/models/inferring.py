@@ -225,7 +225,8 @@ class _Inference:
                 known[name] = written
         for index in self._indices.values():
             start, stop, step = (sum_of(bound, known) for bound in (index.start, index.stop, index.step))
-            if None not in (start, stop) and step == number(1) and not (index.excluded or index.listed):
+            is_whole = step == number(1) and not (index.excluded or index.listed)
+            if start is not None and stop is not None and is_whole:
                 known[index.name] = plus(stop, start, -1)
         return known
 

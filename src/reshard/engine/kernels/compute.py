@@ -147,7 +147,9 @@ def cast(source: memoryview, source_dtype: DType, target: memoryview, target_dty
         target[:] = source
         return
     if source_dtype in _INTEGERS:
-        read, write = (np.frombuffer(a, _INTEGERS[kind]) for a, kind in ((source, source_dtype), (target, target_dtype)))
+        read, write = (
+            np.frombuffer(a, _INTEGERS[kind]) for a, kind in ((source, source_dtype), (target, target_dtype))
+        )
     else:
         read, write = np.frombuffer(source, FLOATING[source_dtype]), np.frombuffer(target, FLOATING[target_dtype])
     if len(read) != len(write):
@@ -185,7 +187,7 @@ class Dequantise:
     ``block`` has the elements that share a scale, on each axis; blocks at the ends may be smaller. It is 1 along an
     axis whose every index has its own scales (stacked experts, rows of FP4).
 
-    With ``packed`` 2 the weights are FP4 (E2M1), two a byte, and their box counts bytes: the lower half of a byte is the
+    With ``packed`` 2 the weights are FP4 (E2M1), two a byte, and their box counts bytes: the lower half of one is the
     first of two neighbours on the last axis.
 
     Examples
