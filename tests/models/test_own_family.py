@@ -228,8 +228,8 @@ def test_problems_of_a_hostile_family_have_an_end(base):
     rows = "".join(f"      - {{hf: 'a{n}.{{i}}', ms: 'b{n}.{{i}}'}}\n" for n in range(1000))
     text = f"{MINE[: MINE.index('layouts:')]}{rows}"
     put(f"{base}/many.yaml", text.encode())
-    started = time.monotonic()
+    started = time.process_time()
     config = {"num_hidden_layers": 1 << 14, "hidden_size": 4, "intermediate_size": 6}
     with pytest.raises(PlanError, match="does not fit"):
         reshard.plan(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/many.yaml", config=config)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
