@@ -20,7 +20,7 @@ from support.settings import clear_settings
 
 import reshard
 from reshard.api.estimates import estimate
-from reshard.engine import claim
+from reshard.engine import claim, session
 from reshard.errors import Interrupted, ReshardError
 from reshard.storage import Checksum, LocalStore, open_location, s3_store
 from reshard.storage.checksums import crc_of
@@ -266,7 +266,8 @@ def test_every_fault(place: Place, tls: bool, number: int, record_property: Call
 def test_a_plan_counts_the_requests_of_its_run(
     place: Place, workload: str, integrity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "BEAT_S", 600.0)  # a run that takes longer shows more often that it lives
+    monkeypatch.setattr(claim, "BEAT_S", 600.0)  # a run that takes longer shows more often that it lives,
+    monkeypatch.setattr(session, "FRESH_S", 600.0)  # and looks more often whether its claim is held
     rule, passes = Counting(), 2 if workload == "staged" else 1
     with reaching(place.server):
         plan = reshard.plan(place.source, place.new_target(), **place.options(workload), integrity=integrity)
