@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-pages images fuzz check site bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-torch test-mindspore test-pages images fuzz check site bench bench-mindspore fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -104,7 +104,7 @@ serve: $(demo)  ## a trial S3 server on this machine: prints the variables to ex
 	@$(bin)/python demo/serve.py $(ARGS)
 
 test: $(tests)  ## all tests but the slow ones
-	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray and not pages" $(ARGS)
+	$(bin)/python -m pytest -n $(WORKERS) -m "not slow and not memory and not oracle and not outage and not matrix and not ray and not pages and not torch and not mindspore" $(ARGS)
 
 test-slow: $(tests)  ## the tests that take minutes, then those that measure memory, one at a time
 	$(bin)/python -m pytest -n $(WORKERS) -m "slow and not memory and not oracle and not outage" $(ARGS)
@@ -169,6 +169,24 @@ test-pages: $(tests)  ## pages, and the site if it is built, in Chromium: they f
 images: $(tests)  ## the pictures of pages in docs/images, taken with Chromium
 	$(bin)/python docs/make_images.py
 
+# torch, and MindSpore with the numpy that it is built for, each with reshard beside it.
+framework_packages := hypothesis psutil pytest pytest-timeout 'moto[server]>=5.1'
+.torch/venv/.setup .mindspore/venv/.setup: .%/venv/.setup: Makefile pyproject.toml | $(stamp)
+	@echo "making .$*/venv with $*: $(if $(filter torch,$*),some GB,several hundred MB)"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear --python 3.11 .$*/venv; } || python3.11 -m venv --clear .$*/venv
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python .$*/venv/bin/python --editable . $(packages) $(framework_packages); } \
+		|| .$*/venv/bin/python -m pip install --quiet --editable . $(packages) $(framework_packages)
+	@touch $@
+
+.torch/venv/.setup: packages = torch safetensors
+.mindspore/venv/.setup: packages = $(oracle_packages)
+
+test-torch: .torch/venv/.setup  ## jobs of torch save and load with 2 to 8 processes; reshard reads and writes the same
+	.torch/venv/bin/python -m pytest -m torch tests/frameworks tests/loading/test_load.py $(ARGS)
+
+test-mindspore: .mindspore/venv/.setup  ## networks of MindSpore take what reshard loads, and compute the same
+	.mindspore/venv/bin/python -m pytest -m mindspore tests/frameworks tests/loading/test_load.py $(ARGS)
+
 fuzz: $(tests)  ## every parser and document with random changes of valid ones, within limits (--seconds 600 --only plan: longer, one)
 	$(bin)/python tests/fuzz/run.py $(ARGS)
 	$(bin)/python tests/fuzz/dense.py
@@ -209,5 +227,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .fuzz .oracle .generate .ray .site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .venv .demo .fuzz .oracle .generate .ray .torch .mindspore .runai .site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,6 @@ ARCHIVE = Path(__file__).with_name("dcp") / "cases.tar.xz"
 REFUSED = {
     "hyper_new_chunks_2": ("w [6, 9]: no piece has [0:6, 8:9]",),
     "hyper_new_own_metadata_2": ("w [6, 9]: no piece has [0:6, 8:9]",),
-    "mcore12_flat_optimizer_4": ("optimizer.state.exp_avg.w", "flattened blocks"),
     "odd_hf_value_in_front": ("header length",),
     "odd_dcp_zstd_1": ("w [0:50, 0:4]", "stream.zstd/1"),
 }
@@ -118,6 +117,17 @@ def test_a_file_that_no_rank_has_is_missed():
     lost = [f"shard-0000{rank}-model-00002-of-00003.safetensors" for rank in (1, 2)]
     with pytest.raises(ReshardError, match="file 2 of 3"):
         reshard.inspect(without("hf_files_2", *lost))
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (7, 5)])
+def test_flattened_blocks_that_do_not_make_the_tensor_are_refused(shape):
+    case, kept = "mcore12_flat_optimizer_4", b"nd_reformulated_orig_global_shape\x94K%cK%c\x86"
+    source, metadata = put_case(case), cases()[case][1][".metadata"]
+    assert metadata.count(kept % (6, 5)) == 4  # in the plans of all ranks too
+    put(f"{source}/.metadata", metadata.replace(kept % (6, 5), kept % shape))
+    expected = rf"exp_avg\.w: expected flattened blocks of \[{shape[0]}, {shape[1]}\], found the shape \[2, 1, 15\]"
+    with pytest.raises(ReshardError, match=expected):
+        reshard.inspect(source)
 
 
 def test_the_metadata_of_a_rank_is_missed():

@@ -216,6 +216,7 @@ def test_any_framework_takes_dlpack(base):
     assert same(state, MODEL)
 
 
+@pytest.mark.torch
 def test_torch_tensors_of_every_dtype(base):
     torch = pytest.importorskip("torch")
     every = {dtype.value: (dtype.value, (4, 8)) for dtype in DType if dtype is not DType.BOOL}
@@ -228,6 +229,7 @@ def test_torch_tensors_of_every_dtype(base):
             assert taken.shape == expected[name].shape
 
 
+@pytest.mark.torch
 def test_torch_tensors_that_exist_are_filled(base):
     torch = pytest.importorskip("torch")
     shard = reshard.load(f"{base}/hf", framework="torch", dtype="bf16", keep=["wide", "none"])
@@ -240,6 +242,7 @@ def test_torch_tensors_that_exist_are_filled(base):
         shard.into(state | {"wide": torch.ones(12, 20)})
 
 
+@pytest.mark.mindspore
 def test_mindspore_parameters(base):
     mindspore = pytest.importorskip("mindspore")
     found = reshard.load(f"{base}/hf", framework="mindspore", keep="wide").tensors()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import FormatError
-from ..tensor import Box, DType, Shape, TensorSpec
+from ..tensor import Box, DType, Shape, TensorSpec, row_major_boxes
 from .findings import Findings
 from .pickle_values import PickledGlobal, PickledObject, parse_pickle
 from .safetensors import MAX_AXIS_COUNT
@@ -95,6 +95,42 @@ class DcpMetadata:
     paths: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     flattened: Mapping[str, Shape] = field(default_factory=dict)
     inferred: tuple[str, ...] = ()
+
+
+def flattened_block(stored: Shape, original: Shape) -> Shape | None:
+    """Return the shape of the blocks that a tensor was cut into, each of which was flattened into a last axis.
+
+    None if such blocks of ``original`` are not what is stored.
+
+    Examples
+    --------
+    >>> flattened_block((2, 1, 15), (6, 5)), flattened_block((2, 1, 15), (6, 6)), flattened_block((1, 7), (7,))
+    ((3, 5), None, (7,))
+
+    Source: ``flattened_range`` in ``dist_checkpointing/strategies/torch.py`` of Megatron Core 0.12.
+    """
+    grid = stored[:-1]
+    if len(stored) != len(original) + 1:
+        return None
+    if any(not count or size % count for count, size in zip(grid, original, strict=True)):
+        return None
+    block = tuple(size // count for count, size in zip(grid, original, strict=True))
+    return block if stored[-1] == math.prod(block) else None
+
+
+def boxes_of_range(piece: Box, block: Shape) -> Iterator[tuple[Box, int]]:
+    """Yield the boxes that a range of one flattened block has, in order, each with the elements of the range before it.
+
+    Examples
+    --------
+    >>> list(boxes_of_range(Box((1, 0, 3), (2, 1, 10)), (3, 5)))
+    [(Box(start=(3, 3), stop=(4, 5)), 0), (Box(start=(4, 0), stop=(5, 5)), 2)]
+    """
+    origin = tuple(index * size for index, size in zip(piece.start, block, strict=False))
+    before = 0
+    for box in row_major_boxes(block, piece.start[-1], piece.stop[-1]):
+        yield box.shifted(origin), before
+        before += box.element_count
 
 
 def parse_dcp_metadata(data: bytes, where: str) -> DcpMetadata:

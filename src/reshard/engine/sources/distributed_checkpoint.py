@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from ...errors import CatalogError, FormatError, option, raise_all
 from ...formats.containers import Container, read_header
-from ...formats.dcp_metadata import DcpMetadata, DcpPiece, join_metadata, parse_dcp_metadata
+from ...formats.dcp_metadata import (
+    DcpMetadata,
+    DcpPiece,
+    boxes_of_range,
+    flattened_block,
+    join_metadata,
+    parse_dcp_metadata,
+)
 from ...formats.strict_json import parse_json_object, shown
 from ...formats.torch_zip import ZIP_START, StoredTensor, scan_torch_zip
 from ...planning.catalog import Catalog, SourceObject
@@ -96,7 +103,9 @@ class DistributedCheckpoint(SourceFormat):
         refuse_other_format(url, self.kind, None, options)
         jobs = self._jobs(options)
         located: dict[TensorSpec, list[HeldPiece]] = {
-            tensor.spec: [] for name, tensor in self.metadata.tensors.items() if options.names.is_kept(name)
+            self._whole(tensor.spec): []
+            for name, tensor in self.metadata.tensors.items()
+            if options.names.is_kept(name)
         }
         problems: dict[str, FormatError] = {}
         found: dict[str, list[HeldPiece]] = {}
@@ -116,12 +125,26 @@ class DistributedCheckpoint(SourceFormat):
         raise_together(problems, f"{url}: {len(problems)} objects cannot be read")
         for key, some in jobs.items():
             for (spec, _), piece in zip(some, found[key], strict=True):
-                located[spec].append(piece)
+                located[self._whole(spec)] += self._unflattened(spec, piece)
         objects = {key: SourceObject(key, info.nbytes, info.etag) for key, info in self.objects.items()}
         present = [*self.metadata.tensors, *self.metadata.values]
         nbytes = self.index_bytes + sum(read_bytes.values())
         source = PieceSource(url, self.kind, objects, present, options.names, self.notes, nbytes)
         return piece_catalog(source, located)
+
+    def _whole(self, spec: TensorSpec) -> TensorSpec:
+        """Return a tensor as it was before its blocks were flattened."""
+        return replace(spec, shape=self.metadata.flattened.get(spec.name, spec.shape))
+
+    def _unflattened(self, spec: TensorSpec, piece: HeldPiece) -> Iterator[HeldPiece]:
+        """Yield the boxes that a piece has of the tensor as it was."""
+        original = self.metadata.flattened.get(spec.name)
+        block = None if original is None else flattened_block(spec.shape, original)
+        if block is None:
+            yield piece
+            return
+        for box, before in boxes_of_range(piece.box, block):
+            yield HeldPiece(box, piece.key, piece.start + spec.dtype.nbytes(before))
 
     def _jobs(self, options: SourceOptions) -> dict[str, list[_Job]]:
         """Return what to look up in each object; CatalogError for pieces that cannot be there."""
@@ -131,10 +154,10 @@ class DistributedCheckpoint(SourceFormat):
         for name, tensor in self.metadata.tensors.items():
             if not options.names.is_kept(name):
                 continue
-            if name in self.metadata.flattened:
-                problems.append(
-                    f"{name}: its pieces are ranges of flattened blocks, as Megatron Core before 0.15 wrote"
-                )
+            original = self.metadata.flattened.get(name)
+            if original is not None and flattened_block(tensor.spec.shape, original) is None:
+                found = list(tensor.spec.shape)
+                problems.append(f"{name}: expected flattened blocks of {list(original)}, found the shape {found}")
                 continue
             for piece in tensor.pieces:
                 problem = self._problem(piece)
@@ -142,6 +165,8 @@ class DistributedCheckpoint(SourceFormat):
                     problem = (
                         f"{piece.path} holds one tensor {shown(piece.key)}, and two pieces should be it: one is lost"
                     )
+                if original is not None and any(extent != 1 for extent in piece.box.shape[:-1]):
+                    problem = "expected a range of one flattened block"
                 if problem:
                     problems.append(f"{name} {piece.box.text}: {problem}")
                 else:
@@ -181,6 +206,9 @@ def _notes(metadata: DcpMetadata, infos: Mapping[str, ObjectInfo]) -> Iterator[s
     if metadata.inferred:
         some = sample(metadata.inferred, _SHOWN)
         yield f"ranks disagree on the size of {some}: their pieces are joined in the order of the ranks"
+    if metadata.flattened:
+        some = sample(sorted(metadata.flattened), _SHOWN)
+        yield f"{len(metadata.flattened)} tensors are stored as ranges of flattened blocks, and get their shape: {some}"
     if metadata.values:
         some = sample(sorted(metadata.values), _SHOWN)
         yield f"{len(metadata.values)} values that are no tensors are not read: {some}"
