@@ -136,16 +136,18 @@ def check_tensor(page: Page, plan: Plan, tensor: str) -> None:
     expected: dict[str, Any] = {}
     for held in explained.held:
         box = ", ".join(f"{a}:{b}" for a, b in zip(held.box.start, held.box.stop, strict=True))
-        sources = sorted((one.object, f"[{one.range.start}, {one.range.stop})") for one in held.sources)
-        place = f"{held.keys[0]} [{held.ranges[0].start}, {held.ranges[-1].stop})"
-        keys, places, _ = expected.setdefault(f"Box [{box}]", (set(), set(), sources))
+        keys, places, sources = expected.setdefault(f"Box [{box}]", (set(), set(), []))
         keys |= set(held.keys)
-        places.add(place)
+        places.add(f"{held.keys[0]} [{held.ranges[0].start}, {held.ranges[-1].stop})")
+        sources[:] = sorted((one.object, f"[{one.range.start}, {one.range.stop})") for one in held.sources)
     assert {each["box"] for each in told} == set(expected)
     for each in told:
         keys, places, sources = expected[each["box"]]
-        count = int(re.search(r"\((\d+) ranks?\)", each["ranks"])[1])
-        assert count == len(keys)
+        count = (
+            re.search(r"\((\d+) ranks?\)", each["ranks"]) if "ranks" in each else re.match(r"(\d+)", each["objects"])
+        )
+        assert count is not None
+        assert int(count[1]) == len(keys)
         assert any(each["written to"].startswith(place) for place in places)
         assert sorted((row[0], row[2]) for row in each["rows"]) == sources
 
@@ -200,18 +202,62 @@ def test_a_stage_can_be_looked_at_alone(page: Page, urls: dict[str, str]) -> Non
     assert page.run("document.querySelector('.strip').getAttribute('viewBox')") == "0 0 8 1"
 
 
-def test_values_that_are_computed_are_told(shown: Callable[[str], Page]) -> None:
+@pytest.fixture
+def layers() -> str:
+    """A small model of equal layers, and a layout that cuts half of its tensors."""
     specs = [TensorSpec(f"h.{layer}.w{part}", DType.F16, (8, 6)) for layer in range(3) for part in "ab"]
     MemoryStore("pages").put("small/model.safetensors", plan_header(specs, {}).data + bytes(6 * 96))
     MemoryStore("pages").put("cut.yaml", LAYOUT.replace(b"*.q_proj.weight", b"*.wa"))
-    plan = statements.plan(
-        "memory://pages/small", "memory://pages/r", dst_layout="memory://pages/cut.yaml", dtype="fp32"
-    )
+    return "memory://pages/small"
+
+
+RANKS = {"dst_layout": "memory://pages/cut.yaml"}
+TARGETS = {
+    "computed": RANKS | {"dtype": "fp32"},
+    "one writer of each box": RANKS | {"remove_redundancy": True},
+    "ckpt": RANKS | {"format": "ckpt"},
+    "some ranks": RANKS | {"ranks": "1-2"},
+    "iteration": RANKS | {"form": "iteration", "iteration": 3},
+    "dcp": RANKS | {"form": "dcp"},
+    "one object": {},
+    "zarr": {"form": "zarr", "part_size": "64B"},
+}
+
+
+@pytest.mark.parametrize("options", TARGETS.values(), ids=TARGETS)
+def test_pages_tell_the_truth_of_every_target(
+    shown: Callable[[str], Page], layers: str, options: dict[str, Any]
+) -> None:
+    plan = statements.plan(layers, "memory://pages/target", **options)
     page = shown(plan_html(plan))
-    for tensor in ("h.0.wa", "h.2.wb"):
+    for tensor in ("h.0.wa", "h.2.wa", "h.2.wb"):
         check_tensor(page, plan, tensor)
-        assert all("computed: cast" in each["filled"] for each in chosen(page, tensor))
+        filled = [each["filled"] for each in chosen(page, tensor)]
+        assert all("streamed" in text for text in filled)
+        assert all("computed: cast" in text for text in filled) == ("dtype" in options)
     assert page.errors == []
+
+
+def test_ranks_become_other_ranks(shown: Callable[[str], Page], layers: str) -> None:
+    statements.convert(layers, "memory://pages/ranks-of-four", **RANKS)
+    plan = statements.plan("memory://pages/ranks-of-four", "memory://pages/whole")
+    page = shown(plan_html(plan))
+    for tensor in ("h.1.wa", "h.2.wb"):
+        check_tensor(page, plan, tensor)
+    source = shown(catalog_page(plan.catalog))
+    find(source, "h.1.wa")
+    pieces = source.run("[...document.querySelectorAll('#tensor tbody tr')].map((row) => row.children[0].textContent)")
+    assert pieces == ["[0:4, 0:6]", "[4:8, 0:6]"]
+
+
+def test_staged_tensors_are_told(shown: Callable[[str], Page], layers: str) -> None:
+    MemoryStore("pages").put("across.yaml", b'axes: {mp: 2}\nrules:\n  - {match: "*", split: [null, mp]}\n')
+    layout = "memory://pages/across.yaml"
+    plan = statements.plan(layers, "memory://pages/target", dst_layout=layout, staging="always")
+    assert plan.staging is not None
+    page = shown(plan_html(plan))
+    check_tensor(page, plan, "h.1.wb")
+    assert all("staged" in each["filled"] for each in chosen(page, "h.1.wb"))
 
 
 def test_a_treemap_goes_from_modules_to_bytes(page: Page, urls: dict[str, str], pages: Pages) -> None:
