@@ -63,7 +63,8 @@ __all__ = [
     "write_options",
 ]
 
-_SHOWN_PROBLEMS = 50
+_SHOWN_PROBLEMS = 20
+"""Lines of problems in a message: with the rest of it they fit a terminal of 24."""
 # Secrets in URLs: a user and a password (which may hold slashes, but "host:port/" is none), and signed queries.
 _PASSWORD = re.compile(r"(?<=://)([^\s/:@?#'\"]*):(?!\d{1,5}(?:[/\s]|$))[^\s'\"]*@")
 _TOKEN_AS_USER = re.compile(r"(?<=https://|.http://)[^\s/:@?#'\"]+@")
@@ -196,12 +197,18 @@ class ReshardError(Exception):
     def __str__(self) -> str:
         return self.text(as_argument)
 
-    def text(self, spell: Callable[[str, str | None], str]) -> str:
-        """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`."""
-        problems, hint = self.marked_problems, self.marked_hint
-        shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
-        if len(problems) > _SHOWN_PROBLEMS:
-            shown.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more")
+    def text(self, spell: Callable[[str, str | None], str], *, is_whole: bool = False, more: str = "") -> str:
+        """Return message, problems and hint, with options spelled by ``spell``; see :func:`write_options`.
+
+        Problems that are alike in many layers, experts or ranks are one line. Unless the text is to be whole, what
+        fills more than a screen is left out; ``more`` says where the rest is.
+        """
+        from .folding import folded  # seldom needed
+
+        lines, hint = folded(self.marked_problems), self.marked_hint
+        shown = [f"  - {line}" for line in (lines if is_whole else lines[:_SHOWN_PROBLEMS])]
+        if len(lines) > len(shown):
+            shown.append(f"  ... and {len(lines) - len(shown)} more{more}")
         return write_options("\n".join([self.marked_message, *shown, *([hint] if hint else [])]), spell)
 
 

@@ -70,7 +70,7 @@ def test_tables_fold_and_say_how_many_rows_there_are(values):
     assert "<td>rank_1/checkpoint_1.safetensors</td>" in values["Manifest"]._repr_html_()
     assert "read bytes" in values["Plan"]._repr_html_()
     assert "all compared bytes match" in repr(values["Report"])
-    assert repr(Report("id", 1, 1, 1, ("a < b",))).startswith("<Report 1 differences")
+    assert repr(Report("id", 1, 1, 1, ("a < b",))).startswith("<Report 1 difference")
     assert "a &lt; b" in Report("id", 1, 1, 1, ("a < b",))._repr_html_()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ def test_there_and_back(any_place):
     done = ok("convert", any_place.full, any_place.at("ranks"), "--dst-strategy", any_place.strategy)
     assert any_place.keys("ranks") == [*RANKS, MANIFEST]
     assert all(key in done.out for key in RANKS)
-    assert done.err.split() == ["headers", "transfer", "commit"]
+    *phases, pace = done.err.splitlines()
+    assert phases == ["headers", "transfer", "commit"]
+    assert re.fullmatch(r"51\.1 KiB in [\d.]+ s, [\d.]+ .iB/s, .*verified", pace)
     assert "all compared bytes match" in ok("verify", any_place.at("ranks")).out
     assert "all compared bytes match" in ok("verify", any_place.at(f"ranks/{MANIFEST}")).out
     ok("convert", any_place.at("ranks"), any_place.at("again"), "--src-strategy", any_place.strategy, "--quiet")
@@ -347,7 +350,7 @@ def test_verify_finds_a_flipped_byte(any_place):
     (problem,) = done.json["problems"]
     assert RANKS[2] in problem
     assert f"byte {len(data) - 1} differs (in tensor lm_head.weight, its byte 383)" in problem
-    assert "1 differences" in run("verify", any_place.at("ranks")).out
+    assert "1 difference" in run("verify", any_place.at("ranks")).out
     assert "--overwrite" in run("verify", any_place.at("ranks")).err
 
 

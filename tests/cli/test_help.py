@@ -22,7 +22,8 @@ CONVERSION = SOURCE | {
     "--remove-redundancy", "--part-size", "--overwrite", "--memory", "--copy", "--staging", "--staging-url",
     "--iteration", "--integrity", "--verify", "--on-overflow", "--processes", "--engine", "--ray-address",
 }  # fmt: skip
-SHOWN = {"--output", "--quiet", "--help"}
+ALWAYS = {"--verbose", "--color", "--help"}
+SHOWN = {"--output", "--quiet"} | ALWAYS
 EXTRAS = SHOWN | {"--if_exists", "--overwrite", "--drop", "--memory"}
 CHECKPOINTS = EXTRAS | {"--load_ckpt_format", "--network_only"}
 REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_regex", "--processes_num"}
@@ -32,17 +33,16 @@ FLAGS = {
     "plan": CONVERSION | SHOWN | {
         "--out", "--plan", "--explain", "--bandwidth", "--latency", "--nodes", "--egress", "--prices", "--price-table",
     },
-    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output", "--help"},
+    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output"} | ALWAYS,
     "cat": SOURCE | {
         "--family", "--naming", "--option", "--config", "--memory", "--verify", "--out", "--overwrite", "--output",
-        "--help",
-    },
+    } | ALWAYS,
     "run": SHOWN | {
         "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
         "--fail-fast,--keep-going", "--if-exists",
     },
     "verify": SHOWN | {"--source", "--subset", "--give-up-after"},
-    "runs": {"--output", "--help"}, "abort": {"--output", "--help"},
+    "runs": {"--output"} | ALWAYS, "abort": {"--output"} | ALWAYS,
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
         "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",
@@ -60,8 +60,8 @@ FLAGS = {
         "--format", "--output_format", "--rank_id", "--name_map", "--max_process_num", "--config", "--family",
     },
     "merge-pipeline-strategys": {
-        "--src_strategy_dirs,--src_strategy_path_or_dir", "--dst_strategy_file", "--overwrite", "--output", "--help",
-    },
+        "--src_strategy_dirs,--src_strategy_path_or_dir", "--dst_strategy_file", "--overwrite", "--output",
+    } | ALWAYS,
     "ckpt-to-safetensors": REWRITING,
     "safetensors-to-ckpt": REWRITING,
     "convert-weight": CHECKPOINTS | {
@@ -77,13 +77,13 @@ FLAGS = {
         "--src_ckpt_strategy,--src_strategy_path_or_dir", "--dst_ckpt_strategy,--dst_strategy_path_or_dir",
         "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
-    "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url", "--help"},
-    "strategy show": {"--for", "--output", "--help"},
-    "strategy merge": {"--overwrite", "--output", "--help"},
-    "strategy convert": {"--for", "--overwrite", "--output", "--help"},
+    "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url"} | ALWAYS,
+    "strategy show": {"--for", "--output"} | ALWAYS,
+    "strategy merge": {"--overwrite", "--output"} | ALWAYS,
+    "strategy convert": {"--for", "--overwrite", "--output"} | ALWAYS,
     "strategy make": {"--to",
-        "--parallel", "--for", "--family", "--naming", "--config", "--option", "--overwrite", "--output", "--help",
-    },
+        "--parallel", "--for", "--family", "--naming", "--config", "--option", "--overwrite", "--output",
+    } | ALWAYS,
 }  # fmt: skip
 ARGUMENTS = {
     "convert": ["src", "dst"], "plan": ["src", "dst"], "inspect": ["url"], "cat": ["url", "tensor"], "verify": ["url"],

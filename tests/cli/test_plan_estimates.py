@@ -158,7 +158,7 @@ def test_both_passes_are_told(memory):
     [read], [stage], [time], [requests] = (line(done, name) for name in ("read", "stage", "time", "requests"))
     assert read.startswith("32.0 KiB in ")
     assert "(2.000 x needed)" in read
-    assert stage.startswith("of this, first 1 tensors: 16.0 KiB read and ")
+    assert stage.startswith("of this, first 1 tensor: 16.0 KiB read and ")
     assert time.endswith("1 GB/s, 20 ms a request; default bandwidth and latency)")
     assert "in two passes (limited by latency" in time
     assert requests.endswith(" DELETE")

@@ -96,3 +96,46 @@ def test_json_has_no_secrets(capsys):
 
     print_json({"a": ["s3://u:secret@b/k"], "b": 1})
     assert json.loads(capsys.readouterr().out) == {"a": ["s3://***@b/k"], "b": 1}
+
+
+LAYERS = [f"model.layers.{layer}.input_layernorm.weight: missing" for layer in range(2, 30)]
+ODD = [f"tensor_{letter * count}: odd" for letter in "abcdef" for count in range(1, 6)]
+
+
+@pytest.fixture
+def many_problems(monkeypatch):
+    def read(*_args, **_options):
+        raise UsageError("58 problems", problems=[*LAYERS, *ODD], hint="Leave them out.")
+
+    monkeypatch.setattr("reshard.api.contents.inspect", read)
+
+
+def test_findings_fit_a_screen(many_problems):
+    told = run("inspect", "memory://cli/full").err.splitlines()
+    assert told[1] == "  - model.layers.{2..29}.input_layernorm.weight: missing (28)"
+    assert told[-2:] == ["  ... and 11 more (-v lists all)", "Leave them out."]
+    assert len(told) <= 24
+
+
+def test_v_lists_all_findings(many_problems):
+    told = run("inspect", "memory://cli/full", "-v").err
+    assert all(problem in told for problem in ODD)
+    assert "more" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "is_colored"),
+    [
+        ([], {}, False),
+        ([], {"FORCE_COLOR": "1"}, True),
+        ([], {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        (["--color", "always"], {"NO_COLOR": "1"}, True),
+        (["--color", "never"], {"FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_colours(memory, monkeypatch, arguments, environ, is_colored):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    shown = run("inspect", memory.full, *arguments)
+    failed = run("inspect", memory.at("nothing"), *arguments)
+    assert ("\x1b[" in shown.out) == ("\x1b[" in failed.err) == is_colored

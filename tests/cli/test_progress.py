@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 
 from reshard import Answered, PhaseStarted, Progress, Waiting
 from reshard.cli import progress as module
+from reshard.cli.pace import Pace
 from reshard.cli.progress import progress
 
 MIB = 1 << 20
@@ -21,12 +24,16 @@ MOVED = Progress(
     writing=7,
     waits_for_memory=False,
 )
-TOLD = ["read 30.0 MiB of 50.0 MiB", "written 10.0 MiB of 70.0 MiB", "MiB/s", "limited by writes", "s left"]
+TOLD = ["33%", "10.0 MiB of 70.0 MiB", "MiB/s", "limited by writes", "s left"]
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+    def lines(self) -> list[str]:
+        """What was drawn, one line after the other, without colours."""
+        return re.sub(r"\x1b\[[\d;]*m", "", self.getvalue()).split("\r\x1b[2K")
 
 
 @pytest.fixture
@@ -93,7 +100,56 @@ def test_no_rate_before_anything_moved(capsys, clock):
     with progress(quiet=False) as listener:
         clock[0] += 30
         listener(Progress(0, 0, 50, 70, 0, 0, waits_for_memory=False))
-    assert "0 B/s, limited by reads, -" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "0 B/s, 0 B/s on average, limited by reads, time left unknown" in err
+
+
+@pytest.mark.parametrize("columns", [20, 80, 110, 200])
+def test_one_line_fits_the_terminal(monkeypatch, clock, columns):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    machines = {f"worker-{number}.cluster.example": MIB * (number + 1) for number in range(9)}
+    moved = replace(MOVED, copied_bytes=5 * MIB, resumed_bytes=2 * MIB, machine_bytes=machines)
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        clock[0] += 20
+        listener(moved)
+    *_, line, end = screen.lines()
+    assert end == ""
+    assert len(line) < columns
+    assert ("33%" in line) == (columns > 40)
+    assert ("s left" in line) == (columns > 40)
+    assert ("5.0 MiB copied by the store" in line) == (columns > 150)
+
+
+def test_what_an_earlier_run_has_sent_is_no_speed(capsys, clock):
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        clock[0] += 20
+        listener(replace(MOVED, resumed_bytes=10 * MIB))
+    err = capsys.readouterr().err
+    assert "10.0 MiB resumed" in err
+    assert "1.5 MiB/s on average" in err
+
+
+def test_machines_are_told_with_the_slowest_first(capsys, clock):
+    with progress(quiet=False) as listener:
+        listener(PhaseStarted("transfer"))
+        clock[0] += 20
+        listener(replace(MOVED, machine_bytes={"fast": 30 * MIB, "slow": 10 * MIB}))
+    assert "2 machines: slow 512.0 KiB/s, fast 1.5 MiB/s" in capsys.readouterr().err
+
+
+def test_the_time_left_settles(clock):
+    pace, left = Pace(clock[0]), []
+    for second in range(1, 61):
+        moved = MIB * (10 * (second // 10) + 2 * min(second % 10, 5))  # 1 MiB/s, in bursts
+        event = Progress(moved, 0, 120 * MIB, 0, 1, 0, waits_for_memory=False)
+        left.append(pace.figures(event, clock[0] + second).left_s)
+    assert left[0] is None
+    assert all(abs(left_s - (120 - second)) <= 25 for second, left_s in enumerate(left[20:], 21))
+    assert all(abs(after - before) <= 15 for before, after in zip(left[20:], left[21:], strict=False))
 
 
 REASON = "Cannot write a part of s3://b/k (AWS S3): no connection to the endpoint."

@@ -31,7 +31,9 @@ _FENCE = re.compile(
     r"```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_PROGRESS = re.compile(r"(headers|transfer|commit|verify|  read .* left)")
+_PROGRESS = re.compile(
+    r"headers|transfer|commit|verify|  \d+%, .* (?:left|unknown)|[\d.]+ \w+ in .*/s, .*verified|nothing left to do, .*"
+)
 _PLAN_ID = re.compile(r"\b[0-9a-f]{16}\b")
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
 

@@ -82,9 +82,9 @@ def _arguments() -> list[str]:
     try:
         return as_command(words)
     except ReshardError as error:
-        from .printing import write
+        from .printing import write_error
 
-        write(f"error: {error.text(as_flag)}", sys.stderr)
+        write_error(error, as_flag)
         sys.exit(error.exit_code)
 
 

@@ -14,7 +14,7 @@ from ..errors import ReshardError, as_field, counted, write_options
 from ..planning.cost.prices import total_money
 from .flags import OutputForm
 from .plan_text import in_money
-from .printing import Facts, in_bytes, in_time, plain, print_facts, print_json, print_rows, write
+from .printing import Facts, in_bytes, in_time, plain, print_facts, print_json, print_rows, write, write_error
 from .signals import Stopped
 
 if TYPE_CHECKING:  # what is shown is imported already by whoever made it
@@ -135,7 +135,7 @@ def _note_facts(jobs: Sequence[JobStatus] | Sequence[PlannedJob]) -> Facts:
 def _write_errors(errors: Sequence[tuple[Job, BaseException | None]]) -> None:
     for job, error in errors:
         if isinstance(error, ReshardError):
-            write(f"error: {job.name}: {error.text(as_field)}", sys.stderr)
+            write_error(error, as_field, job.name)
 
 
 def _spelled(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from ..api.assumptions import ASSUMPTIONS
 from ..api.request import OPTIONS, PLANNING_OPTIONS, SOURCE_OPTIONS
-from ..errors import UsageError, VerifyError, option
+from ..errors import UsageError, VerifyError, counted, option
 from .flags import Output, OutputForm, Picture, Quiet, flag, request_flags, with_flags
 from .progress import progress
 from .signals import signals
@@ -109,7 +110,7 @@ def plan(
 
         show_pictures([plan_grid(made, name) for name in picture])
         return
-    show_plan(made, output, saved_as=out, estimate=estimated, explained=explained)
+    show_plan(made, output, saved_as=out, estimate=estimated, explained=explained, target=dst)
 
 
 @with_flags(request_flags(OPTIONS))
@@ -125,12 +126,16 @@ def convert(
     if plan is not None and dst is None:
         src, dst = None, src
     from ..api.statements import convert as convert_checkpoint
-    from .results import show_manifest
+    from .results import show_manifest, show_pace
 
+    begun_s = time.monotonic()
     with progress(quiet=quiet) as listener:
         manifest = convert_checkpoint(src, dst, plan=plan, on_event=listener, **options)
         signals.work_is_done()
-    show_manifest(manifest, output)
+    took_s = time.monotonic() - begun_s
+    show_manifest(manifest, output, dst)
+    if not quiet:
+        show_pace(manifest, took_s)
 
 
 @with_flags(request_flags(["give_up_after"]))
@@ -160,8 +165,9 @@ def verify(
     show_report(report, output)
     if report.problems:
         hint = f"Convert again with {option('overwrite')}."
-        raise VerifyError(f"{url}: {len(report.problems)} differences from the source", hint=hint)
+        raise VerifyError(f"{url}: {counted(len(report.problems), 'difference')} from the source", hint=hint)
     if report.missing_ranks:
         count = len(report.missing_ranks)
         hint = "Convert them to the same target; a share alone is verified by its manifest."
-        raise VerifyError(f"{url}: {count} ranks are missing", hint=hint)
+        missing = f"{counted(count, 'rank')} {'is' if count == 1 else 'are'} missing"
+        raise VerifyError(f"{url}: {missing}", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from ..compat.weights import FLAGS
 from ..errors import UsageError
 from .flags import Output, OutputForm, Overwrite, Quiet, flag, with_flags
 from .progress import progress
-from .results import show_manifest, show_strategy
+from .results import show_manifest, show_pace, show_strategy
 from .signals import signals
 
 _PLACES = ("file_path", "save_path")
@@ -44,10 +45,14 @@ def _command(function: Callable[..., Any], more: Mapping[str, OptionField] | Non
             given = _joined(given)
         # Where nothing is given, the function's own defaults apply.
         given = {name: value for name, value in given.items() if value is not None}
+        begun_s = time.monotonic()
         with progress(quiet=quiet) as listener:
             manifest = function(**given, overwrite=overwrite, on_event=listener)
             signals.work_is_done()
+        took_s = time.monotonic() - begun_s
         show_manifest(manifest, output)
+        if not quiet:
+            show_pace(manifest, took_s)
 
     return with_flags(flags)(command)
 

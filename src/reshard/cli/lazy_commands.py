@@ -5,11 +5,13 @@ Help is plain text: drawing it in boxes takes longer than everything else that `
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -42,9 +44,9 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except ReshardError as error:
-            from .printing import write  # seldom needed
+            from .printing import write_error  # seldom needed
 
-            write(f"error: {error.text(self.spell)}", sys.stderr)
+            write_error(error, self.spell)
             raise typer.Exit(error.exit_code) from error
 
     def spell(self, name: str, value: str | None) -> str:
@@ -182,16 +184,64 @@ def _load(name: str, listed: Listed) -> Any:
         return group
     module = import_module(f"{__package__}.{listed.module}")
     app = typer.Typer(add_completion=False, **_SETTINGS)
-    command, settings = getattr(module, name.replace("-", "_")), dict(_SETTINGS["context_settings"])
+    command = with_appearance(getattr(module, name.replace("-", "_")))
+    settings = dict(_SETTINGS["context_settings"])
     cls, text = CompatCommand if listed.module == "compat_commands" else Command, listed.help
     if listed.module == "run_command":
         cls = RunCommand
     if listed.module == "modelarts_command":
-        cls, text = HyperParameterCommand, command.__doc__
+        cls, text = HyperParameterCommand, command.__doc__ or ""
         settings |= {"ignore_unknown_options": True, "allow_extra_args": True}
     app.command(name, cls=cls, help=text, context_settings=settings)(command)
     return typer.main.get_command(app)
 
+
+def with_appearance(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that say how much it shows, and in which colours."""
+
+    @wraps(command)
+    def run(*args: Any, verbose: int, color: Color, **kwargs: Any) -> None:
+        from .terminal import appear  # help needs none of it
+
+        appear(verbose, color.value)
+        command(*args, **kwargs)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, default, annotation in (("verbose", 0, _VERBOSE), ("color", Color.AUTO, _COLOR))
+    ]
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "verbose": _VERBOSE, "color": _COLOR}
+    return run
+
+
+class Color(StrEnum):
+    """When results and messages have colours."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+_VERBOSE = Annotated[
+    int,
+    typer.Option(
+        *("--verbose", "-v"),
+        count=True,
+        show_default=False,
+        help="Show findings whole, and log each request to a store on stderr; -vv with its headers, never secrets.",
+    ),
+]
+_COLOR = Annotated[
+    Color,
+    typer.Option(
+        "--color",
+        metavar="auto|always|never",
+        show_default=False,
+        help="When to use colours.  [default: auto, on terminals unless NO_COLOR is set]",
+    ),
+]
 
 _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,

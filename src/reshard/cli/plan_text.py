@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from ..errors import option
+from ..errors import counted, option
 from ..planning.cost.cost import Cost
 from ..planning.cost.duration import Speeds
 from ..planning.cost.estimate import Estimate, PassEstimate
@@ -27,7 +27,7 @@ from ..planning.plan_json import plan_id_of, plan_to_json
 from ..storage import upload_check
 from ..tensor import ByteRange
 from .flags import OutputForm
-from .printing import Facts, in_bytes, in_time, note_facts, print_facts, print_json, print_rows
+from .printing import Facts, in_bytes, in_time, note_facts, print_facts, print_json, print_rows, rank_order
 from .spelling import spelled
 
 _THOUSAND = 1000.0
@@ -36,9 +36,17 @@ _CENT = 0.01  # of a currency: less is shown with more decimals
 
 
 def show_plan(
-    plan: Plan, form: OutputForm, saved_as: str | None, estimate: Estimate, explained: Sequence[Explanation] = ()
+    plan: Plan,
+    form: OutputForm,
+    saved_as: str | None,
+    estimate: Estimate,
+    explained: Sequence[Explanation] = (),
+    target: str | None = None,
 ) -> None:
-    """Print what a plan does and what it comes to, or only the explanations if there are some."""
+    """Print what a plan does and what it comes to, or only the explanations if there are some.
+
+    ``target`` is how the user has named it.
+    """
     if form is OutputForm.JSON:
         body = {**plan_to_json(plan), "notes": list(map(spelled, plan.notes)), "estimate": estimate.to_json()}
         print_json(body | ({"explained": [explanation_to_json(each) for each in explained]} if explained else {}))
@@ -49,28 +57,29 @@ def show_plan(
             print_facts(explanation_facts(explanation))
             print_rows(*explanation_rows(explanation), 0)
         return
-    print_facts([*plan_facts(plan, estimate), *([("saved", saved_as)] if saved_as else [])])
-    sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in plan.outputs]
+    print_facts([*plan_facts(plan, estimate, target), *([("saved", saved_as)] if saved_as else [])])
+    outputs = sorted(plan.outputs, key=lambda each: rank_order(each.keys[0]))
+    sizes_of = [(_with_equals(each.keys), len(each.specs), in_bytes(each.nbytes)) for each in outputs]
     print_rows(("output", "tensors", "size"), sizes_of, 20)
 
 
-def plan_facts(plan: Plan, estimate: Estimate) -> Facts:
+def plan_facts(plan: Plan, estimate: Estimate, target: str | None = None) -> Facts:
     """Return the lines about a plan as a whole."""
     cost, needed_bytes = estimate.cost, plan.cost.needed_bytes
     over_read = cost.read_bytes / needed_bytes if needed_bytes else 1.0
-    distinct = f"{len(plan.outputs)} distinct, in {len(plan.groups)} groups"
-    writes = f"{cost.part_count} parts of {cost.upload_count} uploads and {cost.put_count} single PUTs"
-    copies = f"{in_bytes(cost.copied_bytes)} in the store, in {cost.copy_count} requests"
+    distinct = f"{len(plan.outputs)} distinct, in {counted(len(plan.groups), 'group')}"
+    reads = f"{in_bytes(cost.read_bytes)} in {counted(cost.get_count, 'request')} ({over_read:.3f} x needed)"
+    copies = f"{in_bytes(cost.copied_bytes)} by the store itself, in {counted(cost.copy_count, 'request')}"
     sizes = cost.peak_bytes, plan.limits.memory_bytes, estimate.process_bytes
     memory = "{} of buffers at most, limit {}; the process grows by about {}".format(*map(in_bytes, sizes))
     return [
         ("plan", plan_id_of(plan)[:16]),
         ("source", f"{plan.catalog.url} ({plan.catalog.kind})"),
         ("tensors", f"{len(plan.catalog.entries)}, {in_bytes(plan.catalog.nbytes)}"),
-        ("target", plan.conversion.target_url),
-        ("outputs", f"{len(plan.conversion.keys)} objects, {distinct}"),
-        ("read", f"{in_bytes(cost.read_bytes)} in {cost.get_count} requests ({over_read:.3f} x needed)"),
-        ("write", f"{in_bytes(cost.written_bytes)} in {writes}"),
+        ("target", target or plan.conversion.target_url),
+        ("outputs", f"{counted(len(plan.conversion.keys), 'object')}, {distinct}"),
+        ("read", reads),
+        ("write", f"{in_bytes(cost.written_bytes)} in {_writes(cost)}"),
         *([("copy", copies)] if cost.copied_bytes else []),
         *([("stage", _first_pass(plan.staging, estimate.staged))] if plan.staging and estimate.staged else []),
         *estimate_facts(plan.cost, estimate),
@@ -81,8 +90,15 @@ def plan_facts(plan: Plan, estimate: Estimate) -> Facts:
     ]
 
 
+def _writes(cost: Cost) -> str:
+    """Say in how many requests bytes are sent."""
+    parts = f"{counted(cost.part_count, 'part')} of {counted(cost.upload_count, 'object')}"
+    whole = f"{counted(cost.put_count, 'object')}, {'each ' * (cost.put_count > 1)}in one request"
+    return " and ".join([*([parts] if cost.upload_count else []), *([whole] if cost.put_count else [])]) or "no request"
+
+
 def _in_flight(limits: Limits) -> str:
-    requests = f"{limits.concurrency} requests in flight"
+    requests = f"{counted(limits.concurrency, 'request')} in flight"
     return f"{limits.process_count} processes with {requests} each" if limits.process_count > 1 else requests
 
 
@@ -98,8 +114,8 @@ def _integrity(plan: Plan) -> str:
 def _first_pass(first: Plan, estimate: PassEstimate) -> str:
     cost, count = estimate.cost, estimate.requests.total
     read, written = in_bytes(cost.read_bytes + cost.copied_bytes), in_bytes(cost.written_bytes + cost.copied_bytes)
-    takes = f"{count} requests, {in_time(estimate.time.seconds)}, {in_bytes(cost.peak_bytes)} of memory"
-    return f"of this, first {len(first.catalog.entries)} tensors: {read} read and {written} written, {takes}"
+    takes = f"{counted(count, 'request')}, {in_time(estimate.time.seconds)}, {in_bytes(cost.peak_bytes)} of memory"
+    return f"of this, first {counted(len(first.catalog.entries), 'tensor')}: {read} read and {written} written, {takes}"
 
 
 def _with_equals(keys: Sequence[str], key: str = "") -> str:
@@ -127,9 +143,17 @@ def estimate_facts(cost: Cost, estimate: Estimate) -> Facts:
 
 def _requests(estimate: Estimate) -> str:
     count = estimate.requests
-    writes = f"{count.put} PUT, {count.part} parts sent, {count.copy} copied, {count.open} uploads opened and completed"
-    deletes = f", {count.delete} DELETE" * bool(count.delete)
-    return f"{count.total}: {count.get} GET, {count.head} HEAD, {writes}, {count.list} LIST{deletes}"
+    kinds = [
+        (count.get, f"{count.get} GET"),
+        (count.head, f"{count.head} HEAD"),
+        (count.put, f"{count.put} PUT"),
+        (count.part, f"{counted(count.part, 'part')} sent"),
+        (count.copy, f"{count.copy} copied"),
+        (count.open, f"{counted(count.open, 'upload')} opened and completed"),
+        (count.list, f"{count.list} LIST"),
+        (count.delete, f"{count.delete} DELETE"),
+    ]
+    return f"{count.total}: {', '.join(text for number, text in kinds if number)}"
 
 
 def _assumed(estimate: Estimate) -> str:
@@ -195,7 +219,7 @@ def explanation_facts(explanation: Explanation) -> Facts:
         return [
             ("tensor", f"{explanation.name}, {explanation.dtype} {list(explanation.shape)}"),
             ("made of", made_of),
-            ("held by", f"{len(explanation.held)} distinct outputs"),
+            ("held by", counted(len(explanation.held), "distinct output")),
             ("filled", _shares(explanation.copied_bytes, explanation.streamed_bytes, 0)),
             *(("staged", _staged(staged)) for staged in explanation.staged),
         ]
@@ -250,7 +274,7 @@ def _how(part: PartExplanation) -> tuple[str, str]:
     if part.filled == "copied":
         return "copied", _taken(part.sources)
     header = f" + {part.literal_nbytes} bytes of header" if part.literal_nbytes else ""
-    return f"streamed{computed}", f"{len(part.sources)} reads{header}: {_taken(part.sources)}"
+    return f"streamed{computed}", f"{counted(len(part.sources), 'read')}{header}: {_taken(part.sources)}"
 
 
 def _taken(sources: Sequence[SourceBytes]) -> str:

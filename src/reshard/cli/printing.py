@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
-from ..errors import redacted
+from ..errors import ReshardError, redacted
 from ..figures import in_bytes as in_bytes
 from ..figures import in_time as in_time
-from .spelling import spelled
+from .spelling import Spell, spelled
+from .terminal import Style, styled, verbosity
 
 Facts = list[tuple[str, str]]
 
@@ -21,6 +22,21 @@ Facts = list[tuple[str, str]]
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _LEAST_COLUMN = 12
+
+
+_RANK = re.compile(r"\brank_([0-9]{1,9})\b")
+
+
+def rank_order(key: str) -> int:
+    """Return what sorts the objects of ranks as people count them, and leaves other objects behind them as they are.
+
+    Examples
+    --------
+    >>> sorted(["rank_10/a", "rank_2/a", "model.json", "index.json"], key=rank_order)
+    ['rank_2/a', 'rank_10/a', 'model.json', 'index.json']
+    """
+    found = _RANK.search(key)
+    return int(found[1]) if found else sys.maxsize
 
 
 def plain(text: str, *, is_line: bool = False) -> str:
@@ -41,6 +57,12 @@ def plain(text: str, *, is_line: bool = False) -> str:
 def write(text: str, stream: TextIO | None = None) -> None:
     """Write a text and a line break, plainly; to standard output unless another stream is given."""
     (stream or sys.stdout).write(plain(text) + "\n")
+
+
+def write_error(error: ReshardError, spell: Spell, of: str = "") -> None:
+    """Write an error for people to stderr, with its options as ``spell`` has them; ``of`` names what it is about."""
+    text = plain(error.text(spell, is_whole=verbosity() > 0, more=" (-v lists all)"))
+    sys.stderr.write(f"{styled('error:', 'error', sys.stderr)} {plain(of)}{': ' if of else ''}{text}\n")
 
 
 def note_facts(notes: Iterable[str]) -> Facts:
@@ -68,7 +90,8 @@ def _redacted_values(body: object) -> object:
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print named lines."""
     for name, value in facts:
-        sys.stdout.write(f"{name:<10} {plain(value, is_line=True)}\n")
+        style: Style = "note" if name == "note" else "name"
+        sys.stdout.write(f"{styled(f'{name:<10}', style)} {plain(value, is_line=True)}\n")
 
 
 def _narrowed(widths: Sequence[int], most: int) -> list[int]:
@@ -105,7 +128,7 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]], shown: i
         visible = [tuple(map(_shortened, row, widths)) for row in visible]
     sys.stdout.write("\n")
     for row in visible:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(f"{line.rstrip()}\n")
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        sys.stdout.write(f"{styled(line, 'title') if row is titles else line}\n")
     if len(visible) <= len(rows):
         sys.stdout.write(f"... and {len(rows) - len(visible) + 1} more\n")

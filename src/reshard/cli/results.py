@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
+from ..folding import folded
 from .flags import OutputForm
 from .modules import module_rows
-from .printing import Facts, in_bytes, note_facts, print_facts, print_json, print_rows
+from .printing import Facts, in_bytes, in_time, note_facts, print_facts, print_json, print_rows, rank_order, write
 from .spelling import spelled
+from .terminal import styled, verbosity
 
 _MODULES = 40  # lines of the summary by module, unless all is asked for
 
@@ -57,25 +61,25 @@ def catalog_facts(catalog: Catalog) -> Facts:
     ]
 
 
-def show_manifest(manifest: Manifest, form: OutputForm) -> None:
-    """Print what a conversion has written."""
+def show_manifest(manifest: Manifest, form: OutputForm, dst: str | None = None) -> None:
+    """Print what a conversion has written; ``dst`` is how the user has named its target."""
     if form is OutputForm.JSON:
         print_json(manifest_json(manifest))
         return
     written = sum(receipt.nbytes for receipt in manifest.receipts)
+    receipts = sorted(manifest.receipts, key=lambda receipt: rank_order(receipt.key))
+    source, target = manifest.conversion.catalog.url, dst or manifest.conversion.target_url
     print_facts(
         [
-            ("converted", f"{manifest.conversion.catalog.url} -> {manifest.conversion.target_url}"),
+            ("converted", f"{source} -> {target}"),
             *([("skipped", "an earlier run has finished this; its objects are there, unchanged")] * manifest.was_done),
-            ("outputs", f"{len(manifest.receipts)} objects, {in_bytes(written)}"),
+            ("outputs", f"{counted(len(receipts), 'object')}, {in_bytes(written)}"),
             ("manifest", f"{manifest.conversion.target_url}/{manifest.conversion.manifest_key}"),
             *overflow_facts(manifest),
             *note_facts(manifest.conversion.notes),
         ]
     )
-    rows = [
-        (r.key, in_bytes(r.nbytes), "(copied)" if r.crc32c is None else f"{r.crc32c:08x}") for r in manifest.receipts
-    ]
+    rows = [(r.key, in_bytes(r.nbytes), "-" if r.crc32c is None else f"{r.crc32c:08x}") for r in receipts]
     print_rows(("output", "size", "crc32c"), rows, 20)
     print_facts([("proven", proven_text(manifest))])
 
@@ -99,13 +103,27 @@ def proven_text(manifest: Manifest) -> str:
     return f"written: {written}; read: {kept}"
 
 
+def show_pace(manifest: Manifest, seconds: float) -> None:
+    """Close a conversion with one line on stderr: how much was written, how fast, and whether it is proven."""
+    if manifest.was_done:
+        write(f"nothing left to do, found out in {in_time(seconds)}", sys.stderr)
+        return
+    written, reads = sum(receipt.nbytes for receipt in manifest.receipts), manifest.reads
+    proven = "what was written is verified" if all(receipt.proof for receipt in manifest.receipts) else "not verified"
+    if proven != "not verified" and (reads.read_count > 1 or reads.proven_count == reads.object_count):
+        proven = "verified"
+    rate = f"{in_bytes(written / seconds)}/s" if seconds else "at once"
+    line = f"{in_bytes(written)} in {in_time(seconds)}, {rate}, {proven}"
+    sys.stderr.write(f"{styled(line, 'good', sys.stderr)}\n")
+
+
 def overflow_facts(manifest: Manifest) -> list[tuple[str, str]]:
     """Say how many values their new data type could not hold."""
     if not manifest.overflows:
         return []
     some = ", ".join(f"{name} ({count})" for name, count in list(manifest.overflows.items())[:5])
     more = ", ..." if len(manifest.overflows) > 5 else ""
-    return [("overflow", f"{sum(manifest.overflows.values())} values beyond their data type: {some}{more}")]
+    return [("overflow", f"{counted(sum(manifest.overflows.values()), 'value')} beyond their data type: {some}{more}")]
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def show_report(report: Report, form: OutputForm) -> None:
         print_json({"is_ok": report.is_ok, **asdict(report)})
         return
     print_facts([("verdict", report.verdict), *report_facts(report)])
-    print_rows(("difference",), [(problem,) for problem in report.problems], 50)
+    print_rows(("difference",), [(problem,) for problem in folded(report.problems)], 0 if verbosity() else 20)
 
 
 def report_facts(report: Report) -> Facts:
@@ -136,8 +154,9 @@ def show_strategy(strategy: Strategy, form: OutputForm, written: str | None = No
     if form is OutputForm.JSON:
         print_json(_strategy_json(strategy))
         return
+    stages = counted(strategy.stage_count, "stage")
     facts = [
-        ("ranks", f"{strategy.rank_count} = {strategy.stage_count} stages x {strategy.device_count} devices"),
+        ("ranks", f"{strategy.rank_count} = {stages} x {counted(strategy.device_count, 'device')}"),
         ("tensors", str(len(strategy.names))),
     ]
     print_facts([*facts, *([("written", written)] if written else [])])

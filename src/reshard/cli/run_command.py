@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -103,6 +104,7 @@ def _run_training(config: str, options: Mapping[str, Any], output: OutputForm, q
         return
     plan, outcome = None, None
     given = {name: options[name] for name in ("memory", "if_exists")}
+    begun_s = time.monotonic()
     with progress(quiet=quiet) as listener:
         try:
             job = decide(found, on_event=listener, **given)
@@ -115,14 +117,17 @@ def _run_training(config: str, options: Mapping[str, Any], output: OutputForm, q
         if not options["dry_run"]:
             outcome = run_training_job(job, on_event=listener)
             signals.work_is_done()
+    took_s = time.monotonic() - begun_s
     if output is OutputForm.JSON:
         print_json(training_text.training_run_json(job, plan, outcome))
         return
     training_text.show_training_job(job, output, plan)
     if outcome is not None and outcome.manifest is not None:
-        from .results import show_manifest
+        from .results import show_manifest, show_pace
 
         show_manifest(outcome.manifest, output)
+        if not quiet:
+            show_pace(outcome.manifest, took_s)
 
 
 def _setting(text: str) -> tuple[str, str]:

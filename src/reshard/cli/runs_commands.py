@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import counted
 from .flags import Output, OutputForm
 from .printing import in_bytes, print_facts, print_json, print_rows
 
@@ -24,7 +25,7 @@ def runs(
     if output is OutputForm.JSON:
         print_json({"runs": [asdict(each) for each in found], "orphaned_uploads": list(orphans)})
         return
-    print_facts([("runs", str(len(found))), ("orphaned", f"{len(orphans)} open uploads that belong to no run")])
+    print_facts([("runs", str(len(found))), ("orphaned", f"{counted(len(orphans), 'open upload')} of no run")])
     rows = [
         (
             each.target_url,
@@ -54,4 +55,5 @@ def abort(
         return
     sent = sum(each.sent_bytes for each in removed)
     uploads = sum(each.upload_count for each in removed)
-    print_facts([("removed", f"{in_bytes(sent)} in {uploads} open uploads, of {len(removed)} runs")])
+    what = f"{in_bytes(sent)} in {counted(uploads, 'open upload')}, of {counted(len(removed), 'run')}"
+    print_facts([("removed", what)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,9 @@ class PhaseStarted:
 class Progress:
     """State of a transfer, sent a few times a second: bytes done and planned, and requests in flight.
 
-    Bytes that the store copies count as written. A transfer waits for memory while the next step waits until earlier
-    parts have been sent.
+    Bytes that the store copies count as written, and so do those that an earlier run has sent: ``copied_bytes`` and
+    ``resumed_bytes`` of the written ones. A transfer waits for memory while the next step waits until earlier parts
+    have been sent. ``machine_bytes`` are read and written ones by machine, where there are several.
     """
 
     read_bytes: int
@@ -31,6 +32,9 @@ class Progress:
     reading: int
     writing: int
     waits_for_memory: bool
+    copied_bytes: int = 0
+    resumed_bytes: int = 0
+    machine_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def limited_by(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,9 +55,24 @@ class Meter:
 
     def begin(self, cost: Cost) -> None:
         """Count from zero, for a plan of this cost."""
-        self.reads, self.writes = Traffic(), Traffic()
+        self.reads, self.writes, self.copies = Traffic(), Traffic(), Traffic()
+        self.resumed_bytes = 0
+        self._machine_bytes: Counter[str] = Counter()
         self.reads.expected_bytes = cost.read_bytes
         self.writes.expected_bytes = cost.written_bytes + cost.copied_bytes
+
+    def resume(self, nbytes: int) -> None:
+        """Count what an earlier run has sent."""
+        self.resumed_bytes += nbytes
+        self.writes.add(done_bytes=nbytes)
+
+    def copied(self, nbytes: int) -> None:
+        """Note that the store has copied some of the bytes that count as written."""
+        self.copies.add(done_bytes=nbytes)
+
+    def moved_at(self, machine: str, nbytes: int) -> None:
+        """Note where bytes were moved; called by the thread that leads."""
+        self._machine_bytes[machine] += nbytes
 
     def tell(self, event: Event) -> None:
         """Send another event to the listener."""
@@ -74,5 +90,8 @@ class Meter:
                 self.reads.in_flight,
                 self.writes.in_flight,
                 waits_for_memory,
+                self.copies.done_bytes,
+                self.resumed_bytes,
+                dict(self._machine_bytes) if len(self._machine_bytes) > 1 else {},
             )
         )

@@ -115,7 +115,7 @@ class UploadSession:
         self._touched.update(run.adopted.objects)
         for key, parts in run.adopted.parts.items():
             self._parts[key].update(parts)
-        self.meter.writes.add(done_bytes=run.adopted.nbytes)
+        self.meter.resume(run.adopted.nbytes)
 
     # Parts.
 
@@ -150,6 +150,7 @@ class UploadSession:
                 self._parts.update((key, {}) for key in keys)
                 self.begin()
                 return
+            self.meter.copied(part.range.nbytes)
             self._parts[key][part.number] = result
         self._probed = step_id
 
@@ -206,6 +207,7 @@ class UploadSession:
             if isinstance(result, CopyRefusal):
                 refusals.setdefault(result.key, result)
                 self.meter.writes.add(expected_bytes=result.nbytes)  # the executor counts it as done
+                self.meter.copied(-result.nbytes)
             elif uploads[result.key] is None:
                 self._record(ObjectReceipt(result.key, result.nbytes, result.etag, result.crc32c, result.proof))
             elif self._parts[result.key].get(result.number) != result:
@@ -289,6 +291,7 @@ class UploadSession:
                 self._parts[key][number] = result
                 self._run.journal.part(result)
                 self.meter.writes.add(done_bytes=span.nbytes)
+                self.meter.copied(span.nbytes)
 
         replicated = [i for group in plan.groups for i in group.outputs if plan.draft.is_replicated(group, i)]
         copies = [

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from ..errors import OverBudget, UsageError
+from ..errors import OverBudget, UsageError, counted
 from ..figures import in_bytes
 from ..notebook import Picture, Shown, Table
 from ..planning.outputs.output import Attachment, Document
@@ -71,7 +71,7 @@ class Report(Shown):
     def verdict(self) -> str:
         """The outcome in words."""
         if self.problems:
-            return f"{len(self.problems)} differences"
+            return counted(len(self.problems), "difference")
         if self.missing_ranks:
             return f"incomplete: no run has finished ranks {written_ranks(self.missing_ranks)}"
         return "all compared bytes match" if self.checked_bytes else "nothing was compared"
@@ -79,7 +79,8 @@ class Report(Shown):
     @property
     def compared(self) -> str:
         """What was compared, in words."""
-        return f"{in_bytes(self.checked_bytes)} of {in_bytes(self.total_bytes)} in {self.object_count} objects"
+        objects = counted(self.object_count, "object")
+        return f"{in_bytes(self.checked_bytes)} of {in_bytes(self.total_bytes)} in {objects}"
 
     def picture(self) -> Picture:
         """Return what a notebook shows of it."""

@@ -13,6 +13,10 @@ class Member(Protocol):
     def name(self) -> str:
         """What sets it apart from all others, for messages."""
 
+    @property
+    def host(self) -> str:
+        """The machine that it is on."""
+
     def send(self, data: bytes) -> None:
         """Tell it something; raise OSError if it is gone."""
 

@@ -39,6 +39,11 @@ class LocalMember:
         """Its number."""
         return f"process {self.pid}"
 
+    @property
+    def host(self) -> str:
+        """This machine."""
+        return "localhost"
+
     def send(self, data: bytes) -> None:
         """Write a message to the pipe; raise OSError if its other end is gone."""
         self.connection.send_bytes(data)

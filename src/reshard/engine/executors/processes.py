@@ -216,6 +216,8 @@ class _Leading:
         read, written = now.read_bytes - before.read_bytes, now.written_bytes - before.written_bytes
         self._meter.reads.add(done_bytes=read, in_flight=now.reading - before.reading)
         self._meter.writes.add(done_bytes=written, in_flight=now.writing - before.writing)
+        self._meter.copied(now.copied_bytes - before.copied_bytes)
+        self._meter.moved_at(child.member.host, read + written)
 
     def _lose(self, child: _Child) -> None:
         """Have the others do what a process that is gone has not done."""

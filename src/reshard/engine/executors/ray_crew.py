@@ -98,6 +98,11 @@ class RayMember:
     heard: deque[bytes] = field(default_factory=deque)
     unsent: list[Any] = field(default_factory=list)
 
+    @property
+    def host(self) -> str:
+        """Its machine's name and the start of its id: two may have one name, as simulated ones do."""
+        return f"{self.machine.host} ({self.machine.node_id[:6]})"
+
     def send(self, data: bytes) -> None:
         """Have the next question bring a message; raise OSError if the worker is gone."""
         if self.gone:

@@ -224,6 +224,7 @@ class Transfer(Generic[Result]):
     def _copy(self, doing: _Doing, key: str, part: CopiedPart) -> None:
         with self._meter.writes.request(part.range.nbytes):
             result = self._sink.copy(key, part)
+        self._meter.copied(part.range.nbytes)
         self._hand_over(doing, result)
 
     def _hand_over(self, doing: _Doing, result: Result) -> None:
