@@ -31,9 +31,10 @@ REWRITING = EXTRAS | {"--file_path", "--save_path", "--name_map", "--file_name_r
 FLAGS = {
     "convert": CONVERSION | SHOWN | {"--plan", "--keep-staging", "--if-exists", "--on-failure", "--restart"},
     "plan": CONVERSION | SHOWN | {
-        "--out", "--plan", "--explain", "--bandwidth", "--latency", "--nodes", "--egress", "--prices", "--price-table",
+        "--out", "--plan", "--explain", "--html", "--picture",
+        "--bandwidth", "--latency", "--nodes", "--egress", "--prices", "--price-table",
     },
-    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--output"} | ALWAYS,
+    "inspect": SOURCE | {"--family", "--naming", "--option", "--config", "--tensors", "--html", "--output"} | ALWAYS,
     "cat": SOURCE | {
         "--family", "--naming", "--option", "--config", "--memory", "--verify", "--out", "--overwrite", "--output",
     } | ALWAYS,
@@ -41,7 +42,7 @@ FLAGS = {
         "--config", "--set", "--only", "--dry-run", "--check", "--schema", "--jobs", "--memory",
         "--fail-fast,--keep-going", "--if-exists",
     },
-    "verify": SHOWN | {"--source", "--subset", "--give-up-after"},
+    "verify": SHOWN | {"--source", "--subset", "--html", "--give-up-after"},
     "runs": {"--output"} | ALWAYS, "abort": {"--output"} | ALWAYS,
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
@@ -78,7 +79,7 @@ FLAGS = {
         "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
     "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url"} | ALWAYS,
-    "strategy show": {"--for", "--output"} | ALWAYS,
+    "strategy show": {"--for", "--picture", "--output"} | ALWAYS,
     "strategy merge": {"--overwrite", "--output"} | ALWAYS,
     "strategy convert": {"--for", "--overwrite", "--output"} | ALWAYS,
     "strategy make": {"--to",
