@@ -18,7 +18,7 @@ from reshard.models.serving_tensors import served_model
 
 SERVED = [(engine, family) for engine in (VLLM, MINDSPORE) for family in served_families(engine)]
 TRAINED = [pair for pair in SERVED if pair[1] != "glm4"]  # whose rotated rows stay where they are
-HF_NAMES = {"hf_names": "transformers"}
+SERVED_OPTIONS = {"hf_names": "transformers", "experts_in_layers": False}
 
 
 @st.composite
@@ -39,7 +39,11 @@ def served(draw, engine, family):
         config |= {"vocab_size": tp * config["vocab_size"], "num_experts": experts, "n_routed_experts": experts}
     if family == "qwen2_5":
         config["hidden_size"] = config["head_dim"] * config["num_attention_heads"]
-    return Serving(engine, family, tp, ep), config, options | HF_NAMES if family == "glm4" else options
+    return (
+        Serving(engine, family, tp, ep),
+        config,
+        options | {name: SERVED_OPTIONS[name] for name in options.keys() & SERVED_OPTIONS},
+    )
 
 
 def hf_tensors(family, config, options):
@@ -81,9 +85,9 @@ def test_ranks_tile_every_tensor(engine, family, data):
         copies = serving.tp // min(serving.tp, config["num_key_value_heads"])
         if tied and name == "lm_head.weight":
             assert counts == {0}
-        elif re.search(r"\.[kv]_proj\.", name):
+        elif re.search(r"\.([kv]_proj|key_value)\.", name):
             assert counts == {copies}, name
-        elif re.search(r"norm|gate\.|q_a_proj|kv_a_proj|o_proj.bias|down_proj.bias", name):
+        elif re.search(r"norm|ln_f|gate\.|q_a_proj|kv_a_proj|(o_proj|down_proj|dense)\.bias", name):
             assert counts == {serving.tp}, name
         else:
             assert counts == {1}, name

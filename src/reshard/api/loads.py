@@ -37,7 +37,7 @@ READING_OPTIONS = ("memory", "concurrency", "verify", "give_up_after")
 LOAD_OPTIONS = (
     *SOURCE_OPTIONS,
     *CHANGE_OPTIONS,
-    *("dst_strategy", "dst_layout", "parallel", "serve", "vllm", "remove_redundancy"),
+    *("dst_strategy", "dst_layout", "parallel", "serve", "form", "vllm", "remove_redundancy"),
     *READING_OPTIONS,
 )
 """Options that concern what is loaded."""
@@ -120,6 +120,9 @@ def request_of(
     if rank is not None and not is_sharded:
         message = f"{option('rank')} {rank} needs a target strategy, a layout file or parallel sizes"
         raise UsageError(message, hint="A full checkpoint has no ranks.")
+    if "form" not in more and options.get("form") not in (None, "vllm"):
+        message = f"{option('form', options['form'])} is about objects, which are not written here"
+        raise UsageError(message, hint="Ranks hold the same tensors in every form but that of an engine that serves.")
     own = {"src": src, "copy": "never", "staging": "never", **ranks}
     request = Request.of(("src", *LOAD_OPTIONS, *own, *more), **options, **own)
     return replace(request, dst=_FILES if is_sharded or more else _OBJECT)

@@ -68,13 +68,15 @@ class Constant:
 class Block:
     """Part of an engine's networks: rows to it from Hugging Face's tensors, and what else holds for it.
 
-    ``divides`` are parameters that the number of ranks must divide, when a condition holds; ``float32`` are names, as
-    expressions, of tensors that the network keeps in that dtype.
+    ``divides`` are parameters that the number of ranks must divide, when a condition holds. Names, as expressions:
+    ``float32`` of tensors that the network keeps in that dtype, ``rotated`` of those whose rows are of all experts, of
+    which a rank that has some of them keeps its own first, then those behind them, and then those before.
     """
 
     naming: Naming
     divides: tuple[tuple[str, Condition], ...] = ()
     float32: tuple[re.Pattern[str], ...] = ()
+    rotated: tuple[re.Pattern[str], ...] = ()
     constants: tuple[Constant, ...] = ()
 
 
@@ -114,9 +116,14 @@ class ServingRules:
             tuple(drop for part in parts for drop in part.drops),
         )
 
+    @property
+    def shares_experts(self) -> bool:
+        """Whether each rank has whole experts."""
+        return self.settings.values["experts_by"] == "ep"
+
     def cut_axes(self) -> dict[str, int]:
         """Return the axis that ranks cut, of each tensor that has one, by the key of its name."""
-        leading = {"tp", "kv_parts"} | ({"e"} if self.settings.values["experts_by"] == "ep" else set())
+        leading = {"tp", "kv_parts"} | ({"e"} if self.shares_experts else set())
         found = dict.fromkeys(self.padded, 0)
         for row in self.naming.rows:
             for tensor, axes in _written(row, self.settings):
@@ -266,6 +273,7 @@ def _block(family: Family, name: str, part: Mapping[str, Any], names: str) -> Bl
         family.naming(name),
         tuple((item["what"], tuple(item.get("when", {}).items())) for item in part.get("divides", [])),
         tuple(re.compile(translate(glob)) for glob in part.get("float32", [])),
+        tuple(re.compile(translate(glob)) for glob in part.get("rotated", [])),
         tuple(Constant(parse_name(text, name), item["value"]) for item in constants for text in item["names"]),
     )
 

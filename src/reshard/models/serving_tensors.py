@@ -59,6 +59,12 @@ def served_model(serving: Serving, config: Mapping[str, object], specs: Mapping[
     compiled = compile_rules(family, "to_ms", "serving", rules.settings.options, config, taken, None)
     fills: dict[str, Fill] = {}
     tensors = [_finished(rules, target, fills) for target in compiled.targets]
+    axes = rules.cut_axes()
+    if rules.shares_experts:
+        rotated = [glob for block in rules.blocks for glob in block.rotated]
+        chosen = {target.spec.name for target in tensors if any(glob.match(target.spec.name) for glob in rotated)}
+        tensors = [_rotated(target, serving.tp) if target.spec.name in chosen else target for target in tensors]
+        axes |= {name_key(name): 0 for name in chosen}
     tensors += _constants(rules, fills)
     for why in dict.fromkeys(dropped.why for dropped in compiled.dropped):
         names = [dropped.name for dropped in compiled.dropped if dropped.why == why]
@@ -66,7 +72,10 @@ def served_model(serving: Serving, config: Mapping[str, object], specs: Mapping[
     copies = rules.settings.numbers["kv_copies"]
     notes += [f"{copies} neighbouring ranks hold the same key/value heads"] if copies > 1 else []
     return ServedModel(
-        tuple(tensors), _strategy(rules, serving.tp, tensors), tuple(fills.values()), (*notes, *compiled.notes)
+        tuple(tensors),
+        _strategy(axes, serving.tp, tensors, rules.shares_experts),
+        tuple(fills.values()),
+        (*notes, *compiled.notes),
     )
 
 
@@ -112,15 +121,28 @@ def _constants(rules: ServingRules, fills: dict[str, Fill]) -> Iterator[Compiled
                 yield CompiledTarget(spec, (SourcePart(fill.spec.name, scalar),))
 
 
-def _strategy(rules: ServingRules, ranks: int, tensors: list[CompiledTarget]) -> Strategy:
+def _rotated(target: CompiledTarget, ranks: int) -> CompiledTarget:
+    """Give each rank all rows, its own first: those of every rank, one after another, are the tensor."""
+    (part,), (rows, *rest) = target.parts, target.spec.shape
+    views = tuple((extent,) for extent in (ranks * rows, *rest))
+    parts = []
+    for rank in range(ranks):
+        own = rank * (rows // ranks)
+        for at, first, count in ((rank * rows, own, rows - own), ((rank + 1) * rows - own, 0, own)):
+            zeros = (0,) * len(rest)
+            moved = replace(part.patch, target_views=views, target_start=(at, *zeros), source_start=(first, *zeros))
+            parts += [SourcePart(part.source, replace(moved, shape=(count, *rest)))] if count else []
+    return CompiledTarget(replace(target.spec, shape=(ranks * rows, *rest)), tuple(parts))
+
+
+def _strategy(axes: Mapping[str, int], ranks: int, tensors: list[CompiledTarget], is_uneven: bool) -> Strategy:
     """Cut every tensor over the ranks, experts in blocks as equal as can be, the larger ones first."""
-    axes = rules.cut_axes()
     layouts: dict[str, Layout] = {}
     known: dict[tuple[int, int | None, int], Layout] = {}
     for target in tensors:
         shape, axis = target.spec.shape, axes.get(name_key(target.spec.name))
         left = shape[axis] % ranks if axis is not None else 0
-        if left and (axis or rules.settings.values["experts_by"] != "ep"):
+        if left and (axis or not is_uneven):
             raise PlanError(f"{target.spec.name}: axis {axis} of {list(shape)} does not divide by {ranks} ranks")
         key = len(shape), axis, shape[0] if left else 0
         if key not in known:
