@@ -116,6 +116,7 @@ def test_tables_are_as_wide_as_the_terminal(capsys, monkeypatch):
     assert rows[0][0] in capsys.readouterr().out
     monkeypatch.setattr(printing.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
     printing.print_rows(("tensor", "dtype", "number"), rows, 0)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from ..planning.ownership import TensorGrid
 from ..tensor import Shape
 from ..tensor.numbered_names import in_spans
 from .printing import Facts, plain, print_facts
+from .terminal import is_colored
 
 _WIDTH = 100  # of what is no terminal
 _MOST_ROWS = 16
@@ -28,7 +28,7 @@ def show_pictures(grids: Sequence[TensorGrid]) -> None:
         sys.stdout.write("\n" * bool(number))
         print_facts(_facts(grid))
         sys.stdout.write("\n")
-        for line in draw(grid, width, is_colored=is_terminal and not os.environ.get("NO_COLOR")):
+        for line in draw(grid, width, is_colored=is_colored(sys.stdout)):
             sys.stdout.write(f"{line}\n")
 
 

@@ -127,8 +127,8 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]], shown: i
         widths = _narrowed(widths, shutil.get_terminal_size().columns)
         visible = [tuple(map(_shortened, row, widths)) for row in visible]
     sys.stdout.write("\n")
-    for row in visible:
+    for number, row in enumerate(visible):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        sys.stdout.write(f"{styled(line, 'title') if row is titles else line}\n")
+        sys.stdout.write(f"{styled(line, 'title') if number == 0 else line}\n")
     if len(visible) <= len(rows):
         sys.stdout.write(f"... and {len(rows) - len(visible) + 1} more\n")

@@ -7,9 +7,10 @@ own; once all shares are there, the manifest of the whole takes the place of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ..errors import PlanError
+from ..tensor.numbered_names import spans_of
 from .conversion import MANIFEST_KEY
 from .targets import Target
 from .targets.rank_target import RankTarget
@@ -27,7 +28,7 @@ def manifest_key_of(target: Target) -> str:
     """
     if not isinstance(target, RankTarget) or target.whole is target:
         return MANIFEST_KEY
-    spans = list(_spans(target.ranks))
+    spans = spans_of(sorted(target.ranks))
     if len(spans) > _MAX_SPANS:
         raise PlanError(
             f"{len(spans)} separate spans of ranks: at most {_MAX_SPANS} are supported",
@@ -79,15 +80,4 @@ def written_ranks(ranks: Iterable[int]) -> str:
     >>> written_ranks([0, 1, 2, 5, 7, 8])
     '0-2, 5, 7-8'
     """
-    return ", ".join(_spans(ranks))
-
-
-def _spans(ranks: Iterable[int]) -> Iterator[str]:
-    first = last = -1
-    for rank in (*sorted(ranks), -1):
-        if first >= 0 and rank == last + 1:
-            last = rank
-            continue
-        if first >= 0:
-            yield str(first) if first == last else f"{first}-{last}"
-        first = last = rank
+    return ", ".join(spans_of(sorted(ranks)))

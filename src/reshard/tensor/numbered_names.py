@@ -26,13 +26,13 @@ def split_numbers(name: str) -> tuple[Template, tuple[int, ...]]:
     return tuple(pieces[::2]), tuple(map(int, pieces[1::2]))
 
 
-def in_spans(numbers: Iterable[int], separator: str = "-") -> str:
-    """Write ascending numbers, those that follow each other as a span.
+def spans_of(numbers: Iterable[int]) -> list[str]:
+    """Write ascending numbers, those that follow each other as one span.
 
     Examples
     --------
-    >>> in_spans([0, 1, 2, 5, 7, 8]), in_spans(range(2, 30), "..")
-    ('0-2,5,7-8', '2..29')
+    >>> spans_of([0, 1, 2, 5, 7, 8])
+    ['0-2', '5', '7-8']
     """
     spans: list[list[int]] = []
     for number in numbers:
@@ -40,29 +40,15 @@ def in_spans(numbers: Iterable[int], separator: str = "-") -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}{separator}{b}" for a, b in spans)
+    return [str(a) if a == b else f"{a}-{b}" for a, b in spans]
 
 
-def fold_names(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Fold names that differ only in numbers, each with how many it stands for; in the order of their first.
+def in_spans(numbers: Iterable[int]) -> str:
+    """Write ascending numbers in little room.
 
     Examples
     --------
-    >>> fold_names(["h.0.w", "h.1.w", "h.2.w", "end"])
-    [('h.{0..2}.w', 3), ('end', 1)]
-    >>> fold_names(["h.0.e.0", "h.0.e.1", "h.4.e.0", "h.4.e.1"])
-    [('h.{0,4}.e.{0..1}', 4)]
+    >>> in_spans([0, 1, 2, 5, 7, 8])
+    '0-2,5,7-8'
     """
-    found: dict[Template, dict[tuple[int, ...], None]] = {}
-    for name in names:
-        template, numbers = split_numbers(name)
-        found.setdefault(template, {})[numbers] = None
-    return [(_folded(template, list(numbers)), len(numbers)) for template, numbers in found.items()]
-
-
-def _folded(template: Template, members: list[tuple[int, ...]]) -> str:
-    text = template[0]
-    for position, piece in enumerate(template[1:]):
-        numbers = sorted({member[position] for member in members})
-        text += (str(numbers[0]) if len(numbers) == 1 else f"{{{in_spans(numbers, '..')}}}") + piece
-    return text
+    return ",".join(spans_of(numbers))

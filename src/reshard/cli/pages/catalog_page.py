@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ...folding import folded
 from ...planning.catalog import Catalog, Entry
-from ...tensor.numbered_names import fold_names
 from ..modules import module_rows
 from ..printing import in_bytes
 from ..results import catalog_facts
@@ -32,7 +32,7 @@ def catalog_page(catalog: Catalog) -> str:
         by_dtype[spec.dtype.value] += spec.nbytes
     dtypes = [(name, float(nbytes), in_bytes(nbytes)) for name, nbytes in by_dtype.most_common()]
     modules = module_rows(specs)
-    dropped = [f"{name} ({count})" if count > 1 else name for name, count in fold_names(catalog.dropped)]
+    dropped = folded(catalog.dropped)
     facts = [each for each in catalog_facts(catalog) if each[0] != "note"]
     sections = [
         section("At a glance", facts_html(facts) + bar_html("Data types, by bytes", dtypes)),

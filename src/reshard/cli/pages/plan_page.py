@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from ...folding import folded
 from ...planning.cost.estimate import Estimate
 from ...planning.plan import Plan
-from ...tensor.numbered_names import fold_names
 from ..plan_text import plan_facts
 from ..printing import in_bytes, in_time
 from ..spelling import spelled
@@ -41,7 +41,6 @@ _TENSOR = """
 def plan_page(plan: Plan, estimate: Estimate) -> str:
     """Return the page of a plan and of what it comes to."""
     conversion = plan.conversion
-    dropped = [f"{name} ({count})" if count > 1 else name for name, count in fold_names(plan.catalog.dropped)]
     none_dropped = "Nothing is left out by name; rules that drop tensors say so in the notes."
     facts = [each for each in plan_facts(plan, estimate) if each[0] != "note"]
     sections = [
@@ -49,7 +48,7 @@ def plan_page(plan: Plan, estimate: Estimate) -> str:
         section("Ranks and tensors", _MAP, "ranks"),
         section("One tensor", _TENSOR, "tensor"),
         section("Notes", list_html([spelled(note) for note in plan.notes], "None.")),
-        section("Left out of the source", list_html(dropped, none_dropped)),
+        section("Left out of the source", list_html(folded(plan.catalog.dropped), none_dropped)),
         section("The plan in words", facts_html(facts)),
     ]
     title = f"Plan: {conversion.catalog.url} to {conversion.target_url}"
