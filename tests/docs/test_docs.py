@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import jsonschema
 import pytest
 import typer
 from docs.blocks import Session, blocks_of
 from docs.model import put_llama, put_model, put_quantised, put_run, put_strategies
+from support.settings import clear_settings
 
 import reshard
 from reshard import errors
@@ -45,18 +47,46 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.fixture(scope="module")
+def originals(moto_url) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A bucket with models and a training run, which all pages share, and what is in it."""
+    with pytest.MonkeyPatch.context() as patch, shared_connections():
+        clear_settings(patch)
+        for name, value in moto_url.environ.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=moto_url.endpoint)
+        client.create_bucket(Bucket=BUCKET)
+        put_model(f"s3://{BUCKET}/my-model")
+        put_run(f"s3://{BUCKET}/run")
+        put_llama(f"s3://{BUCKET}")
+        put_quantised(f"s3://{BUCKET}")
+        listed = etags(client)
+        contents = {key: (listed[key], client.get_object(Bucket=BUCKET, Key=key)["Body"].read()) for key in listed}
+    yield client, contents
+    restore(client, {})
+    client.delete_bucket(Bucket=BUCKET)
+
+
+def etags(client: Any) -> dict[str, str]:
+    return {each["Key"]: each["ETag"] for each in client.list_objects_v2(Bucket=BUCKET).get("Contents", ())}
+
+
+def restore(client: Any, contents: dict[str, Any]) -> None:
+    """Make the bucket hold these objects and no others."""
+    found = etags(client)
+    if added := [{"Key": key} for key in found if key not in contents]:
+        client.delete_objects(Bucket=BUCKET, Delete={"Objects": added})
+    for key, (etag, data) in contents.items():
+        if found.get(key) != etag:
+            client.put_object(Bucket=BUCKET, Key=key, Body=data)
+
+
 @pytest.fixture
-def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Session]:
-    """An empty folder, a bucket with a model and a training run, strategy files, and a layout file of eight ranks."""
+def session(moto_url, originals, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Session]:
+    """An empty folder, the bucket as no page has changed it, strategy files, and a layout file of eight ranks."""
     for name, value in moto_url.environ.items():
         clean_environ.setenv(name, value)
     clean_environ.chdir(tmp_path)
-    client = _client(moto_url)
-    client.create_bucket(Bucket=BUCKET)
-    put_model(f"s3://{BUCKET}/my-model")
-    put_run(f"s3://{BUCKET}/run")
-    put_llama(f"s3://{BUCKET}")
-    put_quantised(f"s3://{BUCKET}")
     put_strategies(tmp_path)
     session = Session(tmp_path)
     with shared_connections():  # making a client for each command of a page would take most of the time
@@ -64,15 +94,7 @@ def session(moto_url, clean_environ: pytest.MonkeyPatch, tmp_path: Path) -> Iter
             if block.value == "layout.yaml":
                 session.run(block)
         yield session
-    left = [{"Key": entry["Key"]} for entry in client.list_objects_v2(Bucket=BUCKET)["Contents"]]
-    client.delete_objects(Bucket=BUCKET, Delete={"Objects": left})  # one request: there are a hundred of them
-    client.delete_bucket(Bucket=BUCKET)
-
-
-def _client(server) -> Any:
-    import boto3
-
-    return boto3.client("s3", endpoint_url=server.endpoint)
+    restore(*originals)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "zh"], ids=name_of)
