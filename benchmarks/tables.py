@@ -238,6 +238,15 @@ def client_limit() -> str:
     return table(titles, rows)
 
 
+def slow_store() -> str:
+    """Wall time of each way, and how many times as fast as one process or one machine it is."""
+    rows = [
+        (row["way"], f"{row['wall_s']:.1f} s", f"{1 / row['wall_s_ratio']:.2f}")
+        for row in _read("slow_store.json")["rows"]
+    ]
+    return table(("", "time", "times as fast"), rows)
+
+
 def fuzzing_run() -> str:
     """Where and when the fuzzing ran, and what came of it."""
     found = _read("fuzz.json")
@@ -307,6 +316,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "simulated": simulated,
     "enough_machines": enough_machines,
     "client_limit": client_limit,
+    "slow_store": slow_store,
     "fuzzing_run": fuzzing_run,
     "fuzzing": fuzzing,
 }
