@@ -24,6 +24,11 @@ _STRATEGY = {
         "make": Listed("strategy_commands", "Make the strategy of a training job from its parallel sizes."),
     }
 }
+_FAMILY = {
+    "Commands": {
+        "check": Listed("family_commands", "Say what a family's file covers of a model, and what it leaves open.")
+    }
+}
 _COMMANDS = {
     "Commands": {
         "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
@@ -37,6 +42,7 @@ _COMMANDS = {
         ),
         "runs": Listed("runs_commands", "List the runs below a prefix that have not finished."),
         "abort": Listed("runs_commands", "Remove what runs that have ended early have left at a target."),
+        "family": Listed("", "Check the rules of a model family.", _FAMILY),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {

@@ -87,6 +87,7 @@ def detect(
         some = ", ".join(sorted(patterns)[:3]) or "none"
         likely = max(_candidates(family_names(), patterns, naming), key=lambda one: one.rank, default=best)
         hint = f"They look like {likely}." if likely.matched else "They match no family."
+        hint += " Rules for another model are one data file: docs/families/adding.md." * (not likely.matched)
         raise PlanError(f"The tensor names are not those of {' or '.join(map(str, families))}: {some}", hint=hint)
     rivals = [one for one in ranked if one.rank == best.rank and one.family is not best.family]
     if rivals:
@@ -136,7 +137,8 @@ def _families(config: Mapping[str, object]) -> tuple[list[FamilyKey], str]:
     model_type = config.get("model_type")
     if isinstance(model_type, str):
         known = ", ".join(name for family in family_names() for name in load_config_names(family)[0])
-        raise PlanError(f"No family has the model_type {shown(model_type)} of config.json.", hint=f"Known: {known}.")
+        message = f"Nobody has written rules for model_type {shown(model_type)}: a family is one data file"
+        raise PlanError(f"{message}, as docs/families/adding.md explains.", hint=f"There are rules for: {known}.")
     return [*family_names()], "config.json names no family"
 
 

@@ -66,6 +66,11 @@ def family_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (_DATA / "families").glob("*.yaml")))
 
 
+def read_text(family: str) -> str:
+    """Return the text of a family of the package."""
+    return _read(family)[0].decode()
+
+
 def _read(family: str) -> tuple[bytes, str]:
     if family not in family_names():
         raise UsageError(f"Unknown family {family!r}.", hint=f"Known: {', '.join(family_names())}.")
