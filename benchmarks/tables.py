@@ -247,6 +247,15 @@ def slow_store() -> str:
     return table(("", "time", "times as fast"), rows)
 
 
+def copiers() -> str:
+    """Wall time and CPU of a conversion, and of programs that copy."""
+    rows = [
+        (row["way"], *(f"{row[name]:.2f}" for name in ("wall_s", "wall_s_ratio", "cpu_s")))
+        for row in _read("copiers.json")["rows"]
+    ]
+    return table(("", "seconds", "x reshard", "CPU seconds"), rows)
+
+
 def fuzzing_run() -> str:
     """Where and when the fuzzing ran, and what came of it."""
     found = _read("fuzz.json")
@@ -317,6 +326,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "enough_machines": enough_machines,
     "client_limit": client_limit,
     "slow_store": slow_store,
+    "copiers": copiers,
     "fuzzing_run": fuzzing_run,
     "fuzzing": fuzzing,
 }
