@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 fsspec = pytest.importorskip("fsspec")
 safetensors_torch = pytest.importorskip("safetensors.torch")
+dcp = pytest.importorskip("torch.distributed.checkpoint")
 
 import reshard  # noqa: E402 - skipped where torch is not
 
@@ -93,8 +94,8 @@ def test_torch_loads_what_reshard_writes(saved, tmp_path):
     expected = safetensors_torch.load_file(saved / "hf.safetensors")
     del expected["empty"]  # torch has no piece to find for it
     state = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
-    reader = torch.distributed.checkpoint.HuggingFaceStorageReader(path=str(tmp_path / "shards"))
-    torch.distributed.checkpoint.load(state, storage_reader=reader, no_dist=True)
+    reader = dcp.HuggingFaceStorageReader(path=str(tmp_path / "shards"))
+    dcp.load(state, storage_reader=reader, no_dist=True)
     assert_same(state, expected)
     wanted = {name: tensor for name, tensor in expected.items() if tensor.dtype != torch.float8_e4m3fn}
     safetensors_torch.save_file(wanted, tmp_path / "expected.safetensors")

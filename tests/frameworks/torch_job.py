@@ -113,7 +113,7 @@ def read(folder: Path, mesh) -> None:
     dcp.load(state, storage_reader=HuggingFaceStorageReader(path=str(folder / "shards")))
     for name, tensor in flat(state).items():
         assert tensor.dtype == expected[name].dtype, name
-        assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)), name
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), expected[name].reshape(-1).view(torch.uint8)), name
 
 
 def main() -> None:
