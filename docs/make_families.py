@@ -1,4 +1,4 @@
-"""Write a page for every family of models, from its data file.
+"""Write a page for every family of models, from its data file, and one of all models.
 
 Run it after a change of a data file::
 
@@ -9,13 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
+from reshard.formats.strict_yaml import parse_yaml
 from reshard.models.expansion import Leaf, leaves_of
 from reshard.models.family import Case, Condition, Family, Index, Naming, Option, Parameter, Row
 from reshard.models.family_file import family_names, load_family
+from reshard.models.parallel_rules import load_layouts
 from reshard.models.pattern import Expression
+from reshard.models.serving_rules import served_families
 
 FOLDER = Path(__file__).parent / "families"
+MODELS = Path(__file__).parent / "mindspore_transformers.yaml"
+CASES = Path(__file__).parents[1] / "tests" / "conformance" / "mindformers"
+
+INTRODUCTION = """\
+Every model that MindSpore Transformers 1.5 to 2.1 converts, trains or serves. Rules convert both ways, between Hugging
+Face's names and each naming. A strategy comes from numbers (`--parallel`) for the namings in that column, and for `hf`,
+as vLLM cuts; where nobody knows how a network cuts, it is refused. `--serve` writes ranks of serving networks: those of
+MindSpore Transformers or, with `--form vllm`, of vLLM. The last column counts what the original code made, conversions
+and strategy files, which tests compare with what the rules make."""
 
 # Every operation that a row or a rule can express: what it does, and its inverse or why there is none.
 OPERATIONS = {
@@ -46,6 +59,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     for name in family_names():
         yield FOLDER / f"{name}.md", page(load_family(name))
     yield FOLDER / "operations.md", _operations_page()
+    yield FOLDER / "models.md", _models_page()
 
 
 def page(family: Family) -> str:
@@ -182,6 +196,39 @@ def _operations_page() -> str:
     lines = ((f"{name}", does, inverse) for name, (does, inverse) in OPERATIONS.items())
     table = _table(("operation", "effect", "inverse"), lines)
     return f"# Operations\n\nThe rules of all families are made of these operations and no others.\n\n{table}\n"
+
+
+def _models_page() -> str:
+    """Return the page of every model that MindSpore Transformers has had since 1.5."""
+    listed = cast("list[dict[str, Any]]", parse_yaml(MODELS.read_bytes(), MODELS.name))
+    titles = ("model", "in versions", "rules", "namings", "strategy from numbers", "`--serve`", "cases of the original")
+    converted = [_model(one) for one in listed if "family" in one]
+    others = ((one["model"], one["versions"]) for one in listed if "family" not in one)
+    return (
+        "\n\n".join(
+            [
+                "# Models of MindSpore Transformers",
+                INTRODUCTION,
+                _table(titles, converted),
+                "These have no rules. [A family is one data file](adding.md); `reshard family check` says what it covers.",
+                _table(("model", "in versions"), list(others)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _model(one: dict[str, Any]) -> tuple[str, ...]:
+    name, family = one["family"], load_family(one["family"])
+    namings = ", ".join(_code(naming.name) for naming in family.namings)
+    cut = ", ".join(map(_code, load_layouts(name)))
+    engines = {"mindspore": "MindSpore Transformers", "vllm": "vLLM"}
+    served = ", ".join(title for engine, title in engines.items() if name in served_families(engine))
+    cases = [path.parent.name for path in CASES.glob("*/case.json") if path.parent.name.startswith(tuple(one["cases"]))]
+    cut_count = sum("strategy_" in case for case in cases)
+    counts = ((len(cases) - cut_count, "of conversions"), (cut_count, "of strategies"))
+    tests = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return one["model"], one["versions"], f"[{name}]({name}.md)", namings, cut, served or "-", tests
 
 
 def _when(condition: Condition) -> str:

@@ -19,7 +19,22 @@ def test_pages_are_current(path, text):
 
 
 def test_no_page_is_left_of_a_family_that_is_gone():
-    assert {page.stem for page in (DOCS / "families").glob("*.md")} == {*family_names(), "operations", "adding"}
+    assert {page.stem for page in (DOCS / "families").glob("*.md")} == {
+        *family_names(),
+        "operations",
+        "adding",
+        "models",
+    }
+
+
+def test_every_family_and_every_case_is_in_the_table_of_models():
+    listed = MAKE.cast("list", MAKE.parse_yaml(MAKE.MODELS.read_bytes(), "models"))
+    assert sorted(one["family"] for one in listed if "family" in one) == list(family_names())
+    prefixes = tuple(prefix for one in listed for prefix in one.get("cases", ()))
+    kinds = ("ckpt2_", "fp8_", "layer_setting", "lora_", "transform160_", "unify160_")  # of no family
+    names = [path.parent.name for path in MAKE.CASES.glob("*/case.json")]
+    assert not [name for name in names if not name.startswith((*prefixes, *kinds))]
+    assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
 
 
 def test_operations_follow_from_rows():
