@@ -204,16 +204,12 @@ def _models_page() -> str:
     titles = ("model", "in versions", "rules", "namings", "strategy from numbers", "`--serve`", "cases of the original")
     converted = [_model(one) for one in listed if "family" in one]
     others = ((one["model"], one["versions"]) for one in listed if "family" not in one)
+    rest = "These have no rules. [A family is one data file](adding.md); `reshard family check` says what it covers."
+    table = _table(("model", "in versions"), list(others))
     return (
         "\n\n".join(
-            [
-                "# Models of MindSpore Transformers",
-                INTRODUCTION,
-                _table(titles, converted),
-                "These have no rules. [A family is one data file](adding.md); `reshard family check` says what it covers.",
-                _table(("model", "in versions"), list(others)),
-            ]
-        )
+            ["# Models of MindSpore Transformers", INTRODUCTION, _table(titles, converted), rest, table, ""]
+        ).rstrip("\n")
         + "\n"
     )
 
