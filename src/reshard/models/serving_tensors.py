@@ -7,8 +7,9 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..errors import PlanError
+from ..errors import PlanError, option, raise_all
 from ..tensor import DType, Layout, Patch, RowSplit, Shape, Strategy, TensorSpec, plain_patch
+from .carried_adapters import adapters_among
 from .compiling import CompiledTarget, SourcePart, compile_rules
 from .expansion import index_values
 from .pattern import name_key
@@ -56,6 +57,7 @@ def served_model(serving: Serving, config: Mapping[str, object], specs: Mapping[
     rules = load_rules(serving, config)
     taken, notes = _without_layers_beyond(rules, specs)
     family = replace(rules.family, namings=(rules.naming,))
+    _refuse_leftovers(taken)
     compiled = compile_rules(family, "to_ms", "serving", rules.settings.options, config, taken, None)
     fills: dict[str, Fill] = {}
     tensors = [_finished(rules, target, fills) for target in compiled.targets]
@@ -90,6 +92,16 @@ def _without_layers_beyond(
     beyond = [name for name in specs if (match := number.match(name)) and int(match[1]) >= most]
     note = f"{len(beyond)} tensors are left out, {rules.beyond.why}: {', '.join(beyond[:3])}"
     return {name: spec for name, spec in specs.items() if name not in set(beyond)}, [note] if beyond else []
+
+
+def _refuse_leftovers(specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse what has to become a weight first: blocks with scales, and adapters."""
+    quantised = [name for name, spec in specs.items() if spec.dtype.value.startswith("F") and spec.dtype not in _FLOATS]
+    hint = f"Dequantise them in the same pass: {option('dtype', 'bf16')}."
+    raise_all(PlanError, "networks that serve hold no quantised weights", quantised, hint)
+    adapters = [name for pair in adapters_among(specs) for name in (pair.a, pair.b)]
+    hint = f"Merge them in the same pass ({option('merge_lora', 'true')}), or leave them out ({option('drop')})."
+    raise_all(PlanError, "networks that serve hold no adapters", adapters, hint)
 
 
 def _finished(rules: ServingRules, target: CompiledTarget, fills: dict[str, Fill]) -> CompiledTarget:
