@@ -369,12 +369,12 @@ def test_verify_in_shares(memory):
 
 
 def test_strategy_show_merge_convert(place):
-    stages = CASES / "split_pp2" / "strategy" / "dp2mp2pp2_stages"
+    stages = CASES / "lds_pp2_ckpt" / "strategy" / "dp2mp2pp2_stages"
     for path in stages.iterdir():
         place.put(f"stages/{path.name}", path.read_bytes())
     merged = place.at("merged.ckpt")
     assert "8 = 2 stages x 4 devices" in ok("strategy", "merge", place.at("stages"), merged).out
-    theirs = CASES / "split_pp2" / "strategy" / "dp2mp2pp2_merged.ckpt"
+    theirs = CASES / "lds_pp2_ckpt" / "strategy" / "dp2mp2pp2_merged.ckpt"
     shown = ok("strategy", "show", merged, "--output", "json").json
     assert shown == ok("strategy", "show", str(theirs), "--output", "json").json
     assert (shown["rank_count"], shown["device_count"], len(shown["stages"])) == (8, 4, 2)

@@ -129,7 +129,7 @@ def test_every_flag_is_explained_in_a_sentence(command):
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
     assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
-        "inspect", "cat", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "strategy",
+        "inspect", "cat", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "family", "strategy",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",

@@ -37,12 +37,12 @@ def parsed(files):
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_a_set_is_the_compilers(case, bucket):
     """File by file it has the layouts that MindSpore compiled, its counter and stage; its merge rule takes them."""
-    recorded, shapes, made, _ = read(case)
+    _, shapes, made, _ = read(case)
     save_strategy(made, f"{bucket}/strategy/")
     ours = parsed(files_at(f"{bucket}/strategy"))
     stages = {path.name: parse_strategy_file(path.read_bytes(), path.name) for path in (case / "strategy").iterdir()}
     theirs = {next(iter(file.operator_stages)): file for file in stages.values()}
-    ranks = [f"ckpt_strategy_rank_{rank}.ckpt" for rank in range(recorded["world_size"])]
+    ranks = [f"ckpt_strategy_rank_{rank}.ckpt" for rank in range(made.rank_count)]
     assert [*ours] == sorted([*ranks, MERGED] if len(theirs) > 1 else ranks)
     for rank, name in enumerate(ranks):
         file, compiled = ours[name], theirs[rank // made.device_count]
