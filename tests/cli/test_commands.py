@@ -406,3 +406,26 @@ def test_nothing_is_printed_but_results(memory, capfd):
     ok("convert", memory.full, memory.at("ranks"), "--dst-strategy", memory.strategy)
     assert reshard.verify(memory.at("ranks")).is_ok
     assert capfd.readouterr() == ("", "")
+
+
+def test_ls_shows_prefixes_with_what_is_below(any_place):
+    assert "full/     1 object" in ok("ls", any_place.url).out
+    shown = ok("ls", any_place.url, "--recursive", "--output", "json").json
+    assert [(each["name"], each["object_count"]) for each in shown["entries"]] == [
+        ("full/rank_0/full.safetensors", 1),
+        ("mp4.ckpt", 1),
+    ]
+
+
+def test_doctor_says_what_a_store_can_do(any_place):
+    before = any_place.keys()
+    done = ok("doctor", any_place.url, "--output", "json")
+    assert done.json["is_ok"]
+    assert any_place.keys() == before
+
+
+def test_doctor_fails_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("doctor", str(tmp_path / "file" / "below"))
+    assert done.code == 5
+    assert "conversions cannot work here" in done.err

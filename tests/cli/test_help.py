@@ -43,6 +43,8 @@ FLAGS = {
         "--fail-fast,--keep-going", "--if-exists",
     },
     "verify": SHOWN | {"--source", "--subset", "--html", "--give-up-after"},
+    "ls": {"--recursive", "--output", "--give-up-after"} | ALWAYS,
+    "doctor": {"--output", "--give-up-after"} | ALWAYS,
     "runs": {"--output"} | ALWAYS, "abort": {"--output"} | ALWAYS,
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
@@ -91,7 +93,7 @@ ARGUMENTS = {
     "unified-safetensors": [], "transform-checkpoint": [], "load-distributed-checkpoint": [],
     "merge-pipeline-strategys": ["src", "dst"], "ckpt-to-safetensors": ["src", "dst"],
     "safetensors-to-ckpt": ["src", "dst"], "strategy make": ["dst"], "convert-weight": [], "transform-ckpt-lora": [],
-    "modelarts": [], "run": [], "runs": ["url"], "abort": ["dst"],
+    "modelarts": [], "run": [], "ls": ["url"], "doctor": ["url"], "runs": ["url"], "abort": ["dst"],
 }  # fmt: skip
 
 
@@ -129,7 +131,8 @@ def test_every_flag_is_explained_in_a_sentence(command):
 def test_commands_are_exactly_these():
     listed, originals = run("--help").out.split("\nCommands:\n")[1].split("own commands:\n")
     assert re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE) == [
-        "inspect", "cat", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "family", "strategy",
+        "inspect", "ls", "cat", "plan", "convert", "run", "verify", "modelarts", "runs", "abort", "doctor", "family",
+        "strategy",
     ]  # fmt: skip
     assert re.findall(r"^  ([a-z-]+)", originals, re.MULTILINE) == [
         "unified-safetensors", "transform-checkpoint", "load-distributed-checkpoint", "merge-pipeline-strategys",

@@ -32,6 +32,7 @@ _FAMILY = {
 _COMMANDS = {
     "Commands": {
         "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
+        "ls": Listed("store_commands", "List what lies below a URL, with sizes."),
         "cat": Listed("cat_command", "Show one tensor or a piece of it, or save it as .npy."),
         "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
         "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
@@ -42,6 +43,7 @@ _COMMANDS = {
         ),
         "runs": Listed("runs_commands", "List the runs below a prefix that have not finished."),
         "abort": Listed("runs_commands", "Remove what runs that have ended early have left at a target."),
+        "doctor": Listed("store_commands", "Try what a store can do, and say what reshard will use."),
         "family": Listed("", "Check the rules of a model family.", _FAMILY),
         "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },

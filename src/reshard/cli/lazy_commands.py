@@ -201,10 +201,10 @@ def with_appearance(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, verbose: int, color: Color, **kwargs: Any) -> None:
-        from .terminal import appear  # help needs none of it
+        from .terminal import appearing  # help needs none of it
 
-        appear(verbose, color.value)
-        command(*args, **kwargs)
+        with appearing(verbose, color.value):
+            command(*args, **kwargs)
 
     signature = inspect.signature(command, eval_str=True)
     added = [

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, TextIO
 
 Style = Literal["error", "note", "title", "name", "good"]
 
 _CODES: dict[Style, str] = {"error": "1;31", "note": "33", "title": "1", "name": "36", "good": "1;32"}
+
+_LOG_REQUESTS = "RESHARD_LOG_REQUESTS"
+"""As :mod:`reshard.storage.request_log` reads it; the module itself takes long to import."""
 
 
 class _Appearance:
@@ -18,9 +23,19 @@ class _Appearance:
     color = "auto"
 
 
-def appear(verbosity: int, color: str) -> None:
-    """Show as much, and colours, as the flags of a command say, from now on."""
+@contextmanager
+def appearing(verbosity: int, color: str) -> Iterator[None]:
+    """Show as much, and colours, as the flags of a command say; log requests for the length of a block."""
     _Appearance.verbosity, _Appearance.color = verbosity, color
+    before = os.environ.get(_LOG_REQUESTS)
+    if verbosity:
+        os.environ[_LOG_REQUESTS] = str(min(verbosity, 2))  # for all processes of a run
+    try:
+        yield
+    finally:
+        if verbosity:
+            os.environ.pop(_LOG_REQUESTS)
+            os.environ.update({_LOG_REQUESTS: before} if before else {})
 
 
 def verbosity() -> int:

@@ -21,6 +21,7 @@ from botocore.utils import parse_timestamp
 
 from ..errors import UsageError
 from .body_watch import BodyWatch
+from .request_log import log_as_told, log_client
 from .s3_settings import S3Settings, obs_settings, s3_settings
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def make_client(settings: S3Settings) -> Any:
     verify = None if settings.checks_certificate else False  # None: as AWS_CA_BUNDLE and the profile say
     if verify is False:
         warnings.filterwarnings("ignore", message="Unverified HTTPS request")  # one for every request
-    return _client(_session(), endpoint_url=settings.endpoint, config=_config(settings), verify=verify, **secrets)
+    client = _client(_session(), endpoint_url=settings.endpoint, config=_config(settings), verify=verify, **secrets)
+    log_as_told()
+    log_client(client)
+    return client
 
 
 def credentials_source(settings: S3Settings) -> str:

@@ -24,6 +24,7 @@ from botocore.utils import percent_encode
 
 from .http_pool import Answer, HttpPool, Server
 from .protocol import Body
+from .request_log import logged
 from .s3_settings import S3Settings
 from .s3_transfers import PartBody
 
@@ -96,7 +97,11 @@ class DirectClient:
         if body is not None:  # not signed, as boto3 does not: a proxy that sends a body on may say its length anew
             signed["Content-Length"] = str(len(body))
         try:
-            return place.pool.request(method, target, signed, _blocks(body))
+            with logged(method, place.url + target, signed) as exchange:
+                answer = place.pool.request(method, target, signed, _blocks(body))
+                if exchange is not None:
+                    exchange.answered(answer.status, dict(answer.headers.items()))
+                return answer
         except (OSError, http.client.HTTPException) as error:
             raise _translated(error, place.url) from error
 
