@@ -109,6 +109,12 @@ def test_norms_keep_their_precision_in_mindspores_networks(model):
         assert shard["model.norm.weight"].dtype == ml_dtypes.bfloat16
 
 
+def test_a_model_that_has_the_tensors_of_another_family():
+    tensors, config = small_llama()
+    want = ranks_of(put_one(tensors, config), serve="tp=4", form="vllm")
+    assert ranks_of(put_one(tensors, config | {"model_type": "mistral"}), serve="tp=4", form="vllm") == want
+
+
 def test_loads_have_no_form_but_that_of_an_engine(model):
     with pytest.raises(UsageError, match="not written here"):
         reshard.load(put_one(*model), rank=0, dst_layout="l.yaml", form="dcp")

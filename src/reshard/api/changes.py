@@ -20,7 +20,7 @@ from ..models.parallel_config import ParallelConfig
 from ..models.parallel_rules import load_layouts, naming_of
 from ..models.parallel_strategy import derive_strategy, unchecked_heads, whole_embeddings
 from ..models.pattern import name_key
-from ..models.serving_rules import float32_names
+from ..models.serving_rules import base_family, float32_names
 from ..models.training_names import weight_of
 from ..planning.catalog import Catalog, Entry, SourceObject, SourceSharding
 from ..planning.change import Change, make_tensors
@@ -197,7 +197,7 @@ def check_copies(catalog: Catalog, renamed: Mapping[str, str], change: Change, c
         family = load_family(change.family_key)
         copies = copies_to_drop(family, change.direction, change.naming, change.options, change.config)
     elif change.serving is not None:
-        family = load_family(change.serving.family)
+        family = load_family(base_family(change.serving.engine, change.serving.family))
         copies = copies_to_drop(family, "to_ms", family.namings[0].name, {}, change.config)
     else:
         return []

@@ -9,7 +9,7 @@ from ..errors import PlanError, UsageError, option
 from ..models.detecting import detect
 from ..models.family_file import OwnFamily
 from ..models.lora import is_adapter_name
-from ..models.serving_rules import MINDSPORE, VLLM, Serving
+from ..models.serving_rules import MINDSPORE, VLLM, Serving, base_family
 from ..planning.catalog import Catalog
 from ..planning.change import Change, make_tensors
 from ..planning.serving import model_of, with_fills
@@ -34,17 +34,21 @@ def serving_of(
     key = load_family_key(request.family)
     if isinstance(key, OwnFamily):
         raise UsageError(f"{option('serve')}: there are no rules for {request.family}, a family of your own")
-    found = detect(config, [name for name in specs if not is_adapter_name(name)], family=key)
     engine = VLLM if request.form == "vllm" else MINDSPORE
-    sizes, version = request.serve, request.vllm or ""
-    serving = Serving(engine, found.family.name, sizes["tp"], sizes.get("ep", 1), version)
+    called = str(config.get("model_type"))
+    is_only_served = key is None and base_family(engine, called) != called  # and so has no names but Hugging Face's
+    found = (
+        None if is_only_served else detect(config, [name for name in specs if not is_adapter_name(name)], family=key)
+    )
+    sizes, family = request.serve, called if found is None else found.family.name
+    serving = Serving(engine, family, sizes["tp"], sizes.get("ep", 1), request.vllm or "")
     if engine == VLLM and config.get("quantization_config"):
         raise PlanError(
             "config.json has a quantization_config: vLLM would look for quantised weights",
             hint=f"Convert to a Hugging Face checkpoint with {option('dtype', 'bf16')}, take that key out of its "
             "config.json, and serve it.",
         )
-    if found.direction == "to_hf":
+    if found is not None and found.direction == "to_hf":
         return serving, "hf"
     given = [option(name) for name in ("naming", "option") if getattr(request, name)]
     if given:

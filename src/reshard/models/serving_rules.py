@@ -156,7 +156,19 @@ def served_families(engine: str) -> tuple[str, ...]:
     >>> "mixtral" in served_families("vllm"), "mixtral" in served_families("mindspore")
     (True, False)
     """
-    return tuple(sorted(_document(engine)["families"].keys() & set(family_names())))
+    known = family_names()
+    return tuple(sorted(name for name in _document(engine)["families"] if base_family(engine, name) in known))
+
+
+def base_family(engine: str, name: str) -> str:
+    """Return the family whose sizes and layers a model has that is served; itself unless only the engine knows it.
+
+    Examples
+    --------
+    >>> base_family("vllm", "mistral"), base_family("vllm", "qwen3")
+    ('llama', 'qwen3')
+    """
+    return str(_document(engine)["families"].get(name, {}).get("base", name))
 
 
 def names_of_version(engine: str, version: str) -> str:
@@ -227,6 +239,7 @@ def _blocks(engine: str, name: str, names: str) -> tuple[Family, tuple[Block, ..
     """Make a family whose namings are an engine's blocks, and these blocks."""
     document = _document(engine)
     entry, parts = document["families"][name], {}
+    base_name = base_family(engine, name)
     for block in document["families"][name]["blocks"]:
         part = _placed(document["blocks"][block], entry.get("places", {}))
         if names not in part.get("versions", [names]):
@@ -235,7 +248,7 @@ def _blocks(engine: str, name: str, names: str) -> tuple[Family, tuple[Block, ..
                 hint=f"They are of {' and '.join(part['versions'])}.",
             )
         parts[block] = part
-    base: dict[str, Any] = dict(load_document(name))  # type: ignore[arg-type]
+    base: dict[str, Any] = dict(load_document(base_name))  # type: ignore[arg-type]
     count: dict[str, Any] = {"values": "count", "side": "ms", "description": ""}
     options: dict[str, Any] = {"tp": count, "kv_copies": count, "experts_by": {**count, "values": ["tp", "ep"]}}
     options |= {engine: {**count, "values": [*document["versions"]]}} if document["versions"] else {}
