@@ -28,6 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from family_specs import deepseek_v4, glm4_moe
+
 from reshard.api.option_field import parse_size
 from reshard.formats.safetensors import plan_header
 from reshard.models.detecting import detect
@@ -182,6 +184,26 @@ MODELS = {
             "quantization_config": {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]},
         },
         deepseek, 163, f"dp=4,mp=4,pp=16,ep=16,sp=true,offset={FIRST_AND_LAST_SHORTER}",
+    ),
+    "deepseek-v4-flash": Model(
+        {
+            "model_type": "deepseek_v4", "hidden_size": 4096, "num_hidden_layers": 43, "num_attention_heads": 64,
+            "head_dim": 512, "q_lora_rank": 1024, "o_lora_rank": 1024, "o_groups": 8, "index_n_heads": 64,
+            "index_head_dim": 128, "hc_mult": 4, "num_hash_layers": 3, "n_routed_experts": 256, "n_shared_experts": 1,
+            "num_experts_per_tok": 6, "moe_intermediate_size": 2048, "num_nextn_predict_layers": 1,
+            "vocab_size": 129280, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]},
+        },
+        deepseek_v4, 46, "dp=4,mp=8,ep=32,sp=true",
+    ),
+    "glm-4.5": Model(
+        {
+            "model_type": "glm4_moe", "hidden_size": 5120, "intermediate_size": 12288, "num_hidden_layers": 92,
+            "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151552,
+            "first_k_dense_replace": 3, "n_routed_experts": 160, "n_shared_experts": 1, "moe_intermediate_size": 1536,
+            "num_nextn_predict_layers": 1, "tie_word_embeddings": False,
+        },
+        glm4_moe, 93, "dp=4,mp=8,pp=4,ep=32,sp=true",
     ),
 }  # fmt: skip
 

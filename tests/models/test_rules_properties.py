@@ -48,7 +48,7 @@ def sources_of(family, naming, config, options):
     chosen = resolve_settings(family, config, options)
     expansions = [expand(row, "to_ms", chosen) for row in family.naming(naming).rows if not row.optional]
     wanted = [part for expansion in expansions if expansion for one in expansion.targets() for part, _ in one.parts]
-    shapes = {part.name: (2, 3) if part.shape is None else part.shape for part in wanted}
+    shapes = {part.name: part.shape for part in wanted}
     starts = reduce(lambda done, shape: [*done, done[-1] + int(np.prod(shape))], shapes.values(), [1])
     return {
         name: np.arange(start, start + np.prod(shape), dtype=kind_of(name)).reshape(shape)
