@@ -95,12 +95,20 @@ class Patch:
 
         >>> Patch(((2, 4), (3,)), ((3,), (4,)), (0, 0, 0), (1, 4, 3), (0, 0), (-1, 1, 0)).unit
         (0, 4)
+
+        The second of them, without a factor that counts matrices:
+
+        >>> Patch(((8,), (3,)), ((3,), (4,)), (4, 0), (4, 3), (0, 0), (1, 0)).unit
+        (0, 4)
         """
         transposed = self._first_transposed
         position = 0
         for axis, factors in enumerate(self.target_views):
             if transposed < position + len(factors):
-                return axis, math.prod(factors[transposed - position :])
+                extent, filled = factors[transposed - position], self.shape[transposed]
+                # Other patches fill the rest of the factor: units of this length are where they begin, too.
+                is_repeated = extent % filled == 0 and self.target_start[transposed] % filled == 0
+                return axis, (filled if is_repeated else extent) * math.prod(factors[transposed - position + 1 :])
             position += len(factors)
         return 0, 1
 
