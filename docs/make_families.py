@@ -206,12 +206,8 @@ def _models_page() -> str:
     others = ((one["model"], one["versions"]) for one in listed if "family" not in one)
     rest = "These have no rules. [A family is one data file](adding.md); `reshard family check` says what it covers."
     table = _table(("model", "in versions"), list(others))
-    return (
-        "\n\n".join(
-            ["# Models of MindSpore Transformers", INTRODUCTION, _table(titles, converted), rest, table, ""]
-        ).rstrip("\n")
-        + "\n"
-    )
+    title = "# Models of MindSpore Transformers"
+    return "\n\n".join([title, INTRODUCTION, _table(titles, converted), rest, table]) + "\n"
 
 
 def _model(one: dict[str, Any]) -> tuple[str, ...]:

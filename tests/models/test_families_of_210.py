@@ -156,3 +156,28 @@ def test_layouts_that_nothing_tells_are_said():
     sources = forward(name)
     rules = compile_rules(load_family("telechat3"), "to_hf", "mcore", {}, read_config(name), specs_of(sources), None)
     assert [note.partition(":")[0] for note in rules.notes] == ["qkv_layout", "mlp_layout", "blocks"]
+
+
+@pytest.mark.parametrize("naming", ["mcore", "legacy"])
+def test_biases_of_telechat3_are_those_that_config_json_states(naming):
+    """Biases without a word of them are converted; a config.json that states them and tensors without them are not."""
+    sources = read_tensors("f210_telechat3_mcore_bf16")
+    config, family = read_config("f210_telechat3_mcore_bf16"), load_family("telechat3")
+    with pytest.raises(PlanError, match="does not fit") as caught:
+        compile_rules(family, "to_ms", naming, {}, config | {"attention_bias": True}, specs_of(sources), None)
+    assert any("q_proj.bias: missing" in problem for problem in caught.value.problems)
+    rows = {
+        name: array
+        for name, array in sources.items()
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+    }
+    biased = sources | {name.replace(".weight", ".bias"): array[:, 0] for name, array in rows.items()}
+    made = [
+        apply(compile_rules(family, "to_ms", naming, {}, config | told, specs_of(biased), None), biased)
+        for told in ({"attention_bias": True}, {"attention_bias": False})
+    ]
+    assert summary_of(made[0]) == summary_of(made[1])
+    for name in [name for name in made[0] if name.endswith(".bias")]:  # a bias has the order of its weight's rows
+        assert (made[0][name] == made[0][name.replace(".bias", ".weight")][:, 0]).all()
+    back = compile_rules(family, "to_hf", naming, {}, config | {"attention_bias": True}, specs_of(made[0]), None)
+    assert summary_of(apply(back, made[0])) == summary_of(biased)

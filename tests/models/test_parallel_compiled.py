@@ -10,7 +10,7 @@ from safetensors import deserialize
 from reshard.errors import StrategyError
 from reshard.formats.mindspore.strategy_merge import parse_strategy_file, to_strategy
 from reshard.models.layer_stages import layer_stages
-from reshard.models.parallel_config import ParallelConfig
+from reshard.models.parallel_config import ParallelConfig, parse_parallel_yaml
 from reshard.models.parallel_rules import load_layouts
 from reshard.models.parallel_strategy import derive_strategy
 from reshard.tensor import DType
@@ -108,6 +108,21 @@ def test_only_what_the_files_lack_is_outside(case):
     _, shapes, made, truth = read(case)
     assert shapes.keys() - made.names == shapes.keys() - truth.names
     assert load_layouts(family_of(case)[0])[family_of(case)[1]].unknown(shapes) == []
+
+
+YAML = """
+use_parallel: True
+parallel: {{enable_parallel_optimizer: {optimizer_parallel}, parallel_optimizer_config: {{parallel_optimizer_threshold: {threshold_kb}}}}}
+parallel_config: {{data_parallel: {dp}, model_parallel: {tp}, expert_parallel: {ep}, use_seq_parallel: {sp}}}
+model: {{model_config: {{params_dtype: float32}}}}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("case", sorted(CASES.glob("f210_strategy_*")), ids=lambda case: case.name)
+def test_a_training_yaml_says_the_same(case):
+    recorded, shapes, made, _ = read(case)
+    sizes = parse_parallel_yaml(YAML.format(**recorded["layout"]).encode(), "train.yaml")
+    assert derive_strategy(*family_of(case), sizes, shapes) == made
 
 
 SLICED = [case for case in COMPILED if (case / "full").is_dir()]

@@ -214,9 +214,7 @@ def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: 
     """Make a row for every combination of the places it mentions, and with ``bias`` another for its bias."""
     fields = _keys(value, where, SIDES, ("when", "bias", "optional"))
     when, optional = _condition(fields.get("when", {}), where), fields.get("optional", False) is True
-    bias = fields.get("bias")
-    if bias not in (None, "optional", "required"):
-        raise FormatError("bias", where=where, expected="optional or required", found=repr(bias))
+    bias = _text(fields.get("bias", ""), f"{where}, bias")
     used = [place for place in places if f"<{place}>" in str(fields["hf"])]
     count = math.prod(len(places[place]) for place in used)
     if count > _MOST_ROWS:
@@ -226,8 +224,10 @@ def _rows(value: PlainValue, places: Mapping[str, list[dict[str, str]]], where: 
         at = [(f"<{place}>", prefixes) for place, prefixes in zip(used, chosen, strict=True)]
         hf, ms = (_cases(fields[side], [(p, prefixes[side]) for p, prefixes in at], where) for side in SIDES)
         rows.append(Row(hf, ms, when, optional))
-        if bias is not None:
+        if bias in ("optional", "required"):
             rows.append(Row(_biased(hf), _biased(ms), when, bias == "optional"))
+        elif bias:  # a flag of config.json, which may be silent about biases that are there
+            rows += [Row(_biased(hf), _biased(ms), (*when, (bias, flag)), not flag) for flag in (True, False)]
     return rows
 
 
