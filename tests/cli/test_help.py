@@ -45,7 +45,7 @@ FLAGS = {
     "verify": SHOWN | {"--source", "--subset", "--html", "--give-up-after"},
     "ls": {"--recursive", "--output", "--give-up-after"} | ALWAYS,
     "doctor": {"--output", "--give-up-after"} | ALWAYS,
-    "runs": {"--output"} | ALWAYS, "abort": {"--output"} | ALWAYS,
+    "runs": {"--output", "--give-up-after"} | ALWAYS, "abort": {"--output", "--give-up-after"} | ALWAYS,
     "unified-safetensors": CHECKPOINTS | {
         "--mindspore_ckpt_dir", "--src_strategy_dirs,--src_strategy_path_or_dir", "--output_dir", "--file_suffix",
         "--format", "--has_redundancy,--merge_with_redundancy", "--filter_out_param_prefix", "--max_process_num",
@@ -81,10 +81,10 @@ FLAGS = {
         "--prefix", "--lora_scaling", "--save_format", "--keep-rank",
     },
     "modelarts": {"--config", "--npu_num_per_node", "--wait", "--data_url", "--train_url"} | ALWAYS,
-    "strategy show": {"--for", "--picture", "--output"} | ALWAYS,
-    "strategy merge": {"--overwrite", "--output"} | ALWAYS,
-    "strategy convert": {"--for", "--overwrite", "--output"} | ALWAYS,
-    "strategy make": {"--to",
+    "strategy show": {"--give-up-after", "--for", "--picture", "--output"} | ALWAYS,
+    "strategy merge": {"--give-up-after", "--overwrite", "--output"} | ALWAYS,
+    "strategy convert": {"--give-up-after", "--for", "--overwrite", "--output"} | ALWAYS,
+    "strategy make": {"--to", "--give-up-after",
         "--parallel", "--for", "--family", "--naming", "--config", "--option", "--overwrite", "--output",
     } | ALWAYS,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..api.option_field import OptionField, read_pairs, read_texts, read_truth
-from ..api.request import OPTIONS
+from ..api.request import OPTIONS, Request
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -91,3 +91,20 @@ def with_flags(flags: Iterable[inspect.Parameter]) -> Callable[[_Command], _Comm
         return expanded_command  # type: ignore[return-value]
 
     return expand
+
+
+def patient(command: _Command) -> _Command:
+    """Give a command the flag that says how long to wait for a store, and have it wait so long."""
+
+    @wraps(command)
+    def waiting_command(*args: Any, give_up_after: str | None, **kwargs: Any) -> None:
+        from ..api.connecting import connecting  # help needs nothing of stores
+
+        with connecting(Request.of(give_up_after=give_up_after)):
+            command(*args, **kwargs)
+
+    signature, added = inspect.signature(command, eval_str=True), request_flags(["give_up_after"])
+    parameters = [*signature.parameters.values(), *added]
+    waiting_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    waiting_command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return waiting_command  # type: ignore[return-value]

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ..errors import counted
-from .flags import Output, OutputForm
+from .flags import Output, OutputForm, patient
 from .printing import in_bytes, print_facts, print_json, print_rows
 
 _TITLES = ("target", "state", "sent", "open uploads", "objects", "since", "host")
 
 
+@patient
 def runs(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL or path of a prefix.")],
     output: Output = OutputForm.TEXT,
@@ -42,6 +43,7 @@ def runs(
     print_rows(("orphaned upload of",), [(key,) for key in orphans], 0)
 
 
+@patient
 def abort(
     dst: Annotated[str, typer.Argument(metavar="DST", help="URL or path of the target.")],
     output: Output = OutputForm.TEXT,

@@ -9,7 +9,7 @@ import typer
 from ..api import strategies
 from ..api.request import STRATEGY_OPTIONS
 from ..planning.ownership import strategy_grids
-from .flags import Output, OutputForm, Overwrite, Picture, request_flags, with_flags
+from .flags import Output, OutputForm, Overwrite, Picture, patient, request_flags, with_flags
 from .pictures import show_pictures
 from .results import show_strategy
 
@@ -23,6 +23,7 @@ Made = Annotated[
 _FOR = typer.Option("--for", metavar="URL", help="Full checkpoint whose tensors the strategy is for.")
 
 
+@patient
 def show(
     src: Source,
     checkpoint: Annotated[str | None, _FOR] = None,
@@ -37,6 +38,7 @@ def show(
     show_pictures([grid for name in picture for grid in strategy_grids(strategy, name, specs.get(name))])
 
 
+@patient
 def merge(
     src: Annotated[str, typer.Argument(metavar="SRC", help="Prefix that holds the files of all ranks or stages.")],
     dst: Annotated[
@@ -49,6 +51,7 @@ def merge(
     show_strategy(strategies.merge_strategies(src, dst, overwrite=overwrite), output, written=dst)
 
 
+@patient
 def convert(
     src: Source,
     dst: Made,
@@ -61,6 +64,7 @@ def convert(
     show_strategy(made, output, written=dst)
 
 
+@patient
 @with_flags(request_flags(STRATEGY_OPTIONS[1:]))
 def make(
     dst: Made,
