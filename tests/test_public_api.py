@@ -102,7 +102,7 @@ def test_the_command_line_takes_what_the_library_takes():
     from reshard.cli.commands import convert, plan
 
     assert set(inspect.signature(convert).parameters) - {"output", "quiet"} == {*OPTIONS, "plan"}
-    own = {"output", "quiet", "out", "overwrite", "plan", "explain"}
+    own = {"output", "quiet", "out", "overwrite", "plan", "explain", "html", "picture"}
     assert set(inspect.signature(plan).parameters) - own == {*PLANNING_OPTIONS, *ASSUMPTIONS}
     assert set(inspect.signature(reshard.estimate).parameters) - {"plan"} == set(ASSUMPTIONS)
 

@@ -180,7 +180,7 @@ jobs:
         "line 15: bad name!: a name has letters, digits, - and _, at most 64",
         "line 17: ${UNSET_VARIABLE}: this variable is not in the environment",
         "line 19: option: ['a']: expected NAME=VALUE",
-        "line 20: form: hff: expected hf, mindspore, zarr, iteration or dcp",
+        "line 20: form: hff: expected hf, mindspore, zarr, iteration, dcp or vllm",
     ]
 
 

@@ -38,6 +38,8 @@ def models(draw, family):
         "num_nextn_predict_layers": draw(st.integers(0, 1)), "first_k_dense_replace": 1,
         "q_lora_rank": draw(SIZES), "kv_lora_rank": draw(SIZES), "qk_nope_head_dim": draw(st.sampled_from([2, 4, 8])),
         "qk_rope_head_dim": draw(st.sampled_from([2, 4, 8])), "v_head_dim": draw(st.sampled_from([2, 4, 8])),
+        "o_groups": groups, "o_lora_rank": draw(SIZES), "index_n_heads": heads, "index_head_dim": 4, "hc_mult": 2,
+        "num_hash_layers": draw(st.integers(0, 1)), "compress_ratios": [4, 0], "num_experts_per_tok": 2,
         "tie_word_embeddings": draw(st.booleans()), "model_type": family.model_types[-1],
     }  # fmt: skip
     options = {option.name: draw(st.sampled_from(option.values or (1,))) for option in family.options}
