@@ -7,23 +7,43 @@ const firsts = sums(data.firsts);
 const places = sums([0, ...(data.counts.length ? data.counts : new Array(names.length).fill(1))]);
 const WIDTH = 1000, HEIGHT = 560, MOST = 250;
 
-// Modules, by the components of names; a tensor is a leaf.
-function grow() {
-  const root = { name: "", path: [], nbytes: 0, count: 0, below: new Map(), tensor: -1 };
-  for (let tensor = 0; tensor < names.length; tensor++) {
-    const nbytes = data.kinds[data.of[tensor]][2];
-    let node = root;
-    node.nbytes += nbytes;
-    node.count += 1;
-    for (const part of names.get(tensor).split(/(?<=[./])/).slice(0, 40)) {
-      if (!node.below.has(part)) node.below.set(part, { name: part, path: [...node.path, part], nbytes: 0, count: 0, below: new Map(), tensor: -1 });
-      node = node.below.get(part);
-      node.nbytes += nbytes;
-      node.count += 1;
-    }
-    node.tensor = tensor;
+// The tensors whose names begin alike, up to a separator; those below are found when they are asked for, because a
+// model of experts has tens of thousands of modules.
+class Module {
+  constructor(name, parent, members, isTensor) {
+    this.name = name;
+    this.parent = parent;
+    this.members = members;
+    this.tensor = isTensor ? members[0] : -1;
+    this.length = parent ? parent.length + name.length : 0;
+    this.nbytes = 0;
+    for (const tensor of members) this.nbytes += data.kinds[data.of[tensor]][2];
   }
-  return root;
+
+  get count() {
+    return this.members.length;
+  }
+
+  get path() {
+    return this.parent ? [...this.parent.path, this] : [];
+  }
+
+  get below() {
+    if (this.found) return this.found;
+    const parts = new Map();
+    if (this.tensor < 0) {
+      for (const tensor of this.members) {
+        const name = whole[tensor];
+        let end = this.length;
+        while (end < name.length && name[end] !== "." && name[end] !== "/") end++;
+        const part = name.slice(this.length, end + 1);
+        if (!parts.has(part)) parts.set(part, []);
+        parts.get(part).push(tensor);
+      }
+    }
+    this.found = [...parts].map(([part, members]) => new Module(part, this, members, this.length + part.length === whole[members[0]].length));
+    return this.found;
+  }
 }
 
 // Rectangles of about equal sides, row by row (Bruls, Huizing, van Wijk: Squarified treemaps, 2000).
@@ -49,7 +69,7 @@ function squarify(sizes, x, y, width, height) {
   return found;
 }
 
-const bySize = (node) => [...node.below.values()].sort((a, b) => b.nbytes - a.nbytes);
+const bySize = (node) => [...node.below].sort((a, b) => b.nbytes - a.nbytes);
 
 // Modules of one name have one colour wherever they are; layers and experts go round.
 function colourOf(name) {
@@ -60,23 +80,23 @@ function colourOf(name) {
   return `o${hash % COLOURS}`;
 }
 
-const label = (node) => `${node.path.join("").replace(/[./]$/, "") || "all tensors"}: ${plural(node.count, "tensor")}, ${inBytes(node.nbytes)}`;
+const label = (node) => `${node.path.map((each) => each.name).join("").replace(/[./]$/, "") || "all tensors"}: ${plural(node.count, "tensor")}, ${inBytes(node.nbytes)}`;
 
 function draw(node) {
-  while (node.below.size === 1 && node.tensor < 0) [node] = node.below.values();
+  while (node.below.length === 1) [node] = node.below;
   drawPath(node);
   const children = bySize(node).slice(0, MOST);
   const picture = svg("svg", { class: "picture", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, role: "group", "aria-label": label(node) });
   const areas = squarify(children.map((child) => child.nbytes), 0, 0, WIDTH, HEIGHT);
   children.forEach((child, index) => picture.append(cell(child, areas[index], index)));
   roving(picture, ".cell", (key) => ({ ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 })[key]);
-  const left = node.below.size - children.length;
+  const left = node.below.length - children.length;
   at("treemap").replaceChildren(picture, left > 0 ? el("p", { class: "quiet" }, `and ${left} smaller ones`) : "");
-  if (node.tensor >= 0 && !node.below.size) showTensor(node.tensor);
+  if (node.tensor >= 0) showTensor(node.tensor);
 }
 
 function cell(child, [x, y, width, height], index) {
-  const open = () => (child.below.size ? draw(child) : showTensor(child.tensor));
+  const open = () => (child.tensor < 0 ? draw(child) : showTensor(child.tensor));
   const group = svg("g", {
     class: "cell", role: "button", tabindex: index ? -1 : 0, "aria-label": label(child), onclick: open,
     onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); focusFirst(); } },
@@ -89,8 +109,9 @@ function cell(child, [x, y, width, height], index) {
 
 // The modules within one, a few levels deep, where there is room for them.
 function nest(group, node, x, y, width, height, depth) {
+  if (!depth || width < 40 || height < 40) return;
   const inner = bySize(node).slice(0, 60);
-  if (!depth || !inner.length || width < 40 || height < 40) return;
+  if (!inner.length) return;
   squarify(inner.map((each) => each.nbytes), x + 3, y + 20, width - 6, height - 23).forEach(([left, top, wide, high], number) => {
     const each = inner[number];
     group.append(svg("rect", { class: colourOf(each.name), x: left, y: top, width: wide, height: high }));
@@ -103,9 +124,7 @@ function nest(group, node, x, y, width, height, depth) {
 const focusFirst = () => at("treemap").querySelector(".cell")?.focus();
 
 function drawPath(node) {
-  let here = root;
-  const steps = [["all", root]];
-  for (const part of node.path) { here = here.below.get(part); steps.push([part, here]); }
+  const steps = [["all", root], ...node.path.map((each) => [each.name, each])];
   at("path").replaceChildren(...steps.map(([text, step]) => el("button", {
     type: "button", "aria-current": step === node ? "location" : undefined, onclick: () => { draw(step); },
   }, text)), el("span", { class: "quiet" }, `${plural(node.count, "tensor")}, ${inBytes(node.nbytes)}`));
@@ -138,7 +157,8 @@ function drawObjects() {
   at("objects").append(rest);
 }
 
-const root = grow();
+const whole = Array.from({ length: names.length }, (_, tensor) => names.get(tensor));
+const root = new Module("", null, [...whole.keys()], false);
 at("find").addEventListener("input", () => {
   const text = at("find").value;
   const found = text ? names.matching(text, 30) : [];

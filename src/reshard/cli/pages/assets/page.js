@@ -41,8 +41,10 @@ class Names {
   }
 
   get(index) {
-    const [head, ...rest] = this.templates[this.of[index]];
-    return head + rest.map((text, hole) => this.numbers[this.starts[index] + hole] + text).join("");
+    const template = this.templates[this.of[index]];
+    let name = template[0];
+    for (let hole = 1; hole < template.length; hole++) name += this.numbers[this.starts[index] + hole - 1] + template[hole];
+    return name;
   }
 
   // Some names of one template as one, such as model.layers.{0..29}.w.
