@@ -7,7 +7,7 @@
 #   make test-oracle ORACLE_SEED=17 ORACLE_COUNT=20             makes certain cases, or more of them
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-torch test-mindspore test-pages images fuzz check site bench bench-mindspore bench-copiers fmt lock clean FORCE
+.PHONY: help setup demo serve test test-slow test-matrix test-outage test-random test-oracle test-generate test-ray test-torch test-mindspore test-pages images fuzz check site bench bench-load bench-mindspore bench-copiers fmt lock clean FORCE
 
 PYTHON ?=
 WORKERS ?= 2
@@ -214,6 +214,17 @@ site: .site/venv/.setup  ## the pages of docs/ as a site with search, in site/; 
 # test-oracle and test-generate, have them
 bench: $(tests)  ## speed, memory and requests beside a roofline and other tools (--only hf_to_mp4 --repeats 1 --size 64MiB: quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
+
+.runai/venv/.setup: Makefile | $(tests)
+	@echo "making .runai/venv with torch and the Run:ai streamer: some GB"
+	@{ [ -x $(bin)/uv ] && $(bin)/uv venv --quiet --seed --clear --python 3.11 .runai/venv; } || python3.11 -m venv --clear .runai/venv
+	@{ [ -x $(bin)/uv ] && $(bin)/uv pip install --quiet --python .runai/venv/bin/python $(runai_packages); } \
+		|| .runai/venv/bin/python -m pip install --quiet $(runai_packages)
+	@touch $@
+runai_packages := runai-model-streamer runai-model-streamer-s3 torch safetensors boto3
+
+bench-load: .runai/venv/.setup  ## one of 8 ranks into memory: reshard.load, download and safe_open, the Run:ai streamer
+	$(bin)/python benchmarks/load.py $(ARGS)
 
 bench-mindspore: $(tests) $(if $(ORACLE_PYTHON),,$(oracle_stamp))  ## the same conversions with MindSpore's tools and with reshard
 	$(bin)/python benchmarks/mindspore_tools.py $(ARGS)

@@ -141,15 +141,16 @@ def main() -> None:
         client = make_client(server.endpoint)
         client.create_bucket(Bucket=BUCKET)
         put_source(client, SOURCE, SOURCE.tensors(asked.size))
-        cuts = [measure(asked, server, cut) for cut in asked.cuts]
-    result = {
-        "date": report.now(),
-        "asked": {"size_bytes": asked.size, "repeats": asked.repeats, "max_gap": asked.max_gap},
-        "machine": {**report.machine(), "load_average": os.getloadavg()[0]},
-        "versions": {"reshard": version("reshard"), **others_versions()},
-        "cuts": cuts,
-    }
-    asked.out.write_text(json.dumps(result, indent=1) + "\n")
+        result: dict[str, Any] = {
+            "date": report.now(),
+            "asked": {"size_bytes": asked.size, "repeats": asked.repeats, "max_gap": asked.max_gap},
+            "machine": {**report.machine(), "load_average": os.getloadavg()[0]},
+            "versions": {"reshard": version("reshard"), **others_versions()},
+            "cuts": [],
+        }
+        for cut in asked.cuts:
+            result["cuts"].append(measure(asked, server, cut))
+            asked.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

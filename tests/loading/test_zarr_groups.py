@@ -188,6 +188,13 @@ def test_what_is_no_store_is_refused(base, document, error, problem):
         reshard.open_zarr(f"{base}/a")
 
 
+def test_documents_that_are_too_long_are_not_read(base, monkeypatch):
+    put(f"{base}/zarr.json", bytes(200))
+    monkeypatch.setattr(zarr_groups, "_MAX_DOCUMENT_BYTES", 100)
+    with pytest.raises(FormatError, match="expected at most 100 bytes, found 200"):
+        reshard.open_zarr(base)
+
+
 def test_zarr_that_is_not_installed_is_named(base, monkeypatch):
     monkeypatch.delitem(sys.modules, "reshard.loading.zarr_groups")
     monkeypatch.setitem(sys.modules, "zarr", None)

@@ -29,7 +29,7 @@ from zarr.errors import ContainsArrayError
 from zarr.registry import register_codec
 
 from ..engine.kernels.numpy_dtypes import NUMPY
-from ..errors import CatalogError, StorageError, Unsupported
+from ..errors import CatalogError, FormatError, StorageError, Unsupported
 from ..formats.zarr import ATTRIBUTE, DOCUMENT, FillValue
 from ..formats.zarr_read import EXTENSION_TYPES, is_group, parse_node
 from ..storage import Location, ObjectInfo, open_source
@@ -92,6 +92,9 @@ class PinnedStore(Store):
             self._check_complete(key)
             return None
         is_document = key.rpartition("/")[2] == DOCUMENT
+        if is_document and info.nbytes > _MAX_DOCUMENT_BYTES:
+            where, limit = f"{self._location.url}/{key}", f"at most {_MAX_DOCUMENT_BYTES} bytes"
+            raise FormatError("too long for a document", where=where, expected=limit, found=str(info.nbytes))
         span = ByteRange(0, info.nbytes) if is_document else _span(byte_range, info.nbytes)
         data = await asyncio.to_thread(self._read, info, span)
         if is_document:
@@ -165,8 +168,6 @@ class PinnedStore(Store):
     def _document(self, key: str, data: bytes) -> Any:
         """Return a document with the names of what this module registers in it."""
         where = f"{self._location.url}/{key}"
-        if len(data) > _MAX_DOCUMENT_BYTES:
-            raise CatalogError(f"{where}: expected at most {_MAX_DOCUMENT_BYTES} bytes, found {len(data)}")
         node, path = parse_node(data, where), key.removesuffix(DOCUMENT).rstrip("/")
         if not is_group(node):
             node = self._array(path, node)
