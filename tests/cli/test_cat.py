@@ -87,6 +87,7 @@ def test_shards_without_a_strategy_have_names_of_their_own(memory):
     ("wanted", "problem"),
     [
         ("wieght", "has no tensor 'wieght'"),
+        ("wieght", "Did you mean weight?"),
         ("weight[4]", "index 4 is outside axis 0"),
         ("weight[0, 1, 2]", "3 indices"),
         ("weight[x]", "the index cannot be read"),

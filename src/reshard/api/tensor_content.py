@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..engine.events import Listener, ignore
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..tensor import DType
 from .connecting import connecting
 from .contents import inspect
@@ -81,8 +82,9 @@ def read_tensor(url: str, wanted: str, *, on_event: Listener = ignore, **options
         names = {entry.spec.name for entry in catalog.entries}
         name, index = _name_and_index(wanted, names)
         if name not in names:
-            hint = "Run reshard inspect to list the names."
-            raise UsageError(f"{catalog.url} has no tensor {name!r}, but {len(names)} others", hint=hint)
+            near = " or ".join(get_close_matches(name, names, n=2))
+            hint = f"Did you mean {near}? " * bool(near) + "Run reshard inspect to list the names."
+            raise UsageError(f"{catalog.url} has no tensor {name!r} among {counted(len(names), 'tensor')}", hint=hint)
         conversion = as_stored(catalog)
         loader = Reading(request, "numpy", on_event=on_event).loader(conversion, whole_tensors(conversion))
         values = loader.get_slice(name)[index]
