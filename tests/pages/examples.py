@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ PLANS = Path(__file__).parents[2] / "benchmarks" / "plans.py"
 @cache
 def models() -> dict[str, Any]:
     """What the benchmark of plans knows of published models."""
+    sys.path.append(str(PLANS.parent))  # of its neighbours
     return runpy.run_path(str(PLANS), run_name="plans")
 
 
