@@ -62,6 +62,14 @@ class Command(TyperCommand):
         """Write arguments and options, those of a group under its heading."""
         _write_parameters(self.get_params(ctx), formatter, self.spell)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write examples, each as it is typed."""
+        from .examples import EXAMPLES  # of commands, not of their list
+
+        found = EXAMPLES.get(ctx.command_path, ())
+        if found:
+            formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in found))
+
 
 class CompatCommand(Command):
     """An original command: what it has no flag for is an option of ``reshard convert``."""
