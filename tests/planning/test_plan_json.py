@@ -17,6 +17,7 @@ from support.planning import plan_for
 
 from reshard.errors import FormatError, PlanError
 from reshard.formats.containers import Container
+from reshard.models.serving_rules import Serving
 from reshard.planning.catalog import SourceObject
 from reshard.planning.change import Change
 from reshard.planning.codec import check_tilings
@@ -281,6 +282,7 @@ def test_remarks_for_people_are_not_in_the_id_of_a_conversion(given):
 OTHER_CHANGES = {
     "family": "qwen2_5", "family_file": "a", "direction": "to_hf", "naming": "mcore", "options": {}, "config": {},
     "dtype": None, "kept": frozenset(), "scalings": {}, "transposed": True, "on_overflow": "saturate",
+    "serving": Serving("vllm", "llama", 2),
 }  # fmt: skip
 
 

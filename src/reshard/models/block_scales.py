@@ -36,7 +36,7 @@ def find_scales(
     --------
     >>> specs = {"w": TensorSpec("w", DType.F8_E4M3, (300, 200)), "w_s": TensorSpec("w_s", DType.F32, (3, 2))}
     >>> find_scales(Quantised("_s", "quantization_config.weight_block_size", (128, 128)), {}, specs)
-    ({'w': Scale(tensor='w_s', block=(128, 128))}, [])
+    ({'w': Scale(tensor='w_s', block=(128, 128), packed=1)}, [])
     """
     scales: dict[str, Scale] = {}
     problems: list[str] = []
