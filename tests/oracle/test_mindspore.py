@@ -58,10 +58,14 @@ def test_tables_name_cases_that_exist():
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_files_are_what_the_case_says(case):
-    """Every file that ``case.json`` lists is there, or its copy is, with the tensors that are listed."""
-    assert case.json["files"].keys() <= case.paths.keys()
+    """Every file that ``case.json`` lists is there, or its copy is, with the tensors that are listed.
+
+    Of answers there is what tests need the bytes of.
+    """
+    missing = case.json["files"].keys() - case.paths.keys()
+    assert not [name for name in missing if not name.startswith("expected/")]
     for name, listed in case.json["files"].items():
-        if listed.get("tensors") and "truncated" not in name:
+        if name not in missing and listed.get("tensors") and "truncated" not in name:
             assert case.content(name).tensors == case.listed(name), name
 
 
