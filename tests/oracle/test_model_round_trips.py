@@ -25,7 +25,7 @@ NAMINGS = [
 DTYPES = {None: DType.F32, "fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 # What layers that predict further tokens repeat of the model.
 COPIES = (".embed_tokens.weight", ".shared_head.head.weight")
-EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3", "deepseek_v4", "glm4_moe")
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3", "deepseek_v4", "glm4_moe", "telechat3_moe")
 
 
 @st.composite
