@@ -196,7 +196,7 @@ def _summary(timings: dict[str, float]) -> None:
         table.add_row(title, f"{seconds:.1f} s")
     table.add_row("[bold]in all[/]", f"[bold]{sum(timings.values()):.1f} s[/]")
     _console.print(table)
-    _console.print("The server is stopped and its data gone. Your own bucket next: see README.md, Quick start.")
+    _console.print("The server is stopped and its data gone. Your own bucket next: docs/start.md.")
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
