@@ -129,6 +129,42 @@ def test_a_family_without_layouts(base):
     reshard.plan(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/bare.yaml")
     with pytest.raises(UsageError, match="mine has no parallel layouts"):
         reshard.plan(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/bare.yaml", parallel="mp=2")
+    reshard.convert(f"{base}/hf", f"{base}/ms", to="ms", family=f"{base}/bare.yaml")
+    reshard.convert(f"{base}/ms", f"{base}/back", to="hf", family=f"{base}/bare.yaml")
+    assert arrays_at(f"{base}/back").keys() == model().keys()
+
+
+def test_runs_by_an_option_that_nobody_gives(base):
+    """Each rank holds [its gate, its up], also where that is the option's only value."""
+    runs = (
+        MINE.replace(
+            "  f: {config: intermediate_size}\n",
+            """\
+  f: {config: intermediate_size}
+  runs: {by: mlp_layout, contiguous: blocks}
+  run_f: {is: f / runs}
+""",
+        )
+        .replace(
+            "options:\n",
+            """options:
+  mlp_layout: {values: [contiguous], side: ms, description: "gate and up of a rank"}
+  blocks: {values: count, side: ms, description: "runs"}
+""",
+        )
+        .replace(
+            '{gate: "net.{i}.gate.weight [f h]", up: "net.{i}.up.weight [f h]"}',
+            ('{gate: "net.{i}.gate.weight [(runs run_f) h]", up: "net.{i}.up.weight [(runs run_f) h]"}'),
+        )
+        .replace("[(f (gate: | up:)) h]", "[(runs (gate: run_f | up: run_f)) h]")
+    )
+    runs = runs.replace("    use_legacy: true\n", "    use_legacy: true\n    runs: {mlp_layout: contiguous}\n")
+    put(f"{base}/runs.yaml", runs.encode())
+    asked = {"family": f"{base}/runs.yaml", "option": {"joined": True}}
+    reshard.convert(f"{base}/hf", f"{base}/ranks", to="ms", parallel="mp=2", **asked)
+    held = arrays_at(f"{base}/ranks", ["rank_1/checkpoint_1.safetensors"])["block.0.gate_up.weight"]
+    mine = [model()[f"net.0.{name}.weight"][3:] for name in ("gate", "up")]
+    assert np.array_equal(held, np.concatenate(mine))
 
 
 # Wrong files.

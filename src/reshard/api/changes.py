@@ -17,7 +17,7 @@ from ..models.inferring import ModelSide, infer_sizes
 from ..models.lora import find_adapters, is_adapter_name
 from ..models.lora_config import parse_adapter_config, scalings
 from ..models.parallel_config import ParallelConfig
-from ..models.parallel_rules import load_layouts, naming_of
+from ..models.parallel_rules import has_layouts, load_layouts, naming_of
 from ..models.parallel_strategy import derive_strategy, unchecked_heads, whole_embeddings
 from ..models.pattern import name_key
 from ..models.serving_rules import base_family, float32_names
@@ -113,7 +113,7 @@ def _naming(found: Detection, key: FamilyKey, request: Request, parallel: Parall
     use_legacy = None if parallel is None else parallel.use_legacy
     if use_legacy is None:
         return request.naming or found.naming
-    known = load_layouts(key)
+    known = load_layouts(key) if has_layouts(key) else {}
     names = [naming.name for naming in found.family.namings]
     having = {name: known[name].use_legacy if name in known else None for name in names}
     says = f"{option('parallel', request.parallel)} says use_legacy: {use_legacy}"

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from ..errors import StrategyError, UsageError, option, raise_all
 from ..tensor import Shape
 from .family import Family, is_same_option
-from .family_file import FamilyKey
-from .parallel_rules import load_layouts
+from .family_file import FamilyKey, load_family
+from .parallel_rules import has_layouts, load_layouts
 from .pattern import AxisPattern, name_key
 from .settings import Settings, resolve_settings
 
@@ -30,8 +30,11 @@ def has_contiguous_runs(family: FamilyKey, naming: str, options: Mapping[str, ob
     >>> has_contiguous_runs("qwen3", "mcore", {"mlp_layout": "contiguous"}), has_contiguous_runs("qwen3", "mcore", {})
     (True, False)
     """
-    layouts = load_layouts(family).get(naming)
-    return layouts is not None and any(is_same_option(options.get(name), value) for name, value in layouts.runs)
+    if not has_layouts(family) or (layouts := load_layouts(family).get(naming)) is None:
+        return False
+    defaults = {choice.name: choice.default for choice in load_family(family).options}
+    chosen = {**defaults, **options}
+    return any(is_same_option(chosen.get(name), value) for name, value in layouts.runs)
 
 
 def run_axes(

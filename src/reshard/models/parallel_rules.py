@@ -135,6 +135,11 @@ def load_layouts(family: FamilyKey) -> Mapping[str, NamingLayouts]:
     return {naming: _entry(family, naming, entry) for naming, entry in document["layouts"].items()}
 
 
+def has_layouts(family: FamilyKey) -> bool:
+    """Whether a family has parallel rules: one of the user's need not have any."""
+    return bool(cast("dict[str, Any]", load_document(family)).get("layouts"))
+
+
 def _entry(family: FamilyKey, naming: str, entry: dict[str, Any]) -> NamingLayouts:
     where = f"{family}.yaml, layouts, {naming}"
     unknown = [f"unknown key {key!r}" for key in sorted(entry.keys() - _ENTRY_KEYS)]
