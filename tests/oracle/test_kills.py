@@ -60,12 +60,7 @@ WORKLOADS = {
     "copies": ["full", "--dst-layout", "{folder}/four.yaml"],
     "staged": ["full", "--dst-layout", "{folder}/inner.yaml", "--staging", "always", "--copy", "never"],
 }
-ON_SERVERS = [
-    pytest.param("weed", "full to ranks", marks=pytest.mark.slow),
-    *(("weed", name) for name in WORKLOADS if name != "full to ranks"),
-    ("juicefs", "full to ranks"),
-    pytest.param("juicefs", "copies", marks=pytest.mark.slow),
-]
+ON_SERVERS = [("weed", name) for name in WORKLOADS] + [("juicefs", "full to ranks"), ("juicefs", "copies")]
 
 
 @pytest.fixture

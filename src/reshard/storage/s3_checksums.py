@@ -76,12 +76,12 @@ def explain_question(error: Exception, label: RequestLabel) -> ReshardError:
     return explain(error, label) if has_timed_out else _Refused(f"{label}: refused.")
 
 
-def find_check(send: Callable[..., Any]) -> UploadCheck:
+def find_check(send: Callable[..., Any], abort: Callable[..., Any]) -> UploadCheck:
     """Find out what a service checks, by parts with wrong checksums in an upload that is then aborted.
 
     Nothing becomes visible. A service may take every header and check none, or know none of them: so it must refuse a
     wrong checksum and take the right one. ``send`` sends an operation of boto3 about one key, with its other arguments,
-    and raises what :func:`explain_question` returns.
+    and raises what :func:`explain_question` returns; ``abort`` aborts an upload, however often it must try.
     """
     try:
         answer = send("create_multipart_upload", ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT")
@@ -113,7 +113,7 @@ def find_check(send: Callable[..., Any]) -> UploadCheck:
         return UploadCheck("etag" if any(bare_etag(part()) == md5.hexdigest() for _ in range(_PROBES)) else "")
     finally:
         with suppress(ReshardError):
-            send("abort_multipart_upload", **upload)
+            abort(**upload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,10 @@ class S3Store(Store):
             explained = partial(explain_question, label=self._label(operation, key))
             return self._send(operation, explained, Key=key, **arguments)
 
-        return self._checks.get(lambda: retrying(lambda: find_check(send), self._retries()))
+        def abort(**upload: Any) -> None:  # also after an outage in the middle of the question
+            retrying(lambda: send("abort_multipart_upload", **upload), self._retries())
+
+        return self._checks.get(lambda: retrying(lambda: find_check(send, abort), self._retries()))
 
     def copies_from(self, source: ReadStore) -> bool:
         """Whether ``source`` is a bucket of the same service, reached in the same way and with the same credentials."""
