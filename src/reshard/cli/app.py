@@ -11,53 +11,61 @@ import typer
 
 from .. import __version__
 from ..errors import ReshardError
-from .lazy_commands import Listed, group_class, make_app
+from .lazy_commands import ListedCommand, group_class, make_app
 from .signals import INTERRUPTED, Stopped, signals
 from .spelling import as_flag
 
 # Only what is listed here is imported for --help: a command's module is imported when the command runs.
 _STRATEGY = {
     "Commands": {
-        "show": Listed("strategy_commands", "Show the layout of every tensor, stage by stage."),
-        "merge": Listed("strategy_commands", "Merge the strategy files of all stages into one."),
-        "convert": Listed("strategy_commands", "Write a strategy in another form."),
-        "make": Listed("strategy_commands", "Make the strategy of a training job from its parallel sizes."),
+        "show": ListedCommand("strategy_commands", "Show the layout of every tensor, stage by stage."),
+        "merge": ListedCommand("strategy_commands", "Merge the strategy files of all stages into one."),
+        "convert": ListedCommand("strategy_commands", "Write a strategy in another form."),
+        "make": ListedCommand("strategy_commands", "Make the strategy of a training job from its parallel sizes."),
     }
 }
 _FAMILY = {
     "Commands": {
-        "check": Listed("family_commands", "Say what a family's file covers of a model, and what it leaves open.")
+        "check": ListedCommand(
+            "family_commands", "Say what a family's file covers of a model, and what it leaves open."
+        )
     }
 }
 _COMMANDS = {
     "Commands": {
-        "inspect": Listed("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
-        "ls": Listed("store_commands", "List what lies below a URL, with sizes."),
-        "cat": Listed("cat_command", "Show one tensor or a piece of it, or save it as .npy."),
-        "plan": Listed("commands", "Show what a conversion would read, write, take and cost; nothing is written."),
-        "convert": Listed("commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."),
-        "run": Listed("run_command", "Run a job file: one conversion, or a batch of them."),
-        "verify": Listed("commands", "Compare the outputs of a conversion with its source, bit for bit."),
-        "modelarts": Listed(
+        "inspect": ListedCommand("commands", "Show what a checkpoint holds: tensors, shards, sizes and metadata."),
+        "ls": ListedCommand("store_commands", "List what lies below a URL, with sizes."),
+        "cat": ListedCommand("cat_command", "Show one tensor or a piece of it, or save it as .npy."),
+        "plan": ListedCommand(
+            "commands", "Show what a conversion would read, write, take and cost; nothing is written."
+        ),
+        "convert": ListedCommand(
+            "commands", "Convert a checkpoint to rank shards, to a full one, or to another layout."
+        ),
+        "run": ListedCommand("run_command", "Run a job file: one conversion, or a batch of them."),
+        "verify": ListedCommand("commands", "Compare the outputs of a conversion with its source, bit for bit."),
+        "modelarts": ListedCommand(
             "modelarts_command", "Do one node's share of a conversion, as the boot file of a ModelArts job."
         ),
-        "runs": Listed("runs_commands", "List the runs below a prefix that have not finished."),
-        "abort": Listed("runs_commands", "Remove what runs that have ended early have left at a target."),
-        "doctor": Listed("store_commands", "Try what a store can do, and say what reshard will use."),
-        "family": Listed("", "Check the rules of a model family.", _FAMILY),
-        "strategy": Listed("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
+        "runs": ListedCommand("runs_commands", "List the runs below a prefix that have not finished."),
+        "abort": ListedCommand("runs_commands", "Remove what runs that have ended early have left at a target."),
+        "doctor": ListedCommand("store_commands", "Try what a store can do, and say what reshard will use."),
+        "family": ListedCommand("", "Check the rules of a model family.", _FAMILY),
+        "strategy": ListedCommand("", "Show, merge, convert and make parallel strategies.", _STRATEGY),
     },
     "MindSpore's and MindSpore Transformers' own commands": {
-        "unified-safetensors": Listed("compat_commands", "Merge rank shards into part<i>.safetensors with a map."),
-        "transform-checkpoint": Listed("compat_commands", "Bring a checkpoint from one strategy to another."),
-        "load-distributed-checkpoint": Listed("compat_commands", "Cut a full checkpoint into rank shards."),
-        "merge-pipeline-strategys": Listed("compat_commands", "Merge the strategy files of pipeline stages."),
-        "ckpt-to-safetensors": Listed("compat_commands", "Write .ckpt objects as safetensors, one by one."),
-        "safetensors-to-ckpt": Listed("compat_commands", "Write safetensors objects as .ckpt, one by one."),
-        "convert-weight": Listed(
+        "unified-safetensors": ListedCommand(
+            "compat_commands", "Merge rank shards into part<i>.safetensors with a map."
+        ),
+        "transform-checkpoint": ListedCommand("compat_commands", "Bring a checkpoint from one strategy to another."),
+        "load-distributed-checkpoint": ListedCommand("compat_commands", "Cut a full checkpoint into rank shards."),
+        "merge-pipeline-strategys": ListedCommand("compat_commands", "Merge the strategy files of pipeline stages."),
+        "ckpt-to-safetensors": ListedCommand("compat_commands", "Write .ckpt objects as safetensors, one by one."),
+        "safetensors-to-ckpt": ListedCommand("compat_commands", "Write safetensors objects as .ckpt, one by one."),
+        "convert-weight": ListedCommand(
             "compat_commands", "Convert Hugging Face's weights to MindSpore Transformers', or back."
         ),
-        "transform-ckpt-lora": Listed("compat_commands", "Merge LoRA adapters into their weights."),
+        "transform-ckpt-lora": ListedCommand("compat_commands", "Merge LoRA adapters into their weights."),
     },
 }
 

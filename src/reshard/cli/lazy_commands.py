@@ -24,12 +24,12 @@ _COLUMN = 28
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedCommand:
     """One command of a group: the module of this package that has it, and its help; or a group below."""
 
     module: str
     help: str
-    below: Mapping[str, Mapping[str, Listed]] | None = None
+    below: Mapping[str, Mapping[str, ListedCommand]] | None = None
 
 
 class Command(TyperCommand):
@@ -146,7 +146,7 @@ def _write_parameters(params: Any, formatter: Any, spell: Callable[[str, str | N
                 formatter.write_dl(rows, col_max=_COLUMN)
 
 
-def group_class(commands: Mapping[str, Mapping[str, Listed]]) -> type[TyperGroup]:
+def group_class(commands: Mapping[str, Mapping[str, ListedCommand]]) -> type[TyperGroup]:
     """Make the class of a group that imports its commands, given by heading and name, when they are asked for."""
     listed = {name: each for section in commands.values() for name, each in section.items()}
 
@@ -179,7 +179,7 @@ def make_app(cls: type[TyperGroup], root: Callable[..., None], *, add_completion
     return app
 
 
-def _load(name: str, listed: Listed) -> Any:
+def _load(name: str, listed: ListedCommand) -> Any:
     """Import one command, or make a group."""
     if listed.below is not None:
 

@@ -17,7 +17,7 @@ from .expansion import expand
 from .family import Condition, Family, Naming, Row
 from .family_file import FamilyKey
 from .inferring import ModelSide, infer_sizes
-from .parallel_rules import load_layouts
+from .parallel_rules import has_layouts, load_layouts
 from .pattern import name_key
 from .settings import Settings, affects_elements, find_options, resolve_settings
 
@@ -250,10 +250,7 @@ def _left_open(
             yield file.line_of_key(choice.name), f"option {choice.name}: {value}, the default; {told}"
     for name, why in settings.unknown.items():
         yield file.line_of_key(name), f"parameter {name}: no value; {why}"
-    try:
-        layouts = load_layouts(file.key)
-    except UsageError:
-        layouts = {}
+    layouts = load_layouts(file.key) if has_layouts(file.key) else {}
     if rules.name not in layouts:
         yield file.line_of_key("layouts"), f"no parallel rules for the naming {rules.name}: --parallel is refused"
     elif there is not None and there.direction == "to_ms":

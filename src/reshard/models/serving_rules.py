@@ -65,7 +65,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ServingBlock:
     """Part of an engine's networks: rows to it from Hugging Face's tensors, and what else holds for it.
 
     ``divides`` are parameters that the number of ranks must divide, when a condition holds. Names, as expressions:
@@ -98,7 +98,7 @@ class ServingRules:
     """
 
     family: Family
-    blocks: tuple[Block, ...]
+    blocks: tuple[ServingBlock, ...]
     settings: Settings
     padded: tuple[str, ...] = ()
     multiple: int = 1
@@ -235,7 +235,7 @@ def load_rules(serving: Serving, config: Mapping[str, object]) -> ServingRules:
 
 
 @cache
-def _blocks(engine: str, name: str, names: str) -> tuple[Family, tuple[Block, ...]]:
+def _blocks(engine: str, name: str, names: str) -> tuple[Family, tuple[ServingBlock, ...]]:
     """Make a family whose namings are an engine's blocks, and these blocks."""
     document = _document(engine)
     entry, parts = document["families"][name], {}
@@ -280,9 +280,9 @@ def _naming_of(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"description": "", "rows": rows, "ties": part.get("ties", []), "drops": part.get("drops", [])}
 
 
-def _block(family: Family, name: str, part: Mapping[str, Any], names: str) -> Block:
+def _block(family: Family, name: str, part: Mapping[str, Any], names: str) -> ServingBlock:
     constants = (item for item in part.get("constants", []) if names in item["versions"])
-    return Block(
+    return ServingBlock(
         family.naming(name),
         tuple((item["what"], tuple(item.get("when", {}).items())) for item in part.get("divides", [])),
         tuple(re.compile(translate(glob)) for glob in part.get("float32", [])),
@@ -300,7 +300,7 @@ def _placed(value: Any, places: Mapping[str, str]) -> Any:
     return re.sub(r"<(\w+)>", lambda match: places[match[1]], value) if isinstance(value, str) else value
 
 
-def _indivisible(blocks: Collection[Block], settings: Settings, ranks: int) -> Iterator[str]:
+def _indivisible(blocks: Collection[ServingBlock], settings: Settings, ranks: int) -> Iterator[str]:
     for block in blocks:
         indices = {
             name for row in block.naming.rows for case in row.hf for one in case.tensors for name in one.name.names

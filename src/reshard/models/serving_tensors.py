@@ -21,14 +21,14 @@ FILL_PREFIX = "reshard-fill."
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class FilledTensor:
     """Elements that are all alike, as a source: padding, and what a network has and no checkpoint."""
 
     spec: TensorSpec
     element: bytes
 
     @classmethod
-    def of(cls, dtype: DType, shape: Shape, element: bytes) -> Fill:
+    def of(cls, dtype: DType, shape: Shape, element: bytes) -> FilledTensor:
         """Name a fill by its content."""
         sizes = "x".join(map(str, shape))
         return cls(TensorSpec(f"{FILL_PREFIX}{dtype}.{sizes}.{element.hex()}", dtype, shape), element)
@@ -40,7 +40,7 @@ class ServedModel:
 
     tensors: tuple[CompiledTarget, ...]
     strategy: Strategy
-    fills: tuple[Fill, ...] = ()
+    fills: tuple[FilledTensor, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -59,7 +59,7 @@ def served_model(serving: Serving, config: Mapping[str, object], specs: Mapping[
     family = replace(rules.family, namings=(rules.naming,))
     _refuse_leftovers(taken)
     compiled = compile_rules(family, "to_ms", "serving", rules.settings.options, config, taken, None)
-    fills: dict[str, Fill] = {}
+    fills: dict[str, FilledTensor] = {}
     tensors = [_finished(rules, target, fills) for target in compiled.targets]
     axes = rules.cut_axes()
     if rules.shares_experts:
@@ -104,7 +104,7 @@ def _refuse_leftovers(specs: Mapping[str, TensorSpec]) -> None:
     raise_all(PlanError, "networks that serve hold no adapters", adapters, hint)
 
 
-def _finished(rules: ServingRules, target: CompiledTarget, fills: dict[str, Fill]) -> CompiledTarget:
+def _finished(rules: ServingRules, target: CompiledTarget, fills: dict[str, FilledTensor]) -> CompiledTarget:
     """Give a tensor the dtype that the network keeps it in, and the rows that it is filled up with."""
     spec, parts = target.spec, target.parts
     if spec.dtype in _FLOATS and any(glob.match(spec.name) for block in rules.blocks for glob in block.float32):
@@ -113,7 +113,7 @@ def _finished(rules: ServingRules, target: CompiledTarget, fills: dict[str, Fill
     padded = -(-rows // rules.multiple) * rules.multiple
     if spec.name not in rules.padded or rows == padded:
         return CompiledTarget(spec, parts)
-    fill = Fill.of(spec.dtype, (padded - rows, *spec.shape[1:]), bytes(spec.dtype.itemsize))
+    fill = FilledTensor.of(spec.dtype, (padded - rows, *spec.shape[1:]), bytes(spec.dtype.itemsize))
     fills[fill.spec.name] = fill
     shape = (padded, *spec.shape[1:])
     views = tuple((extent,) for extent in shape)
@@ -122,11 +122,11 @@ def _finished(rules: ServingRules, target: CompiledTarget, fills: dict[str, Fill
     return CompiledTarget(replace(spec, shape=shape), (*wider, SourcePart(fill.spec.name, filled)))
 
 
-def _constants(rules: ServingRules, fills: dict[str, Fill]) -> Iterator[CompiledTarget]:
+def _constants(rules: ServingRules, fills: dict[str, FilledTensor]) -> Iterator[CompiledTarget]:
     scalar = Patch((), (), (), (), (), ())
     for block in rules.blocks:
         for constant in block.constants:
-            fill = Fill.of(DType.F32, (), struct.pack("<f", constant.value))
+            fill = FilledTensor.of(DType.F32, (), struct.pack("<f", constant.value))
             fills[fill.spec.name] = fill
             for numbers in index_values(constant.name.names, rules.settings):
                 spec = TensorSpec(constant.name.render(numbers), DType.F32, ())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..models.compiling import CompiledTarget
 from ..models.composition import compose
 from ..models.serving_rules import Serving
-from ..models.serving_tensors import FILL_PREFIX, Fill, ServedModel, served_model
+from ..models.serving_tensors import FILL_PREFIX, FilledTensor, ServedModel, served_model
 from ..tensor import Box
 from .catalog import Catalog, Entry, Placement, SourceObject, SourceSharding
 from .outputs.output import Computation, Piece, TargetTensor
@@ -24,7 +24,7 @@ def is_fill(name: str) -> bool:
     return name.startswith(FILL_PREFIX)
 
 
-def with_fills(catalog: Catalog, fills: Sequence[Fill]) -> Catalog:
+def with_fills(catalog: Catalog, fills: Sequence[FilledTensor]) -> Catalog:
     """Add what serving networks have besides the source's tensors: objects of one tensor each that are not stored."""
     objects, entries = list(catalog.objects), list(catalog.entries)
     for fill in fills:
